@@ -1,0 +1,34 @@
+# Two commands: `make course` runs the whole course, `make test` checks it.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+COURSE = data/runs/course
+
+.PHONY: install course test notebooks report clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+course: install
+	$(BIN)/dasd notebooks --profile tiny --output_dir $(COURSE)
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest --quiet
+	$(BIN)/python -m pytest --quiet --nbval-lax --nbval-cell-timeout=600 notebooks
+
+notebooks: install
+	$(BIN)/dasd notebooks --profile tiny --output_dir data/runs/notebooks --update notebooks
+
+report: install
+	$(BIN)/python Report/make_numbers.py
+	cd Report && latexmk -pdf -interaction=nonstopmode main.tex
+
+clean:
+	rm -rf data/runs data/cache

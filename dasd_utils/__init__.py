@@ -1,0 +1,31 @@
+"""DASD: take a latent diffusion model to far domains. The names below are the published ones."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # advice on torchvision, which is not used here
+
+_HOME = {
+    "Config": "config",
+    "DasdError": "config",
+    "DomainConfig": "config",
+    "DomainClassifier": "classifier",
+    "create_datasets": "data",
+    "load_trained_pipeline": "sampling",
+    "plot_losses": "figures",
+    "save_training_results": "training",
+    "setup_training": "training",
+    "train": "training",
+}
+__all__ = list(_HOME)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import a published name at its first use, so that `import dasd_utils` stays quick."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'dasd_utils' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dasd_utils.{_HOME[name]}"), name)

@@ -1,0 +1,188 @@
+"""What training leaves: LoRA and token rows as files that plain diffusers loads, and as a flat state."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dasd_utils import config as cfg
+from dasd_utils import models
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # where diffusers looks for it
+SUMMARY_FILE = "adapter.json"
+
+
+def base_fingerprint(parts: models.Parts) -> str:
+    """Return 16 hex digits of the base's UNet and text encoder: names, shapes, signs of their weights.
+
+    Signs are the same in float32, float16 and bfloat16, so that the precision of loading does not
+    matter, while a base trained again has another fingerprint.
+    """
+    digest = hashlib.sha256()
+    for module in (parts.unet, parts.text_encoder):
+        named = {_base_name(name): p for name, p in module.named_parameters() if "lora_" not in name}
+        for name, parameter in sorted(named.items()):
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            signs = torch.signbit(parameter.detach().flatten()[:1024])
+            digest.update(signs.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _base_name(name: str) -> str:
+    """Return a parameter's name as it is without LoRA and in every version of transformers."""
+    return name.replace(".base_layer.", ".").removeprefix("text_model.")
+
+
+def adapter_state(parts: models.Parts) -> dict[str, Tensor]:
+    """Return copies of all that trains: "unet.<parameter>" of the LoRA, and "tokens.weight"."""
+    return {name: p.detach().clone() for name, p in _trained(parts).items()}
+
+
+def load_adapter_state(parts: models.Parts, state: dict[str, Tensor]) -> None:
+    """Copy what `adapter_state` returned into parts with the same LoRA and tokens, else DasdError."""
+    trained = _trained(parts)
+    here = {name: tuple(p.shape) for name, p in trained.items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    if here != given:
+        name, *_ = sorted(n for n in {**here, **given} if here.get(n) != given.get(n))
+        was, now = given.get(name, "missing"), here.get(name, "missing")
+        raise cfg.DasdError(f"This adapter state does not fit the model: the shape of {name} is {was} in the "
+                            f"state, {now} in the model. Use the same LoRA settings and tokens.")  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(state[name])
+
+
+def _trained(parts: models.Parts) -> dict[str, torch.nn.Parameter]:
+    trained = {f"unet.{name}": p for name, p in parts.unet.named_parameters() if "lora_" in name}
+    return trained if parts.tokens is None else trained | {"tokens.weight": parts.tokens.weight}
+
+
+def save_adapter(parts: models.Parts, folder: str | Path) -> None:
+    """Write the LoRA, one file per token, and adapter.json; an adapter already there is replaced.
+
+    Plain diffusers reads them with `load_lora_weights(folder)` and `load_textual_inversion(file)`.
+    Raises DasdError if there is nothing to save, or the folder is not an adapter's or not writable.
+    """
+    folder = Path(folder)
+    if not _trained(parts):
+        raise cfg.DasdError("There is no adapter to save: these parts have neither LoRA nor tokens.")
+    if folder.exists() and not _replaceable(folder):
+        raise cfg.DasdError(
+            f"{folder} holds other files, so no adapter is written there: name another folder."
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            _write(parts, Path(temporary) / "new")
+            if folder.exists():
+                folder.rename(Path(temporary) / "old")
+            (Path(temporary) / "new").rename(folder)
+    except OSError as error:
+        raise cfg.DasdError(f"The adapter cannot be written to {folder}: {error.strerror}.") from None
+
+
+def _replaceable(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / SUMMARY_FILE).is_file() or not any(folder.iterdir()))
+
+
+def _write(parts: models.Parts, folder: Path) -> None:
+    folder.mkdir()
+    lora = getattr(parts.unet, "peft_config", {}).get("default")
+    if lora is not None:
+        state = {name: value.cpu() for name, value in get_peft_model_state_dict(parts.unet).items()}
+        # without this metadata alpha would be read as the rank
+        StableDiffusionPipeline.save_lora_weights(
+            folder, unet_lora_layers=state, unet_lora_adapter_metadata=lora.to_dict()
+        )
+    files = {token: f"{token.strip('<>')}.safetensors" for token in parts.token_ids}
+    for row, (token, file) in enumerate(files.items()):
+        save_file({token: parts.tokens.weight[row].detach().cpu().clone()}, folder / file)
+    summary = {
+        "base": parts.config.model.base,
+        "base_revision": parts.config.model.base_revision,
+        "base_fingerprint": base_fingerprint(parts),
+        "lora": None if lora is None else _lora_settings(lora),
+        "tokens": files,
+    }
+    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf8")
+
+
+def _lora_settings(lora: Any) -> dict[str, Any]:
+    """Return what `LoraSettings` of this LoRA were, from the UNet itself."""
+    convolutions = {pattern: name for name, pattern in models.TARGETS.items()}[lora.target_modules]
+    rate = {"rank": lora.r, "alpha": lora.lora_alpha, "dropout": lora.lora_dropout}
+    return rate | {"convolutions": convolutions}
+
+
+def load_adapter(parts: models.Parts, folder: str | Path) -> None:
+    """Add the LoRA and the tokens that `save_adapter` wrote to fresh parts of the same base.
+
+    Everything is read before the parts are touched. Raises DasdError for a missing folder or file,
+    a damaged one, another base, or parts that have an adapter already.
+    """
+    folder = Path(folder)
+    summary = read_summary(folder)
+    if summary["base_fingerprint"] != base_fingerprint(parts):
+        raise cfg.DasdError(f"The adapter in {folder} belongs to the base {summary['base']!r}, not to "
+                            f"{parts.config.model.base!r} as it is now.")  # fmt: skip
+    if _trained(parts):
+        raise cfg.DasdError("These parts already have an adapter. Load fresh parts for another one.")
+    rows = [_read_row(folder / file, token) for token, file in summary["tokens"].items()]
+    state = None if summary["lora"] is None else _read_tensors(folder / LORA_FILE)
+    if rows:
+        models.attach_tokens(parts, list(summary["tokens"]), torch.stack(rows))
+    if state is not None:
+        models.add_lora(parts.unet, cfg.LoraSettings(**summary["lora"]))
+        _fill_lora(parts, {name.removeprefix("unet."): value for name, value in state.items()}, folder)
+
+
+def read_summary(folder: str | Path) -> dict[str, Any]:
+    """Return adapter.json of a folder: base, base_fingerprint, lora settings, token -> file.
+
+    Raises DasdError if the folder, this file, or a file that it names is missing.
+    """
+    path = Path(folder) / SUMMARY_FILE
+    if not path.is_file():
+        what = f"it has no {SUMMARY_FILE}" if path.parent.is_dir() else "there is no such folder"
+        raise cfg.DasdError(f"There is no adapter in {folder}: {what}. Train one first, or name its folder.")
+    try:
+        summary = json.loads(path.read_text(encoding="utf8"))
+        files = [*summary["tokens"].values(), *([LORA_FILE] if summary["lora"] else [])]
+        summary["base"], summary["base_fingerprint"], cfg.LoraSettings(**(summary["lora"] or {}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise cfg.DasdError(f"{path} is damaged: {error!r}.") from None
+    missing = [name for name in files if not (path.parent / name).is_file()]
+    if missing:
+        raise cfg.DasdError(f"The adapter in {folder} lacks {', '.join(missing)}.")
+    return summary
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors has kinds of its own
+        raise cfg.DasdError(f"{path} cannot be read: {error}. Save the adapter again.") from None
+
+
+def _read_row(path: Path, token: str) -> Tensor:
+    tensors = _read_tensors(path)
+    if token not in tensors:
+        raise cfg.DasdError(f"{path} holds no row of {token}. Save the adapter again.")
+    return tensors[token]
+
+
+def _fill_lora(parts: models.Parts, state: dict[str, Tensor], folder: Path) -> None:
+    here = {name: value.shape for name, value in get_peft_model_state_dict(parts.unet).items()}
+    if here != {name: value.shape for name, value in state.items()}:
+        raise cfg.DasdError(f"{folder / LORA_FILE} does not fit the settings in {SUMMARY_FILE}.")
+    set_peft_model_state_dict(parts.unet, state)

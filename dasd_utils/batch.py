@@ -1,0 +1,119 @@
+"""Run the notebooks in order through papermill: the whole course as one command."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dasd_utils.config import ROOT, DasdError
+
+log = logging.getLogger(__name__)
+NOTEBOOKS = ROOT / "notebooks"
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One notebook that ran: its copy with outputs, and how long it took."""
+
+    name: str
+    path: Path
+    seconds: float
+
+
+def find(only: list[str] | None = None, folder: Path = NOTEBOOKS) -> list[Path]:
+    """Return the notebooks in order, those whose name starts with an entry of `only` if given.
+
+    Raises DasdError for an entry that no notebook starts with.
+    """
+    every = [*sorted(folder.glob("[0-9]*.ipynb")), *sorted(folder.glob("solutions.ipynb"))]
+    if only is None:
+        return every
+    for entry in only:
+        if not any(path.stem.startswith(entry) for path in every):
+            names = ", ".join(path.stem for path in every)
+            raise DasdError(f"No notebook starts with {entry!r}. Notebooks: {names}.")
+    return [path for path in every if any(path.stem.startswith(entry) for entry in only)]
+
+
+def run(
+    paths: list[Path],
+    output_dir: str | Path,
+    parameters: dict[str, Any],
+    progress: bool = True,
+    report: Callable[[Executed], None] = lambda done: None,
+) -> list[Executed]:
+    """Execute each notebook with the parameters it declares; write executed copies to `output_dir`.
+
+    Raises DasdError at the first failure: notebook, cell and error. The copy then holds the traceback.
+    """
+    output_dir = Path(output_dir).resolve()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    _refuse_unknown(paths, parameters)
+    done = []
+    for path in paths:
+        started = time.perf_counter()
+        copy = output_dir / path.name
+        _execute(path, copy, parameters, progress)
+        done.append(Executed(path.stem, copy, time.perf_counter() - started))
+        report(done[-1])
+    return done
+
+
+def _declared(path: Path) -> set[str]:
+    import papermill
+
+    return set(papermill.inspect_notebook(str(path)))
+
+
+def _refuse_unknown(paths: list[Path], parameters: dict[str, Any]) -> None:
+    """A parameter that no notebook declares is a slip of the pen, not a setting."""
+    declared = set().union(*(_declared(path) for path in paths)) if parameters else set()
+    for name in parameters:
+        if name not in declared:
+            known = ", ".join(sorted(declared))
+            raise DasdError(f"No notebook has a parameter {name!r}. Parameters: {known}.")
+
+
+def _execute(path: Path, copy: Path, parameters: dict[str, Any], progress: bool) -> None:
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    known = _declared(path)
+    values = {name: value for name, value in parameters.items() if name in known}
+    try:
+        papermill.execute_notebook(
+            str(path), str(copy), values, progress_bar=progress, cwd=str(path.parent), log_output=False
+        )
+    except PapermillExecutionError as error:
+        raise DasdError(
+            f"{path.name} failed in cell {error.exec_count} with {error.ename}: {error.evalue}. "
+            f"The executed copy with its traceback: {copy}"
+        ) from None
+
+
+def store(done: list[Executed], root: Path = ROOT) -> None:
+    """Make executed copies the tracked notebooks, and their figures and results the tracked ones.
+
+    What papermill and the editor leave behind goes: the injected cell, times, widget states.
+    """
+    import nbformat
+
+    for one in done:
+        notebook = nbformat.read(one.path, as_version=4)
+        cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+        for cell in cells:
+            tags = cell.metadata.get("tags", [])
+            cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        kept = {name: notebook.metadata[name] for name in ("kernelspec", "language_info")}
+        notebook.cells, notebook.metadata = cells, nbformat.from_dict(kept)
+        nbformat.write(notebook, root / "notebooks" / one.path.name)
+    folder = done[0].path.parent
+    for kind, target in (("figures", root / "figures"), ("results", root / "data" / "results")):
+        for path in sorted((folder / kind).glob("*")):
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target / path.name)

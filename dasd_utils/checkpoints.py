@@ -1,0 +1,285 @@
+"""What a run keeps on disk to go on after a stop: checkpoints and the history, no pickle anywhere.
+
+A checkpoint is a folder `step-000200/` of safetensors and JSON. It is written under another name and renamed
+when complete, and its manifest holds the size and SHA-256 of every file: a half-written or damaged one is
+recognised and never loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dasd_utils.config import DasdError, resolve
+
+MANIFEST = "manifest.json"
+UNFINISHED = ".writing-"
+# What may differ when a run is resumed: how long, how often, where to, and what training never reads.
+FREE_TO_CHANGE = (
+    "output_dir",
+    "training.max_train_steps",
+    "training.checkpoint_every",
+    "training.checkpoints_kept",
+    "training.validation_every",
+    "training.sample_every",
+    "data.cache_dir",
+    "model.clip",
+    "model.clip_revision",
+    "classifier",
+    "evaluation",
+)
+log = logging.getLogger(__name__)
+
+
+def writable(output_dir: str | Path) -> Path:
+    """Return the run's folder, made if need be; DasdError if nothing can be written there."""
+    folder = resolve(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise DasdError(
+            f"The output folder {folder} cannot be written: {error.strerror}. Set output_dir to another one."
+        ) from None
+    return folder
+
+
+def write(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int = 2,
+) -> Path:
+    """Write `step-<step>/` into `folder`, remove all but the newest `keep`, and return its path.
+
+    `tensors`: file name without ending -> named tensors of any device; `state`: JSON values.
+    Checkpoints of later steps are of a future that was given up, and go too.
+    Raises DasdError when the disk refuses; what stood there before then still stands.
+    """
+    final, temporary = path_of(folder, step), folder / f"{UNFINISHED}{step:06d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(leftover)
+        temporary.mkdir()
+        _write_files(temporary, step, tensors, state)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync(folder)
+        _prune(folder, step, keep)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise DasdError(f"The checkpoint {final} cannot be written: {error}.") from error
+    return final
+
+
+def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Return (tensors, state) as `write` got them, on the CPU; DasdError if a file is missing or changed."""
+    verify(path)
+    tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    return tensors, _read_json(path / "state.json")
+
+
+def verify(path: Path) -> None:
+    """Raise DasdError unless every file has the size and SHA-256 that the manifest names."""
+    if not path.is_dir():
+        raise DasdError(f"There is no checkpoint folder {path}.")
+    files = _read_json(path / MANIFEST).get("files")
+    if not isinstance(files, dict) or not files:
+        raise DasdError(f"The manifest of the checkpoint {path} names no files.")
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            raise DasdError(f"The checkpoint {path} lacks its file {name}.")
+        if _describe(file) != expected:
+            raise DasdError(f"The file {name} of the checkpoint {path} is not what was written.")
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the newest checkpoint that is whole, None where there is none at all.
+
+    A broken one is passed over with a warning. Raises DasdError if every one is broken.
+    """
+    found = _all(folder)
+    for path in found:
+        try:
+            verify(path)
+            return path
+        except DasdError as error:
+            log.warning("%s It is passed over.", error)
+    if found:
+        raise DasdError(f"All {len(found)} checkpoints in {folder} are broken: train without resume.")
+    return None
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step stands."""
+    return folder / f"step-{step:06d}"
+
+
+def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """Return "field: saved -> present" for each config value that may not change when a run is resumed."""
+    before, now = _flatten(saved), _flatten(present)
+    names = [n for n in {**before, **now} if not _is_free(n) and before.get(n) != now.get(n)]
+    return [f"{n}: {before.get(n)!r} -> {now.get(n)!r}" for n in names]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's state as flat tensors "<index of parameter>.<name>"."""
+    states = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": torch.as_tensor(v) for i, state in states.items() for name, v in state.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` returned; the groups' settings stay as they are.
+
+    Raises DasdError if a tensor has another shape than its parameter.
+    """
+    whole = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        fits = int(index) < len(parameters) and value.shape in ((), parameters[int(index)].shape)
+        if not fits:
+            raise DasdError(f"The optimiser state {key} of shape {tuple(value.shape)} fits no parameter.")
+        states.setdefault(int(index), {})[name] = value.clone()
+    optimizer.load_state_dict({**whole, "state": states})
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one row to a JSON lines file and flush it; what is not finite is written as null."""
+    with path.open("a", encoding="utf8") as file:
+        file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+
+
+def finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row with None for numbers that are not finite, which JSON does not know."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def load_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON lines file ([] if there is none); a last line cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise DasdError(f"Line {number} of {path} is no JSON.") from None
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON lines file anew; until it is complete the old one stands."""
+    temporary = path.with_suffix(".tmp")
+    lines = (json.dumps(finite(row), allow_nan=False) + "\n" for row in rows)
+    temporary.write_text("".join(lines), encoding="utf8")
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def truncate_rows(path: Path, step: int) -> list[dict[str, Any]]:
+    """Keep the rows up to `step`, each step once (its last row), and return them."""
+    rows = {row["step"]: row for row in load_rows(path) if row["step"] <= step}
+    write_rows(path, rows.values())
+    if len(rows) < step:
+        log.warning("%s holds %d rows for %d steps.", path, len(rows), step)
+    return list(rows.values())
+
+
+def _write_files(folder: Path, step: int, tensors: Mapping, state: Mapping[str, Any]) -> None:
+    for name, group in tensors.items():
+        if group:
+            save_file({k: _portable(v) for k, v in group.items()}, folder / f"{name}.safetensors")
+    (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf8")
+    files = {file.name: _describe(file) for file in sorted(folder.iterdir())}
+    for name in files:
+        _sync(folder / name)
+    manifest = folder / MANIFEST
+    manifest.write_text(
+        json.dumps({"format": 1, "step": step, "files": files}, indent=1) + "\n", encoding="utf8"
+    )
+    _sync(manifest)
+    _sync(folder)
+
+
+def _portable(tensor: Tensor) -> Tensor:
+    """A copy of its own: safetensors refuses views, shared memory and other memory formats."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _prune(folder: Path, step: int, keep: int) -> None:
+    numbered = {int(path.name.removeprefix("step-")): path for path in _all(folder)}
+    past = [number for number in numbered if number <= step]
+    for number, path in numbered.items():
+        if number > step or number not in past[: max(keep, 1)]:
+            shutil.rmtree(path)
+
+
+def _all(folder: Path) -> list[Path]:
+    """All checkpoint folders, the newest first."""
+    found = [p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return {"size": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    """Have the file or folder written to the disk, so that a rename never overtakes its content."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise DasdError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(values, dict):
+        raise DasdError(f"{path} holds no JSON object.")
+    return values
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        elif isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+            flat.update(_flatten({str(i): v for i, v in enumerate(value)}, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _is_free(name: str) -> bool:
+    parts = name.split(".")
+    sampling_only = any(p in ("calibration", "descriptions", "style_suffix") for p in parts[1:])
+    return sampling_only or any(name == free or name.startswith(free + ".") for free in FREE_TO_CHANGE)

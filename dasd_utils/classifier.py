@@ -1,0 +1,233 @@
+"""Prompt -> domain or none: cosine similarities in the text encoder's pooled space, and one threshold."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dasd_utils.config import DasdError, DomainConfig, resolve
+
+# What people ask for that is neither: the common part of all prompts is their mean.
+BACKGROUND = (
+    "a painting",
+    "an oil painting of a landscape",
+    "a watercolour of a tree",
+    "a portrait of a young man",
+    "a still life with a jug",
+    "a boat on a lake",
+    "a cow in the grass",
+    "a small bird",
+    "a loaf of bread",
+    "a slice of pizza",
+    "people in a market",
+    "a car in the street",
+    "a living room with a lamp",
+    "a colourful pattern",
+    "a drawing of a house",
+    "a photo of a friend",
+)
+
+
+def token_domain(prompt: str, domains: Sequence[DomainConfig]) -> DomainConfig | None:
+    """Return the domain whose token comes first in the prompt, None if it holds none.
+
+    Upper and lower case are one, as they are for the tokenizer's added tokens.
+    """
+    lowered = prompt.lower()
+    held = [d for d in domains if d.token and d.token.lower() in lowered]
+    return min(held, key=lambda d: lowered.index(d.token.lower()), default=None)
+
+
+def with_token(prompt: str, domain: DomainConfig) -> str:
+    """Put the domain's token first, where no truncation reaches it; a prompt that holds it stays."""
+    if domain.token is None or token_domain(prompt, [domain]):
+        return prompt
+    return f"{domain.token} {prompt}"
+
+
+def without_tokens(prompt: str, domains: Sequence[DomainConfig]) -> str:
+    """Return the prompt without the domains' tokens."""
+    for token in (re.escape(d.token) for d in domains if d.token):
+        prompt = re.sub(rf"\s*{token}\s*", " ", prompt, flags=re.IGNORECASE).strip()
+    return prompt
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise DasdError for an empty list, and for a prompt that is empty or no text."""
+    if not prompts:
+        raise DasdError("There is no prompt: give one text or a list of at least one.")
+    for place, prompt in enumerate(prompts):
+        where = f"Prompt {place + 1} of {len(prompts)}" if len(prompts) > 1 else "The prompt"
+        if not isinstance(prompt, str):
+            raise DasdError(f"{where} is {prompt!r}, not a text.")
+        if not prompt.strip():
+            raise DasdError(f"{where} is empty: write what the picture should show.")
+
+
+@torch.no_grad()
+def embed_prompts(text_encoder: Any, tokenizer: Any, prompts: Sequence[str], batch_size: int = 64) -> Tensor:
+    """Return unit vectors (n, d): the last hidden state, after the final norm, at the first end token.
+
+    The encoder is causal, so this position alone has seen the whole prompt. Its own `pooler_output` may
+    sit elsewhere: with the config of Stable Diffusion 1.5 it takes the largest id, an added token.
+    """
+    vectors = []
+    for start in range(0, len(prompts), batch_size):
+        ids = tokenizer(
+            list(prompts[start : start + batch_size]),
+            padding="max_length",
+            truncation=True,
+            max_length=tokenizer.model_max_length,
+            return_tensors="pt",
+        ).input_ids
+        hidden = text_encoder(ids.to(text_encoder.device)).last_hidden_state  # (B, 77, d)
+        end = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
+        vectors.append(hidden[torch.arange(len(ids)), end.to(hidden.device)].float())
+    return F.normalize(torch.cat(vectors), dim=1).cpu()
+
+
+class DomainClassifier:
+    """Compares a prompt with each domain's descriptions and learned token; below a threshold: none.
+
+    All cosines between CLIP texts are high, because the vectors share a large common part. The mean of
+    `BACKGROUND` estimates it; it is subtracted first, so that 0 means "like any prompt".
+    """
+
+    def __init__(
+        self,
+        text_encoder: Any,
+        tokenizer: Any,
+        domains: Sequence[DomainConfig],
+        threshold: float | None = None,
+    ) -> None:
+        """Embed the prototypes of each domain. `threshold`: cosine, or None until `fit_threshold`."""
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.domains, self.threshold = tuple(domains), threshold
+        self.centre = self._embed(BACKGROUND).mean(dim=0, keepdim=True)  # (1, d)
+        self.prototypes = {d.name: self._centred(self.prototype_texts(d)) for d in self.domains}
+
+    def prototype_texts(self, domain: DomainConfig) -> list[str]:
+        """Return what stands for the domain: its descriptions, and its token once it is learned."""
+        learned = domain.token in self.tokenizer.get_added_vocab()
+        texts = [*domain.descriptions, *([domain.token] if learned else [])]
+        if not texts:
+            raise DasdError(
+                f"The domain {domain.name} has neither descriptions nor a learned token, so no prompt can "
+                f"be compared with it: give it `descriptions` in the config."
+            )
+        return texts
+
+    def _embed(self, prompts: Sequence[str]) -> Tensor:
+        return embed_prompts(self.text_encoder, self.tokenizer, prompts)
+
+    def _centred(self, prompts: Sequence[str]) -> Tensor:
+        return F.normalize(self._embed(prompts) - self.centre, dim=1)
+
+    def similarities(self, prompts: Sequence[str]) -> Tensor:
+        """Return cosines (n, domains): of each prompt with the nearest prototype of each domain."""
+        vectors = self._centred(prompts)
+        return torch.stack([(vectors @ p.T).amax(dim=1) for p in self.prototypes.values()], dim=1)
+
+    def fit_threshold(self, prompts: Sequence[dict[str, Any]]) -> float:
+        """Set and return the threshold of highest accuracy on rows {"prompt", "domain"}.
+
+        Where several are equally good, it is the middle of the widest gap between two scores.
+        """
+        if not prompts:
+            raise DasdError("The threshold needs labelled prompts to be fitted on; there are none.")
+        scores, best = self.similarities([row["prompt"] for row in prompts]).max(dim=1)
+        truth = [self.truth(row) for row in prompts]
+        names = [d.name for d in self.domains]
+        hits = [names[i] == name for i, name in zip(best.tolist(), truth, strict=True)]
+        nones = [name is None for name in truth]
+        self.threshold = _best_threshold(scores.tolist(), hits, nones)
+        return self.threshold
+
+    def truth(self, row: dict[str, Any]) -> str | None:
+        """Return the label of a row; the label of a domain that is not compared with counts as none."""
+        return row["domain"] if row["domain"] in self.prototypes else None
+
+    def classify(self, prompt: str | Sequence[str]) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return {"best_domain", "best_score", "all_similarities", "suggested_prompt"}, a list for a list.
+
+        `best_domain` is None below the threshold, and the suggested prompt is then the prompt itself.
+        A prompt that already holds a token belongs to that domain, with score 1, and stays as it is.
+        Raises DasdError for an empty prompt and while no threshold is set.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        check_prompts(prompts)
+        if self.threshold is None:
+            raise DasdError("The classifier has no threshold yet: call fit_threshold(prompts) first.")
+        rows = zip(prompts, self.similarities(prompts).tolist(), strict=True)
+        results = [self._decide(text, cosines) for text, cosines in rows]
+        return results[0] if isinstance(prompt, str) else results
+
+    def _decide(self, prompt: str, cosines: list[float]) -> dict[str, Any]:
+        scores = {d.name: cosine for d, cosine in zip(self.domains, cosines, strict=True)}
+        held = token_domain(prompt, self.domains)
+        if held:
+            scores[held.name] = 1.0
+        best = held or max(self.domains, key=lambda d: scores[d.name])
+        found = held is not None or scores[best.name] >= self.threshold
+        return {
+            "best_domain": best.name if found else None,
+            "best_score": scores[best.name],
+            "all_similarities": scores,
+            "suggested_prompt": with_token(prompt, best) if found else prompt,
+        }
+
+
+def _best_threshold(scores: list[float], hits: list[bool], nones: list[bool]) -> float:
+    """A prompt counts above the threshold if it is a hit, below it if none is right."""
+    ordered = sorted(set(scores))
+    ordered = [ordered[0] - 1e-3, *ordered, ordered[-1] + 1e-3]  # narrow, so a gap between two comes first
+
+    def right(gap: tuple[float, float]) -> int:
+        rows = zip(scores, hits, nones, strict=True)
+        return sum(hit if score >= gap[1] else none for score, hit, none in rows)
+
+    low, high = max(itertools.pairwise(ordered), key=lambda gap: (right(gap), gap[1] - gap[0]))
+    return (low + high) / 2
+
+
+def load_prompts(path: str | Path) -> list[dict[str, Any]]:
+    """Read rows {"prompt": str, "domain": name or None}; DasdError says what is wrong with the file."""
+    path = resolve(path)
+    try:
+        rows = json.loads(path.read_text(encoding="utf8"))
+    except OSError as error:
+        raise DasdError(f"The prompt file {path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise DasdError(f"The prompt file {path} is no JSON: {error}.") from None
+    if not isinstance(rows, list) or not all(
+        isinstance(r, dict) and {"prompt", "domain"} <= set(r) for r in rows
+    ):
+        raise DasdError(f'{path} must be a JSON list of {{"prompt": text, "domain": name or null}}.')
+    return rows
+
+
+def accuracy(
+    classifier: DomainClassifier, prompts: Sequence[dict[str, Any]]
+) -> tuple[float, list[list[int]], list[dict[str, Any]]]:
+    """Return (share of right answers, confusion matrix, rows) on rows {"prompt", "domain"}.
+
+    The matrix counts truth (row) by answer (column) in the order of the domains, none last; each row of
+    the third adds "answer", "score" and "right" to its prompt.
+    """
+    names = [*(d.name for d in classifier.domains), None]
+    matrix, rows = [[0] * len(names) for _ in names], []
+    answers = classifier.classify([row["prompt"] for row in prompts])
+    for row, answer in zip(prompts, answers, strict=True):
+        found = answer["best_domain"]
+        truth = classifier.truth(row)
+        matrix[names.index(truth)][names.index(found)] += 1
+        rows.append({**row, "answer": found, "score": answer["best_score"], "right": found == truth})
+    return sum(row["right"] for row in rows) / len(rows), matrix, rows

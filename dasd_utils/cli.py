@@ -1,0 +1,270 @@
+"""The command `dasd`: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dasd_utils.config import Config, DasdError, resolve
+
+app = typer.Typer(
+    help="Domain-adaptive Stable Diffusion: train, evaluate, generate, classify.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+log = logging.getLogger(__name__)
+
+Profile = Annotated[str, typer.Option(help="auto, tiny or sd15.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="JSON: what differs from the profile.")]
+Seed = Annotated[int | None, typer.Option(help="Overrides the config's seed.")]
+OutputDir = Annotated[Path | None, typer.Option("--output_dir", "--output-dir", help="The run folder.")]
+MaxSteps = Annotated[int | None, typer.Option("--max_steps", "--max-steps", help="Optimiser steps.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="A run folder or an adapter folder. Default: --output_dir."),
+]
+Prompt = Annotated[str, typer.Option(help="What the picture should show.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON result.")]
+
+
+def read_config(profile: str, path: Path | None, **changes: Any) -> Config:
+    """Return the file's config, or the profile's, with what was given on the command line."""
+    config = Config.load(path) if path else Config.setup(profile)
+    given = {name: str(v) if isinstance(v, Path) else v for name, v in changes.items() if v is not None}
+    return config.replace(**given)
+
+
+def show(result: Any, as_json: bool, text: str) -> None:
+    """Print the result: JSON for a script, a sentence for a person."""
+    typer.echo(json.dumps(result, indent=2, default=str) if as_json else text)
+
+
+@app.command()
+def train(
+    profile: Profile = "auto",
+    config: ConfigFile = None,
+    seed: Seed = None,
+    output_dir: OutputDir = None,
+    max_steps: MaxSteps = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the adapter: LoRA and domain tokens, with feature alignment."""
+    settings = read_config(profile, config, seed=seed, output_dir=output_dir, max_train_steps=max_steps)
+    folder, history = run_training(settings, resume)
+    last = {k: v for k, v in history[-1].items() if isinstance(v, int | float)}
+    show(
+        {"run": str(folder), **last},
+        as_json,
+        f"Trained {last['step']} steps; the adapter is in {folder}/adapter",
+    )
+
+
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint = None,
+    profile: Profile = "auto",
+    config: ConfigFile = None,
+    seed: Seed = None,
+    output_dir: OutputDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score base, base with style words and DASD on held-out images; write evaluation.json."""
+    pipeline = open_pipeline(checkpoint, profile, config, output_dir, seed=seed)
+    path, rows = run_evaluation(pipeline)
+    from dasd_utils import evaluation
+
+    show({"results": str(path), "rows": rows}, as_json, f"{evaluation.table(rows)}\n\n{path}")
+
+
+@app.command()
+def generate(
+    prompt: Prompt,
+    checkpoint: Checkpoint = None,
+    domain: Annotated[str | None, typer.Option(help="satellite, xray, … ; none: the base model.")] = None,
+    num_images: Annotated[int, typer.Option("--num_images", "--num-images")] = 1,
+    auto_domain: Annotated[bool, typer.Option("--auto-domain", "--auto_domain")] = False,
+    profile: Profile = "auto",
+    config: ConfigFile = None,
+    seed: Seed = None,
+    output_dir: OutputDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Generate images of a prompt, in a domain that is named or found."""
+    pipeline = open_pipeline(checkpoint, profile, config, output_dir)
+    options = {"domain": domain, "num_images": num_images, "seed": seed, "auto_domain": auto_domain}
+    images, found, used = pipeline.generate(prompt, **options)
+    paths = save_images(images, Path(pipeline.config.output_dir) / "generated", found or "base", used["seed"])
+    result = {"images": [str(p) for p in paths], "domain": found, "settings": used}
+    show(result, as_json, "\n".join(str(p) for p in paths))
+
+
+@app.command()
+def classify(
+    prompt: Prompt,
+    checkpoint: Checkpoint = None,
+    profile: Profile = "auto",
+    config: ConfigFile = None,
+    output_dir: OutputDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the domain of a prompt, or none."""
+    result = open_pipeline(checkpoint, profile, config, output_dir).classify_prompt(prompt)
+    show(result, as_json, f"{result['best_domain'] or 'no domain'}: {result['suggested_prompt']}")
+
+
+@app.command(name="all")
+def run_all(
+    profile: Profile = "auto",
+    config: ConfigFile = None,
+    seed: Seed = None,
+    output_dir: OutputDir = None,
+    max_steps: MaxSteps = None,
+    resume: bool = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train, evaluate, and draw one picture of every domain side by side."""
+    settings = read_config(profile, config, seed=seed, output_dir=output_dir, max_train_steps=max_steps)
+    folder, _ = run_training(settings, resume)
+    from dasd_utils import evaluation, sampling
+
+    pipeline = sampling.load_trained_pipeline(folder, settings)
+    path, rows = run_evaluation(pipeline)
+    show(
+        {"run": str(folder), "results": str(path), "rows": rows},
+        as_json,
+        f"{evaluation.table(rows)}\n\n{path}",
+    )
+
+
+@app.command()
+def pretrain(
+    stage: Annotated[list[str] | None, typer.Option(help="Only these stages; default: all.")] = None,
+    output_dir: Annotated[str, typer.Option("--output_dir", "--output-dir")] = "data/tiny-sd",
+    seed: int = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of this process.")] = None,
+) -> None:
+    """Build the embedded base model from the toy world; goes on where it stopped."""
+    import torch
+
+    from dasd_utils import pretrain as stages
+
+    if threads:
+        torch.set_num_threads(threads)
+    settings = stages.PretrainConfig(seed=seed, output_dir=output_dir)
+    typer.echo(stages.pretrain(settings, tuple(stage) if stage else stages.STAGES))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def notebooks(
+    context: typer.Context,
+    profile: Profile = "auto",
+    output_dir: Annotated[Path, typer.Option("--output_dir", "--output-dir")] = Path("data/runs/course"),
+    only: Annotated[str | None, typer.Option(help="Comma-separated beginnings of names: 03,04")] = None,
+    seed: Seed = None,
+    update: Annotated[bool, typer.Option(help="Make the copies the tracked notebooks.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the notebooks in order through papermill; `-p NAME VALUE` sets a parameter."""
+    from dasd_utils import batch
+
+    values = {"profile": read_config(profile, None).profile, **read_parameters(context.args)}
+    values |= {"output_dir": str(output_dir.resolve()), **({"seed": seed} if seed is not None else {})}
+    done = batch.run(
+        batch.find(only.split(",") if only else None),
+        output_dir,
+        values,
+        report=lambda one: typer.echo(f"{one.name}: {one.seconds:.0f} s", err=True),
+    )
+    if update:
+        batch.store(done)
+    rows = [{"notebook": one.name, "path": str(one.path), "seconds": round(one.seconds, 1)} for one in done]
+    total = sum(one.seconds for one in done)
+    show(rows, as_json, f"{len(done)} notebooks in {total:.0f} s: {Path(output_dir).resolve()}")
+
+
+def read_parameters(words: list[str]) -> dict[str, Any]:
+    """Read `-p NAME VALUE` triples; a value that is JSON (a number, true, a list) is read as such."""
+    values, rest = {}, list(words)
+    while rest:
+        if rest[0] not in ("-p", "--parameter") or len(rest) < 3:
+            raise DasdError(f"Unknown option {rest[0]!r}. Parameters are given as: -p NAME VALUE")
+        _, name, text = rest[:3]
+        rest = rest[3:]
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
+
+
+def run_training(config: Config, resume: bool) -> tuple[Path, list[dict[str, Any]]]:
+    """Train and save; return the run folder and the history."""
+    from dasd_utils import data, training
+
+    parts = training.setup_training(config)
+    *_, sampler = data.create_datasets(config, parts.tokenizer)
+    history = training.train(config, parts, sampler, parts.token_ids, resume=resume)
+    return training.save_training_results(config, parts, history), history
+
+
+def run_evaluation(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:
+    """Evaluate, write the table and the comparison picture into the run folder."""
+    from dasd_utils import evaluation, figures, study
+
+    config = pipeline.config
+    rows, images = study.evaluate(config, pipeline)
+    folder = resolve(config.output_dir)
+    path = evaluation.save_results(folder / "evaluation.json", config, rows)
+    for domain in config.domains:
+        grid = {method: images[method, domain.name][:8] for method in study.METHODS}
+        figures.save(figures.comparison_grid(grid), folder / f"comparison_{domain.name}.png")
+    return path, rows
+
+
+def open_pipeline(
+    checkpoint: Path | None, profile: str, config: Path | None, output_dir: Path | None, **changes: Any
+) -> Any:
+    """Load the pipeline of a run; a config given on the command line replaces the run's own."""
+    from dasd_utils import sampling
+
+    settings = read_config(profile, config, output_dir=output_dir, **changes)
+    folder = checkpoint or resolve(settings.output_dir)
+    if config is None and (Path(folder) / "config.json").exists():
+        given = {name: value for name, value in changes.items() if value is not None}
+        given["output_dir"] = str(output_dir or folder)
+        settings = Config.load(Path(folder) / "config.json").replace(**given)
+    return sampling.load_trained_pipeline(folder, settings)
+
+
+def save_images(images: Any, folder: Path, domain: str, seed: int) -> list[Path]:
+    """Write PNG files named by domain, seed and number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, image in enumerate(images if isinstance(images, list) else [images]):
+        paths.append(folder / f"{domain}_{seed}_{number}.png")
+        image.save(paths[-1])
+    return paths
+
+
+def main() -> None:
+    """Run the command; an error of the user is one line and exit status 1."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("dasd_utils").setLevel(logging.INFO)
+    try:
+        app()
+    except DasdError as error:
+        typer.echo(f"dasd: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt as stop:
+        typer.echo(f"dasd: stopped. {stop}", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

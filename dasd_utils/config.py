@@ -1,0 +1,402 @@
+"""Every setting of the project, once: frozen dataclasses, the two profiles, JSON in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import logging
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]  # the repository: relative paths of a config start here
+log = logging.getLogger(__name__)
+
+
+class DasdError(ValueError):
+    """What the user can mend: the message says what is wrong, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a domain is sampled."""
+
+    guidance_scale: float = 7.5
+    num_inference_steps: int = 30
+    scheduler: str = "ddpm"  # a name of `sampling.SCHEDULERS`
+
+
+@dataclass(frozen=True)
+class DomainConfig:
+    """One domain: where its images and captions are, and the token that names it."""
+
+    name: str
+    data: str  # "toyworld:<domain>", a hub id, or a folder
+    token: str | None = None  # "<satellite>"; the source domain has none
+    initial_word: str = ""  # the token starts at the mean of this word's pieces
+    image_column: str = "image"
+    caption_column: str | None = None  # a sentence, or a list of which one is drawn at each step
+    label_column: str | None = None
+    label_captions: dict[str, str] = field(default_factory=dict)  # label name -> sentence
+    caption: str | None = None  # one sentence for all, where neither column says more
+    revision: str | None = None  # of a hub id
+    train_split: str = "train"
+    test_split: str | None = None  # None: held out from the train split by content hash
+    num_images: int = 400  # used for training
+    descriptions: tuple[str, ...] = ()  # what the prompt classifier compares a prompt with
+    style_suffix: str = ""  # what a careful user would add to the base model's prompt
+    calibration: Calibration = Calibration()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The pretrained parts."""
+
+    base: str = "data/tiny-sd"  # folder in the layout of diffusers, or hub id
+    base_revision: str | None = None
+    base_variant: str | None = None  # "fp16": which weight files of the repository to load
+    clip: str = "data/tiny-sd/clip"  # for evaluation only
+    clip_revision: str | None = None
+    resolution: int = 64  # pixels, square
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How images become training samples."""
+
+    cache_dir: str = "data/cache"
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.2  # where a domain names no test split
+    skip_corrupt: bool = False  # else a broken image is an error that names it
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank updates of the UNet (arXiv 2106.09685)."""
+
+    rank: int = 8
+    alpha: float = 32.0
+    dropout: float = 0.1
+    convolutions: str = "all"  # LoRA on `conv1`, `conv2` of "all" ResNet blocks, of "mid", or "none"
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """The MMD between mid-block features of source and target (decision 4 of the method)."""
+
+    lambda_align: float = 0.01
+    kernel: str = "multi"  # "linear", "gaussian" (median bandwidth) or "multi" (five bandwidths)
+    unbiased: bool = True
+    pooling: str = "mean"  # features (B, C, h, w) -> "mean" over space, or "flat"
+    queue_size: int = 64  # recent detached features kept for each domain; 0 turns the queue off
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One optimiser step sees `gradient_accumulation_steps` micro-batches of target and source."""
+
+    max_train_steps: int = 600
+    target_batch_size: int = 12
+    source_batch_size: int = 4  # the published 3 : 1
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-3
+    token_learning_rate: float = 5e-3
+    weight_decay: float = 1e-2  # of the LoRA weights; tokens keep their norm instead
+    max_grad_norm: float = 1.0
+    lr_warmup_steps: int = 20
+    lr_scheduler: str = "cosine"  # a name of diffusers.optimization.get_scheduler
+    caption_dropout: float = 0.1  # share of empty prompts, for guidance
+    min_snr_gamma: float | None = 5.0  # None: every timestep weighs the same
+    ema_decay: float | None = None
+    mixed_precision: str = "auto"  # "auto", "no", "bf16" or "fp16"
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = 200  # steps; 0: only at the end
+    checkpoints_kept: int = 2
+    validation_every: int = 100  # steps; 0: never
+    validation_images: int = 32  # a domain
+    sample_every: int = 0  # steps between sample grids; 0: never
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Prompt -> domain, or none."""
+
+    prompts: str = "data/prompts/classifier_validation.json"  # what the threshold is fitted on
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The protocol: the same prompts, seeds, scheduler and steps for every method."""
+
+    prompts_dir: str = "data/prompts"  # holds <domain>.json
+    images_per_prompt: int = 4
+    num_heldout: int = 200  # held-out images a domain
+    num_bootstrap: int = 1000
+    guidance_scale: float = 2.0
+    num_inference_steps: int = 30
+    scheduler: str = "ddim"
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run. Frozen: change one with `Config.setup(...)` or `config.replace(...)`."""
+
+    profile: str
+    source: DomainConfig
+    domains: tuple[DomainConfig, ...]
+    seed: int = 0
+    output_dir: str = "data/runs/dasd"
+    shipped_run: str | None = None  # a trained run that lessons load where `output_dir` holds none
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    lora: LoraSettings = LoraSettings()
+    alignment: AlignmentConfig = AlignmentConfig()
+    training: TrainingConfig = TrainingConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @classmethod
+    def setup(cls, profile: str = "auto", **changes: Any) -> Config:
+        """Return the config of a profile, with fields of any section changed by name.
+
+        Raises DasdError for an unknown profile or field, naming the nearest one.
+        """
+        from dasd_utils.profiles import PROFILES  # the profiles are made of the classes above
+
+        if profile == "auto":
+            profile, reason = choose_profile()
+            log.info("profile %s: %s", profile, reason)
+        if profile not in PROFILES:
+            raise DasdError(f"There is no profile {profile!r}. Profiles: auto, {', '.join(PROFILES)}.")
+        return PROFILES[profile]().replace(**changes)
+
+    def replace(self, **changes: Any) -> Config:
+        """Return a copy with fields changed; a field of a section is found by its name alone."""
+        top, nested = {}, {}
+        for name, value in changes.items():
+            section = _section_of(name)
+            if section is None:
+                top[name] = _convert(typing.get_type_hints(Config)[name], value, name)
+            else:
+                kind = typing.get_type_hints(SECTIONS[section])[name]
+                nested.setdefault(section, {})[name] = _convert(kind, value, name)
+        for section, values in nested.items():
+            top[section] = dataclasses.replace(top.get(section, getattr(self, section)), **values)
+        return dataclasses.replace(self, **top)
+
+    def domain(self, name: str) -> DomainConfig:
+        """Return the domain (the source too) of that name, or raise DasdError naming the nearest."""
+        known = {d.name: d for d in (self.source, *self.domains)}
+        if name not in known:
+            raise DasdError(f"There is no domain {name!r}. {_nearest(name, known)}")
+        return known[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain dicts and lists, ready for JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """Read what `to_dict` wrote, or the part of it that differs from the named profile."""
+        if not isinstance(values, dict):
+            raise DasdError(f"A config is a JSON object of sections, not {type(values).__name__}.")
+        base = cls.setup(values.get("profile", "auto")).to_dict()
+        unknown = set(values) - set(base)
+        if unknown:
+            name = sorted(unknown)[0]
+            raise DasdError(f"Unknown config field {name!r}. {_nearest(name, base)}")
+        for name, value in values.items():
+            section = isinstance(value, dict) and name in SECTIONS
+            base[name] = {**base[name], **value} if section else value
+        return _convert(cls, base, "config")
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSON and return the path."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Config:
+        """Read a JSON config; DasdError if it is missing, no JSON, or has a field that does not exist."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf8"))
+        except OSError as error:
+            raise DasdError(f"The config file {path} cannot be read: {error.strerror}.") from None
+        except ValueError as error:
+            raise DasdError(f"The config file {path} is no JSON: {error}.") from None
+        return cls.from_dict(values)
+
+
+def choose_profile() -> tuple[str, str]:
+    """Return ("sd15" or "tiny", why): Stable Diffusion needs CUDA with at least 8 GB."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "tiny", "no CUDA device here"
+    gigabytes = torch.cuda.get_device_properties(0).total_memory / 2**30
+    name = torch.cuda.get_device_name(0)
+    if gigabytes < 7.5:  # an "8 GB" card reports a little less
+        return "tiny", f"{name} has {gigabytes:.1f} GB, Stable Diffusion 1.5 needs 8"
+    return "sd15", f"{name} with {gigabytes:.0f} GB"
+
+
+def resolve(path: str | Path) -> Path:
+    """Return an absolute path; a relative one starts at the present folder if it is there, else at ROOT."""
+    path = Path(path).expanduser()
+    return path.resolve() if path.is_absolute() or path.exists() else ROOT / path
+
+
+SECTIONS: dict[str, type] = {
+    name: kind for name, kind in typing.get_type_hints(Config).items()
+    if dataclasses.is_dataclass(kind) and kind is not DomainConfig
+}  # fmt: skip
+
+
+def _refuse_assignment(self: Any, name: str, value: Any) -> None:
+    raise DasdError(
+        f"A config is frozen, so {name} cannot be assigned. "
+        f"Make a new one: Config.setup({name}=...) or config.replace({name}=...)."
+    )
+
+
+for _kind in (Config, DomainConfig, Calibration, *SECTIONS.values()):
+    _kind.__setattr__ = _refuse_assignment  # says how, where dataclasses only says no
+
+
+def _section_of(name: str) -> str | None:
+    """Return the section that holds the field, None for a field of Config itself."""
+    if name in {f.name for f in dataclasses.fields(Config)}:
+        return None
+    owners = {f.name: s for s, kind in SECTIONS.items() for f in dataclasses.fields(kind)}
+    if name in owners:
+        return owners[name]
+    known = [*owners, *(f.name for f in dataclasses.fields(Config))]
+    raise DasdError(f"Unknown config field {name!r}. {_nearest(name, known)}")
+
+
+def _nearest(name: str, known: typing.Iterable[str]) -> str:
+    match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"Did you mean {match[0]!r}?" if match else f"Known: {', '.join(sorted(known))}."
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """Return a JSON value as the annotated type of its field, or raise DasdError that says where."""
+    if dataclasses.is_dataclass(kind):
+        return _convert_object(kind, value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(arguments[0], value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, Path):
+        return str(value)
+    plain = origin or kind
+    if isinstance(value, plain) and (plain is bool) == isinstance(value, bool):
+        return value
+    raise DasdError(f"{where} must be of type {getattr(kind, '__name__', kind)}, not {value!r}.")
+
+
+def _convert_object(kind: type, value: Any, where: str) -> Any:
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, dict):
+        raise DasdError(f"{where} must be a JSON object, not {value!r}.")
+    hints = typing.get_type_hints(kind)
+    for name in value:
+        if name not in hints:
+            raise DasdError(f"Unknown config field {name!r} in {where}. {_nearest(name, hints)}")
+    required = [
+        f.name for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]  # fmt: skip
+    missing = [name for name in required if name not in value]
+    if missing:
+        raise DasdError(f"{where} lacks the field {missing[0]!r}.")
+    return kind(**{n: _convert(hints[n], v, f"{where}.{n}") for n, v in value.items()})
+
+
+def _check(config: Config) -> None:
+    """Raise DasdError for values that could only fail later."""
+    training, alignment = config.training, config.alignment
+    positive = {
+        "max_train_steps": training.max_train_steps,
+        "target_batch_size": training.target_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "rank": config.lora.rank,
+        "resolution": config.model.resolution,
+        "images_per_prompt": config.evaluation.images_per_prompt,
+    }
+    for name, value in positive.items():
+        if value < 1:
+            raise DasdError(f"{name} is {value}; it must be at least 1.")
+    for name in ("learning_rate", "token_learning_rate"):
+        if not getattr(training, name) > 0:
+            raise DasdError(f"{name} is {getattr(training, name)}; it must be above 0.")
+    _check_choice("convolutions", config.lora.convolutions, ("all", "mid", "none"))
+    _check_choice("kernel", alignment.kernel, ("linear", "gaussian", "multi"))
+    _check_choice("pooling", alignment.pooling, ("mean", "flat"))
+    _check_choice("mixed_precision", training.mixed_precision, ("auto", "no", "bf16", "fp16"))
+    if alignment.lambda_align < 0:
+        raise DasdError(f"lambda_align is {alignment.lambda_align}; it must not be negative.")
+    _check_batches(config)
+    _check_domains(config)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise DasdError(f"{name} is {value!r}. {_nearest(value, choices)} Choices: {', '.join(choices)}.")
+
+
+def _check_batches(config: Config) -> None:
+    """An unbiased MMD needs two samples of each domain: in the batch, or with the queue's help."""
+    training, alignment = config.training, config.alignment
+    if alignment.lambda_align == 0:
+        return
+    if training.source_batch_size < 1:
+        raise DasdError("source_batch_size is 0, but lambda_align > 0 needs source samples: "
+                        "set source_batch_size to 1 or more, or lambda_align to 0.")  # fmt: skip
+    smallest = min(training.target_batch_size // max(len(config.domains), 1), training.source_batch_size)
+    if alignment.unbiased and smallest < 2 and alignment.queue_size < 2:
+        raise DasdError(
+            f"The unbiased MMD needs two samples of each domain; target_batch_size "
+            f"{training.target_batch_size} over {len(config.domains)} domains and source_batch_size "
+            f"{training.source_batch_size} give {smallest}. Enlarge the batch, set queue_size to 2 or "
+            f"more, or unbiased to false."
+        )
+
+
+def _check_domains(config: Config) -> None:
+    if not config.domains:
+        raise DasdError("The config has no target domain: give at least one entry in `domains`.")
+    names = [d.name for d in (config.source, *config.domains)]
+    for name in names:
+        if not name or not name.replace("_", "").replace("-", "").isalnum():
+            raise DasdError(f"The domain name {name!r} must be letters, digits, '-' or '_': it names files.")
+    if len(set(names)) < len(names):
+        raise DasdError(f"Two domains have one name: {', '.join(names)}.")
+    tokens = [d.token for d in config.domains]
+    for domain in config.domains:
+        token = domain.token or ""
+        inner = token[1:-1]
+        if not (token[:1] == "<" and token[-1:] == ">" and inner.replace("-", "").replace("_", "").isalnum()):
+            raise DasdError(f"The token of domain {domain.name} is {domain.token!r}; write it with angle "
+                            f"brackets and no spaces, like '<{domain.name}>'.")  # fmt: skip
+        if not domain.initial_word.strip():
+            raise DasdError(f"The domain {domain.name} lacks initial_word, where its token starts.")
+    lowered = [t.lower() for t in tokens]
+    if len(set(lowered)) < len(lowered):  # tokenizers match added tokens case-insensitively
+        raise DasdError(f"Two domains have one token: {', '.join(tokens)}.")

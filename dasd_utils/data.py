@@ -1,0 +1,293 @@
+"""A domain from hub id, folder or toy world: images, captions, splits by content, and a report on them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from dasd_utils import images, latents, toyworld
+from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig
+from dasd_utils.images import center_crop
+from dasd_utils.latents import Batch, Sampler
+
+__all__ = [
+    "Batch", "DomainData", "Sampler", "audit", "center_crop", "create_datasets", "load_domain",
+    "with_token",
+]  # fmt: skip
+SPLITS = ("train", "validation", "test")
+TOY_SEEDS = {"train": 1, "validation": 2, "test": 3}  # independent of Config.seed: one world for all runs
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class DomainData:
+    """One split of a domain; `data[i]["image"]` is RGB, square, `config.model.resolution` pixels wide."""
+
+    config: DomainConfig
+    split: str  # "train", "validation" or "test"
+    images: Sequence[Image.Image]  # read from disk when asked for, except those of the toy world
+    captions: list[list[str]]  # one or more an image; [""] where none was found
+    ids: list[str]  # hash of each image's pixels before the crop
+    labels: list[str] | None = None
+    attributes: list[dict[str, str]] | None = None  # ground truth of the toy world
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # (width, height) before the crop
+    thumbnails: np.ndarray | None = None  # (n, 32, 32) uint8, by which near duplicates are told
+    broken: list[str] = field(default_factory=list)  # rows left out because they cannot be read
+    duplicates_of_test: int = 0  # images left out because the named test split has them too
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {
+            "image": self.images[index],
+            "captions": self.captions[index],
+            "label": self.labels[index] if self.labels else None,
+            "attributes": self.attributes[index] if self.attributes else None,
+        }
+
+    def prompt(self, index: int, choice: float = 0.0) -> str:
+        """Return one caption of an image behind the domain's token; choice in [0, 1) picks among several."""
+        captions = self.captions[index]
+        return with_token(captions[int(choice * len(captions))], self.config.token)
+
+    def load_split(self, config: Config, split: str) -> DomainData:
+        """Return another split of the same domain."""
+        return load_domain(self.config, config, split)
+
+
+def with_token(prompt: str, token: str | None) -> str:
+    """Return the prompt with the token leading it; one that has the token anywhere keeps it as it is."""
+    if not token or token.lower() in prompt.lower():  # tokenizers match added tokens in any case
+        return prompt
+    return f"{token} {prompt}".strip()
+
+
+def load_domain(domain: DomainConfig, config: Config, split: str = "train") -> DomainData:
+    """Return one split of a domain, in an order that only the images' content decides.
+
+    "train" holds at most `domain.num_images` images. "test" is the split that the domain names, or held out
+    from the train split by content hash as "validation" always is; near duplicates are never parted.
+    Raises DasdError for data, columns, labels or captions that are not there and for images that cannot be
+    read; no other data ever takes their place.
+    """
+    if split not in SPLITS:
+        raise DasdError(f"There is no split {split!r}. Splits: {', '.join(SPLITS)}.")
+    if domain.num_images < 1:
+        raise DasdError(f"num_images of domain {domain.name} is {domain.num_images}; it must be at least 1.")
+    if domain.data.startswith("toyworld:"):
+        return _load_toyworld(domain, config, split)
+    return _load_rows(domain, config, split)
+
+
+def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainData:
+    world = domain.data.removeprefix("toyworld:")
+    if world not in toyworld.DOMAINS:
+        raise DasdError(f"The toy world has no domain {world!r} (domain {domain.name}). "
+                        f"Domains: {', '.join(toyworld.DOMAINS)}.")  # fmt: skip
+    counts = (domain.num_images, config.training.validation_images, config.evaluation.num_heldout)
+    numbers, seed = range(dict(zip(SPLITS, counts, strict=True))[split]), TOY_SEEDS[split]
+    if not numbers:
+        name = "validation_images" if split == "validation" else "num_heldout"
+        raise DasdError(f"The {split} split of {domain.data} is empty: set {name} to 1 or more.")
+    scenes = [toyworld.render(world, seed, i, config.model.resolution) for i in numbers]
+    columns: dict[str, list] = {"captions": [toyworld.caption_variants(world, seed, i) for i in numbers]}
+    columns |= {name: [s.attributes.get(name, "") for s in scenes] for name in toyworld.ATTRIBUTES[world]}
+    for name in filter(None, (domain.caption_column, domain.label_column)):
+        if name not in columns:
+            raise DasdError(f"{domain.data} has no column {name!r}. Columns: {', '.join(columns)}.")
+    labels = columns[domain.label_column or "scene"]
+    own = None if domain.label_captions or domain.caption else "captions"
+    values = columns.get(domain.caption_column or own)
+    captions = _captions(domain, values, labels, len(scenes))
+    pictures = [scene.image for scene in scenes]
+    ids = [images.content_hash(picture) for picture in pictures]
+    return DomainData(domain, split, pictures, captions, ids, labels, [scene.attributes for scene in scenes])
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The rows of one split of a data set, as they stand there."""
+
+    rows: datasets.Dataset
+    captions: list[list[str]]
+    labels: list[str] | None
+
+
+def _load_rows(domain: DomainConfig, config: Config, split: str) -> DomainData:
+    """Check columns and captions of all the splits that matter first: reading the pixels takes long."""
+    named = domain.test_split is not None and split == "test"
+    table = _open_table(domain, domain.test_split if named else domain.train_split)
+    test = _open_table(domain, domain.test_split) if domain.test_split and not named else None
+    found = _inspect(domain, config, table)
+    if named:
+        picks, copies = [i for i, name in enumerate(found.ids) if name], 0
+    else:
+        heldout = _inspect(domain, config, test) if test else None
+        picks, copies = _pick_split(domain, config.data, found, heldout, split)
+    picks = sorted(picks, key=lambda i: found.ids[i])
+    picks = picks[: domain.num_images] if split == "train" else picks
+    cropped = images.CroppedImages(table.rows.select(picks), domain.image_column, config.model.resolution)
+    return DomainData(
+        domain, split, cropped,
+        captions=[table.captions[i] for i in picks],
+        ids=[found.ids[i] for i in picks],
+        labels=[table.labels[i] for i in picks] if table.labels else None,
+        sizes=[found.sizes[i] for i in picks],
+        thumbnails=found.thumbnails[picks],
+        broken=found.broken,
+        duplicates_of_test=copies,
+    )  # fmt: skip
+
+
+def _open_table(domain: DomainConfig, split: str) -> _Table:
+    rows = images.open_rows(domain, split)
+    columns = rows.remove_columns([domain.image_column])
+    labels = _label_names(columns, domain.label_column) if domain.label_column else None
+    values = columns[domain.caption_column][:] if domain.caption_column else None
+    try:
+        return _Table(rows, _captions(domain, values, labels, len(rows)), labels)
+    except DasdError as error:
+        raise DasdError(f"{error} Columns of {domain.data}: {', '.join(rows.column_names)}.") from None
+
+
+def _label_names(columns: datasets.Dataset, column: str) -> list[str]:
+    feature, values = columns.features[column], columns[column][:]
+    if isinstance(feature, datasets.ClassLabel):
+        return ["" if v is None or v < 0 else feature.int2str(v) for v in values]
+    return ["" if v is None else str(v) for v in values]
+
+
+def _captions(
+    domain: DomainConfig, values: Sequence[Any] | None, labels: list[str] | None, count: int
+) -> list[list[str]]:
+    """Return the sentences of each row: of the caption column, else of its label, else the constant one."""
+    table = domain.label_captions if labels else {}
+    if values is None and not table and not domain.caption:
+        raise DasdError(f"Domain {domain.name} has no captions: set its caption_column, its label_column "
+                        "with label_captions, or one caption for all.")  # fmt: skip
+    unknown = [label for label in labels or () if label not in table] if table else []
+    if unknown:
+        raise DasdError(f"The label {unknown[0]!r} of domain {domain.name} is not in its label_captions, "
+                        f"which has {', '.join(table)}.")  # fmt: skip
+    other = [[table[label]] for label in labels] if table else [[domain.caption or ""]] * count
+    captions = other
+    if values is not None:
+        captions = [_sentences(domain, value) or other[i] for i, value in enumerate(values)]
+    if not any(any(found) for found in captions):
+        raise DasdError(f"The column {domain.caption_column!r} of domain {domain.name} has no caption.")
+    return captions
+
+
+def _sentences(domain: DomainConfig, value: Any) -> list[str]:
+    values = value if isinstance(value, list | tuple) else [value]
+    if not all(v is None or isinstance(v, str) for v in values):
+        raise DasdError(f"The column {domain.caption_column!r} of domain {domain.name} holds {value!r}; "
+                        "a caption is a sentence or a list of sentences.")  # fmt: skip
+    return [v.strip() for v in values if v and v.strip()]
+
+
+def _inspect(domain: DomainConfig, config: Config, table: _Table) -> images.Inspection:
+    found = images.inspect_rows(table.rows, domain.image_column)
+    if found.broken and not config.data.skip_corrupt:
+        raise DasdError(f"{len(found.broken)} of {len(found.ids)} images of {domain.data} (domain "
+                        f"{domain.name}) cannot be read, the first: {found.broken[0]}. Mend or remove them, "
+                        "or set skip_corrupt to true to leave them out.")  # fmt: skip
+    return found
+
+
+def _pick_split(
+    domain: DomainConfig, settings: DataConfig, found: images.Inspection,
+    test: images.Inspection | None, split: str,
+) -> tuple[list[int], int]:  # fmt: skip
+    """Return the readable rows of the split, and how many more the named test split has too."""
+    rows = [i for i, name in enumerate(found.ids) if name]
+    if len(rows) < 2:
+        raise DasdError(f"{domain.data} (domain {domain.name}) has {len(rows)} image to train on; it takes "
+                        "two or more, one of them held out for validation.")  # fmt: skip
+    ids, thumbnails = [found.ids[i] for i in rows], found.thumbnails[rows]
+    fraction, copies = settings.test_fraction, np.zeros(len(rows), dtype=bool)
+    if test is not None:
+        fraction, kept = 0.0, [i for i, name in enumerate(test.ids) if name]
+        groups = images.duplicate_groups(
+            ids + [test.ids[i] for i in kept], np.concatenate([thumbnails, test.thumbnails[kept]])
+        )
+        copies = np.isin(groups[: len(rows)], groups[len(rows) :])
+        rows, ids, thumbnails = (np.asarray(x)[~copies] for x in (rows, ids, thumbnails))
+    groups = images.duplicate_groups(ids, thumbnails)
+    parts = images.split_by_content(ids, groups, settings.validation_fraction, fraction)
+    picked = [int(row) for row, part in zip(rows, parts, strict=True) if part == split]
+    if not picked:
+        raise DasdError(f"No {split} image is left of {domain.data} (domain {domain.name}): {len(ids)} "
+                        f"images in {len(set(groups))} groups of near duplicates, validation_fraction "
+                        f"{settings.validation_fraction}, test_fraction {fraction}.")  # fmt: skip
+    return picked, int(copies.sum())
+
+
+def audit(data: DomainData, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, Any]:
+    """Return a report on a domain: counts of images, captions, duplicates and classes, and sizes in pixels.
+
+    `captions_cut` counts the captions that, behind the token, are longer than the tokenizer's limit.
+    """
+    small = data.thumbnails
+    if small is None:
+        small = np.stack([images.thumbnail(image) for image in data.images])
+    distinct = len(set(data.ids))
+    missing = sum(not any(found) for found in data.captions)
+    width, height = np.array(data.sizes or [image.size for image in data.images]).T
+    return {
+        "domain": data.config.name,
+        "split": data.split,
+        "images": len(data),
+        "captions_found": len(data) - missing,
+        "captions_missing": missing,
+        "captions_cut": _count_cut(data, tokenizer) if tokenizer else None,
+        "exact_duplicates": len(data) - distinct,
+        "near_duplicates": distinct - len(set(images.duplicate_groups(data.ids, small))),
+        "duplicates_of_test": data.duplicates_of_test,
+        "skipped_corrupt": len(data.broken),
+        "classes": dict(sorted(Counter(data.labels or ()).items())),
+        **{f"width_{name}": int(f(width)) for name, f in _SUMMARY.items()},
+        **{f"height_{name}": int(f(height)) for name, f in _SUMMARY.items()},
+    }
+
+
+_SUMMARY = {"min": np.min, "median": np.median, "max": np.max}
+
+
+def _count_cut(data: DomainData, tokenizer: PreTrainedTokenizerBase) -> int:
+    prompts = [with_token(caption, data.config.token) for found in data.captions for caption in found]
+    lengths = tokenizer(prompts, truncation=False, verbose=False)["input_ids"]
+    return sum(len(ids) > tokenizer.model_max_length for ids in lengths)
+
+
+def create_datasets(
+    config: Config, tokenizer: PreTrainedTokenizerBase
+) -> tuple[DomainData, dict[str, DomainData], latents.Sampler]:
+    """Return the source's training images, those of each target domain by name, and the sampler over them."""
+    source = load_domain(config.source, config)
+    targets = {domain.name: load_domain(domain, config) for domain in config.domains}
+    for data in (source, *targets.values()):
+        _log_audit(audit(data, tokenizer), tokenizer.model_max_length)
+    return source, targets, Sampler(config, source, list(targets.values()), tokenizer)
+
+
+def _log_audit(report: dict[str, Any], limit: int) -> None:
+    log.info("%s", ", ".join(f"{name} {value}" for name, value in report.items() if value))
+    concerns = {
+        "captions_missing": "images without a caption (trained with an empty one)",
+        "captions_cut": f"captions longer than {limit} tokens (cut at their end)",
+        "skipped_corrupt": "images that cannot be read (left out)",
+        "duplicates_of_test": "images that the test split has too (left out)",
+    }
+    for name, text in concerns.items():
+        if report[name]:
+            log.warning("%s: %d %s", report["domain"], report[name], text)

@@ -1,0 +1,151 @@
+"""Noise -> images: guidance rules, schedulers, counted noise, and the loop over any scheduler."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from dasd_utils.config import Calibration, DasdError
+
+SCHEDULERS: dict[str, type] = {
+    "ddim": diffusers.DDIMScheduler,
+    "ddpm": diffusers.DDPMScheduler,
+    "dpm++": diffusers.DPMSolverMultistepScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "pndm": diffusers.PNDMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+}
+Prediction = Callable[[Tensor, Tensor], Tensor]  # (latents, timestep) -> noise
+
+
+def classifier_free_guidance(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float) -> Tensor:
+    """Return eps_uncond + w (eps_cond - eps_uncond), arXiv 2207.12598: w 1 is the condition alone."""
+    return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
+
+
+def guided_prediction(unet: Any, text: Tensor, empty_text: Tensor, guidance_scale: float) -> Prediction:
+    """Return the function that predicts the noise with both branches in one batch.
+
+    text, empty_text: (B, 77, d). At a guidance scale of 1 or less the unconditional branch is left out.
+    """
+
+    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+        if guidance_scale <= 1:
+            return unet(latents.to(unet.dtype), timestep, encoder_hidden_states=text).sample.float()
+        both = torch.cat([latents, latents]).to(unet.dtype)
+        eps = unet(both, timestep, encoder_hidden_states=torch.cat([empty_text, text])).sample.float()
+        return classifier_free_guidance(*eps.chunk(2), guidance_scale)
+
+    return predict
+
+
+@contextlib.contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside: a LoRA added to a model in eval mode starts in training mode."""
+    training = [part for module in modules for part in module.modules() if part.training]
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def fresh_seed() -> int:
+    """Return a random seed; the global generators stay untouched."""
+    return secrets.randbits(32)
+
+
+def seeds_for(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    """Return one seed a prompt: those given, the same for all, or, for None, the same fresh one."""
+    seed = fresh_seed() if seed is None else seed
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * count
+    if len(seeds) != count:
+        raise DasdError(
+            f"There are {len(seeds)} seeds for {count} prompts: give one for all, or one a prompt."
+        )
+    if min(seeds) < 0:
+        raise DasdError(f"A seed must be 0 or more, not {min(seeds)}.")
+    return [int(number) for number in seeds]
+
+
+def _generator(seed: int, index: int, stream: int) -> torch.Generator:
+    state = np.random.SeedSequence([seed, index, stream]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
+def initial_noise(shape: Sequence[int], seed: int, index: int) -> Tensor:
+    """Return standard normal noise of one image (C, h, w): counted, so it depends on (seed, index) alone."""
+    return torch.randn(tuple(shape), generator=_generator(seed, index, 0))
+
+
+def step_generator(seed: int, index: int) -> torch.Generator:
+    """Return the generator of the noise that a stochastic scheduler adds to one image at each step."""
+    return _generator(seed, index, 1)
+
+
+def make_scheduler(name: str, base_scheduler: Any) -> Any:
+    """Return the scheduler of that name with the noise schedule of the base's own scheduler.
+
+    Latents have no bounds, so they are never clipped, whatever the scheduler's default says.
+    """
+    _check_scheduler(name)
+    return SCHEDULERS[name].from_config(base_scheduler.config, clip_sample=False)
+
+
+def _check_scheduler(name: str) -> None:
+    if name not in SCHEDULERS:
+        raise DasdError(f"There is no scheduler {name!r}. Schedulers: {', '.join(SCHEDULERS)}.")
+
+
+def check_calibration(calibration: Calibration, base_scheduler: Any) -> None:
+    """Raise DasdError for an unknown scheduler, a negative guidance scale, and too few or many steps."""
+    scale, steps = calibration.guidance_scale, calibration.num_inference_steps
+    _check_scheduler(calibration.scheduler)
+    if not 0 <= scale < float("inf"):
+        raise DasdError(f"guidance_scale is {scale}; it must be 0 or more.")
+    limit = base_scheduler.config.num_train_timesteps
+    if not 1 <= steps <= limit:
+        raise DasdError(f"num_inference_steps is {steps}; it must be from 1 to {limit}.")
+
+
+@torch.no_grad()
+def denoise(
+    predict: Prediction,
+    scheduler: Any,
+    noise: Tensor,
+    num_inference_steps: int,
+    generators: list[torch.Generator] | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Return latents (B, C, h, w) denoised from standard normal noise of that shape.
+
+    generators: one an image, for schedulers that add noise at each step.
+    """
+    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    extra = {"generator": generators} if takes_generator else {}
+    latents = noise * scheduler.init_noise_sigma
+    for timestep in tqdm(scheduler.timesteps, desc="sampling", disable=not progress, leave=False):
+        eps = predict(scheduler.scale_model_input(latents, timestep), timestep)
+        latents = scheduler.step(eps, timestep, latents, **extra).prev_sample
+    return latents
+
+
+@torch.no_grad()
+def decode_images(vae: Any, latents: Tensor) -> list[Image.Image]:
+    """Return RGB images of latents (B, C, h, w) in the scaling of the UNet."""
+    pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+    pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]

@@ -1,0 +1,205 @@
+"""The protocol: images of a method in, rows of scores with 95 % intervals out. It never samples images."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+
+from dasd_utils import metrics
+from dasd_utils.config import Config, DasdError, resolve
+
+Row = dict[str, Any]
+METRICS = {  # name in a row -> (title, decimals)
+    "clip_score": ("CLIP score ↑", 3),
+    "clip_floor": ("CLIP score of shuffled captions", 3),
+    "cmmd": ("CMMD ↓", 2),
+    "kid": ("KID on CLIP features ↓", 3),
+}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The CLIP that scores, which is not the text encoder that is trained."""
+
+    clip: transformers.CLIPModel
+    tokenizer: transformers.CLIPTokenizer
+    processor: Any  # its CLIPImageProcessor
+
+    def embed(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Return unit-norm features (n, d) of images."""
+        return metrics.embed_images(self.clip, self.processor, images)
+
+
+def load_judge(config: Config, device: str | None = None) -> Judge:
+    """Return the CLIP of `config.model.clip`, frozen; on the GPU if there is one and no device is named.
+
+    Raises DasdError if it is missing or unreachable.
+    """
+    source, revision = _clip_source(config.model.clip), config.model.clip_revision
+    # the PIL processor gives the same pixels with and without torchvision
+    kinds = transformers.CLIPModel, transformers.CLIPTokenizer, transformers.CLIPImageProcessorPil
+    try:
+        clip, tokenizer, processor = (kind.from_pretrained(source, revision=revision) for kind in kinds)
+    except Exception as error:  # the libraries below have their own kinds
+        said = str(error).strip().split("\n")[0]
+        raise DasdError(
+            f"The CLIP for evaluation, {config.model.clip!r} (revision {revision or 'main'}), cannot be "
+            f"loaded from {source}: {said} Set clip to a folder with model, tokenizer and image processor, or fetch "
+            f"it once with network."
+        ) from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Judge(clip.to(device).eval().requires_grad_(False), tokenizer, processor)
+
+
+def _clip_source(name: str) -> str:
+    folder = resolve(name)
+    if folder.is_dir():
+        return str(folder)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        return name
+    raise DasdError(
+        f"The CLIP for evaluation, {name!r}, is not there: no folder {folder}. Set clip to a folder that "
+        f"CLIPModel.save_pretrained wrote, or to a hub id like 'owner/name'."
+    )
+
+
+def load_prompts(config: Config, domain: str) -> list[str]:
+    """Return the evaluation prompts of a domain, without its token.
+
+    `<prompts_dir>/<domain>.json` holds {"domain": ..., "prompts": [...]}; a prompt is a string, or an object
+    with "text". Raises DasdError if the file is missing or holds fewer than two different prompts.
+    """
+    path = resolve(config.evaluation.prompts_dir) / f"{domain}.json"
+    values = _read_json(path, f"The evaluation prompts of domain {domain!r}")
+    entries = values.get("prompts") if isinstance(values, dict) else None
+    entries = entries if isinstance(entries, list) else []
+    prompts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
+    if not all(isinstance(p, str) and p.strip() for p in prompts) or len(set(prompts)) < 2:
+        raise DasdError(
+            f'{path} must hold {{"domain": "{domain}", "prompts": [...]}} with at least two different '
+            f'prompts, each a string or an object with "text".'
+        )
+    return prompts
+
+
+def score_method(
+    method: str,
+    domain: str,
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    heldout: Sequence[Image.Image] | torch.Tensor,
+    judge: Judge,
+    config: Config,
+) -> list[Row]:
+    """Return one row per metric for the images that a method made in a domain.
+
+    prompts[i] made images[i], given without token or style words so that all methods answer one question;
+    images of one prompt count as one independent sample in the intervals. heldout: images of the domain that
+    no training saw, or `judge.embed` of them. Seed and number of bootstrap draws come from config.
+    Raises DasdError for too few images or prompts, before anything is computed.
+    """
+    _check_sizes(images, prompts, heldout)
+    texts = sorted(set(prompts))
+    groups = [texts.index(p) for p in prompts]
+    image_features = judge.embed(images)
+    text_features = metrics.embed_texts(judge.clip, judge.tokenizer, texts)[groups]
+    real = heldout if isinstance(heldout, torch.Tensor) else judge.embed(heldout)
+    draws = {"num_bootstrap": config.evaluation.num_bootstrap, "seed": config.seed, "groups": groups}
+    per_image = {
+        "clip_score": metrics.clip_scores(image_features, text_features),
+        "clip_floor": metrics.shuffled_scores(image_features, text_features, groups, seed=config.seed),
+    }
+    found = {
+        name: (scores.double().mean().item(), *metrics.bootstrap_interval(scores, **draws))
+        for name, scores in per_image.items()
+    }
+    pair = (image_features, real)
+    found["cmmd"] = metrics.cmmd(*pair, groups), *metrics.cmmd_interval(*pair, **draws)
+    found["kid"] = metrics.kid(*pair, groups), *metrics.kid_interval(*pair, **draws)
+    start, end = {"method": method, "domain": domain}, {"n": len(images), "seed": config.seed}
+    return [
+        {**start, "metric": name, "value": value, "low": low, "high": high, **end}
+        for name, (value, low, high) in found.items()
+    ]
+
+
+def _check_sizes(images: Sequence, prompts: Sequence[str], heldout: Sequence | torch.Tensor) -> None:
+    if len(images) != len(prompts):
+        raise DasdError(f"{len(images)} images came with {len(prompts)} prompts; each image needs its own.")
+    if len(set(prompts)) < 2:
+        raise DasdError("Scores with intervals need images of at least two different prompts.")
+    if len(heldout) < 2:
+        raise DasdError(f"CMMD and KID need at least two held-out images, not {len(heldout)}.")
+
+
+def save_results(path: str | Path, config: Config | dict[str, Any], rows: Sequence[Row]) -> Path:
+    """Write {"config": ..., "rows": [...]} as JSON, whole or not at all, and return the path.
+
+    Raises DasdError where the file cannot be written, ValueError for a value that is not finite.
+    """
+    path = Path(path)
+    values = {"config": config.to_dict() if isinstance(config, Config) else config, "rows": list(rows)}
+    text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    except OSError as error:
+        raise DasdError(f"The results cannot be written to {path}: {error.strerror}.") from None
+    try:
+        with os.fdopen(handle, "w", encoding="utf8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)  # mkstemp lets only the owner read
+        os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise DasdError(f"The results cannot be written to {path}: {error.strerror}.") from None
+    return path
+
+
+def load_results(path: str | Path) -> dict[str, Any]:
+    """Return {"config": dict, "rows": list} that `save_results` wrote; DasdError if there is none."""
+    values = _read_json(Path(path), "The results file")
+    if not isinstance(values, dict) or not {"config", "rows"} <= set(values):
+        raise DasdError(f'{path} holds no results: it lacks "config" or "rows".')
+    return values
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return rows as a Markdown table: a line per domain, metric and seed, a column per method."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    several_seeds = len({row["seed"] for row in rows}) > 1
+    lines: dict[tuple, dict[str, str]] = {}
+    for row in rows:
+        title, _ = METRICS.get(row["metric"], (row["metric"], 3))
+        seed = f" (seed {row['seed']})" if several_seeds else ""
+        lines.setdefault((row["domain"], title + seed), {})[row["method"]] = _cell(row)
+    head = ["| " + " | ".join(["domain", "metric", *methods]) + " |"]
+    head.append("|---|---|" + "---|" * len(methods))
+    body = [
+        "| " + " | ".join([*key, *(cells.get(m, "") for m in methods)]) + " |" for key, cells in lines.items()
+    ]
+    return "\n".join(head + body)
+
+
+def _cell(row: Row) -> str:
+    digits = METRICS.get(row["metric"], ("", 3))[1]
+    return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+
+
+def _read_json(path: Path, what: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except OSError as error:
+        raise DasdError(f"{what} cannot be read from {path}: {error.strerror}.") from None
+    except ValueError as error:
+        raise DasdError(f"{path} is no JSON: {error}.") from None

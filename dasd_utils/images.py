@@ -1,0 +1,254 @@
+"""Where images come from, hub or folder, and how any of them becomes an RGB square with a fingerprint."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image, ImageOps
+from scipy.sparse import coo_matrix, csgraph
+
+from dasd_utils.config import DasdError, DomainConfig, resolve
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+THUMBNAIL = 32  # pixels, square, grey: what near duplicates are told by
+NEAR_DUPLICATE = 0.97  # correlation of thumbnails: copies that were recompressed, resized or relit are above
+VERSION = 1  # of `_inspect_row`: a change of what it returns must not meet results cached before
+log = logging.getLogger(__name__)
+
+
+def open_rows(domain: DomainConfig, split: str) -> datasets.Dataset:
+    """Return the rows of one split of a domain's folder (images, or parquet files) or hub data set.
+
+    Raises DasdError, naming what was looked for and where, if it is not there or lacks a configured column.
+    """
+    folder = resolve(domain.data)
+    rows = _from_folder(domain, folder, split) if folder.is_dir() else _from_hub(domain, folder, split)
+    for name in ("image_column", "caption_column", "label_column"):
+        column = getattr(domain, name)
+        if column is not None and column not in rows.column_names:
+            raise DasdError(_missing_column(domain, folder, name, rows.column_names))
+    if not len(rows):
+        raise DasdError(f"Split {split!r} of {domain.data} (domain {domain.name}) has no images.")
+    return rows
+
+
+def _from_folder(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
+    files = [path for path in folder.rglob("[!.]*") if path.is_file()]
+    count = sum(path.suffix.lower() in SUFFIXES for path in files)
+    if not count and not any(path.suffix == ".parquet" for path in files):
+        raise DasdError(f"The folder {folder} (domain {domain.name}) has no images: looked for "
+                        f"{', '.join(sorted(SUFFIXES))} and parquet files.")  # fmt: skip
+    state = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in files))
+    try:
+        loaded = _read_folder(
+            "imagefolder" if count else "parquet", folder, domain.label_column is None, state
+        )
+    except Exception as error:  # pyarrow, json, csv, fsspec: each has its own classes
+        raise DasdError(f"The folder {folder} (domain {domain.name}) cannot be read: "
+                        f"{_first_line(error)}.") from error  # fmt: skip
+    unlisted = count - sum(loaded.num_rows.values())
+    if unlisted > 0:
+        log.warning("%s: %d images have no row in the metadata and are not used", folder, unlisted)
+    if split not in loaded:
+        raise DasdError(f"The folder {folder} (domain {domain.name}) has no split {split!r}. "
+                        f"Splits: {', '.join(loaded)}.")  # fmt: skip
+    return loaded[split]
+
+
+@functools.lru_cache(maxsize=16)
+def _read_folder(kind: str, folder: Path, drop_labels: bool, state: tuple) -> datasets.DatasetDict:
+    """Load a folder once for all its splits, which takes `datasets` seconds; `state` changes with its files."""
+    # Without this option the names of split folders would be taken for classes.
+    options = {"drop_labels": True} if kind == "imagefolder" and drop_labels else {}
+    return datasets.load_dataset(kind, data_dir=str(folder), **options)
+
+
+def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
+    if folder.exists():
+        raise DasdError(f"{folder} (domain {domain.name}) is a file; `data` wants a folder or a hub id.")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", domain.data) or set(domain.data) <= set("./"):
+        raise DasdError(
+            f"There is no folder {folder} (domain {domain.name}), and {domain.data!r} is no hub id."
+        )
+    try:
+        return datasets.load_dataset(domain.data, revision=domain.revision, split=split)
+    except Exception as error:  # no network, no such set or split, gated: each has its own classes
+        raise DasdError(
+            f"The data of domain {domain.name} cannot be read: there is no folder {folder}, and the data set "
+            f"{datasets.config.HF_ENDPOINT}/datasets/{domain.data} (revision {domain.revision or 'main'}, "
+            f"split {split!r}) gave: {_first_line(error)}. Check the name and the network, or set `data` "
+            "to a local folder."
+        ) from error
+
+
+def _missing_column(domain: DomainConfig, folder: Path, name: str, columns: Sequence[str]) -> str:
+    wanted = getattr(domain, name)
+    text = (f"{domain.data} (domain {domain.name}) has no column {wanted!r}, its {name}. "
+            f"Columns: {', '.join(columns)}.")  # fmt: skip
+    if not folder.is_dir() or any(folder.rglob("*.parquet")):
+        return text
+    if not any(path.name in METADATA for path in folder.rglob("metadata.*")):
+        return text + (f" There is no metadata.jsonl in {folder}: write one beside the images, one line an "
+                       f'image, like {{"file_name": "1.png", "{wanted}": "..."}}.')  # fmt: skip
+    if any((folder / file).exists() for file in METADATA):  # not read where images lie in split folders
+        return text + " Where images lie in split folders, each of them needs its own metadata file."
+    return text
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return any PIL image upright in 8-bit RGB; transparency on white, 16-bit grey scaled by its range."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":
+        image = _to_eight_bit(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _to_eight_bit(image: Image.Image) -> Image.Image:
+    pixels = np.nan_to_num(np.asarray(image, dtype=np.float32))
+    peak = 65535.0 if image.mode.startswith("I;16") else float(pixels.max())
+    white = next((level for level in (1.0, 255.0, 65535.0) if peak <= level), peak)
+    return Image.fromarray((pixels * (255 / white)).clip(0, 255).round().astype(np.uint8))
+
+
+def center_crop(image: Image.Image, resolution: int) -> Image.Image:
+    """Return the RGB centre square, resolution x resolution pixels, the shorter side scaled to it."""
+    return ImageOps.fit(to_rgb(image), (resolution, resolution), Image.Resampling.LANCZOS)
+
+
+def read_image(item: dict[str, Any]) -> Image.Image:
+    """Decode what an undecoded `datasets.Image` column holds, {"bytes", "path"}, to RGB."""
+    content = item["bytes"]
+    with Image.open(io.BytesIO(content) if content is not None else item["path"]) as image:
+        return to_rgb(image)
+
+
+class CroppedImages(Sequence):
+    """The images of a data set's rows, read and cropped when asked for."""
+
+    def __init__(self, rows: datasets.Dataset, column: str, resolution: int) -> None:
+        self._rows, self._column, self._resolution = undecoded(rows, column), column, resolution
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return center_crop(read_image(self._rows[int(index)][self._column]), self._resolution)
+
+
+def undecoded(rows: datasets.Dataset, column: str) -> datasets.Dataset:
+    """Return the rows with nothing but the image column, as {"bytes", "path"}; DasdError if it holds none."""
+    try:
+        return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except (TypeError, ValueError) as error:
+        kind = rows.features[column]
+        raise DasdError(f"The column {column!r} holds no images but {kind}.") from error
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of each row's pixels; an unreadable row has the id ""."""
+
+    ids: list[str]  # content hash
+    thumbnails: np.ndarray  # (n, 32, 32) uint8
+    sizes: list[tuple[int, int]]  # (width, height), pixels
+    broken: list[str]  # name and reason of every row that cannot be read
+
+
+def content_hash(image: Image.Image) -> str:
+    """Return the SHA-256 of an RGB image's size and pixels: the same picture in another file has the same."""
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+def thumbnail(image: Image.Image) -> np.ndarray:
+    """Return the image as (32, 32) uint8 grey."""
+    return np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+
+
+def inspect_rows(rows: datasets.Dataset, column: str) -> Inspection:
+    """Read every image of the rows once; `datasets` keeps the result until a file changes."""
+    facts = undecoded(rows, column).map(
+        _inspect_row, fn_kwargs={"column": column, "version": VERSION}, remove_columns=[column],
+        desc="reading images",
+    )[:]  # fmt: skip
+    reasons = enumerate(zip(facts["path"], facts["error"], strict=True))
+    broken = [f"{name or 'embedded image'} (row {i}): {why}" for i, (name, why) in reasons if why]
+    small = np.frombuffer(b"".join(facts["thumbnail"]), dtype=np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
+    return Inspection(facts["id"], small, list(zip(facts["width"], facts["height"], strict=True)), broken)
+
+
+def _inspect_row(row: dict[str, Any], column: str, version: int) -> dict[str, Any]:
+    facts = {"id": "", "thumbnail": bytes(THUMBNAIL**2), "width": 0, "height": 0, "path": "", "error": ""}
+    if row[column] is None:
+        return facts | {"error": "no image"}
+    facts["path"] = row[column]["path"] or ""
+    try:
+        image = read_image(row[column])
+    except Exception as error:  # whatever a decoder raises on a broken file
+        reason = "no image format known here" if "identify" in str(error) else _first_line(error)
+        return facts | {"error": reason}
+    facts["id"], facts["thumbnail"] = content_hash(image), thumbnail(image).tobytes()
+    facts["width"], facts["height"] = image.size
+    return facts
+
+
+def duplicate_groups(ids: Sequence[str], thumbnails: np.ndarray) -> np.ndarray:
+    """Return a group number (n,) for each image; exact copies and near duplicates share one.
+
+    Near: thumbnails (n, 32, 32) that correlate above NEAR_DUPLICATE, and whatever such pairs connect.
+    Chest x-rays are all alike to a 64-bit difference hash, not to this.
+    """
+    flat = thumbnails.reshape(len(ids), -1).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    _, first, inverse = np.unique(np.asarray(ids), return_index=True, return_inverse=True)
+    pairs = [np.stack([np.arange(len(ids)), first[inverse]])]
+    for start in range(0, len(flat), 1024):
+        similar = flat[start : start + 1024] @ flat[start:].T
+        pairs.append(np.stack(np.nonzero(similar > NEAR_DUPLICATE)) + start)
+    row, column = np.concatenate(pairs, axis=1)
+    graph = coo_matrix((np.ones(len(row), dtype=bool), (row, column)), shape=(len(ids), len(ids)))
+    return csgraph.connected_components(graph, directed=False)[1]
+
+
+def split_by_content(
+    ids: Sequence[str], groups: Sequence[int], validation_fraction: float, test_fraction: float
+) -> list[str]:
+    """Return "train", "validation" or "test" for each image, the same for the whole of a group.
+
+    The smallest hash of a group decides, so images added later move no other image to another split. Only a
+    split that would stay empty, though its fraction is not 0, is given a group of the largest split.
+    """
+    leaders: dict[int, str] = {}
+    for group, name in zip(groups, ids, strict=True):
+        leaders[group] = min(name, leaders.get(group, name))
+    parts = {}
+    for group in sorted(leaders, key=leaders.__getitem__):
+        place = int(leaders[group][:13], 16) / 16**13  # in [0, 1)
+        heldout = "test" if place < test_fraction else "validation"
+        parts[group] = heldout if place < test_fraction + validation_fraction else "train"
+    for part, fraction in (("train", 1.0), ("validation", validation_fraction), ("test", test_fraction)):
+        largest, size = Counter(parts.values()).most_common(1)[0]
+        if fraction > 0 and part not in parts.values() and size > 1:
+            parts[next(group for group in parts if parts[group] == largest)] = part
+    return [parts[group] for group in groups]

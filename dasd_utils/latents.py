@@ -1,0 +1,257 @@
+"""Cached VAE latents, and which of them step k trains on: randomness that is counted, not carried."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from dasd_utils.config import Config, DasdError, resolve
+
+if TYPE_CHECKING:
+    from dasd_utils.data import DomainData
+
+VERSION = "1"  # of what the cache holds; a change here makes every older file unused
+ENCODE_BATCH = 8  # images at once through the VAE
+VALIDATION_SEED = 0  # not Config.seed: validation losses of runs with other seeds stay comparable
+TARGET, SOURCE, ORDER, HELDOUT = range(4)  # streams of counted randomness
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Batch:
+    """One micro-batch: Bt target and Bs source samples as scaled latents (C, h, w), noise and timesteps."""
+
+    target_latents: torch.Tensor  # (Bt, C, h, w) float
+    source_latents: torch.Tensor  # (Bs, C, h, w) float
+    target_prompts: list[str]  # the domain's token leads each; "" where the caption was dropped
+    source_prompts: list[str]
+    target_domains: torch.Tensor  # (Bt,) long, index into config.domains
+    target_timesteps: torch.Tensor  # (Bt,) long
+    source_timesteps: torch.Tensor  # (Bs,) long, those of targets
+    target_noise: torch.Tensor  # (Bt, C, h, w)
+    source_noise: torch.Tensor  # (Bs, C, h, w)
+    sample_ids: list[str] = field(default_factory=list)  # content hashes: targets, then sources
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
+        """Return the batch on a device; dtype is for latents and noise, indices stay whole numbers."""
+        moved = {}
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                moved[name] = value.to(device, dtype if value.is_floating_point() else None)
+        return dataclasses.replace(self, **moved)
+
+
+def counted_generator(seed: int, stream: int, *counter: int) -> np.random.Generator:
+    """Return the generator of one place: a counter-based Philox, so no draw depends on any other.
+
+    `counter` has up to three numbers, such as (step, micro, i).
+    """
+    words = np.zeros(4, dtype=np.uint64)
+    words[1 : 1 + len(counter)] = counter  # the lowest word counts the draws at this place
+    key = np.array([seed % 2**64, stream], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=words))
+
+
+@functools.lru_cache(maxsize=64)
+def _order(seed: int, domain: int, epoch: int, count: int) -> np.ndarray:
+    return counted_generator(seed, ORDER, epoch, domain).permutation(count)
+
+
+def vae_fingerprint(vae: AutoencoderKL) -> str:
+    """Return the SHA-256 of everything about a VAE that decides its latents."""
+    digest = hashlib.sha256(repr(vae.config.scaling_factor).encode())
+    for name, value in sorted(vae.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def cached_latents(
+    data: DomainData, config: Config, vae: AutoencoderKL, fingerprint: str, progress: bool = True
+) -> np.ndarray:
+    """Return mean and deviation of the scaled latents, float32 (n, 2, C, h, w), from a memory-mapped file.
+
+    The file is made if there is none for these images, this size and these weights. Raises DasdError if
+    the cache folder cannot be written or the VAE gives numbers that are not finite.
+    """
+    parts = [VERSION, str(config.model.resolution), fingerprint, *data.ids]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    path = resolve(config.data.cache_dir) / f"{data.config.name}-{data.split}-{key[:24]}.npy"
+    if not path.exists():
+        _write_latents(path, data, vae, progress)
+    return np.load(path, mmap_mode="r").view(np.ndarray)
+
+
+def _write_latents(path: Path, data: DomainData, vae: AutoencoderKL, progress: bool) -> None:
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")  # a name of its own for each process
+    stored = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        starts = range(0, len(data), ENCODE_BATCH)
+        for start in tqdm(starts, f"latents of {data.config.name}", disable=not progress):
+            moments = _encode(vae, data.images[start : start + ENCODE_BATCH])
+            if stored is None:
+                shape = (len(data), *moments.shape[1:])
+                stored = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
+            stored[start : start + len(moments)] = moments
+        stored.flush()
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise DasdError(f"The latent cache {path} cannot be written: {error.strerror}. Set cache_dir to a "
+                        "folder that can be.") from error  # fmt: skip
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def _encode(vae: AutoencoderKL, images: Sequence) -> np.ndarray:
+    """Return (B, 2, C, h, w): mean and standard deviation of q(z|x), times the VAE's scaling factor."""
+    pixels = np.stack([np.asarray(image, dtype=np.float32) for image in images]) / 127.5 - 1  # (B, H, W, 3)
+    inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(vae.device, vae.dtype)
+    posterior = vae.encode(inputs).latent_dist
+    moments = torch.stack([posterior.mean, posterior.std], dim=1).float() * vae.config.scaling_factor
+    if not torch.isfinite(moments).all():
+        raise DasdError(f"The VAE gives latents that are not finite in {vae.dtype}: load it in float32.")
+    return moments.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class _Pick:
+    """One sample of a batch."""
+
+    member: int  # 0: the source, 1 + k: config.domains[k]
+    index: int  # of the image
+    prompt: str
+    timestep: int
+    generator: np.random.Generator  # draws the noise and the latent's own deviation
+
+
+class Sampler:
+    """Which samples, timesteps and noise step k trains on: a function of (config.seed, step, micro, i).
+
+    Resuming needs no state, and one process or several see the same batch. Every image of a domain is seen
+    once before any is seen again, in an order that changes with each pass.
+    """
+
+    def __init__(
+        self, config: Config, source: DomainData, targets: Sequence[DomainData],
+        tokenizer: PreTrainedTokenizerBase | None = None, num_train_timesteps: int = 1000,
+    ) -> None:  # fmt: skip
+        self.config, self.num_train_timesteps = config, num_train_timesteps
+        self._members = {"train": [source, *targets]}
+        self._latents: dict[str, list[np.ndarray]] = {}
+        known = tokenizer.get_vocab() if tokenizer else {}
+        unknown = [d.config.token for d in targets if d.config.token and d.config.token not in known]
+        if tokenizer and unknown:
+            log.warning("%s not in the tokenizer yet: train after add_domain_tokens", ", ".join(unknown))
+
+    def encode(self, vae: AutoencoderKL, device: str | torch.device = "cpu", progress: bool = True) -> None:
+        """Encode the training and the held-out images, or open the cache of an earlier call.
+
+        Moves the VAE to the device. Nothing after this needs the VAE.
+        """
+        vae.to(device)
+        fingerprint = vae_fingerprint(vae)
+        for split in ("train", "validation"):
+            self._latents[split] = [
+                cached_latents(data, self.config, vae, fingerprint, progress) for data in self._split(split)
+            ]
+
+    def batch(self, step: int, micro: int = 0) -> Batch:
+        """Return micro-batch `micro` of step `step`; target domains take turns, sources share timesteps.
+
+        Raises DasdError before `encode`.
+        """
+        training = self.config.training
+        number = step * training.gradient_accumulation_steps + micro
+        targets, sources = [], []
+        for i in range(training.target_batch_size):
+            turn, domain = divmod(number * training.target_batch_size + i, len(self.config.domains))
+            targets.append(self._pick(1 + domain, turn, self._generator(TARGET, step, micro, i)))
+        for i in range(training.source_batch_size):
+            turn = number * training.source_batch_size + i
+            sources.append(self._pick(0, turn, self._generator(SOURCE, step, micro, i)))
+        return self._assemble("train", targets, sources)
+
+    def fixed_batch(self, split: str = "validation") -> list[Batch]:
+        """Return `validation_images` held-out samples of each domain as batches that never change.
+
+        Captions are the first of each image, none is dropped; timesteps lie evenly over the whole range.
+        Empty if the config holds nothing out.
+        """
+        members = self._split(split)
+        if not members:
+            return []
+        counts = [min(len(data), self.config.training.validation_images) for data in members]
+        turns = [(k, i) for i in range(max(counts[1:])) for k in range(1, len(members)) if i < counts[k]]
+        size, sources = self.config.training.target_batch_size, self.config.training.source_batch_size
+        batches = []
+        for number, start in enumerate(range(0, len(turns), size)):
+            targets = [self._fixed_pick(k, i, counts[k], split) for k, i in turns[start : start + size]]
+            places = range(number * sources, (number + 1) * sources)
+            companions = [self._fixed_pick(0, i % counts[0], counts[0], split) for i in places]
+            batches.append(self._assemble(split, targets, companions))
+        return batches
+
+    def _split(self, split: str) -> list[DomainData]:
+        if split not in self._members:
+            held_out = self.config.training.validation_images and self.config.data.validation_fraction
+            sets = self._members["train"] if split != "validation" or held_out else []
+            self._members[split] = [data.load_split(self.config, split) for data in sets]
+        return self._members[split]
+
+    def _generator(self, stream: int, *counter: int) -> np.random.Generator:
+        return counted_generator(self.config.seed, stream, *counter)
+
+    def _pick(self, member: int, turn: int, generator: np.random.Generator) -> _Pick:
+        data = self._members["train"][member]
+        epoch, place = divmod(turn, len(data))
+        index = int(_order(self.config.seed, member, epoch, len(data))[place])
+        time, choice, drop = generator.random(3)  # always three, so that no setting changes the noise
+        prompt = "" if drop < self.config.training.caption_dropout else data.prompt(index, choice)
+        return _Pick(member, index, prompt, int(time * self.num_train_timesteps), generator)
+
+    def _fixed_pick(self, member: int, index: int, count: int, split: str) -> _Pick:
+        place = _order(VALIDATION_SEED, member, 0, count)[index]
+        timestep = int((place + 0.5) / count * self.num_train_timesteps)
+        generator = counted_generator(VALIDATION_SEED, HELDOUT, member, index)
+        return _Pick(member, index, self._members[split][member].prompt(index), timestep, generator)
+
+    def _assemble(self, split: str, targets: list[_Pick], sources: list[_Pick]) -> Batch:
+        if split not in self._latents:
+            raise DasdError("The sampler has no latents yet: call sampler.encode(vae) first.")
+        latents, noise = self._draw(split, [*targets, *sources])
+        stride, count = max(len(targets) // max(len(sources), 1), 1), len(targets)
+        timesteps = torch.tensor([pick.timestep for pick in targets])
+        return Batch(
+            target_latents=latents[:count],
+            source_latents=latents[count:],
+            target_prompts=[pick.prompt for pick in targets],
+            source_prompts=[pick.prompt for pick in sources],
+            target_domains=torch.tensor([pick.member - 1 for pick in targets]),
+            target_timesteps=timesteps,
+            source_timesteps=timesteps[[i * stride % count for i in range(len(sources))]],
+            target_noise=noise[:count],
+            source_noise=noise[count:],
+            sample_ids=[self._members[split][pick.member].ids[pick.index] for pick in (*targets, *sources)],
+        )
+
+    def _draw(self, split: str, picks: list[_Pick]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return latents mean + std * e and the noise to be added, both (B, C, h, w), from each generator."""
+        moments = np.stack([self._latents[split][pick.member][pick.index] for pick in picks])
+        normal = np.stack([p.generator.standard_normal(moments.shape[1:], np.float32) for p in picks])
+        latents = moments[:, 0] + moments[:, 1] * normal[:, 0]
+        return torch.from_numpy(latents), torch.from_numpy(normal[:, 1].copy())

@@ -1,0 +1,300 @@
+"""The pretrained parts, and what is new in them: LoRA in the UNet, one token row per domain."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import torch.nn.functional as F
+import transformers
+from diffusers.training_utils import cast_training_params
+from huggingface_hub import constants
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from dasd_utils import config as cfg
+
+log = logging.getLogger(__name__)
+
+ATTENTION = r".*\.to_(q|k|v|out\.0)"
+TARGETS = {  # LoraSettings.convolutions -> which modules of the UNet get LoRA, matched in full
+    "all": rf"{ATTENTION}|.*\.resnets\.\d+\.conv[12]",
+    "mid": rf"{ATTENTION}|mid_block\.resnets\.\d+\.conv[12]",
+    "none": ATTENTION,
+}
+
+
+@dataclass
+class Parts:
+    """A latent diffusion model in pieces; `parts["unet"]` and `parts.unet` are the same."""
+
+    tokenizer: transformers.CLIPTokenizer
+    text_encoder: transformers.CLIPTextModel
+    unet: diffusers.UNet2DConditionModel
+    vae: diffusers.AutoencoderKL | None
+    noise_scheduler: diffusers.DDPMScheduler
+    config: cfg.Config
+    token_ids: dict[str, int] = field(default_factory=dict)  # "<satellite>" -> id
+    tokens: TokenRows | None = None
+    cut_prompts: set[str] = field(default_factory=set, repr=False)  # already warned about
+
+    def __getitem__(self, name: str) -> Any:
+        return vars(self)[name]
+
+    def to(self, device: torch.device | str) -> Parts:
+        """Move every module to the device and return self."""
+        for module in (self.text_encoder, self.unet, self.vae, self.tokens):
+            if module is not None:
+                module.to(device)
+        return self
+
+
+def load_parts(config: cfg.Config, dtype: torch.dtype | None = None) -> Parts:
+    """Return the frozen parts of `config.model.base`, in eval mode, on the CPU.
+
+    `dtype` is that of the frozen weights, float32 if None. The safety checker is not looked at.
+    Raises DasdError if the base is missing, unreachable or not of the Stable Diffusion 1.x kind.
+    """
+    model = config.model
+    source = _base_source(model.base)
+    weights = dict(variant=model.base_variant, use_safetensors=True, dtype=dtype or torch.float32)
+
+    def load(kind: Any, name: str, **options: Any) -> Any:
+        try:
+            return kind.from_pretrained(source, subfolder=name, revision=model.base_revision, **options)
+        except Exception as error:  # each library below has its own kinds
+            raise cfg.DasdError(_load_failure(model, source, name, error)) from error
+
+    parts = Parts(
+        tokenizer=load(transformers.CLIPTokenizer, "tokenizer"),
+        text_encoder=load(transformers.CLIPTextModel, "text_encoder", **weights),
+        unet=load(diffusers.UNet2DConditionModel, "unet", **weights),
+        vae=load(diffusers.AutoencoderKL, "vae", **weights),
+        noise_scheduler=load(diffusers.DDPMScheduler, "scheduler"),
+        config=config,
+    )
+    _check_parts(parts)
+    for module in (parts.text_encoder, parts.unet, parts.vae):
+        module.requires_grad_(False).eval()
+    return parts
+
+
+def _base_source(base: str) -> str:
+    """Return the path of the folder, or the hub id where there is no such folder."""
+    folder = cfg.resolve(base)
+    if not folder.is_dir():
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and base[0] not in ".~":
+            return base
+        raise cfg.DasdError(f"The base model {base!r} is not there: no folder {folder}. Set base to a folder "
+                            f"in the layout of diffusers, or to a hub id like 'owner/name'.")  # fmt: skip
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        if not (folder / part).is_dir():
+            raise cfg.DasdError(f"{folder} is no base model in the layout of diffusers: it has no folder "
+                                f"{part}/. StableDiffusionPipeline.save_pretrained writes one.")  # fmt: skip
+    return str(folder)
+
+
+def _load_failure(model: cfg.ModelConfig, source: str, name: str, error: Exception) -> str:
+    version = f"revision {model.base_revision or 'main'}, variant {model.base_variant or 'none'}"
+    what = f"{name} of the base model {model.base!r} ({version})"
+    said = str(error).strip().split("\n")[0]
+    if Path(source).is_dir():
+        return (f"The {what} cannot be loaded from {Path(source) / name}: {said} "
+                f"Check its files, or whether base_variant is right.")  # fmt: skip
+    return (
+        f"The {what} cannot be loaded: there is no folder {cfg.resolve(model.base)}, and neither the hub "
+        f"({constants.ENDPOINT}) nor its cache ({constants.HF_HUB_CACHE}) has it: {said} Fetch it once with "
+        f"network (`hf download {model.base} --revision {model.base_revision or 'main'}`), set base to a "
+        f"local folder, or use the tiny profile."
+    )
+
+
+def _check_parts(parts: Parts) -> None:
+    base, words = parts.config.model.base, parts.text_encoder.config.vocab_size
+    if len(parts.tokenizer) != words:
+        raise cfg.DasdError(f"The base model {base!r} does not fit together: its tokenizer has "
+                            f"{len(parts.tokenizer)} tokens, its text encoder {words}.")  # fmt: skip
+    wanted, given = parts.unet.config.cross_attention_dim, parts.text_encoder.config.hidden_size
+    if wanted != given or parts.unet.config.addition_embed_type:
+        raise cfg.DasdError(f"The base model {base!r} is no Stable Diffusion 1.x: its UNet wants "
+                            f"text of width {wanted}, its text encoder gives {given}.")  # fmt: skip
+    prediction = parts.noise_scheduler.config.prediction_type
+    if prediction != "epsilon":
+        raise cfg.DasdError(f"The base model {base!r} predicts {prediction!r}; training here needs one that "
+                            f"predicts the noise ('epsilon').")  # fmt: skip
+
+
+class TokenRows(nn.Module):
+    """New rows of a frozen token embedding, as a parameter of their own (`weight`, (n, d), float32).
+
+    Hooks on the embedding let ids from its size on read these rows, so that the matrix is neither
+    resized nor trained: an optimiser that decays weights never sees the old vocabulary.
+    """
+
+    def __init__(self, embedding: nn.Embedding, rows: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(rows.detach().float().clone())
+        self.first_id = embedding.num_embeddings
+        self._ids: Tensor | None = None  # from the hook before the lookup to the one after it
+        embedding.register_forward_pre_hook(self._before)
+        embedding.register_forward_hook(self._after)
+
+    def _before(self, _embedding: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
+        self._ids = arguments[0]
+        return (self._ids.clamp(max=self.first_id - 1),)
+
+    def _after(self, _embedding: nn.Module, _arguments: tuple[Tensor, ...], looked_up: Tensor) -> Tensor:
+        ids, self._ids = self._ids, None
+        rows = F.embedding((ids - self.first_id).clamp(min=0), self.weight)  # (..., d)
+        return torch.where((ids >= self.first_id)[..., None], rows.to(looked_up.dtype), looked_up)
+
+
+def add_domain_tokens(parts: Parts, domains: Iterable[cfg.DomainConfig]) -> dict[str, int]:
+    """Add each domain's token, starting at the mean of its initial word's pieces; return token -> id.
+
+    Raises DasdError, and changes nothing, if tokens were added before or one is in the vocabulary.
+    """
+    domains = list(domains)
+    rows = [_initial_row(parts, domain) for domain in domains]
+    return attach_tokens(parts, [str(domain.token) for domain in domains], torch.stack(rows))
+
+
+def attach_tokens(parts: Parts, tokens: Sequence[str], rows: Tensor) -> dict[str, int]:
+    """Add tokens whose embedding rows (n, d) are known; same errors as `add_domain_tokens`."""
+    if parts.tokens is not None:
+        raise cfg.DasdError(f"These parts already have the tokens {', '.join(parts.token_ids)}: tokens are "
+                            f"added once. Load fresh parts to add others.")  # fmt: skip
+    taken = {piece.lower() for piece in parts.tokenizer.get_vocab()}
+    for token in tokens:
+        if token.lower() in taken:  # tokenizers match added tokens case-insensitively
+            raise cfg.DasdError(f"The token {token!r} is already in the vocabulary of the base model "
+                                f"{parts.config.model.base!r}. Choose another one.")  # fmt: skip
+        taken.add(token.lower())
+    embedding = parts.text_encoder.get_input_embeddings()
+    parts.tokenizer.add_tokens(list(tokens))
+    parts.tokens = TokenRows(embedding, rows.to(embedding.weight.device))
+    parts.token_ids.update({token: parts.tokenizer.convert_tokens_to_ids(token) for token in tokens})
+    return dict(parts.token_ids)
+
+
+def _initial_row(parts: Parts, domain: cfg.DomainConfig) -> Tensor:
+    """Return the mean (d,) of the rows of the initial word's pieces."""
+    if domain.token is None:
+        raise cfg.DasdError(f"The domain {domain.name!r} has no token to add.")
+    pieces = parts.tokenizer(domain.initial_word, add_special_tokens=False).input_ids
+    pieces = [i for i in pieces if i != parts.tokenizer.unk_token_id]
+    if not pieces:
+        raise cfg.DasdError(f"The initial word {domain.initial_word!r} of domain {domain.name!r} has no "
+                            f"piece that the tokenizer knows. Choose another one.")  # fmt: skip
+    return parts.text_encoder.get_input_embeddings().weight[pieces].detach().float().mean(dim=0)
+
+
+def add_lora(unet: diffusers.UNet2DConditionModel, lora: cfg.LoraSettings) -> None:
+    """Add LoRA (arXiv 2106.09685) to every attention projection and the chosen convolutions.
+
+    Its weights are float32 whatever the base is: steps of 1e-4 vanish in half precision.
+    Raises DasdError if the UNet has one already.
+    """
+    if getattr(unet, "peft_config", None):
+        raise cfg.DasdError("This UNet already has a LoRA. Load fresh parts to add another one.")
+    strength = dict(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout)
+    targets = TARGETS[lora.convolutions]
+    unet.add_adapter(LoraConfig(**strength, target_modules=targets, init_lora_weights="gaussian"))
+    cast_training_params(unet, torch.float32)
+    unet.train(unet.training)  # new dropout layers train, whatever the mode of the UNet is
+
+
+@contextmanager
+def lora_disabled(parts: Parts) -> Iterator[Parts]:
+    """Inside the `with`, the UNet is the base's; afterwards everything is as before."""
+    layers = [m for m in parts.unet.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+    trained = {p: p.requires_grad for layer in layers for p in layer.parameters()}
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield parts
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, flag in trained.items():  # peft switches them all on
+            parameter.requires_grad_(flag)
+
+
+def trainable_parameters(parts: Parts) -> dict[str, list[nn.Parameter]]:
+    """Return {"lora": [...], "tokens": [...]} and freeze every other parameter of the parts."""
+    lora = [p for name, p in parts.unet.named_parameters() if "lora_" in name]
+    tokens = [] if parts.tokens is None else [parts.tokens.weight]
+    for module in (parts.text_encoder, parts.unet, parts.vae):
+        if module is not None:
+            module.requires_grad_(False)
+    for parameter in (*lora, *tokens):
+        parameter.requires_grad_(True)
+    return {"lora": lora, "tokens": tokens}
+
+
+def encode_prompts(parts: Parts, prompts: list[str]) -> Tensor:
+    """Return the UNet's text condition (B, 77, d): the text encoder's last hidden state.
+
+    Warns, once for each, of prompts longer than the limit. Gradients reach the token rows.
+    """
+    tokenizer = parts.tokenizer
+    options = dict(padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
+    ids = tokenizer(prompts, return_tensors="pt", **options).input_ids
+    for i in torch.nonzero(ids[:, -2] != tokenizer.pad_token_id)[:, 0].tolist():
+        _warn_if_cut(parts, prompts[i])
+    return parts.text_encoder(ids.to(parts.text_encoder.device)).last_hidden_state
+
+
+def _warn_if_cut(parts: Parts, prompt: str) -> None:
+    limit = parts.tokenizer.model_max_length
+    ids = parts.tokenizer(prompt, verbose=False).input_ids
+    if len(ids) <= limit or prompt in parts.cut_prompts:
+        return
+    parts.cut_prompts.add(prompt)
+    lost = parts.tokenizer.decode(ids[limit - 1 : -1])
+    log.warning("A prompt of %d tokens is cut to %d. Lost: %r of %r", len(ids), limit, lost, prompt)
+
+
+def unet_pass(
+    unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor, num_target: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the predicted noise of the first `num_target` rows and all rows' mid-block features.
+
+    latents (B, C, h, w), timesteps (B,), text (B, 77, d) -> (num_target, C, h, w), (B, C', h', w').
+    Rows from `num_target` on (the source) stop after the mid-block; None keeps all. Temporary hooks
+    on the model's own forward: equal to it for every kind of UNet, and distributed wrappers work.
+    """
+    inner = getattr(unet, "module", unet)  # a distributed wrapper must be called itself
+    features: list[Tensor] = []
+    hooks = [inner.mid_block.register_forward_hook(lambda _m, _a, output: features.append(output))]
+    if num_target is not None and num_target < len(latents):
+        keep = _keep_first(num_target)
+        hooks += [b.register_forward_pre_hook(keep, with_kwargs=True) for b in inner.up_blocks]
+    try:
+        eps = unet(latents, timesteps, encoder_hidden_states=text, return_dict=False)[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return eps, features[0]
+
+
+def _keep_first(count: int) -> Callable:
+    """Return a hook that cuts every tensor a block receives to its first `count` rows."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, tuple):  # the skip connections
+            return tuple(map(cut, value))
+        return value[:count] if isinstance(value, Tensor) else value
+
+    def hook(_block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return cut(args), {name: cut(value) for name, value in kwargs.items()}
+
+    return hook

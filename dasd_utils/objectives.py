@@ -1,0 +1,142 @@
+"""The objective of DASD: noise prediction on the target domains, and the MMD of mid-block features.
+
+An objective is a callable `(parts, batch, config) -> (loss, logs)`. One that carries state from step to step
+also has `state_dict()` (named tensors) and `load_state_dict()`, and the loop keeps it in the checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dasd_utils import losses, models
+from dasd_utils.config import Config
+from dasd_utils.data import Batch
+
+Objective = Callable[[models.Parts, Batch, Config], tuple[Tensor, dict[str, float]]]
+
+
+class FeatureQueue:
+    """The newest `size` features of each domain, detached: an MMD of small batches sees more samples."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.rows: dict[str, Tensor] = {}  # domain -> (at most size, d), the oldest first
+
+    def extend(self, name: str, features: Tensor) -> Tensor:
+        """Return the kept features of the domain followed by these (n, d), which keep their gradient."""
+        kept = self.rows.get(name)
+        return features if kept is None else torch.cat([kept.to(features.device), features])
+
+    def push(self, name: str, features: Tensor) -> None:
+        """Keep the features (n, d) and let the oldest go; rows that are not finite never enter."""
+        new = features.detach()
+        new = new[new.isfinite().all(dim=1)]
+        if self.size > 0 and len(new):
+            self.rows[name] = self.extend(name, new)[-self.size :]
+
+
+class DasdObjective:
+    """L = L_noise + lambda_align * mean over target domains of MMD^2(source, target) (facts: `__call__`).
+
+    The features are those of the UNet's mid-block, at the same timesteps for both. With `queue_size` > 0 both
+    samples of the MMD also hold features of recent steps: they carry no gradient, they steady the estimate.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.queue = FeatureQueue(config.alignment.queue_size)
+
+    def __call__(self, parts: models.Parts, batch: Batch, config: Config) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss and its parts: loss_noise, mmd, mmd_<domain>.
+
+        Target and source share one pass down to the mid-block, where the source stops; with lambda_align 0
+        the source is not passed through the network at all. A domain that has fewer samples than the
+        estimator needs (the unbiased one: two, the queue's included) is left out of this step and its logs.
+        """
+        weight = config.alignment.lambda_align
+        eps, mid = predict(parts, batch, with_source=weight > 0)
+        loss = noise_loss(parts, batch, eps, config)
+        logs = {"loss_noise": loss.item()}
+        distances = self.distances(mid, batch, config) if weight > 0 else {}
+        if distances:
+            mmd = torch.stack(list(distances.values())).mean()
+            loss = loss + weight * mmd
+            logs |= {"mmd": mmd.item()} | {f"mmd_{name}": value.item() for name, value in distances.items()}
+        return loss, logs
+
+    def distances(self, mid: Tensor, batch: Batch, config: Config) -> dict[str, Tensor]:
+        """Return the squared MMD of each target domain from the source, and queue the features.
+
+        mid: (Bt + Bs, C, h, w), the targets first.
+        """
+        settings = config.alignment
+        features = pool(mid.float(), settings.pooling)
+        groups = {config.source.name: features[len(batch.target_latents) :]}
+        groups |= {n: features[rows] for n, rows in domain_rows(batch, config).items()}
+        samples = {name: self.queue.extend(name, group) for name, group in groups.items()}
+        least = 2 if settings.unbiased else 1
+        source = samples.pop(config.source.name)
+        usable = {n: x for n, x in samples.items() if min(len(x), len(source)) >= least}
+        for name, group in groups.items():
+            self.queue.push(name, group)
+        return {n: losses.mmd(source, x, settings.kernel, settings.unbiased) for n, x in usable.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the queue: domain -> features, the oldest first."""
+        return dict(self.queue.rows)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put the queue back as `state_dict` returned it."""
+        self.queue.rows = dict(state)
+
+
+def predict(parts: models.Parts, batch: Batch, with_source: bool) -> tuple[Tensor, Tensor]:
+    """Return (noise predicted for the targets, mid-block features of targets and then sources).
+
+    (Bt, C, h, w) and (Bt + Bs, C', h', w'), or only Bt features without the source.
+    """
+    latents, noise = [batch.target_latents], [batch.target_noise]
+    timesteps, prompts = [batch.target_timesteps], list(batch.target_prompts)
+    if with_source:
+        latents.append(batch.source_latents)
+        noise.append(batch.source_noise)
+        timesteps.append(batch.source_timesteps)
+        prompts += batch.source_prompts
+    t = torch.cat(timesteps)
+    noisy = parts.noise_scheduler.add_noise(torch.cat(latents), torch.cat(noise), t)
+    text = models.encode_prompts(parts, prompts)
+    return models.unet_pass(parts.unet, noisy, t, text, num_target=len(batch.target_latents))
+
+
+def noise_loss(
+    parts: models.Parts, batch: Batch, eps: Tensor, config: Config, rows: Tensor | slice = slice(None)
+) -> Tensor:
+    """Return the noise prediction loss of the targets (or some rows of them), weighted as the config says."""
+    alphas = parts.noise_scheduler.alphas_cumprod
+    noise, timesteps = batch.target_noise[rows], batch.target_timesteps[rows]
+    return losses.noise_prediction(eps[rows], noise, timesteps, alphas, config.training.min_snr_gamma)
+
+
+def pool(features: Tensor, pooling: str) -> Tensor:
+    """Return (B, C, h, w) as rows: "mean" over space gives (B, C), "flat" (B, C * h * w)."""
+    return features.mean(dim=(2, 3)) if pooling == "mean" else features.flatten(1)
+
+
+def domain_rows(batch: Batch, config: Config) -> dict[str, Tensor]:
+    """Return for each target domain in the batch its row indices among the targets."""
+    found = {d.name: (batch.target_domains == i).nonzero().flatten() for i, d in enumerate(config.domains)}
+    return {name: rows for name, rows in found.items() if len(rows)}
+
+
+@torch.no_grad()
+def validation_losses(parts: models.Parts, batches: Sequence[Batch], config: Config) -> dict[str, float]:
+    """Return each target domain's noise prediction loss over fixed batches, weighted as in training."""
+    values: dict[str, list[float]] = {}
+    for batch in batches:
+        eps, _ = predict(parts, batch, with_source=False)
+        for name, rows in domain_rows(batch, config).items():
+            value = noise_loss(parts, batch, eps, config, rows).item()
+            values.setdefault(name, []).extend([value] * len(rows))
+    return {f"validation_{name}": sum(each) / len(each) for name, each in values.items()}

@@ -1,0 +1,192 @@
+"""One optimiser step: precision, backward, clipping, AdamW, learning rates, token norm, moving average.
+
+What it carries from step to step is the moments of AdamW, the moving average and the scale of fp16; the
+learning rates are functions of the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from diffusers.optimization import SchedulerType, get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from dasd_utils import adapters, checkpoints, models
+from dasd_utils.config import Config, DasdError, TrainingConfig
+
+BY_STEP_ALONE = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+
+
+def choose_precision(setting: str, device: torch.device) -> str:
+    """Return "no", "bf16" or "fp16"; "auto" is fp32 on a CPU, bf16 on GPUs made for it, else fp16.
+
+    Raises DasdError for fp16 without CUDA: its gradients need a scaler.
+    """
+    if setting == "fp16" and device.type != "cuda":
+        raise DasdError(
+            f"mixed_precision 'fp16' needs a CUDA device, here is {device.type!r}. Use 'bf16' or 'no'."
+        )
+    if setting != "auto":
+        return setting
+    if device.type != "cuda":
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def check(training: TrainingConfig) -> None:
+    """Raise DasdError for a schedule or a precision that cannot work here."""
+    if training.lr_scheduler not in BY_STEP_ALONE:
+        raise DasdError(f"lr_scheduler is {training.lr_scheduler!r}. Choices: {', '.join(BY_STEP_ALONE)}.")
+    if PartialState().num_processes > 1:
+        raise DasdError("Training runs in one process, this one was launched with several: start it without "
+                        "`accelerate launch` or `torchrun`, or with one process.")  # fmt: skip
+    choose_precision(training.mixed_precision, PartialState().device)
+
+
+class Updater:
+    """Turns losses into updates of LoRA and token rows."""
+
+    def __init__(self, config: Config, parts: models.Parts) -> None:
+        self.config, self.parts = config, parts
+        training = config.training
+        self.accelerator = _accelerator(training)
+        _place(parts, self.accelerator)
+        if training.gradient_checkpointing:
+            parts.unet.enable_gradient_checkpointing()
+        groups = models.trainable_parameters(parts)
+        self.parameters = [*groups["lora"], *groups["tokens"]]
+        optimizer = torch.optim.AdamW(_groups(groups, training))
+        self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        self.rate_factor = _rate_factor(optimizer, training)  # step -> factor of the base rates
+        self.optimizer = self.accelerator.prepare(optimizer)
+        self.ema = None if training.ema_decay is None else EMAModel(self.parameters, decay=training.ema_decay)
+        vocabulary = parts.text_encoder.get_input_embeddings().weight.detach()
+        self.vocabulary_norm = vocabulary.float().norm(dim=1).mean()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return self.accelerator.device
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Return the context in which the network computes at the chosen precision."""
+        return self.accelerator.autocast()
+
+    def set_rates(self, step: int) -> dict[str, float]:
+        """Set the learning rates of the step that follows `step` done ones and return them by name."""
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * self.rate_factor(step)
+        return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one of `gradient_accumulation_steps` micro-batches."""
+        self.accelerator.backward(loss)  # divides by their number
+
+    def update(self, finite_loss: bool) -> tuple[float, bool]:
+        """Clip, step, and clear the gradients; return (their norm before clipping, whether it stepped).
+
+        Without a finite loss and norm nothing changes but the scale of fp16.
+        """
+        limit = self.config.training.max_grad_norm
+        norm = self.accelerator.clip_grad_norm_(self.parameters, limit if limit > 0 else float("inf")).item()
+        stepped = finite_loss and norm < float("inf")  # False for nan too
+        if stepped:
+            self.optimizer.step()
+            self._restore_token_norm()
+            if self.ema is not None:
+                self.ema.step(self.parameters)
+        elif self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
+        self.optimizer.zero_grad()
+        return norm, stepped
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside the `with`, the weights are the moving average, if there is one."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+    def keep_average(self) -> None:
+        """Leave the moving average, if there is one, in the weights for good."""
+        if self.ema is not None:
+            self.ema.copy_to(self.parameters)
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Return (groups of tensors, JSON values) from which `load` goes on exactly."""
+        tensors = {
+            "adapter": adapters.adapter_state(self.parts),
+            "optimizer": checkpoints.optimizer_tensors(self.optimizer.optimizer),
+        }
+        scaler = self.accelerator.scaler
+        values = {"scaler": scaler.state_dict() if scaler is not None else None}
+        if self.ema is not None:
+            tensors["ema"] = {str(i): value for i, value in enumerate(self.ema.shadow_params)}
+            values["ema_steps"] = self.ema.optimization_step
+        return tensors, values
+
+    def load(self, tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> None:
+        """Put back what `state` returned."""
+        adapters.load_adapter_state(self.parts, tensors["adapter"])
+        checkpoints.load_optimizer(self.optimizer.optimizer, tensors.get("optimizer", {}))
+        if self.accelerator.scaler is not None and values["scaler"]:
+            self.accelerator.scaler.load_state_dict(values["scaler"])
+        if self.ema is not None:
+            shadows = [tensors["ema"][str(i)] for i in range(len(self.parameters))]
+            self.ema.load_state_dict({"shadow_params": shadows, "optimization_step": values["ema_steps"]})
+            self.ema.to(self.device)
+
+    @torch.no_grad()
+    def _restore_token_norm(self) -> None:
+        """Pivotal tuning: a new row keeps the mean norm of the vocabulary's, only its direction learns."""
+        rows = self.parts.tokens.weight
+        rows.mul_(self.vocabulary_norm / rows.norm(dim=1, keepdim=True))
+
+
+def _accelerator(training: TrainingConfig) -> Accelerator:
+    precision = choose_precision(training.mixed_precision, PartialState().device)
+    shared = AcceleratorState._shared_state  # one for the process, and it refuses a second precision
+    if shared and shared.get("_mixed_precision") != precision:
+        AcceleratorState._reset_state()
+    steps = training.gradient_accumulation_steps
+    return Accelerator(mixed_precision=precision, gradient_accumulation_steps=steps)
+
+
+def _place(parts: models.Parts, accelerator: Accelerator) -> None:
+    """Move to the device what trains; on a GPU the frozen UNet weights take half the memory."""
+    for module in (parts.unet, parts.text_encoder, parts.tokens):
+        module.to(accelerator.device)
+    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if accelerator.device.type == "cuda" and accelerator.mixed_precision in halves:
+        for parameter in parts.unet.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(halves[accelerator.mixed_precision])
+
+
+def _groups(groups: Mapping[str, list[torch.nn.Parameter]], training: TrainingConfig) -> list[dict[str, Any]]:
+    """LoRA weights decay; tokens do not: they keep their norm instead."""
+    lora = {"name": "learning_rate", "lr": training.learning_rate, "weight_decay": training.weight_decay}
+    tokens = {"name": "token_learning_rate", "lr": training.token_learning_rate, "weight_decay": 0.0}
+    return [{"params": groups["lora"], **lora}, {"params": groups["tokens"], **tokens}]
+
+
+def _rate_factor(optimizer: torch.optim.Optimizer, training: TrainingConfig) -> Any:
+    schedule = get_scheduler(
+        SchedulerType(training.lr_scheduler),
+        optimizer,
+        num_warmup_steps=training.lr_warmup_steps,
+        num_training_steps=training.max_train_steps,
+    )
+    return schedule.lr_lambdas[0]

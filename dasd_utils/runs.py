@@ -1,0 +1,61 @@
+"""Find the run a lesson should use: the one just trained if it is the one asked for, else the shipped one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dasd_utils.config import Config, DasdError, resolve
+
+# What may differ between a run and the config that asks for it, without the weights being others.
+NOT_TRAINED = ("output_dir", "shipped_run", "data", "classifier", "evaluation")
+NOT_TRAINED_DOMAIN = ("calibration", "descriptions", "style_suffix")
+NOT_TRAINED_TRAINING = ("checkpoint_every", "checkpoints_kept", "validation_every", "validation_images",
+                        "sample_every")  # fmt: skip
+
+
+def trained_part(config: Config) -> dict[str, Any]:
+    """Return the fields that decide which weights a run ends with."""
+    values = {name: value for name, value in config.to_dict().items() if name not in NOT_TRAINED}
+    for domain in (values["source"], *values["domains"]):
+        for name in NOT_TRAINED_DOMAIN:
+            del domain[name]
+    for name in NOT_TRAINED_TRAINING:
+        del values["training"][name]
+    return values
+
+
+def find_run(config: Config) -> Path:
+    """Return the run folder with an adapter for this config: its own, else the shipped one.
+
+    The config's own run is used if its `config.json` agrees in all that decides the weights. Raises
+    DasdError, naming the field that differs, where neither folder fits.
+    """
+    problems = []
+    for place in (config.output_dir, config.shipped_run):
+        if place is None:
+            continue
+        folder = resolve(place)
+        problem = _misfit(folder, config)
+        if problem is None:
+            return folder
+        problems.append(f"{folder}: {problem}")
+    raise DasdError(
+        f"No trained run fits this config ({'; '.join(problems)}). "
+        f"Train one first: notebook 03, or `dasd train --output_dir {config.output_dir}`."
+    )
+
+
+def _misfit(folder: Path, config: Config) -> str | None:
+    """Return why the run cannot be used, None if it can."""
+    if not (folder / "adapter").is_dir() or not (folder / "config.json").exists():
+        return "no adapter there"
+    return difference(trained_part(Config.load(folder / "config.json")), trained_part(config))
+
+
+def difference(a: Any, b: Any, where: str = "") -> str | None:
+    """Return the first field in which two nested configs differ, with both values; None if equal."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        found = (difference(a[name], b[name], f"{where}.{name}".lstrip(".")) for name in a)
+        return next((text for text in found if text), None)
+    return None if a == b else f"{where} is {a!r} there and {b!r} here"

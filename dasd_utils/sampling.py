@@ -1,0 +1,294 @@
+"""Prompts -> images: which domain, settings and adapter a prompt gets, and the pipeline that samples it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dasd_utils import adapters, classifier, denoising, models
+from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
+from dasd_utils.denoising import SCHEDULERS, classifier_free_guidance, initial_noise
+
+__all__ = [
+    "SCHEDULERS",
+    "DasdPipeline",
+    "calibrated",
+    "classifier_free_guidance",
+    "initial_noise",
+    "load_trained_pipeline",
+]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One image to sample."""
+
+    prompt: str  # with its token
+    domain: DomainConfig | None
+    calibration: Calibration
+    adapted: bool  # LoRA on
+    token: str | None  # put in by the adapter
+    seed: int
+    index: int  # of the image among those of its prompt
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "domain": self.domain.name if self.domain else None,
+            "token": self.token,
+            **asdict(self.calibration),
+            "seed": self.seed,
+        }
+
+
+class DasdPipeline:
+    """A base model and its adapter, sampled with each domain's calibration.
+
+    The adapter is on where there is a domain: named, found by the classifier, or by its token in the
+    prompt. Everywhere else the base model answers, LoRA off, with the source domain's calibration.
+    """
+
+    def __init__(
+        self,
+        parts: models.Parts,
+        config: Config,
+        domain_classifier: classifier.DomainClassifier | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> None:
+        """batch_size: images a pass holds; progress: show the denoising steps. Without adapter: `base`."""
+        self.parts, self.config = parts, config
+        self.batch_size, self.progress = batch_size, progress
+        self._classifier = domain_classifier
+        self._schedulers: dict[str, Any] = {}
+        self._use_adapter = bool(parts.token_ids or getattr(parts.unet, "peft_config", None))
+
+    @property
+    def domain_tokens(self) -> dict[str, str]:
+        """Domain name -> token."""
+        return {d.name: d.token for d in self.config.domains}
+
+    @property
+    def classifier(self) -> classifier.DomainClassifier:
+        """The prompt classifier, made and fitted at its first use."""
+        if self._classifier is None:
+            rows = classifier.load_prompts(self.config.classifier.prompts)
+            parts = self.parts
+            made = classifier.DomainClassifier(parts.text_encoder, parts.tokenizer, self.config.domains)
+            made.fit_threshold(rows)
+            self._classifier = made
+        return self._classifier
+
+    def scheduler(self, name: str) -> Any:
+        """Return the scheduler of that name, made once."""
+        if name not in self._schedulers:
+            self._schedulers[name] = denoising.make_scheduler(name, self.parts.noise_scheduler)
+        return self._schedulers[name]
+
+    @contextlib.contextmanager
+    def base(self) -> Iterator[DasdPipeline]:
+        """Sample the base model inside: LoRA off and no token put in; a domain gives its settings only."""
+        before, self._use_adapter = self._use_adapter, False
+        try:
+            yield self
+        finally:
+            self._use_adapter = before
+
+    def classify_prompt(self, prompt: str | Sequence[str]) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return what `DomainClassifier.classify` says: a dictionary, or a list of them for a list."""
+        return self.classifier.classify(prompt)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        domain: str | None = None,
+        num_images: int = 1,
+        seed: int | Sequence[int] | None = None,
+        auto_domain: bool = False,
+        settings: Calibration | None = None,
+        negative_prompt: str = "",
+    ) -> tuple[Any, Any, Any]:
+        """Return (image, domain name or None, settings); three lists, one entry a prompt, for a list.
+
+        num_images above 1 gives a list of images in the place of each image. Image i of a prompt starts
+        from the noise (seed, i), whatever else is in the batch; `seed` may be a list, one a prompt; None
+        draws one, which the settings record. Raises DasdError for an empty prompt, an unknown domain, a
+        token that contradicts `domain`, and settings that cannot be sampled.
+        """
+        options = {"domain": domain, "num_images": num_images, "seed": seed, "settings": settings}
+        return self._run(prompt, negative_prompt, auto_domain=auto_domain, **options)[:3]
+
+    def generate_with_auto_domain(self, prompt: str | Sequence[str], **options: Any) -> tuple[Any, ...]:
+        """Return (image, domain, settings, prompt as sampled), the domain found by the classifier."""
+        return self._run(prompt, options.pop("negative_prompt", ""), auto_domain=True, **options)
+
+    def generate_comparison(self, prompt: str, seed: int | None = 42) -> list[dict[str, Any]]:
+        """Return {"domain", "image", "settings", "prompt"} of the source and each domain, from one noise."""
+        classifier.check_prompts([prompt])
+        plain = classifier.without_tokens(prompt, self.config.domains)
+        seed = denoising.fresh_seed() if seed is None else seed
+        rows = []
+        for domain in (self.config.source, *self.config.domains):
+            image, name, settings, used = self._run(plain, domain=domain.name, seed=seed)
+            rows.append({"domain": name, "image": image, "settings": settings, "prompt": used})
+        return rows
+
+    def _run(self, prompt: str | Sequence[str], negative_prompt: str = "", **options: Any) -> tuple[Any, ...]:
+        """What `generate` returns, and the prompts as they were sampled."""
+        single = isinstance(prompt, str)
+        plans = self._plan([prompt] if single else list(prompt), **options)
+        images = iter(self._sample([job for jobs in plans for job in jobs], negative_prompt))
+        grouped = [[next(images) for _ in jobs] for jobs in plans]
+        rows = [jobs[0].settings() for jobs in plans]
+        results = (
+            [group if len(group) > 1 else group[0] for group in grouped],
+            [row["domain"] for row in rows],
+            rows,
+            [jobs[0].prompt for jobs in plans],
+        )
+        return tuple(values[0] for values in results) if single else results
+
+    def _plan(
+        self,
+        prompts: list[str],
+        domain: str | None = None,
+        num_images: int = 1,
+        seed: int | Sequence[int] | None = None,
+        auto_domain: bool = False,
+        settings: Calibration | None = None,
+    ) -> list[list[_Job]]:
+        """A list of jobs for each prompt; whatever is wrong is found here, before any work."""
+        classifier.check_prompts(prompts)
+        if num_images < 1:
+            raise DasdError(f"num_images is {num_images}; it must be at least 1.")
+        seeds, plans = denoising.seeds_for(seed, len(prompts)), []
+        domains = self._domains(prompts, domain, auto_domain)
+        for text, found, number in zip(prompts, domains, seeds, strict=True):
+            calibration = settings or (found or self.config.source).calibration
+            denoising.check_calibration(calibration, self.parts.noise_scheduler)
+            adapted = self._use_adapter and found is not None and found.token is not None
+            token = self._learned_token(found) if adapted else None
+            text = classifier.with_token(text, found) if token else text
+            job = functools.partial(_Job, text, found, calibration, adapted, token, number)
+            plans.append([job(index) for index in range(num_images)])
+        return plans
+
+    def _learned_token(self, domain: DomainConfig) -> str | None:
+        """None for an adapter without tokens."""
+        known = self.parts.token_ids
+        if known and domain.token not in known:
+            raise DasdError(
+                f"The adapter has not learned {domain.token} of the domain {domain.name}, only "
+                f"{', '.join(known)}: train it with that domain, or leave the domain out."
+            )
+        return domain.token if known else None
+
+    def _domains(self, prompts: list[str], name: str | None, auto_domain: bool) -> list[DomainConfig | None]:
+        """The domain that is named, else that of the prompt's token, else the one found, else None."""
+        held = [classifier.token_domain(text, self.config.domains) for text in prompts]
+        if name is not None:
+            named = self.config.domain(name)
+            for text, other in zip(prompts, held, strict=True):
+                if other and other.name != name:
+                    raise DasdError(
+                        f"The prompt {text!r} holds {other.token}, but the domain asked for is {name}: "
+                        f"leave one of the two out."
+                    )
+            return [named] * len(prompts)
+        if not auto_domain:
+            return held
+        found = [row["best_domain"] for row in self.classify_prompt(prompts)]
+        return [self.config.domain(best) if best else None for best in found]
+
+    def _sample(self, jobs: list[_Job], negative_prompt: str) -> list[Image.Image]:
+        """Sample jobs of equal settings together; return the images in the jobs' order."""
+        alike: dict[Any, list[int]] = {}
+        for place, job in enumerate(jobs):
+            alike.setdefault((job.calibration, job.adapted), []).append(place)
+        images: dict[int, Image.Image] = {}
+        chunks = [
+            places[start : start + self.batch_size]
+            for places in alike.values()
+            for start in range(0, len(places), self.batch_size)
+        ]
+        with denoising.evaluating(self.parts.unet, self.parts.text_encoder, self.parts.vae):
+            for chunk in chunks:
+                latents = self._latents([jobs[i] for i in chunk], negative_prompt)
+                images |= zip(chunk, denoising.decode_images(self.parts.vae, latents), strict=True)
+        return [images[place] for place in range(len(jobs))]
+
+    @torch.no_grad()
+    def _latents(self, jobs: list[_Job], negative_prompt: str) -> Tensor:
+        """Denoise jobs of equal settings as one batch."""
+        unet, calibration = self.parts.unet, jobs[0].calibration
+        text = models.encode_prompts(self.parts, [*(job.prompt for job in jobs), negative_prompt])
+        text = text.to(unet.device, unet.dtype)
+        text, empty = text[:-1], text[-1:].expand(len(jobs), -1, -1)
+        noise = torch.stack([initial_noise(self.latent_shape, job.seed, job.index) for job in jobs])
+        with contextlib.nullcontext() if jobs[0].adapted else models.lora_disabled(self.parts):
+            return denoising.denoise(
+                denoising.guided_prediction(unet, text, empty, calibration.guidance_scale),
+                self.scheduler(calibration.scheduler),
+                noise.to(unet.device),
+                calibration.num_inference_steps,
+                [denoising.step_generator(job.seed, job.index) for job in jobs],
+                self.progress,
+            )
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one image's latents."""
+        vae = self.parts.vae.config
+        side = self.config.model.resolution // 2 ** (len(vae.block_out_channels) - 1)
+        return (vae.latent_channels, side, side)
+
+
+def calibrated(config: Config, path: str | Path) -> Config:
+    """Return the config with the calibrations of a file {"<domain>": {"guidance_scale": ...}, ...}.
+
+    Raises DasdError for a file that is no JSON object of objects, an unknown domain or an unknown field.
+    """
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf8"))
+        changes = {config.domain(name).name: dict(fields) for name, fields in table.items()}
+    except (AttributeError, TypeError, json.JSONDecodeError) as error:
+        raise DasdError(f"{path} must be a JSON object of calibrations by domain: {error}.") from None
+    values = config.to_dict()
+    for domain in (values["source"], *values["domains"]):
+        domain["calibration"] |= changes.get(domain["name"], {})
+    return Config.from_dict(values)
+
+
+def load_trained_pipeline(
+    folder_or_config: str | Path | Config,
+    config: Config | None = None,
+    device: str | torch.device | None = None,
+) -> DasdPipeline:
+    """Return the pipeline of a run folder (`adapter/` in it), of an adapter folder, or of a config's run.
+
+    The config is the one given, else the run's `config.json`; a `calibration.json` beside it replaces the
+    domains' calibrations. Raises DasdError where one of them is missing or of another base model.
+    """
+    if isinstance(folder_or_config, Config):
+        config = config or folder_or_config
+        folder_or_config = config.output_dir
+    folder = resolve(folder_or_config)
+    adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    run = folder if adapter != folder or (folder / "config.json").exists() else folder.parent
+    adapters.read_summary(adapter)  # says what is missing before anything is loaded
+    if config is None and not (run / "config.json").exists():
+        raise DasdError(f"{run} holds no config.json, which names the base model: give a config too.")
+    config = config or Config.load(run / "config.json")
+    if (run / "calibration.json").exists():
+        config = calibrated(config, run / "calibration.json")
+    parts = models.load_parts(config)
+    adapters.load_adapter(parts, adapter)
+    return DasdPipeline(parts.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config)

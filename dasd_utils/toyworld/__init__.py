@@ -1,0 +1,67 @@
+"""A small world to learn from: captioned scenes with ground-truth attributes, in four domains."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from dasd_utils.toyworld import captions, painting, satellite, xray
+
+DOMAINS = ("painting", "satellite", "xray", "sketch")
+ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
+    "painting": painting.ATTRIBUTES,
+    "satellite": satellite.ATTRIBUTES,
+    "xray": xray.ATTRIBUTES,
+    "sketch": painting.SKETCH_ATTRIBUTES,
+}
+_RENDERERS = {
+    "painting": (painting.sample_attributes, painting.draw),
+    "satellite": (satellite.sample_attributes, satellite.draw),
+    "xray": (xray.sample_attributes, xray.draw),
+    "sketch": (painting.sample_attributes, painting.draw_sketch),
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One rendered scene; `attributes` are those that the picture shows."""
+
+    domain: str
+    image: Image.Image  # RGB, square
+    caption: str
+    attributes: dict[str, str]
+
+
+def _generator(domain: str, seed: int, index: int, purpose: int) -> np.random.Generator:
+    world = "painting" if domain == "sketch" else domain  # a sketch shows the painting of its index
+    return np.random.default_rng([zlib.crc32(world.encode()), seed, index, purpose])
+
+
+def attributes(domain: str, seed: int, index: int) -> dict[str, str]:
+    """Return what scene `index` shows, without drawing it."""
+    drawn = _RENDERERS[domain][0](_generator(domain, seed, index, 0))
+    return {name: value for name, value in drawn.items() if name in ATTRIBUTES[domain]}
+
+
+def draw(domain: str, seed: int, index: int, size: int = 64) -> Image.Image:
+    """Draw scene `index` as an RGB image of size x size pixels."""
+    sample, draw_scene = _RENDERERS[domain]
+    return draw_scene(sample(_generator(domain, seed, index, 0)), _generator(domain, seed, index, 1), size)
+
+
+def render(domain: str, seed: int, index: int, size: int = 64) -> Scene:
+    """Return one captioned scene, the same for the same (domain, seed, index); `size` in pixels.
+
+    A sketch shows the scene that the painting of the same seed and index shows.
+    """
+    caption = caption_variants(domain, seed, index, 1)[0]
+    return Scene(domain, draw(domain, seed, index, size), caption, attributes(domain, seed, index))
+
+
+def caption_variants(domain: str, seed: int, index: int, n: int = 5) -> list[str]:
+    """Return n wordings of one scene; the first is the caption that `render` gives."""
+    shown = attributes(domain, seed, index)
+    return [captions.caption(domain, shown, _generator(domain, seed, index, 2 + i)) for i in range(n)]

@@ -1,0 +1,197 @@
+"""Shapes in unit coordinates (0 to 1, y downwards), renderers that paint or ink them, and soft textures."""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+SCALE = 4  # supersampling: shapes are drawn this many times larger, then averaged
+Point = tuple[float, float]
+Colour = tuple[int, int, int]
+
+
+class Shape(NamedTuple):
+    """One shape; `sketch` says how a sketch shows it: "line" (edged), "ink", "tone" (grey) or "hide"."""
+
+    kind: str  # "band" (full width, top to bottom), "polygon", "ellipse" (its bounding box) or "line"
+    points: list[Point]
+    role: str  # its name in the palette
+    sketch: str = "line"
+    width: float = 0.0  # of a line, as a fraction of the picture's side
+
+
+Shapes = list[Shape]
+Palette = dict[str, Colour]
+
+
+def band(top: float, bottom: float, role: str) -> Shape:
+    """A full-width area that fades from `role` to `role_low` where the palette has one."""
+    return Shape("band", [(0, top), (1, bottom)], role)
+
+
+def polygon(points: list[Point], role: str, sketch: str = "line") -> Shape:
+    """A closed polygon."""
+    return Shape("polygon", points, role, sketch)
+
+
+def rect(left: float, top: float, right: float, bottom: float, role: str, sketch: str = "line") -> Shape:
+    """An upright rectangle."""
+    return polygon([(left, top), (right, top), (right, bottom), (left, bottom)], role, sketch)
+
+
+def ellipse(x: float, y: float, rx: float, ry: float, role: str, sketch: str = "line") -> Shape:
+    """An upright ellipse around (x, y)."""
+    return Shape("ellipse", [(x - rx, y - ry), (x + rx, y + ry)], role, sketch)
+
+
+def line(points: list[Point], role: str, width: float, sketch: str = "ink") -> Shape:
+    """An open stroke."""
+    return Shape("line", points, role, sketch, width)
+
+
+def arc(x: float, y: float, rx: float, ry: float, start: float, stop: float, steps: int = 14) -> list[Point]:
+    """Points on an ellipse from angle `start` to `stop`, in degrees clockwise from the right."""
+    angle = np.radians(np.linspace(start, stop, steps))
+    return list(zip((x + rx * np.cos(angle)).tolist(), (y + ry * np.sin(angle)).tolist(), strict=True))
+
+
+def blob(x: float, y: float, rx: float, ry: float, lobes: int, depth: float, turn: float) -> list[Point]:
+    """Points of an ellipse with round lobes, such as a tree crown; `depth` 0 is a plain ellipse."""
+    angle = np.linspace(0, 2 * np.pi, 7 * lobes, endpoint=False)
+    radius = 1 - depth + depth * np.abs(np.sin(lobes * angle / 2 + turn)) * 2
+    xs, ys = x + rx * radius * np.cos(angle), y + ry * radius * np.sin(angle)
+    return list(zip(xs.tolist(), ys.tolist(), strict=True))
+
+
+def turn(points: list[Point], centre: Point, degrees: float) -> list[Point]:
+    """The points turned around `centre`, clockwise on the screen."""
+    angle, (cx, cy) = np.radians(degrees), centre
+    cos, sin = float(np.cos(angle)), float(np.sin(angle))
+    return [(cx + cos * (x - cx) - sin * (y - cy), cy + sin * (x - cx) + cos * (y - cy)) for x, y in points]
+
+
+def mirror(shapes: Shapes) -> Shapes:
+    """The same shapes with left and right exchanged."""
+    flipped = []
+    for shape in shapes:
+        points = [(1 - x, y) for x, y in shape.points]
+        if shape.kind in ("ellipse", "band"):  # a bounding box keeps its smaller x first
+            points = [(points[1][0], points[0][1]), (points[0][0], points[1][1])]
+        flipped.append(shape._replace(points=points))
+    return flipped
+
+
+def paint(shapes: Shapes, palette: Palette, size: int, outline: float = 0.0) -> Image.Image:
+    """Paint the shapes from far to near; `outline` is the width of dark outlines in output pixels."""
+    image = Image.new("RGB", (SCALE * size, SCALE * size))
+    pen = ImageDraw.Draw(image)
+    edge = palette["outline"] if outline else None
+    for shape in shapes:
+        if shape.kind == "band":
+            _paint_band(image, shape, palette)
+        else:
+            drawn = edge if shape.sketch in ("line", "tone") else None
+            _stroke(pen, shape, palette[shape.role], drawn, outline, size)
+    return image.reduce(SCALE)
+
+
+def ink(shapes: Shapes, size: int, dark: Colour, paper: Colour, width: float) -> Image.Image:
+    """Draw the shapes with `dark` lines of `width` output pixels and with lighter paper inside them."""
+    image = Image.new("RGB", (SCALE * size, SCALE * size), paper)
+    pen = ImageDraw.Draw(image)
+    tone = mix(paper, dark, 0.3)
+    fills = {"line": mix(paper, (255, 255, 255), 0.6), "ink": dark, "tone": tone}
+    for shape in shapes:
+        if shape.kind == "band":
+            top = shape.points[0][1]
+            horizon = line([(-0.1, top), (1.1, top)], shape.role, 0)
+            pen.rectangle((0, top * SCALE * size, SCALE * size, shape.points[1][1] * SCALE * size), paper)
+            shape = horizon if top > 0 else shape._replace(sketch="hide")
+        if shape.kind == "line":
+            shape = shape._replace(width=max(min(shape.width, 2 * width / size), width / size))
+        if shape.sketch != "hide":
+            _stroke(pen, shape, fills[shape.sketch], dark, width, size)
+    return image.reduce(SCALE)
+
+
+def _paint_band(image: Image.Image, shape: Shape, palette: Palette) -> None:
+    """Fill the rows of a band with its (fading) colour."""
+    side = image.width
+    top, bottom = round(shape.points[0][1] * side), round(shape.points[1][1] * side)
+    low = palette.get(shape.role + "_low", palette[shape.role])
+    rows = np.linspace(palette[shape.role], low, bottom - top).astype(np.uint8)[:, None]
+    image.paste(Image.fromarray(rows).resize((side, bottom - top), Image.Resampling.NEAREST), (0, top))
+
+
+def _stroke(
+    pen: ImageDraw.ImageDraw, shape: Shape, fill: Colour, edge: Colour | None, width: float, size: int
+):
+    """Draw one shape at SCALE times the output size; `edge` is its outline colour."""
+    side = SCALE * size
+    pixels = [(x * side, y * side) for x, y in shape.points]
+    border = round(width * SCALE) if edge else 0
+    if shape.kind == "ellipse":
+        pen.ellipse(pixels, fill, edge if border else None, border or 1)
+    elif shape.kind == "line":
+        pen.line(pixels, fill, max(round(shape.width * side), 1), joint="curve")
+    else:
+        pen.polygon(pixels, fill)
+        if border:
+            pen.line([*pixels, *pixels[:2]], edge, border, joint="curve")
+
+
+def mix(first: Colour, second: Colour, amount: float) -> Colour:
+    """The colour `amount` (0 to 1) of the way from `first` to `second`."""
+    return tuple(round(a + amount * (b - a)) for a, b in zip(first, second, strict=True))
+
+
+def distinct(rng: np.random.Generator, options: list[Colour], avoid: list[Colour], distance: float = 110):
+    """A colour at least `distance` (RGB units) from every one in `avoid`, or else the farthest option."""
+    gaps = np.linalg.norm(np.subtract(np.array(options)[:, None], np.array(avoid)[None]), axis=-1).min(axis=1)
+    far = np.flatnonzero(gaps >= distance)
+    return options[int(far[rng.integers(len(far))] if len(far) else gaps.argmax())]
+
+
+def soft_noise(
+    rng: np.random.Generator, size: int, cells: tuple[float, float], angle: float = 0
+) -> np.ndarray:
+    """Smooth noise in [-1, 1], (size, size, 3): `cells` grains down and across, turned by `angle` radians."""
+    grid = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    across, down = cells[1] / size, cells[0] / size
+    cos, sin = np.cos(angle), np.sin(angle)
+    matrix = (across * cos, across * sin, 32 - across * size * (cos + sin) / 2,
+              -down * sin, down * cos, 32 - down * size * (cos - sin) / 2)  # fmt: skip
+    picture = Image.fromarray(grid).transform(
+        (size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
+    )
+    return np.asarray(picture, np.float32) / 127.5 - 1
+
+
+def brushwork(image: Image.Image, rng: np.random.Generator, strength: float = 24) -> Image.Image:
+    """Soft short strokes of colour variation, mostly of brightness, in one direction."""
+    noise = soft_noise(rng, image.width, (20, 7), rng.uniform(-0.9, 0.9))
+    noise = 0.6 * noise[..., :1] + 0.4 * noise
+    return _to_image(np.asarray(image, np.float32) + strength * noise)
+
+
+def watercolour(image: Image.Image, rng: np.random.Generator, strength: float = 0.74) -> Image.Image:
+    """Pale washes with soft edges on light paper, which stays bare around the picture."""
+    size = image.width
+    colours = np.asarray(image.filter(ImageFilter.GaussianBlur(size / 90)), np.float32)
+    wash = strength * (1 + 0.25 * soft_noise(rng, size, (5, 5))[..., :1])
+    edge = np.minimum(np.arange(size), np.arange(size)[::-1]) / size
+    border = np.minimum(edge[:, None], edge[None])[..., None] + 0.02 * soft_noise(rng, size, (9, 9))[..., :1]
+    wash *= np.clip((border - 0.03) / 0.04, 0, 1)
+    paper = np.array([252, 248, 238], np.float32)
+    return _to_image(paper - wash * (paper - colours))
+
+
+def sensor_noise(image: Image.Image, rng: np.random.Generator, strength: float = 1.4) -> Image.Image:
+    """Slight grain and one common change of brightness."""
+    pixels = np.asarray(image, np.float32)
+    grain = rng.standard_normal(pixels.shape[:2], dtype=np.float32)[..., None]
+    return _to_image(pixels * rng.uniform(0.94, 1.05) + strength * grain)
+
+
+def _to_image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -1,0 +1,106 @@
+"""Shared fixtures: narrow random bases in the layouts of diffusers and of the SD 1.5 repository."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests need no network; read when huggingface_hub is imported
+
+import narrow
+import pytest
+import sd15_files
+
+from dasd_utils import models
+from dasd_utils.config import Calibration, Config
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Callable[..., Path]:
+    """Return `tiny_base(seed=0, **unet_changes) -> folder` of a narrow random base; made once each."""
+    made: dict[str, Path] = {}
+
+    def build(seed: int = 0, **unet_changes) -> Path:
+        key = f"{seed}{sorted(unet_changes.items())}"
+        if key not in made:
+            made[key] = narrow.make_base(tmp_path_factory.mktemp("base"), seed, **unet_changes)
+        return made[key]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def base_dir(tiny_base) -> Path:
+    """Return the folder of the narrow random base, with `clip/` beside its parts. Do not write to it."""
+    return tiny_base()
+
+
+def on_narrow_base(profile: str, base: Path, clip: Path, folder: Path, **changes) -> Config:
+    """Return a config of the profile on a narrow base, with few steps and all output in `folder`."""
+    config = Config.setup(profile)
+    quick = Calibration(guidance_scale=2.0, num_inference_steps=2, scheduler="ddim")
+    source, *domains = (
+        dataclasses.replace(d, num_images=24, calibration=quick) for d in (config.source, *config.domains)
+    )
+    settings = dict(
+        source=source,
+        domains=tuple(domains),
+        base=base,
+        clip=clip,
+        base_revision=None,
+        clip_revision=None,
+        resolution=32,
+        output_dir=folder / "run",
+        cache_dir=folder / "cache",
+        max_train_steps=4,
+        target_batch_size=6,
+        source_batch_size=2,
+        lr_warmup_steps=1,
+        queue_size=8,
+        rank=4,
+        alpha=16.0,
+        checkpoint_every=2,
+        validation_every=2,
+        validation_images=4,
+        images_per_prompt=2,
+        num_heldout=8,
+        num_bootstrap=50,
+    )
+    settings["num_inference_steps"] = 2  # of the evaluation
+    return config.replace(**(settings | changes))
+
+
+@pytest.fixture
+def tiny_config(base_dir, tmp_path) -> Config:
+    """Return a config of the tiny profile on the narrow base; outputs go to the test's own folder."""
+    return on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path)
+
+
+@pytest.fixture(scope="session")
+def sd15_layout_dir(tmp_path_factory) -> Path:
+    """Return a narrow random base in the layout of the SD 1.5 repository; VAE factor 8, 64 px are 8 x 8."""
+    return sd15_files.make_sd15(tmp_path_factory.mktemp("sd15"))
+
+
+@pytest.fixture
+def sd15_config(sd15_layout_dir, tmp_path) -> Config:
+    """Return a config of the sd15 profile on the narrow base of that layout, with its fp16 files."""
+    changes = dict(resolution=64, base_variant="fp16")
+    return on_narrow_base("sd15", sd15_layout_dir, sd15_layout_dir / "clip", tmp_path, **changes)
+
+
+@pytest.fixture
+def parts(tiny_config) -> models.Parts:
+    """Return fresh parts of the narrow base: frozen, without LoRA or tokens."""
+    return models.load_parts(tiny_config)
+
+
+@pytest.fixture
+def adapted(parts) -> models.Parts:
+    """Return parts with LoRA and tokens whose weights are as if trained: random, none of them zero."""
+    models.add_lora(parts.unet, parts.config.lora)
+    models.add_domain_tokens(parts, parts.config.domains)
+    narrow.randomise(models.trainable_parameters(parts))
+    return parts

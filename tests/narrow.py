@@ -1,0 +1,147 @@
+"""Narrow random models: every part of a Stable Diffusion base, small enough to train in a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
+
+HIDDEN = 32
+NOISE = dict(num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+START, END = "<|startoftext|>", "<|endoftext|>"
+# Whole words are one token; "radiograph" is two, as in CLIP's own vocabulary.
+WORDS = """
+aerial view overhead satellite image photograph top down remote sensing above airport harbor river farmland
+residential parking lot forest beach stadium highway interchange village small near chest radio graph medical
+scan lungs thorax ribs frontal normal pneumonia heart effusion left right both painting landscape portrait
+still life mountain house sun tree table fruit vase bottle style impressionist line drawing sketch a an the
+of with and in from on at under beside large blue red green yellow dark bright
+"""
+
+
+def byte_alphabet() -> list[str]:
+    """Return the 256 characters of byte-level BPE."""
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def learned_merges() -> list[tuple[str, str]]:
+    """Return the merges that make each of WORDS one piece."""
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.normalizer = normalizers.Lowercase()
+    trained.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(vocab_size=5000, end_of_word_suffix="</w>", show_progress=False)
+    trained.train_from_iterator([WORDS], trainer)
+    return [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+
+
+def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
+    """Return pieces -> ids in CLIP's order: bytes, bytes that end a word, merges, start, end."""
+    letters = byte_alphabet()
+    pieces = [*letters, *(f"{c}</w>" for c in letters), *("".join(pair) for pair in merges)]
+    return {piece: i for i, piece in enumerate([*dict.fromkeys(pieces), START, END])}
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    merges = learned_merges()
+    return CLIPTokenizer(vocab=vocabulary(merges), merges=merges, model_max_length=77)
+
+
+def make_unet(**changes) -> UNet2DConditionModel:
+    """Return a UNet with cross-attention at the second level and the middle only."""
+    settings = dict(
+        sample_size=16,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=HIDDEN,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    return UNet2DConditionModel(**(settings | changes))
+
+
+def make_vae(levels: int = 3, **changes) -> AutoencoderKL:
+    settings = dict(
+        sample_size=64,
+        block_out_channels=(8, 16, 16, 16)[:levels],
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+    )
+    return AutoencoderKL(**(settings | changes))
+
+
+def text_settings(tokenizer: CLIPTokenizer, **changes) -> dict:
+    settings = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=HIDDEN,
+        intermediate_size=2 * HIDDEN,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        projection_dim=HIDDEN,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return settings | changes
+
+
+def save_clip(folder: Path, tokenizer: CLIPTokenizer) -> None:
+    """Save a narrow CLIP with its image processor and tokenizer."""
+    vision = dict(
+        hidden_size=HIDDEN,
+        intermediate_size=2 * HIDDEN,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=HIDDEN,
+    )
+    config = CLIPConfig(text_config=text_settings(tokenizer), vision_config=vision, projection_dim=HIDDEN)
+    CLIPModel(config).save_pretrained(folder)
+    sizes = dict(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPImageProcessor(**sizes).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make_base(folder: Path, seed: int = 0, **unet_changes) -> Path:
+    """Save a narrow random base: VAE factor 4, so that 32 px are 8 x 8 latents."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = make_tokenizer()
+        pipeline = StableDiffusionPipeline(
+            vae=make_vae(),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**text_settings(tokenizer))),
+            tokenizer=tokenizer,
+            unet=make_unet(**unet_changes),
+            scheduler=DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder)
+        save_clip(folder / "clip", tokenizer)
+    return folder
+
+
+def randomise(parameters: dict[str, list[torch.nn.Parameter]], seed: int = 1, scale: float = 0.1) -> None:
+    """Move what `models.trainable_parameters` returned away from its start, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in (p for group in parameters.values() for p in group):
+            parameter += scale * torch.randn(parameter.shape, generator=generator)

@@ -1,0 +1,81 @@
+"""Stand-ins for data: batches of noise, a sampler that needs no images, parts that are loaded once."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+
+import torch
+
+from dasd_utils import models, training
+from dasd_utils.config import Config, ModelConfig
+from dasd_utils.data import Batch
+
+DOMAINS = (0, 1, 0, 1, 0, 1)  # of the six targets that the narrow config asks for
+
+
+def make_batch(config: Config, seed: int = 0, domains: tuple[int, ...] = DOMAINS, sources: int = 2) -> Batch:
+    """Return random latents of 8 x 8 with prompts that hold the tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(count: int) -> torch.Tensor:
+        return torch.randn(count, 4, 8, 8, generator=generator)
+
+    timesteps = torch.randint(0, 1000, (len(domains),), generator=generator)
+    return Batch(
+        target_latents=noise(len(domains)),
+        source_latents=noise(sources),
+        target_prompts=[f"{config.domains[d].token} a village" for d in domains],
+        source_prompts=["a painting of a house"] * sources,
+        target_domains=torch.tensor(domains),
+        target_timesteps=timesteps,
+        source_timesteps=timesteps[:sources],
+        target_noise=noise(len(domains)),
+        source_noise=noise(sources),
+        sample_ids=[f"id{seed}-{i}" for i in range(len(domains) + sources)],
+    )
+
+
+class NoiseSampler:
+    """A sampler whose batch is a function of (step, micro); notes what was asked of it."""
+
+    def __init__(self, config: Config, fingerprint: str = "noise") -> None:
+        self.config, self.fingerprint = config, fingerprint
+        self.encoded, self.asked = 0, []
+
+    def encode(self, vae, device="cpu", progress=True) -> None:
+        self.encoded += 1
+
+    def batch(self, step: int, micro: int = 0) -> Batch:
+        self.asked.append((step, micro))
+        return make_batch(self.config, seed=10 * step + micro)
+
+    def fixed_batch(self, split: str = "validation") -> list[Batch]:
+        return [make_batch(self.config, seed=1000 + i) for i in range(2)]
+
+
+class SpoiltSampler(NoiseSampler):
+    """A sampler with latents that are not finite in some steps."""
+
+    def __init__(self, config: Config, spoilt: set[int]) -> None:
+        super().__init__(config)
+        self.spoilt = spoilt
+
+    def batch(self, step: int, micro: int = 0) -> Batch:
+        batch = super().batch(step, micro)
+        if step + 1 not in self.spoilt:
+            return batch
+        return dataclasses.replace(batch, target_latents=batch.target_latents * float("nan"))
+
+
+@functools.cache
+def _load(model: ModelConfig, rank: int) -> models.Parts:
+    return training.setup_training(Config.setup("tiny", rank=rank).replace(model=model))
+
+
+def make_parts(config: Config) -> models.Parts:
+    """Return what setup_training(config) returns for the tiny profile's domains and seed, but quickly."""
+    parts = copy.deepcopy(_load(config.model, config.lora.rank))
+    parts.config = config
+    return parts

@@ -1,0 +1,232 @@
+"""adapters.py: files that plain diffusers loads with the same effect, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import narrow
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from dasd_utils import adapters, models
+from dasd_utils.config import DasdError
+
+PROMPTS = ["<satellite> a village near a river", "<xray> lungs", "lungs, <xray>", "a still life", ""]
+
+
+def outputs(unet, text):
+    """Return the UNet's noise prediction on fixed latents, one row a prompt."""
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(len(text), 4, 8, 8, generator=generator)
+    timesteps = torch.randint(0, 1000, (len(text),), generator=generator)
+    with torch.no_grad():
+        return unet(latents, timesteps, text).sample
+
+
+def condition(parts):
+    with torch.no_grad():
+        return models.encode_prompts(parts, PROMPTS)
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.fixture
+def folder(adapted, tmp_path):
+    adapters.save_adapter(adapted, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def assert_same(parts, adapted):
+    assert torch.equal(condition(parts), condition(adapted))
+    text = condition(adapted)
+    assert torch.equal(outputs(parts.unet, text), outputs(adapted.unet, text))
+
+
+@pytest.mark.parametrize("convolutions", ["all", "mid", "none"])
+def test_plain_diffusers_loads_what_is_saved(tiny_config, base_dir, tmp_path, convolutions):
+    config = tiny_config.replace(convolutions=convolutions, rank=4, alpha=16.0)
+    parts = models.load_parts(config)
+    models.add_lora(parts.unet, config.lora)
+    models.add_domain_tokens(parts, config.domains)
+    narrow.randomise(models.trainable_parameters(parts))
+    adapters.save_adapter(parts, tmp_path / "adapter")
+
+    pipeline = StableDiffusionPipeline.from_pretrained(base_dir, safety_checker=None)
+    text = condition(parts)
+    base = outputs(pipeline.unet.eval(), text)
+    pipeline.load_lora_weights(tmp_path / "adapter")
+    for token in ("<xray>", "<satellite>"):
+        pipeline.load_textual_inversion(tmp_path / "adapter" / f"{token[1:-1]}.safetensors", token=token)
+    with torch.no_grad():
+        theirs, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)
+    assert (theirs - text).abs().max() < 1e-5
+    ours = outputs(parts.unet, text)
+    assert (outputs(pipeline.unet.eval(), text) - ours).abs().max() < 1e-5
+    assert (base - ours).abs().max() > 1e-2
+
+
+def test_files_are_safetensors_and_json_with_the_true_alpha(folder, adapted):
+    wanted = ["adapter.json", "pytorch_lora_weights.safetensors", "satellite.safetensors", "xray.safetensors"]
+    assert names(folder) == wanted and names(folder.parent) == ["adapter"]
+    summary = json.loads((folder / "adapter.json").read_text())
+    assert summary["lora"] == {"rank": 4, "alpha": 16.0, "dropout": 0.1, "convolutions": "all"}
+    assert summary["tokens"] == {"<satellite>": "satellite.safetensors", "<xray>": "xray.safetensors"}
+    assert summary["base"] == adapted.config.model.base
+    assert summary["base_fingerprint"] == adapters.base_fingerprint(adapted)
+
+
+def test_loading_gives_the_same_model_whatever_the_config_says(folder, adapted, tiny_config):
+    parts = models.load_parts(tiny_config.replace(rank=2, alpha=1.0, convolutions="none"))
+    adapters.load_adapter(parts, folder)
+    assert parts.token_ids == adapted.token_ids
+    assert_same(parts, adapted)
+    assert not any(m.training for m in parts.unet.modules())
+    groups = models.trainable_parameters(parts)
+    assert {p.dtype for group in groups.values() for p in group} == {torch.float32}
+
+
+def test_saving_again_writes_the_same_bytes(folder, adapted, tiny_config, tmp_path):
+    parts = models.load_parts(tiny_config)
+    adapters.load_adapter(parts, folder)
+    adapters.save_adapter(parts, tmp_path / "again")
+    for name in names(folder):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["lora", "tokens"])
+def test_an_adapter_may_be_lora_or_tokens_alone(tiny_config, tmp_path, kind):
+    parts, again = models.load_parts(tiny_config), models.load_parts(tiny_config)
+    if kind == "lora":
+        models.add_lora(parts.unet, tiny_config.lora)
+    else:
+        models.add_domain_tokens(parts, tiny_config.domains)
+    narrow.randomise(models.trainable_parameters(parts))
+    adapters.save_adapter(parts, tmp_path / "adapter")
+    adapters.load_adapter(again, tmp_path / "adapter")
+    assert_same(again, parts)
+    assert (again.tokens is None) == (kind == "lora")
+
+
+def test_nothing_to_save_is_an_error(parts, tmp_path):
+    with pytest.raises(DasdError, match="no adapter to save"):
+        adapters.save_adapter(parts, tmp_path / "adapter")
+    assert names(tmp_path) == []
+
+
+def test_saving_replaces_an_adapter_and_refuses_other_folders(folder, adapted, tmp_path):
+    models.trainable_parameters(adapted)["tokens"][0].data.zero_()
+    old = (folder / "xray.safetensors").read_bytes()
+    adapters.save_adapter(adapted, folder)
+    assert (folder / "xray.safetensors").read_bytes() != old
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(DasdError, match="holds other files"):
+        adapters.save_adapter(adapted, tmp_path / "mine")
+    assert names(tmp_path / "mine") == ["notes.txt"]
+
+
+def test_a_failed_save_leaves_the_old_adapter_and_nothing_else(folder, adapted, monkeypatch):
+    before = {name: (folder / name).read_bytes() for name in names(folder)}
+
+    def disk_full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(adapters, "save_file", disk_full)
+    with pytest.raises(DasdError, match="No space left"):
+        adapters.save_adapter(adapted, folder)
+    assert names(folder.parent) == ["adapter"]
+    assert {name: (folder / name).read_bytes() for name in names(folder)} == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(adapted, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DasdError, match="cannot be written"):
+        adapters.save_adapter(adapted, tmp_path / "file" / "adapter")
+
+
+def refused(config, folder, match):
+    """Assert that loading says why not, and leaves the parts as they were."""
+    parts = models.load_parts(config)
+    size = len(parts.tokenizer)
+    with pytest.raises(DasdError, match=match):
+        adapters.load_adapter(parts, folder)
+    assert parts.tokens is None and len(parts.tokenizer) == size
+    assert not any("lora_" in name for name, _ in parts.unet.named_parameters())
+
+
+def test_another_base_is_refused(folder, tiny_config, tiny_base):
+    refused(tiny_config.replace(base=tiny_base(seed=1)), folder, "belongs to the base")
+    refused(tiny_config.replace(base=tiny_base(layers_per_block=2)), folder, "belongs to the base")
+
+
+def test_a_missing_folder_or_file_is_named(folder, tiny_config, tmp_path):
+    refused(tiny_config, tmp_path / "nowhere", "there is no such folder")
+    (folder / "xray.safetensors").rename(tmp_path / "moved")
+    refused(tiny_config, folder, "lacks xray.safetensors")
+    (folder / "adapter.json").unlink()
+    refused(tiny_config, folder, "no adapter.json")
+
+
+@pytest.mark.parametrize("name", ["adapter.json", "xray.safetensors", "pytorch_lora_weights.safetensors"])
+def test_a_damaged_file_is_named(folder, tiny_config, name):
+    (folder / name).write_bytes(b"{}")
+    refused(tiny_config, folder, name)
+
+
+def test_swapped_token_files_are_refused(folder, tiny_config):
+    (folder / "satellite.safetensors").replace(folder / "xray.safetensors")
+    (folder / "satellite.safetensors").write_bytes((folder / "xray.safetensors").read_bytes())
+    refused(tiny_config, folder, "no row of <xray>")
+
+
+def test_lora_weights_that_do_not_fit_their_settings_are_refused(folder, tiny_config):
+    path = folder / "adapter.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps(summary | {"lora": summary["lora"] | {"rank": 2}}))
+    with pytest.raises(DasdError, match="does not fit the settings"):
+        adapters.load_adapter(models.load_parts(tiny_config), folder)
+
+
+def test_a_second_adapter_is_refused(folder, adapted):
+    with pytest.raises(DasdError, match="already have an adapter"):
+        adapters.load_adapter(adapted, folder)
+
+
+def test_state_is_a_copy_of_all_that_trains_and_goes_back(adapted):
+    groups = models.trainable_parameters(adapted)
+    state = adapters.adapter_state(adapted)
+    assert len(state) == sum(map(len, groups.values())) and "tokens.weight" in state
+    before, text = condition(adapted), torch.randn(2, 77, narrow.HIDDEN)
+    noise = outputs(adapted.unet, text)
+    narrow.randomise(groups, seed=9)
+    assert not torch.equal(condition(adapted), before)
+    kept = [p for group in groups.values() for p in group]
+    adapters.load_adapter_state(adapted, state)
+    assert torch.equal(condition(adapted), before) and torch.equal(outputs(adapted.unet, text), noise)
+    now = [p for group in models.trainable_parameters(adapted).values() for p in group]
+    assert all(a is b for a, b in zip(kept, now, strict=True))  # an optimiser still holds them
+
+
+def test_a_state_that_does_not_fit_changes_nothing(adapted):
+    state, before = adapters.adapter_state(adapted), condition(adapted)
+    bad = {name: torch.zeros_like(value) for name, value in state.items()}
+    for change in ({"tokens.weight": torch.zeros(3, narrow.HIDDEN)}, {"unet.other": torch.zeros(1)}):
+        with pytest.raises(DasdError, match=next(iter(change))):
+            adapters.load_adapter_state(adapted, bad | change)
+    bad.pop("tokens.weight")
+    with pytest.raises(DasdError, match="missing in the state"):
+        adapters.load_adapter_state(adapted, bad)
+    assert torch.equal(condition(adapted), before)
+
+
+def test_fingerprint_tells_bases_apart_whatever_their_precision(tiny_config, tiny_base, adapted):
+    same = {
+        adapters.base_fingerprint(models.load_parts(tiny_config, dtype=dtype))
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    }
+    assert same == {adapters.base_fingerprint(adapted)}
+    other = models.load_parts(tiny_config.replace(base=tiny_base(seed=1)))
+    assert adapters.base_fingerprint(other) not in same

@@ -1,0 +1,75 @@
+"""Imports run one way, as the table says; a module may import what stands behind it and nothing else."""
+
+import ast
+from pathlib import Path
+
+import dasd_utils
+
+PACKAGE = Path(dasd_utils.__file__).parent
+CORE = {
+    "config": set(),
+    "profiles": {"config"},
+    "toyworld": set(),
+    "images": {"config"},
+    "data": {"config", "images", "latents", "toyworld"},
+    "latents": {"config"},
+    "models": {"config"},
+    "adapters": {"config", "models"},
+    "losses": set(),
+    "objectives": {"config", "data", "losses", "models"},
+    "optimization": {"adapters", "checkpoints", "config", "models"},
+    "checkpoints": {"config"},
+    "training": {
+        "adapters", "checkpoints", "config", "data", "losses", "models", "objectives", "optimization",
+    },
+    "classifier": {"config"},
+    "denoising": {"config"},
+    "sampling": {"adapters", "classifier", "config", "denoising", "models"},
+    "metrics": {"losses"},
+    "evaluation": {"config", "metrics"},
+    "figures": set(),
+    "diagram": {"figures"},
+    "study": {"config", "data", "evaluation", "sampling"},
+    "batch": {"config"},
+    "pretrain": {"config", "data", "losses", "metrics", "models", "toyworld"},
+}  # fmt: skip
+ANY = {"cli", "__init__"}
+
+
+class _WithoutTypeImports(ast.NodeTransformer):
+    """Drop `if TYPE_CHECKING:` blocks, which no run executes."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
+
+
+def imported(path: Path) -> set[str]:
+    """Return the modules of this package that a file imports, inside functions too, but not for types."""
+    found = set()
+    for node in ast.walk(_WithoutTypeImports().visit(ast.parse(path.read_text()))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module == "dasd_utils":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dasd_utils."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("dasd_utils.")}
+    return found
+
+
+def test_imports_follow_the_table():
+    for path in PACKAGE.rglob("*.py"):
+        module = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if module in ANY:
+            continue
+        assert module in CORE, f"{module} is not in the table of imports"
+        allowed = CORE[module] | {module}
+        if module == "config":
+            allowed = allowed | {"profiles"}  # inside one function: the profiles are made of its classes
+        assert imported(path) <= allowed, f"{path.name} imports {imported(path) - allowed}"
+
+
+def test_no_star_imports():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.ImportFrom) else []
+            assert "*" not in names, path

@@ -1,0 +1,193 @@
+"""Losses against values by hand, identities and statistics."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+
+from dasd_utils import losses
+
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+X = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+Y = torch.tensor([[0.0, 1.0], [0.0, 3.0], [0.0, 5.0]])
+
+
+# noise prediction
+
+
+def test_noise_prediction_is_the_mean_squared_error():
+    eps, noise = normal(0, 3, 4, 2, 2), normal(1, 3, 4, 2, 2)
+    assert losses.noise_prediction(eps, noise).item() == pytest.approx((eps - noise).square().mean().item())
+
+
+def test_min_snr_weights_by_hand():
+    alphas = torch.tensor([10 / 11, 5 / 6, 1 / 3, 0.0])  # SNR 10, 5, 0.5, 0
+    weights = losses.min_snr_weights(alphas, torch.arange(4), gamma=5.0)
+    torch.testing.assert_close(weights, torch.tensor([0.5, 1.0, 1.0, 1.0]))
+
+
+def test_snr_equals_diffusers():
+    scheduler, timesteps = DDPMScheduler(), torch.tensor([0, 10, 500, 999])
+    ours = losses.snr(scheduler.alphas_cumprod, timesteps)
+    torch.testing.assert_close(ours, compute_snr(scheduler, timesteps), rtol=1e-3, atol=1e-6)
+
+
+def test_noise_prediction_weighs_samples_not_pixels():
+    eps, noise = torch.zeros(2, 1, 2, 2), torch.stack([torch.full((1, 2, 2), 2.0), torch.ones(1, 2, 2)])
+    alphas = torch.tensor([10 / 11, 1 / 3])  # weights 0.5 and 1
+    loss = losses.noise_prediction(eps, noise, torch.tensor([0, 1]), alphas, 5.0)
+    assert loss.item() == pytest.approx((0.5 * 4 + 1 * 1) / 2)
+
+
+def test_noise_prediction_is_computed_in_fp32():
+    loss = losses.noise_prediction(torch.zeros(1, 4).half(), torch.full((1, 4), 300.0).half())
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(9e4)  # above the largest fp16
+
+
+def test_noise_prediction_refuses():
+    with pytest.raises(ValueError, match="shape"):
+        losses.noise_prediction(torch.zeros(2, 3), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="timesteps"):
+        losses.noise_prediction(torch.zeros(2, 3), torch.zeros(2, 3), min_snr_gamma=5.0)
+    with pytest.raises(ValueError, match="above 0"):
+        losses.min_snr_weights(torch.tensor([0.5]), torch.tensor([0]), gamma=0.0)
+
+
+# kernels
+
+
+def test_kernels_by_hand():
+    x, y = torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 6.0]])  # distance 5
+    assert losses.linear_kernel(x, y).item() == 16
+    assert losses.gaussian_kernel(x, y, 5.0).item() == pytest.approx(math.exp(-0.5))
+    expected = sum(math.exp(-0.5 / f**2) for f in (0.25, 0.5, 1, 2, 4)) / 5
+    assert losses.multi_kernel(x, y, 5.0).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kernel", [losses.gaussian_kernel, losses.multi_kernel])
+def test_a_gaussian_kernel_of_a_point_with_itself_is_one(kernel):
+    x = normal(0, 6, 50) + 1000  # far from the origin, where a formula of norms cancels
+    k = kernel(x, x, 2.0)
+    torch.testing.assert_close(k.diagonal(), torch.ones(6))
+    torch.testing.assert_close(k, k.T)
+    assert (k > 0).all()
+
+
+def test_median_bandwidth_by_hand_and_detached():
+    x, y = torch.tensor([[0.0], [1.0]], requires_grad=True), torch.tensor([[3.0], [7.0]])
+    sigma = losses.median_bandwidth(x, y)  # distances 1 2 3 4 6 7; torch takes the lower middle
+    assert sigma.item() == 3
+    assert not sigma.requires_grad
+
+
+def test_median_bandwidth_of_equal_points_is_one():
+    assert losses.median_bandwidth(torch.zeros(3, 2), torch.zeros(2, 2)).item() == 1
+    assert losses.median_bandwidth(torch.zeros(8, 1), torch.full((1, 1), 2.0)).item() == 2
+
+
+# MMD
+
+
+def test_linear_mmd_by_hand():
+    # means (1, 0) and (0, 3)
+    assert losses.mmd(X, Y, "linear", unbiased=False).item() == pytest.approx(1 + 9)
+    # pairs of X: 0; pairs of Y: (3 + 5 + 15) / 3; cross pairs: 0
+    assert losses.mmd(X, Y, "linear", unbiased=True).item() == pytest.approx(23 / 3)
+
+
+def test_biased_linear_mmd_is_the_squared_distance_of_means():
+    x, y = normal(0, 7, 5), normal(1, 4, 5) + 1
+    expected = (x.mean(0) - y.mean(0)).square().sum()
+    torch.testing.assert_close(losses.mmd(x, y, "linear", unbiased=False), expected)
+
+
+def test_gaussian_mmd_by_hand():
+    x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [4.0]])
+
+    def k(d):
+        return math.exp(-(d**2) / 2)
+
+    cross = (k(2) + k(4) + k(1) + k(3)) / 4
+    unbiased = k(1) + k(2) - 2 * cross
+    biased = (1 + k(1)) / 2 + (1 + k(2)) / 2 - 2 * cross
+    assert losses.mmd(x, y, sigma=1.0).item() == pytest.approx(unbiased)
+    assert losses.mmd(x, y, sigma=1.0, unbiased=False).item() == pytest.approx(biased)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "gaussian", "multi"])
+def test_biased_mmd_of_a_set_with_itself_is_zero(kernel):
+    x = normal(0, 9, 4)
+    assert losses.mmd(x, x, kernel, unbiased=False).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "gaussian", "multi"])
+def test_unbiased_mmd_of_one_distribution_has_mean_zero_and_biased_has_not(kernel):
+    draws = [(normal(2 * i, 8, 3), normal(2 * i + 1, 12, 3)) for i in range(400)]
+    values = torch.stack([losses.mmd(x, y, kernel, sigma=2.0) for x, y in draws])
+    standard_error = values.std() / len(values) ** 0.5
+    assert abs(values.mean()) < 4 * standard_error
+    assert values.min() < 0
+    biased = torch.stack([losses.mmd(x, y, kernel, unbiased=False, sigma=2.0) for x, y in draws])
+    assert biased.mean() > 20 * standard_error
+    assert biased.min() > 0
+
+
+def test_mmd_grows_with_the_shift():
+    x, y = normal(0, 60, 4), normal(1, 50, 4)
+    values = [losses.mmd(x, y + shift, "multi").item() for shift in (0.0, 0.5, 1.0, 2.0)]
+    assert values == sorted(values)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "gaussian", "multi"])
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_descending_the_gradient_brings_the_sets_together(kernel, unbiased):
+    x, y = normal(0, 20, 4).requires_grad_(), normal(1, 15, 4) + 2
+    before = losses.mmd(x, y, kernel, unbiased)
+    (gradient,) = torch.autograd.grad(before, x)
+    assert torch.isfinite(gradient).all()
+    after = losses.mmd(x.detach() - 0.1 * gradient, y, kernel, unbiased)
+    assert after < before
+
+
+def test_the_gradient_of_equal_points_is_finite():
+    x = torch.zeros(3, 4, requires_grad=True)
+    losses.mmd(x, torch.zeros(2, 4), "gaussian").backward()
+    assert torch.equal(x.grad, torch.zeros(3, 4))
+
+
+def test_mmd_leaves_autocast_and_half_precision():
+    x, y = normal(0, 20, 6) + 30, normal(1, 20, 6) + 30
+    exact = losses.mmd(x.bfloat16().float(), y.bfloat16().float(), "linear")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = losses.mmd(x.bfloat16(), y.bfloat16(), "linear")
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, exact)
+
+
+def test_mmd_takes_a_callable_kernel():
+    value = losses.mmd(X, Y, lambda a, b: a @ b.T + 7, unbiased=True)  # a constant cancels
+    assert value.item() == pytest.approx(23 / 3)
+
+
+def test_mmd_refuses():
+    with pytest.raises(ValueError, match=r"unbiased MMD needs at least two samples.*1 and 3"):
+        losses.mmd(X[:1], Y)
+    with pytest.raises(ValueError, match="at least two"):
+        losses.mmd(X, Y[:1])
+    with pytest.raises(ValueError, match="at least one"):
+        losses.mmd(X[:0], Y, unbiased=False)
+    with pytest.raises(ValueError, match="compares"):
+        losses.mmd(X, torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="compares"):
+        losses.mmd(X, torch.zeros(2))
+    with pytest.raises(ValueError, match="no kernel 'gauss'"):
+        losses.mmd(X, Y, "gauss")
+    with pytest.raises(ValueError, match="above 0"):
+        losses.mmd(X, Y, sigma=0.0)

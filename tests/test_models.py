@@ -1,0 +1,401 @@
+"""models.py: loading, domain tokens, LoRA, and the pass that stops early for the source."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import PNDMScheduler, StableDiffusionPipeline
+from transformers import CLIPTextModel
+
+from dasd_utils import models
+from dasd_utils.config import DasdError, LoraSettings
+
+
+def all_weights(parts):
+    modules = {"text_encoder": parts.text_encoder, "unet": parts.unet, "vae": parts.vae}
+    return {f"{m}.{n}": v for m, module in modules.items() for n, v in module.state_dict().items()}
+
+
+def noisy_batch(parts, size=3, latent=8, seed=0):
+    """Return latents, timesteps and a random text condition."""
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(size, 4, latent, latent, generator=generator)
+    timesteps = torch.randint(0, 1000, (size,), generator=generator)
+    width = parts.unet.config.cross_attention_dim
+    return latents, timesteps, torch.randn(size, 77, width, generator=generator)
+
+
+# loading
+
+
+def test_parts_are_frozen_in_eval_mode_and_found_by_name(parts):
+    for module in (parts.text_encoder, parts.unet, parts.vae):
+        assert not module.training
+        assert not any(p.requires_grad for p in module.parameters())
+        assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert parts["unet"] is parts.unet and parts["token_ids"] == {}
+    with pytest.raises(KeyError):
+        parts["uent"]
+
+
+def test_dtype_is_that_of_the_frozen_weights(tiny_config):
+    parts = models.load_parts(tiny_config, dtype=torch.bfloat16)
+    kinds = {p.dtype for m in (parts.text_encoder, parts.unet, parts.vae) for p in m.parameters()}
+    assert kinds == {torch.bfloat16}
+
+
+def test_noise_schedule_is_the_bases(parts, base_dir):
+    base = PNDMScheduler.from_pretrained(base_dir, subfolder="scheduler")
+    assert torch.equal(parts.noise_scheduler.alphas_cumprod, base.alphas_cumprod)
+    assert parts.noise_scheduler.config.beta_schedule == "scaled_linear"
+
+
+def test_missing_folder_is_named(tiny_config, tmp_path):
+    with pytest.raises(DasdError, match="nowhere"):
+        models.load_parts(tiny_config.replace(base=tmp_path / "nowhere"))
+
+
+def test_folder_that_is_no_base_says_what_it_lacks(tiny_config, tmp_path):
+    (tmp_path / "base" / "unet").mkdir(parents=True)
+    with pytest.raises(DasdError, match="no folder vae/"):
+        models.load_parts(tiny_config.replace(base=tmp_path / "base"))
+
+
+def test_unreachable_hub_id_says_id_revision_and_where(tiny_config):
+    config = tiny_config.replace(base="nobody/no-model", base_revision="abc123", base_variant="fp16")
+    with pytest.raises(DasdError) as failure:
+        models.load_parts(config)
+    said = str(failure.value)
+    for part in ("'nobody/no-model'", "revision abc123", "variant fp16", "hub", "cache", "hf download"):
+        assert part in said
+
+
+def test_variant_that_is_not_there_is_named(tiny_config):
+    with pytest.raises(DasdError, match=r"text_encoder.*variant fp16.*base_variant"):
+        models.load_parts(tiny_config.replace(base_variant="fp16"))
+
+
+def test_damaged_weights_are_named(tiny_config, base_dir, tmp_path):
+    base = shutil.copytree(base_dir, tmp_path / "base")
+    (base / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(DasdError, match="vae of the base model"):
+        models.load_parts(tiny_config.replace(base=base))
+
+
+def test_tokenizer_and_text_encoder_of_different_sizes_are_refused(tiny_config, base_dir, tmp_path):
+    base = shutil.copytree(base_dir, tmp_path / "base")
+    encoder = CLIPTextModel.from_pretrained(base / "text_encoder")
+    size = encoder.config.vocab_size
+    encoder.resize_token_embeddings(size + 3)
+    encoder.save_pretrained(base / "text_encoder")
+    with pytest.raises(DasdError, match=f"{size} tokens, its text encoder {size + 3}"):
+        models.load_parts(tiny_config.replace(base=base))
+
+
+def test_base_that_predicts_something_else_is_refused(tiny_config, base_dir, tmp_path):
+    base = shutil.copytree(base_dir, tmp_path / "base")
+    path = base / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction"}))
+    with pytest.raises(DasdError, match="v_prediction"):
+        models.load_parts(tiny_config.replace(base=base))
+
+
+# domain tokens
+
+
+def test_rows_start_at_the_mean_of_the_initial_words_pieces(parts):
+    matrix = parts.text_encoder.get_input_embeddings().weight
+    pieces = {
+        d.token: parts.tokenizer(d.initial_word, add_special_tokens=False).input_ids
+        for d in parts.config.domains
+    }
+    assert [len(p) for p in pieces.values()] == [1, 3]  # "aerial"; "radiograph"
+    first = len(parts.tokenizer)
+    ids = models.add_domain_tokens(parts, parts.config.domains)
+    assert ids == {"<satellite>": first, "<xray>": first + 1} == parts.token_ids
+    for row, token in zip(parts.tokens.weight, ids, strict=True):
+        assert torch.allclose(row, matrix[pieces[token]].mean(dim=0))
+
+
+def test_new_ids_read_the_rows_and_old_ids_the_matrix(parts):
+    embedding = parts.text_encoder.get_input_embeddings()
+    ids = models.add_domain_tokens(parts, parts.config.domains)
+    mixed = torch.tensor([[5, ids["<xray>"], 7, ids["<satellite>"]]])
+    vectors = embedding(mixed)
+    assert torch.equal(vectors[0, [0, 2]], embedding.weight[[5, 7]])
+    assert torch.equal(vectors[0, [3, 1]], parts.tokens.weight)
+    with pytest.raises(IndexError):
+        embedding(torch.tensor([[max(ids.values()) + 1]]))
+
+
+def test_the_token_is_one_piece_anywhere_and_in_any_case(parts):
+    ids = models.add_domain_tokens(parts, parts.config.domains)
+    for prompt in ("<xray> lungs", "lungs, <XRAY>", "lungs<xray>heart"):
+        assert parts.tokenizer(prompt).input_ids.count(ids["<xray>"]) == 1
+
+
+def test_gradients_reach_only_the_rows_a_prompt_names(parts):
+    models.add_domain_tokens(parts, parts.config.domains)
+    models.encode_prompts(parts, ["<xray> lungs", "a village"]).pow(2).sum().backward()
+    satellite, xray = parts.tokens.weight.grad
+    assert not satellite.any() and xray.abs().min() > 0
+    assert all(p.grad is None for p in parts.text_encoder.parameters())
+
+
+def test_rows_equal_a_resized_matrix(parts, base_dir):
+    models.add_domain_tokens(parts, parts.config.domains)
+    torch.nn.init.normal_(parts.tokens.weight)
+    resized = CLIPTextModel.from_pretrained(base_dir, subfolder="text_encoder").eval()
+    resized.resize_token_embeddings(len(parts.tokenizer))
+    with torch.no_grad():
+        resized.get_input_embeddings().weight[-2:] = parts.tokens.weight
+    prompts = ["<satellite> a village", "<xray> lungs", "a still life"]
+    ids = parts.tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(models.encode_prompts(parts, prompts), resized(ids).last_hidden_state)
+
+
+def test_rows_stay_float32_on_a_half_precision_base(tiny_config):
+    parts = models.load_parts(tiny_config, dtype=torch.bfloat16)
+    models.add_domain_tokens(parts, tiny_config.domains)
+    condition = models.encode_prompts(parts, ["<xray> lungs"])
+    condition.float().sum().backward()
+    assert condition.dtype == torch.bfloat16
+    assert parts.tokens.weight.dtype == parts.tokens.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("taken", ["<|startoftext|>", "<|EndOfText|>"])
+def test_token_of_the_vocabulary_is_refused_and_nothing_changes(parts, taken):
+    satellite, xray = parts.config.domains
+    size = len(parts.tokenizer)
+    with pytest.raises(DasdError, match="already in the vocabulary"):
+        models.add_domain_tokens(parts, [satellite, dataclasses.replace(xray, token=taken)])
+    assert (len(parts.tokenizer), parts.tokens, parts.token_ids) == (size, None, {})
+
+
+def test_adding_twice_says_so(parts):
+    models.add_domain_tokens(parts, parts.config.domains)
+    with pytest.raises(DasdError, match="already have the tokens <satellite>, <xray>"):
+        models.add_domain_tokens(parts, parts.config.domains)
+
+
+def test_a_domain_without_token_and_a_word_without_pieces_are_refused(parts):
+    with pytest.raises(DasdError, match="'painting' has no token"):
+        models.add_domain_tokens(parts, [parts.config.source])
+    domain = dataclasses.replace(parts.config.domains[0], initial_word="<|endoftext|>")
+    with pytest.raises(DasdError, match="no piece"):
+        models.add_domain_tokens(parts, [domain])
+
+
+# LoRA
+
+
+def lora_layers(unet):
+    return {
+        n.removesuffix(".lora_A.default") for n, _ in unet.named_modules() if n.endswith("lora_A.default")
+    }
+
+
+@pytest.mark.parametrize("convolutions", ["all", "mid", "none"])
+def test_lora_is_on_attention_and_the_chosen_convolutions(parts, convolutions):
+    layers = [n for n, m in parts.unet.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    attention = {n for n in layers if n.endswith((".to_q", ".to_k", ".to_v", ".to_out.0"))}
+    resnet = {n for n in layers if n.endswith((".conv1", ".conv2"))}
+    middle = {n for n in resnet if n.startswith("mid_block.")}
+    assert len(middle) == 4 < len(resnet) and attention
+    wanted = attention | {"all": resnet, "mid": middle, "none": set()}[convolutions]
+    models.add_lora(parts.unet, LoraSettings(rank=2, convolutions=convolutions))
+    assert lora_layers(parts.unet) == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_lora_is_float32_on_a_half_precision_base(tiny_config, dtype):
+    parts = models.load_parts(tiny_config, dtype=dtype)
+    models.add_lora(parts.unet, tiny_config.lora)
+    groups = models.trainable_parameters(parts)
+    assert {p.dtype for p in groups["lora"]} == {torch.float32} and groups["tokens"] == []
+    assert {p.dtype for p in parts.unet.parameters() if not p.requires_grad} == {dtype}
+
+
+def test_dropout_of_new_layers_follows_the_mode_of_the_unet(parts):
+    models.add_lora(parts.unet, LoraSettings(dropout=0.5))
+    assert not any(m.training for m in parts.unet.modules())
+
+
+def test_a_second_lora_is_refused(adapted):
+    with pytest.raises(DasdError, match="already has a LoRA"):
+        models.add_lora(adapted.unet, adapted.config.lora)
+
+
+def test_lora_off_is_the_base_and_on_again_is_as_before(adapted, base_dir):
+    base = StableDiffusionPipeline.from_pretrained(base_dir, safety_checker=None).unet.eval()
+    latents, timesteps, text = noisy_batch(adapted)
+    trained = [p.requires_grad_(False) for p in models.trainable_parameters(adapted)["lora"]]
+
+    def output(unet):
+        with torch.no_grad():
+            return unet(latents, timesteps, text).sample
+
+    before = output(adapted.unet)
+    assert not torch.allclose(before, output(base), atol=1e-3)
+    with models.lora_disabled(adapted):
+        with models.lora_disabled(adapted):
+            pass
+        assert torch.equal(output(adapted.unet), output(base))
+    with pytest.raises(RuntimeError), models.lora_disabled(adapted):
+        raise RuntimeError
+    assert torch.equal(output(adapted.unet), before)
+    assert not any(p.requires_grad for p in trained)
+
+
+# what trains
+
+
+def test_fifty_steps_change_the_new_weights_and_no_other_by_one_bit(parts):
+    models.add_lora(parts.unet, parts.config.lora)
+    models.add_domain_tokens(parts, parts.config.domains)
+    groups = models.trainable_parameters(parts)
+    new = {id(p) for group in groups.values() for p in group}
+    modules = (parts.text_encoder, parts.unet, parts.vae)
+    assert {id(p) for m in (*modules, parts.tokens) for p in m.parameters() if p.requires_grad} == new
+    optimiser = torch.optim.AdamW([{"params": p} for p in groups.values()], lr=1e-3, weight_decay=0.1)
+    before = {name: value.clone() for name, value in all_weights(parts).items()}
+    rows = parts.tokens.weight.detach().clone()
+    parts.unet.train()
+    for step in range(50):
+        latents, timesteps, _ = noisy_batch(parts, seed=step)
+        text = models.encode_prompts(parts, ["<satellite> a village", "<xray> lungs", "a still life"])
+        eps, mid = models.unet_pass(parts.unet, latents, timesteps, text, num_target=2)
+        loss = F.mse_loss(eps, latents[:2]) + 0.01 * (mid[:2].mean() - mid[2:].mean()).square()
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    for name, value in all_weights(parts).items():
+        assert torch.equal(value, before[name]) != ("lora_" in name), name
+    assert (parts.tokens.weight != rows).all()
+
+
+# the passes
+
+
+def plain_pass(unet, latents, timesteps, text):
+    features = []
+    hook = unet.mid_block.register_forward_hook(lambda _m, _a, output: features.append(output))
+    eps = unet(latents, timesteps, encoder_hidden_states=text).sample
+    hook.remove()
+    return eps, features[0]
+
+
+def loss_and_gradients(run, parts, latents, timesteps, text):
+    """Return eps, mid, loss, and the gradients of the inputs and of every weight that has one."""
+    parts.unet.zero_grad()
+    latents, text = latents.clone().requires_grad_(), text.clone().requires_grad_()
+    eps, mid = run(latents, timesteps, text)
+    loss = eps.float().square().mean() + (mid[:2].float().mean(0) - mid[2:].float().mean(0)).square().sum()
+    loss.backward()
+    weights = [p.grad.clone() for p in parts.unet.parameters() if p.grad is not None]
+    return [eps, mid, loss, latents.grad, text.grad, *weights]
+
+
+def compare_passes(parts, tolerance, latent=8):
+    """Assert that half a pass for the last row gives the plain forward's values and gradients."""
+    batch = noisy_batch(parts, latent=latent)
+    half = loss_and_gradients(lambda *b: models.unet_pass(parts.unet, *b, num_target=2), parts, *batch)
+
+    def plain(*batch):
+        eps, mid = plain_pass(parts.unet, *batch)
+        return eps[:2], mid
+
+    whole = loss_and_gradients(plain, parts, *batch)
+    assert len(half) == len(whole) > 10
+    for ours, theirs in zip(half, whole, strict=True):
+        assert (ours - theirs).norm() <= tolerance * theirs.norm()
+
+
+@pytest.mark.parametrize("latent", [8, 7])  # 7: the up blocks are told their sizes
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_half_a_pass_equals_the_plain_forward_with_lora(adapted, checkpointing, latent):
+    adapted.unet.train()
+    for module in adapted.unet.modules():  # dropout would differ between the two calls
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    if checkpointing:
+        adapted.unet.enable_gradient_checkpointing()
+    compare_passes(adapted, 1e-5, latent)
+
+
+def test_half_a_pass_equals_the_plain_forward_without_lora(parts):
+    parts.unet.requires_grad_(True)
+    compare_passes(parts, 1e-5)
+
+
+def test_half_a_pass_equals_the_plain_forward_in_bfloat16(adapted):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        compare_passes(adapted, 0.03)
+
+
+def test_a_whole_pass_is_the_plain_forward(adapted):
+    batch = noisy_batch(adapted)
+    with torch.no_grad():
+        eps, mid = models.unet_pass(adapted.unet, *batch)
+        plain = plain_pass(adapted.unet, *batch)
+    assert torch.equal(eps, plain[0]) and torch.equal(mid, plain[1])
+
+
+def test_source_rows_stop_after_the_mid_block_and_no_hook_stays(parts):
+    seen = {}
+    watched = {"mid": parts.unet.mid_block, "out": parts.unet.conv_out}
+    watched |= {f"up {i} {j}": r for i, b in enumerate(parts.unet.up_blocks) for j, r in enumerate(b.resnets)}
+    for name, module in watched.items():
+        module.register_forward_pre_hook(lambda _m, args, name=name: seen.update({name: len(args[0])}))
+    with torch.no_grad():
+        models.unet_pass(parts.unet, *noisy_batch(parts), num_target=1)
+    assert seen.pop("mid") == 3 and set(seen.values()) == {1}
+    with pytest.raises(RuntimeError):
+        latents, timesteps, text = noisy_batch(parts)
+        models.unet_pass(parts.unet, latents, timesteps, text[..., :-1], num_target=1)
+    assert not any(block._forward_pre_hooks for block in parts.unet.up_blocks)
+    assert not parts.unet.mid_block._forward_hooks
+
+
+def test_a_wrapped_unet_is_called_itself(parts):
+    class Wrapper(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module, self.calls = module, 0
+
+        def forward(self, *args, **kwargs):
+            self.calls += 1
+            return self.module(*args, **kwargs)
+
+    wrapper, batch = Wrapper(parts.unet), noisy_batch(parts)
+    with torch.no_grad():
+        eps, _ = models.unet_pass(wrapper, *batch, num_target=2)
+        assert torch.equal(eps, models.unet_pass(parts.unet, *batch, num_target=2)[0])
+    assert wrapper.calls == 1
+
+
+# prompts
+
+
+def test_condition_is_that_of_diffusers(parts, base_dir):
+    pipeline = StableDiffusionPipeline.from_pretrained(base_dir, safety_checker=None)
+    prompts = ["an aerial view of a harbor", "", "x " * 100]
+    with torch.no_grad():
+        theirs, _ = pipeline.encode_prompt(prompts, "cpu", 1, False)
+        assert torch.equal(models.encode_prompts(parts, prompts), theirs)
+
+
+def test_a_cut_prompt_is_warned_of_once_and_what_is_lost_named(parts, caplog):
+    fits = "lungs " * 75
+    with caplog.at_level(logging.WARNING, logger="dasd_utils.models"):
+        models.encode_prompts(parts, ["", fits, fits + "satellite village"])
+        models.encode_prompts(parts, [fits + "satellite village", "heart"])
+    assert len(caplog.records) == 1
+    assert "79 tokens is cut to 77. Lost: 'satellite village'" in caplog.text

@@ -1,0 +1,139 @@
+"""The objective: its formula, the shared pass, the feature queue."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from synthetic import make_batch, make_parts
+
+from dasd_utils import losses, models, objectives
+from dasd_utils.data import Batch
+
+
+@pytest.fixture
+def parts(tiny_config):
+    return make_parts(tiny_config)
+
+
+def test_loss_is_noise_prediction_plus_weighted_mmd(tiny_config, parts):
+    config = tiny_config.replace(lambda_align=0.5, queue_size=0, kernel="gaussian", min_snr_gamma=5.0)
+    batch = make_batch(config)
+    loss, logs = objectives.DasdObjective(config)(parts, batch, config)
+
+    t = torch.cat([batch.target_timesteps, batch.source_timesteps])
+    clean = torch.cat([batch.target_latents, batch.source_latents])
+    noise = torch.cat([batch.target_noise, batch.source_noise])
+    a = parts.noise_scheduler.alphas_cumprod[t][:, None, None, None]
+    text = models.encode_prompts(parts, [*batch.target_prompts, *batch.source_prompts])
+    mids = []
+    hook = parts.unet.mid_block.register_forward_hook(lambda _m, _a, out: mids.append(out))
+    eps = parts.unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t, text).sample
+    hook.remove()
+    features = mids[0].mean(dim=(2, 3))
+    mmd = [losses.mmd(features[6:], features[:6][batch.target_domains == d], "gaussian") for d in (0, 1)]
+    weights = (5 * (1 - a) / a).clamp(max=1)[:6].flatten()
+    expected = ((eps[:6] - noise[:6]).square().mean(dim=(1, 2, 3)) * weights).mean()
+
+    assert logs["loss_noise"] == pytest.approx(expected.item(), rel=1e-4)
+    assert logs["mmd"] == pytest.approx((sum(mmd) / 2).item(), rel=1e-3, abs=1e-6)
+    assert logs["mmd_xray"] == pytest.approx(mmd[1].item(), rel=1e-3, abs=1e-6)
+    assert loss.item() == pytest.approx((expected + 0.5 * sum(mmd) / 2).item(), rel=1e-4)
+
+
+def test_gradients_reach_lora_and_every_token(tiny_config, parts):
+    loss, _ = objectives.DasdObjective(tiny_config)(parts, make_batch(tiny_config), tiny_config)
+    loss.backward()
+    gradients = [p.grad for group in models.trainable_parameters(parts).values() for p in group]
+    assert all(g is not None for g in gradients)
+    assert (parts.tokens.weight.grad.norm(dim=1) > 0).all()
+    assert parts.text_encoder.get_input_embeddings().weight.grad is None
+
+
+@pytest.mark.parametrize("weight, rows", [(0.0, 6), (0.01, 8)])
+def test_without_alignment_the_source_never_enters_the_network(tiny_config, parts, weight, rows):
+    config = tiny_config.replace(lambda_align=weight)
+    seen = []
+    parts.unet.conv_in.register_forward_hook(lambda _m, args, _out: seen.append(len(args[0])))
+    _, logs = objectives.DasdObjective(config)(parts, make_batch(config), config)
+    assert seen == [rows]
+    assert ("mmd" in logs) == (weight > 0)
+
+
+def test_pooling(tiny_config):
+    features = torch.arange(16.0).reshape(2, 2, 2, 2)
+    assert objectives.pool(features, "mean").tolist() == [[1.5, 5.5], [9.5, 13.5]]
+    assert objectives.pool(features, "flat").shape == (2, 8)
+
+
+def features_of(batch: Batch, seed: int) -> torch.Tensor:
+    count = len(batch.target_latents) + len(batch.source_latents)
+    return torch.randn(count, 3, 2, 2, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+
+
+def test_queue_enlarges_both_samples_and_carries_no_gradient(tiny_config):
+    config = tiny_config.replace(queue_size=100, kernel="gaussian")
+    objective, batch = objectives.DasdObjective(config), make_batch(tiny_config)
+    first, second = features_of(batch, 1), features_of(batch, 2)
+    objective.distances(first, batch, config)
+    found = objective.distances(second, batch, config)["xray"]
+    both = torch.stack([f.mean(dim=(2, 3)) for f in (first, second)])
+    source, xray = both[:, 6:].flatten(0, 1), both[:, 1:6:2].flatten(0, 1)
+    assert found.item() == pytest.approx(losses.mmd(source, xray, "gaussian").item(), abs=1e-6)
+    found.backward()
+    assert first.grad is None and second.grad[6:].abs().sum() > 0
+
+
+def test_queue_keeps_the_newest_finite_rows():
+    queue = objectives.FeatureQueue(3)
+    queue.push("x", torch.tensor([[1.0], [2.0]]))
+    queue.push("x", torch.tensor([[3.0], [float("nan")], [4.0]], requires_grad=True))
+    assert queue.rows["x"].tolist() == [[2.0], [3.0], [4.0]]
+    assert not queue.rows["x"].requires_grad
+    assert queue.extend("x", torch.tensor([[5.0]])).tolist() == [[2.0], [3.0], [4.0], [5.0]]
+    assert queue.extend("other", torch.tensor([[5.0]])).tolist() == [[5.0]]
+    off = objectives.FeatureQueue(0)
+    off.push("x", torch.ones(2, 1))
+    assert off.rows == {}
+
+
+def test_a_domain_with_one_sample_waits_until_the_queue_has_another(tiny_config):
+    config = tiny_config.replace(queue_size=4)
+    objective, batch = objectives.DasdObjective(config), make_batch(config, domains=(0, 0, 0, 1))
+    assert set(objective.distances(features_of(batch, 1), batch, config)) == {"satellite"}
+    assert set(objective.distances(features_of(batch, 2), batch, config)) == {"satellite", "xray"}
+    single = make_batch(config, domains=(0, 0, 1, 1), sources=1)
+    fresh = objectives.DasdObjective(config)
+    assert fresh.distances(features_of(single, 1), single, config) == {}
+
+
+def test_the_biased_estimator_takes_one_sample(tiny_config):
+    config = tiny_config.replace(queue_size=0, unbiased=False, kernel="linear")
+    batch = make_batch(config, domains=(0, 1), sources=1)
+    features = features_of(batch, 1)
+    found = objectives.DasdObjective(config).distances(features, batch, config)
+    means = features.mean(dim=(2, 3))
+    assert found["satellite"].item() == pytest.approx((means[0] - means[2]).square().sum().item(), rel=1e-4)
+
+
+def test_state_is_the_queue(tiny_config):
+    config = tiny_config.replace(queue_size=5)
+    objective, batch = objectives.DasdObjective(config), make_batch(config)
+    objective.distances(features_of(batch, 1), batch, config)
+    other = objectives.DasdObjective(config)
+    other.load_state_dict(objective.state_dict())
+    features = features_of(batch, 2)
+    first, second = (o.distances(features, batch, config) for o in (objective, other))
+    assert set(objective.state_dict()) == {"painting", "satellite", "xray"}
+    assert {n: v.item() for n, v in first.items()} == {n: v.item() for n, v in second.items()}
+
+
+def test_validation_loss_of_each_domain(tiny_config, parts):
+    config = tiny_config.replace(min_snr_gamma=None)
+    batches = [make_batch(config, seed=1), make_batch(config, seed=2, domains=(1,))]
+    found = objectives.validation_losses(parts, batches, config)
+    errors = []
+    for batch in batches:
+        eps, _ = objectives.predict(parts, batch, with_source=False)
+        errors.append((eps - batch.target_noise).square().mean(dim=(1, 2, 3))[batch.target_domains == 1])
+    assert set(found) == {"validation_satellite", "validation_xray"}
+    assert found["validation_xray"] == pytest.approx(torch.cat(errors).mean().item(), rel=1e-5)

@@ -1,0 +1,150 @@
+"""One optimiser step: groups, rates, clipping, accumulation, token norm, moving average, precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from synthetic import make_batch, make_parts
+
+from dasd_utils import models, objectives, optimization
+from dasd_utils.config import DasdError
+
+
+@pytest.fixture
+def updater(tiny_config):
+    return optimization.Updater(tiny_config, make_parts(tiny_config))
+
+
+def backward(updater, seed: int = 0) -> None:
+    config = updater.config
+    torch.manual_seed(seed)
+    loss, _ = objectives.DasdObjective(config)(updater.parts, make_batch(config, seed), config)
+    updater.backward(loss)
+
+
+def test_tokens_have_their_own_rate_and_no_decay(updater):
+    lora, tokens = updater.optimizer.param_groups
+    training = updater.config.training
+    assert lora["weight_decay"] == training.weight_decay > 0 and tokens["weight_decay"] == 0
+    assert tokens["params"] == [updater.parts.tokens.weight]
+    assert set(lora["params"]) == set(models.trainable_parameters(updater.parts)["lora"])
+
+
+def test_rates_are_a_function_of_the_step(tiny_config):
+    config = tiny_config.replace(lr_scheduler="linear", lr_warmup_steps=2, max_train_steps=6)
+    updater = optimization.Updater(config, make_parts(config))
+    rates = [updater.set_rates(step) for step in range(7)]
+    factors = [0, 0.5, 1, 0.75, 0.5, 0.25, 0]
+    assert [r["learning_rate"] for r in rates] == pytest.approx([1e-3 * f for f in factors])
+    assert [r["token_learning_rate"] for r in rates] == pytest.approx([5e-3 * f for f in factors])
+    updater.set_rates(3)
+    assert [g["lr"] for g in updater.optimizer.param_groups] == pytest.approx([0.75e-3, 3.75e-3])
+
+
+def test_gradients_are_clipped_to_the_norm_that_is_returned_before(tiny_config):
+    config = tiny_config.replace(max_grad_norm=0.01)
+    updater = optimization.Updater(config, make_parts(config))
+    backward(updater)
+    before = torch.stack([p.grad.norm() for p in updater.parameters]).norm().item()
+    seen = []
+    updater.optimizer.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(torch.stack([p.grad.norm() for p in updater.parameters]).norm().item())
+    )
+    norm, stepped = updater.update(finite_loss=True)
+    assert stepped and norm == pytest.approx(before, rel=1e-5) and before > 0.01
+    assert seen == pytest.approx([0.01], rel=1e-3)
+    assert all(p.grad is None for p in updater.parameters)
+
+
+def test_micro_batches_are_averaged(tiny_config):
+    gradients = []
+    for count in (1, 3):
+        config = tiny_config.replace(gradient_accumulation_steps=count)
+        updater = optimization.Updater(config, make_parts(config))
+        updater.parts.unet.eval()
+        for _ in range(count):
+            backward(updater)
+        gradients.append(torch.cat([p.grad.flatten() for p in updater.parameters]))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_new_rows_keep_the_norm_of_the_vocabulary(updater):
+    vocabulary = updater.parts.text_encoder.get_input_embeddings().weight.clone()
+    before = updater.parts.tokens.weight.detach().clone()
+    updater.set_rates(1)
+    backward(updater)
+    updater.update(finite_loss=True)
+    rows = updater.parts.tokens.weight.detach()
+    norm = vocabulary.norm(dim=1).mean()
+    assert rows.norm(dim=1).tolist() == pytest.approx([norm.item()] * 2, rel=1e-5)
+    directions = torch.nn.functional.cosine_similarity(rows, before)
+    assert ((directions > 0.9) & (directions < 1 - 1e-7)).all()
+    assert torch.equal(updater.parts.text_encoder.get_input_embeddings().weight, vocabulary)
+
+
+@pytest.mark.parametrize("loss, gradient", [(False, 1.0), (True, float("nan")), (True, float("inf"))])
+def test_nothing_moves_without_finite_loss_and_gradient(updater, loss, gradient):
+    updater.set_rates(1)
+    backward(updater)
+    updater.parameters[0].grad[0, 0] = gradient
+    before = [p.detach().clone() for p in updater.parameters]
+    assert updater.update(finite_loss=loss)[1] is False
+    assert all(torch.equal(b, p) for b, p in zip(before, updater.parameters, strict=True))
+    assert all(p.grad is None for p in updater.parameters) and not updater.optimizer.state
+
+
+def test_the_moving_average_is_in_only_while_asked_for(tiny_config):
+    config = tiny_config.replace(ema_decay=0.5, lr_scheduler="constant")
+    updater = optimization.Updater(config, make_parts(config))
+    seen, average = [], None
+    for step in range(4):
+        updater.set_rates(step)
+        backward(updater, step)
+        updater.update(finite_loss=True)
+        seen.append(updater.parts.tokens.weight.detach().clone())
+        decay = min(0.5, step / (9 + step))  # EMAModel warms up: (1 + n) / (10 + n) after the first step
+        average = seen[0] if average is None else decay * average + (1 - decay) * seen[-1]
+    with updater.averaged():
+        inside = updater.parts.tokens.weight.detach().clone()
+    torch.testing.assert_close(inside, average, rtol=1e-5, atol=1e-7)
+    assert torch.equal(updater.parts.tokens.weight, seen[-1]) and not torch.equal(inside, seen[-1])
+    updater.keep_average()
+    assert torch.equal(updater.parts.tokens.weight, inside)
+
+
+def test_precision_by_device(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert optimization.choose_precision("auto", cpu) == "no"
+    assert optimization.choose_precision("bf16", cpu) == "bf16"
+    with pytest.raises(DasdError, match="fp16"):
+        optimization.choose_precision("fp16", cpu)
+    for native, expected in ((True, "bf16"), (False, "fp16")):
+        # a T4 emulates bfloat16 and says so unless asked
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True, n=native: n or including_emulation,
+        )
+        assert optimization.choose_precision("auto", cuda) == expected
+
+
+def test_precision_may_change_within_a_process(tiny_config):
+    for precision, dtype in (("bf16", torch.bfloat16), ("no", torch.float32), ("bf16", torch.bfloat16)):
+        config = tiny_config.replace(mixed_precision=precision)
+        updater = optimization.Updater(config, make_parts(config))
+        with updater.autocast():
+            eps, mid = objectives.predict(updater.parts, make_batch(config), with_source=True)
+        assert eps.dtype == mid.dtype == dtype
+        assert all(p.dtype == torch.float32 for p in updater.parameters)
+
+
+@pytest.mark.parametrize("name", ["cosinus", "piecewise_constant"])
+def test_a_schedule_that_cannot_work_is_refused(tiny_config, name):
+    with pytest.raises(DasdError, match=name):
+        optimization.check(tiny_config.replace(lr_scheduler=name).training)
+
+
+def test_several_processes_are_refused(tiny_config, monkeypatch):
+    monkeypatch.setattr(optimization.PartialState, "num_processes", 2, raising=False)
+    with pytest.raises(DasdError, match="one process"):
+        optimization.check(tiny_config.training)

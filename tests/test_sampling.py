@@ -1,0 +1,359 @@
+"""Sampling on a narrow random base with a random adapter: equal to diffusers, counted noise, shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from dasd_utils import adapters, classifier, denoising, models, sampling
+from dasd_utils.config import Calibration, DasdError
+
+PROMPT = "a river near a forest"
+
+
+def strengthen(parts) -> None:
+    """Give the LoRA, which starts at zero, an effect."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, weight in parts.unet.named_parameters():
+            if "lora_" in name:
+                weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+
+
+@pytest.fixture
+def adapted(tiny_config):
+    parts = models.load_parts(tiny_config)
+    models.add_domain_tokens(parts, tiny_config.domains)
+    models.add_lora(parts.unet, tiny_config.lora)
+    strengthen(parts)
+    parts.unet.eval()
+    return parts
+
+
+@pytest.fixture
+def pipeline(adapted, tiny_config):
+    judge = classifier.DomainClassifier(adapted.text_encoder, adapted.tokenizer, tiny_config.domains, 0.9)
+    return sampling.DasdPipeline(adapted, tiny_config, judge)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=int)
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return np.abs(pixels(one) - pixels(other)).max() <= 1  # rounding of a value between two integers
+
+
+@pytest.mark.parametrize("name", sampling.SCHEDULERS)
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_the_loop_equals_the_pipeline_of_diffusers(adapted, name, guidance_scale):
+    prompts, shape = [f"<satellite> {PROMPT}", "a house"], (4, 8, 8)
+    noise = torch.stack([sampling.initial_noise(shape, 3, i) for i in range(2)])
+    reference = StableDiffusionPipeline(
+        vae=adapted.vae,
+        text_encoder=adapted.text_encoder,
+        tokenizer=adapted.tokenizer,
+        unet=adapted.unet,
+        scheduler=denoising.make_scheduler(name, adapted.noise_scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    reference.set_progress_bar_config(disable=True)
+    options = dict(guidance_scale=guidance_scale, num_inference_steps=5, output_type="latent")
+    expected = reference(
+        prompts,
+        latents=noise,
+        negative_prompt=["dark", "dark"],
+        generator=[denoising.step_generator(3, i) for i in range(2)],
+        **options,
+    ).images
+    with torch.no_grad():
+        text, empty = models.encode_prompts(adapted, [*prompts, "dark", "dark"]).chunk(2)
+    latents = denoising.denoise(
+        denoising.guided_prediction(adapted.unet, text, empty, guidance_scale),
+        denoising.make_scheduler(name, adapted.noise_scheduler),
+        noise,
+        5,
+        [denoising.step_generator(3, i) for i in range(2)],
+    )
+    assert latents.std() > 0.01
+    torch.testing.assert_close(latents, expected, atol=1e-4, rtol=0)
+    images = reference.image_processor.postprocess(
+        adapted.vae.decode(latents / adapted.vae.config.scaling_factor).sample.detach()
+    )
+    for image, other in zip(denoising.decode_images(adapted.vae, latents), images, strict=True):
+        assert same(image, other)
+
+
+def test_generate_equals_the_pipeline_of_diffusers(pipeline, adapted):
+    quick = Calibration(4.0, 3, "ddim")
+    image, _, _ = pipeline.generate(PROMPT, domain="xray", seed=7, settings=quick, negative_prompt="dark")
+    reference = StableDiffusionPipeline(
+        vae=adapted.vae,
+        text_encoder=adapted.text_encoder,
+        tokenizer=adapted.tokenizer,
+        unet=adapted.unet,
+        scheduler=denoising.make_scheduler("ddim", adapted.noise_scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    reference.set_progress_bar_config(disable=True)
+    noise = sampling.initial_noise(pipeline.latent_shape, 7, 0)[None]
+    expected = reference(
+        f"<xray> {PROMPT}",
+        latents=noise,
+        guidance_scale=4.0,
+        num_inference_steps=3,
+        negative_prompt="dark",
+    ).images[0]
+    assert same(image, expected)
+    assert image.size == (32, 32)
+    assert image.mode == "RGB"
+
+
+def test_dropout_is_off_while_sampling_and_on_again_after(pipeline, adapted):
+    expected, _, _ = pipeline.generate(PROMPT, domain="xray", seed=7)
+    adapted.unet.train()
+    assert same(pipeline.generate(PROMPT, domain="xray", seed=7)[0], expected)
+    assert all(module.training for module in adapted.unet.modules())
+
+
+def test_guidance_is_the_line_through_both_branches():
+    uncond, cond = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 0.0])
+    assert sampling.classifier_free_guidance(uncond, cond, 3.0).tolist() == [4.0, -4.0]
+    assert sampling.classifier_free_guidance(uncond, cond, 1.0).tolist() == cond.tolist()
+
+
+@pytest.mark.parametrize(("guidance_scale", "rows"), [(1.0, 2), (2.0, 4)])
+def test_without_guidance_there_is_one_branch(guidance_scale, rows):
+    class Counting(torch.nn.Module):
+        dtype, batches = torch.float32, []
+
+        def forward(self, latents, timestep, encoder_hidden_states):
+            self.batches.append((len(latents), len(encoder_hidden_states)))
+            return type("Output", (), {"sample": latents})
+
+    unet = Counting()
+    text = torch.zeros(2, 77, 8)
+    predict = denoising.guided_prediction(unet, text, text, guidance_scale)
+    assert len(predict(torch.zeros(2, 4, 8, 8), torch.tensor(3))) == 2
+    assert unet.batches.pop() == (rows, rows)
+
+
+def test_noise_is_counted():
+    shape = (4, 8, 8)
+    noise = sampling.initial_noise(shape, 1, 2)
+    assert torch.equal(noise, sampling.initial_noise(shape, 1, 2))
+    others = [(1, 3), (2, 2), (2, 1)]
+    assert not any(torch.equal(noise, sampling.initial_noise(shape, *pair)) for pair in others)
+    many = torch.stack([sampling.initial_noise(shape, 0, i) for i in range(50)])
+    assert abs(many.mean().item()) < 0.03
+    assert abs(many.std().item() - 1) < 0.03
+    step = torch.randn(shape, generator=denoising.step_generator(1, 2))
+    assert not torch.equal(noise, step)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_the_same_seed_gives_the_same_image_whatever_the_batch(pipeline, name):
+    settings, prompts = Calibration(2.0, 3, name), ["a house", PROMPT, "a dark forest"]
+    alone, _, _ = pipeline.generate(PROMPT, seed=4, domain="satellite", settings=settings)
+    lists, _, _ = pipeline.generate(prompts, num_images=3, seed=4, domain="satellite", settings=settings)
+    assert same(alone, lists[1][0])
+    pipeline.batch_size = 2
+    chunked, _, _ = pipeline.generate(prompts, num_images=3, seed=4, domain="satellite", settings=settings)
+    for group, other in zip(lists, chunked, strict=True):
+        assert all(same(a, b) for a, b in zip(group, other, strict=True))
+    assert not same(lists[1][0], lists[1][1])  # another image of the prompt
+    assert not same(lists[1][0], lists[0][0])  # another prompt
+    later, _, _ = pipeline.generate(PROMPT, seed=5, domain="satellite", settings=settings)
+    assert not same(alone, later)
+
+
+def test_each_prompt_may_have_its_own_seed(pipeline):
+    images, _, settings = pipeline.generate([PROMPT, PROMPT], seed=[1, 2])
+    for seed, image, row in zip((1, 2), images, settings, strict=True):
+        assert row["seed"] == seed
+        assert same(image, pipeline.generate(PROMPT, seed=seed)[0])
+
+
+def test_a_drawn_seed_is_recorded_and_leaves_the_global_generator(pipeline):
+    state = torch.get_rng_state()
+    image, _, settings = pipeline.generate(PROMPT)
+    assert torch.equal(state, torch.get_rng_state())
+    assert same(image, pipeline.generate(PROMPT, seed=settings["seed"])[0])
+    assert settings["seed"] != pipeline.generate(PROMPT)[2]["seed"]
+
+
+def test_shapes_that_users_of_the_published_project_know(pipeline):
+    image, domain, settings = pipeline.generate(PROMPT, seed=0)
+    assert isinstance(image, Image.Image)
+    assert domain is None
+    expected = {"guidance_scale": 2.0, "num_inference_steps": 2, "scheduler": "ddim", "seed": 0}
+    assert settings == {"domain": None, "token": None} | expected
+    images, domain, settings = pipeline.generate(PROMPT, domain="satellite", num_images=2, seed=0)
+    assert [type(i) for i in images] == [Image.Image] * 2
+    assert (domain, settings["domain"], settings["token"]) == ("satellite", "satellite", "<satellite>")
+    images, domains, settings = pipeline.generate([PROMPT, "<xray> lungs"], seed=0)
+    assert [type(i) for i in images] == [Image.Image] * 2
+    assert domains == [None, "xray"]
+    assert [row["token"] for row in settings] == [None, "<xray>"]
+    assert pipeline.domain_tokens == {"satellite": "<satellite>", "xray": "<xray>"}
+
+
+def test_the_domain_is_found_in_the_prompt(pipeline, tiny_config):
+    words = tiny_config.domains[1].descriptions[0]
+    image, domain, settings = pipeline.generate(words, auto_domain=True, seed=1)
+    assert domain == settings["domain"] == "xray"
+    again = pipeline.generate_with_auto_domain(words, seed=1)
+    assert again[1:] == ("xray", settings, f"<xray> {words}")
+    assert same(again[0], image)
+    pipeline.classifier.threshold = 1.1
+    assert pipeline.generate_with_auto_domain(words)[1::2] == (None, words)
+    held = pipeline.generate_with_auto_domain([words, "lungs <satellite>"])
+    assert held[1] == [None, "satellite"]
+    assert held[3] == [words, "lungs <satellite>"]
+
+
+def test_the_classifier_is_made_and_fitted_when_it_is_needed(adapted, tiny_config):
+    pipeline = sampling.DasdPipeline(adapted, tiny_config)
+    found = pipeline.classify_prompt("a chest scan")
+    assert set(found) == {"best_domain", "best_score", "all_similarities", "suggested_prompt"}
+    assert pipeline.classifier is pipeline.classifier
+    assert pipeline.classifier.threshold is not None
+
+
+def test_without_a_domain_the_base_model_answers(pipeline, tiny_config):
+    fresh = sampling.DasdPipeline(models.load_parts(tiny_config), tiny_config)
+    expected, _, _ = fresh.generate(PROMPT, seed=2)
+    assert same(pipeline.generate(PROMPT, seed=2)[0], expected)
+    assert same(pipeline.generate(PROMPT, domain="painting", seed=2)[0], expected)
+    assert not same(pipeline.generate(PROMPT, domain="satellite", seed=2)[0], expected)
+    with pipeline.base() as base:
+        image, domain, settings = base.generate(PROMPT, domain="satellite", seed=2)
+    assert same(image, expected)
+    assert (domain, settings["token"]) == ("satellite", None)
+    mixed, _, _ = pipeline.generate([PROMPT, f"<satellite> {PROMPT}"], seed=2)
+    assert same(mixed[0], expected)
+    assert same(mixed[1], pipeline.generate(PROMPT, domain="satellite", seed=2)[0])
+    assert fresh.generate(PROMPT, domain="satellite", seed=2)[2]["token"] is None
+
+
+def test_a_comparison_has_one_row_a_domain(pipeline):
+    rows = pipeline.generate_comparison(f"<xray> {PROMPT}", seed=3)
+    assert [row["domain"] for row in rows] == ["painting", "satellite", "xray"]
+    assert [row["prompt"] for row in rows] == [PROMPT, f"<satellite> {PROMPT}", f"<xray> {PROMPT}"]
+    assert {row["settings"]["seed"] for row in rows} == {3}
+    for row in rows:
+        assert same(row["image"], pipeline.generate(PROMPT, domain=row["domain"], seed=3)[0])
+
+
+def test_schedulers_are_made_once_and_keep_the_base_noise_schedule(pipeline):
+    assert pipeline.scheduler("ddim") is pipeline.scheduler("ddim")
+    for name in sampling.SCHEDULERS:
+        scheduler = pipeline.scheduler(name)
+        torch.testing.assert_close(scheduler.alphas_cumprod, pipeline.parts.noise_scheduler.alphas_cumprod)
+        assert scheduler.config.steps_offset == 1  # of the base
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_latents_are_never_clipped(name):
+    silent = DDPMScheduler()  # its default is to clip
+    assert silent.config.clip_sample
+    assert not denoising.make_scheduler(name, silent).config.clip_sample
+
+
+BAD = {
+    "empty": (dict(prompt=" "), "prompt is empty"),
+    "empty in a list": (dict(prompt=["a", ""]), "Prompt 2 of 2 is empty"),
+    "no prompt": (dict(prompt=[]), "no prompt"),
+    "unknown domain": (dict(domain="satelite"), "Did you mean 'satellite'"),
+    "no image": (dict(num_images=0), "num_images is 0"),
+    "guidance": (dict(settings=Calibration(-1.0)), "guidance_scale is -1"),
+    "not a number": (dict(settings=Calibration(float("nan"))), "guidance_scale is nan"),
+    "steps": (dict(settings=Calibration(num_inference_steps=0)), "num_inference_steps is 0"),
+    "many steps": (dict(settings=Calibration(num_inference_steps=1001)), "from 1 to 1000"),
+    "scheduler": (dict(settings=Calibration(scheduler="dim")), "no scheduler 'dim'"),
+    "seeds": (dict(seed=[1, 2]), "2 seeds for 1 prompts"),
+    "negative seed": (dict(seed=-1), "0 or more, not -1"),
+    "two domains": (dict(prompt="<xray> lungs", domain="satellite"), "holds <xray>"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_before_any_work(pipeline, monkeypatch, name):
+    def fail(*_):
+        pytest.fail("the UNet ran")
+
+    monkeypatch.setattr(pipeline, "_latents", fail)
+    options, message = BAD[name]
+    with pytest.raises(DasdError, match=message):
+        pipeline.generate(**({"prompt": PROMPT, "seed": 0} | options))
+
+
+def test_a_domain_the_adapter_has_not_learned_is_refused(tiny_config):
+    parts = models.load_parts(tiny_config)
+    models.add_domain_tokens(parts, tiny_config.domains[:1])
+    pipeline = sampling.DasdPipeline(parts, tiny_config)
+    with pytest.raises(DasdError, match="has not learned <xray>"):
+        pipeline.generate(PROMPT, domain="xray")
+
+
+def test_a_long_prompt_is_sampled_with_a_warning(pipeline, caplog):
+    pipeline.generate("river " * 90 + "bridge", seed=0)
+    assert "bridge" in caplog.text
+
+
+@pytest.fixture
+def run(adapted, tiny_config, tmp_path):
+    folder = tmp_path / "saved"
+    adapters.save_adapter(adapted, folder / "adapter")
+    tiny_config.save(folder / "config.json")
+    return folder
+
+
+def test_a_run_is_loaded_from_its_folder_its_adapter_or_its_config(run, pipeline, tiny_config):
+    expected, _, _ = pipeline.generate(PROMPT, domain="xray", seed=6)
+    here = dataclasses.replace(tiny_config, output_dir=str(run))
+    for source in (run, str(run), run / "adapter", here):
+        loaded = sampling.load_trained_pipeline(source, device="cpu")
+        assert same(loaded.generate(PROMPT, domain="xray", seed=6)[0], expected)
+    named = sampling.load_trained_pipeline(run, config=tiny_config, device="cpu")
+    assert named.config is tiny_config
+
+
+def test_calibrations_of_a_run_replace_those_of_the_config(run):
+    (run / "calibration.json").write_text(json.dumps({"xray": {"guidance_scale": 1}, "painting": {}}))
+    pipeline = sampling.load_trained_pipeline(run, device="cpu")
+    assert pipeline.generate(PROMPT, domain="xray")[2]["guidance_scale"] == 1.0
+    assert pipeline.generate(PROMPT, domain="satellite")[2]["guidance_scale"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "JSON object"),
+        ("{", "JSON object"),
+        ('{"xry": {}}', "xray"),
+        ('{"xray": {"steps": 1}}', "steps"),
+    ],
+)
+def test_a_wrong_calibration_file_is_refused(run, content, message):
+    (run / "calibration.json").write_text(content)
+    with pytest.raises(DasdError, match=message):
+        sampling.load_trained_pipeline(run)
+
+
+def test_a_folder_without_adapter_or_config_is_refused(run, tmp_path):
+    with pytest.raises(DasdError, match=r"no adapter in .*nowhere"):
+        sampling.load_trained_pipeline(tmp_path / "nowhere")
+    (run / "config.json").unlink()
+    with pytest.raises(DasdError, match=r"no config\.json"):
+        sampling.load_trained_pipeline(run)

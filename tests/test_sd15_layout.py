@@ -1,0 +1,127 @@
+"""The sd15 profile on a narrow random base in the layout of the SD 1.5 repository."""
+
+from __future__ import annotations
+
+import narrow
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from dasd_utils import adapters, models
+from dasd_utils.config import DasdError
+
+PROMPTS = ["<satellite> many buildings", "<xray> a chest x-ray", "a painting", ""]
+
+
+@pytest.fixture
+def sd15_parts(sd15_config):
+    """Return parts with the LoRA and tokens of the profile, as if trained."""
+    parts = models.load_parts(sd15_config)
+    models.add_lora(parts.unet, sd15_config.lora)
+    models.add_domain_tokens(parts, sd15_config.domains)
+    narrow.randomise(models.trainable_parameters(parts))
+    return parts
+
+
+def outputs(unet, text):
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(len(text), 4, 8, 8, generator=generator)
+    timesteps = torch.randint(0, 1000, (len(text),), generator=generator)
+    with torch.no_grad():
+        return models.unet_pass(unet, latents, timesteps, text)[0]
+
+
+def condition(parts):
+    with torch.no_grad():
+        return models.encode_prompts(parts, PROMPTS)
+
+
+def test_weights_come_from_the_fp16_files_as_float32(sd15_config, sd15_layout_dir):
+    halves = models.load_parts(sd15_config).unet.state_dict()
+    whole = models.load_parts(sd15_config.replace(base_variant=None)).unet.state_dict()
+    assert {v.dtype for v in halves.values()} == {torch.float32}
+    assert all(torch.equal(halves[n], whole[n].half().float()) for n in whole)
+    assert not all(torch.equal(halves[n], whole[n]) for n in whole)
+
+
+def test_old_names_of_weights_are_all_found(sd15_config, sd15_layout_dir):
+    parts = models.load_parts(sd15_config.replace(base_variant=None))
+    text = load_file(sd15_layout_dir / "text_encoder" / "model.safetensors")
+    rows = text["text_model.embeddings.token_embedding.weight"]
+    assert torch.equal(parts.text_encoder.get_input_embeddings().weight, rows)
+    name = "encoder.layers.1.mlp.fc1.weight"
+    state = {n.removeprefix("text_model."): v for n, v in parts.text_encoder.state_dict().items()}
+    assert torch.equal(state[name], text[f"text_model.{name}"])
+    vae = load_file(sd15_layout_dir / "vae" / "diffusion_pytorch_model.safetensors")
+    attention = parts.vae.decoder.mid_block.attentions[0]
+    assert torch.equal(attention.to_q.weight, vae["decoder.mid_block.attentions.0.query.weight"])
+    assert parts.vae.config.scaling_factor == 0.18215
+
+
+def test_parts_are_those_of_the_layout(sd15_config):
+    parts = models.load_parts(sd15_config)
+    schedule = parts.noise_scheduler.config
+    assert (schedule.beta_start, schedule.beta_end, schedule.beta_schedule) == (
+        0.00085,
+        0.012,
+        "scaled_linear",
+    )
+    assert schedule.prediction_type == "epsilon" and not schedule.clip_sample
+    assert parts.text_encoder.config.eos_token_id == 2 != parts.tokenizer.eos_token_id
+    assert parts.tokenizer.model_max_length == 77
+    assert len(parts.tokenizer("a village").input_ids) == 4
+
+
+def test_the_safety_checker_is_neither_loaded_nor_needed(sd15_config, sd15_layout_dir):
+    with pytest.raises(Exception, match=r"(?i)header|safetensors"):  # whoever loads it, sees it
+        StableDiffusionPipeline.from_pretrained(sd15_layout_dir, variant="fp16")
+    assert models.load_parts(sd15_config).unet.config.cross_attention_dim == narrow.HIDDEN
+
+
+def test_only_lora_and_rows_train(sd15_parts):
+    groups = models.trainable_parameters(sd15_parts)
+    sd15_parts.unet.train()
+    sd15_parts.unet.enable_gradient_checkpointing()
+    latents, timesteps = torch.randn(4, 4, 16, 16), torch.tensor([1, 200, 500, 999])
+    text = models.encode_prompts(sd15_parts, PROMPTS)
+    eps, mid = models.unet_pass(sd15_parts.unet, latents, timesteps, text, num_target=2)
+    assert eps.shape == (2, 4, 8, 8) and mid.shape == (4, 32, 2, 2)
+    (eps.square().mean() + mid.square().mean()).backward()
+    for module in (sd15_parts.unet, sd15_parts.text_encoder, sd15_parts.vae):
+        for name, parameter in module.named_parameters():
+            assert (parameter.grad is not None) == ("lora_" in name), name
+    assert all(p.grad.any() for group in groups.values() for p in group)
+
+
+def test_condition_and_noise_are_those_of_plain_diffusers(sd15_parts, sd15_layout_dir, tmp_path):
+    adapters.save_adapter(sd15_parts, tmp_path / "adapter")
+    options = dict(safety_checker=None, variant="fp16", use_safetensors=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(sd15_layout_dir, **options)
+    pipeline.load_lora_weights(tmp_path / "adapter")
+    for token in ("satellite", "xray"):
+        pipeline.load_textual_inversion(tmp_path / "adapter" / f"{token}.safetensors", token=f"<{token}>")
+    with torch.no_grad():
+        theirs, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)
+    ours = condition(sd15_parts)
+    assert (theirs - ours).abs().max() < 1e-5
+    noise = outputs(pipeline.unet.eval(), ours)
+    assert (noise - outputs(sd15_parts.unet, ours)).abs().max() < 1e-5
+
+
+def test_an_adapter_is_reloaded_whatever_the_variant(sd15_config, sd15_parts, tmp_path):
+    adapters.save_adapter(sd15_parts, tmp_path / "adapter")
+    again = models.load_parts(sd15_config)
+    adapters.load_adapter(again, tmp_path / "adapter")
+    text = condition(sd15_parts)
+    assert torch.equal(condition(again), text)
+    assert torch.equal(outputs(again.unet, text), outputs(sd15_parts.unet, text))
+    full = models.load_parts(sd15_config.replace(base_variant=None))
+    adapters.load_adapter(full, tmp_path / "adapter")
+    assert torch.allclose(outputs(full.unet, text), outputs(again.unet, text), atol=0.02)
+
+
+def test_an_adapter_of_the_tiny_profile_is_refused(adapted, sd15_config, tmp_path):
+    adapters.save_adapter(adapted, tmp_path / "adapter")
+    with pytest.raises(DasdError, match="belongs to the base"):
+        adapters.load_adapter(models.load_parts(sd15_config), tmp_path / "adapter")
