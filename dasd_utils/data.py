@@ -98,12 +98,13 @@ def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainDa
     if not numbers:
         name = "validation_images" if split == "validation" else "num_heldout"
         raise DasdError(f"The {split} split of {domain.data} is empty: set {name} to 1 or more.")
-    scenes = [toyworld.render(world, seed, i, config.model.resolution) for i in numbers]
-    columns: dict[str, list] = {"captions": [toyworld.caption_variants(world, seed, i) for i in numbers]}
-    columns |= {name: [s.attributes.get(name, "") for s in scenes] for name in toyworld.ATTRIBUTES[world]}
+    names = ["captions", *toyworld.ATTRIBUTES[world]]
     for name in filter(None, (domain.caption_column, domain.label_column)):
-        if name not in columns:
-            raise DasdError(f"{domain.data} has no column {name!r}. Columns: {', '.join(columns)}.")
+        if name not in names:
+            raise DasdError(f"{domain.data} has no column {name!r}. Columns: {', '.join(names)}.")
+    scenes = [toyworld.render(world, seed, i, config.model.resolution) for i in numbers]
+    columns = {name: [scene.attributes.get(name, "") for scene in scenes] for name in names}
+    columns["captions"] = [toyworld.caption_variants(world, seed, i) for i in numbers]
     labels = columns[domain.label_column or "scene"]
     own = None if domain.label_captions or domain.caption else "captions"
     values = columns.get(domain.caption_column or own)

@@ -54,8 +54,8 @@ def load_judge(config: Config, device: str | None = None) -> Judge:
         said = str(error).strip().split("\n")[0]
         raise DasdError(
             f"The CLIP for evaluation, {config.model.clip!r} (revision {revision or 'main'}), cannot be "
-            f"loaded from {source}: {said} Set clip to a folder with model, tokenizer and image processor, or fetch "
-            f"it once with network."
+            f"loaded from {source}: {said} Set clip to a folder with model, tokenizer and image processor, "
+            f"or fetch it once with network."
         ) from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Judge(clip.to(device).eval().requires_grad_(False), tokenizer, processor)

@@ -51,10 +51,9 @@ def _from_folder(domain: DomainConfig, folder: Path, split: str) -> datasets.Dat
         raise DasdError(f"The folder {folder} (domain {domain.name}) has no images: looked for "
                         f"{', '.join(sorted(SUFFIXES))} and parquet files.")  # fmt: skip
     state = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in files))
+    kind = "imagefolder" if count else "parquet"
     try:
-        loaded = _read_folder(
-            "imagefolder" if count else "parquet", folder, domain.label_column is None, state
-        )
+        loaded = _read_folder(kind, folder, domain.label_column is None, state)
     except Exception as error:  # pyarrow, json, csv, fsspec: each has its own classes
         raise DasdError(f"The folder {folder} (domain {domain.name}) cannot be read: "
                         f"{_first_line(error)}.") from error  # fmt: skip
@@ -69,7 +68,7 @@ def _from_folder(domain: DomainConfig, folder: Path, split: str) -> datasets.Dat
 
 @functools.lru_cache(maxsize=16)
 def _read_folder(kind: str, folder: Path, drop_labels: bool, state: tuple) -> datasets.DatasetDict:
-    """Load a folder once for all its splits, which takes `datasets` seconds; `state` changes with its files."""
+    """Load a folder once for all its splits, as it takes seconds; `state` changes with its files."""
     # Without this option the names of split folders would be taken for classes.
     options = {"drop_labels": True} if kind == "imagefolder" and drop_labels else {}
     return datasets.load_dataset(kind, data_dir=str(folder), **options)
@@ -160,7 +159,7 @@ def undecoded(rows: datasets.Dataset, column: str) -> datasets.Dataset:
     """Return the rows with nothing but the image column, as {"bytes", "path"}; DasdError if it holds none."""
     try:
         return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:
         kind = rows.features[column]
         raise DasdError(f"The column {column!r} holds no images but {kind}.") from error
 
@@ -236,15 +235,16 @@ def split_by_content(
 ) -> list[str]:
     """Return "train", "validation" or "test" for each image, the same for the whole of a group.
 
-    The smallest hash of a group decides, so images added later move no other image to another split. Only a
-    split that would stay empty, though its fraction is not 0, is given a group of the largest split.
+    The smallest hash of a group decides, hashed once more as the smallest is no fair draw; so images added
+    later move no other image to another split. Only a split that would stay empty, though its fraction is
+    not 0, is given a group of the largest split.
     """
     leaders: dict[int, str] = {}
     for group, name in zip(groups, ids, strict=True):
         leaders[group] = min(name, leaders.get(group, name))
     parts = {}
     for group in sorted(leaders, key=leaders.__getitem__):
-        place = int(leaders[group][:13], 16) / 16**13  # in [0, 1)
+        place = int(hashlib.sha256(leaders[group].encode()).hexdigest()[:13], 16) / 16**13  # in [0, 1)
         heldout = "test" if place < test_fraction else "validation"
         parts[group] = heldout if place < test_fraction + validation_fraction else "train"
     for part, fraction in (("train", 1.0), ("validation", validation_fraction), ("test", test_fraction)):

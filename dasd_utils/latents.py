@@ -113,7 +113,8 @@ def _write_latents(path: Path, data: DomainData, vae: AutoencoderKL, progress: b
         raise DasdError(f"The latent cache {path} cannot be written: {error.strerror}. Set cache_dir to a "
                         "folder that can be.") from error  # fmt: skip
     finally:
-        unfinished.unlink(missing_ok=True)
+        if unfinished.exists():
+            unfinished.unlink()
 
 
 @torch.no_grad()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -15,12 +13,12 @@ import torch
 import torch.nn.functional as F
 import transformers
 from diffusers.training_utils import cast_training_params
-from huggingface_hub import constants
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dasd_utils import config as cfg
+from dasd_utils import pretrained
 
 log = logging.getLogger(__name__)
 
@@ -64,21 +62,15 @@ def load_parts(config: cfg.Config, dtype: torch.dtype | None = None) -> Parts:
     Raises DasdError if the base is missing, unreachable or not of the Stable Diffusion 1.x kind.
     """
     model = config.model
-    source = _base_source(model.base)
+    base = pretrained.find(model.base, model.base_revision, model.base_variant)
+    _check_layout(base)
     weights = dict(variant=model.base_variant, use_safetensors=True, dtype=dtype or torch.float32)
-
-    def load(kind: Any, name: str, **options: Any) -> Any:
-        try:
-            return kind.from_pretrained(source, subfolder=name, revision=model.base_revision, **options)
-        except Exception as error:  # each library below has its own kinds
-            raise cfg.DasdError(_load_failure(model, source, name, error)) from error
-
     parts = Parts(
-        tokenizer=load(transformers.CLIPTokenizer, "tokenizer"),
-        text_encoder=load(transformers.CLIPTextModel, "text_encoder", **weights),
-        unet=load(diffusers.UNet2DConditionModel, "unet", **weights),
-        vae=load(diffusers.AutoencoderKL, "vae", **weights),
-        noise_scheduler=load(diffusers.DDPMScheduler, "scheduler"),
+        tokenizer=base.load(transformers.CLIPTokenizer, "tokenizer"),
+        text_encoder=base.load(transformers.CLIPTextModel, "text_encoder", **weights),
+        unet=base.load(diffusers.UNet2DConditionModel, "unet", **weights),
+        vae=base.load(diffusers.AutoencoderKL, "vae", **weights),
+        noise_scheduler=base.load(diffusers.DDPMScheduler, "scheduler"),
         config=config,
     )
     _check_parts(parts)
@@ -87,34 +79,11 @@ def load_parts(config: cfg.Config, dtype: torch.dtype | None = None) -> Parts:
     return parts
 
 
-def _base_source(base: str) -> str:
-    """Return the path of the folder, or the hub id where there is no such folder."""
-    folder = cfg.resolve(base)
-    if not folder.is_dir():
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and base[0] not in ".~":
-            return base
-        raise cfg.DasdError(f"The base model {base!r} is not there: no folder {folder}. Set base to a folder "
-                            f"in the layout of diffusers, or to a hub id like 'owner/name'.")  # fmt: skip
+def _check_layout(base: pretrained.Source) -> None:
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-        if not (folder / part).is_dir():
-            raise cfg.DasdError(f"{folder} is no base model in the layout of diffusers: it has no folder "
-                                f"{part}/. StableDiffusionPipeline.save_pretrained writes one.")  # fmt: skip
-    return str(folder)
-
-
-def _load_failure(model: cfg.ModelConfig, source: str, name: str, error: Exception) -> str:
-    version = f"revision {model.base_revision or 'main'}, variant {model.base_variant or 'none'}"
-    what = f"{name} of the base model {model.base!r} ({version})"
-    said = str(error).strip().split("\n")[0]
-    if Path(source).is_dir():
-        return (f"The {what} cannot be loaded from {Path(source) / name}: {said} "
-                f"Check its files, or whether base_variant is right.")  # fmt: skip
-    return (
-        f"The {what} cannot be loaded: there is no folder {cfg.resolve(model.base)}, and neither the hub "
-        f"({constants.ENDPOINT}) nor its cache ({constants.HF_HUB_CACHE}) has it: {said} Fetch it once with "
-        f"network (`hf download {model.base} --revision {model.base_revision or 'main'}`), set base to a "
-        f"local folder, or use the tiny profile."
-    )
+        if base.folder is not None and not (base.folder / part).is_dir():
+            raise cfg.DasdError(f"{base.folder} is no base model: it has no folder {part}/, as "
+                                f"StableDiffusionPipeline.save_pretrained writes it.")  # fmt: skip
 
 
 def _check_parts(parts: Parts) -> None:

@@ -98,7 +98,7 @@ def pretrain(config: PretrainConfig, stages: tuple[str, ...] = STAGES, progress:
     return resolve(config.output_dir)
 
 
-# --- images and captions ------------------------------------------------------------------------------
+# --- images and captions ---------------------------------------------------------------------------------
 
 
 def _render_chunk(job: tuple[str, int, int, int]) -> np.ndarray:
@@ -108,8 +108,10 @@ def _render_chunk(job: tuple[str, int, int, int]) -> np.ndarray:
 
 def _describe_chunk(job: tuple[str, int, int]) -> list[dict]:
     domain, start, stop = job
-    return [{"captions": toyworld.caption_variants(domain, WORLD_SEED, i, 4),
-             "attributes": toyworld.attributes(domain, WORLD_SEED, i)} for i in range(start, stop)]  # fmt: skip
+    scenes = [(domain, WORLD_SEED, i) for i in range(start, stop)]
+    return [
+        {"captions": toyworld.caption_variants(*s, 4), "attributes": toyworld.attributes(*s)} for s in scenes
+    ]
 
 
 def _in_parallel(work: Callable, domain: str, count: int, *extra: int, progress: bool = True) -> list:
@@ -159,7 +161,7 @@ class _Images:
         return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
-# --- one loop for every stage ---------------------------------------------------------------------------
+# --- one loop for every stage ----------------------------------------------------------------------------
 
 
 def _fit(
@@ -233,7 +235,7 @@ def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW, ema: E
     return ema.optimization_step
 
 
-# --- tokenizer and CLIP -----------------------------------------------------------------------------------
+# --- tokenizer and CLIP ----------------------------------------------------------------------------------
 
 
 def train_tokenizer(config: PretrainConfig, work: Path, progress: bool = True) -> None:
@@ -331,7 +333,7 @@ def _contrastive(logits: Tensor, keys: tuple, bare: tuple) -> Tensor:
     return (to_image + to_text) / 2
 
 
-# --- VAE ----------------------------------------------------------------------------------------------------
+# --- VAE -------------------------------------------------------------------------------------------------
 
 
 def train_vae(config: PretrainConfig, work: Path, progress: bool = True) -> AutoencoderKL:
@@ -394,7 +396,7 @@ def normalise_latents(vae: AutoencoderKL, images: _Images) -> AutoencoderKL:
     return vae
 
 
-# --- UNet -----------------------------------------------------------------------------------------------------
+# --- UNet ------------------------------------------------------------------------------------------------
 
 
 def unet_model(config: PretrainConfig) -> UNet2DConditionModel:
@@ -481,7 +483,7 @@ def _encode(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, texts: list[s
     return text_encoder(ids).last_hidden_state  # (B, 77, d)
 
 
-# --- assembly ---------------------------------------------------------------------------------------------------
+# --- assembly --------------------------------------------------------------------------------------------
 
 
 def assemble(config: PretrainConfig, work: Path, progress: bool = True) -> Path:

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 from tqdm.auto import tqdm
 
 from dasd_utils import data, evaluation
-from dasd_utils.config import Calibration, Config, DomainConfig
+from dasd_utils.config import Calibration, Config, DasdError, DomainConfig
 from dasd_utils.sampling import DasdPipeline
 
-log = logging.getLogger(__name__)
 METHODS = ("base", "base + style words", "DASD")
 
 
 def sample_method(
-    pipeline: DasdPipeline, method: str, domain: DomainConfig, prompts: list[str], seed: int
+    config: Config, pipeline: DasdPipeline, method: str, domain: DomainConfig, prompts: Sequence[str]
 ) -> list[Image.Image]:
     """Return `images_per_prompt` images of each prompt, prompt by prompt, with the evaluation's settings.
 
     The methods differ in nothing but what is compared: adapter off, words added, or adapter and token on.
+    Each prompt starts from noise of its own, the same for all methods, so that prompts are independent.
+    Raises DasdError for an unknown method.
     """
-    protocol = pipeline.config.evaluation
-    settings = Calibration(protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler)
-    words = [f"{p}, {domain.style_suffix}" for p in prompts] if "style" in method else prompts
+    if method not in METHODS:
+        raise DasdError(f"There is no method {method!r}. Methods: {', '.join(METHODS)}.")
+    protocol = config.evaluation
+    words = [f"{p}, {domain.style_suffix}" for p in prompts] if method == METHODS[1] else list(prompts)
     images, *_ = pipeline.generate(
         words,
-        domain=domain.name if method == "DASD" else None,
+        domain=domain.name if method == METHODS[2] else None,
         num_images=protocol.images_per_prompt,
-        seed=seed,
-        settings=settings,
+        seed=[1000 * config.seed + number for number in range(len(prompts))],
+        settings=Calibration(protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler),
     )
     if protocol.images_per_prompt == 1:
         return list(images)
@@ -39,7 +41,7 @@ def sample_method(
 
 
 def evaluate(
-    config: Config, pipeline: DasdPipeline, methods: tuple[str, ...] = METHODS, progress: bool = True
+    config: Config, pipeline: DasdPipeline, methods: Sequence[str] = METHODS, progress: bool = True
 ) -> tuple[list[dict[str, Any]], dict[tuple[str, str], list[Image.Image]]]:
     """Sample and score every method on every domain; return rows and images by (method, domain)."""
     judge = evaluation.load_judge(config)
@@ -50,7 +52,7 @@ def evaluate(
         count = min(config.evaluation.num_heldout, len(heldout))
         real = [heldout[i]["image"] for i in range(count)]
         for method in tqdm(methods, f"{domain.name}", disable=not progress):
-            made = sample_method(pipeline, method, domain, prompts, config.seed)
+            made = sample_method(config, pipeline, method, domain, prompts)
             repeated = [p for p in prompts for _ in range(config.evaluation.images_per_prompt)]
             rows += evaluation.score_method(method, domain.name, made, repeated, real, judge, config)
             images[method, domain.name] = made

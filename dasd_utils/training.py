@@ -148,7 +148,8 @@ class Run:
     def optimise(self, step: int) -> Row:
         """Do one optimiser step and return its history row."""
         training, begun = self.config.training, time.perf_counter()
-        self.parts.unet.train()
+        if not self.parts.unet.training:  # switching thousands of modules costs a tenth of a tiny step
+            self.parts.unet.train()
         rates = self.updater.set_rates(step - 1)
         self.sample_ids, logs = [], []
         for micro in range(training.gradient_accumulation_steps):

@@ -22,6 +22,15 @@ def pictures(seed, n, colour):
     return [Image.fromarray(p) for p in pixels.astype(np.uint8)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Many small products: threads cost more than they give."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def config(base_dir):
     return Config.setup("tiny", clip=base_dir / "clip", num_bootstrap=50, seed=3)

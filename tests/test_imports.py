@@ -31,6 +31,8 @@ CORE = {
     "diagram": {"figures"},
     "study": {"config", "data", "evaluation", "sampling"},
     "batch": {"config"},
+    "runs": {"config"},
+    "playground": {"config", "sampling"},
     "pretrain": {"config", "data", "losses", "metrics", "models", "toyworld"},
 }  # fmt: skip
 ANY = {"cli", "__init__"}

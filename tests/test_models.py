@@ -77,14 +77,14 @@ def test_unreachable_hub_id_says_id_revision_and_where(tiny_config):
 
 
 def test_variant_that_is_not_there_is_named(tiny_config):
-    with pytest.raises(DasdError, match=r"text_encoder.*variant fp16.*base_variant"):
+    with pytest.raises(DasdError, match=r"text_encoder.*variant fp16.*or the variant"):
         models.load_parts(tiny_config.replace(base_variant="fp16"))
 
 
 def test_damaged_weights_are_named(tiny_config, base_dir, tmp_path):
     base = shutil.copytree(base_dir, tmp_path / "base")
     (base / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(DasdError, match="vae of the base model"):
+    with pytest.raises(DasdError, match="The vae of "):
         models.load_parts(tiny_config.replace(base=base))
 
 
@@ -279,6 +279,16 @@ def test_fifty_steps_change_the_new_weights_and_no_other_by_one_bit(parts):
     for name, value in all_weights(parts).items():
         assert torch.equal(value, before[name]) != ("lora_" in name), name
     assert (parts.tokens.weight != rows).all()
+
+
+def test_what_was_unfrozen_elsewhere_is_frozen_again(adapted):
+    modules = (adapted.text_encoder, adapted.unet, adapted.vae, adapted.tokens)
+    for module in modules:
+        module.requires_grad_(True)
+    new = {id(p) for group in models.trainable_parameters(adapted).values() for p in group}
+    assert {id(p) for m in modules for p in m.parameters() if p.requires_grad} == new
+    adapted.vae = None  # not in memory while training
+    assert {id(p) for group in models.trainable_parameters(adapted).values() for p in group} == new
 
 
 # the passes

@@ -102,7 +102,7 @@ def test_the_moving_average_is_in_only_while_asked_for(tiny_config):
         backward(updater, step)
         updater.update(finite_loss=True)
         seen.append(updater.parts.tokens.weight.detach().clone())
-        decay = min(0.5, step / (9 + step))  # EMAModel warms up: (1 + n) / (10 + n) after the first step
+        decay = min(0.5, (1 + step) / (10 + step))  # EMAModel warms up
         average = seen[0] if average is None else decay * average + (1 - decay) * seen[-1]
     with updater.averaged():
         inside = updater.parts.tokens.weight.detach().clone()
@@ -145,6 +145,6 @@ def test_a_schedule_that_cannot_work_is_refused(tiny_config, name):
 
 
 def test_several_processes_are_refused(tiny_config, monkeypatch):
-    monkeypatch.setattr(optimization.PartialState, "num_processes", 2, raising=False)
+    monkeypatch.setattr(optimization.PartialState(), "num_processes", 2)
     with pytest.raises(DasdError, match="one process"):
         optimization.check(tiny_config.training)

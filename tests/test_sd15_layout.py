@@ -37,7 +37,7 @@ def condition(parts):
         return models.encode_prompts(parts, PROMPTS)
 
 
-def test_weights_come_from_the_fp16_files_as_float32(sd15_config, sd15_layout_dir):
+def test_weights_come_from_the_fp16_files_as_float32(sd15_config):
     halves = models.load_parts(sd15_config).unet.state_dict()
     whole = models.load_parts(sd15_config.replace(base_variant=None)).unet.state_dict()
     assert {v.dtype for v in halves.values()} == {torch.float32}
@@ -86,7 +86,7 @@ def test_only_lora_and_rows_train(sd15_parts):
     latents, timesteps = torch.randn(4, 4, 16, 16), torch.tensor([1, 200, 500, 999])
     text = models.encode_prompts(sd15_parts, PROMPTS)
     eps, mid = models.unet_pass(sd15_parts.unet, latents, timesteps, text, num_target=2)
-    assert eps.shape == (2, 4, 8, 8) and mid.shape == (4, 32, 2, 2)
+    assert eps.shape == (2, 4, 16, 16) and mid.shape == (4, 32, 2, 2)
     (eps.square().mean() + mid.square().mean()).backward()
     for module in (sd15_parts.unet, sd15_parts.text_encoder, sd15_parts.vae):
         for name, parameter in module.named_parameters():

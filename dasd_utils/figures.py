@@ -1,0 +1,300 @@
+"""One style for every figure: grids, curves, bars, a confusion matrix. Functions return a Figure."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.figure
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from scipy.ndimage import gaussian_filter1d
+
+INK, MUTED, LINE = "#1f2933", "#66727f", "#d5dbe1"
+PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe and Ito
+BLUES = LinearSegmentedColormap.from_list("dasd", ["#f1f4f7", "#0072b2"])
+STYLE = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8),
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "figure.facecolor": "white",
+}
+METRIC_TITLES = {
+    "clip_score": "CLIP score (higher is better)",
+    "cmmd": "CMMD (lower is better)",
+    "kid": "KID on CLIP features (lower is better)",
+}
+History = Sequence[Mapping[str, Any]]
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure that a notebook shows where it ends a cell, and that no global list keeps alive."""
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display  # only notebooks get here
+
+        kind, content = "png", self.encode("png")
+        if 2 * len(small := self.encode("jpeg")) < len(content):  # pictures; curves stay sharp as PNG
+            kind, content = "jpeg", small
+        display({f"image/{kind}": base64.b64encode(content).decode(), "text/plain": repr(self)}, raw=True)
+
+    def encode(self, kind: str, dpi: int = 100) -> bytes:
+        """Return the drawn figure as "png" or "jpeg"."""
+        options = {"png": {"optimize": True}, "jpeg": {"quality": 90, "optimize": True}}
+        buffer = io.BytesIO()
+        self.savefig(buffer, format=kind, dpi=dpi, pil_kwargs=options[kind])
+        return buffer.getvalue()
+
+
+def style() -> Any:
+    """Return the style as a context, for own plots: `with figures.style(): ...`."""
+    return matplotlib.rc_context(STYLE)
+
+
+def save(figure: matplotlib.figure.Figure, path: str | Path, dpi: int = 120) -> Path:
+    """Write the figure, without date or version so that equal figures are equal files; return the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    settings = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
+    figure.savefig(temporary, dpi=dpi, **settings if path.suffix == ".png" else {})
+    os.replace(temporary, path)
+    return path
+
+
+# pictures
+
+
+def image_grid(
+    images: Sequence[Image.Image],
+    captions: Sequence[str] | None = None,
+    columns: int = 6,
+    title: str | None = None,
+    cell: float = 1.25,
+) -> Figure:
+    """Return the images row by row, each over its caption; `cell` is the width of one in inches."""
+    if not images:
+        raise ValueError("There are no images to show.")
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"{len(images)} images came with {len(captions)} captions.")
+    columns = min(columns, len(images))
+    starts = range(0, len(images), columns)
+    below = [captions[s : s + columns] for s in starts] if captions else ()
+    return _grid([images[s : s + columns] for s in starts], cell, title, below=below)
+
+
+def comparison_grid(
+    rows: Mapping[str, Sequence[Image.Image]],
+    captions: Sequence[str] | None = None,
+    title: str | None = None,
+    cell: float = 1.25,
+) -> Figure:
+    """Return one row of images per label, with a caption over each column, for example its prompt."""
+    if not rows or not all(map(len, rows.values())):
+        raise ValueError("There are no images to show.")
+    columns = max(map(len, rows.values()))
+    if captions is not None and len(captions) != columns:
+        raise ValueError(f"{columns} columns came with {len(captions)} captions.")
+    return _grid(list(rows.values()), cell, title, labels=list(rows), above=captions or ())
+
+
+class _Canvas:
+    """A figure measured in inches from its upper left corner."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height, self.figure = width, height, Figure(figsize=(width, height))
+
+    def write(self, x: float, y: float, lines: Sequence[str], **settings: Any) -> None:
+        plain = {"size": 7, "linespacing": 1.25, "parse_math": False}  # a prompt may hold a dollar sign
+        self.figure.text(x / self.width, 1 - y / self.height, "\n".join(lines), **plain | settings)
+
+    def show(self, x: float, y: float, side: float, image: Image.Image) -> None:
+        place = (x / self.width, 1 - (y + side) / self.height, side / self.width, side / self.height)
+        axes = self.figure.add_axes(place)
+        axes.imshow(np.asarray(image.convert("RGB")), interpolation="lanczos")
+        axes.set_axis_off()
+
+
+@style()
+def _grid(
+    rows: Sequence[Sequence[Image.Image]],
+    cell: float,
+    title: str | None,
+    labels: Sequence[str] = (),
+    above: Sequence[str] = (),
+    below: Sequence[Sequence[str]] = (),
+) -> Figure:
+    """Lay the images out: columns `cell` inches wide, rows of captions as high as the longest of them."""
+    gap, line = 0.06, 0.125
+    names, heads = [_wrap(text, 1.1) for text in labels], [_wrap(text, cell) for text in above]
+    feet = [[_wrap(text, cell) for text in texts] for texts in below] or [[] for _ in rows]
+    depths = [max((len(text) * line + 0.07 for text in texts), default=0) for texts in feet]
+    left = gap + max((0.075 * len(part) for parts in names for part in parts), default=0)
+    top = (0.34 if title else gap) + max((len(text) * line + gap for text in heads), default=0)
+    xs = [left + column * (cell + gap) for column in range(max(map(len, rows)))]
+    width = max(xs[-1] + cell + gap, 0.1 * len(title or ""))
+    canvas = _Canvas(width, top + sum(depths) + len(rows) * (cell + gap))
+    canvas.write(gap, 0.07, [title or ""], va="top", weight="bold", size=10)
+    for x, text in zip(xs, heads, strict=False):
+        canvas.write(x + cell / 2, top - gap, text, ha="center", va="bottom")
+    y = top
+    for r, images in enumerate(rows):
+        for text in names[r : r + 1]:
+            canvas.write(left - 2 * gap, y + cell / 2, text, ha="right", va="center", weight="bold", size=8)
+        for x, image in zip(xs, images, strict=False):
+            canvas.show(x, y, cell, image)
+        for x, text in zip(xs, feet[r], strict=False):
+            canvas.write(x + cell / 2, y + cell + 0.04, text, ha="center", va="top")
+        y += cell + gap + depths[r]
+    return canvas.figure
+
+
+def _wrap(text: str, inches: float, lines: int = 4) -> list[str]:
+    """Return at most `lines` lines of 7 point text that fit the width."""
+    return textwrap.wrap(text, int(inches / 0.056), max_lines=lines, placeholder=" …") or [""]
+
+
+# curves, bars, matrix
+
+
+@style()
+def loss_curves(history: History | Sequence[float], title: str | None = None) -> Figure:
+    """Return loss, MMD, gradient norm and learning rates over steps, as far as the history rows hold them."""
+    if not len(history):
+        raise ValueError("The history has no rows to draw.")
+    if not isinstance(history[0], Mapping):
+        history = [{"step": i + 1, "loss": value} for i, value in enumerate(history)]
+    names = list(dict.fromkeys(n for row in history for n, value in row.items() if value is not None))
+    panels = {
+        "Loss": ["loss", *(n for n in names if n.startswith("validation_"))],
+        "MMD of mid-block features": [n for n in names if n.startswith("mmd_")] or ["mmd"],
+        "Gradient norm": ["grad_norm"],
+        "Learning rate": ["lora", "tokens"],
+    }
+    panels = {title: [n for n in wanted if n in names] for title, wanted in panels.items()}
+    panels = {title: found for title, found in panels.items() if found}
+    figure = Figure(figsize=(3.3 * len(panels), 2.7), layout="constrained")
+    for axes, (name, keys) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        for color, key in zip(cycle(PALETTE), keys, strict=False):
+            _curve(axes, history, key, color)
+        axes.set(title=name, xlabel="step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if len(keys) > 1:
+            axes.legend()
+    if title:
+        figure.suptitle(title, fontweight="bold")
+    return figure
+
+
+plot_losses = loss_curves  # its name in the published project
+
+
+def _curve(axes: Axes, history: History, key: str, color: str) -> None:
+    """Draw one column: rare or smooth values as they are, noisy ones faint under a Gaussian average."""
+    found = [(row["step"], row[key]) for row in history if row.get(key) is not None]
+    steps, values = np.array(found, dtype=float).T
+    label = key.replace("validation_", "validation, ").replace("mmd_", "")
+    if key.startswith("validation_"):
+        axes.plot(steps, values, "o-", color=color, label=label, markersize=3.5)
+    elif key in ("lora", "tokens") or len(values) < 20:
+        axes.plot(steps, values, color=color, label=label)
+    else:
+        axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, gaussian_filter1d(values, len(values) / 40), color=color, label=label)
+
+
+@style()
+def bar_chart(
+    rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] | None = None, title: str | None = None
+) -> Figure:
+    """Return a panel per metric: a bar per method and domain with its interval; `clip_floor` is dotted."""
+    present = list(dict.fromkeys(row["metric"] for row in rows if row["metric"] != "clip_floor"))
+    metrics = present if metrics is None else list(metrics)
+    if not metrics or not set(metrics) <= set(present):
+        raise ValueError(f"The rows hold the metrics {present}, not {metrics}.")
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    colors = dict(zip(methods, cycle(("#9aa5b1", *PALETTE)), strict=False))  # the first is the baseline
+    figure = Figure(figsize=(0.3 + 3.3 * len(metrics), 3.1), layout="constrained")
+    for axes, metric in zip(np.ravel(figure.subplots(1, len(metrics))), metrics, strict=True):
+        _bars(axes, rows, metric, colors)
+        axes.set_title(METRIC_TITLES.get(metric, metric))
+    handles = [Patch(color=color, label=method) for method, color in colors.items()]
+    if "clip_score" in metrics and any(row["metric"] == "clip_floor" for row in rows):
+        handles.append(Line2D([], [], color=INK, linestyle=":", label="the same with shuffled captions"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    if title:
+        figure.suptitle(title, fontweight="bold")
+    return figure
+
+
+def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, colors: Mapping[str, str]) -> None:
+    domains, methods = list(dict.fromkeys(row["domain"] for row in rows)), list(colors)
+    width = 0.8 / len(methods)
+    largest = max(abs(row["value"]) for row in rows if row["metric"] == metric)
+    digits = 1 if largest >= 10 else 2 if largest >= 1 else 3
+    for row in rows:
+        place = methods.index(row["method"]) - (len(methods) - 1) / 2
+        x, value = domains.index(row["domain"]) + place * width, row["value"]
+        if row["metric"] == metric:
+            axes.bar(x, value, 0.9 * width, color=colors[row["method"]])
+            axes.plot([x, x], [row["low"], row["high"]], color=INK, linewidth=1.2)
+            above = {"xy": (x, max(row["high"], 0)), "xytext": (0, 2), "textcoords": "offset points"}
+            axes.annotate(f"{value:.{digits}f}", **above, ha="center", fontsize=7)
+        elif row["metric"] == "clip_floor" and metric == "clip_score":
+            axes.hlines(value, x - 0.45 * width, x + 0.45 * width, color=INK, linestyles=":", zorder=3)
+    axes.set_xticks(range(len(domains)), domains, fontsize=9)
+    axes.tick_params(axis="x", length=0)
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+
+
+@style()
+def confusion_matrix(
+    matrix: Sequence[Sequence[int]] | np.ndarray, labels: Sequence[str], title: str | None = None
+) -> Figure:
+    """Return counts, true classes down and predicted across, shaded by their share of the true class."""
+    counts = np.asarray(matrix)
+    if counts.shape != (len(labels), len(labels)):
+        raise ValueError(f"{len(labels)} labels came with a matrix of shape {counts.shape}.")
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 1.3 + 0.75 * len(labels)
+    figure = Figure(figsize=(side, side - 0.2), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap=BLUES, vmin=0, vmax=1)
+    for (i, j), count in np.ndenumerate(counts):
+        color = "white" if shares[i, j] > 0.55 else INK
+        axes.text(j, i, str(count), ha="center", va="center", color=color, fontsize=11)
+    ticks = np.arange(len(labels))
+    axes.set(xlabel="predicted", ylabel="true", title=title or "")
+    axes.set(xticks=ticks, xticklabels=labels, yticks=ticks, yticklabels=labels)
+    axes.vlines(ticks[1:] - 0.5, -0.5, len(labels) - 0.5, color="white", linewidth=3)
+    axes.hlines(ticks[1:] - 0.5, -0.5, len(labels) - 0.5, color="white", linewidth=3)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return figure

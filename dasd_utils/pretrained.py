@@ -1,0 +1,73 @@
+"""Where pretrained weights are: a folder, the hub or its cache; and an error that says where it looked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import constants
+
+from dasd_utils import config as cfg
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder or a hub repository that models are loaded from."""
+
+    name: str  # as in the config
+    revision: str | None = None
+    variant: str | None = None
+    folder: Path | None = None  # None: on the hub
+    unreachable: str = ""  # why the hub cannot be asked; its cache may still have the files
+
+    def load(self, kind: Any, part: str = "", **options: Any) -> Any:
+        """Return `kind.from_pretrained` of the part (a subfolder), or raise DasdError."""
+        where = self.name if self.folder is None else str(self.folder)
+        if part:
+            options["subfolder"] = part
+        try:
+            return kind.from_pretrained(
+                where, revision=self.revision, local_files_only=bool(self.unreachable), **options
+            )
+        except Exception as error:  # each library below has its own kinds
+            raise cfg.DasdError(self._failure(part or kind.__name__, error)) from error
+
+    def _failure(self, part: str, error: Exception) -> str:
+        version = f"revision {self.revision or 'main'}, variant {self.variant or 'none'}"
+        what = f"The {part} of {self.name!r} ({version}) cannot be loaded"
+        if self.folder is not None:
+            return f"{what} from {self.folder}: {_first_line(error)} Check its files, or the variant."
+        reason = self.unreachable or _first_line(error)
+        fetch = f"hf download {self.name} --revision {self.revision or 'main'}"
+        return (
+            f"{what}: there is no folder {cfg.resolve(self.name)}, and neither the hub "
+            f"({constants.ENDPOINT}) nor its cache ({constants.HF_HUB_CACHE}) has it: {reason} "
+            f"Fetch it once with network (`{fetch}`), or name a local folder, or use the tiny profile."
+        )
+
+
+def find(name: str, revision: str | None = None, variant: str | None = None) -> Source:
+    """Return where the weights of that name are: the folder if there is one, else the hub.
+
+    The hub is asked once, because its own file requests each retry for half a minute without network.
+    Raises DasdError if the name is neither a folder nor a hub id.
+    """
+    folder = cfg.resolve(name)
+    if folder.is_dir():
+        return Source(name, revision, variant, folder)
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise cfg.DasdError(f"{name!r} is not there: no folder {folder}. Name a folder in the layout of "
+                            f"diffusers or transformers, or a hub id like 'owner/name'.")  # fmt: skip
+    try:
+        huggingface_hub.HfApi().model_info(name, revision=revision, timeout=10)
+    except Exception as error:  # offline mode, no network, no such repository, no permission
+        return Source(name, revision, variant, unreachable=_first_line(error))
+    return Source(name, revision, variant)
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().split("\n")[0] or type(error).__name__
+    return line if line.endswith(".") else f"{line}."

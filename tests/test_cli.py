@@ -1,0 +1,139 @@
+"""The command: published options, JSON on standard output, one line for an error of the user."""
+
+import json
+import sys
+
+import pytest
+from conftest import on_narrow_base
+from typer.testing import CliRunner
+
+from dasd_utils import batch, cli
+from dasd_utils.config import Config, DasdError
+
+runner = CliRunner()
+
+
+def run(*words):
+    """Run a command that must succeed and return what it printed on standard output."""
+    result = runner.invoke(cli.app, [str(w) for w in words])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(base_dir, tmp_path_factory):
+    """Return (config file, run folder) of a run that `dasd train` made."""
+    folder = tmp_path_factory.mktemp("cli")
+    config = on_narrow_base("tiny", base_dir, base_dir / "clip", folder, num_heldout=8)
+    path = config.save(folder / "config.json")
+    printed = json.loads(run("train", "--config", path, "--max_steps", 2, "--seed", 5, "--json"))
+    assert printed["step"] == 2
+    return path, folder / "run"
+
+
+def test_train_wrote_the_run(trained):
+    _, folder = trained
+    saved = Config.load(folder / "config.json")
+    assert (saved.seed, saved.training.max_train_steps) == (5, 2)
+    assert (folder / "history.jsonl").read_text().count("\n") == 2
+
+
+def test_train_resumes(trained):
+    path, folder = trained
+    printed = run("train", "--config", path, "--max_steps", 3, "--seed", 5, "--resume", "--json")
+    assert json.loads(printed)["step"] == 3
+    assert (folder / "history.jsonl").read_text().count("\n") == 3
+
+
+def test_generate_writes_pictures(trained, tmp_path):
+    options = ("--domain", "satellite", "--num_images", 2, "--seed", 3, "--output_dir", tmp_path)
+    printed = run("generate", "--checkpoint", trained[1], "--prompt", "a harbor", *options, "--json")
+    result = json.loads(printed)
+    assert result["domain"] == "satellite" and result["settings"]["seed"] == 3
+    assert len(list((tmp_path / "generated").glob("satellite_3_*.png"))) == len(result["images"]) == 2
+
+
+def test_generate_finds_the_domain(trained, tmp_path):
+    printed = run("generate", "--checkpoint", trained[1], "--prompt", "<xray> lungs", "--auto-domain",
+                  "--output_dir", tmp_path, "--json")  # fmt: skip
+    assert json.loads(printed)["domain"] == "xray"
+
+
+def test_classify_prints_the_dictionary(trained):
+    printed = run("classify", "--checkpoint", trained[1], "--prompt", "<xray> lungs", "--json")
+    result = json.loads(printed)
+    assert result["best_domain"] == "xray" and result["suggested_prompt"] == "<xray> lungs"
+
+
+def test_evaluate_writes_rows(trained):
+    result = json.loads(run("evaluate", "--checkpoint", trained[1], "--json"))
+    rows = json.loads((trained[1] / "evaluation.json").read_text())["rows"]
+    assert rows == result["rows"]
+    assert {row["method"] for row in rows} == {"base", "base + style words", "DASD"}
+    assert {row["metric"] for row in rows} >= {"clip_score", "clip_floor", "cmmd"}
+    assert all(row["low"] <= row["high"] and row["n"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--profile", "tny"], "profile"),
+        (["train", "--profile", "tiny", "--max_steps", "0"], "max_train_steps"),
+        (["train", "--config", "missing.json"], "missing.json"),
+        (["generate", "--profile", "tiny", "--prompt", "x", "--checkpoint", "nowhere"], "nowhere"),
+        (["notebooks", "--only", "99"], "99"),
+        (["notebooks", "-p", "sead", "3", "--only", "00"], "sead"),
+    ],
+)
+def test_error_is_one_line(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dasd", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 1 and error.startswith("dasd:") and message in error
+
+
+def test_parameters_are_read_as_json():
+    assert cli.read_parameters(["-p", "steps", "3", "-p", "name", "x"]) == {"steps": 3, "name": "x"}
+    with pytest.raises(DasdError, match="NAME VALUE"):
+        cli.read_parameters(["-p", "steps"])
+
+
+NOTEBOOK = {
+    "cells": [
+        {"cell_type": "code", "execution_count": None, "id": "a", "metadata": {"tags": ["parameters"]},
+         "outputs": [], "source": "value = 1"},
+        {"cell_type": "code", "execution_count": None, "id": "b", "metadata": {}, "outputs": [],
+         "source": "assert value < 5, 'too large'\nvalue"},
+    ],
+    "metadata": {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    },
+    "nbformat": 4, "nbformat_minor": 5,
+}  # fmt: skip
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    path = tmp_path / "00_small.ipynb"
+    path.write_text(json.dumps(NOTEBOOK))
+    return path
+
+
+def test_notebook_runs_with_parameters(notebook, tmp_path):
+    (done,) = batch.run([notebook], tmp_path / "out", {"value": 3}, progress=False)
+    assert '"3"' in done.path.read_text()
+
+
+def test_failing_notebook_names_cell_and_error(notebook, tmp_path):
+    with pytest.raises(DasdError, match=r"00_small\.ipynb failed in cell 3 with AssertionError: too large"):
+        batch.run([notebook], tmp_path / "out", {"value": 7}, progress=False)
+
+
+def test_stored_notebook_has_no_injected_cell(notebook, tmp_path):
+    done = batch.run([notebook], tmp_path / "out", {"value": 3}, progress=False)
+    (tmp_path / "repo" / "notebooks").mkdir(parents=True)
+    batch.store(done, tmp_path / "repo")
+    stored = json.loads((tmp_path / "repo" / "notebooks" / "00_small.ipynb").read_text())
+    assert len(stored["cells"]) == 2 and set(stored["metadata"]) == {"kernelspec", "language_info"}

@@ -1,0 +1,261 @@
+"""Figures hold what they were given, stay inside their canvas, and leave nothing behind."""
+
+import itertools
+import warnings
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+from dasd_utils import diagram, figures, toyworld
+
+
+@pytest.fixture(autouse=True)
+def every_glyph():
+    """A character that the font lacks is a warning of matplotlib; here it fails the test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def red(n, size=32):
+    return [Image.new("RGB", (size, size), (200, 0, 0)) for _ in range(n)]
+
+
+def pixels(figure):
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+
+
+def extents(figure):
+    """Return (text, its box in pixels) of every text that is drawn."""
+    FigureCanvasAgg(figure).draw()
+    texts = [t for t in figure.findobj(matplotlib.text.Text) if t.get_visible() and t.get_text().strip()]
+    ticks = [t for a in figure.axes for axis in (a.xaxis, a.yaxis) for t in axis.get_major_ticks()]
+    beyond = {t.label1 for t in ticks if not t.label1.axes.viewLim.contains(*place_of(t))}
+    return [(t.get_text(), t.get_window_extent()) for t in texts if t not in beyond]
+
+
+def place_of(tick):
+    """Return a point on the tick's line, in the coordinates of its axes."""
+    box = tick.axes.viewLim
+    return (tick.get_loc(), box.y0) if isinstance(tick, matplotlib.axis.XTick) else (box.x0, tick.get_loc())
+
+
+def assert_readable(figure):
+    """No text leaves the canvas, and no two touch."""
+    width, height = figure.canvas.get_width_height()
+    found = extents(figure)
+    for text, box in found:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text
+    for (a, first), (b, second) in itertools.combinations(found, 2):
+        assert not first.overlaps(second), f"{a!r} and {b!r}"
+
+
+# grids
+
+
+def test_image_grid_shows_every_image_in_rows():
+    figure = figures.image_grid(red(7), columns=3)
+    assert len(figure.axes) == 7
+    tops = sorted({round(a.get_position().y1, 3) for a in figure.axes}, reverse=True)
+    assert [sum(round(a.get_position().y1, 3) == t for a in figure.axes) for t in tops] == [3, 3, 1]
+    image = pixels(figure)
+    share = (np.abs(image - (200, 0, 0)).max(axis=-1) < 8).mean()
+    assert share == pytest.approx(7 / 9, abs=0.1)
+
+
+def test_captions_are_wrapped_cut_and_taken_literally():
+    captions = ["$5 and $6", "a " * 5, "a chest x-ray of a child " * 6, "short"]
+    figure = figures.image_grid(red(4), captions, columns=2, title="Four pictures")
+    texts = [text for text, _ in extents(figure)]
+    assert "$5 and $6" in texts
+    longest = max(texts, key=len)
+    assert longest.count("\n") == 3 and longest.endswith("…")
+    assert_readable(figure)
+
+
+def test_comparison_grid_has_labels_left_and_captions_on_top():
+    rows = {"base": red(3), "base + style words": red(2), "DASD": red(3)}
+    figure = figures.comparison_grid(rows, ["an airport", "a harbor with two ships", "c"], "Same seeds")
+    assert len(figure.axes) == 8
+    assert_readable(figure)
+    place = {text: box for text, box in extents(figure)}
+    first_image = min(a.get_window_extent().x0 for a in figure.axes)
+    highest_image = max(a.get_window_extent().y1 for a in figure.axes)
+    assert all(place[label].x1 < first_image for label in rows)
+    assert place["an airport"].y0 > highest_image
+    assert place["base"].y0 > place["DASD"].y1
+
+
+def test_a_long_title_over_one_image_fits():
+    assert_readable(figures.image_grid(red(1), title="A title that is longer than its one picture"))
+
+
+def test_grids_refuse():
+    with pytest.raises(ValueError, match="no images"):
+        figures.image_grid([])
+    with pytest.raises(ValueError, match="2 images came with 1 captions"):
+        figures.image_grid(red(2), ["one"])
+    with pytest.raises(ValueError, match="no images"):
+        figures.comparison_grid({"base": []})
+    with pytest.raises(ValueError, match="2 columns came with 3 captions"):
+        figures.comparison_grid({"base": red(2)}, ["a", "b", "c"])
+
+
+# curves
+
+
+def history(n=60):
+    random = np.random.default_rng(0)
+    rows = [
+        {"step": k, "loss": 1 / k + 0.1 * random.random(), "mmd": 0.1, "mmd_satellite": 0.2, "grad_norm": 1.0}
+        | {"lora": 1e-3, "tokens": 5e-3, "samples_per_second": 9.0}
+        for k in range(1, n + 1)
+    ]
+    rows[29]["validation_satellite"], rows[59]["validation_satellite"] = 0.3, 0.2
+    rows[5]["loss"] = None  # a skipped step
+    return rows
+
+
+def test_loss_curves_draw_what_the_history_holds():
+    figure = figures.loss_curves(history())
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert titles == ["Loss", "MMD of mid-block features", "Gradient norm", "Learning rate"]
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    np.testing.assert_allclose(lines["validation, satellite"].get_xydata(), [[30, 0.3], [60, 0.2]])
+    assert len(lines["loss"].get_xdata()) == 59
+    assert_readable(figure)
+
+
+def test_the_average_follows_without_lag():
+    rows = [{"step": k, "loss": float(k)} for k in range(200)]
+    faint, average = figures.loss_curves(rows).axes[0].lines
+    np.testing.assert_allclose(average.get_ydata()[30:170], faint.get_ydata()[30:170], atol=1e-6)
+
+
+def test_plot_losses_takes_plain_numbers_too():
+    assert figures.plot_losses is figures.loss_curves
+    (axes,) = figures.plot_losses([3.0, 2.0, 1.0]).axes
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1, 3], [2, 2], [3, 1]])
+    with pytest.raises(ValueError, match="no rows"):
+        figures.plot_losses([])
+
+
+# bars and matrix
+
+
+def results():
+    values = {("base", "clip_score"): 0.2, ("base", "clip_floor"): 0.15, ("base", "cmmd"): 30.0}
+    values |= {("DASD", "clip_score"): 0.3, ("DASD", "clip_floor"): 0.18, ("DASD", "cmmd"): 5.0}
+    return [
+        {
+            "method": m,
+            "domain": d,
+            "metric": k,
+            "value": v,
+            "low": 0.9 * v,
+            "high": 1.1 * v,
+            "n": 80,
+            "seed": 0,
+        }
+        for d in ("satellite", "xray")
+        for (m, k), v in values.items()
+        if (d, m, k) != ("xray", "base", "cmmd")  # one is missing
+    ]
+
+
+def test_bar_chart_draws_values_intervals_and_floor():
+    figure = figures.bar_chart(results(), title="Evaluation")
+    scores, distances = figure.axes
+    assert sorted(bar.get_height() for bar in scores.patches) == [0.2, 0.2, 0.3, 0.3]
+    assert sorted(bar.get_height() for bar in distances.patches) == [5, 5, 30]
+    intervals = sorted(tuple(line.get_ydata()) for line in distances.lines[:3])
+    np.testing.assert_allclose(intervals, [(4.5, 5.5), (4.5, 5.5), (27, 33)])
+    assert len(scores.collections) == 4 and not distances.collections  # the floors
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["base", "DASD", "the same with shuffled captions"]
+    assert_readable(figure)
+
+
+def test_bar_chart_of_chosen_metrics():
+    figure = figures.bar_chart(results(), metrics=["cmmd"])
+    assert [axes.get_title("left") for axes in figure.axes] == ["CMMD (lower is better)"]
+    with pytest.raises(ValueError, match="hold the metrics"):
+        figures.bar_chart(results(), metrics=["fid"])
+    with pytest.raises(ValueError, match="hold the metrics"):
+        figures.bar_chart([])
+
+
+def test_confusion_matrix_shows_counts_and_shades_shares():
+    figure = figures.confusion_matrix([[40, 0], [1, 3]], ["satellite", "none"])
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["40", "0", "1", "3"]
+    np.testing.assert_allclose(axes.images[0].get_array(), [[1, 0], [0.25, 0.75]])
+    assert_readable(figure)
+    with pytest.raises(ValueError, match="3 labels came with a matrix of shape"):
+        figures.confusion_matrix([[1, 2], [3, 4]], ["a", "b", "c"])
+
+
+# the diagram
+
+
+@pytest.mark.parametrize("images", [None, {"target": red(1)[0]}])
+def test_the_diagram_can_be_read(images):
+    figure = diagram.method_diagram(images)
+    assert_readable(figure)
+    words = " ".join(text for text, _ in extents(figure))
+    for part in ("VAE", "UNet", "LoRA", "Text encoder", "MMD", "classifier", "<satellite>", "scheduler"):
+        assert part in words
+
+
+def test_the_diagram_shows_given_images():
+    def reds(figure):
+        return (np.abs(pixels(figure) - (200, 0, 0)).max(axis=-1) < 8).sum()
+
+    assert reds(diagram.method_diagram()) == 0
+    one, two = ({name: red(1)[0] for name in names} for names in (("source",), ("source", "result")))
+    assert reds(diagram.method_diagram(two)) > 1.5 * reds(diagram.method_diagram(one)) > 100
+
+
+# style, files, notebooks
+
+
+def test_the_style_stays_inside():
+    before = dict(matplotlib.rcParams)
+    figures.bar_chart(results())
+    with figures.style():
+        assert matplotlib.rcParams["axes.spines.top"] is False
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_saved_figures_are_equal_files(tmp_path):
+    curve = [3.0, 2.0, 1.5]
+    first = figures.save(figures.loss_curves(curve), tmp_path / "new" / "a.png")
+    second = figures.save(figures.loss_curves(curve), tmp_path / "new" / "b.png")
+    assert first.read_bytes() == second.read_bytes()
+    assert sorted(p.name for p in first.parent.iterdir()) == ["a.png", "b.png"]
+    with Image.open(first) as image:
+        assert image.size == (396, 324)
+    assert figures.save(figures.loss_curves(curve), tmp_path / "c.pdf").stat().st_size > 1000
+
+
+def test_a_notebook_gets_one_picture_of_the_smaller_kind(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    pictures = [toyworld.render("painting", 0, i).image for i in range(4)]
+    figures.loss_curves([3.0, 2.0])._ipython_display_()
+    figures.image_grid(pictures)._ipython_display_()
+    assert [next(iter(data)) for data in shown] == ["image/png", "image/jpeg"]
+    assert all(data["text/plain"].startswith("<Figure size") for data in shown)
+
+
+def test_no_global_list_keeps_figures():
+    """Else a loop of a thousand figures would fill the memory."""
+    figures.loss_curves([3.0, 2.0])
+    diagram.method_diagram()
+    assert pyplot.get_fignums() == []

@@ -1,0 +1,125 @@
+"""Any picture becomes an RGB square; copies are known as copies and stay in one split."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from dasd_utils import images, toyworld
+
+
+def saved(image: Image.Image, kind: str, **options) -> dict:
+    """Return the image as a file in memory, as a `datasets` image column holds it."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def plain(mode: str, colour, size=(6, 4)) -> Image.Image:
+    return Image.new(mode, size, colour)
+
+
+def palette_with_a_hole() -> Image.Image:
+    image = plain("P", 1)
+    image.putpalette([0, 0, 0, 200, 10, 20])
+    image.info["transparency"] = 1
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "expected"),
+    [
+        (plain("L", 90), "PNG", (90, 90, 90)),
+        (plain("1", 1), "PNG", (255, 255, 255)),
+        (plain("P", 0).convert("RGB").quantize(2), "PNG", (0, 0, 0)),
+        (palette_with_a_hole(), "PNG", (255, 255, 255)),
+        (plain("RGBA", (200, 0, 0, 0)), "PNG", (255, 255, 255)),
+        (plain("RGBA", (200, 0, 0, 255)), "PNG", (200, 0, 0)),
+        (plain("LA", (0, 0)), "PNG", (255, 255, 255)),
+        (plain("CMYK", (0, 255, 255, 0)), "TIFF", (255, 0, 0)),
+        (Image.fromarray(np.full((4, 6), 32896, np.uint16)), "PNG", (128, 128, 128)),
+        (Image.fromarray(np.full((4, 6), 65535, np.int32)), "TIFF", (255, 255, 255)),
+        (Image.fromarray(np.full((4, 6), 0.5, np.float32)), "TIFF", (128, 128, 128)),
+    ],
+    ids=["L", "1", "P", "P-transparent", "transparent", "opaque", "LA", "CMYK", "16-bit", "32-bit", "float"],
+)
+def test_every_mode_becomes_rgb(image, kind, expected):
+    read = images.read_image(saved(image, kind))
+    assert read.mode == "RGB"
+    assert read.getpixel((2, 2)) == expected
+
+
+def test_a_camera_s_rotation_is_applied():
+    lying = Image.new("RGB", (6, 4), "black")
+    lying.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise: the first pixel comes to the top right
+    upright = images.read_image(saved(lying, "PNG", exif=exif))
+    assert upright.size == (4, 6)
+    assert upright.getpixel((3, 0)) == (255, 255, 255)
+
+
+def test_center_crop_keeps_the_middle_of_the_longer_side():
+    wide = Image.new("L", (90, 30), 0)
+    wide.paste(200, (30, 0, 60, 30))
+    square = images.center_crop(wide, 16)
+    assert (square.mode, square.size) == ("RGB", (16, 16))
+    assert np.asarray(square).min() > 150
+
+
+def test_center_crop_scales_the_shorter_side():
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    expected = image.resize((30, 20), Image.Resampling.LANCZOS).crop((5, 0, 25, 20))
+    difference = np.asarray(images.center_crop(image, 20), int) - np.asarray(expected, int)
+    assert np.abs(difference[:, 3:-3]).max() <= 1  # near the cut the filter sees one side only
+
+
+def grouped(*pictures: Image.Image) -> list[int]:
+    small = np.stack([images.thumbnail(picture) for picture in pictures])
+    return list(images.duplicate_groups([images.content_hash(p) for p in pictures], small))
+
+
+def test_altered_copies_share_a_group_and_other_pictures_do_not():
+    first, other = (toyworld.render("painting", 9, i, 64).image for i in (0, 1))
+    worse = images.read_image(saved(first, "JPEG", quality=60))
+    brighter = ImageEnhance.Brightness(first).enhance(1.1)
+    groups = grouped(first, other, worse, first.resize((48, 48)), brighter, first.copy())
+    assert groups[1] != groups[0]
+    assert groups[2:] == [groups[0]] * 4
+
+
+def test_chest_x_rays_are_alike_but_no_duplicates():
+    pictures = [toyworld.render("xray", 9, i, 32).image for i in range(12)]
+    assert len(set(grouped(*pictures))) == 12
+
+
+def test_flat_pictures_are_duplicates_only_if_equal():
+    groups = grouped(plain("RGB", "red"), plain("RGB", "blue"), plain("RGB", "red"))
+    assert groups[0] == groups[2] != groups[1]
+
+
+def hashes(count: int, seed: int = 0) -> list[str]:
+    return [np.random.default_rng([seed, i]).bytes(32).hex() for i in range(count)]
+
+
+def test_split_keeps_the_fractions_and_parts_no_group():
+    parts = np.array(images.split_by_content(hashes(4000), [i // 2 for i in range(4000)], 0.1, 0.2))
+    assert (parts[::2] == parts[1::2]).all()
+    assert (parts == "validation").mean() == pytest.approx(0.1, abs=0.03)
+    assert (parts == "test").mean() == pytest.approx(0.2, abs=0.03)
+
+
+def test_split_moves_no_image_when_others_are_added():
+    few = images.split_by_content(hashes(300), range(300), 0.1, 0.2)
+    assert images.split_by_content(hashes(900), range(900), 0.1, 0.2)[:300] == few
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_split_leaves_no_part_empty(count):
+    for seed in range(20):
+        parts = images.split_by_content(hashes(count, seed), range(count), 0.1, 0.2)
+        assert set(parts) == {"train", "validation", "test"}

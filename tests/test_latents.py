@@ -1,0 +1,283 @@
+"""Latents are cached by what they are made of; a step's samples depend on its number alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from dasd_utils import data, latents, toyworld
+from dasd_utils.config import DasdError
+
+render = functools.cache(toyworld.render)  # the same few scenes for all tests
+
+
+@pytest.fixture(autouse=True)
+def rendered_once(monkeypatch):
+    monkeypatch.setattr(toyworld, "render", render)
+
+
+@pytest.fixture(scope="module")
+def vae(base_dir) -> AutoencoderKL:
+    return AutoencoderKL.from_pretrained(base_dir, subfolder="vae")
+
+
+@pytest.fixture
+def config(tiny_config):
+    """Return 24 images a domain, 16 x 16 px, in batches of 6 and 2."""
+    return tiny_config.replace(resolution=16, caption_dropout=0.0)
+
+
+@pytest.fixture
+def make(config, vae):
+    """Return `make(**changes) -> encoded Sampler`."""
+
+    def build(**changes) -> latents.Sampler:
+        changed = config.replace(**changes)
+        targets = [data.load_domain(domain, changed) for domain in changed.domains]
+        sampler = latents.Sampler(changed, data.load_domain(changed.source, changed), targets)
+        sampler.encode(vae, progress=False)
+        return sampler
+
+    return build
+
+
+def cache_of(config) -> Path:
+    return Path(config.data.cache_dir)
+
+
+def same(one: latents.Batch, two: latents.Batch) -> bool:
+    pairs = zip(vars(one).values(), vars(two).values(), strict=True)
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+def test_shapes_and_types(make):
+    batch = make().batch(0)
+    assert batch.target_latents.shape == batch.target_noise.shape == (6, 4, 4, 4)
+    assert batch.source_latents.shape == batch.source_noise.shape == (2, 4, 4, 4)
+    assert batch.target_latents.dtype == batch.target_noise.dtype == torch.float32
+    assert batch.target_domains.tolist() == [0, 1, 0, 1, 0, 1]
+    assert batch.target_domains.dtype == batch.target_timesteps.dtype == torch.long
+    assert [len(batch.target_prompts), len(batch.source_prompts), len(batch.sample_ids)] == [6, 2, 8]
+
+
+def test_a_step_depends_on_its_number_alone(make):
+    first = make()
+    ahead = [first.batch(step) for step in range(5)]
+    second = make()  # as after a restart: no step before it was drawn
+    assert same(second.batch(3), ahead[3])
+    assert not same(ahead[2], ahead[3])
+    assert not torch.equal(ahead[2].target_noise, ahead[3].target_noise)
+    assert not same(make(seed=1).batch(3), ahead[3])
+
+
+def test_micro_batches_differ(make):
+    sampler = make(gradient_accumulation_steps=2)
+    one, two = sampler.batch(1, 0), sampler.batch(1, 1)
+    assert not set(one.sample_ids) & set(two.sample_ids)
+    assert not torch.equal(one.target_noise, two.target_noise)
+
+
+def test_samples_of_a_batch_share_no_noise(make):
+    batch = make().batch(0)
+    noise = torch.cat([batch.target_noise, batch.source_noise]).flatten(1)
+    assert len({tuple(row) for row in noise.tolist()}) == 8
+
+
+def test_every_image_comes_once_in_each_pass(make):
+    sampler = make()
+    ids = [name for step in range(16) for name in sampler.batch(step).sample_ids[:6:2]]  # 48 of satellite
+    assert set(ids[:24]) == set(ids[24:]) == set(sampler._members["train"][1].ids)
+    assert ids[:24] != ids[24:]
+
+
+def test_target_domains_take_turns_where_the_batch_does_not_divide(make):
+    sampler = make(target_batch_size=3)
+    domains = torch.cat([sampler.batch(step).target_domains for step in range(4)])
+    assert domains.bincount().tolist() == [6, 6]
+
+
+@pytest.mark.parametrize(
+    ("targets", "sources", "taken"), [(6, 2, [0, 3]), (4, 4, [0, 1, 2, 3]), (2, 3, [0, 1, 0])]
+)
+def test_sources_take_the_timesteps_of_targets(make, targets, sources, taken):
+    batch = make(target_batch_size=targets, source_batch_size=sources).batch(2)
+    assert batch.source_timesteps.tolist() == batch.target_timesteps[taken].tolist()
+
+
+def test_no_source_at_all(make):
+    batch = make(source_batch_size=0, lambda_align=0.0).batch(0)
+    assert batch.source_latents.shape == (0, 4, 4, 4)
+    assert batch.source_timesteps.shape == (0,)
+
+
+def test_timesteps_are_uniform_over_the_whole_range(make):
+    sampler = make()
+    times = torch.cat([sampler.batch(step).target_timesteps for step in range(200)]).numpy()
+    counts = np.histogram(times, bins=5, range=(0, 1000))[0] / len(times)
+    assert counts == pytest.approx([0.2] * 5, abs=0.04)
+    sampler.num_train_timesteps = 10
+    assert max(int(sampler.batch(step).target_timesteps.max()) for step in range(40)) == 9
+
+
+def test_prompts_carry_the_token_and_vary_their_wording(make):
+    sampler = make()
+    prompts = [p for step in range(40) for p in sampler.batch(step).target_prompts[1::2]]
+    assert all(prompt.startswith("<xray> ") for prompt in prompts)
+    member = sampler._members["train"][2]
+    wordings = [{f"<xray> {c}" for c in captions} for captions in member.captions]
+    assert len(set(prompts)) > len(member)  # more than one caption an image
+    assert set(prompts) <= set.union(*wordings)
+    assert not any("<" in prompt for prompt in sampler.batch(0).source_prompts)
+
+
+def test_caption_dropout_empties_its_share_and_changes_nothing_else(make):
+    full, dropped = make(), make(caption_dropout=0.3)
+    prompts = [p for step in range(60) for p in dropped.batch(step).target_prompts]
+    assert prompts.count("") / len(prompts) == pytest.approx(0.3, abs=0.07)
+    plain, other = full.batch(5), dropped.batch(5)
+    assert torch.equal(plain.target_latents, other.target_latents)
+    assert torch.equal(plain.target_noise, other.target_noise)
+    kept = [(a, b) for a, b in zip(plain.target_prompts, other.target_prompts, strict=True) if b]
+    assert all(a == b for a, b in kept)
+
+
+def test_latents_are_draws_of_the_vae_s_posterior(make, vae):
+    sampler = make()
+    source = sampler._members["train"][0]
+    pixels = torch.from_numpy(np.asarray(source.images[0], np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        posterior = vae.encode(pixels).latent_dist
+    drawn = []
+    for batch in map(sampler.batch, range(600)):
+        drawn += [batch.source_latents[i] for i in range(2) if batch.sample_ids[6 + i] == source.ids[0]]
+    drawn = torch.stack(drawn) / vae.config.scaling_factor
+    expected = torch.stack([posterior.mean[0], posterior.std[0]])
+    error = (drawn.mean(0) - expected[0]).abs() / expected[1]
+    assert error.max() < 5 / len(drawn) ** 0.5
+    assert (drawn.std(0) / expected[1]).mean() == pytest.approx(1, abs=0.1)
+
+
+def test_noise_is_standard_normal(make):
+    sampler = make()
+    noise = torch.cat([sampler.batch(step).target_noise.flatten() for step in range(40)])
+    assert noise.mean().item() == pytest.approx(0, abs=0.03)
+    assert noise.std().item() == pytest.approx(1, abs=0.03)
+
+
+def test_cache_spares_the_vae(make, config, vae, monkeypatch):
+    before = make().batch(0)
+    files = {path: path.stat().st_mtime_ns for path in cache_of(config).iterdir()}
+    assert len(files) == 6
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda *a, **k: pytest.fail("the VAE ran again"))
+    assert same(make().batch(0), before)
+    assert {path: path.stat().st_mtime_ns for path in cache_of(config).iterdir()} == files
+
+
+@pytest.mark.parametrize("change", ["weights", "scaling", "images", "resolution"])
+def test_cache_is_never_stale(make, config, vae, change):
+    sampler = make()
+    other = AutoencoderKL.from_config(vae.config)
+    other.load_state_dict(vae.state_dict())
+    settings = config
+    if change == "weights":
+        with torch.no_grad():
+            other.quant_conv.bias[0] += 0.001
+    if change == "scaling":
+        other.register_to_config(scaling_factor=1.5)
+    if change == "images":
+        settings = config.replace(source=dataclasses.replace(config.source, num_images=23))
+    if change == "resolution":
+        settings = config.replace(resolution=24)
+    source = data.load_domain(settings.source, settings)
+    source.ids = source.ids if change == "images" else sampler._members["train"][0].ids
+    before = set(cache_of(config).iterdir())
+    latents.cached_latents(source, settings, other, latents.vae_fingerprint(other), progress=False)
+    assert len(set(cache_of(config).iterdir()) - before) == 1
+
+
+def test_interrupted_encoding_leaves_nothing(make, config, monkeypatch):
+    calls = []
+
+    def fail(vae, images):
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return np.zeros((len(images), 2, 4, 4, 4), np.float32)
+
+    monkeypatch.setattr(latents, "_encode", fail)
+    with pytest.raises(KeyboardInterrupt):
+        make()
+    assert list(cache_of(config).iterdir()) == []
+
+
+def test_cache_that_cannot_be_written(make, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DasdError, match="cache_dir"):
+        make(cache_dir=tmp_path / "file")
+
+
+def test_latents_that_are_not_finite(make, vae, monkeypatch):
+    bad = AutoencoderKL.from_config(vae.config)
+    with torch.no_grad():
+        bad.encoder.conv_in.bias.fill_(float("nan"))
+    with pytest.raises(DasdError, match="not finite"):
+        make().encode(bad, progress=False)
+
+
+def test_batch_before_encode(config):
+    targets = [data.load_domain(domain, config) for domain in config.domains]
+    sampler = latents.Sampler(config, data.load_domain(config.source, config), targets)
+    with pytest.raises(DasdError, match="encode"):
+        sampler.batch(0)
+
+
+def test_fixed_batches_are_held_out_and_never_change(make):
+    sampler = make(validation_images=5)
+    batches = sampler.fixed_batch()
+    assert [len(b.target_latents) for b in batches] == [6, 4]
+    ids = [name for b in batches for name in b.sample_ids]
+    training = {name for member in sampler._members["train"] for name in member.ids}
+    assert not training & set(ids)
+    targets = [name for b in batches for name in b.sample_ids[: len(b.target_latents)]]
+    assert len(set(targets)) == 10
+    for again in (sampler.fixed_batch(), make(validation_images=5, seed=7).fixed_batch()):
+        assert all(same(one, two) for one, two in zip(batches, again, strict=True))
+
+
+def test_fixed_batches_cover_the_timesteps_evenly(make):
+    batches = make(validation_images=5).fixed_batch()
+    domains = torch.cat([b.target_domains for b in batches])
+    times = torch.cat([b.target_timesteps for b in batches])
+    assert sorted(times[domains == 0].tolist()) == [100, 300, 500, 700, 900]
+    prompts = [p for b in batches for p in b.target_prompts]
+    assert all(prompt.startswith("<") for prompt in prompts)
+
+
+@pytest.mark.parametrize("changes", [{"validation_images": 0}, {"validation_fraction": 0.0}])
+def test_no_fixed_batches_where_nothing_is_held_out(make, changes):
+    assert make(**changes).fixed_batch() == []
+
+
+def test_batch_moves_and_keeps_its_indices_whole(make):
+    moved = make().batch(0).to("cpu", torch.bfloat16)
+    assert moved.target_latents.dtype == moved.source_noise.dtype == torch.bfloat16
+    assert moved.target_timesteps.dtype == moved.target_domains.dtype == torch.long
+    assert len(moved.sample_ids) == 8
+
+
+def test_token_that_the_tokenizer_lacks_is_a_warning(config, caplog):
+    class Vocabulary:
+        def get_vocab(self):
+            return {"<xray>": 1}
+
+    targets = [data.DomainData(domain, "train", [], [], []) for domain in config.domains]
+    with caplog.at_level(logging.WARNING):
+        latents.Sampler(config, targets[0], targets, Vocabulary())
+    assert "<satellite> not in the tokenizer" in caplog.text

@@ -1,0 +1,83 @@
+"""pretrained.py: a folder, the hub or its cache, and a quick answer where there is no network."""
+
+from __future__ import annotations
+
+import shutil
+
+import huggingface_hub
+import pytest
+from diffusers import UNet2DConditionModel
+from huggingface_hub import constants
+
+from dasd_utils import pretrained
+from dasd_utils.config import DasdError
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Recorder:
+    """Stands for a class of models: keeps what `from_pretrained` was asked."""
+
+    def __init__(self, error=None):
+        self.error, self.asked = error, None
+
+    def from_pretrained(self, where, **options):
+        self.asked = (where, options)
+        if self.error:
+            raise self.error
+        return "model"
+
+
+def hub(monkeypatch, error=None):
+    """Let the hub's one answer be this error, or none; return the list of questions."""
+    questions = []
+
+    def model_info(self, name, revision=None, timeout=None):
+        questions.append((name, revision))
+        if error:
+            raise error
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    return questions
+
+
+def test_a_folder_comes_first_and_the_hub_is_not_asked(base_dir, monkeypatch):
+    questions = hub(monkeypatch)
+    source = pretrained.find(str(base_dir), revision="main")
+    assert source.folder == base_dir and questions == []
+    assert isinstance(source.load(UNet2DConditionModel, "unet"), UNet2DConditionModel)
+
+
+def test_a_reachable_hub_is_asked_once_and_loaded_from(monkeypatch):
+    questions, kind = hub(monkeypatch), Recorder()
+    source = pretrained.find("owner/name", "abc", "fp16")
+    assert source.load(kind, "unet", variant="fp16") == "model" and questions == [("owner/name", "abc")]
+    options = {"revision": "abc", "local_files_only": False, "variant": "fp16", "subfolder": "unet"}
+    assert kind.asked == ("owner/name", options)
+
+
+def test_without_network_only_the_cache_is_read(monkeypatch):
+    hub(monkeypatch, ConnectionError("no route to host"))
+    kind = Recorder()
+    pretrained.find("owner/name").load(kind)
+    assert kind.asked == ("owner/name", {"revision": None, "local_files_only": True})
+    with pytest.raises(DasdError) as failure:
+        pretrained.find("owner/name", "abc").load(Recorder(OSError("not cached")), "vae")
+    for part in ("The vae of 'owner/name'", "revision abc", "no route to host", "hf download owner/name"):
+        assert part in str(failure.value)
+
+
+def test_a_cached_repository_needs_no_network(base_dir, tmp_path, monkeypatch):
+    hub(monkeypatch, ConnectionError("no route to host"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    shutil.copytree(base_dir / "unet", tmp_path / "models--owner--name" / "snapshots" / REVISION / "unet")
+    unet = pretrained.find("owner/name", REVISION).load(UNet2DConditionModel, "unet", use_safetensors=True)
+    assert unet.config.block_out_channels == [16, 32]
+
+
+@pytest.mark.parametrize("name", ["./base", "/no/base", "a/b/c", "base", "~/base"])
+def test_a_name_that_can_only_be_a_folder_is_not_looked_for_on_the_hub(name, monkeypatch):
+    questions = hub(monkeypatch)
+    with pytest.raises(DasdError, match="no folder"):
+        pretrained.find(name)
+    assert questions == []

@@ -1,0 +1,44 @@
+"""A lesson uses the run just trained only if it is the one asked for."""
+
+import pytest
+
+from dasd_utils import runs
+from dasd_utils.config import Calibration, Config, DasdError
+
+
+def make_run(config, folder):
+    (folder / "adapter").mkdir(parents=True)
+    config.save(folder / "config.json")
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config.setup("tiny", output_dir=tmp_path / "own", shipped_run=str(tmp_path / "shipped"))
+
+
+def test_own_run_comes_first(config, tmp_path):
+    make_run(config, tmp_path / "shipped")
+    own = make_run(config, tmp_path / "own")
+    assert runs.find_run(config) == own
+
+
+def test_other_training_is_not_used(config, tmp_path):
+    make_run(config.replace(max_train_steps=3), tmp_path / "own")
+    shipped = make_run(config, tmp_path / "shipped")
+    assert runs.find_run(config) == shipped
+
+
+def test_what_does_not_train_may_differ(config, tmp_path):
+    own = make_run(config.replace(images_per_prompt=9, checkpoint_every=1), tmp_path / "own")
+    assert runs.find_run(config) == own
+    import dataclasses
+
+    calm = dataclasses.replace(config.domains[0], calibration=Calibration(1.0))
+    assert runs.find_run(config.replace(domains=(calm, config.domains[1]))) == own
+
+
+def test_no_run_names_the_difference(config, tmp_path):
+    make_run(config.replace(rank=2), tmp_path / "own")
+    with pytest.raises(DasdError, match=r"lora\.rank is 2 there and 8 here"):
+        runs.find_run(config)

@@ -1,0 +1,82 @@
+"""The toy world: deterministic, captioned, and a sketch shows the painting's scene."""
+
+import numpy as np
+import pytest
+
+from dasd_utils import toyworld
+from dasd_utils.toyworld import captions
+
+DOMAINS = toyworld.DOMAINS
+
+
+def pixels(domain, seed, index, size=64):
+    return np.asarray(toyworld.draw(domain, seed, index, size))
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_scene_is_a_function_of_domain_seed_index(domain):
+    one, same, other = (toyworld.render(domain, 1, index) for index in (3, 3, 4))
+    assert np.array_equal(np.asarray(one.image), np.asarray(same.image))
+    assert (one.caption, one.attributes) == (same.caption, same.attributes)
+    assert not np.array_equal(np.asarray(one.image), np.asarray(other.image))
+    assert not np.array_equal(np.asarray(one.image), pixels(domain, 2, 3))
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("size", [64, 128])
+def test_size_and_mode(domain, size):
+    image = toyworld.draw(domain, 1, 0, size)
+    assert (image.mode, image.size) == ("RGB", (size, size))
+    assert np.asarray(image).std() > 10  # not a blank page
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_attributes_are_those_of_the_table(domain):
+    table = toyworld.ATTRIBUTES[domain]
+    seen = set()
+    for index in range(300):
+        shown = toyworld.attributes(domain, 5, index)
+        assert "scene" in shown
+        assert all(value in table[name] for name, value in shown.items())
+        seen.add(shown["scene"])
+    assert seen == set(table["scene"])  # every class comes up
+
+
+def test_enough_classes():
+    assert len(toyworld.ATTRIBUTES["satellite"]["scene"]) >= 10
+    assert set(toyworld.ATTRIBUTES["xray"]["scene"]) >= {"normal", "pneumonia", "effusion", "enlarged heart"}
+
+
+def test_sketch_shows_the_painting_of_its_index():
+    for index in range(50):
+        painted, drawn = (toyworld.attributes(d, 1, index) for d in ("painting", "sketch"))
+        assert drawn.items() <= painted.items()
+
+
+def test_sketch_has_ink_and_paper_only():
+    image = pixels("sketch", 1, 0).astype(float)
+    assert (image.mean(axis=2) > 180).mean() > 0.5  # mostly light paper
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_captions_vary_and_fit(domain):
+    texts = [c for i in range(100) for c in toyworld.caption_variants(domain, 1, i, 3)]
+    assert len(set(texts)) > 150
+    assert all(text == text.strip() and 1 <= len(text.split()) <= 20 for text in texts)
+
+
+def test_sketch_captions_name_no_colour():
+    colours = {"red", "blue", "green", "yellow", "white", "black", "orange", "purple"}
+    texts = [c for i in range(200) for c in toyworld.caption_variants("sketch", 1, i, 3)]
+    assert not [t for t in texts if colours & set(t.split()) - {"black", "white"}]
+
+
+def test_unknown_attribute_value_is_an_error():
+    with pytest.raises(KeyError):
+        captions.caption("satellite", {"scene": "moon base"}, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_bare_prompts_name_the_domain_only(domain):
+    rng = np.random.default_rng(0)
+    assert len({captions.bare_prompt(domain, rng) for _ in range(100)}) >= 8
