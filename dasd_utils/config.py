@@ -98,11 +98,11 @@ class AlignmentConfig:
 class TrainingConfig:
     """One optimiser step sees `gradient_accumulation_steps` micro-batches of target and source."""
 
-    max_train_steps: int = 600
-    target_batch_size: int = 12
-    source_batch_size: int = 4  # the published 3 : 1
+    max_train_steps: int = 800
+    target_batch_size: int = 6
+    source_batch_size: int = 2  # the published 3 : 1
     gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     token_learning_rate: float = 5e-3
     weight_decay: float = 1e-2  # of the LoRA weights; tokens keep their norm instead
     max_grad_norm: float = 1.0

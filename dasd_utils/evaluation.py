@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 import transformers
 from PIL import Image
 
-from dasd_utils import metrics
+from dasd_utils import metrics, pretrained
 from dasd_utils.config import Config, DasdError, resolve
 
 Row = dict[str, Any]
@@ -45,32 +44,17 @@ def load_judge(config: Config, device: str | None = None) -> Judge:
 
     Raises DasdError if it is missing or unreachable.
     """
-    source, revision = _clip_source(config.model.clip), config.model.clip_revision
+    source = pretrained.find(config.model.clip, config.model.clip_revision)
     # the PIL processor gives the same pixels with and without torchvision
     kinds = transformers.CLIPModel, transformers.CLIPTokenizer, transformers.CLIPImageProcessorPil
-    try:
-        clip, tokenizer, processor = (kind.from_pretrained(source, revision=revision) for kind in kinds)
-    except Exception as error:  # the libraries below have their own kinds
-        said = str(error).strip().split("\n")[0]
+    clip, tokenizer, processor = (source.load(kind) for kind in kinds)
+    if clip.config.text_config.vocab_size != len(tokenizer):  # absent tokenizer files raise no error
         raise DasdError(
-            f"The CLIP for evaluation, {config.model.clip!r} (revision {revision or 'main'}), cannot be "
-            f"loaded from {source}: {said} Set clip to a folder with model, tokenizer and image processor, "
-            f"or fetch it once with network."
-        ) from error
+            f"The CLIP for evaluation, {config.model.clip!r}, does not fit together: its tokenizer has "
+            f"{len(tokenizer)} tokens, its text tower {clip.config.text_config.vocab_size}."
+        )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Judge(clip.to(device).eval().requires_grad_(False), tokenizer, processor)
-
-
-def _clip_source(name: str) -> str:
-    folder = resolve(name)
-    if folder.is_dir():
-        return str(folder)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        return name
-    raise DasdError(
-        f"The CLIP for evaluation, {name!r}, is not there: no folder {folder}. Set clip to a folder that "
-        f"CLIPModel.save_pretrained wrote, or to a hub id like 'owner/name'."
-    )
 
 
 def load_prompts(config: Config, domain: str) -> list[str]:

@@ -131,12 +131,14 @@ class _Canvas:
         self.width, self.height, self.figure = width, height, Figure(figsize=(width, height))
 
     def write(self, x: float, y: float, lines: Sequence[str], **settings: Any) -> None:
+        """Write lines of text, of 7 points if no other size is given."""
         plain = {"size": 7, "linespacing": 1.25, "parse_math": False}  # a prompt may hold a dollar sign
         self.figure.text(x / self.width, 1 - y / self.height, "\n".join(lines), **plain | settings)
 
     def show(self, x: float, y: float, side: float, image: Image.Image) -> None:
-        place = (x / self.width, 1 - (y + side) / self.height, side / self.width, side / self.height)
-        axes = self.figure.add_axes(place)
+        """Place a square image, measured like the text by its upper left corner."""
+        left, bottom = x / self.width, 1 - (y + side) / self.height
+        axes = self.figure.add_axes((left, bottom, side / self.width, side / self.height))
         axes.imshow(np.asarray(image.convert("RGB")), interpolation="lanczos")
         axes.set_axis_off()
 
@@ -195,10 +197,9 @@ def loss_curves(history: History | Sequence[float], title: str | None = None) ->
         "Loss": ["loss", *(n for n in names if n.startswith("validation_"))],
         "MMD of mid-block features": [n for n in names if n.startswith("mmd_")] or ["mmd"],
         "Gradient norm": ["grad_norm"],
-        "Learning rate": ["lora", "tokens"],
+        "Learning rate": ["learning_rate", "token_learning_rate"],
     }
-    panels = {title: [n for n in wanted if n in names] for title, wanted in panels.items()}
-    panels = {title: found for title, found in panels.items() if found}
+    panels = {t: found for t, wanted in panels.items() if (found := [n for n in wanted if n in names])}
     figure = Figure(figsize=(3.3 * len(panels), 2.7), layout="constrained")
     for axes, (name, keys) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
         for color, key in zip(cycle(PALETTE), keys, strict=False):
@@ -219,10 +220,10 @@ def _curve(axes: Axes, history: History, key: str, color: str) -> None:
     """Draw one column: rare or smooth values as they are, noisy ones faint under a Gaussian average."""
     found = [(row["step"], row[key]) for row in history if row.get(key) is not None]
     steps, values = np.array(found, dtype=float).T
-    label = key.replace("validation_", "validation, ").replace("mmd_", "")
+    label = key.replace("validation_", "validation, ").replace("mmd_", "").replace("_", " ")
     if key.startswith("validation_"):
         axes.plot(steps, values, "o-", color=color, label=label, markersize=3.5)
-    elif key in ("lora", "tokens") or len(values) < 20:
+    elif key.endswith("learning_rate") or len(values) < 20:
         axes.plot(steps, values, color=color, label=label)
     else:
         axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
@@ -283,8 +284,7 @@ def confusion_matrix(
         raise ValueError(f"{len(labels)} labels came with a matrix of shape {counts.shape}.")
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.3 + 0.75 * len(labels)
-    figure = Figure(figsize=(side, side - 0.2), layout="constrained")
-    axes = figure.subplots()
+    axes = (figure := Figure(figsize=(side, side - 0.2), layout="constrained")).subplots()
     axes.imshow(shares, cmap=BLUES, vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
         color = "white" if shares[i, j] > 0.55 else INK

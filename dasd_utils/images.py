@@ -53,7 +53,7 @@ def _from_folder(domain: DomainConfig, folder: Path, split: str) -> datasets.Dat
     state = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in files))
     kind = "imagefolder" if count else "parquet"
     try:
-        loaded = _read_folder(kind, folder, domain.label_column is None, state)
+        loaded = _read_folder(kind, folder, state)
     except Exception as error:  # pyarrow, json, csv, fsspec: each has its own classes
         raise DasdError(f"The folder {folder} (domain {domain.name}) cannot be read: "
                         f"{_first_line(error)}.") from error  # fmt: skip
@@ -67,11 +67,9 @@ def _from_folder(domain: DomainConfig, folder: Path, split: str) -> datasets.Dat
 
 
 @functools.lru_cache(maxsize=16)
-def _read_folder(kind: str, folder: Path, drop_labels: bool, state: tuple) -> datasets.DatasetDict:
+def _read_folder(kind: str, folder: Path, state: tuple) -> datasets.DatasetDict:
     """Load a folder once for all its splits, as it takes seconds; `state` changes with its files."""
-    # Without this option the names of split folders would be taken for classes.
-    options = {"drop_labels": True} if kind == "imagefolder" and drop_labels else {}
-    return datasets.load_dataset(kind, data_dir=str(folder), **options)
+    return datasets.load_dataset(kind, data_dir=str(folder))
 
 
 def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:

@@ -29,13 +29,13 @@ Groups = Sequence[int] | Tensor | None
 def embed_images(clip, processor, images: Sequence[Image.Image], batch_size: int = 32) -> Tensor:
     """Return unit-norm CLIP features (n, d), fp32 on the CPU.
 
-    clip: CLIPModel; processor: its CLIPImageProcessor, which resizes, crops and normalises the PIL images.
+    clip: CLIPModel; processor: its CLIPImageProcessor, which makes RGB, resizes, crops and normalises.
     """
     if not len(images):
         raise ValueError("There are no images to embed.")
     features = []
     for start in range(0, len(images), batch_size):
-        batch = [images[i].convert("RGB") for i in range(start, min(start + batch_size, len(images)))]
+        batch = list(images[start : start + batch_size])
         pixels = processor(images=batch, return_tensors="pt")["pixel_values"]
         pooled = clip.vision_model(pixel_values=pixels.to(clip.device, clip.dtype)).pooler_output
         features.append(clip.visual_projection(pooled).float().cpu())

@@ -39,7 +39,7 @@ class FeatureQueue:
 
 
 class DasdObjective:
-    """L = L_noise + lambda_align * mean over target domains of MMD^2(source, target) (facts: `__call__`).
+    """L = L_noise + lambda_align * mean over target domains of MMD^2(source, target).
 
     The features are those of the UNet's mid-block, at the same timesteps for both. With `queue_size` > 0 both
     samples of the MMD also hold features of recent steps: they carry no gradient, they steady the estimate.
@@ -140,3 +140,10 @@ def validation_losses(parts: models.Parts, batches: Sequence[Batch], config: Con
             value = noise_loss(parts, batch, eps, config, rows).item()
             values.setdefault(name, []).extend([value] * len(rows))
     return {f"validation_{name}": sum(each) / len(each) for name, each in values.items()}
+
+
+def mean_logs(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each value over the micro-batches that have it."""
+    names = dict.fromkeys(name for each in logs for name in each)
+    values = {name: [each[name] for each in logs if name in each] for name in names}
+    return {name: sum(each) / len(each) for name, each in values.items()}

@@ -10,9 +10,11 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
@@ -21,6 +23,8 @@ from dasd_utils import adapters, checkpoints, models
 from dasd_utils.config import Config, DasdError, TrainingConfig
 
 BY_STEP_ALONE = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+
+Whole = list[tuple[torch.nn.Parameter, Tensor]]  # halved weights with the values they had
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
@@ -56,10 +60,10 @@ class Updater:
         self.config, self.parts = config, parts
         training = config.training
         self.accelerator = _accelerator(training)
-        _place(parts, self.accelerator)
+        groups = models.trainable_parameters(parts)
+        self.whole = _place(parts, self.accelerator)
         if training.gradient_checkpointing:
             parts.unet.enable_gradient_checkpointing()
-        groups = models.trainable_parameters(parts)
         self.parameters = [*groups["lora"], *groups["tokens"]]
         optimizer = torch.optim.AdamW(_groups(groups, training))
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
@@ -84,6 +88,11 @@ class Updater:
             group["lr"] = rate * self.rate_factor(step)
         return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
 
+    def seed_dropout(self, step: int, micro: int) -> None:
+        """Make what torch draws from here on a function of the seed and the step."""
+        counter = np.random.SeedSequence([self.config.seed, step, micro])
+        torch.manual_seed(int(counter.generate_state(1, np.uint64)[0]))
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one of `gradient_accumulation_steps` micro-batches."""
         self.accelerator.backward(loss)  # divides by their number
@@ -107,22 +116,30 @@ class Updater:
         return norm, stepped
 
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Inside the `with`, the weights are the moving average, if there is one."""
-        if self.ema is None:
-            yield
-            return
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
+    def evaluating(self) -> Iterator[None]:
+        """Inside the `with`: no dropout, the chosen precision, and the moving average as weights, if any."""
+        self.parts.unet.eval()
+        if self.ema is not None:
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
         try:
-            yield
+            with self.autocast():
+                yield
         finally:
-            self.ema.restore(self.parameters)
+            if self.ema is not None:
+                self.ema.restore(self.parameters)
 
     def keep_average(self) -> None:
         """Leave the moving average, if there is one, in the weights for good."""
         if self.ema is not None:
             self.ema.copy_to(self.parameters)
+
+    def release(self) -> None:
+        """Give the frozen weights back as they were before training, to the last bit."""
+        for parameter, values in self.whole:
+            parameter.data = values.to(parameter.device)
+        self.whole = []
+        self.parts.unet.disable_gradient_checkpointing()
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return (groups of tensors, JSON values) from which `load` goes on exactly."""
@@ -160,19 +177,27 @@ def _accelerator(training: TrainingConfig) -> Accelerator:
     shared = AcceleratorState._shared_state  # one for the process, and it refuses a second precision
     if shared and shared.get("_mixed_precision") != precision:
         AcceleratorState._reset_state()
-    steps = training.gradient_accumulation_steps
-    return Accelerator(mixed_precision=precision, gradient_accumulation_steps=steps)
+    # as a plugin, since `accelerate launch` overrides the plain number through the environment
+    accumulation = GradientAccumulationPlugin(num_steps=training.gradient_accumulation_steps)
+    return Accelerator(mixed_precision=precision, gradient_accumulation_plugin=accumulation)
 
 
-def _place(parts: models.Parts, accelerator: Accelerator) -> None:
-    """Move to the device what trains; on a GPU the frozen UNet weights take half the memory."""
+def _place(parts: models.Parts, accelerator: Accelerator) -> Whole:
+    """Move what trains to the device; on a GPU at half precision the frozen UNet weights are halved too."""
+    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    half = halves.get(accelerator.mixed_precision) if accelerator.device.type == "cuda" else None
+    whole = [] if half is None else _halve(parts.unet, accelerator.device, half)
     for module in (parts.unet, parts.text_encoder, parts.tokens):
         module.to(accelerator.device)
-    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    if accelerator.device.type == "cuda" and accelerator.mixed_precision in halves:
-        for parameter in parts.unet.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(halves[accelerator.mixed_precision])
+    return whole
+
+
+def _halve(unet: torch.nn.Module, device: torch.device, half: torch.dtype) -> Whole:
+    """Put the frozen weights on the device in half the memory; return their whole values, on the host."""
+    whole = [(p, p.data.cpu()) for p in unet.parameters() if not p.requires_grad]
+    for parameter, values in whole:
+        parameter.data = values.to(device, half)
+    return whole
 
 
 def _groups(groups: Mapping[str, list[torch.nn.Parameter]], training: TrainingConfig) -> list[dict[str, Any]]:

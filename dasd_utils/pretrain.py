@@ -67,7 +67,7 @@ class PretrainConfig:
     clip_batch_size: int = 96
     vocab_size: int = 1_200
     unet_channels: tuple[int, ...] = (64, 128, 160)
-    unet_steps: int = 4_000
+    unet_steps: int = 1_800
     unet_batch_size: int = 64
     caption_dropout: float = 0.1
     ema_decay: float = 0.998

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import transformers
 from huggingface_hub import constants
 
 from dasd_utils import config as cfg
+
+transformers.logging.disable_progress_bar()  # a bar per loaded part says nothing; downloads keep theirs
+huggingface_hub.utils.enable_progress_bars()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -75,20 +74,22 @@ def train(
     onlooker = Watch(**watch)
     _check(config, parts, token_ids)
     run = Run(config, parts, sampler, objective or objectives.DasdObjective(config), onlooker)
-    first = run.restore() if resume else run.start_anew()
-    if first < config.training.max_train_steps:
-        _loop(run, first)
-    run.finish()
+    try:
+        first = run.restore() if resume else run.start_anew()
+        if first < config.training.max_train_steps:
+            _loop(run, first)
+        run.updater.keep_average()
+    finally:
+        run.release()
     return run.history
 
 
 def save_training_results(config: Config, parts: models.Parts, losses: Sequence[Row]) -> Path:
     """Write `adapter/`, `history.jsonl` and `config.json` into the run's folder and return it.
 
-    `config.json` comes last: where it stands, the adapter beside it is whole and of that config.
+    `config.json` comes last: a new run folder that has it is complete.
     """
     folder = checkpoints.writable(config.output_dir)
-    (folder / "config.json").unlink(missing_ok=True)
     adapters.save_adapter(parts, folder / "adapter")
     checkpoints.write_rows(folder / "history.jsonl", losses)
     config.save(folder / "config.json")
@@ -103,23 +104,21 @@ def load_history(folder: str | Path) -> list[Row]:
     return checkpoints.load_rows(path)
 
 
+@dataclass
 class Run:
     """One training run: the parts, the history, the folder, and the steps the loop is made of."""
 
-    def __init__(
-        self,
-        config: Config,
-        parts: models.Parts,
-        sampler: data.Sampler,
-        objective: objectives.Objective,
-        watch: Watch,
-    ) -> None:
-        self.config, self.parts, self.sampler = config, parts, sampler
-        self.objective, self.watch = objective, watch
-        self.folder = checkpoints.writable(config.output_dir)
+    config: Config
+    parts: models.Parts
+    sampler: data.Sampler
+    objective: objectives.Objective
+    watch: Watch
+
+    def __post_init__(self) -> None:
+        self.folder = checkpoints.writable(self.config.output_dir)
         self.checkpoints = self.folder / "checkpoints"
-        self.updater = optimization.Updater(config, parts)
-        self.base_fingerprint = adapters.base_fingerprint(parts)
+        self.base_fingerprint = adapters.base_fingerprint(self.parts)
+        self.updater = optimization.Updater(self.config, self.parts)
         self.history: list[Row] = []
         self.sample_ids: list[str] = []  # of the present step, for the message of a run that fails
         self.held_out: list[data.Batch] | None = None
@@ -154,14 +153,14 @@ class Run:
         self.sample_ids, logs = [], []
         for micro in range(training.gradient_accumulation_steps):
             logs.append(self._accumulate(step, micro))
-        row = {"step": step, **_mean(logs)}
+        row = {"step": step, **objectives.mean_logs(logs)}
         norm, stepped = self.updater.update(math.isfinite(row["loss"]))
         row |= {"grad_norm": norm, **rates} | ({} if stepped else {"skipped": True})
         row["samples_per_second"] = len(self.sample_ids) / (time.perf_counter() - begun)
         return row
 
     def _accumulate(self, step: int, micro: int) -> Row:
-        _seed_dropout(self.config.seed, step, micro)
+        self.updater.seed_dropout(step, micro)
         batch = self.sampler.batch(step - 1, micro).to(self.updater.device, torch.float32)
         self.sample_ids += batch.sample_ids
         with self.updater.autocast():
@@ -175,15 +174,17 @@ class Run:
             return
         if self.held_out is None:
             self.held_out = self.sampler.fixed_batch("validation")
-        with self._evaluation(), self.updater.autocast():
+        with self.updater.evaluating():
             batches = [batch.to(self.updater.device, torch.float32) for batch in self.held_out]
             row |= objectives.validation_losses(self.parts, batches, self.config)
 
     def sample(self, step: int) -> None:
         """Have the onlooker draw samples, every `sample_every` steps."""
         if self.watch.on_sample and _due(step, self.config.training.sample_every):
-            with self._evaluation():
+            self._move_vae(self.updater.device)
+            with self.updater.evaluating():
                 self.watch.on_sample(step)
+            self._move_vae("cpu")
 
     def record(self, row: Row) -> None:
         """Append the row to the history; DasdError after MAX_SKIPPED skipped steps in a row."""
@@ -206,16 +207,21 @@ class Run:
         state = {"step": step, "updater": values, "config": self.config.to_dict(), **self._fingerprints()}
         checkpoints.write(self.checkpoints, step, tensors, state, self.config.training.checkpoints_kept)
 
-    def finish(self) -> None:
-        """Leave parts ready for use: dropout off, the moving average in the weights if there is one."""
-        self.updater.keep_average()
+    def release(self) -> None:
+        """Leave the parts ready for use: dropout off, all on one device, frozen weights as they were."""
+        self.updater.release()
         self.parts.unet.eval()
+        self._move_vae(self.updater.device)
 
-    @contextlib.contextmanager
-    def _evaluation(self) -> Iterator[None]:
-        self.parts.unet.eval()
-        with self.updater.averaged():
-            yield
+    def encode(self) -> None:
+        """Fill the sampler's cache of latents; the VAE then leaves its memory to the network."""
+        if self.parts.vae is not None:
+            self.sampler.encode(self.parts.vae, self.updater.device, self.watch.progress)
+            self._move_vae("cpu")
+
+    def _move_vae(self, device: torch.device | str) -> None:
+        if self.parts.vae is not None:
+            self.parts.vae.to(device)
 
     def _fingerprints(self) -> dict[str, str | None]:
         return {"base": self.base_fingerprint, "data": getattr(self.sampler, "fingerprint", None)}
@@ -234,9 +240,7 @@ class Run:
 
 def _loop(run: Run, first: int) -> None:
     training, watch = run.config.training, run.watch
-    if run.parts.vae is not None:
-        run.sampler.encode(run.parts.vae, device=run.updater.device, progress=watch.progress)
-        run.parts.vae.to("cpu")  # the network needs the memory from here on
+    run.encode()
     bar = tqdm(total=training.max_train_steps, initial=first, disable=None if watch.progress else True)
     with _interruption() as asked, bar:
         for step in range(first + 1, training.max_train_steps + 1):
@@ -279,20 +283,8 @@ def _interruption() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
 
 
-def _seed_dropout(seed: int, step: int, micro: int) -> None:
-    """What torch draws from here on is a function of the step."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, micro]).generate_state(1, np.uint64)[0]))
-
-
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _mean(logs: Sequence[Row]) -> Row:
-    """Mean of each value over the micro-batches that have it."""
-    names = dict.fromkeys(name for each in logs for name in each)
-    values = {name: [each[name] for each in logs if name in each] for name in names}
-    return {name: sum(each) / len(each) for name, each in values.items()}
 
 
 def _check(config: Config, parts: models.Parts, token_ids: Mapping[str, int] | None) -> None:

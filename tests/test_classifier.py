@@ -129,7 +129,7 @@ def test_a_list_gives_what_its_prompts_give_alone(judge):
 
 @pytest.mark.parametrize("prompt", ["", "  ", [], ["a river", ""], ["a river", None]])
 def test_empty_prompts_are_refused(judge, prompt):
-    with pytest.raises(config.DasdError, match="(?i)prompt"):
+    with pytest.raises(config.DasdError, match=r"(?i)prompt"):
         judge.classify(prompt)
 
 

@@ -109,6 +109,8 @@ def hashes(count: int, seed: int = 0) -> list[str]:
 def test_split_keeps_the_fractions_and_parts_no_group():
     parts = np.array(images.split_by_content(hashes(4000), [i // 2 for i in range(4000)], 0.1, 0.2))
     assert (parts[::2] == parts[1::2]).all()
+    backwards = images.split_by_content(hashes(4000)[::-1], [i // 2 for i in range(4000)][::-1], 0.1, 0.2)
+    assert backwards[::-1] == parts.tolist()
     assert (parts == "validation").mean() == pytest.approx(0.1, abs=0.03)
     assert (parts == "test").mean() == pytest.approx(0.2, abs=0.03)
 

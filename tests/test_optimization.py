@@ -56,7 +56,8 @@ def test_gradients_are_clipped_to_the_norm_that_is_returned_before(tiny_config):
     assert all(p.grad is None for p in updater.parameters)
 
 
-def test_micro_batches_are_averaged(tiny_config):
+def test_micro_batches_are_averaged(tiny_config, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")  # as `accelerate launch` does
     gradients = []
     for count in (1, 3):
         config = tiny_config.replace(gradient_accumulation_steps=count)
@@ -104,7 +105,8 @@ def test_the_moving_average_is_in_only_while_asked_for(tiny_config):
         seen.append(updater.parts.tokens.weight.detach().clone())
         decay = min(0.5, (1 + step) / (10 + step))  # EMAModel warms up
         average = seen[0] if average is None else decay * average + (1 - decay) * seen[-1]
-    with updater.averaged():
+    with updater.evaluating():
+        assert not updater.parts.unet.training
         inside = updater.parts.tokens.weight.detach().clone()
     torch.testing.assert_close(inside, average, rtol=1e-5, atol=1e-7)
     assert torch.equal(updater.parts.tokens.weight, seen[-1]) and not torch.equal(inside, seen[-1])
@@ -148,3 +150,34 @@ def test_several_processes_are_refused(tiny_config, monkeypatch):
     monkeypatch.setattr(optimization.PartialState(), "num_processes", 2)
     with pytest.raises(DasdError, match="one process"):
         optimization.check(tiny_config.training)
+
+
+def test_checkpointed_gradients_are_those_without(tiny_config):
+    gradients = []
+    for checkpointing in (False, True):
+        config = tiny_config.replace(gradient_checkpointing=checkpointing, dropout=0.3)
+        updater = optimization.Updater(config, make_parts(config))
+        updater.parts.unet.train()
+        backward(updater)
+        assert updater.parts.unet.is_gradient_checkpointing == checkpointing
+        gradients.append(torch.cat([p.grad.flatten() for p in updater.parameters]))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+    updater.release()
+    assert not updater.parts.unet.is_gradient_checkpointing
+
+
+def test_halved_frozen_weights_come_back_to_the_last_bit(tiny_config):
+    """What happens on a GPU, done on the CPU."""
+    config = tiny_config.replace(mixed_precision="bf16")
+    updater = optimization.Updater(config, make_parts(config))
+    before = {name: p.detach().clone() for name, p in updater.parts.unet.named_parameters()}
+    updater.whole = optimization._halve(updater.parts.unet, torch.device("cpu"), torch.bfloat16)
+    dtypes = {p.dtype for p in updater.parts.unet.parameters() if not p.requires_grad}
+    assert dtypes == {torch.bfloat16} and {p.dtype for p in updater.parameters} == {torch.float32}
+    with updater.autocast():
+        loss, _ = objectives.DasdObjective(config)(updater.parts, make_batch(config), config)
+    updater.backward(loss)
+    assert all(p.grad.dtype == torch.float32 for p in updater.parameters)
+    updater.release()
+    for name, parameter in updater.parts.unet.named_parameters():
+        assert torch.equal(parameter, before[name]), name

@@ -16,12 +16,11 @@ from dasd_utils.config import DasdError
 
 @pytest.fixture
 def config(tiny_config):
-    """Dropout, queue, accumulation and schedule are on: all that a resume could get wrong."""
+    """Dropout, queue and schedule are on: all that a resume could get wrong."""
     return tiny_config.replace(
         max_train_steps=6,
         checkpoint_every=2,
         validation_every=0,
-        gradient_accumulation_steps=2,
         dropout=0.2,
         queue_size=5,
     )
@@ -109,7 +108,7 @@ def test_history_rows(config):
 
 def test_every_step_asks_for_its_own_micro_batches(config):
     sampler = NoiseSampler(config)
-    start(config.replace(max_train_steps=2), sampler)
+    start(config.replace(max_train_steps=2, gradient_accumulation_steps=2), sampler)
     assert sampler.asked == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert sampler.encoded == 1
 
@@ -132,7 +131,12 @@ def test_validation_and_samples_see_no_dropout(config):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"ema_decay": 0.9}, {"mixed_precision": "bf16", "lr_scheduler": "linear"}]
+    "changes",
+    [
+        {},
+        {"ema_decay": 0.9, "gradient_accumulation_steps": 2},
+        {"mixed_precision": "bf16", "lr_scheduler": "linear"},
+    ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config, tmp_path, changes):
     config = config.replace(**changes)

@@ -59,7 +59,8 @@ _CROPS = {
     "winter": ((242, 246, 251), (214, 224, 236), (218, 206, 178), (230, 236, 244), (186, 204, 184)),
 }
 _BETWEEN_FIELDS = {  # hedges between square fields, open ground between round ones
-    "summer": ((66, 92, 48), (224, 200, 150)), "autumn": ((96, 66, 44), (218, 194, 146)),
+    "summer": ((66, 92, 48), (224, 200, 150)),
+    "autumn": ((96, 66, 44), (218, 194, 146)),
     "winter": ((112, 112, 110), (248, 250, 253)),
 }
 _PAINT = ((206, 50, 44), (42, 92, 184), (244, 244, 244), (240, 196, 48), (38, 42, 50), (60, 146, 90))
@@ -190,8 +191,20 @@ def _airport(board: _Board, attributes: dict, rng: np.random.Generator) -> None:
 
 def _plane(board: _Board, x: float, y: float, reach: float) -> None:
     """A white plane with its nose up; `reach` is half its length."""
-    half = np.array([(0, -1.1), (0.17, -0.85), (0.17, -0.35), (0.92, 0.22), (0.92, 0.45), (0.17, 0.22),
-                     (0.15, 0.62), (0.45, 0.86), (0.45, 1.05), (0, 0.95)])
+    half = np.array(
+        [
+            (0, -1.1),
+            (0.17, -0.85),
+            (0.17, -0.35),
+            (0.92, 0.22),
+            (0.92, 0.45),
+            (0.17, 0.22),
+            (0.15, 0.62),
+            (0.45, 0.86),
+            (0.45, 1.05),
+            (0, 0.95),
+        ]
+    )
     board.shape(_moved(_strip(half, half * (-1, 1)) * reach, x, y), _WHITE, 2)
 
 
@@ -432,7 +445,8 @@ def _desert(board: _Board, attributes: dict, rng: np.random.Generator) -> None:
 
 
 _TANK_SPOTS = {  # where the tanks stand and how large they are
-    "one": (((0, 0),), 19), "two": (((-15.5, 0), (15.5, 0)), 13),
+    "one": (((0, 0),), 19),
+    "two": (((-15.5, 0), (15.5, 0)), 13),
     "three": (((-15, -12), (15, -12), (0, 13)), 11.5),
     "many": (tuple((x, y) for x in (-19.5, 0, 19.5) for y in (-12, 12)), 8.6),
 }
@@ -443,7 +457,7 @@ def _storage_tanks(board: _Board, attributes: dict, rng: np.random.Generator) ->
     board.fill(ground)
     spots, size = _TANK_SPOTS[attributes["count"]]
     if attributes["count"] == "many":
-        spots = spots[rng.integers(2):]
+        spots = spots[rng.integers(2) :]
     spots = np.array(spots) + rng.uniform(-1, 1, (len(spots), 2))
     board.line(((-_FAR, 0), (_FAR, 0)), 3, _darker(ground, 0.72))
     for x, y in spots:
@@ -475,8 +489,10 @@ def _island(board: _Board, attributes: dict, rng: np.random.Generator) -> None:
 
 
 _COURT_SPOTS = {  # columns and rows of courts, half a court's width and length
-    "one": ((0,), (0,), 13, 24), "two": ((-14.5, 14.5), (0,), 10, 20),
-    "three": ((-19.6, 0, 19.6), (0,), 6.5, 15), "many": ((-14.5, 14.5), (-15.5, 15.5), 9, 10.5),
+    "one": ((0,), (0,), 13, 24),
+    "two": ((-14.5, 14.5), (0,), 10, 20),
+    "three": ((-19.6, 0, 19.6), (0,), 6.5, 15),
+    "many": ((-14.5, 14.5), (-15.5, 15.5), 9, 10.5),
 }
 
 
@@ -498,10 +514,19 @@ def _tennis_courts(board: _Board, attributes: dict, rng: np.random.Generator) ->
 
 # How each scene is drawn, and by how many degrees it may lean from the upright.
 DRAWERS = {
-    "airport": (_airport, 5), "harbor": (_harbor, 4), "river": (_river, 40), "farmland": (_farmland, 25),
-    "residential": (_residential, 8), "parking lot": (_parking_lot, 6), "forest": (_forest, 45),
-    "beach": (_beach, 14), "stadium": (_stadium, 15), "interchange": (_interchange, 45),
-    "desert": (_desert, 20), "storage tanks": (_storage_tanks, 8), "island": (_island, 45),
+    "airport": (_airport, 5),
+    "harbor": (_harbor, 4),
+    "river": (_river, 40),
+    "farmland": (_farmland, 25),
+    "residential": (_residential, 8),
+    "parking lot": (_parking_lot, 6),
+    "forest": (_forest, 45),
+    "beach": (_beach, 14),
+    "stadium": (_stadium, 15),
+    "interchange": (_interchange, 45),
+    "desert": (_desert, 20),
+    "storage tanks": (_storage_tanks, 8),
+    "island": (_island, 45),
     "tennis courts": (_tennis_courts, 6),
 }
 
