@@ -135,7 +135,7 @@ class EvaluationConfig:
     images_per_prompt: int = 4
     num_heldout: int = 200  # held-out images a domain
     num_bootstrap: int = 1000
-    guidance_scale: float = 2.0
+    guidance_scale: float = 4.0
     num_inference_steps: int = 30
     scheduler: str = "ddim"
 

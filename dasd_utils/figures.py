@@ -66,7 +66,7 @@ class Figure(matplotlib.figure.Figure):
 
     def encode(self, kind: str, dpi: int = 100) -> bytes:
         """Return the drawn figure as "png" or "jpeg"."""
-        options = {"png": {"optimize": True}, "jpeg": {"quality": 90, "optimize": True}}
+        options = {"png": {"optimize": True}, "jpeg": {"quality": 82, "optimize": True}}
         buffer = io.BytesIO()
         self.savefig(buffer, format=kind, dpi=dpi, pil_kwargs=options[kind])
         return buffer.getvalue()

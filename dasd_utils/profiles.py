@@ -22,7 +22,7 @@ XRAY_WORDS = (
 
 def _tiny() -> Config:
     """The embedded default: a small latent diffusion model and the toy world, on a CPU in minutes."""
-    calibrated = Calibration(guidance_scale=2.0, num_inference_steps=30, scheduler="ddim")
+    calibrated = Calibration(guidance_scale=4.0, num_inference_steps=30, scheduler="ddim")
     return Config(
         profile="tiny",
         shipped_run="data/tiny-run",

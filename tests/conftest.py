@@ -9,16 +9,15 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests need no network; read when huggingface_hub is imported
 
-import torch
-
-torch.set_num_threads(1)  # tests are small, and threads that wait for each other cost more than they give
-
 import narrow
 import pytest
 import sd15_files
+import torch
 
 from dasd_utils import models
 from dasd_utils.config import Calibration, Config
+
+torch.set_num_threads(1)  # tests are small, and threads that wait for each other cost more than they give
 
 
 @pytest.fixture(scope="session")
