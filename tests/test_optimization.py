@@ -35,7 +35,7 @@ def test_rates_are_a_function_of_the_step(tiny_config):
     updater = optimization.Updater(config, make_parts(config))
     rates = [updater.set_rates(step) for step in range(7)]
     factors = [0, 0.5, 1, 0.75, 0.5, 0.25, 0]
-    assert [r["learning_rate"] for r in rates] == pytest.approx([1e-3 * f for f in factors])
+    assert [r["learning_rate"] for r in rates] == pytest.approx([3e-3 * f for f in factors])
     assert [r["token_learning_rate"] for r in rates] == pytest.approx([5e-3 * f for f in factors])
     updater.set_rates(3)
     assert [g["lr"] for g in updater.optimizer.param_groups] == pytest.approx([0.75e-3, 3.75e-3])
