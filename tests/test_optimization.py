@@ -38,7 +38,7 @@ def test_rates_are_a_function_of_the_step(tiny_config):
     assert [r["learning_rate"] for r in rates] == pytest.approx([3e-3 * f for f in factors])
     assert [r["token_learning_rate"] for r in rates] == pytest.approx([5e-3 * f for f in factors])
     updater.set_rates(3)
-    assert [g["lr"] for g in updater.optimizer.param_groups] == pytest.approx([0.75e-3, 3.75e-3])
+    assert [g["lr"] for g in updater.optimizer.param_groups] == pytest.approx([2.25e-3, 3.75e-3])
 
 
 def test_gradients_are_clipped_to_the_norm_that_is_returned_before(tiny_config):
