@@ -1,4 +1,4 @@
-"""Write what the report and the README quote, from data/results: no number is typed by hand.
+"""Write what the report and the README quote, from data/results, and draw the method: nothing by hand.
 
 Usage: python Report/make_numbers.py [--check]
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dasd_utils import evaluation
+from dasd_utils import diagram, evaluation, figures
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"
@@ -64,6 +64,7 @@ def main() -> None:
         sys.exit("README.md is out of date: run python Report/make_numbers.py" if fresh != text else 0)
     readme.write_text(fresh, encoding="utf8")
     (ROOT / "Report" / "numbers.tex").write_text(latex_macros(), encoding="utf8")
+    figures.save(diagram.method_diagram(), ROOT / "figures" / "method.png", dpi=110)
 
 
 if __name__ == "__main__":
