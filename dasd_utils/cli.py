@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils.config import ROOT, Config, DasdError, resolve
 
 app = typer.Typer(
     help="Domain-adaptive Stable Diffusion: train, evaluate, generate, classify.",
@@ -174,7 +174,10 @@ def notebooks(
     from dasd_utils import batch
 
     values = {"profile": read_config(profile, None).profile, **read_parameters(context.args)}
-    values |= {"output_dir": str(output_dir.resolve()), **({"seed": seed} if seed is not None else {})}
+    place = output_dir.resolve()
+    if place.is_relative_to(ROOT):  # results name their run: a path of this machine means nothing elsewhere
+        place = place.relative_to(ROOT)
+    values |= {"output_dir": str(place), **({"seed": seed} if seed is not None else {})}
     done = batch.run(
         batch.find(only.split(",") if only else None),
         output_dir,
