@@ -231,7 +231,7 @@ def _prune(folder: Path, step: int, keep: int) -> None:
     numbered = {int(path.name.removeprefix("step-")): path for path in _all(folder)}
     past = [number for number in numbered if number <= step]
     for number, path in numbered.items():
-        if number > step or number not in past[: max(keep, 1)]:
+        if number not in past[: max(keep, 1)]:
             shutil.rmtree(path)
 
 

@@ -202,10 +202,11 @@ def test_resume_without_a_checkpoint_starts_at_the_beginning(config, caplog):
 
 
 def test_without_resume_the_earlier_run_is_replaced(config, tmp_path):
-    start(config.replace(max_train_steps=4))
-    _, history = start(config.replace(max_train_steps=1, rank=2))
-    assert training.load_history(config.output_dir) == history and len(history) == 1
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
+    start(config.replace(max_train_steps=2))
+    with pytest.raises(KeyboardInterrupt):
+        start(config.replace(rank=2), on_step=stop_at(1))  # before its first checkpoint
+    assert checkpoints.newest(tmp_path / "run" / "checkpoints") is None
+    assert [row["step"] for row in training.load_history(config.output_dir)] == [1]
 
 
 def test_resume_refuses_another_config_base_or_data(config, tiny_base):
