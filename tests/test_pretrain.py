@@ -1,6 +1,6 @@
 """Pretraining: every stage runs, resumes, and writes a base that diffusers and transformers load."""
 
-import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -9,13 +9,16 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
-from dasd_utils import pretrain
-from dasd_utils.config import DasdError
+from dasd_utils import pretrain, toyworld
+from dasd_utils.config import DasdError, resolve
+from dasd_utils.pretrain import loop, vae
+from dasd_utils.pretrain.clip import ClipWithHeads, Text, contrastive
+from dasd_utils.pretrain.world import Images
 
 SMALL = dict(
-    paintings=40, others=40, vae_channels=(16, 16, 16), vae_crop_steps=2, vae_steps=4, vae_batch_size=4,
-    clip_width=(32, 32), clip_steps=3, clip_batch_size=8, vocab_size=700, unet_channels=(32, 32, 32),
-    unet_steps=4, unet_batch_size=4, checkpoint_every=2, log_every=2,
+    paintings=40, others=40, vae_channels=(16, 16, 16), vae_steps=4, vae_batch_size=4, clip_width=(32, 32),
+    clip_steps=3, clip_batch_size=8, everyday=2, vocab_size=700, unet_channels=(32, 32, 32), unet_steps=4,
+    unet_batch_size=4, checkpoint_every=2, log_every=2, decay=0.5, preview_every=4,
 )  # fmt: skip
 
 
@@ -51,53 +54,114 @@ def test_tokenizer_knows_every_byte(base):
 
 def test_latents_have_unit_variance(base):
     config, _ = base
-    work = pretrain.resolve(config.work_dir)
-    vae = pretrain.train_vae(config, work, progress=False)
-    images = pretrain._Images(work, pretrain.toyworld.DOMAINS)
+    work = resolve(config.work_dir)
+    autoencoder = vae.train_vae(config, work, progress=False)
+    images = Images(work, toyworld.DOMAINS)
     picks = images.draw(np.random.default_rng(0), 1024)
-    latents = vae.encode(images.pixels(picks)).latent_dist.mean
+    latents = autoencoder.encode(images.pixels(picks)).latent_dist.mean
     assert latents.mean((0, 2, 3)).abs().max() < 0.05
     assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.05
 
 
 def test_normalising_leaves_reconstructions_alone(base):
     config, _ = base
-    work = pretrain.resolve(config.work_dir)
-    images = pretrain._Images(work, pretrain.toyworld.DOMAINS)
-    vae = pretrain.train_vae(config, work, progress=False)
+    work = resolve(config.work_dir)
+    images = Images(work, toyworld.DOMAINS)
+    autoencoder = vae.train_vae(config, work, progress=False)
     pixels = images.pixels([(0, 1), (1, 2)])
-    before = vae.decode(vae.encode(pixels).latent_dist.mean).sample
-    again = pretrain.normalise_latents(vae, images)
+    before = autoencoder.decode(autoencoder.encode(pixels).latent_dist.mean).sample
+    again = vae.normalise_latents(autoencoder, images)
     after = again.decode(again.encode(pixels).latent_dist.mean).sample
     assert torch.allclose(before, after, atol=1e-4)
 
 
-def test_resumed_stage_equals_an_uninterrupted_one(base, tmp_path, monkeypatch):
-    config, _ = base
-    work = pretrain.resolve(config.work_dir)
-    fresh = tmp_path / "work"
-    fresh.mkdir()
-    for path in (*work.glob("*.npy"), *work.glob("*.json"), work / "tokenizer"):
-        (fresh / path.name).symlink_to(path)
-    half = dataclasses.replace(config, work_dir=str(fresh))
-    whole = load_file(work / "vae" / "last.safetensors")
+def test_stages_leave_a_log_and_pictures(base):
+    work = resolve(base[0].work_dir)
+    for stage in ("vae", "unet"):
+        assert len((work / stage / "log.jsonl").read_text().splitlines()) == 2
+        assert (work / stage / "step-000004.png").stat().st_size > 0
 
-    fit = pretrain._fit
 
-    def interrupted(model, loss_at, *rest):
-        def loss_then_stop(step):
-            if step == 2:  # the third step never comes, as after a kill
-                raise KeyboardInterrupt
-            return loss_at(step)
+class Line(torch.nn.Linear):
+    """A stage of one layer, which a test can stop before any step."""
 
-        return fit(model, loss_then_stop, *rest)
+    def __init__(self, stop: int | None = None) -> None:
+        torch.manual_seed(0)
+        super().__init__(2, 1)
+        self.stop = stop
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pretrain, "_fit", interrupted)
-        pretrain.train_vae(half, fresh, progress=False)
-    pretrain.train_vae(half, fresh, progress=False)
-    resumed = load_file(fresh / "vae" / "last.safetensors")
+    def loss_at(self, step: int) -> torch.Tensor:
+        if step == self.stop:
+            raise KeyboardInterrupt
+        batch = torch.randn(4, 2, generator=torch.Generator().manual_seed(step))
+        return (self(batch) - batch[:, :1]).square().mean()
+
+
+def fitted(folder, steps, stop=None):
+    """Return the weights after `steps` steps in `folder`, or None where the run was stopped."""
+    config = pretrain.PretrainConfig(checkpoint_every=2, log_every=1, decay=0.5, learning_rate=0.01)
+    line = Line(stop)
+    try:
+        return loop.fit(line, line.loss_at, steps, config, folder, progress=False).state_dict()
+    except KeyboardInterrupt:
+        return None
+
+
+@pytest.mark.parametrize("stop", [3, 5, 7])  # before, at and in the decay
+def test_resumed_stage_equals_an_uninterrupted_one(tmp_path, stop):
+    whole = fitted(tmp_path / "whole", 10)
+    assert fitted(tmp_path / "cut", 10, stop) is None
+    resumed = fitted(tmp_path / "cut", 10)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_longer_plan_goes_on_from_before_the_decay(tmp_path):
+    whole = fitted(tmp_path / "whole", 20)
+    short = fitted(tmp_path / "grown", 10)
+    grown = fitted(tmp_path / "grown", 20)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "grown" / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 21))
+    assert all(torch.equal(whole[name], grown[name]) for name in whole)
+    assert not torch.equal(short["weight"], whole["weight"])
+
+
+def test_a_nan_stops_the_stage(tmp_path):
+    line = Line()
+    config = pretrain.PretrainConfig()
+    with pytest.raises(DasdError, match="step 0"):
+        loop.fit(line, lambda step: line.weight.sum() * float("nan"), 2, config, tmp_path, progress=False)
+
+
+def test_contrastive_has_several_right_answers():
+    right = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    good = torch.where(right > 0, 20.0, -20.0)
+    assert contrastive(good, right).item() == pytest.approx(np.log(2) / 4, abs=1e-3)  # two images, one text
+    everyday_wins = good.clone()
+    everyday_wins[2, 0] = 60.0
+    assert contrastive(everyday_wins, right) > 5
+
+
+def test_a_text_suits_what_shows_all_it_tells():
+    text = Text("two ships in a harbor", "satellite", {"scene": "harbor", "count": "two"})
+    shown = {"scene": "harbor", "count": "two", "water": "blue"}
+    assert text.suits("satellite", shown) and not text.suits("painting", shown)
+    assert not text.suits("satellite", shown | {"count": "one"})
+    assert Text("a satellite image", "satellite").suits("satellite", shown)
+    assert not Text("a teapot", None).suits("satellite", shown)
+
+
+def test_attribute_loss_falls_with_the_right_answer():
+    config = pretrain.PretrainConfig(**SMALL)
+    model = ClipWithHeads(pretrain.clip.clip_model(config, 700))
+    scenes = [(d, toyworld.attributes(d, 0, 0)) for d in toyworld.DOMAINS]
+    logits = torch.zeros(len(scenes), model.heads.out_features)
+    start, right = 0, logits.clone()
+    for domain, name, values in model.values:
+        for row, (d, shown) in enumerate(scenes):
+            if d == domain and name in shown:
+                right[row, start + values.index(shown[name])] = 30
+        start += len(values)
+    assert model.attribute_loss(right, scenes) < 1e-3 < model.attribute_loss(logits, scenes)
 
 
 def test_unknown_stage():

@@ -22,13 +22,18 @@ REPEATABLE = {"a", "an", "the", "of", "on", "and"}  # any other word sounds clum
 
 def caption(domain: str, attributes: Attributes, rng: np.random.Generator) -> str:
     """One wording of a scene, lower-case and without a full stop; KeyError for anything unknown."""
+    return told_caption(domain, attributes, rng)[0]
+
+
+def told_caption(domain: str, attributes: Attributes, rng: np.random.Generator) -> tuple[str, Attributes]:
+    """One wording of a scene, and the attributes that it tells."""
     for name, value in attributes.items():
         _ = SCENES[domain][value] if name == "scene" else WORDS[domain][name][value]
     for told in (_told(attributes, rng), {"scene": attributes["scene"]}):
         for _ in range(TRIES):
             template = _compose(domain, attributes, told, rng)
             if template and _reads_well(template):
-                return _fill(template, domain, told, rng)
+                return _fill(template, domain, told, rng), told
     raise RuntimeError(f"no caption for {domain}: {attributes}")
 
 
@@ -107,7 +112,8 @@ def _reads_well(text: str) -> bool:
     """Whether a caption is short enough and repeats no word, slots apart (green land, green water)."""
     words = text.split()
     rest = [word for word in words if word not in REPEATABLE]
-    return len(words) <= MAX_WORDS and len(set(rest)) == len(rest)
+    longest = len(words) + words.count("{count}")  # "a single"
+    return longest <= MAX_WORDS and len(set(rest)) == len(rest)
 
 
 def _pick(options: list, rng: np.random.Generator):

@@ -1,0 +1,85 @@
+"""The rendered images and captions that every stage reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from dasd_utils import toyworld
+from dasd_utils.pretrain.settings import WORLD_SEED, PretrainConfig
+
+
+def _render_chunk(job: tuple[str, int, int, int]) -> np.ndarray:
+    domain, start, stop, size = job
+    return np.stack([np.asarray(toyworld.draw(domain, WORLD_SEED, i, size)) for i in range(start, stop)])
+
+
+def _describe_chunk(job: tuple[str, int, int]) -> list[dict]:
+    domain, start, stop = job
+    scenes = [(domain, WORLD_SEED, i) for i in range(start, stop)]
+    return [
+        {"captions": toyworld.told_variants(*s, 6), "attributes": toyworld.attributes(*s)} for s in scenes
+    ]
+
+
+def _in_parallel(work: Callable, domain: str, count: int, *extra: int, progress: bool = True) -> list:
+    """Return the results of chunks of 250 scenes, in order, made on all cores."""
+    jobs = [(domain, i, min(i + 250, count), *extra) for i in range(0, count, 250)]
+    with get_context("fork").Pool() as pool:
+        return list(tqdm(pool.imap(work, jobs), domain, len(jobs), disable=not progress))
+
+
+def render_images(config: PretrainConfig, work: Path, progress: bool = True) -> None:
+    """Write <domain>.npy, uint8 (n, size, size, 3)."""
+    for domain in toyworld.DOMAINS:
+        path, count = work / f"{domain}.npy", config.paintings if domain == "painting" else config.others
+        if not path.exists():
+            chunks = _in_parallel(_render_chunk, domain, count, config.resolution, progress=progress)
+            np.save(work / "part.npy", np.concatenate(chunks))
+            (work / "part.npy").rename(path)
+
+
+def describe_images(config: PretrainConfig, work: Path, progress: bool = True) -> None:
+    """Write <domain>.json, the wordings and attributes of every image."""
+    for domain in toyworld.DOMAINS:
+        path, count = work / f"{domain}.json", config.paintings if domain == "painting" else config.others
+        if not path.exists():
+            chunks = _in_parallel(_describe_chunk, domain, count, progress=progress)
+            (work / "part.json").write_text(json.dumps([row for chunk in chunks for row in chunk]))
+            (work / "part.json").rename(path)
+
+
+class Images:
+    """The rendered images and captions of some domains, as one indexed set."""
+
+    def __init__(self, work: Path, domains: tuple[str, ...]) -> None:
+        self.arrays = [np.load(work / f"{d}.npy", mmap_mode="r") for d in domains]
+        self.domains = domains
+
+    def draw(self, rng: np.random.Generator, count: int, only: int | None = None) -> list[tuple[int, int]]:
+        """Return (domain number, index) pairs, every domain equally often, or those of one domain."""
+        which = (
+            rng.permutation(np.arange(count) % len(self.domains)) if only is None else np.full(count, only)
+        )
+        return [(int(d), int(rng.integers(len(self.arrays[d])))) for d in which]
+
+    def pixels(self, picks: list[tuple[int, int]]) -> Tensor:
+        """Return the images as float32 (B, 3, size, size) in [-1, 1]."""
+        images = np.stack([self.arrays[d][i] for d, i in picks])
+        return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def grid(images: Tensor, path: Path, columns: int, enlarge: int = 2) -> None:
+    """Write (n, 3, h, w) in [-1, 1] as one picture of n / columns rows."""
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    rows = [torch.cat(list(row), dim=1) for row in pixels.split(columns)]
+    picture = Image.fromarray(torch.cat(rows, dim=0).numpy())
+    picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST).save(path)
