@@ -159,6 +159,15 @@ class Sampler:
         if tokenizer and unknown:
             log.warning("%s not in the tokenizer yet: train after add_domain_tokens", ", ".join(unknown))
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the training images and captions, in order: what a resumed run must share."""
+        digest = hashlib.sha256()
+        for data in self._members["train"]:
+            for image_id, captions in zip(data.ids, data.captions, strict=True):
+                digest.update("\0".join([image_id, *captions, "\n"]).encode())
+        return digest.hexdigest()
+
     def encode(self, vae: AutoencoderKL, device: str | torch.device = "cpu", progress: bool = True) -> None:
         """Encode the training and the held-out images, or open the cache of an earlier call.
 
@@ -191,7 +200,7 @@ class Sampler:
         """Return `validation_images` held-out samples of each domain as batches that never change.
 
         Captions are the first of each image, none is dropped; timesteps lie evenly over the whole range.
-        Empty if the config holds nothing out.
+        Empty if the config holds nothing out, or never asks.
         """
         members = self._split(split)
         if not members:
@@ -209,7 +218,9 @@ class Sampler:
 
     def _split(self, split: str) -> list[DomainData]:
         if split not in self._members:
-            held_out = self.config.training.validation_images and self.config.data.validation_fraction
+            training = self.config.training
+            asked = training.validation_every and training.validation_images
+            held_out = asked and self.config.data.validation_fraction
             sets = self._members["train"] if split != "validation" or held_out else []
             self._members[split] = [data.load_split(self.config, split) for data in sets]
         return self._members[split]

@@ -224,7 +224,7 @@ class Run:
             self.parts.vae.to(device)
 
     def _fingerprints(self) -> dict[str, str | None]:
-        return {"base": self.base_fingerprint, "data": getattr(self.sampler, "fingerprint", None)}
+        return {"base": self.base_fingerprint, "data": self.sampler.fingerprint}
 
     def _check_same(self, path: Path, state: Mapping[str, Any]) -> None:
         found = checkpoints.differences(state["config"], self.config.to_dict())

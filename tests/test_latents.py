@@ -262,9 +262,19 @@ def test_fixed_batches_cover_the_timesteps_evenly(make):
     assert all(prompt.startswith("<") for prompt in prompts)
 
 
-@pytest.mark.parametrize("changes", [{"validation_images": 0}, {"validation_fraction": 0.0}])
+@pytest.mark.parametrize("changes", [{"validation_images": 0}, {"validation_fraction": 0.0}, {"validation_every": 0}])
 def test_no_fixed_batches_where_nothing_is_held_out(make, changes):
     assert make(**changes).fixed_batch() == []
+
+
+def test_fingerprint_tells_other_images_and_other_captions(make):
+    sampler, again = make(), make(seed=7)
+    assert sampler.fingerprint == again.fingerprint
+    again._members["train"][1].captions[0] = ["something else"]
+    del again.fingerprint
+    assert again.fingerprint != sampler.fingerprint
+    fewer = latents.Sampler(sampler.config, sampler._members["train"][0], sampler._members["train"][1:2])
+    assert fewer.fingerprint != sampler.fingerprint
 
 
 def test_batch_moves_and_keeps_its_indices_whole(make):
