@@ -16,11 +16,13 @@ from PIL import Image
 
 from dasd_utils import metrics, pretrained
 from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils.reader import AttributeReader
 
 Row = dict[str, Any]
 METRICS = {  # name in a row -> (title, decimals)
     "clip_score": ("CLIP score ↑", 3),
     "clip_floor": ("CLIP score of shuffled captions", 3),
+    "attribute_accuracy": ("attributes shown, of those asked for ↑", 2),
     "cmmd": ("CMMD ↓", 2),
     "kid": ("KID on CLIP features ↓", 3),
 }
@@ -28,11 +30,12 @@ METRICS = {  # name in a row -> (title, decimals)
 
 @dataclass(frozen=True)
 class Judge:
-    """The CLIP that scores, which is not the text encoder that is trained."""
+    """The CLIP that scores, which is not the text encoder that is trained, and the toy world's reader."""
 
     clip: transformers.CLIPModel
     tokenizer: transformers.CLIPTokenizer
     processor: Any  # its CLIPImageProcessor
+    reader: AttributeReader | None = None  # beside a base of the toy world only
 
     def embed(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return unit-norm features (n, d) of images."""
@@ -54,7 +57,8 @@ def load_judge(config: Config, device: str | None = None) -> Judge:
             f"{len(tokenizer)} tokens, its text tower {clip.config.text_config.vocab_size}."
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Judge(clip.to(device).eval().requires_grad_(False), tokenizer, processor)
+    reader = AttributeReader.load(resolve(config.model.base) / "reader")
+    return Judge(clip.to(device).eval().requires_grad_(False), tokenizer, processor, reader)
 
 
 def load_prompts(config: Config, domain: str) -> list[str]:
@@ -63,10 +67,7 @@ def load_prompts(config: Config, domain: str) -> list[str]:
     `<prompts_dir>/<domain>.json` holds {"domain": ..., "prompts": [...]}; a prompt is a string, or an object
     with "text". Raises DasdError if the file is missing or holds fewer than two different prompts.
     """
-    path = resolve(config.evaluation.prompts_dir) / f"{domain}.json"
-    values = _read_json(path, f"The evaluation prompts of domain {domain!r}")
-    entries = values.get("prompts") if isinstance(values, dict) else None
-    entries = entries if isinstance(entries, list) else []
+    path, entries = _prompt_entries(config, domain)
     prompts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
     if not all(isinstance(p, str) and p.strip() for p in prompts) or len(set(prompts)) < 2:
         raise DasdError(
@@ -74,6 +75,20 @@ def load_prompts(config: Config, domain: str) -> list[str]:
             f'prompts, each a string or an object with "text".'
         )
     return prompts
+
+
+def load_told(config: Config, domain: str) -> list[dict[str, str]] | None:
+    """Return the "attributes" that each evaluation prompt tells, None unless every prompt has some."""
+    _, entries = _prompt_entries(config, domain)
+    told = [entry.get("attributes") if isinstance(entry, dict) else None for entry in entries]
+    return told if told and all(told) else None
+
+
+def _prompt_entries(config: Config, domain: str) -> tuple[Path, list]:
+    path = resolve(config.evaluation.prompts_dir) / f"{domain}.json"
+    values = _read_json(path, f"The evaluation prompts of domain {domain!r}")
+    entries = values.get("prompts") if isinstance(values, dict) else None
+    return path, entries if isinstance(entries, list) else []
 
 
 def score_method(
@@ -84,12 +99,14 @@ def score_method(
     heldout: Sequence[Image.Image] | torch.Tensor,
     judge: Judge,
     config: Config,
+    told: Sequence[dict[str, str]] | None = None,
 ) -> list[Row]:
     """Return one row per metric for the images that a method made in a domain.
 
     prompts[i] made images[i], given without token or style words so that all methods answer one question;
     images of one prompt count as one independent sample in the intervals. heldout: images of the domain that
-    no training saw, or `judge.embed` of them. Seed and number of bootstrap draws come from config.
+    no training saw, or `judge.embed` of them. told[i]: the attributes that prompts[i] tells, for a judge that
+    can read them. Seed and number of bootstrap draws come from config.
     Raises DasdError for too few images or prompts, before anything is computed.
     """
     _check_sizes(images, prompts, heldout)
@@ -103,6 +120,8 @@ def score_method(
         "clip_score": metrics.clip_scores(image_features, text_features),
         "clip_floor": metrics.shuffled_scores(image_features, text_features, groups, seed=config.seed),
     }
+    if told and judge.reader:
+        per_image["attribute_accuracy"] = metrics.attribute_accuracy(judge.reader.read(images, domain), told)
     found = {
         name: (scores.double().mean().item(), *metrics.bootstrap_interval(scores, **draws))
         for name, scores in per_image.items()

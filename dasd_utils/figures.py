@@ -47,6 +47,7 @@ STYLE = {
 }
 METRIC_TITLES = {
     "clip_score": "CLIP score (higher is better)",
+    "attribute_accuracy": "attributes shown (higher is better)",
     "cmmd": "CMMD (lower is better)",
     "kid": "KID on CLIP features (lower is better)",
 }

@@ -88,6 +88,22 @@ def shuffled_scores(
     return torch.stack([clip_scores(image_features, text_features[s]) for s in shuffles]).mean(dim=0)
 
 
+def attribute_accuracy(shown: Sequence[dict[str, str]], told: Sequence[dict[str, str]]) -> Tensor:
+    """Return the share of the attributes told by each prompt that its image shows; (n,) in [0, 1].
+
+    shown: what a reader sees in each image. Raises ValueError where a prompt tells nothing.
+    """
+    if len(shown) != len(told):
+        raise ValueError(f"{len(shown)} images were read, {len(told)} prompts given.")
+    if not all(told):
+        raise ValueError("Every prompt must tell at least one attribute.")
+    shares = [
+        sum(seen.get(name) == value for name, value in asked.items()) / len(asked)
+        for seen, asked in zip(shown, told, strict=True)
+    ]
+    return torch.tensor(shares)
+
+
 def derangement(n: int, seed: int) -> Tensor:
     """Return a random order of 0 .. n - 1 that leaves none in its place."""
     if n < 2:

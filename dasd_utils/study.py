@@ -47,13 +47,23 @@ def evaluate(
     judge = evaluation.load_judge(config)
     rows, images = [], {}
     for domain in config.domains:
-        prompts = evaluation.load_prompts(config, domain.name)
+        prompts, told = (
+            evaluation.load_prompts(config, domain.name),
+            evaluation.load_told(config, domain.name),
+        )
         heldout = data.load_domain(domain, config, "test")
         count = min(config.evaluation.num_heldout, len(heldout))
         real = [heldout[i]["image"] for i in range(count)]
         for method in tqdm(methods, f"{domain.name}", disable=not progress):
             made = sample_method(config, pipeline, method, domain, prompts)
-            repeated = [p for p in prompts for _ in range(config.evaluation.images_per_prompt)]
-            rows += evaluation.score_method(method, domain.name, made, repeated, real, judge, config)
+            asked = _repeated(prompts, config), _repeated(told, config)
+            rows += evaluation.score_method(
+                method, domain.name, made, asked[0], real, judge, config, told=asked[1]
+            )
             images[method, domain.name] = made
     return rows, images
+
+
+def _repeated(values: Sequence | None, config: Config) -> list | None:
+    """Return each value `images_per_prompt` times, as the images of one prompt follow each other."""
+    return values and [value for value in values for _ in range(config.evaluation.images_per_prompt)]

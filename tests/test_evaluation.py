@@ -1,5 +1,6 @@
 """The protocol on images of known quality, and the files it reads and writes."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -53,7 +54,7 @@ def rows(judge, config):
 
 
 def test_rows_have_the_agreed_fields(rows, config):
-    assert [row["metric"] for row in rows] == 2 * list(evaluation.METRICS)
+    assert [row["metric"] for row in rows] == 2 * ["clip_score", "clip_floor", "cmmd", "kid"]
     for row in rows:
         assert list(row) == ["method", "domain", "metric", "value", "low", "high", "n", "seed"]
         assert row["low"] <= row["value"] <= row["high"]
@@ -141,6 +142,32 @@ def test_prompts_are_strings_or_objects_with_text(config, tmp_path):
 def test_malformed_prompts_are_refused(config, tmp_path, values):
     with pytest.raises(DasdError, match=r"satellite\.json must hold"):
         evaluation.load_prompts(write_prompts(config, tmp_path, values), "satellite")
+
+
+def test_told_attributes_are_all_or_none(config, tmp_path):
+    both = [{"text": "a river", "attributes": {"scene": "river"}}, {"text": "x", "attributes": {"a": "b"}}]
+    assert evaluation.load_told(write_prompts(config, tmp_path, {"prompts": both}), "satellite") == [
+        {"scene": "river"},
+        {"a": "b"},
+    ]
+    some = write_prompts(config, tmp_path, {"prompts": [both[0], "a harbor"]})
+    assert evaluation.load_told(some, "satellite") is None
+
+
+def test_a_reader_adds_the_share_of_attributes_shown(judge, config):
+    class Reader:
+        def read(self, images, domain):
+            return [{"scene": "river", "bridge": "yes"}] * len(images)
+
+    told = [{"scene": "river"}, {"scene": "river", "bridge": "no"}, {"scene": "harbor"}, {"bridge": "yes"}]
+    told = [entry for entry in told for _ in range(2)]
+    given = ("DASD", "satellite", pictures(0, 8, (9, 9, 9)), PROMPTS, pictures(2, 4, (9, 9, 9)))
+    reading = dataclasses.replace(judge, reader=Reader())
+    found = {row["metric"]: row for row in evaluation.score_method(*given, reading, config, told=told)}
+    assert found["attribute_accuracy"]["value"] == pytest.approx(2.5 / 4)
+    blind = dataclasses.replace(judge, reader=None)
+    metrics_found = [row["metric"] for row in evaluation.score_method(*given, blind, config, told=told)]
+    assert "attribute_accuracy" not in metrics_found
 
 
 def test_missing_prompts_say_which_file(config, tmp_path):

@@ -27,14 +27,15 @@ CORE = {
     "denoising": {"config"},
     "sampling": {"adapters", "classifier", "config", "denoising", "models"},
     "metrics": {"losses"},
-    "evaluation": {"config", "metrics", "pretrained"},
+    "evaluation": {"config", "metrics", "pretrained", "reader"},
     "figures": set(),
     "diagram": {"figures"},
     "study": {"config", "data", "evaluation", "sampling"},
     "batch": {"config"},
     "runs": {"config"},
     "playground": {"config", "sampling"},
-    "pretrain": {"config", "data", "losses", "metrics", "models", "toyworld"},
+    "reader": {"config"},
+    "pretrain": {"config", "losses", "metrics", "reader", "toyworld"},
 }  # fmt: skip
 ANY = {"cli", "__init__"}
 

@@ -262,7 +262,9 @@ def test_fixed_batches_cover_the_timesteps_evenly(make):
     assert all(prompt.startswith("<") for prompt in prompts)
 
 
-@pytest.mark.parametrize("changes", [{"validation_images": 0}, {"validation_fraction": 0.0}, {"validation_every": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"validation_images": 0}, {"validation_fraction": 0.0}, {"validation_every": 0}]
+)
 def test_no_fixed_batches_where_nothing_is_held_out(make, changes):
     assert make(**changes).fixed_batch() == []
 

@@ -87,6 +87,16 @@ def test_embedding_nothing_is_refused(clip):
 # CLIP score
 
 
+def test_attribute_accuracy_by_hand():
+    shown = [{"scene": "harbor", "count": "two", "water": "blue"}, {"scene": "river"}]
+    told = [{"scene": "harbor", "count": "three"}, {"scene": "river"}]
+    assert metrics.attribute_accuracy(shown, told).tolist() == [0.5, 1.0]
+    with pytest.raises(ValueError, match="1 images"):
+        metrics.attribute_accuracy(shown[:1], told)
+    with pytest.raises(ValueError, match="at least one"):
+        metrics.attribute_accuracy(shown, [{"scene": "harbor"}, {}])
+
+
 def test_clip_score_by_hand():
     images, texts = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.6, 0.8], [0.6, 0.8]])
     torch.testing.assert_close(metrics.clip_scores(images, texts), torch.tensor([0.6, 0.8]))

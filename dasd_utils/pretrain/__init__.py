@@ -1,4 +1,4 @@
-"""Build `data/tiny-sd` from the toy world: tokenizer, VAE, CLIP, UNet, in the layout of diffusers.
+"""Build `data/tiny-sd` from the toy world, in the layout of diffusers.
 
 The VAE and CLIP see every domain, the UNet sees paintings only: the gap that adaptation has to close.
 Stages are resumable; batch k of a stage is a function of (seed, k), so a resumed run sees the same data.
@@ -19,13 +19,14 @@ from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from dasd_utils.config import DasdError, resolve
 from dasd_utils.pretrain.clip import train_clip, train_tokenizer
+from dasd_utils.pretrain.reader import train_reader
 from dasd_utils.pretrain.settings import PretrainConfig
 from dasd_utils.pretrain.unet import noise_scheduler, text_tower, train_unet
 from dasd_utils.pretrain.vae import train_vae
 from dasd_utils.pretrain.world import describe_images, render_images
 
 log = logging.getLogger(__name__)
-STAGES = ("render", "describe", "tokenizer", "vae", "clip", "unet", "assemble")
+STAGES = ("render", "describe", "tokenizer", "vae", "clip", "reader", "unet", "assemble")
 
 
 def pretrain(config: PretrainConfig, stages: tuple[str, ...] = STAGES, progress: bool = True) -> Path:
@@ -41,6 +42,7 @@ def pretrain(config: PretrainConfig, stages: tuple[str, ...] = STAGES, progress:
         "tokenizer": train_tokenizer,
         "vae": train_vae,
         "clip": train_clip,
+        "reader": train_reader,
         "unet": train_unet,
         "assemble": assemble,
     }
@@ -52,7 +54,7 @@ def pretrain(config: PretrainConfig, stages: tuple[str, ...] = STAGES, progress:
 
 
 def assemble(config: PretrainConfig, work: Path, progress: bool = True) -> Path:
-    """Write the parts as a `StableDiffusionPipeline` folder with fp16 weights, and CLIP beside it."""
+    """Write the parts as a `StableDiffusionPipeline` folder in fp16, with CLIP and the reader beside it."""
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     clip = train_clip(config, work, progress)
     processor = CLIPImageProcessor(size={"shortest_edge": config.resolution}, do_center_crop=False,
@@ -72,6 +74,7 @@ def assemble(config: PretrainConfig, work: Path, progress: bool = True) -> Path:
     pipeline.to(dtype=torch.float16).save_pretrained(part)
     for saved in (clip.half(), tokenizer, processor):
         saved.save_pretrained(part / "clip")
+    train_reader(config, work, progress).save(part / "reader")
     made_by = {k: v for k, v in asdict(config).items() if not k.endswith("_dir")}
     (part / "pretrain.json").write_text(json.dumps(made_by, indent=2) + "\n")
     folder.mkdir(parents=True, exist_ok=True)

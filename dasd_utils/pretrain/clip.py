@@ -18,10 +18,10 @@ from dasd_utils import toyworld
 from dasd_utils.pretrain.loop import fit
 from dasd_utils.pretrain.settings import PretrainConfig
 from dasd_utils.pretrain.world import Images
+from dasd_utils.reader import AttributeTable
 from dasd_utils.toyworld import captions, everyday
 
 BARE, FRAMED = 0.06, 0.10  # shares of texts that tell a domain alone, or put a thing from elsewhere into it
-ABSENT = -100  # the label of an attribute that a scene does not have
 
 
 def train_tokenizer(config: PretrainConfig, work: Path, progress: bool = True) -> None:
@@ -103,30 +103,14 @@ class ClipWithHeads(nn.Module):
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.clip = clip
-        self.values = [
-            (domain, name, list(values))
-            for domain, table in toyworld.ATTRIBUTES.items()
-            for name, values in table.items()
-        ]
-        self.heads = nn.Linear(clip.config.projection_dim, sum(len(values) for *_, values in self.values))
+        self.table = AttributeTable(toyworld.ATTRIBUTES)
+        self.heads = nn.Linear(clip.config.projection_dim, self.table.size)
 
     def forward(self, pixels: Tensor, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return logits (texts, images) and attribute logits (images, values)."""
         out = self.clip(pixel_values=pixels, **tokens)
         projected = out.vision_model_output.pooler_output  # (images, d), before the norm
         return out.logits_per_text.float(), self.heads(projected).float()
-
-    def attribute_loss(self, logits: Tensor, scenes: list[tuple[str, dict[str, str]]]) -> Tensor:
-        """Mean cross-entropy over the attributes that the scenes have; logits (images, values)."""
-        total, count, start = logits.new_zeros(()), 0, 0
-        for domain, name, values in self.values:
-            labels = torch.tensor(
-                [values.index(a[name]) if d == domain and name in a else ABSENT for d, a in scenes]
-            )
-            part = logits[:, start : start + len(values)]
-            total = total + F.cross_entropy(part, labels, ignore_index=ABSENT, reduction="sum")
-            count, start = count + int((labels != ABSENT).sum()), start + len(values)
-        return total / max(count, 1)
 
 
 def train_clip(config: PretrainConfig, work: Path, progress: bool = True) -> CLIPModel:
@@ -156,7 +140,7 @@ def train_clip(config: PretrainConfig, work: Path, progress: bool = True) -> CLI
         with torch.autocast("cpu", torch.bfloat16):
             logits, attributes = model(pixels, tokens)
         right = torch.tensor([[float(t.suits(*scene)) for scene in scenes] for t in texts])
-        return contrastive(logits, right) + 0.5 * model.attribute_loss(attributes, scenes)
+        return contrastive(logits, right) + 0.5 * model.table.loss(attributes, scenes)
 
     return fit(model, loss_at, config.clip_steps, config, work / "clip", progress).clip
 
