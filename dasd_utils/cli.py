@@ -142,20 +142,40 @@ def run_all(
     )
 
 
+def measure_base(base: str, seed: int, num_images: int) -> str:
+    """Write data/results/pretrain.json and return its table."""
+    from dasd_utils import evaluation
+    from dasd_utils.pretrain.evaluate import evaluate as measure
+
+    settings = Config.setup("tiny", seed=seed, base=base, clip=f"{base}/clip")
+    rows = measure(settings, num_images)
+    path = evaluation.save_results(resolve("data/results/pretrain.json"), settings, rows)
+    return "\n".join([*(f"{r['metric']:26} {r['domain']:18} {_interval(r)}" for r in rows), str(path)])
+
+
+def _interval(row: dict) -> str:
+    return f"{row['value']:8.3f} [{row['low']:.3f}, {row['high']:.3f}] n = {row['n']}"
+
+
 @app.command()
 def pretrain(
     stage: Annotated[list[str] | None, typer.Option(help="Only these stages; default: all.")] = None,
     output_dir: Annotated[str, typer.Option("--output_dir", "--output-dir")] = "data/tiny-sd",
     seed: int = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads of this process.")] = None,
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="Measure the finished base instead.")] = False,
+    num_images: Annotated[int, typer.Option("--num_images", help="Samples a domain to measure.")] = 500,
 ) -> None:
-    """Build the embedded base model from the toy world; goes on where it stopped."""
+    """Build the embedded base model from the toy world, going on where it stopped; or measure it."""
     import torch
 
     from dasd_utils import pretrain as stages
 
     if threads:
         torch.set_num_threads(threads)
+    if evaluate:
+        typer.echo(measure_base(output_dir, seed, num_images))
+        return
     settings = stages.PretrainConfig(seed=seed, output_dir=output_dir)
     typer.echo(stages.pretrain(settings, tuple(stage) if stage else stages.STAGES))
 

@@ -120,7 +120,7 @@ def score_method(
         "clip_score": metrics.clip_scores(image_features, text_features),
         "clip_floor": metrics.shuffled_scores(image_features, text_features, groups, seed=config.seed),
     }
-    if told and judge.reader:
+    if judge.reader and told and all(told):
         per_image["attribute_accuracy"] = metrics.attribute_accuracy(judge.reader.read(images, domain), told)
     found = {
         name: (scores.double().mean().item(), *metrics.bootstrap_interval(scores, **draws))

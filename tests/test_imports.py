@@ -35,7 +35,7 @@ CORE = {
     "runs": {"config"},
     "playground": {"config", "sampling"},
     "reader": {"config"},
-    "pretrain": {"config", "losses", "metrics", "reader", "toyworld"},
+    "pretrain": {"config", "evaluation", "losses", "metrics", "reader", "runs", "sampling", "toyworld"},
 }  # fmt: skip
 ANY = {"cli", "__init__"}
 

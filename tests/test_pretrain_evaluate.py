@@ -1,0 +1,59 @@
+"""What is measured of the base, on parts whose quality is known."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from dasd_utils import toyworld
+from dasd_utils.pretrain import evaluate
+
+
+class Identity:
+    """A VAE that loses `error` in every pixel."""
+
+    def __init__(self, error: float = 0.0) -> None:
+        self.error = error
+
+    def encode(self, pixels):
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=pixels))
+
+    def decode(self, latents):
+        return SimpleNamespace(sample=latents * 0.9 + self.error)
+
+
+def test_heldout_captions_tell_what_is_shown():
+    world = evaluate.heldout("satellite", 4, start=3)
+    for place, told in enumerate(world.told):
+        assert told.items() <= toyworld.attributes("satellite", evaluate.WORLD_SEED, 3 + place).items()
+    assert len(world.images) == len(world.texts) == 4
+
+
+def test_psnr_by_hand():
+    grey = [image.point(lambda _: 0) for image in evaluate.heldout("xray", 2).images]  # -1 everywhere
+    values = evaluate.psnr(Identity(error=0.0), grey)  # reconstructed as -0.9: 0.05 of the range
+    assert values.tolist() == pytest.approx([-20 * np.log10(0.05)] * 2, abs=1e-3)
+
+
+def test_retrieval_counts_captions_that_tell_nothing_false(monkeypatch):
+    world = evaluate.heldout("satellite", 6)
+    one_hot = torch.eye(6)
+    judge = SimpleNamespace(clip=None, tokenizer=None, embed=lambda images: one_hot)
+    monkeypatch.setattr(evaluate.metrics, "embed_texts", lambda clip, tokenizer, texts: one_hot)
+    assert evaluate.retrieval(judge, world).all()
+    monkeypatch.setattr(evaluate.metrics, "embed_texts", lambda clip, tokenizer, texts: one_hot.roll(1, 0))
+    told = [world.told[(i + 1) % 6] for i in range(6)]
+    shown = [toyworld.attributes("satellite", evaluate.WORLD_SEED, i) for i in range(6)]
+    expected = [t.items() <= s.items() for t, s in zip(told, shown, strict=True)]
+    assert evaluate.retrieval(judge, world).tolist() == expected and not all(expected)
+
+
+def test_rows_carry_n_seed_and_interval():
+    table = evaluate._Table(seed=3, num_bootstrap=50)
+    table.mean("psnr", "xray", torch.arange(20.0))
+    table.cmmd("yardstick", "a-b", torch.eye(8), torch.eye(8).roll(1, 0) * -1)
+    assert list(table.rows[0]) == ["metric", "domain", "value", "low", "high", "n", "seed"]
+    for row in table.rows:
+        assert row["low"] <= row["value"] <= row["high"] and row["seed"] == 3
+    assert table.rows[0]["n"] == 20
