@@ -24,7 +24,7 @@ test: install
 	$(BIN)/python -m pytest --quiet --nbval-lax --nbval-cell-timeout=600 notebooks
 
 notebooks: install
-	$(BIN)/dasd notebooks --profile tiny --output_dir data/runs/notebooks --update notebooks
+	$(BIN)/dasd notebooks --profile tiny --output_dir data/runs/notebooks --update
 
 report: install
 	$(BIN)/python Report/make_numbers.py
