@@ -20,7 +20,7 @@ class PretrainConfig:
     vae_batch_size: int = 8  # whole images; twice as many 32 px crops before the decay
     kl_weight: float = 2e-4
     clip_width: tuple[int, int] = (128, 160)  # channels of the text and the vision tower
-    clip_steps: int = 4_500
+    clip_steps: int = 3_000
     clip_batch_size: int = 96  # pairs
     everyday: int = 16  # texts a batch that match no image
     vocab_size: int = 2_000
