@@ -18,7 +18,13 @@ START, END = (
 )
 METHODS = {"base": "Base", "base + style words": "Style", "DASD": "Dasd"}
 DOMAINS = {"satellite": "Satellite", "xray": "Xray"}
-METRIC = {"clip_score": "Clip", "clip_floor": "Floor", "cmmd": "Cmmd", "kid": "Kid"}
+METRIC = {
+    "clip_score": "Clip",
+    "clip_floor": "Floor",
+    "attribute_accuracy": "Attributes",
+    "cmmd": "Cmmd",
+    "kid": "Kid",
+}
 
 
 def rows(name: str) -> list[dict]:

@@ -64,7 +64,7 @@ class AttributeTable:
 class AttributeReader(nn.Module):
     """A small residual network: images (n, 3, 64, 64) in [-1, 1] to attribute logits (n, size)."""
 
-    def __init__(self, attributes: dict[str, dict[str, Sequence[str]]], width: int = 24) -> None:
+    def __init__(self, attributes: dict[str, dict[str, Sequence[str]]], width: int = 16) -> None:
         super().__init__()
         self.width, self.table = width, AttributeTable(attributes)
         channels = [width, 2 * width, 4 * width, 6 * width]

@@ -32,7 +32,7 @@ def train_reader(config: PretrainConfig, work: Path, progress: bool = True) -> A
         scenes = [(toyworld.DOMAINS[d], rows[d][i]["attributes"]) for d, i in picks]
         pixels = images.pixels(picks)
         with torch.autocast("cpu", torch.bfloat16):
-            pixels = _augment(_through_vae(vae, pixels, len(pixels) // 4), rng, generator)
+            pixels = _augment(_through_vae(vae, pixels, len(pixels) // 8), rng, generator)
             logits = reader(pixels)
         return reader.table.loss(logits.float(), scenes)
 

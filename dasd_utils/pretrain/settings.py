@@ -25,10 +25,10 @@ class PretrainConfig:
     everyday: int = 16  # texts a batch that match no image
     vocab_size: int = 2_000
     unet_channels: tuple[int, ...] = (64, 128, 160)
-    unet_steps: int = 6_500
+    unet_steps: int = 4_600
     unet_batch_size: int = 64
     caption_dropout: float = 0.1
-    reader_steps: int = 3_000
+    reader_steps: int = 1_000
     reader_batch_size: int = 64
     learning_rate: float = 1e-3
     decay: float = 0.2  # the share of a stage's steps, at its end, in which the learning rate falls to 0
