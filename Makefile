@@ -32,4 +32,5 @@ report: install
 	cd Report && latexmk -pdf -interaction=nonstopmode main.tex
 
 clean:
-	rm -rf data/runs data/cache
+	rm -rf data/runs
+	find data/cache -mindepth 1 -maxdepth 1 ! -name pretrain -exec rm -rf {} + 2>/dev/null || true  # hours of work

@@ -143,13 +143,16 @@ def run_all(
 
 
 def measure_base(base: str, seed: int, num_images: int) -> str:
-    """Write data/results/pretrain.json and return its table."""
+    """Write data/results/pretrain.json, or beside a base of another folder, and return its table."""
     from dasd_utils import evaluation
     from dasd_utils.pretrain.evaluate import evaluate as measure
 
-    settings = Config.setup("tiny", seed=seed, base=base, clip=f"{base}/clip")
+    place, default = resolve(base).resolve(), resolve("data/tiny-sd")
+    name = str(place.relative_to(ROOT) if place.is_relative_to(ROOT) else place)
+    settings = Config.setup("tiny", seed=seed, base=name, clip=f"{name}/clip")
     rows = measure(settings, num_images)
-    path = evaluation.save_results(resolve("data/results/pretrain.json"), settings, rows)
+    file = resolve("data/results/pretrain.json") if place == default else place / "scores.json"
+    path = evaluation.save_results(file, settings, rows)
     return "\n".join([*(f"{r['metric']:26} {r['domain']:18} {_interval(r)}" for r in rows), str(path)])
 
 
@@ -164,7 +167,9 @@ def pretrain(
     seed: int = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads of this process.")] = None,
     evaluate: Annotated[bool, typer.Option("--evaluate", help="Measure the finished base instead.")] = False,
-    num_images: Annotated[int, typer.Option("--num_images", help="Samples a domain to measure.")] = 500,
+    num_images: Annotated[
+        int, typer.Option("--num_images", "--num-images", help="Samples a domain to measure.")
+    ] = 500,
 ) -> None:
     """Build the embedded base model from the toy world, going on where it stopped; or measure it."""
     import torch

@@ -78,10 +78,32 @@ def load_prompts(config: Config, domain: str) -> list[str]:
 
 
 def load_told(config: Config, domain: str) -> list[dict[str, str]] | None:
-    """Return the "attributes" that each evaluation prompt tells, None unless every prompt has some."""
-    _, entries = _prompt_entries(config, domain)
+    """Return the "attributes" that each evaluation prompt tells, None unless every prompt has some.
+
+    Raises DasdError where they are no object of texts.
+    """
+    path, entries = _prompt_entries(config, domain)
     told = [entry.get("attributes") if isinstance(entry, dict) else None for entry in entries]
-    return told if told and all(told) else None
+    if not told or not all(told):
+        return None
+    for values in told:
+        if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
+            raise DasdError(f'{path}: "attributes" must be an object of texts, not {values!r}.')
+    return told
+
+
+def check_told(judge: Judge, domain: str, told: Sequence[dict[str, str]] | None) -> None:
+    """Raise DasdError for an attribute or value that the judge's reader does not know."""
+    if told is None or judge.reader is None:
+        return
+    known = judge.reader.table.values.get(domain)
+    for values in told:
+        for name, value in values.items():
+            if known is None or value not in known.get(name, ()):
+                raise DasdError(
+                    f"The attribute reader knows no {name} = {value!r} of the domain {domain!r}: correct the "
+                    f'"attributes" of its evaluation prompts, or leave them out of all.'
+                )
 
 
 def _prompt_entries(config: Config, domain: str) -> tuple[Path, list]:
@@ -110,6 +132,7 @@ def score_method(
     Raises DasdError for too few images or prompts, before anything is computed.
     """
     _check_sizes(images, prompts, heldout)
+    check_told(judge, domain, told if told and all(told) else None)
     texts = sorted(set(prompts))
     groups = [texts.index(p) for p in prompts]
     image_features = judge.embed(images)

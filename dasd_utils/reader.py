@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from dasd_utils.config import DasdError
 
 Attributes = dict[str, str]
+SIZE = 64  # pixels
 ABSENT = -100  # the label of an attribute that a scene does not have
 
 
@@ -42,8 +43,10 @@ class AttributeTable:
         total, count = logits.new_zeros(()), 0
         for domain, table in self.values.items():
             for name, values in table.items():
-                labels = [values.index(a[name]) if d == domain and name in a else ABSENT for d, a in scenes]
-                part, labels = logits[:, self.columns[domain][name]], torch.tensor(labels)
+                labels = torch.tensor(
+                    [values.index(a[name]) if d == domain and name in a else ABSENT for d, a in scenes]
+                )
+                part = logits[:, self.columns[domain][name]]
                 total = total + F.cross_entropy(part, labels, ignore_index=ABSENT, reduction="sum")
                 count += int((labels != ABSENT).sum())
         return total / max(count, 1)
@@ -85,12 +88,13 @@ class AttributeReader(nn.Module):
         return self.head(self.norm(features.flatten(1)))
 
     @torch.no_grad()
-    def read(self, images: Sequence[Image.Image], domain: str, size: int = 64) -> list[Attributes]:
+    def read(self, images: Sequence[Image.Image], domain: str) -> list[Attributes]:
         """Return the attributes that each image shows, taken as an image of this domain.
 
-        Every attribute of the domain gets a value, also those that the scene does not have.
+        Every attribute of the domain gets a value, also those that the scene does not have. Raises DasdError
+        for a domain that the reader has not learned.
         """
-        squares = [im.convert("RGB").resize((size, size), Image.Resampling.BICUBIC) for im in images]
+        squares = [im.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC) for im in images]
         pixels = torch.from_numpy(np.stack([np.asarray(im, dtype=np.float32) for im in squares]))
         pixels = pixels.permute(0, 3, 1, 2) / 127.5 - 1
         logits = torch.cat([self(part) for part in pixels.split(256)])

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dasd_utils import evaluation, metrics
 from dasd_utils.config import Config, DasdError
+from dasd_utils.reader import AttributeTable
 
 PROMPTS = [p for p in ("aerial view", "a river", "a harbor", "a dark forest") for _ in range(2)]
 
@@ -152,10 +153,15 @@ def test_told_attributes_are_all_or_none(config, tmp_path):
     ]
     some = write_prompts(config, tmp_path, {"prompts": [both[0], "a harbor"]})
     assert evaluation.load_told(some, "satellite") is None
+    wrong = write_prompts(config, tmp_path, {"prompts": [{"text": "x", "attributes": ["a"]}, both[1]]})
+    with pytest.raises(DasdError, match="object of texts"):
+        evaluation.load_told(wrong, "satellite")
 
 
 def test_a_reader_adds_the_share_of_attributes_shown(judge, config):
     class Reader:
+        table = AttributeTable({"satellite": {"scene": ["river", "harbor"], "bridge": ["yes", "no"]}})
+
         def read(self, images, domain):
             return [{"scene": "river", "bridge": "yes"}] * len(images)
 
@@ -165,6 +171,8 @@ def test_a_reader_adds_the_share_of_attributes_shown(judge, config):
     reading = dataclasses.replace(judge, reader=Reader())
     found = {row["metric"]: row for row in evaluation.score_method(*given, reading, config, told=told)}
     assert found["attribute_accuracy"]["value"] == pytest.approx(2.5 / 4)
+    with pytest.raises(DasdError, match="no scene = 'lake'"):
+        evaluation.score_method(*given, reading, config, told=[{"scene": "lake"}] * 8)
     blind = dataclasses.replace(judge, reader=None)
     metrics_found = [row["metric"] for row in evaluation.score_method(*given, blind, config, told=told)]
     assert "attribute_accuracy" not in metrics_found

@@ -35,7 +35,10 @@ CORE = {
     "runs": {"config"},
     "playground": {"config", "sampling"},
     "reader": {"config"},
-    "pretrain": {"config", "evaluation", "losses", "metrics", "reader", "runs", "sampling", "toyworld"},
+    "pretrain": {
+        "checkpoints", "config", "evaluation", "losses", "metrics", "models", "reader", "runs", "sampling",
+        "toyworld",
+    },
 }  # fmt: skip
 ANY = {"cli", "__init__"}
 

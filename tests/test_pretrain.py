@@ -1,5 +1,6 @@
 """Pretraining: every stage runs, resumes, and writes a base that diffusers and transformers load."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -130,6 +131,57 @@ def test_a_longer_plan_goes_on_from_before_the_decay(tmp_path):
     assert steps == list(range(1, 21))
     assert all(torch.equal(whole[name], grown[name]) for name in whole)
     assert not torch.equal(short["weight"], whole["weight"])
+
+
+def test_a_shorter_plan_is_refused(tmp_path):
+    fitted(tmp_path / "run", 20)
+    with pytest.raises(DasdError, match="longer than the 8"):
+        fitted(tmp_path / "run", 8)
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 20
+
+
+def test_other_inputs_are_refused(tmp_path):
+    config, line = pretrain.PretrainConfig(), Line()
+    loop.fit(line, line.loss_at, 2, config, tmp_path, progress=False, inputs="one")
+    with pytest.raises(DasdError, match="other parts"):
+        loop.fit(line, line.loss_at, 2, config, tmp_path, progress=False, inputs="two")
+
+
+def test_a_torn_log_line_is_no_obstacle(tmp_path):
+    fitted(tmp_path, 10, stop=3)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert fitted(tmp_path, 10) is not None
+
+
+def test_previews_leave_the_training_alone(tmp_path):
+    plain = fitted(tmp_path / "plain", 6)
+    config, line = pretrain.PretrainConfig(learning_rate=0.01, preview_every=2, decay=0.5), Line()
+    shown = []
+    loop.fit(line, line.loss_at, 6, config, tmp_path / "shown", False, lambda model, path: shown.append(path))
+    assert len(shown) == 3
+    assert all(torch.equal(plain[name], value) for name, value in line.state_dict().items())
+
+
+def test_a_work_folder_keeps_its_settings(base):
+    config, _ = base
+    with pytest.raises(DasdError, match="seed 0, now 1"):
+        pretrain.pretrain(dataclasses.replace(config, seed=1), ("render",), progress=False)
+
+
+def test_a_stage_says_what_it_lacks(tmp_path):
+    config = pretrain.PretrainConfig(work_dir=str(tmp_path), **SMALL)
+    with pytest.raises(DasdError, match="stage 'render' first"):
+        pretrain.pretrain(config, ("vae",), progress=False)
+
+
+def test_assembling_replaces_a_base_and_keeps_its_card(base):
+    config, folder = base
+    (folder / "README.md").write_text("the card")
+    (folder / "stale.txt").write_text("of an older base")
+    pretrain.pretrain(config, ("assemble",), progress=False)
+    assert (folder / "README.md").read_text() == "the card" and not (folder / "stale.txt").exists()
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["base", "work"]
 
 
 def test_a_nan_stops_the_stage(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dasd_utils import toyworld
+from dasd_utils.config import Config, DasdError
 from dasd_utils.pretrain import evaluate
 
 
@@ -24,9 +25,9 @@ class Identity:
 
 
 def test_heldout_captions_tell_what_is_shown():
-    world = evaluate.heldout("satellite", 4, start=3)
-    for place, told in enumerate(world.told):
-        assert told.items() <= toyworld.attributes("satellite", evaluate.WORLD_SEED, 3 + place).items()
+    world = evaluate.heldout("satellite", 4)
+    assert world.shown == [toyworld.attributes("satellite", evaluate.WORLD_SEED, i) for i in range(4)]
+    assert all(told.items() <= shown.items() for told, shown in zip(world.told, world.shown, strict=True))
     assert len(world.images) == len(world.texts) == 4
 
 
@@ -43,9 +44,7 @@ def test_retrieval_counts_captions_that_tell_nothing_false(monkeypatch):
     monkeypatch.setattr(evaluate.metrics, "embed_texts", lambda clip, tokenizer, texts: one_hot)
     assert evaluate.retrieval(judge, world).all()
     monkeypatch.setattr(evaluate.metrics, "embed_texts", lambda clip, tokenizer, texts: one_hot.roll(1, 0))
-    told = [world.told[(i + 1) % 6] for i in range(6)]
-    shown = [toyworld.attributes("satellite", evaluate.WORLD_SEED, i) for i in range(6)]
-    expected = [t.items() <= s.items() for t, s in zip(told, shown, strict=True)]
+    expected = [world.told[(i + 1) % 6].items() <= world.shown[i].items() for i in range(6)]
     assert evaluate.retrieval(judge, world).tolist() == expected and not all(expected)
 
 
@@ -57,3 +56,14 @@ def test_rows_carry_n_seed_and_interval():
     for row in table.rows:
         assert row["low"] <= row["value"] <= row["high"] and row["seed"] == 3
     assert table.rows[0]["n"] == 20
+
+
+def test_channels_of_unequal_deviation_show():
+    images = evaluate.heldout("painting", 3).images
+    assert evaluate.deviation_ratio(Identity(), images) > 1
+
+
+def test_a_base_without_a_reader_is_refused_at_once(base_dir):
+    config = Config.setup("tiny", base=str(base_dir), clip=str(base_dir / "clip"))
+    with pytest.raises(DasdError, match="no attribute reader"):
+        evaluate.evaluate(config, 4)

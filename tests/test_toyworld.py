@@ -80,3 +80,14 @@ def test_unknown_attribute_value_is_an_error():
 def test_bare_prompts_name_the_domain_only(domain):
     rng = np.random.default_rng(0)
     assert len({captions.bare_prompt(domain, rng) for _ in range(100)}) >= 8
+
+
+@pytest.mark.parametrize("domain", toyworld.DOMAINS)
+def test_what_a_wording_tells_stands_in_it(domain):
+    """Silence tells nothing: "no" needs a word, as every other value does."""
+    for index in range(60):
+        for text, told in toyworld.told_variants(domain, 9, index, 4):
+            assert told.items() <= toyworld.attributes(domain, 9, index).items()
+            for name, value in told.items():
+                if value == "no":
+                    assert "without" in text, (text, name)

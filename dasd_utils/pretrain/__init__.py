@@ -30,12 +30,17 @@ STAGES = ("render", "describe", "tokenizer", "vae", "clip", "reader", "unet", "a
 
 
 def pretrain(config: PretrainConfig, stages: tuple[str, ...] = STAGES, progress: bool = True) -> Path:
-    """Run the stages that are not done yet and return the folder of the finished base model."""
+    """Run the stages that are not done yet and return the folder of the finished base model.
+
+    All take some two hours on two cores, and 4 GB in `config.work_dir`; stopped, they go on where they were.
+    Raises DasdError for an unknown stage and for a work folder of other settings.
+    """
     unknown = set(stages) - set(STAGES)
     if unknown:
         raise DasdError(f"There is no pretraining stage {sorted(unknown)[0]!r}. Stages: {', '.join(STAGES)}.")
     work = resolve(config.work_dir)
-    work.mkdir(parents=True, exist_ok=True)
+    _check_settings(config, work)
+    log.info("Work folder: %s. Ctrl-C stops; the same command goes on.", work)
     run = {
         "render": render_images,
         "describe": describe_images,
@@ -51,6 +56,26 @@ def pretrain(config: PretrainConfig, stages: tuple[str, ...] = STAGES, progress:
         run[stage](config, work, progress)
         log.info("%s: %.0f s", stage, time.perf_counter() - started)
     return resolve(config.output_dir)
+
+
+def _check_settings(config: PretrainConfig, work: Path) -> None:
+    """Keep the settings of a work folder in it; DasdError where they are others than those asked for.
+
+    Numbers of steps may change: a stage can be made longer.
+    """
+    values = {k: v for k, v in asdict(config).items() if not k.endswith(("_dir", "_steps", "_every"))}
+    values = json.loads(json.dumps(values))  # tuples become lists, as in the file
+    path = work / "settings.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        other = [k for k in values if before.get(k) != values[k]]
+        if other:
+            raise DasdError(
+                f"{work} was begun with other settings: {other[0]} {before.get(other[0])!r}, now "
+                f"{values[other[0]]!r}. Choose another work_dir, or delete this one."
+            )
+    work.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def assemble(config: PretrainConfig, work: Path, progress: bool = True) -> Path:
@@ -69,7 +94,7 @@ def assemble(config: PretrainConfig, work: Path, progress: bool = True) -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    folder, part = resolve(config.output_dir), work / "assembled"
+    part = work / "assembled"
     shutil.rmtree(part, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(part)
     for saved in (clip.half(), tokenizer, processor):
@@ -77,6 +102,21 @@ def assemble(config: PretrainConfig, work: Path, progress: bool = True) -> Path:
     train_reader(config, work, progress).save(part / "reader")
     made_by = {k: v for k, v in asdict(config).items() if not k.endswith("_dir")}
     (part / "pretrain.json").write_text(json.dumps(made_by, indent=2) + "\n")
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(part, folder, dirs_exist_ok=True)
+    folder = resolve(config.output_dir)
+    if (folder / "README.md").exists():
+        shutil.copy2(folder / "README.md", part)
+    return _exchange(part, folder)
+
+
+def _exchange(fresh: Path, folder: Path) -> Path:
+    """Put a whole folder in the place of another, which is gone only when the new one stands."""
+    beside, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    for path in (beside, old):
+        shutil.rmtree(path, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(fresh, beside)
+    if folder.exists():
+        folder.rename(old)
+    beside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
     return folder

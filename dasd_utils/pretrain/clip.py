@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from dasd_utils import toyworld
 from dasd_utils.pretrain.loop import fit
 from dasd_utils.pretrain.settings import PretrainConfig
-from dasd_utils.pretrain.world import Images
+from dasd_utils.pretrain.world import Images, read_rows
 from dasd_utils.reader import AttributeTable
 from dasd_utils.toyworld import captions, everyday
 
@@ -43,14 +43,15 @@ def train_tokenizer(config: PretrainConfig, work: Path, progress: bool = True) -
     pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
     vocab = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
-    tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(work / "tokenizer.part")
+    (work / "tokenizer.part").replace(folder)
 
 
 def _words(work: Path) -> Iterator[str]:
     """Yield every word of the texts on its own, as CLIP's pre-tokenizer splits them."""
     rng = np.random.default_rng(0)
     for domain in toyworld.DOMAINS:
-        for row in json.loads((work / f"{domain}.json").read_text())[:4000]:
+        for row in read_rows(work, domain)[:4000]:
             for text, _ in row["captions"]:
                 yield from _split(text)
         for _ in range(1000):
@@ -86,7 +87,10 @@ def clip_model(config: PretrainConfig, vocab_size: int) -> CLIPModel:
 
 @dataclass(frozen=True)
 class Text:
-    """What a text says: it is right for the images of its domain that show all it tells."""
+    """What a text says: it is right for the images of its domain that show all it tells.
+
+    What it merely rules out, such as one ship by "ships", does not count.
+    """
 
     text: str
     domain: str | None  # None: for no image
@@ -124,7 +128,7 @@ def train_clip(config: PretrainConfig, work: Path, progress: bool = True) -> CLI
     clip = clip_model(config, len(tokenizer))
     clip.set_attn_implementation("eager")  # on CPUs half again as fast as the fused attention
     images = Images(work, toyworld.DOMAINS)
-    rows = [json.loads((work / f"{d}.json").read_text()) for d in toyworld.DOMAINS]
+    rows = [read_rows(work, domain) for domain in toyworld.DOMAINS]
     model = ClipWithHeads(clip)
 
     def loss_at(step: int) -> Tensor:

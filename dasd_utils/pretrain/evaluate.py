@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from dasd_utils import evaluation, metrics, runs, sampling, toyworld
-from dasd_utils.config import Calibration, Config
+from dasd_utils import evaluation, metrics, models, runs, sampling, toyworld
+from dasd_utils.config import Calibration, Config, DasdError
 from dasd_utils.toyworld import captions
 
+log = logging.getLogger(__name__)
 WORLD_SEED = 200  # no data set of the course, and no stage of the pretraining, uses it
-GUIDANCE, STEPS = 4.0, 30
+RETRIEVAL = 200  # captions to choose from
 Row = dict[str, Any]
 
 
@@ -26,57 +29,86 @@ class Heldout:
 
     domain: str
     images: list[Image.Image]
+    shown: list[dict[str, str]]  # all attributes of each image
     texts: list[str]
-    told: list[dict[str, str]]
+    told: list[dict[str, str]]  # those of `shown` that the text tells
 
 
-def heldout(domain: str, count: int, start: int = 0) -> Heldout:
-    """Return scenes `start` to `start + count` of the world kept for this evaluation."""
-    places = range(start, start + count)
-    wordings = [
-        max(toyworld.told_variants(domain, WORLD_SEED, i, 8), key=lambda w: len(w[1])) for i in places
-    ]
-    images = [toyworld.draw(domain, WORLD_SEED, i) for i in places]
-    return Heldout(domain, images, [text for text, _ in wordings], [told for _, told in wordings])
+def heldout(domain: str, count: int) -> Heldout:
+    """Return the first `count` scenes of the world kept for this evaluation."""
+    scenes = [(domain, WORLD_SEED, i) for i in range(count)]
+    wordings = [max(toyworld.told_variants(*scene, 8), key=lambda w: len(w[1])) for scene in scenes]
+    texts, told = zip(*wordings, strict=True)
+    images = [toyworld.draw(*scene) for scene in scenes]
+    return Heldout(domain, images, [toyworld.attributes(*s) for s in scenes], list(texts), list(told))
 
 
-def evaluate(config: Config, num_images: int = 500, progress: bool = True) -> list[Row]:
-    """Return the rows of `data/results/pretrain.json` for the base of `config` and its adapter.
+def evaluate(config: Config, num_images: int = 500) -> list[Row]:
+    """Return the rows of `data/results/pretrain.json` for the base of `config`, and for its adapter if any.
 
-    num_images: renders and samples a domain. Retrieval is among 200 captions.
+    num_images: renders and samples a domain, at least 2. Raises DasdError for fewer, and for a base without
+    an attribute reader.
     """
-    pipeline = sampling.load_trained_pipeline(runs.find_run(config), config)
-    pipeline.progress = progress
-    judge = evaluation.load_judge(config)
+    judge = evaluation.load_judge(config, "cpu")
+    if num_images < 2 or judge.reader is None:
+        raise DasdError(
+            f"At least two images a domain are needed, not {num_images}."
+            if num_images < 2
+            else f"{config.model.base} has no attribute reader: it is no base that `dasd pretrain` has made."
+        )
+    pipeline, adapted = _pipeline(config)
     worlds = {domain: heldout(domain, num_images) for domain in toyworld.DOMAINS}
     features = {domain: judge.embed(world.images) for domain, world in worlds.items()}
     table = _Table(config.seed, config.evaluation.num_bootstrap)
-    with torch.no_grad():
-        for world in worlds.values():
-            table.mean("psnr", world.domain, psnr(pipeline.parts.vae, world.images))
-            table.mean("retrieval_r1", world.domain, retrieval(judge, heldout(world.domain, 200)))
-            table.mean(
-                "zero_shot_domain", world.domain, zero_shot(judge, features[world.domain]) == world.domain
-            )
-            table.mean("reader_on_renders", world.domain, _shown(judge, world.images, world))
-        table.add("latent_deviation_ratio", "all", *_deviations(pipeline.parts.vae, worlds), num_images)
-    for domain in ("satellite", "xray", "sketch"):
+    _score_parts(table, pipeline.parts.vae, judge, worlds, features)
+    for domain in toyworld.DOMAINS[1:]:
         table.cmmd("yardstick", f"painting-{domain}", features["painting"], features[domain])
-    samples: list[tuple[str, str, str | None]] = [
-        ("base", domain, None) for domain in worlds if domain != "sketch"
-    ]
-    samples += [("adapted", domain.name, domain.name) for domain in config.domains]
-    for method, domain, adapter in samples:
+    samples: list[tuple[str, str]] = [("base", domain) for domain in worlds if domain != "sketch"]
+    samples += [("adapted", domain.name) for domain in config.domains if adapted]
+    for method, domain in tqdm(samples, "samples"):
         world = worlds[domain]
         images, *_ = pipeline.generate(
             world.texts,
-            domain=adapter,
-            seed=list(range(num_images)),
-            settings=Calibration(GUIDANCE, STEPS, "ddim"),
+            domain=domain if method == "adapted" else None,
+            seed=[1000 * config.seed + i for i in range(num_images)],
+            settings=Calibration(
+                config.evaluation.guidance_scale,
+                config.evaluation.num_inference_steps,
+                config.evaluation.scheduler,
+            ),
         )
-        table.mean(f"{method}_attribute_accuracy", domain, _shown(judge, images, world))
+        table.mean(f"{method}_attribute_accuracy", domain, _read(judge, images, world))
         table.cmmd(f"{method}_cmmd", domain, judge.embed(images), features[domain])
     return table.rows
+
+
+def _pipeline(config: Config) -> tuple[sampling.DasdPipeline, bool]:
+    """Return a pipeline on the CPU, with the adapter of a run that fits if there is one."""
+    try:
+        return sampling.load_trained_pipeline(runs.find_run(config), config, device="cpu"), True
+    except DasdError as reason:
+        log.warning("Only the base is measured: %s", reason)
+        return sampling.DasdPipeline(models.load_parts(config), config), False
+
+
+@torch.no_grad()
+def _score_parts(
+    table: _Table,
+    vae: Any,
+    judge: evaluation.Judge,
+    worlds: dict[str, Heldout],
+    features: dict[str, Tensor],
+) -> None:
+    """Add what VAE, CLIP and reader make of renders."""
+    for domain, world in worlds.items():
+        table.mean("psnr", domain, psnr(vae, world.images))
+        table.mean("retrieval_r1", domain, retrieval(judge, heldout(domain, RETRIEVAL)))
+        table.mean("zero_shot_domain", domain, zero_shot(judge, features[domain]) == domain)
+        table.mean("reader_on_renders", domain, _read(judge, world.images, world))
+    ratio = deviation_ratio(vae, [image for world in worlds.values() for image in world.images])
+    table.add(
+        "latent_deviation_ratio", "all", ratio, ratio, ratio, sum(len(w.images) for w in worlds.values())
+    )
 
 
 class _Table:
@@ -120,20 +152,19 @@ def psnr(vae: Any, images: Sequence[Image.Image]) -> Tensor:
     return _batched(of_batch, images)
 
 
-def _deviations(vae: Any, worlds: dict[str, Heldout]) -> tuple[float, float, float]:
-    """Return the largest standard deviation of a latent channel over the smallest; no interval is needed."""
-    latents = [_batched(lambda x: vae.encode(x).latent_dist.mean, world.images) for world in worlds.values()]
-    deviations = torch.cat(latents).std((0, 2, 3))
-    return ((deviations.max() / deviations.min()).item(),) * 3
+def deviation_ratio(vae: Any, images: Sequence[Image.Image]) -> float:
+    """Return the largest standard deviation of a latent channel over the smallest."""
+    deviations = _batched(lambda pixels: vae.encode(pixels).latent_dist.mean, images).std((0, 2, 3))
+    return (deviations.max() / deviations.min()).item()
 
 
 def retrieval(judge: evaluation.Judge, world: Heldout) -> Tensor:
     """Return whether the caption nearest to each image tells nothing false of it; (n,)."""
     texts = metrics.embed_texts(judge.clip, judge.tokenizer, world.texts)
     found = (judge.embed(world.images) @ texts.T).argmax(dim=1).tolist()
-    shown = [toyworld.attributes(world.domain, WORLD_SEED, i) for i in range(len(world.images))]
-    right = [world.told[j].items() <= shown[i].items() for i, j in enumerate(found)]
-    return torch.tensor(right)
+    return torch.tensor(
+        [world.told[j].items() <= shown.items() for j, shown in zip(found, world.shown, strict=True)]
+    )
 
 
 def zero_shot(judge: evaluation.Judge, features: Tensor) -> np.ndarray:
@@ -142,10 +173,11 @@ def zero_shot(judge: evaluation.Judge, features: Tensor) -> np.ndarray:
     means = []
     for domain in toyworld.DOMAINS:
         prompts = [captions.bare_prompt(domain, rng) for _ in range(20)]
-        means.append(metrics.embed_texts(judge.clip, judge.tokenizer, prompts).mean(dim=0))
+        mean = metrics.embed_texts(judge.clip, judge.tokenizer, prompts).mean(dim=0)
+        means.append(mean / mean.norm())
     return np.array(toyworld.DOMAINS)[(features @ torch.stack(means).T).argmax(dim=1)]
 
 
-def _shown(judge: evaluation.Judge, images: Sequence[Image.Image], world: Heldout) -> Tensor:
+def _read(judge: evaluation.Judge, images: Sequence[Image.Image], world: Heldout) -> Tensor:
     """Return the share of the caption's attributes that each image shows, as the reader sees it; (n,)."""
     return metrics.attribute_accuracy(judge.reader.read(images, world.domain), world.told)

@@ -6,7 +6,7 @@ planned steps it goes on from the checkpoint that was kept where its decay began
 
 from __future__ import annotations
 
-import json
+import hashlib
 import shutil
 import time
 from collections.abc import Callable
@@ -19,11 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from dasd_utils import checkpoints
 from dasd_utils.config import DasdError
 from dasd_utils.pretrain.settings import PretrainConfig
 
 Loss = Callable[[int], Tensor]  # step -> scalar
 Preview = Callable[[nn.Module, Path], None]  # writes a picture of what the model can do
+LAST, STABLE = "last.safetensors", "stable.safetensors"
 
 
 def fit(
@@ -34,18 +36,24 @@ def fit(
     folder: Path,
     progress: bool = True,
     preview: Preview | None = None,
+    inputs: str = "",
 ) -> nn.Module:
-    """Train with AdamW, resuming where `folder` left off; return the model with its averaged weights.
+    """Train with AdamW, going on where `folder` left off; return the model with its averaged weights.
 
-    Writes log.jsonl, last.safetensors, stable.safetensors (before the decay) and, with `preview`, grids.
+    Writes log.jsonl, last.safetensors, stable.safetensors (where the decay began) and, with `preview`, grids.
+    `inputs` is the fingerprint of the stages that the losses are made of. Raises DasdError for a checkpoint
+    of other inputs or of a longer plan, and for a gradient that is not finite.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
     )
     ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+    plan = {"steps": str(steps), "decay_starts": str(config.decay_starts(steps)), "inputs": inputs}
     decay_starts = config.decay_starts(steps)
-    start = _resume(folder, steps, decay_starts, model, optimizer, ema)
-    _forget(folder / "log.jsonl", start)
+    start = _resume(folder, plan, model, optimizer, ema)
+    log = [row for row in checkpoints.load_rows(folder / "log.jsonl") if row["step"] <= start]
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints.write_rows(folder / "log.jsonl", log)
     bar = tqdm(range(start, steps), folder.name, steps, initial=start, disable=not progress, mininterval=5)
     for step in bar:
         factor = min((step + 1) / 100, (steps - step) / (steps - decay_starts), 1.0)
@@ -55,23 +63,30 @@ def fit(
         ema.step(model.parameters())
         done = step + 1
         if done % config.log_every == 0:
-            _append(folder / "log.jsonl", {"step": done, "loss": loss, "time": round(time.time(), 1)})
+            row = {"step": done, "loss": loss, "time": round(time.time(), 1)}
+            checkpoints.append_row(folder / "log.jsonl", row)
+            bar.set_postfix(loss=f"{loss:.3f}")
         if done % config.checkpoint_every == 0 or done in (decay_starts, steps):
-            plan = {"step": done, "steps": steps, "decay_starts": decay_starts}
-            _checkpoint(folder, plan, model, optimizer, ema)
-        if done == decay_starts:
-            shutil.copyfile(folder / "last.safetensors", folder / "stable.safetensors")
+            _checkpoint(folder, {"step": str(done), **plan}, model, optimizer, ema)
         if preview and (done % config.preview_every == 0 or done == steps):
             _draw(preview, folder / f"step-{done:06d}.png", model, ema)
     ema.copy_to(model.parameters())
     return model.eval().requires_grad_(False)
 
 
+def fingerprint(*folders: Path) -> str:
+    """Return the SHA-256 of the newest checkpoints of stages: the same for the same weights."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        digest.update((folder / LAST).read_bytes())
+    return digest.hexdigest()
+
+
 def _step(model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, where: str) -> float:
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     if not torch.isfinite(norm):
-        raise DasdError(f"{where}: the gradient is {norm}; lower the learning rate.")
+        raise DasdError(f"{where}: the gradient is {norm}; lower PretrainConfig.learning_rate.")
     optimizer.step()
     optimizer.zero_grad()
     return loss.item()
@@ -87,55 +102,55 @@ def _draw(preview: Preview, path: Path, model: nn.Module, ema: EMAModel) -> None
     model.train()
 
 
-def _append(path: Path, row: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def _forget(path: Path, start: int) -> None:
-    """Drop the log rows of steps that are taken again."""
-    lines = path.read_text(encoding="utf8").splitlines() if path.exists() else []
-    kept = [line for line in lines if json.loads(line)["step"] <= start]
-    if kept != lines:
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf8")
-
-
 def _checkpoint(
-    folder: Path, plan: dict[str, int], model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
+    folder: Path, plan: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
 ) -> None:
-    """Write one safetensors file and rename it: a broken write leaves the old one."""
+    """Write one safetensors file and rename it: a broken write leaves the old one.
+
+    Where the decay begins, the kept copy comes first: the file that says "done so far" is never without it.
+    """
     tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
     for i, (shadow, parameter) in enumerate(zip(ema.shadow_params, model.parameters(), strict=True)):
         tensors[f"ema.{i}"] = shadow.contiguous()
         for name, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{i}.{name}"] = value.contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "part.safetensors", metadata={k: str(v) for k, v in plan.items()})
-    (folder / "part.safetensors").rename(folder / "last.safetensors")
+    part = folder / "part.safetensors"
+    save_file(tensors, part, metadata=plan)
+    if plan["step"] == plan["decay_starts"]:
+        shutil.copyfile(part, folder / "copy.safetensors")
+        (folder / "copy.safetensors").replace(folder / STABLE)
+    part.replace(folder / LAST)
 
 
-def _newest(folder: Path, steps: int, decay_starts: int) -> tuple[Path, int] | None:
+def _newest(folder: Path, plan: dict[str, str]) -> tuple[Path, int] | None:
     """Return the newest checkpoint of this plan, or of another one from before the decay of both."""
-    for path in (folder / "last.safetensors", folder / "stable.safetensors"):
-        if path.exists():
-            with safe_open(path, framework="pt") as file:
-                made = {key: int(value) for key, value in file.metadata().items()}
-            if made["steps"] == steps or made["step"] <= min(made["decay_starts"], decay_starts):
-                return path, made["step"]
+    found = [folder / name for name in (LAST, STABLE) if (folder / name).exists()]
+    for path in found:
+        with safe_open(path, framework="pt") as file:
+            made = file.metadata() or {}
+        if made.get("inputs", "") != plan["inputs"]:
+            raise DasdError(
+                f"{path} was trained with other parts than those it would now be joined with. Delete the "
+                f"folder {folder} to train this stage again."
+            )
+        step = int(made["step"])
+        if made["steps"] == plan["steps"] or step <= min(
+            int(made["decay_starts"]), int(plan["decay_starts"])
+        ):
+            return path, step
+    if found:
+        raise DasdError(
+            f"{folder} holds a run of {made['steps']} steps, longer than the {plan['steps']} that are asked "
+            f"for: delete the folder to train anew, or ask for as many steps."
+        )
     return None
 
 
 def _resume(
-    folder: Path,
-    steps: int,
-    decay_starts: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: EMAModel,
+    folder: Path, plan: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
 ) -> int:
     """Load the newest checkpoint that fits; return the number of steps done."""
-    found = _newest(folder, steps, decay_starts)
+    found = _newest(folder, plan)
     if not found:
         return 0
     tensors = load_file(found[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from dasd_utils import toyworld
-from dasd_utils.pretrain.loop import fit
+from dasd_utils.config import DasdError
+from dasd_utils.pretrain.loop import fingerprint, fit
 from dasd_utils.pretrain.settings import PretrainConfig
 from dasd_utils.pretrain.vae import train_vae
-from dasd_utils.pretrain.world import Images
-from dasd_utils.reader import AttributeReader
+from dasd_utils.pretrain.world import Images, read_rows
+from dasd_utils.reader import SIZE, AttributeReader
 
 
 def train_reader(config: PretrainConfig, work: Path, progress: bool = True) -> AttributeReader:
     """Cross-entropy of every attribute that a scene has, on augmented renders of all domains."""
+    if config.resolution != SIZE:
+        raise DasdError(f"The attribute reader sees {SIZE} pixels, not {config.resolution}.")
     torch.manual_seed(config.seed)
     reader = AttributeReader(toyworld.ATTRIBUTES)
-    vae = train_vae(config, work, progress=False)
+    vae = train_vae(config, work, progress)
     images = Images(work, toyworld.DOMAINS)
-    rows = [json.loads((work / f"{d}.json").read_text()) for d in toyworld.DOMAINS]
+    rows = [read_rows(work, domain) for domain in toyworld.DOMAINS]
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng([config.seed, 4, step])
@@ -36,7 +38,15 @@ def train_reader(config: PretrainConfig, work: Path, progress: bool = True) -> A
             logits = reader(pixels)
         return reader.table.loss(logits.float(), scenes)
 
-    return fit(reader, loss_at, config.reader_steps, config, work / "reader", progress)
+    return fit(
+        reader,
+        loss_at,
+        config.reader_steps,
+        config,
+        work / "reader",
+        progress,
+        inputs=fingerprint(work / "vae"),
+    )
 
 
 @torch.no_grad()

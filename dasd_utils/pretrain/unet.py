@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from dasd_utils import losses
 from dasd_utils.pretrain.clip import train_clip
-from dasd_utils.pretrain.loop import fit
+from dasd_utils.pretrain.loop import fingerprint, fit
 from dasd_utils.pretrain.settings import PretrainConfig
 from dasd_utils.pretrain.vae import train_vae
-from dasd_utils.pretrain.world import Images, grid
+from dasd_utils.pretrain.world import Images, grid, read_rows
 
 PREVIEW_PROMPTS = (
     "a lighthouse at night",
@@ -54,28 +54,32 @@ def noise_scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def _encode_paintings(config: PretrainConfig, work: Path, progress: bool) -> Tensor:
-    """Return the latent means of the paintings, (n, 4, h, w), cached beside the images."""
-    path = work / "painting_latents.safetensors"
-    if not path.exists():
-        vae = train_vae(config, work, progress)
-        images = Images(work, ("painting",))
-        count, parts = len(images.arrays[0]), []
-        for start in tqdm(range(0, count, 100), "latents", disable=not progress):
-            pixels = images.pixels([(0, i) for i in range(start, min(start + 100, count))])
-            with torch.autocast("cpu", torch.bfloat16):
-                parts.append(vae.encode(pixels).latent_dist.mean.float())
-        save_file({"latents": torch.cat(parts).contiguous()}, work / "part.latents")
-        (work / "part.latents").rename(path)
-    return load_file(path)["latents"]
+def _encode_paintings(vae: AutoencoderKL, work: Path, progress: bool) -> Tensor:
+    """Return the latent means of the paintings, (n, 4, h, w), cached beside the images for this VAE."""
+    path, key = work / "painting_latents.safetensors", fingerprint(work / "vae")
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("vae") == key:
+                return file.get_tensor("latents")
+    images, parts = Images(work, ("painting",)), []
+    count = len(images.arrays[0])
+    for start in tqdm(range(0, count, 100), "latents", disable=not progress):
+        pixels = images.pixels([(0, i) for i in range(start, min(start + 100, count))])
+        with torch.autocast("cpu", torch.bfloat16):
+            parts.append(vae.encode(pixels).latent_dist.mean.float())
+    latents = torch.cat(parts).contiguous()
+    save_file({"latents": latents}, work / "part.latents", metadata={"vae": key})
+    (work / "part.latents").replace(path)
+    return latents
 
 
 def train_unet(config: PretrainConfig, work: Path, progress: bool = True) -> UNet2DConditionModel:
-    """Noise prediction on paintings with min-SNR weights and 10 % empty prompts."""
-    latents = _encode_paintings(config, work, progress)
-    rows = json.loads((work / "painting.json").read_text())
+    """Noise prediction on paintings with min-SNR weights and a share of empty prompts."""
+    vae, clip = train_vae(config, work, progress), train_clip(config, work, progress)
+    latents = _encode_paintings(vae, work, progress)
+    rows = read_rows(work, "painting")
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    text_encoder = text_tower(train_clip(config, work, progress))
+    text_encoder = text_tower(clip)
     text_encoder.set_attn_implementation("eager")
     alphas = noise_scheduler().alphas_cumprod
     torch.manual_seed(config.seed)
@@ -98,9 +102,10 @@ def train_unet(config: PretrainConfig, work: Path, progress: bool = True) -> UNe
 
     def preview(unet: nn.Module, path: Path) -> None:
         context = _encode(tokenizer, text_encoder, [*PREVIEW_PROMPTS, *[""] * len(PREVIEW_PROMPTS)])
-        grid(_sample(unet, train_vae(config, work, False), context), path, columns=len(PREVIEW_PROMPTS))
+        grid(_sample(unet, vae, context), path, columns=len(PREVIEW_PROMPTS))
 
-    return fit(unet, loss_at, config.unet_steps, config, work / "unet", progress, preview)
+    inputs = fingerprint(work / "vae", work / "clip")
+    return fit(unet, loss_at, config.unet_steps, config, work / "unet", progress, preview, inputs)
 
 
 @torch.no_grad()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from multiprocessing import get_context
+from collections.abc import Callable, Iterator
+from multiprocessing import Pool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dasd_utils import toyworld
+from dasd_utils.config import DasdError
 from dasd_utils.pretrain.settings import WORLD_SEED, PretrainConfig
 
 
@@ -30,38 +32,55 @@ def _describe_chunk(job: tuple[str, int, int]) -> list[dict]:
     ]
 
 
-def _in_parallel(work: Callable, domain: str, count: int, *extra: int, progress: bool = True) -> list:
-    """Return the results of chunks of 250 scenes, in order, made on all cores."""
+def _in_parallel(work: Callable, domain: str, count: int, *extra: int, progress: bool = True) -> Iterator:
+    """Yield the results of chunks of 250 scenes, in order, made on all cores."""
     jobs = [(domain, i, min(i + 250, count), *extra) for i in range(0, count, 250)]
-    with get_context("fork").Pool() as pool:
-        return list(tqdm(pool.imap(work, jobs), domain, len(jobs), disable=not progress))
+    with Pool() as pool:
+        yield from tqdm(pool.imap(work, jobs), domain, len(jobs), disable=not progress)
+
+
+def _counts(config: PretrainConfig) -> dict[str, int]:
+    return {d: config.paintings if d == "painting" else config.others for d in toyworld.DOMAINS}
 
 
 def render_images(config: PretrainConfig, work: Path, progress: bool = True) -> None:
     """Write <domain>.npy, uint8 (n, size, size, 3)."""
-    for domain in toyworld.DOMAINS:
-        path, count = work / f"{domain}.npy", config.paintings if domain == "painting" else config.others
-        if not path.exists():
-            chunks = _in_parallel(_render_chunk, domain, count, config.resolution, progress=progress)
-            np.save(work / "part.npy", np.concatenate(chunks))
-            (work / "part.npy").rename(path)
+    size, part = config.resolution, work / "part.npy"
+    for domain, count in _counts(config).items():
+        if (work / f"{domain}.npy").exists():
+            continue
+        images = np.lib.format.open_memmap(part, "w+", np.uint8, (count, size, size, 3))
+        for number, chunk in enumerate(_in_parallel(_render_chunk, domain, count, size, progress=progress)):
+            images[250 * number : 250 * number + len(chunk)] = chunk
+        images.flush()
+        part.replace(work / f"{domain}.npy")
 
 
 def describe_images(config: PretrainConfig, work: Path, progress: bool = True) -> None:
-    """Write <domain>.json, the wordings and attributes of every image."""
-    for domain in toyworld.DOMAINS:
-        path, count = work / f"{domain}.json", config.paintings if domain == "painting" else config.others
-        if not path.exists():
+    """Write <domain>.json, the wordings of every image with what each tells, and its attributes."""
+    for domain, count in _counts(config).items():
+        if not (work / f"{domain}.json").exists():
             chunks = _in_parallel(_describe_chunk, domain, count, progress=progress)
             (work / "part.json").write_text(json.dumps([row for chunk in chunks for row in chunk]))
-            (work / "part.json").rename(path)
+            (work / "part.json").replace(work / f"{domain}.json")
+
+
+def read_rows(work: Path, domain: str) -> list[dict[str, Any]]:
+    """Return {"captions": [[text, told], ...], "attributes": {...}} of every image of a domain."""
+    return json.loads(_present(work / f"{domain}.json", "describe").read_text())
+
+
+def _present(path: Path, stage: str) -> Path:
+    if not path.exists():
+        raise DasdError(f"{path} is missing: run the stage {stage!r} first (dasd pretrain --stage {stage}).")
+    return path
 
 
 class Images:
     """The rendered images and captions of some domains, as one indexed set."""
 
     def __init__(self, work: Path, domains: tuple[str, ...]) -> None:
-        self.arrays = [np.load(work / f"{d}.npy", mmap_mode="r") for d in domains]
+        self.arrays = [np.load(_present(work / f"{d}.npy", "render"), mmap_mode="r") for d in domains]
         self.domains = domains
 
     def draw(self, rng: np.random.Generator, count: int, only: int | None = None) -> list[tuple[int, int]]:

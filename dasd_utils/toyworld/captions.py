@@ -26,14 +26,18 @@ def caption(domain: str, attributes: Attributes, rng: np.random.Generator) -> st
 
 
 def told_caption(domain: str, attributes: Attributes, rng: np.random.Generator) -> tuple[str, Attributes]:
-    """One wording of a scene, and the attributes that it tells."""
+    """One wording of a scene, and the attributes that it tells.
+
+    What is worded by silence ("house=no") is not told, nor what a plural only narrows down.
+    """
     for name, value in attributes.items():
         _ = SCENES[domain][value] if name == "scene" else WORDS[domain][name][value]
     for told in (_told(attributes, rng), {"scene": attributes["scene"]}):
         for _ in range(TRIES):
-            template = _compose(domain, attributes, told, rng)
+            template, silent = _compose(domain, attributes, told, rng)
             if template and _reads_well(template):
-                return _fill(template, domain, told, rng), told
+                said = {name: value for name, value in told.items() if name not in silent}
+                return _fill(template, domain, told, rng), said
     raise RuntimeError(f"no caption for {domain}: {attributes}")
 
 
@@ -50,16 +54,22 @@ def _told(attributes: Attributes, rng: np.random.Generator) -> Attributes:
     return {name: value for name, value in attributes.items() if name == "scene" or rng.random() < chance}
 
 
-def _compose(domain: str, attributes: Attributes, told: Attributes, rng: np.random.Generator) -> str:
-    """A random caption, its slots still open; "" where an attribute to be told found no place in it."""
+def _compose(
+    domain: str, attributes: Attributes, told: Attributes, rng: np.random.Generator
+) -> tuple[str, set[str]]:
+    """A random caption, its slots still open, and the attributes it tells by silence.
+
+    The caption is "" where an attribute to be told found no place in it.
+    """
     frame, framed = _frame(domain, attributes, told, rng)
     phrase, phrased = _pick(_options(SCENES[domain][told["scene"]], attributes, told), rng)
     untold = told.keys() - framed - phrased - {"scene"}
     tails = TAILS[domain] | SCENE_TAILS.get(told["scene"], {})
     if untold - tails.keys():
-        return ""
-    parts = [phrase, *(_tail(tails[name], told[name], rng) for name in tails if name in untold)]
-    return frame.replace("{}", " ".join(part for part in parts if part))
+        return "", set()
+    said = {name: _tail(tails[name], told[name], rng) for name in tails if name in untold}
+    text = " ".join(part for part in (phrase, *said.values()) if part)
+    return frame.replace("{}", text), {name for name, tail in said.items() if not tail}
 
 
 def _fill(text: str, domain: str, told: Attributes, rng: np.random.Generator) -> str:
