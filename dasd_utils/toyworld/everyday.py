@@ -43,76 +43,63 @@ def _joined(*texts: str) -> list[str]:
 
 
 ANIMALS = _joined(
-    "cat dog kitten puppy horse pony cow bull calf pig piglet goat lamb donkey rabbit hamster mouse rat "
-    "squirrel "
-    "hedgehog fox wolf bear lion tiger leopard cheetah jaguar elephant giraffe zebra rhino hippo camel llama "
-    "kangaroo koala panda monkey gorilla chimpanzee otter beaver badger raccoon skunk bat mole moose "
-    "reindeer "
-    "buffalo bison antelope crocodile alligator lizard gecko chameleon turtle tortoise snake frog toad newt "
-    "shark whale dolphin seal walrus octopus squid crab lobster shrimp jellyfish starfish seahorse eel trout "
-    "salmon goldfish penguin ostrich flamingo parrot owl eagle hawk falcon crow raven pigeon sparrow "
-    "robin swan "
-    "duck goose chicken rooster turkey peacock pelican stork hummingbird woodpecker bee wasp ant beetle "
-    "ladybug "
-    "butterfly moth dragonfly grasshopper spider scorpion snail slug worm",
+    """
+    cat dog kitten puppy horse pony cow bull calf pig piglet goat lamb donkey rabbit hamster mouse rat
+    squirrel hedgehog fox wolf bear lion tiger leopard cheetah jaguar elephant giraffe zebra rhino hippo
+    camel llama kangaroo koala panda monkey gorilla chimpanzee otter beaver badger raccoon skunk bat mole
+    moose reindeer buffalo bison antelope crocodile alligator lizard gecko chameleon turtle tortoise snake
+    frog toad newt shark whale dolphin seal walrus octopus squid crab lobster shrimp jellyfish starfish
+    seahorse eel trout salmon goldfish penguin ostrich flamingo parrot owl eagle hawk falcon crow raven
+    pigeon sparrow robin swan duck goose chicken rooster turkey peacock pelican stork hummingbird
+    woodpecker bee wasp ant beetle ladybug butterfly moth dragonfly grasshopper spider scorpion snail slug
+    worm
+    """,
     "polar bear, golden retriever, guinea pig, sea lion, black cat, sheepdog, tabby cat, praying mantis",
 )
 PEOPLE = _joined(
-    "child baby toddler boy girl woman man teenager grandmother grandfather teacher student doctor nurse "
-    "dentist "
-    "surgeon vet pharmacist farmer baker chef cook waiter barista butcher gardener carpenter plumber "
-    "electrician "
-    "mechanic welder builder architect engineer scientist programmer lawyer judge detective soldier "
-    "sailor pirate "
-    "knight king queen prince princess wizard witch clown juggler magician acrobat dancer ballerina "
-    "singer drummer "
-    "guitarist violinist pianist conductor actor comedian writer poet journalist photographer librarian "
-    "cashier "
-    "tailor hairdresser barber firefighter cyclist runner swimmer skier surfer boxer wrestler goalkeeper "
-    "jockey "
-    "astronaut diver climber hiker tourist commuter neighbour bride groom monk nun priest ninja samurai "
-    "cowboy "
-    "viking mermaid robot superhero vampire zombie ghost",
+    """
+    child baby toddler boy girl woman man teenager grandmother grandfather teacher student doctor nurse
+    dentist surgeon vet pharmacist farmer baker chef cook waiter barista butcher gardener carpenter
+    plumber electrician mechanic welder builder architect engineer scientist programmer lawyer judge
+    detective soldier sailor pirate knight king queen prince princess wizard witch clown juggler magician
+    acrobat dancer ballerina singer drummer guitarist violinist pianist conductor actor comedian writer
+    poet journalist photographer librarian cashier tailor hairdresser barber firefighter cyclist runner
+    swimmer skier surfer boxer wrestler goalkeeper jockey astronaut diver climber hiker tourist commuter
+    neighbour bride groom monk nun priest ninja samurai cowboy viking mermaid robot superhero vampire
+    zombie ghost
+    """,
     "police officer, bus driver, truck driver, old woman, old man, football player, school teacher, mail "
     "carrier, "
     "basketball player, young couple, family, crowd, choir, group of friends, rock band",
 )
 FOOD = _joined(
-    "pizza pasta spaghetti lasagna rice sushi soup stew salad sandwich hamburger bread toast cheese "
-    "butter yogurt "
-    "omelette bacon steak meatballs curry noodles dumplings tacos popcorn chocolate honey jam cake pie "
-    "pastry "
-    "pancakes waffles cookies porridge cereal coffee tea lemonade milk cocoa juice ketchup mustard salt "
-    "pepper "
-    "mushrooms potatoes carrots onions garlic broccoli cabbage spinach pumpkin cucumber tomatoes beans peas",
+    """
+    pizza pasta spaghetti lasagna rice sushi soup stew salad sandwich hamburger bread toast cheese butter
+    yogurt omelette bacon steak meatballs curry noodles dumplings tacos popcorn chocolate honey jam cake
+    pie pastry pancakes waffles cookies porridge cereal coffee tea lemonade milk cocoa juice ketchup
+    mustard salt pepper mushrooms potatoes carrots onions garlic broccoli cabbage spinach pumpkin cucumber
+    tomatoes beans peas
+    """,
     "roast chicken, fried eggs, chocolate cake, fish and chips, hot soup, ice cream, apple pie, french fries",
 )
 OBJECTS = _joined(
-    "chair table sofa armchair bed pillow blanket lamp mirror wardrobe bookshelf desk cupboard clock "
-    "curtain carpet stool bench cradle bathtub sink toilet shower fridge oven toaster kettle teapot "
-    "teacup mug "
-    "plate fork spoon knife saucepan ladle jar candle basket bucket broom ladder hammer screwdriver saw "
-    "wrench "
-    "drill shovel rake axe nail screw toolbox wheelbarrow scissors needle key padlock umbrella suitcase "
-    "backpack "
-    "handbag wallet book notebook newspaper letter envelope stamp typewriter laptop keyboard telephone "
-    "television "
-    "camera radio battery microphone headphone guitar violin cello piano flute clarinet saxophone "
-    "trumpet trombone "
-    "drum banjo harp accordion harmonica xylophone shirt jacket sweater skirt dress sock shoe boot "
-    "sandal sneaker "
-    "scarf glove mitten belt tie pyjama swimsuit helmet crown necklace ring bracelet watch button zipper "
-    "ball "
-    "balloon kite doll puppet teddy puzzle dice chessboard football skateboard snowboard surfboard "
-    "racket trophy "
-    "car bus truck van taxi tractor motorcycle scooter bicycle tricycle train tram subway locomotive "
-    "ambulance "
-    "caravan bulldozer rocket helicopter submarine canoe wheel engine tyre coin banknote medal flag "
-    "sword shield "
-    "arrow treasure dragon unicorn dinosaur cactus mushroom pinecone acorn snowman sandcastle fence door "
-    "staircase "
-    "chimney fountain statue magnet telescope microscope thermometer stethoscope syringe bandage wheelchair "
-    "sponge towel soap comb perfume lipstick",
+    """
+    chair table sofa armchair bed pillow blanket lamp mirror wardrobe bookshelf desk cupboard clock
+    curtain carpet stool bench cradle bathtub sink toilet shower fridge oven toaster kettle teapot teacup
+    mug plate fork spoon knife saucepan ladle jar candle basket bucket broom ladder hammer screwdriver saw
+    wrench drill shovel rake axe nail screw toolbox wheelbarrow scissors needle key padlock umbrella
+    suitcase backpack handbag wallet book notebook newspaper letter envelope stamp typewriter laptop
+    keyboard telephone television camera radio battery microphone headphone guitar violin cello piano
+    flute clarinet saxophone trumpet trombone drum banjo harp accordion harmonica xylophone shirt jacket
+    sweater skirt dress sock shoe boot sandal sneaker scarf glove mitten belt tie pyjama swimsuit helmet
+    crown necklace ring bracelet watch button zipper ball balloon kite doll puppet teddy puzzle dice
+    chessboard football skateboard snowboard surfboard racket trophy car bus truck van taxi tractor
+    motorcycle scooter bicycle tricycle train tram subway locomotive ambulance caravan bulldozer rocket
+    helicopter submarine canoe wheel engine tyre coin banknote medal flag sword shield arrow treasure
+    dragon unicorn dinosaur cactus mushroom pinecone acorn snowman sandcastle fence door staircase chimney
+    fountain statue magnet telescope microscope thermometer stethoscope syringe bandage wheelchair sponge
+    towel soap comb perfume lipstick
+    """,
     "school bus, fire truck, hot air balloon, rubber duck, garden gnome, vending machine, washing machine, "
     "sewing machine, rocking chair, bunk bed, coffee machine, alarm clock, electric guitar, christmas tree, "
     "wedding cake, pair of shoes, pair of jeans, stack of books, traffic light, swing set, race car, "
@@ -131,31 +118,32 @@ EVENTS = _joined(
     "firework",
 )
 IDEAS = _joined(
-    "love joy anger fear sadness loneliness happiness hope jealousy boredom pride shame surprise curiosity "
-    "nostalgia freedom justice democracy peace war time silence music mathematics philosophy history "
-    "language "
-    "science money success failure friendship trust luck wisdom truth beauty chaos order memory gravity "
-    "infinity "
-    "democracy education religion politics weather wind fog rain thunder lightning hail snowfall frost "
-    "drought "
-    "football basketball hockey golf rugby cricket volleyball badminton karate judo yoga gymnastics "
-    "cycling skiing "
-    "skating surfing swimming rowing boxing fencing archery dancing cooking knitting gardening reading "
-    "sleeping",
+    """
+    love joy anger fear sadness loneliness happiness hope jealousy boredom pride shame surprise curiosity
+    nostalgia freedom justice democracy peace war time silence music mathematics philosophy history
+    language science money success failure friendship trust luck wisdom truth beauty chaos order memory
+    gravity infinity democracy education religion politics weather wind fog rain thunder lightning hail
+    snowfall frost drought football basketball hockey golf rugby cricket volleyball badminton karate judo
+    yoga gymnastics cycling skiing skating surfing swimming rowing boxing fencing archery dancing cooking
+    knitting gardening reading sleeping
+    """,
     "being in love, falling asleep, coming home, a bad dream, a good joke, monday morning, the end of "
     "the world, "
     "the smell of coffee, a summer holiday, a long wait, the future, childhood, growing old",
 )
 ADJECTIVES = _joined(
-    "small big tiny huge old young happy sad angry sleepy funny cute strange beautiful ugly dirty "
-    "clean wet pink "
-    "purple orange brown golden noisy quiet famous lost hungry lazy friendly lonely scary magical colourful"
+    """
+    small big tiny huge old young happy sad angry sleepy funny cute strange beautiful ugly dirty clean wet
+    pink purple orange brown golden noisy quiet famous lost hungry lazy friendly lonely scary magical
+    colourful
+    """
 )
 MADE = _joined(  # adjectives for objects
-    "small big tiny huge old new shiny rusty broken wooden plastic metal golden silver red pink "
-    "purple orange brown "
-    "striped fluffy cheap expensive dusty fancy modern vintage magical colourful beautiful ugly "
-    "dirty heavy empty"
+    """
+    small big tiny huge old new shiny rusty broken wooden plastic metal golden silver red pink purple
+    orange brown striped fluffy cheap expensive dusty fancy modern vintage magical colourful beautiful
+    ugly dirty heavy empty
+    """
 )
 ACTIVITIES = _joined(
     "sleeping, running, jumping, eating lunch, dancing, playing the guitar, reading a book, riding a "
