@@ -25,7 +25,7 @@ class PretrainConfig:
     everyday: int = 16  # texts a batch that match no image
     vocab_size: int = 2_000
     unet_channels: tuple[int, ...] = (64, 128, 160)
-    unet_steps: int = 4_600
+    unet_steps: int = 4_200
     unet_batch_size: int = 64
     caption_dropout: float = 0.1
     reader_steps: int = 1_000
