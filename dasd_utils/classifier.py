@@ -132,9 +132,13 @@ class DomainClassifier:
         return F.normalize(self._embed(prompts) - self.centre, dim=1)
 
     def similarities(self, prompts: Sequence[str]) -> Tensor:
-        """Return cosines (n, domains): of each prompt with the nearest prototype of each domain."""
+        """Return cosines (n, domains): the mean over the prototypes of each domain.
+
+        The mean, not the maximum: a learned token was taught to steer the UNet, and where it drifted among
+        unrelated prompts a maximum would follow it there.
+        """
         vectors = self._centred(prompts)
-        return torch.stack([(vectors @ p.T).amax(dim=1) for p in self.prototypes.values()], dim=1)
+        return torch.stack([(vectors @ p.T).mean(dim=1) for p in self.prototypes.values()], dim=1)
 
     def fit_threshold(self, prompts: Sequence[dict[str, Any]]) -> float:
         """Set and return the threshold of highest accuracy on rows {"prompt", "domain"}.
