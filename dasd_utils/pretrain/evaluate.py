@@ -119,15 +119,18 @@ class _Table:
         self.draws = {"seed": seed, "num_bootstrap": num_bootstrap}
 
     def add(self, metric: str, domain: str, value: float, low: float, high: float, n: int) -> None:
+        """Add one row."""
         ends = {"value": value, "low": low, "high": high}
         self.rows.append({"metric": metric, "domain": domain, **ends, "n": n, "seed": self.draws["seed"]})
 
     def mean(self, metric: str, domain: str, values: Tensor | np.ndarray) -> None:
+        """Add the mean of independent values, (n,)."""
         scores = torch.as_tensor(values).double()
         interval = metrics.bootstrap_interval(scores, **self.draws)
         self.add(metric, domain, scores.mean().item(), *interval, len(scores))
 
     def cmmd(self, metric: str, domain: str, one: Tensor, two: Tensor) -> None:
+        """Add the CMMD of two sets of features, (n, d) and (m, d)."""
         interval = metrics.cmmd_interval(one, two, **self.draws)
         self.add(metric, domain, metrics.cmmd(one, two), *interval, len(one))
 
