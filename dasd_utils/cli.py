@@ -178,6 +178,8 @@ def pretrain(
 
     if threads:
         torch.set_num_threads(threads)
+    if evaluate and stage:
+        raise DasdError("--evaluate measures a finished base; it takes no --stage.")
     if evaluate:
         typer.echo(measure_base(output_dir, seed, num_images))
         return

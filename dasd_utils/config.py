@@ -58,7 +58,7 @@ class ModelConfig:
     base: str = "data/tiny-sd"  # folder in the layout of diffusers, or hub id
     base_revision: str | None = None
     base_variant: str | None = None  # "fp16": which weight files of the repository to load
-    clip: str = "data/tiny-sd/clip"  # for evaluation only
+    clip: str = "data/tiny-sd/clip"  # it scores, and is never trained
     clip_revision: str | None = None
     resolution: int = 64  # pixels, square
 

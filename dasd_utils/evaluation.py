@@ -30,7 +30,7 @@ METRICS = {  # name in a row -> (title, decimals)
 
 @dataclass(frozen=True)
 class Judge:
-    """The CLIP that scores, which is not the text encoder that is trained, and the toy world's reader."""
+    """The CLIP that scores, a copy of its own in which nothing is trained, and the toy world's reader."""
 
     clip: transformers.CLIPModel
     tokenizer: transformers.CLIPTokenizer
@@ -93,13 +93,11 @@ def load_told(config: Config, domain: str) -> list[dict[str, str]] | None:
 
 
 def check_told(judge: Judge, domain: str, told: Sequence[dict[str, str]] | None) -> None:
-    """Raise DasdError for an attribute or value that the judge's reader does not know."""
-    if told is None or judge.reader is None:
-        return
-    known = judge.reader.table.values.get(domain)
-    for values in told:
+    """Raise DasdError for an attribute or value that the judge's reader, if it has one, does not know."""
+    known = judge.reader.table.values.get(domain, {}) if judge.reader else {}
+    for values in told if told and judge.reader else ():
         for name, value in values.items():
-            if known is None or value not in known.get(name, ()):
+            if value not in known.get(name, ()):
                 raise DasdError(
                     f"The attribute reader knows no {name} = {value!r} of the domain {domain!r}: correct the "
                     f'"attributes" of its evaluation prompts, or leave them out of all.'
@@ -132,7 +130,8 @@ def score_method(
     Raises DasdError for too few images or prompts, before anything is computed.
     """
     _check_sizes(images, prompts, heldout)
-    check_told(judge, domain, told if told and all(told) else None)
+    told = told if judge.reader and told and all(told) else None
+    check_told(judge, domain, told)
     texts = sorted(set(prompts))
     groups = [texts.index(p) for p in prompts]
     image_features = judge.embed(images)
@@ -143,7 +142,7 @@ def score_method(
         "clip_score": metrics.clip_scores(image_features, text_features),
         "clip_floor": metrics.shuffled_scores(image_features, text_features, groups, seed=config.seed),
     }
-    if judge.reader and told and all(told):
+    if told:
         per_image["attribute_accuracy"] = metrics.attribute_accuracy(judge.reader.read(images, domain), told)
     found = {
         name: (scores.double().mean().item(), *metrics.bootstrap_interval(scores, **draws))

@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from scipy.sparse import coo_matrix, csgraph
 
@@ -124,6 +125,12 @@ def _to_eight_bit(image: Image.Image) -> Image.Image:
     peak = 65535.0 if image.mode.startswith("I;16") else float(pixels.max())
     white = next((level for level in (1.0, 255.0, 65535.0) if peak <= level), peak)
     return Image.fromarray((pixels * (255 / white)).clip(0, 255).round().astype(np.uint8))
+
+
+def to_pixels(images: Sequence[Image.Image | np.ndarray]) -> torch.Tensor:
+    """Return RGB images of one size as float32 (n, 3, h, w) in [-1, 1], what VAE and reader take."""
+    stacked = np.stack([np.asarray(image) for image in images])  # (n, h, w, 3) uint8
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def center_crop(image: Image.Image, resolution: int) -> Image.Image:

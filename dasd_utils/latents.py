@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils.images import to_pixels
 
 if TYPE_CHECKING:
     from dasd_utils.data import DomainData
@@ -120,9 +121,7 @@ def _write_latents(path: Path, data: DomainData, vae: AutoencoderKL, progress: b
 @torch.no_grad()
 def _encode(vae: AutoencoderKL, images: Sequence) -> np.ndarray:
     """Return (B, 2, C, h, w): mean and standard deviation of q(z|x), times the VAE's scaling factor."""
-    pixels = np.stack([np.asarray(image, dtype=np.float32) for image in images]) / 127.5 - 1  # (B, H, W, 3)
-    inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(vae.device, vae.dtype)
-    posterior = vae.encode(inputs).latent_dist
+    posterior = vae.encode(to_pixels(images).to(vae.device, vae.dtype)).latent_dist
     moments = torch.stack([posterior.mean, posterior.std], dim=1).float() * vae.config.scaling_factor
     if not torch.isfinite(moments).all():
         raise DasdError(f"The VAE gives latents that are not finite in {vae.dtype}: load it in float32.")

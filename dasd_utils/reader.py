@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dasd_utils.config import DasdError
+from dasd_utils.images import to_pixels
 
 Attributes = dict[str, str]
 SIZE = 64  # pixels
@@ -95,8 +95,7 @@ class AttributeReader(nn.Module):
         for a domain that the reader has not learned.
         """
         squares = [im.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC) for im in images]
-        pixels = torch.from_numpy(np.stack([np.asarray(im, dtype=np.float32) for im in squares]))
-        pixels = pixels.permute(0, 3, 1, 2) / 127.5 - 1
+        pixels = to_pixels(squares)
         logits = torch.cat([self(part) for part in pixels.split(256)])
         return self.table.read(logits, domain)
 

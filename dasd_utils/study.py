@@ -47,10 +47,9 @@ def evaluate(
     judge = evaluation.load_judge(config)
     rows, images = [], {}
     for domain in config.domains:
-        prompts, told = (
-            evaluation.load_prompts(config, domain.name),
-            evaluation.load_told(config, domain.name),
-        )
+        prompts = evaluation.load_prompts(config, domain.name)
+        told = evaluation.load_told(config, domain.name)
+        evaluation.check_told(judge, domain.name, told)  # before hours of sampling
         heldout = data.load_domain(domain, config, "test")
         count = min(config.evaluation.num_heldout, len(heldout))
         real = [heldout[i]["image"] for i in range(count)]

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageEnhance
 
 from dasd_utils import images, toyworld
@@ -50,6 +51,13 @@ def test_every_mode_becomes_rgb(image, kind, expected):
     read = images.read_image(saved(image, kind))
     assert read.mode == "RGB"
     assert read.getpixel((2, 2)) == expected
+
+
+def test_pixels_run_from_minus_one_to_one_with_channels_first():
+    picture = Image.new("RGB", (3, 2), (255, 0, 51))
+    pixels = images.to_pixels([picture, np.asarray(picture)])
+    assert pixels.shape == (2, 3, 2, 3) and pixels.dtype == torch.float32
+    assert pixels[:, :, 0, 0].tolist() == [pytest.approx([1.0, -1.0, -0.6])] * 2
 
 
 def test_a_camera_s_rotation_is_applied():

@@ -12,7 +12,7 @@ CORE = {
     "toyworld": set(),
     "images": {"config"},
     "data": {"config", "images", "latents", "toyworld"},
-    "latents": {"config"},
+    "latents": {"config", "images"},
     "pretrained": {"config"},
     "models": {"config", "pretrained"},
     "adapters": {"config", "models"},
@@ -34,10 +34,10 @@ CORE = {
     "batch": {"config"},
     "runs": {"config"},
     "playground": {"config", "sampling"},
-    "reader": {"config"},
+    "reader": {"config", "images"},
     "pretrain": {
-        "checkpoints", "config", "evaluation", "losses", "metrics", "models", "reader", "runs", "sampling",
-        "toyworld",
+        "checkpoints", "config", "evaluation", "images", "losses", "metrics", "models", "reader", "runs",
+        "sampling", "toyworld",
     },
 }  # fmt: skip
 ANY = {"cli", "__init__"}

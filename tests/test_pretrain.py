@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
 from dasd_utils import pretrain, toyworld
-from dasd_utils.config import DasdError, resolve
-from dasd_utils.pretrain import loop, vae
+from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils.pretrain import evaluate, loop, vae
 from dasd_utils.pretrain.clip import Text, contrastive
 from dasd_utils.pretrain.world import Images
 from dasd_utils.reader import AttributeReader
@@ -207,6 +207,23 @@ def test_a_text_suits_what_shows_all_it_tells():
     assert not text.suits("satellite", shown | {"count": "one"})
     assert Text("a satellite image", "satellite").suits("satellite", shown)
     assert not Text("a teapot", None).suits("satellite", shown)
+
+
+def test_a_finished_base_is_measured_without_an_adapter(base, monkeypatch, caplog):
+    monkeypatch.setattr(evaluate, "RETRIEVAL", 4)
+    config = Config.setup(
+        "tiny", base=str(base[1]), clip=str(base[1] / "clip"), shipped_run=None, output_dir="nowhere",
+        num_bootstrap=20,
+    )  # fmt: skip
+    config = config.replace(evaluation=dataclasses.replace(config.evaluation, num_inference_steps=2))
+    rows = evaluate.evaluate(config, 3)
+    found = {(row["metric"], row["domain"]): row for row in rows}
+    parts = ("psnr", "retrieval_r1", "zero_shot_domain", "reader_on_renders")
+    assert {(metric, domain) for metric in parts for domain in toyworld.DOMAINS} <= found.keys()
+    samples = {("base_cmmd", d) for d in ("painting", "satellite", "xray")}
+    assert samples <= found.keys() and not any(metric.startswith("adapted") for metric, _ in found)
+    assert found["yardstick", "painting-xray"]["n"] == 3 and found["latent_deviation_ratio", "all"]["n"] == 12
+    assert "Only the base is measured" in caplog.text
 
 
 def test_unknown_stage():

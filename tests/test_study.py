@@ -1,11 +1,14 @@
 """Methods differ in what is compared and in nothing else."""
 
+from types import SimpleNamespace
+
 import pytest
 from conftest import on_narrow_base
 from PIL import Image
 
 from dasd_utils import study
 from dasd_utils.config import DasdError
+from dasd_utils.reader import AttributeTable
 
 
 class Recorder:
@@ -69,3 +72,13 @@ def test_protocol_is_that_of_the_config(config):
     rows, images = study.evaluate(config, recorder, methods=("base",), progress=False)
     assert len(images["base", "satellite"]) == rows[0]["n"] == 40
     assert {row["metric"] for row in rows} == {"clip_score", "clip_floor", "cmmd", "kid"}
+
+
+def test_wrong_attributes_are_refused_before_any_sampling(config, monkeypatch):
+    table = AttributeTable({"satellite": {"scene": ["harbor"]}})
+    judge = study.evaluation.Judge(None, None, None, SimpleNamespace(table=table))
+    monkeypatch.setattr(study.evaluation, "load_judge", lambda config: judge)
+    recorder = Recorder()
+    with pytest.raises(DasdError, match="no scene = 'airport'"):
+        study.evaluate(config, recorder, progress=False)
+    assert recorder.calls == []

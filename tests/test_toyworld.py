@@ -73,7 +73,7 @@ def test_sketch_captions_name_no_colour():
 
 def test_unknown_attribute_value_is_an_error():
     with pytest.raises(KeyError):
-        captions.caption("satellite", {"scene": "moon base"}, np.random.default_rng(0))
+        captions.told_caption("satellite", {"scene": "moon base"}, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from dasd_utils import evaluation, metrics, models, runs, sampling, toyworld
 from dasd_utils.config import Calibration, Config, DasdError
+from dasd_utils.images import to_pixels
 from dasd_utils.toyworld import captions
 
 log = logging.getLogger(__name__)
@@ -50,12 +51,10 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
     an attribute reader.
     """
     judge = evaluation.load_judge(config, "cpu")
-    if num_images < 2 or judge.reader is None:
-        raise DasdError(
-            f"At least two images a domain are needed, not {num_images}."
-            if num_images < 2
-            else f"{config.model.base} has no attribute reader: it is no base that `dasd pretrain` has made."
-        )
+    if num_images < 2:
+        raise DasdError(f"At least two images a domain are needed, not {num_images}.")
+    if judge.reader is None:
+        raise DasdError(f"{config.model.base} has no attribute reader: `dasd pretrain` has not made it.")
     pipeline, adapted = _pipeline(config)
     worlds = {domain: heldout(domain, num_images) for domain in toyworld.DOMAINS}
     features = {domain: judge.embed(world.images) for domain, world in worlds.items()}
@@ -135,14 +134,8 @@ class _Table:
         self.add(metric, domain, metrics.cmmd(one, two), *interval, len(one))
 
 
-def _pixels(images: Sequence[Image.Image]) -> Tensor:
-    """Return (n, 3, h, w) in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack([np.asarray(image, dtype=np.float32) for image in images]))
-    return stacked.permute(0, 3, 1, 2) / 127.5 - 1
-
-
 def _batched(function: Callable[[Tensor], Tensor], images: Sequence[Image.Image]) -> Tensor:
-    return torch.cat([function(part) for part in _pixels(images).split(50)])
+    return torch.cat([function(part) for part in to_pixels(images).split(50)])
 
 
 def psnr(vae: Any, images: Sequence[Image.Image]) -> Tensor:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from dasd_utils import toyworld
 from dasd_utils.config import DasdError
+from dasd_utils.images import to_pixels
 from dasd_utils.pretrain.settings import WORLD_SEED, PretrainConfig
 
 
@@ -92,8 +93,7 @@ class Images:
 
     def pixels(self, picks: list[tuple[int, int]]) -> Tensor:
         """Return the images as float32 (B, 3, size, size) in [-1, 1]."""
-        images = np.stack([self.arrays[d][i] for d, i in picks])
-        return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+        return to_pixels([self.arrays[d][i] for d, i in picks])
 
 
 def grid(images: Tensor, path: Path, columns: int, enlarge: int = 2) -> None:

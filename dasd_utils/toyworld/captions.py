@@ -20,15 +20,11 @@ SLOT = re.compile(r"{(\w+)}")
 REPEATABLE = {"a", "an", "the", "of", "on", "and"}  # any other word sounds clumsy the second time
 
 
-def caption(domain: str, attributes: Attributes, rng: np.random.Generator) -> str:
-    """One wording of a scene, lower-case and without a full stop; KeyError for anything unknown."""
-    return told_caption(domain, attributes, rng)[0]
-
-
 def told_caption(domain: str, attributes: Attributes, rng: np.random.Generator) -> tuple[str, Attributes]:
-    """One wording of a scene, and the attributes that it tells.
+    """One wording of a scene, lower-case and without a full stop, and the attributes that it tells.
 
-    What is worded by silence ("house=no") is not told, nor what a plural only narrows down.
+    What is worded by silence ("house=no") is not told, nor what a plural only narrows down. KeyError for
+    anything unknown.
     """
     for name, value in attributes.items():
         _ = SCENES[domain][value] if name == "scene" else WORDS[domain][name][value]
