@@ -61,6 +61,7 @@ class ModelConfig:
     clip: str = "data/tiny-sd/clip"  # it scores, and is never trained
     clip_revision: str | None = None
     resolution: int = 64  # pixels, square
+    attention: str = "fused"  # "plain" is faster on a CPU where the latents are small
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,11 @@ class AlignmentConfig:
 class TrainingConfig:
     """One optimiser step sees `gradient_accumulation_steps` micro-batches of target and source."""
 
-    max_train_steps: int = 800
-    target_batch_size: int = 6
-    source_batch_size: int = 2  # the published 3 : 1
+    max_train_steps: int = 600
+    target_batch_size: int = 24
+    source_batch_size: int = 8  # the published 3 : 1
     gradient_accumulation_steps: int = 1
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     token_learning_rate: float = 5e-3
     weight_decay: float = 1e-2  # of the LoRA weights; tokens keep their norm instead
     max_grad_norm: float = 1.0
@@ -111,7 +112,7 @@ class TrainingConfig:
     caption_dropout: float = 0.1  # share of empty prompts, for guidance
     min_snr_gamma: float | None = 5.0  # None: every timestep weighs the same
     ema_decay: float | None = None
-    mixed_precision: str = "auto"  # "auto", "no", "bf16" or "fp16"
+    mixed_precision: str = "auto"  # of training and sampling: "auto", "no", "bf16" or "fp16"
     gradient_checkpointing: bool = False
     checkpoint_every: int = 200  # steps; 0: only at the end
     checkpoints_kept: int = 2
@@ -349,6 +350,7 @@ def _check(config: Config) -> None:
     _check_choice("convolutions", config.lora.convolutions, ("all", "mid", "none"))
     _check_choice("kernel", alignment.kernel, ("linear", "gaussian", "multi"))
     _check_choice("pooling", alignment.pooling, ("mean", "flat"))
+    _check_choice("attention", config.model.attention, ("fused", "plain"))
     _check_choice("mixed_precision", training.mixed_precision, ("auto", "no", "bf16", "fp16"))
     if alignment.lambda_align < 0:
         raise DasdError(f"lambda_align is {alignment.lambda_align}; it must not be negative.")

@@ -233,9 +233,15 @@ def _curve(axes: Axes, history: History, key: str, color: str) -> None:
 
 @style()
 def bar_chart(
-    rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] | None = None, title: str | None = None
+    rows: Sequence[Mapping[str, Any]],
+    metrics: Sequence[str] | None = None,
+    title: str | None = None,
+    reference: Sequence[Mapping[str, Any]] = (),
 ) -> Figure:
-    """Return a panel per metric: a bar per method and domain with its interval; `clip_floor` is dotted."""
+    """Return a panel per metric: a bar per method and domain with its interval; `clip_floor` is dotted.
+
+    The rows of `reference`, all of one method, are dashed lines across the bars of their domain.
+    """
     present = list(dict.fromkeys(row["metric"] for row in rows if row["metric"] != "clip_floor"))
     metrics = present if metrics is None else list(metrics)
     if not metrics or not set(metrics) <= set(present):
@@ -245,14 +251,26 @@ def bar_chart(
     figure = Figure(figsize=(0.3 + 3.3 * len(metrics), 3.1), layout="constrained")
     for axes, metric in zip(np.ravel(figure.subplots(1, len(metrics))), metrics, strict=True):
         _bars(axes, rows, metric, colors)
+        _dashes(axes, rows, [row for row in reference if row["metric"] == metric])
         axes.set_title(METRIC_TITLES.get(metric, metric))
     handles = [Patch(color=color, label=method) for method, color in colors.items()]
     if "clip_score" in metrics and any(row["metric"] == "clip_floor" for row in rows):
         handles.append(Line2D([], [], color=INK, linestyle=":", label="the same with shuffled captions"))
+    if reference:
+        handles.append(Line2D([], [], color=PALETTE[-1], linestyle="--", label=reference[0]["method"]))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     if title:
         figure.suptitle(title, fontweight="bold")
     return figure
+
+
+def _dashes(axes: Axes, rows: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> None:
+    domains = list(dict.fromkeys(row["domain"] for row in rows))
+    for row in found:
+        if row["domain"] in domains:
+            place = domains.index(row["domain"])
+            ends = place - 0.45, place + 0.45
+            axes.hlines(row["value"], *ends, color=PALETTE[-1], linestyles="--", zorder=3)
 
 
 def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, colors: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ import diffusers
 import torch
 import torch.nn.functional as F
 import transformers
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -76,6 +77,9 @@ def load_parts(config: cfg.Config, dtype: torch.dtype | None = None) -> Parts:
     _check_parts(parts)
     for module in (parts.text_encoder, parts.unet, parts.vae):
         module.requires_grad_(False).eval()
+    if model.attention == "plain":
+        parts.unet.set_attn_processor(AttnProcessor())
+        parts.text_encoder.set_attn_implementation("eager")
     return parts
 
 

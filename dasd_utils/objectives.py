@@ -97,17 +97,17 @@ def predict(parts: models.Parts, batch: Batch, with_source: bool) -> tuple[Tenso
 
     (Bt, C, h, w) and (Bt + Bs, C', h', w'), or only Bt features without the source.
     """
-    latents, noise = [batch.target_latents], [batch.target_noise]
-    timesteps, prompts = [batch.target_timesteps], list(batch.target_prompts)
+    latents, noise, timesteps = batch.target_latents, batch.target_noise, batch.target_timesteps
+    text = models.encode_prompts(parts, batch.target_prompts)
     if with_source:
-        latents.append(batch.source_latents)
-        noise.append(batch.source_noise)
-        timesteps.append(batch.source_timesteps)
-        prompts += batch.source_prompts
-    t = torch.cat(timesteps)
-    noisy = parts.noise_scheduler.add_noise(torch.cat(latents), torch.cat(noise), t)
-    text = models.encode_prompts(parts, prompts)
-    return models.unet_pass(parts.unet, noisy, t, text, num_target=len(batch.target_latents))
+        latents = torch.cat([latents, batch.source_latents])
+        noise = torch.cat([noise, batch.source_noise])
+        timesteps = torch.cat([timesteps, batch.source_timesteps])
+        with torch.no_grad():  # their prompts hold no token that learns
+            source_text = models.encode_prompts(parts, batch.source_prompts)
+        text = torch.cat([text, source_text])
+    noisy = parts.noise_scheduler.add_noise(latents, noise, timesteps)
+    return models.unet_pass(parts.unet, noisy, timesteps, text, num_target=len(batch.target_latents))
 
 
 def noise_loss(

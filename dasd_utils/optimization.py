@@ -21,26 +21,11 @@ from torch import Tensor
 
 from dasd_utils import adapters, checkpoints, models
 from dasd_utils.config import Config, DasdError, TrainingConfig
+from dasd_utils.precision import DTYPES, choose_precision
 
 BY_STEP_ALONE = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 
 Whole = list[tuple[torch.nn.Parameter, Tensor]]  # halved weights with the values they had
-
-
-def choose_precision(setting: str, device: torch.device) -> str:
-    """Return "no", "bf16" or "fp16"; "auto" is fp32 on a CPU, bf16 on GPUs made for it, else fp16.
-
-    Raises DasdError for fp16 without CUDA: its gradients need a scaler.
-    """
-    if setting == "fp16" and device.type != "cuda":
-        raise DasdError(
-            f"mixed_precision 'fp16' needs a CUDA device, here is {device.type!r}. Use 'bf16' or 'no'."
-        )
-    if setting != "auto":
-        return setting
-    if device.type != "cuda":
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def check(training: TrainingConfig) -> None:
@@ -184,8 +169,7 @@ def _accelerator(training: TrainingConfig) -> Accelerator:
 
 def _place(parts: models.Parts, accelerator: Accelerator) -> Whole:
     """Move what trains to the device; on a GPU at half precision the frozen UNet weights are halved too."""
-    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    half = halves.get(accelerator.mixed_precision) if accelerator.device.type == "cuda" else None
+    half = DTYPES.get(accelerator.mixed_precision) if accelerator.device.type == "cuda" else None
     whole = [] if half is None else _halve(parts.unet, accelerator.device, half)
     for module in (parts.unet, parts.text_encoder, parts.tokens):
         module.to(accelerator.device)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from dasd_utils.config import Calibration, Config, DomainConfig, EvaluationConfig, ModelConfig, TrainingConfig
+from dasd_utils.config import (
+    Calibration,
+    Config,
+    DomainConfig,
+    EvaluationConfig,
+    LoraSettings,
+    ModelConfig,
+    TrainingConfig,
+)
 
 SATELLITE_WORDS = (
     "a satellite image",
@@ -23,9 +31,12 @@ XRAY_WORDS = (
 def _tiny() -> Config:
     """The embedded default: a small latent diffusion model and the toy world, on a CPU in minutes."""
     calibrated = Calibration(guidance_scale=4.0, num_inference_steps=30, scheduler="ddim")
+    calibrated_xray = Calibration(guidance_scale=5.0, num_inference_steps=30, scheduler="ddim")
     return Config(
         profile="tiny",
         shipped_run="data/tiny-run",
+        model=ModelConfig(attention="plain"),
+        lora=LoraSettings(rank=32, alpha=128.0, dropout=0.0),  # dropout is slow on a CPU
         source=DomainConfig("painting", "toyworld:painting", num_images=300, calibration=calibrated),
         domains=(
             DomainConfig(
@@ -44,7 +55,7 @@ def _tiny() -> Config:
                 initial_word="radiograph",
                 descriptions=XRAY_WORDS,
                 style_suffix="chest x-ray radiograph",
-                calibration=calibrated,
+                calibration=calibrated_xray,
             ),
         ),
     )

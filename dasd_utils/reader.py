@@ -70,7 +70,7 @@ class AttributeReader(nn.Module):
     def __init__(self, attributes: dict[str, dict[str, Sequence[str]]], width: int = 16) -> None:
         super().__init__()
         self.width, self.table = width, AttributeTable(attributes)
-        channels = [width, 2 * width, 4 * width, 6 * width]
+        channels = [width, 2 * width, 4 * width, 5 * width]
         self.stem = nn.Conv2d(3, channels[0], 3, stride=2, padding=1)
         self.stages = nn.Sequential(
             *(

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dasd_utils import adapters, classifier, denoising, models
+from dasd_utils import adapters, classifier, denoising, models, precision
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
 from dasd_utils.denoising import SCHEDULERS, classifier_free_guidance, initial_noise
 
@@ -221,7 +221,8 @@ class DasdPipeline:
         ]
         with denoising.evaluating(self.parts.unet, self.parts.text_encoder, self.parts.vae):
             for chunk in chunks:
-                latents = self._latents([jobs[i] for i in chunk], negative_prompt)
+                with precision.autocast(self.config.training.mixed_precision, self.parts.unet.device):
+                    latents = self._latents([jobs[i] for i in chunk], negative_prompt)
                 images |= zip(chunk, denoising.decode_images(self.parts.vae, latents), strict=True)
         return [images[place] for place in range(len(jobs))]
 

@@ -55,6 +55,8 @@ def on_narrow_base(profile: str, base: Path, clip: Path, folder: Path, **changes
         base_revision=None,
         clip_revision=None,
         resolution=32,
+        attention="fused",  # as diffusers has it, for exact comparisons
+        mixed_precision="no",
         output_dir=folder / "run",
         cache_dir=folder / "cache",
         max_train_steps=4,

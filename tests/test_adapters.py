@@ -73,7 +73,7 @@ def test_files_are_safetensors_and_json_with_the_true_alpha(folder, adapted):
     wanted = ["adapter.json", "pytorch_lora_weights.safetensors", "satellite.safetensors", "xray.safetensors"]
     assert names(folder) == wanted and names(folder.parent) == ["adapter"]
     summary = json.loads((folder / "adapter.json").read_text())
-    assert summary["lora"] == {"rank": 4, "alpha": 16.0, "dropout": 0.1, "convolutions": "all"}
+    assert summary["lora"] == {"rank": 4, "alpha": 16.0, "dropout": 0.0, "convolutions": "all"}
     assert summary["tokens"] == {"<satellite>": "satellite.safetensors", "<xray>": "xray.safetensors"}
     assert summary["base"] == adapted.config.model.base
     assert summary["base_fingerprint"] == adapters.base_fingerprint(adapted)

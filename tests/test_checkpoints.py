@@ -135,7 +135,7 @@ def test_differences_name_the_field_and_forgive_what_training_never_reads():
     changed["domains"][0]["num_images"] = 7
     found = checkpoints.differences(saved, changed)
     assert sorted(d.split(":")[0] for d in found) == ["domains.0.num_images", "lora.rank", "seed"]
-    assert "lora.rank: 8 -> 4" in found
+    assert "lora.rank: 32 -> 4" in found
 
 
 def test_rows_hold_each_step_once_after_a_resume(tmp_path):

@@ -186,6 +186,17 @@ def test_bar_chart_draws_values_intervals_and_floor():
     assert_readable(figure)
 
 
+def test_bar_chart_dashes_the_reference_of_each_domain():
+    held_out = [
+        {"method": "held out", "domain": d, "metric": m, "value": v}
+        for d, m, v in (("xray", "cmmd", 0.1), ("satellite", "clip_score", 0.4), ("sketch", "cmmd", 9))
+    ]
+    figure = figures.bar_chart(results(), metrics=["cmmd"], reference=held_out)
+    (dashes,) = figure.axes[0].collections
+    np.testing.assert_allclose(dashes.get_segments()[0], [(0.55, 0.1), (1.45, 0.1)])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["base", "DASD", "held out"]
+
+
 def test_bar_chart_of_chosen_metrics():
     figure = figures.bar_chart(results(), metrics=["cmmd"])
     assert [axes.get_title("left") for axes in figure.axes] == ["CMMD (lower is better)"]

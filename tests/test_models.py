@@ -254,6 +254,21 @@ def test_lora_off_is_the_base_and_on_again_is_as_before(adapted, base_dir):
     assert not any(p.requires_grad for p in trained)
 
 
+def test_plain_and_fused_attention_agree(tiny_config):
+    results = []
+    for attention in ("plain", "fused"):
+        parts = models.load_parts(tiny_config.replace(attention=attention))
+        kinds = {type(p).__name__ for p in parts.unet.attn_processors.values()}
+        assert kinds == {"AttnProcessor" if attention == "plain" else "AttnProcessor2_0"}
+        inside = parts.text_encoder.config._attn_implementation
+        assert inside == {"plain": "eager", "fused": "sdpa"}[attention]
+        latents, timesteps, _ = noisy_batch(parts)
+        text = models.encode_prompts(parts, ["a river", "", "a portrait"])
+        eps, _ = models.unet_pass(parts.unet, latents, timesteps, text)
+        results.append(torch.cat([eps.flatten(), text.flatten()]))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
 # what trains
 
 

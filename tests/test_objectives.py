@@ -40,6 +40,30 @@ def test_loss_is_noise_prediction_plus_weighted_mmd(tiny_config, parts):
     assert loss.item() == pytest.approx((expected + 0.5 * sum(mmd) / 2).item(), rel=1e-4)
 
 
+def test_prompts_of_the_source_carry_no_gradient(tiny_config, parts):
+    """No token of theirs learns; everything else is as if they had been encoded with the others."""
+    batch = make_batch(tiny_config)
+    parts.unet.eval()
+    eps, mid = objectives.predict(parts, batch, with_source=True)
+    prompts = [*batch.target_prompts, *batch.source_prompts]
+    timesteps = torch.cat([batch.target_timesteps, batch.source_timesteps])
+    latents, noise = (
+        torch.cat([getattr(batch, f"{kind}_{what}") for kind in ("target", "source")])
+        for what in ("latents", "noise")
+    )
+    noisy = parts.noise_scheduler.add_noise(latents, noise, timesteps)
+    text = models.encode_prompts(parts, prompts)
+    whole = models.unet_pass(parts.unet, noisy, timesteps, text, num_target=6)
+    weights = [p for group in models.trainable_parameters(parts).values() for p in group]
+    for ours, theirs in zip((eps, mid), whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    gradients = [
+        torch.autograd.grad(e.square().mean() + m.square().mean(), weights) for e, m in ((eps, mid), whole)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-9
+
+
 def test_gradients_reach_lora_and_every_token(tiny_config, parts):
     loss, _ = objectives.DasdObjective(tiny_config)(parts, make_batch(tiny_config), tiny_config)
     loss.backward()

@@ -211,6 +211,7 @@ def test_a_text_suits_what_shows_all_it_tells():
 
 def test_a_finished_base_is_measured_without_an_adapter(base, monkeypatch, caplog):
     monkeypatch.setattr(evaluate, "RETRIEVAL", 4)
+    monkeypatch.setattr(evaluate, "SPEED_STEPS", 2)
     config = Config.setup(
         "tiny", base=str(base[1]), clip=str(base[1] / "clip"), shipped_run=None, output_dir="nowhere",
         num_bootstrap=20,
@@ -223,6 +224,10 @@ def test_a_finished_base_is_measured_without_an_adapter(base, monkeypatch, caplo
     samples = {("base_cmmd", d) for d in ("painting", "satellite", "xray")}
     assert samples <= found.keys() and not any(metric.startswith("adapted") for metric, _ in found)
     assert found["yardstick", "painting-xray"]["n"] == 3 and found["latent_deviation_ratio", "all"]["n"] == 12
+    files = [path.stat().st_size for path in base[1].rglob("*.safetensors")]
+    assert found["weights_mb", "all"]["value"] * 1e6 == pytest.approx(sum(files)) and len(files) == 5
+    seconds = found["sampling_seconds", "painting"]
+    assert 0 < seconds["low"] <= seconds["value"] <= seconds["high"] and seconds["n"] == evaluate.SPEED_RUNS
     assert "Only the base is measured" in caplog.text
 
 

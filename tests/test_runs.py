@@ -40,5 +40,5 @@ def test_what_does_not_train_may_differ(config, tmp_path):
 
 def test_no_run_names_the_difference(config, tmp_path):
     make_run(config.replace(rank=2), tmp_path / "own")
-    with pytest.raises(DasdError, match=r"lora\.rank is 2 there and 8 here"):
+    with pytest.raises(DasdError, match=r"lora\.rank is 2 there and 32 here"):
         runs.find_run(config)

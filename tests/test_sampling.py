@@ -126,6 +126,18 @@ def test_dropout_is_off_while_sampling_and_on_again_after(pipeline, adapted):
     assert all(module.training for module in adapted.unet.modules())
 
 
+def test_sampling_computes_at_the_precision_of_the_config(adapted, tiny_config):
+    seen = []
+    adapted.unet.conv_out.register_forward_hook(lambda _m, _a, output: seen.append(output.dtype))
+    images = []
+    for setting in ("no", "bf16"):
+        pipeline = sampling.DasdPipeline(adapted, tiny_config.replace(mixed_precision=setting))
+        images.append(pipeline.generate(PROMPT, domain="xray", seed=3)[0])
+    steps = tiny_config.domains[1].calibration.num_inference_steps
+    assert seen == [torch.float32] * steps + [torch.bfloat16] * steps
+    assert 0 < np.abs(pixels(images[0]) - pixels(images[1])).max() < 30  # other digits, not another image
+
+
 def test_guidance_is_the_line_through_both_branches():
     uncond, cond = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 0.0])
     assert sampling.classifier_free_guidance(uncond, cond, 3.0).tolist() == [4.0, -4.0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +16,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dasd_utils import evaluation, metrics, models, runs, sampling, toyworld
-from dasd_utils.config import Calibration, Config, DasdError
+from dasd_utils.config import Calibration, Config, DasdError, resolve
 from dasd_utils.images import to_pixels
 from dasd_utils.toyworld import captions
 
 log = logging.getLogger(__name__)
 WORLD_SEED = 200  # no data set of the course, and no stage of the pretraining, uses it
 RETRIEVAL = 200  # captions to choose from
+SPEED_IMAGES, SPEED_STEPS, SPEED_RUNS = 8, 30, 5
 Row = dict[str, Any]
 
 
@@ -60,6 +63,8 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
     features = {domain: judge.embed(world.images) for domain, world in worlds.items()}
     table = _Table(config.seed, config.evaluation.num_bootstrap)
     _score_parts(table, pipeline.parts.vae, judge, worlds, features)
+    table.add_size(resolve(config.model.base))
+    table.add_time(pipeline, worlds["painting"].texts[:SPEED_IMAGES])
     for domain in toyworld.DOMAINS[1:]:
         table.cmmd("yardstick", f"painting-{domain}", features["painting"], features[domain])
     samples: list[tuple[str, str]] = [("base", domain) for domain in worlds if domain != "sketch"]
@@ -70,11 +75,6 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
             world.texts,
             domain=domain if method == "adapted" else None,
             seed=[1000 * config.seed + i for i in range(num_images)],
-            settings=Calibration(
-                config.evaluation.guidance_scale,
-                config.evaluation.num_inference_steps,
-                config.evaluation.scheduler,
-            ),
         )
         table.mean(f"{method}_attribute_accuracy", domain, _read(judge, images, world))
         table.cmmd(f"{method}_cmmd", domain, judge.embed(images), features[domain])
@@ -127,6 +127,22 @@ class _Table:
         scores = torch.as_tensor(values).double()
         interval = metrics.bootstrap_interval(scores, **self.draws)
         self.add(metric, domain, scores.mean().item(), *interval, len(scores))
+
+    def add_size(self, base: Path) -> None:
+        """Add the size of a base's weight files, in megabytes of 10^6 bytes."""
+        sizes = [path.stat().st_size / 1e6 for path in base.rglob("*.safetensors")]
+        self.add("weights_mb", "all", sum(sizes), sum(sizes), sum(sizes), len(sizes))
+
+    def add_time(self, pipeline: sampling.DasdPipeline, prompts: Sequence[str]) -> None:
+        """Add the seconds of sampling these prompts with guidance: median, least and most of a few runs."""
+        settings = Calibration(4.0, SPEED_STEPS, "ddim")
+        seconds = []
+        for _ in range(SPEED_RUNS):
+            started = time.perf_counter()
+            pipeline.generate(prompts, seed=0, settings=settings)
+            seconds.append(time.perf_counter() - started)
+        median = float(np.median(seconds))
+        self.add("sampling_seconds", "painting", median, min(seconds), max(seconds), SPEED_RUNS)
 
     def cmmd(self, metric: str, domain: str, one: Tensor, two: Tensor) -> None:
         """Add the CMMD of two sets of features, (n, d) and (m, d)."""

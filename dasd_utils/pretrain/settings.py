@@ -28,7 +28,7 @@ class PretrainConfig:
     unet_steps: int = 4_200
     unet_batch_size: int = 64
     caption_dropout: float = 0.1
-    reader_steps: int = 1_000
+    reader_steps: int = 1_500
     reader_batch_size: int = 64
     learning_rate: float = 1e-3
     decay: float = 0.2  # the share of a stage's steps, at its end, in which the learning rate falls to 0

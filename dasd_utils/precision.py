@@ -1,0 +1,41 @@
+"""The precision of the networks: what a device computes well, and the context in which it does."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from dasd_utils.config import DasdError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_precision(setting: str, device: torch.device) -> str:
+    """Return "no", "bf16" or "fp16"; "auto" is bf16 on devices made for it, else fp16 on CUDA, else fp32.
+
+    Raises DasdError for fp16 without CUDA: its gradients need a scaler.
+    """
+    if setting == "fp16" and device.type != "cuda":
+        raise DasdError(
+            f"mixed_precision 'fp16' needs a CUDA device, here is {device.type!r}. Use 'bf16' or 'no'."
+        )
+    if setting != "auto":
+        return setting
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "no"
+
+
+def autocast(setting: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """Return the context in which networks on the device compute at the chosen precision."""
+    chosen = choose_precision(setting, device)
+    return torch.autocast(device.type, DTYPES.get(chosen), enabled=chosen in DTYPES)
+
+
+def _cpu_has_bf16() -> bool:
+    """Emulated, bf16 is many times slower than fp32."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # older than torch 2.11
+        return False
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))

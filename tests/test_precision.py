@@ -1,0 +1,43 @@
+"""Which precision a device gets, and that sampling uses it."""
+
+import pytest
+import torch
+
+from dasd_utils import precision
+from dasd_utils.config import DasdError
+
+
+def test_precision_by_device(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert precision.choose_precision("bf16", cpu) == "bf16"
+    with pytest.raises(DasdError, match="fp16"):
+        precision.choose_precision("fp16", cpu)
+    for native, expected in ((True, "bf16"), (False, "fp16")):
+        # a T4 emulates bfloat16 and says so unless asked
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True, n=native: n or including_emulation,
+        )
+        assert precision.choose_precision("auto", cuda) == expected
+
+
+def test_a_cpu_gets_bf16_only_where_it_is_native(monkeypatch):
+    cpu = torch.device("cpu")
+    for found, expected in (
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True, "avx512_bf16": False}, "bf16"),
+        ({"avx2": True, "avx512_bf16": False}, "no"),
+        ({}, "no"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
+        assert precision.choose_precision("auto", cpu) == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert precision.choose_precision("auto", cpu) == "no"
+
+
+def test_autocast_computes_at_the_chosen_precision():
+    x = torch.ones(2, 2)
+    for setting, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):
+        with precision.autocast(setting, torch.device("cpu")):
+            assert (x @ x).dtype == dtype
