@@ -66,7 +66,8 @@ def test_micro_batches_are_averaged(tiny_config, monkeypatch):
         for _ in range(count):
             backward(updater)
         gradients.append(torch.cat([p.grad.flatten() for p in updater.parameters]))
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+    whole, in_three = gradients
+    assert (whole - in_three).norm() <= 1e-5 * whole.norm()
 
 
 def test_new_rows_keep_the_norm_of_the_vocabulary(updater):
