@@ -115,9 +115,14 @@ class DomainClassifier:
         self.prototypes = {d.name: self._centred(self.prototype_texts(d)) for d in self.domains}
 
     def prototype_texts(self, domain: DomainConfig) -> list[str]:
-        """Return what stands for the domain: its descriptions, and its token once it is learned."""
+        """Return what stands for the domain: its descriptions, and the same led by its token once learned.
+
+        A learned token steers the UNet and may mean anything by itself; it is compared where it is used,
+        in front of words.
+        """
         learned = domain.token in self.tokenizer.get_added_vocab()
-        texts = [*domain.descriptions, *([domain.token] if learned else [])]
+        led = [with_token(text, domain) for text in domain.descriptions] or [domain.token]
+        texts = [*domain.descriptions, *(led if learned else [])]
         if not texts:
             raise DasdError(
                 f"The domain {domain.name} has neither descriptions nor a learned token, so no prompt can "
@@ -132,11 +137,7 @@ class DomainClassifier:
         return F.normalize(self._embed(prompts) - self.centre, dim=1)
 
     def similarities(self, prompts: Sequence[str]) -> Tensor:
-        """Return cosines (n, domains): the mean over the prototypes of each domain.
-
-        The mean, not the maximum: a learned token was taught to steer the UNet, and where it drifted among
-        unrelated prompts a maximum would follow it there.
-        """
+        """Return cosines (n, domains): the mean over the prototypes of each domain."""
         vectors = self._centred(prompts)
         return torch.stack([(vectors @ p.T).mean(dim=1) for p in self.prototypes.values()], dim=1)
 

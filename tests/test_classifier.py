@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -92,8 +93,10 @@ def test_the_learned_token_is_a_prototype_once_it_is_there(parts, tiny_config):
     assert before.prototype_texts(satellite) == list(satellite.descriptions)
     models.add_domain_tokens(parts, tiny_config.domains)
     after = classifier.DomainClassifier(parts.text_encoder, parts.tokenizer, tiny_config.domains)
-    assert after.prototype_texts(satellite)[-1] == "<satellite>"
-    assert len(after.prototypes["satellite"]) == len(satellite.descriptions) + 1
+    led = [f"<satellite> {text}" for text in satellite.descriptions]
+    assert after.prototype_texts(satellite) == [*satellite.descriptions, *led]
+    assert after.prototype_texts(dataclasses.replace(satellite, descriptions=())) == ["<satellite>"]
+    assert len(after.prototypes["satellite"]) == 2 * len(satellite.descriptions)
 
 
 def test_a_description_is_its_own_domain(judge, tiny_config):
