@@ -51,6 +51,7 @@ def test_assignment_says_how_to_change():
         ({"max_train_steps": "many"}, "type int"),
         ({"learning_rate": 0.0}, "above 0"),
         ({"kernel": "gausian"}, "gaussian"),
+        ({"attention": "flash"}, "fused"),
         ({"lambda_align": -1.0}, "negative"),
         ({"target_batch_size": 2, "queue_size": 0}, "two samples of each domain"),
         ({"source_batch_size": 0}, "source_batch_size"),

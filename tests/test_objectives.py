@@ -40,11 +40,14 @@ def test_loss_is_noise_prediction_plus_weighted_mmd(tiny_config, parts):
     assert loss.item() == pytest.approx((expected + 0.5 * sum(mmd) / 2).item(), rel=1e-4)
 
 
-def test_prompts_of_the_source_carry_no_gradient(tiny_config, parts):
+def test_prompts_of_the_source_carry_no_gradient(tiny_config, parts, monkeypatch):
     """No token of theirs learns; everything else is as if they had been encoded with the others."""
-    batch = make_batch(tiny_config)
+    batch, encode, seen = make_batch(tiny_config), models.encode_prompts, []
     parts.unet.eval()
-    eps, mid = objectives.predict(parts, batch, with_source=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "encode_prompts", lambda *a: seen.append(encode(*a)) or seen[-1])
+        eps, mid = objectives.predict(parts, batch, with_source=True)
+    assert [text.requires_grad for text in seen] == [True, False]
     prompts = [*batch.target_prompts, *batch.source_prompts]
     timesteps = torch.cat([batch.target_timesteps, batch.source_timesteps])
     latents, noise = (
