@@ -33,17 +33,27 @@ def classifier_free_guidance(eps_uncond: Tensor, eps_cond: Tensor, guidance_scal
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
 
 
-def guided_prediction(unet: Any, text: Tensor, empty_text: Tensor, guidance_scale: float) -> Prediction:
+def guided_prediction(
+    unet: Any,
+    text: Tensor,
+    empty_text: Tensor,
+    guidance_scale: float,
+    computing: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> Prediction:
     """Return the function that predicts the noise with both branches in one batch.
 
     text, empty_text: (B, 77, d). At a guidance scale of 1 or less the unconditional branch is left out.
+    `computing` makes the context of the network's precision; guidance and scheduler stay outside, in fp32.
     """
+
+    def run(latents: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
+        with computing():
+            return unet(latents.to(unet.dtype), timestep, encoder_hidden_states=condition).sample.float()
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         if guidance_scale <= 1:
-            return unet(latents.to(unet.dtype), timestep, encoder_hidden_states=text).sample.float()
-        both = torch.cat([latents, latents]).to(unet.dtype)
-        eps = unet(both, timestep, encoder_hidden_states=torch.cat([empty_text, text])).sample.float()
+            return run(latents, timestep, text)
+        eps = run(torch.cat([latents, latents]), timestep, torch.cat([empty_text, text]))
         return classifier_free_guidance(*eps.chunk(2), guidance_scale)
 
     return predict

@@ -28,8 +28,11 @@ def choose_precision(setting: str, device: torch.device) -> str:
 
 
 def autocast(setting: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """Return the context in which networks on the device compute at the chosen precision."""
-    chosen = choose_precision(setting, device)
+    """Return the context in which networks on the device compute, without gradients, at the chosen precision.
+
+    A run that was trained in fp16 on a GPU can be sampled anywhere: without CUDA it is as "auto".
+    """
+    chosen = choose_precision("auto" if setting == "fp16" and device.type != "cuda" else setting, device)
     return torch.autocast(device.type, DTYPES.get(chosen), enabled=chosen in DTYPES)
 
 

@@ -130,5 +130,6 @@ class _Block(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return features of the shape of x, (n, channels, h, w)."""
         inner = self.conv1(F.silu(self.first(x)))
         return x + self.conv2(F.silu(self.second(inner)))

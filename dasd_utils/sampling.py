@@ -41,6 +41,7 @@ class _Job:
     index: int  # of the image among those of its prompt
 
     def settings(self) -> dict[str, Any]:
+        """Return what `generate` reports, from which the image can be made again."""
         return {
             "domain": self.domain.name if self.domain else None,
             "token": self.token,
@@ -221,8 +222,7 @@ class DasdPipeline:
         ]
         with denoising.evaluating(self.parts.unet, self.parts.text_encoder, self.parts.vae):
             for chunk in chunks:
-                with precision.autocast(self.config.training.mixed_precision, self.parts.unet.device):
-                    latents = self._latents([jobs[i] for i in chunk], negative_prompt)
+                latents = self._latents([jobs[i] for i in chunk], negative_prompt)
                 images |= zip(chunk, denoising.decode_images(self.parts.vae, latents), strict=True)
         return [images[place] for place in range(len(jobs))]
 
@@ -230,13 +230,15 @@ class DasdPipeline:
     def _latents(self, jobs: list[_Job], negative_prompt: str) -> Tensor:
         """Denoise jobs of equal settings as one batch."""
         unet, calibration = self.parts.unet, jobs[0].calibration
-        text = models.encode_prompts(self.parts, [*(job.prompt for job in jobs), negative_prompt])
+        computing = functools.partial(precision.autocast, self.config.training.mixed_precision, unet.device)
+        with computing():
+            text = models.encode_prompts(self.parts, [*(job.prompt for job in jobs), negative_prompt])
         text = text.to(unet.device, unet.dtype)
         text, empty = text[:-1], text[-1:].expand(len(jobs), -1, -1)
         noise = torch.stack([initial_noise(self.latent_shape, job.seed, job.index) for job in jobs])
         with contextlib.nullcontext() if jobs[0].adapted else models.lora_disabled(self.parts):
             return denoising.denoise(
-                denoising.guided_prediction(unet, text, empty, calibration.guidance_scale),
+                denoising.guided_prediction(unet, text, empty, calibration.guidance_scale, computing),
                 self.scheduler(calibration.scheduler),
                 noise.to(unet.device),
                 calibration.num_inference_steps,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -126,14 +128,21 @@ def test_dropout_is_off_while_sampling_and_on_again_after(pipeline, adapted):
     assert all(module.training for module in adapted.unet.modules())
 
 
-def test_sampling_computes_at_the_precision_of_the_config(adapted, tiny_config):
-    seen = []
+def test_sampling_computes_at_the_precision_of_the_config(adapted, tiny_config, monkeypatch):
+    seen, narrowed, step = [], [], diffusers.DDIMScheduler.step
+
+    def watched(*arguments, **options):
+        narrowed.append(torch.is_autocast_enabled("cpu"))
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(diffusers.DDIMScheduler, "step", functools.wraps(step)(watched))
     adapted.unet.conv_out.register_forward_hook(lambda _m, _a, output: seen.append(output.dtype))
     images = []
     for setting in ("no", "bf16"):
         pipeline = sampling.DasdPipeline(adapted, tiny_config.replace(mixed_precision=setting))
         images.append(pipeline.generate(PROMPT, domain="xray", seed=3)[0])
     steps = tiny_config.domains[1].calibration.num_inference_steps
+    assert narrowed == [False] * 2 * steps  # UniPC solves a linear system in its step
     assert seen == [torch.float32] * steps + [torch.bfloat16] * steps
     assert 0 < np.abs(pixels(images[0]) - pixels(images[1])).max() < 30  # other digits, not another image
 

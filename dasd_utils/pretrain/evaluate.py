@@ -50,8 +50,8 @@ def heldout(domain: str, count: int) -> Heldout:
 def evaluate(config: Config, num_images: int = 500) -> list[Row]:
     """Return the rows of `data/results/pretrain.json` for the base of `config`, and for its adapter if any.
 
-    num_images: renders and samples a domain, at least 2. Raises DasdError for fewer, and for a base without
-    an attribute reader.
+    num_images: renders and samples a domain, at least 2, sampled with the domain's calibration (the base with
+    that of the source). Raises DasdError for fewer, and for a base without an attribute reader.
     """
     judge = evaluation.load_judge(config, "cpu")
     if num_images < 2:
