@@ -99,7 +99,7 @@ class AlignmentConfig:
 class TrainingConfig:
     """One optimiser step sees `gradient_accumulation_steps` micro-batches of target and source."""
 
-    max_train_steps: int = 520
+    max_train_steps: int = 600
     target_batch_size: int = 24
     source_batch_size: int = 8  # the published 3 : 1
     gradient_accumulation_steps: int = 1

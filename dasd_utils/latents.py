@@ -1,4 +1,4 @@
-"""Cached VAE latents, and which of them step k trains on: randomness that is counted, not carried."""
+"""Which cached latents step k trains on: randomness that is counted, not carried."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from dasd_utils.config import Config, DasdError, resolve
-from dasd_utils.images import to_pixels
+from dasd_utils.cache import Latents, cached_latents, vae_fingerprint
+from dasd_utils.config import Config, DasdError
 
 if TYPE_CHECKING:
     from dasd_utils.data import DomainData
 
-VERSION = "1"  # of what the cache holds; a change here makes every older file unused
-ENCODE_BATCH = 8  # images at once through the VAE
 VALIDATION_SEED = 0  # not Config.seed: validation losses of runs with other seeds stay comparable
 TARGET, SOURCE, ORDER, HELDOUT = range(4)  # streams of counted randomness
 log = logging.getLogger(__name__)
@@ -71,63 +66,6 @@ def _order(seed: int, domain: int, epoch: int, count: int) -> np.ndarray:
     return counted_generator(seed, ORDER, epoch, domain).permutation(count)
 
 
-def vae_fingerprint(vae: AutoencoderKL) -> str:
-    """Return the SHA-256 of everything about a VAE that decides its latents."""
-    digest = hashlib.sha256(repr(vae.config.scaling_factor).encode())
-    for name, value in sorted(vae.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def cached_latents(
-    data: DomainData, config: Config, vae: AutoencoderKL, fingerprint: str, progress: bool = True
-) -> np.ndarray:
-    """Return mean and deviation of the scaled latents, float32 (n, 2, C, h, w), from a memory-mapped file.
-
-    The file is made if there is none for these images, this size and these weights. Raises DasdError if
-    the cache folder cannot be written or the VAE gives numbers that are not finite.
-    """
-    parts = [VERSION, str(config.model.resolution), fingerprint, *data.ids]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    path = resolve(config.data.cache_dir) / f"{data.config.name}-{data.split}-{key[:24]}.npy"
-    if not path.exists():
-        _write_latents(path, data, vae, progress)
-    return np.load(path, mmap_mode="r").view(np.ndarray)
-
-
-def _write_latents(path: Path, data: DomainData, vae: AutoencoderKL, progress: bool) -> None:
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")  # a name of its own for each process
-    stored = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        starts = range(0, len(data), ENCODE_BATCH)
-        for start in tqdm(starts, f"latents of {data.config.name}", disable=not progress):
-            moments = _encode(vae, data.images[start : start + ENCODE_BATCH])
-            if stored is None:
-                shape = (len(data), *moments.shape[1:])
-                stored = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
-            stored[start : start + len(moments)] = moments
-        stored.flush()
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise DasdError(f"The latent cache {path} cannot be written: {error.strerror}. Set cache_dir to a "
-                        "folder that can be.") from error  # fmt: skip
-    finally:
-        if unfinished.exists():
-            unfinished.unlink()
-
-
-@torch.no_grad()
-def _encode(vae: AutoencoderKL, images: Sequence) -> np.ndarray:
-    """Return (B, 2, C, h, w): mean and standard deviation of q(z|x), times the VAE's scaling factor."""
-    posterior = vae.encode(to_pixels(images).to(vae.device, vae.dtype)).latent_dist
-    moments = torch.stack([posterior.mean, posterior.std], dim=1).float() * vae.config.scaling_factor
-    if not torch.isfinite(moments).all():
-        raise DasdError(f"The VAE gives latents that are not finite in {vae.dtype}: load it in float32.")
-    return moments.cpu().numpy()
-
-
 @dataclass(frozen=True)
 class _Pick:
     """One sample of a batch."""
@@ -152,7 +90,7 @@ class Sampler:
     ) -> None:  # fmt: skip
         self.config, self.num_train_timesteps = config, num_train_timesteps
         self._members = {"train": [source, *targets]}
-        self._latents: dict[str, list[np.ndarray]] = {}
+        self._latents: dict[str, list[Latents]] = {}
         known = tokenizer.get_vocab() if tokenizer else {}
         unknown = [d.config.token for d in targets if d.config.token and d.config.token not in known]
         if tokenizer and unknown:
@@ -166,6 +104,10 @@ class Sampler:
             for image_id, captions in zip(data.ids, data.captions, strict=True):
                 digest.update("\0".join([image_id, *captions, "\n"]).encode())
         return digest.hexdigest()
+
+    def source_prompts(self) -> list[str]:
+        """Return every prompt that a source sample can have, the empty one first."""
+        return ["", *(caption for captions in self._members["train"][0].captions for caption in captions)]
 
     def encode(self, vae: AutoencoderKL, device: str | torch.device = "cpu", progress: bool = True) -> None:
         """Encode the training and the held-out images, or open the cache of an earlier call.

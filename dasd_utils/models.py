@@ -23,6 +23,8 @@ from dasd_utils import pretrained
 
 log = logging.getLogger(__name__)
 
+MAX_KEPT_TEXTS = 4096  # a gigabyte of Stable Diffusion's texts
+TEXT_BATCH = 32  # prompts at once through the text encoder
 ATTENTION = r".*\.to_(q|k|v|out\.0)"
 TARGETS = {  # LoraSettings.convolutions -> which modules of the UNet get LoRA, matched in full
     "all": rf"{ATTENTION}|.*\.resnets\.\d+\.conv[12]",
@@ -44,6 +46,7 @@ class Parts:
     token_ids: dict[str, int] = field(default_factory=dict)  # "<satellite>" -> id
     tokens: TokenRows | None = None
     cut_prompts: set[str] = field(default_factory=set, repr=False)  # already warned about
+    kept_texts: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `keep_texts`
 
     def __getitem__(self, name: str) -> Any:
         return vars(self)[name]
@@ -201,6 +204,27 @@ def lora_disabled(parts: Parts) -> Iterator[Parts]:
             parameter.requires_grad_(flag)
 
 
+@contextmanager
+def lora_merged(parts: Parts) -> Iterator[Parts]:
+    """Inside the `with`, LoRA is added into the weights: the same function in a third of the products.
+
+    For sampling, without dropout: nothing learns inside. Afterwards every weight is as before, to the bit.
+    """
+    layers = [m for m in parts.unet.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    whole = [weight.data for weight in weights]
+    try:
+        with torch.no_grad(), torch.autocast(parts.unet.device.type, enabled=False):
+            for layer, weight in zip(layers, weights, strict=True):
+                update = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+                weight.data = (weight.data.float() + update).to(weight.dtype)
+        with lora_disabled(parts):
+            yield parts
+    finally:
+        for weight, values in zip(weights, whole, strict=True):
+            weight.data = values
+
+
 def trainable_parameters(parts: Parts) -> dict[str, list[nn.Parameter]]:
     """Return {"lora": [...], "tokens": [...]} and freeze every other parameter of the parts."""
     lora = [p for name, p in parts.unet.named_parameters() if "lora_" in name]
@@ -216,14 +240,32 @@ def trainable_parameters(parts: Parts) -> dict[str, list[nn.Parameter]]:
 def encode_prompts(parts: Parts, prompts: list[str]) -> Tensor:
     """Return the UNet's text condition (B, 77, d): the text encoder's last hidden state.
 
-    Warns, once for each, of prompts longer than the limit. Gradients reach the token rows.
+    Warns, once for each, of prompts longer than the limit. Gradients reach the token rows; prompts that
+    `keep_texts` has all encoded are looked up.
     """
+    if prompts and all(prompt in parts.kept_texts for prompt in prompts):
+        kept = torch.stack([parts.kept_texts[prompt] for prompt in prompts])
+        return kept.to(parts.text_encoder.device)
     tokenizer = parts.tokenizer
     options = dict(padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
     ids = tokenizer(prompts, return_tensors="pt", **options).input_ids
     for i in torch.nonzero(ids[:, -2] != tokenizer.pad_token_id)[:, 0].tolist():
         _warn_if_cut(parts, prompts[i])
     return parts.text_encoder(ids.to(parts.text_encoder.device)).last_hidden_state
+
+
+@torch.no_grad()
+def keep_texts(parts: Parts, prompts: Iterable[str]) -> None:
+    """Encode prompts without learned tokens, once, in batches that their order decides; none if too many.
+
+    They are kept on the host until `parts.kept_texts.clear()`.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    if len(distinct) > MAX_KEPT_TEXTS:
+        return
+    for start in range(0, len(distinct), TEXT_BATCH):
+        some = distinct[start : start + TEXT_BATCH]
+        parts.kept_texts |= zip(some, encode_prompts(parts, some).cpu().unbind(), strict=True)
 
 
 def _warn_if_cut(parts: Parts, prompt: str) -> None:

@@ -103,7 +103,7 @@ def predict(parts: models.Parts, batch: Batch, with_source: bool) -> tuple[Tenso
         latents = torch.cat([latents, batch.source_latents])
         noise = torch.cat([noise, batch.source_noise])
         timesteps = torch.cat([timesteps, batch.source_timesteps])
-        with torch.no_grad():  # their prompts hold no token that learns
+        with torch.no_grad():  # their prompts hold no token that learns, and may be kept
             source_text = models.encode_prompts(parts, batch.source_prompts)
         text = torch.cat([text, source_text])
     noisy = parts.noise_scheduler.add_noise(latents, noise, timesteps)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dasd_utils import adapters, checkpoints, models
 from dasd_utils.config import Config, DasdError, TrainingConfig
-from dasd_utils.precision import DTYPES, choose_precision
+from dasd_utils.precision import choose_precision, frozen_dtype
 
 BY_STEP_ALONE = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 
@@ -50,7 +50,7 @@ class Updater:
         if training.gradient_checkpointing:
             parts.unet.enable_gradient_checkpointing()
         self.parameters = [*groups["lora"], *groups["tokens"]]
-        optimizer = torch.optim.AdamW(_groups(groups, training))
+        optimizer = torch.optim.AdamW(_groups(groups, training), fused=True)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.rate_factor = _rate_factor(optimizer, training)  # step -> factor of the base rates
         self.optimizer = self.accelerator.prepare(optimizer)
@@ -102,14 +102,13 @@ class Updater:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside the `with`: no dropout, the chosen precision, and the moving average as weights, if any."""
+        """Inside the `with`: no dropout, and the moving average as weights, if there is one."""
         self.parts.unet.eval()
         if self.ema is not None:
             self.ema.store(self.parameters)
             self.ema.copy_to(self.parameters)
         try:
-            with self.autocast():
-                yield
+            yield
         finally:
             if self.ema is not None:
                 self.ema.restore(self.parameters)
@@ -169,7 +168,7 @@ def _accelerator(training: TrainingConfig) -> Accelerator:
 
 def _place(parts: models.Parts, accelerator: Accelerator) -> Whole:
     """Move what trains to the device; on a GPU at half precision the frozen UNet weights are halved too."""
-    half = DTYPES.get(accelerator.mixed_precision) if accelerator.device.type == "cuda" else None
+    half = frozen_dtype(accelerator.mixed_precision, accelerator.device)
     whole = [] if half is None else _halve(parts.unet, accelerator.device, half)
     for module in (parts.unet, parts.text_encoder, parts.tokens):
         module.to(accelerator.device)

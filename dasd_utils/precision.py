@@ -36,6 +36,14 @@ def autocast(setting: str, device: torch.device) -> contextlib.AbstractContextMa
     return torch.autocast(device.type, DTYPES.get(chosen), enabled=chosen in DTYPES)
 
 
+def frozen_dtype(setting: str, device: torch.device) -> torch.dtype | None:
+    """Return the half precision that frozen weights are kept in, None for that of their files.
+
+    Only on CUDA, where memory is short; the networks compute there in that precision anyway.
+    """
+    return DTYPES.get(choose_precision(setting, device)) if device.type == "cuda" else None
+
+
 def _cpu_has_bf16() -> bool:
     """Emulated, bf16 is many times slower than fp32."""
     if not hasattr(torch.cpu, "get_capabilities"):  # older than torch 2.11

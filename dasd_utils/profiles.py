@@ -30,8 +30,8 @@ XRAY_WORDS = (
 
 def _tiny() -> Config:
     """The embedded default: a small latent diffusion model and the toy world, on a CPU in minutes."""
-    calibrated = Calibration(guidance_scale=4.0, num_inference_steps=30, scheduler="ddim")
-    calibrated_xray = Calibration(guidance_scale=5.0, num_inference_steps=30, scheduler="ddim")
+    calibrated = Calibration(guidance_scale=4.0, num_inference_steps=15, scheduler="dpm++")
+    calibrated_xray = Calibration(guidance_scale=5.0, num_inference_steps=15, scheduler="dpm++")
     return Config(
         profile="tiny",
         shipped_run="data/tiny-run",
@@ -58,6 +58,7 @@ def _tiny() -> Config:
                 calibration=calibrated_xray,
             ),
         ),
+        evaluation=EvaluationConfig(num_inference_steps=15, scheduler="dpm++"),
     )
 
 

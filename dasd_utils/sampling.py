@@ -232,11 +232,9 @@ class DasdPipeline:
         unet, calibration = self.parts.unet, jobs[0].calibration
         computing = functools.partial(precision.autocast, self.config.training.mixed_precision, unet.device)
         with computing():
-            text = models.encode_prompts(self.parts, [*(job.prompt for job in jobs), negative_prompt])
-        text = text.to(unet.device, unet.dtype)
-        text, empty = text[:-1], text[-1:].expand(len(jobs), -1, -1)
+            text, empty = self._texts([job.prompt for job in jobs], negative_prompt)
         noise = torch.stack([initial_noise(self.latent_shape, job.seed, job.index) for job in jobs])
-        with contextlib.nullcontext() if jobs[0].adapted else models.lora_disabled(self.parts):
+        with models.lora_merged(self.parts) if jobs[0].adapted else models.lora_disabled(self.parts):
             return denoising.denoise(
                 denoising.guided_prediction(unet, text, empty, calibration.guidance_scale, computing),
                 self.scheduler(calibration.scheduler),
@@ -245,6 +243,13 @@ class DasdPipeline:
                 [denoising.step_generator(job.seed, job.index) for job in jobs],
                 self.progress,
             )
+
+    def _texts(self, prompts: list[str], negative_prompt: str) -> tuple[Tensor, Tensor]:
+        """The conditions (B, 77, d) of the prompts and of the other branch; equal texts are encoded once."""
+        distinct = list(dict.fromkeys([negative_prompt, *prompts]))
+        text = models.encode_prompts(self.parts, distinct).to(self.parts.unet.device, self.parts.unet.dtype)
+        places = torch.tensor([distinct.index(prompt) for prompt in prompts])
+        return text[places], text[:1].expand(len(prompts), -1, -1)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -292,6 +297,8 @@ def load_trained_pipeline(
     config = config or Config.load(run / "config.json")
     if (run / "calibration.json").exists():
         config = calibrated(config, run / "calibration.json")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     parts = models.load_parts(config)
+    parts.unet.to(precision.frozen_dtype(config.training.mixed_precision, device))  # not the LoRA to come
     adapters.load_adapter(parts, adapter)
-    return DasdPipeline(parts.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config)
+    return DasdPipeline(parts.to(device), config)

@@ -174,7 +174,7 @@ class Run:
             return
         if self.held_out is None:
             self.held_out = self.sampler.fixed_batch("validation")
-        with self.updater.evaluating():
+        with self.updater.evaluating(), self.updater.autocast():
             batches = [batch.to(self.updater.device, torch.float32) for batch in self.held_out]
             row |= objectives.validation_losses(self.parts, batches, self.config)
 
@@ -209,15 +209,19 @@ class Run:
 
     def release(self) -> None:
         """Leave the parts ready for use: dropout off, all on one device, frozen weights as they were."""
+        self.parts.kept_texts.clear()
         self.updater.release()
         self.parts.unet.eval()
         self._move_vae(self.updater.device)
 
     def encode(self) -> None:
-        """Fill the sampler's cache of latents; the VAE then leaves its memory to the network."""
+        """Encode once what never changes: images, so that the VAE leaves the memory, and source prompts."""
         if self.parts.vae is not None:
             self.sampler.encode(self.parts.vae, self.updater.device, self.watch.progress)
             self._move_vae("cpu")
+        if self.config.alignment.lambda_align > 0:
+            with self.updater.autocast():
+                models.keep_texts(self.parts, self.sampler.source_prompts())
 
     def _move_vae(self, device: torch.device | str) -> None:
         if self.parts.vae is not None:

@@ -47,6 +47,9 @@ class NoiseSampler:
     def encode(self, vae, device="cpu", progress=True) -> None:
         self.encoded += 1
 
+    def source_prompts(self) -> list[str]:
+        return [""]
+
     def batch(self, step: int, micro: int = 0) -> Batch:
         self.asked.append((step, micro))
         return make_batch(self.config, seed=10 * step + micro)

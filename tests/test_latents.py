@@ -1,11 +1,9 @@
-"""Latents are cached by what they are made of; a step's samples depend on its number alone."""
+"""A step's samples depend on its number alone."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,10 +44,6 @@ def make(config, vae):
         return sampler
 
     return build
-
-
-def cache_of(config) -> Path:
-    return Path(config.data.cache_dir)
 
 
 def same(one: latents.Batch, two: latents.Batch) -> bool:
@@ -150,6 +144,13 @@ def test_caption_dropout_empties_its_share_and_changes_nothing_else(make):
     assert all(a == b for a, b in kept)
 
 
+def test_source_prompts_are_all_that_a_batch_can_hold(make):
+    sampler = make(caption_dropout=0.3, source_batch_size=4)
+    drawn = {prompt for step in range(40) for prompt in sampler.batch(step).source_prompts}
+    assert "" in drawn and drawn <= set(sampler.source_prompts())
+    assert sampler.source_prompts() == make().source_prompts()
+
+
 def test_latents_are_draws_of_the_vae_s_posterior(make, vae):
     sampler = make()
     source = sampler._members["train"][0]
@@ -171,66 +172,6 @@ def test_noise_is_standard_normal(make):
     noise = torch.cat([sampler.batch(step).target_noise.flatten() for step in range(40)])
     assert noise.mean().item() == pytest.approx(0, abs=0.03)
     assert noise.std().item() == pytest.approx(1, abs=0.03)
-
-
-def test_cache_spares_the_vae(make, config, vae, monkeypatch):
-    before = make().batch(0)
-    files = {path: path.stat().st_mtime_ns for path in cache_of(config).iterdir()}
-    assert len(files) == 6
-    monkeypatch.setattr(AutoencoderKL, "encode", lambda *a, **k: pytest.fail("the VAE ran again"))
-    assert same(make().batch(0), before)
-    assert {path: path.stat().st_mtime_ns for path in cache_of(config).iterdir()} == files
-
-
-@pytest.mark.parametrize("change", ["weights", "scaling", "images", "resolution"])
-def test_cache_is_never_stale(make, config, vae, change):
-    sampler = make()
-    other = AutoencoderKL.from_config(vae.config)
-    other.load_state_dict(vae.state_dict())
-    settings = config
-    if change == "weights":
-        with torch.no_grad():
-            other.quant_conv.bias[0] += 0.001
-    if change == "scaling":
-        other.register_to_config(scaling_factor=1.5)
-    if change == "images":
-        settings = config.replace(source=dataclasses.replace(config.source, num_images=23))
-    if change == "resolution":
-        settings = config.replace(resolution=24)
-    source = data.load_domain(settings.source, settings)
-    source.ids = source.ids if change == "images" else sampler._members["train"][0].ids
-    before = set(cache_of(config).iterdir())
-    latents.cached_latents(source, settings, other, latents.vae_fingerprint(other), progress=False)
-    assert len(set(cache_of(config).iterdir()) - before) == 1
-
-
-def test_interrupted_encoding_leaves_nothing(make, config, monkeypatch):
-    calls = []
-
-    def fail(vae, images):
-        calls.append(len(images))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return np.zeros((len(images), 2, 4, 4, 4), np.float32)
-
-    monkeypatch.setattr(latents, "_encode", fail)
-    with pytest.raises(KeyboardInterrupt):
-        make()
-    assert list(cache_of(config).iterdir()) == []
-
-
-def test_cache_that_cannot_be_written(make, tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(DasdError, match="cache_dir"):
-        make(cache_dir=tmp_path / "file")
-
-
-def test_latents_that_are_not_finite(make, vae, monkeypatch):
-    bad = AutoencoderKL.from_config(vae.config)
-    with torch.no_grad():
-        bad.encoder.conv_in.bias.fill_(float("nan"))
-    with pytest.raises(DasdError, match="not finite"):
-        make().encode(bad, progress=False)
 
 
 def test_batch_before_encode(config):

@@ -254,6 +254,34 @@ def test_lora_off_is_the_base_and_on_again_is_as_before(adapted, base_dir):
     assert not any(p.requires_grad for p in trained)
 
 
+def test_merged_lora_is_the_same_function_and_leaves_no_trace(adapted):
+    latents, timesteps, text = noisy_batch(adapted)
+    generator = torch.Generator().manual_seed(1)
+    for weight in models.trainable_parameters(adapted)["lora"]:
+        weight.data = 0.1 * torch.randn(weight.shape, generator=generator)
+
+    def output():
+        with torch.no_grad():
+            return adapted.unet(latents, timesteps, text).sample
+
+    adapted.unet.eval()
+    weights, before = {n: p.clone() for n, p in all_weights(adapted).items()}, output()
+    with models.lora_disabled(adapted):
+        base = output()
+        with models.lora_merged(adapted):  # nothing is on, so nothing is merged
+            assert torch.equal(output(), base)
+    flags = [p.requires_grad for p in adapted.unet.parameters()]
+    merged, whole = models.lora_merged(adapted), torch.autocast("cpu", enabled=False)
+    with torch.autocast("cpu", torch.bfloat16), merged, whole:  # merging computes in full precision anyway
+        torch.testing.assert_close(output(), before, rtol=1e-4, atol=1e-4)
+    assert (before - base).abs().max() > 0.1
+    with pytest.raises(RuntimeError), models.lora_merged(adapted):
+        raise RuntimeError
+    assert all(torch.equal(p, weights[n]) for n, p in all_weights(adapted).items())
+    assert [p.requires_grad for p in adapted.unet.parameters()] == flags
+    assert torch.equal(output(), before)
+
+
 def test_plain_and_fused_attention_agree(tiny_config):
     results = []
     for attention in ("plain", "fused"):
@@ -424,3 +452,26 @@ def test_a_cut_prompt_is_warned_of_once_and_what_is_lost_named(parts, caplog):
         models.encode_prompts(parts, [fits + "satellite village", "heart"])
     assert len(caplog.records) == 1
     assert "79 tokens is cut to 77. Lost: 'satellite village'" in caplog.text
+
+
+def test_kept_texts_are_looked_up_and_equal(parts, monkeypatch):
+    prompts = ["a river", "", "a portrait", "a river"]
+    with torch.no_grad():
+        fresh = models.encode_prompts(parts, prompts)
+    models.keep_texts(parts, prompts)
+    assert set(parts.kept_texts) == set(prompts)
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.text_encoder, "forward", lambda *a, **k: pytest.fail("encoded again"))
+        kept = models.encode_prompts(parts, prompts)
+    torch.testing.assert_close(kept, fresh, rtol=1e-5, atol=1e-6)
+    assert not kept.requires_grad
+    with torch.no_grad():  # one unknown prompt: all are encoded
+        assert models.encode_prompts(parts, ["a river", "a village"]).shape[0] == 2
+
+
+def test_more_texts_than_memory_should_hold_are_not_kept(parts, monkeypatch):
+    monkeypatch.setattr(models, "MAX_KEPT_TEXTS", 2)
+    models.keep_texts(parts, ["a", "b", "c"])
+    assert not parts.kept_texts
+    models.keep_texts(parts, ["a", "b", "a"])
+    assert set(parts.kept_texts) == {"a", "b"}

@@ -36,6 +36,16 @@ def test_a_cpu_gets_bf16_only_where_it_is_native(monkeypatch):
     assert precision.choose_precision("auto", cpu) == "no"
 
 
+def test_frozen_weights_are_halved_on_a_gpu_alone(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert precision.frozen_dtype("auto", cuda) is torch.bfloat16
+    assert precision.frozen_dtype("fp16", cuda) is torch.float16
+    assert precision.frozen_dtype("no", cuda) is None
+    assert precision.frozen_dtype("bf16", cpu) is None
+    assert precision.frozen_dtype("fp16", cpu) is None  # a run trained in fp16 is sampled anywhere
+
+
 def test_autocast_computes_at_the_chosen_precision():
     x = torch.ones(2, 2)
     for setting, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):

@@ -13,7 +13,7 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from dasd_utils import adapters, classifier, denoising, models, sampling
+from dasd_utils import adapters, classifier, denoising, models, precision, sampling
 from dasd_utils.config import Calibration, DasdError
 
 PROMPT = "a river near a forest"
@@ -145,6 +145,26 @@ def test_sampling_computes_at_the_precision_of_the_config(adapted, tiny_config, 
     assert narrowed == [False] * 2 * steps  # UniPC solves a linear system in its step
     assert seen == [torch.float32] * steps + [torch.bfloat16] * steps
     assert 0 < np.abs(pixels(images[0]) - pixels(images[1])).max() < 30  # other digits, not another image
+
+
+def test_each_text_is_encoded_once(pipeline, adapted, monkeypatch):
+    seen, encode = [], models.encode_prompts
+    monkeypatch.setattr(
+        models, "encode_prompts", lambda parts, texts: seen.append(texts) or encode(parts, texts)
+    )
+    pipeline.generate([PROMPT, "a house", PROMPT], domain="xray", num_images=2, seed=0)
+    assert seen == [["", f"<xray> {PROMPT}", "<xray> a house"]]
+
+
+def test_a_base_kept_in_half_precision_gives_nearly_the_same_image(run, tiny_config, monkeypatch):
+    whole = sampling.load_trained_pipeline(run, device="cpu")
+    monkeypatch.setattr(precision, "frozen_dtype", lambda *a: torch.bfloat16)  # as on a GPU
+    half = sampling.load_trained_pipeline(run, device="cpu")
+    kinds = {("lora" in name, p.dtype) for name, p in half.parts.unet.named_parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+    options = {"domain": "xray", "seed": 0}
+    images = [pixels(pipe.generate(PROMPT, **options)[0]) for pipe in (whole, half)]
+    assert 0 < np.abs(images[0] - images[1]).mean() < 4  # levels of 255
 
 
 def test_guidance_is_the_line_through_both_branches():

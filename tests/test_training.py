@@ -90,6 +90,23 @@ def test_the_loss_falls_on_data_that_can_be_learned(tiny_config):
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_source_prompts_are_encoded_once_a_run(config, monkeypatch):
+    sampler = NoiseSampler(config)
+    prompts = sorted({p for step in range(6) for p in sampler.batch(step).source_prompts})
+    _, plain = start(config, NoiseSampler(config))
+    asked, keep = [], models.keep_texts
+    monkeypatch.setattr(sampler, "source_prompts", lambda: prompts, raising=False)
+    monkeypatch.setattr(models, "keep_texts", lambda parts, texts: asked.append(texts) or keep(parts, texts))
+    parts, kept = start(config, sampler)
+    assert asked == [prompts]
+    assert not parts.kept_texts  # the parts are left as they were
+    for one, other in zip(plain, kept, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    without = config.replace(lambda_align=0.0, output_dir=f"{config.output_dir}-2")
+    start(without, NoiseSampler(without))
+    assert len(asked) == 1  # no source, no prompts
+
+
 def test_history_rows(config):
     config = config.replace(max_train_steps=4, validation_every=2)
     seen = []

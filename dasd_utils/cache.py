@@ -1,0 +1,133 @@
+"""VAE latents on disk, in shards keyed by what they are made of; each written once, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from tqdm.auto import tqdm
+
+from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils.images import to_pixels
+
+if TYPE_CHECKING:
+    from dasd_utils.data import DomainData
+
+VERSION = "2"  # of what the cache holds; a change here makes every older file unused
+SHARD = 1024  # images a file: what an interrupted encoding can lose
+ENCODE_BATCH = 8  # images at once through the VAE
+POLL = 0.5  # seconds between two looks at a shard that another process encodes
+
+
+class Latents(Sequence):
+    """Mean and deviation of scaled latents, float32 (n, 2, C, h, w); indexed as an array, read from disk."""
+
+    def __init__(self, shards: Sequence[np.ndarray]) -> None:
+        self.shards = list(shards)
+        self.starts = np.cumsum([0, *map(len, self.shards)])
+        self.shape = (int(self.starts[-1]), *self.shards[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        if not isinstance(first, slice):
+            return self._row(int(first))[tuple(rest)]
+        rows = [self._row(i) for i in range(len(self))[first]]
+        return np.stack(rows)[(slice(None), *rest)] if rows else np.empty((0, *self.shape[1:]), np.float32)
+
+    def _row(self, index: int) -> np.ndarray:
+        place = range(len(self))[index]  # a negative index, and IndexError beyond the end
+        shard = int(np.searchsorted(self.starts, place, side="right")) - 1
+        return self.shards[shard][place - self.starts[shard]]
+
+
+def vae_fingerprint(vae: AutoencoderKL) -> str:
+    """Return the SHA-256 of everything about a VAE that decides its latents."""
+    digest = hashlib.sha256(repr(vae.config.scaling_factor).encode())
+    for name, value in sorted(vae.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def cached_latents(
+    data: DomainData, config: Config, vae: AutoencoderKL, fingerprint: str, progress: bool = True
+) -> Latents:
+    """Return the latents of all images, memory-mapped; shards that are not there yet are made.
+
+    A shard's name tells its images, their size and the VAE, so none is ever stale. Several processes, on one
+    machine or on several that share the folder, may call this at once: each shard is encoded by one of them.
+    Raises DasdError if the cache folder cannot be written or the VAE gives numbers that are not finite.
+    """
+    folder = resolve(config.data.cache_dir)
+    starts = range(0, len(data), SHARD)
+    paths = [folder / _shard_name(data, start, config.model.resolution, fingerprint) for start in starts]
+    with tqdm(total=len(data), desc=f"latents of {data.config.name}", disable=not progress) as bar:
+        missing = dict(zip(paths, starts, strict=True))
+        while missing := {path: start for path, start in missing.items() if not path.exists()}:
+            taken = [_encode_if_free(path, data, start, vae, bar) for path, start in missing.items()]
+            if not any(taken):
+                time.sleep(POLL)
+    return Latents([np.load(path, mmap_mode="r").view(np.ndarray) for path in paths])
+
+
+def _shard_name(data: DomainData, start: int, resolution: int, fingerprint: str) -> str:
+    parts = [VERSION, str(resolution), fingerprint, *data.ids[start : start + SHARD]]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return f"{data.config.name}-{data.split}-{key[:24]}.npy"
+
+
+def _encode_if_free(path: Path, data: DomainData, start: int, vae: AutoencoderKL, bar: tqdm) -> bool:
+    """Encode one shard and return True, unless another process is at it."""
+    lock = filelock.FileLock(path.with_suffix(".lock"), timeout=0)  # ends with its process, however that ends
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with lock:
+            try:
+                if not path.exists():
+                    _write_shard(path, data, start, vae, bar)
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
+    except filelock.Timeout:
+        return False
+    except OSError as error:
+        raise DasdError(f"The latent cache {path} cannot be written: {error.strerror}. Set cache_dir to a "
+                        "folder that can be.") from error  # fmt: skip
+    return True
+
+
+def _write_shard(path: Path, data: DomainData, start: int, vae: AutoencoderKL, bar: tqdm) -> None:
+    unfinished = path.with_suffix(".tmp")  # one that a killed process left is written over
+    stop, stored = min(start + SHARD, len(data)), None
+    try:
+        for first in range(start, stop, ENCODE_BATCH):
+            moments = _encode(vae, data.images[first : min(first + ENCODE_BATCH, stop)])
+            if stored is None:
+                shape = (stop - start, *moments.shape[1:])
+                stored = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
+            stored[first - start : first - start + len(moments)] = moments
+            bar.update(len(moments))
+        stored.flush()
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def _encode(vae: AutoencoderKL, images: Sequence) -> np.ndarray:
+    """Return (B, 2, C, h, w): mean and standard deviation of q(z|x), times the VAE's scaling factor."""
+    posterior = vae.encode(to_pixels(images).to(vae.device, vae.dtype)).latent_dist
+    moments = torch.stack([posterior.mean, posterior.std], dim=1).float() * vae.config.scaling_factor
+    if not torch.isfinite(moments).all():
+        raise DasdError(f"The VAE gives latents that are not finite in {vae.dtype}: load it in float32.")
+    return moments.cpu().numpy()

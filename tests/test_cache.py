@@ -1,0 +1,182 @@
+"""Latents are cached by what they are made of, in shards that are each encoded once."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from dasd_utils import cache, data, latents
+from dasd_utils.config import DasdError
+
+
+@pytest.fixture(scope="module")
+def vae(base_dir) -> AutoencoderKL:
+    return AutoencoderKL.from_pretrained(base_dir, subfolder="vae")
+
+
+@pytest.fixture
+def config(tiny_config):
+    """Return 24 images a domain, 16 x 16 px."""
+    return tiny_config.replace(resolution=16)
+
+
+@pytest.fixture
+def make(config, vae):
+    """Return `make(**changes) -> encoded Sampler`."""
+
+    def build(**changes) -> latents.Sampler:
+        changed = config.replace(**changes)
+        targets = [data.load_domain(domain, changed) for domain in changed.domains]
+        sampler = latents.Sampler(changed, data.load_domain(changed.source, changed), targets)
+        sampler.encode(vae, progress=False)
+        return sampler
+
+    return build
+
+
+def cache_of(config) -> Path:
+    return Path(config.data.cache_dir)
+
+
+def same(one: latents.Batch, two: latents.Batch) -> bool:
+    pairs = zip(vars(one).values(), vars(two).values(), strict=True)
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+def test_cache_spares_the_vae(make, config, vae, monkeypatch):
+    before = make().batch(0)
+    files = {path: path.stat().st_mtime_ns for path in cache_of(config).iterdir()}
+    assert len(files) == 6
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda *a, **k: pytest.fail("the VAE ran again"))
+    assert same(make().batch(0), before)
+    assert {path: path.stat().st_mtime_ns for path in cache_of(config).iterdir()} == files
+
+
+@pytest.mark.parametrize("change", ["weights", "scaling", "images", "resolution"])
+def test_cache_is_never_stale(make, config, vae, change):
+    sampler = make()
+    other = AutoencoderKL.from_config(vae.config)
+    other.load_state_dict(vae.state_dict())
+    settings = config
+    if change == "weights":
+        with torch.no_grad():
+            other.quant_conv.bias[0] += 0.001
+    if change == "scaling":
+        other.register_to_config(scaling_factor=1.5)
+    if change == "images":
+        settings = config.replace(source=dataclasses.replace(config.source, num_images=23))
+    if change == "resolution":
+        settings = config.replace(resolution=24)
+    source = data.load_domain(settings.source, settings)
+    source.ids = source.ids if change == "images" else sampler._members["train"][0].ids
+    before = set(cache_of(config).iterdir())
+    cache.cached_latents(source, settings, other, cache.vae_fingerprint(other), progress=False)
+    assert len(set(cache_of(config).iterdir()) - before) == 1
+
+
+def test_interrupted_encoding_leaves_nothing(make, config, monkeypatch):
+    calls = []
+
+    def fail(vae, images):
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return np.zeros((len(images), 2, 4, 4, 4), np.float32)
+
+    monkeypatch.setattr(cache, "_encode", fail)
+    with pytest.raises(KeyboardInterrupt):
+        make()
+    assert list(cache_of(config).iterdir()) == []
+
+
+def test_cache_that_cannot_be_written(make, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DasdError, match="cache_dir"):
+        make(cache_dir=tmp_path / "file")
+
+
+def test_latents_that_are_not_finite(make, vae, monkeypatch):
+    bad = AutoencoderKL.from_config(vae.config)
+    with torch.no_grad():
+        bad.encoder.conv_in.bias.fill_(float("nan"))
+    with pytest.raises(DasdError, match="not finite"):
+        make().encode(bad, progress=False)
+
+
+@pytest.fixture
+def shards(config, vae, monkeypatch):
+    """Return `shards() -> Latents` of 24 source images in shards of 10."""
+    monkeypatch.setattr(cache, "SHARD", 10)
+    source = data.load_domain(config.source, config)
+    mark = cache.vae_fingerprint(vae)
+    return lambda: cache.cached_latents(source, config, vae, mark, progress=False)
+
+
+def test_shards_are_one_array(shards, config, vae, monkeypatch):
+    many = shards()
+    assert [len(shard) for shard in many.shards] == [10, 10, 4]
+    monkeypatch.setattr(cache, "SHARD", 1024)
+    source = data.load_domain(config.source, config)
+    (whole,) = cache.cached_latents(source, config, vae, cache.vae_fingerprint(vae), progress=False).shards
+    assert many.shape == whole.shape == (24, 2, 4, 4, 4)
+    for key in (0, 10, -1, slice(None), slice(8, 12), (slice(3, 21, 5), 0), (19, 1), slice(0, 0)):
+        np.testing.assert_allclose(many[key], whole[key], rtol=1e-4, atol=1e-5)
+    assert all(isinstance(shard.base, np.memmap) for shard in many.shards)
+    with pytest.raises(IndexError):
+        many[24]
+
+
+def test_an_interrupted_encoding_goes_on_where_it_stopped(shards, config, monkeypatch):
+    encode, calls = cache._encode, []
+
+    def fail(vae, images):
+        calls.append(len(images))
+        if len(calls) == 4:  # 8 and 2 of the first shard, then 8 of the second
+            raise KeyboardInterrupt
+        return encode(vae, images)
+
+    monkeypatch.setattr(cache, "_encode", fail)
+    with pytest.raises(KeyboardInterrupt):
+        shards()
+    assert len(list(cache_of(config).iterdir())) == 1
+    calls.clear()
+    calls.extend([0] * 4)
+    assert len(shards()) == 24
+    assert calls[4:] == [8, 2, 4]
+
+
+def test_several_workers_encode_each_shard_once(shards, config, monkeypatch):
+    encode, encoded, both = cache._encode, [], threading.Barrier(2, timeout=30)
+
+    def count(vae, images):
+        if len(encoded) < 2:
+            both.wait()  # both are at work, on different shards
+        encoded.append(len(images))
+        return encode(vae, images)
+
+    monkeypatch.setattr(cache, "_encode", count)
+    monkeypatch.setattr(cache, "POLL", 0.01)
+    results = []
+    workers = [threading.Thread(target=lambda: results.append(shards()[:])) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert sorted(encoded) == [2, 2, 4, 8, 8]
+    assert len(results) == 2 and np.array_equal(*results)
+    assert sorted(path.suffix for path in cache_of(config).iterdir()) == [".npy"] * 3
+
+
+def test_a_changed_image_costs_its_shard_alone(shards, config, vae):
+    shards()
+    before = set(cache_of(config).iterdir())
+    source = data.load_domain(config.source, config)
+    source.ids[-1] = "another image"
+    cache.cached_latents(source, config, vae, cache.vae_fingerprint(vae), progress=False)
+    assert len(set(cache_of(config).iterdir()) - before) == 1
