@@ -1,0 +1,179 @@
+"""What every benchmark shares: the machine, workers that take turns, counted work, tables and results."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dasd_utils import evaluation
+
+RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
+Row = dict[str, Any]
+Operations = Mapping[str, Callable[[], Any]]  # name -> what is timed
+
+
+def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
+    """Return what the numbers depend on: processor or GPU, threads, memory, versions."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return {
+        "device": torch.cuda.get_device_name(0) if device == "cuda" else _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "memory_gb": round(memory, 1),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+class Worker:
+    """A process of its own that makes `factory(**options)` and times its operations when asked to.
+
+    Peak memory is then that of one variant, and variants can take turns without sharing anything.
+    """
+
+    def __init__(self, factory: Callable[..., Operations], threads: int, **options: Any) -> None:
+        self.connection, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        arguments = (theirs, factory, threads, options)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, request: str, name: str = "") -> Any:
+        """Return the answer to "seconds", "gflop", "value" of an operation, or "peak" (bytes) of the process.
+
+        Raises RuntimeError with the worker's own traceback.
+        """
+        try:
+            self.connection.send((request, name))
+            answer = self.connection.recv()
+        except (EOFError, BrokenPipeError):
+            self.process.join()
+            raise RuntimeError(
+                f"The worker ended with exit code {self.process.exitcode} (-9: memory)."
+            ) from None
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return answer
+
+    def close(self) -> None:
+        """End the process and give its memory back."""
+        self.connection.close()
+        self.process.join()
+
+
+def _serve(connection: Any, factory: Callable[..., Operations], threads: int, options: dict) -> None:
+    torch.set_num_threads(threads)
+    try:
+        operations = factory(**options)
+        while True:
+            request, name = connection.recv()
+            connection.send(_answer(operations, request, name))
+    except EOFError:
+        pass
+    except BaseException:
+        connection.send(traceback.format_exc())
+
+
+def _answer(operations: Operations, request: str, name: str) -> Any:
+    if request == "peak":
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if request == "gflop":
+        with FlopCounterMode(display=False) as counter:
+            operations[name]()
+        return counter.get_total_flops() / 1e9
+    started = time.perf_counter()
+    value = operations[name]()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started if request == "seconds" else value
+
+
+def alternate(workers: Mapping[str, Worker], operations: Sequence[str], repeats: int) -> dict[str, dict]:
+    """Return {worker: {operation: seconds of each repeat}}: A B A B, after one round that warms up."""
+    times: dict[str, dict] = {name: {operation: [] for operation in operations} for name in workers}
+    for turn in range(repeats + 1):
+        for name, worker in workers.items():
+            for operation in operations:
+                seconds = worker.ask("seconds", operation)
+                if turn:
+                    times[name][operation].append(seconds)
+    return times
+
+
+def matmul_gflops(dtype: torch.dtype, device: str, size: int = 2048, repeats: int = 5) -> float:
+    """Return the rate of a square matrix product at this precision, the best of a few: GFLOP a second."""
+    one, two = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        one @ two
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds) / 1e9
+
+
+class Measure(NamedTuple):
+    """A number with what it lies between."""
+
+    value: float
+    low: float
+    high: float
+
+    def __format__(self, form: str) -> str:
+        if self.low == self.high:
+            return f"{self.value:{form}}"
+        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+
+def spread(values: Sequence[float]) -> Measure:
+    """Return median, least and greatest of repeated measurements."""
+    return Measure(float(np.median(values)), min(values), max(values))
+
+
+def exactly(value: float) -> Measure:
+    """Return a counted number, the same at each repeat."""
+    return Measure(value, value, value)
+
+
+def table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
+    """Return rows as text; columns: key -> format such as ".2f"."""
+    lines = [list(columns)]
+    lines += [[format(row[key], form) if key in row else "" for key, form in columns.items()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
+
+
+def save(name: str, settings: dict[str, Any], rows: Sequence[Row]) -> Path:
+    """Write data/results/bench_<name>.json: settings with the machine, and one row for each measure."""
+    flat = []
+    for row in rows:
+        what = {key: value for key, value in row.items() if not isinstance(value, Measure)}
+        measures = {key: value for key, value in row.items() if isinstance(value, Measure)}
+        flat += [{**what, "metric": key, **value._asdict()} for key, value in measures.items()]
+    return evaluation.save_results(RESULTS / f"bench_{name}.json", settings, flat)

@@ -1,0 +1,145 @@
+"""Time this project's calibrated sampling against StableDiffusionPipeline with the adapter loaded.
+
+python benchmarks/sample.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import common
+import torch
+import typer
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from dasd_utils import evaluation, metrics, runs, sampling
+from dasd_utils.config import Calibration, Config, DomainConfig, resolve
+from dasd_utils.denoising import initial_noise, make_scheduler
+from dasd_utils.precision import autocast
+from dasd_utils.pretrain.evaluate import heldout
+
+PUBLISHED = {"num_inference_steps": 30, "scheduler": "ddim"}
+VARIANTS = {  # name -> (who samples, what differs from the domain's calibration)
+    "diffusers, DDIM 30": ("diffusers", PUBLISHED),
+    "ours, DDIM 30": ("ours", PUBLISHED),
+    "ours, calibrated": ("ours", {}),
+    "ours, DPM-Solver++ 10": ("ours", {"num_inference_steps": 10, "scheduler": "dpm++"}),
+}
+Sampler = Callable[[DomainConfig, Sequence[str], int, Calibration], list[Image.Image]]
+
+
+def factory(variant: str, precision: str, batch_size: int, num_images: int) -> common.Operations:
+    """Return for each domain `<name>`, which samples one batch, and `<name> all`, which samples all."""
+    who, changes = VARIANTS[variant]
+    config = Config.setup("tiny", mixed_precision=precision)
+    sample = {"diffusers": _diffusers, "ours": _ours}[who](config)
+    operations = {}
+    for domain in config.domains:
+        prompts = heldout(domain.name, num_images).texts
+        settings = Calibration(**{**vars(domain.calibration), **changes})
+
+        def batch(start: int, domain=domain, prompts=prompts, settings=settings) -> list[Image.Image]:
+            return sample(domain, prompts[start : start + batch_size], start, settings)
+
+        def everything(batch=batch) -> list[Image.Image]:
+            return [image for start in range(0, num_images, batch_size) for image in batch(start)]
+
+        operations[domain.name] = lambda batch=batch: batch(0)
+        operations[f"{domain.name} all"] = everything
+    return operations
+
+
+def _ours(config: Config) -> Sampler:
+    pipeline = sampling.load_trained_pipeline(runs.find_run(config), config)
+
+    def sample(domain: DomainConfig, prompts: Sequence[str], first: int, settings: Calibration) -> list:
+        seeds = list(range(first, first + len(prompts)))
+        return pipeline.generate(list(prompts), domain=domain.name, seed=seeds, settings=settings)[0]
+
+    return sample
+
+
+def _diffusers(config: Config) -> Sampler:
+    """Return the pipeline that a user of diffusers has: base, LoRA, tokens, nothing merged."""
+    adapter = resolve(runs.find_run(config)) / "adapter"
+    pipe = StableDiffusionPipeline.from_pretrained(
+        resolve(config.model.base), safety_checker=None, dtype=torch.float32
+    )
+    pipe.load_lora_weights(adapter)
+    for domain in config.domains:
+        pipe.load_textual_inversion(adapter / f"{domain.token.strip('<>')}.safetensors")
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    schedule = pipe.scheduler
+
+    def sample(domain: DomainConfig, prompts: Sequence[str], first: int, settings: Calibration) -> list:
+        pipe.scheduler = make_scheduler(settings.scheduler, schedule)
+        shape = (4, pipe.unet.config.sample_size, pipe.unet.config.sample_size)
+        noise = torch.stack([initial_noise(shape, first + i, 0) for i in range(len(prompts))])
+        with autocast(config.training.mixed_precision, pipe.device):
+            return pipe(
+                [f"{domain.token} {prompt}" for prompt in prompts],
+                guidance_scale=settings.guidance_scale,
+                num_inference_steps=settings.num_inference_steps,
+                latents=noise.to(pipe.device),
+            ).images
+
+    return sample
+
+
+def score(images: list[Image.Image], domain: str, judge: evaluation.Judge, seed: int) -> common.Row:
+    """Return CMMD to held-out renders and attributes shown, each with its interval."""
+    world = heldout(domain, len(images))
+    real, made = judge.embed(world.images), judge.embed(images)
+    shown = metrics.attribute_accuracy(judge.reader.read(images, domain), world.told)
+    cmmd, attributes = (
+        metrics.cmmd_interval(made, real, seed=seed),
+        metrics.bootstrap_interval(shown, seed=seed),
+    )
+    mean = float(torch.as_tensor(shown).double().mean())
+    return {
+        "cmmd": common.Measure(metrics.cmmd(made, real), *cmmd),
+        "attributes": common.Measure(mean, *attributes),
+    }
+
+
+def main(
+    precision: Annotated[str, typer.Option(help="no, bf16, fp16 or auto, for all alike")] = "auto",
+    threads: int = 2,
+    batch_size: int = 8,
+    num_images: Annotated[int, typer.Option(help="a domain, for CMMD and attributes", min=2)] = 200,
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+) -> None:
+    """Print a table and write data/results/bench_sample.json: images a second, CMMD, attributes shown."""
+    torch.set_num_threads(threads)
+    config = Config.setup("tiny")
+    domains = [domain.name for domain in config.domains]
+    options = {"precision": precision, "batch_size": batch_size, "num_images": num_images}
+    workers = {name: common.Worker(factory, threads, variant=name, **options) for name in VARIANTS}
+    times = common.alternate(workers, domains, repeats)
+    judge, rows = evaluation.load_judge(config, "cpu"), []
+    for name, worker in workers.items():
+        for domain in domains:
+            first, seconds = times[next(iter(VARIANTS))][domain], times[name][domain]
+            row = {
+                "method": name,
+                "domain": domain,
+                **options,
+                "threads": threads,
+                "n": num_images,
+                "seed": 0,
+            }
+            row["repeats"] = repeats  # of one batch; n is for the scores
+            row["images_per_second"] = common.spread([batch_size / s for s in seconds])
+            row["ratio"] = common.spread([f / s for f, s in zip(first, seconds, strict=True)])
+            rows.append(row | score(worker.ask("value", f"{domain} all"), domain, judge, 0))
+        worker.close()
+    columns = {"method": "", "domain": "", "images_per_second": ".2f", "ratio": ".2f"}
+    print(common.table(rows, columns | {"cmmd": ".3f", "attributes": ".3f"}))
+    print(common.save("sample", {"machine": common.machine(threads)}, rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,226 @@
+"""Three training steps to compare, on equal weights: this project's, the published one, plain LoRA.
+
+Each factory returns its operations, by name, for a `common.Worker`. All three train the same LoRA with
+AdamW and clipping, at the same precision, from prompts of the same length.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+import torch.nn.functional as F
+import transformers
+from common import Operations
+from torch import Tensor
+
+from dasd_utils import latents, losses, models, objectives, training
+from dasd_utils.config import ROOT, Config
+from dasd_utils.precision import autocast, choose_precision, frozen_dtype
+
+PROMPT = "a dense forest beside a winding river with a bridge and a few houses"
+IMAGES = 300 + 2 * 400  # of the published study, source and both targets: what a cache has to hold
+PUBLISHED_SAMPLES = 1500 * 4  # target samples of the published run, over which the cache is spread
+PLAIN_BATCH = 4
+
+
+def base(model: str, config: Config) -> models.Parts:
+    """Return the tiny base, or Stable Diffusion 1.5 in true shapes with random weights; LoRA and tokens in.
+
+    Only the vocabulary of the latter is that of the tiny base: its size costs no time.
+    """
+    torch.manual_seed(0)
+    if model == "tiny":
+        return training.setup_training(config)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(ROOT / "data" / "tiny-sd" / "tokenizer")
+    text = dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12)
+    parts = models.Parts(
+        tokenizer=tokenizer,
+        text_encoder=transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=2, **text)
+        ),
+        unet=diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
+        vae=diffusers.AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        ),
+        noise_scheduler=diffusers.DDPMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+        ),
+        config=config,
+    )
+    for module in (parts.text_encoder, parts.unet, parts.vae):
+        module.requires_grad_(False).eval()
+    models.add_lora(parts.unet, config.lora)
+    models.add_domain_tokens(parts, config.domains)
+    models.trainable_parameters(parts)
+    return parts
+
+
+def settings(model: str, resolution: int, precision: str, **changes: Any) -> Config:
+    """Return the config of one measurement: the model's own domains, LoRA and batch, no accumulation."""
+    profile = Config.setup(model)
+    batch = {} if model == "tiny" else {"gradient_checkpointing": False}
+    return profile.replace(
+        resolution=resolution,
+        mixed_precision=precision,
+        gradient_accumulation_steps=1,
+        output_dir=tempfile.mkdtemp(),
+        **(batch | changes),
+    )
+
+
+class RandomSampler:
+    """Batches as training sees them, of random latents: what they hold costs no time."""
+
+    fingerprint = "random"
+
+    def __init__(self, config: Config, side: int) -> None:
+        self.config, self.side = config, side
+
+    def encode(self, *_arguments: Any) -> None:
+        """Nothing is to be encoded."""
+
+    def source_prompts(self) -> list[str]:
+        """Return the prompt that all source samples have."""
+        return [PROMPT]
+
+    def batch(self, _step: int, _micro: int = 0) -> latents.Batch:
+        """Return Bt targets, the domains in turns, and Bs sources."""
+        domains, training_ = self.config.domains, self.config.training
+        targets, sources = training_.target_batch_size, training_.source_batch_size
+        rows = [i % len(domains) for i in range(targets)]
+        timesteps = torch.randint(0, 1000, (targets,))
+
+        def draw(count: int) -> Tensor:
+            return torch.randn(count, 4, self.side, self.side)
+
+        return latents.Batch(
+            target_latents=draw(targets),
+            source_latents=draw(sources),
+            target_prompts=[f"{domains[row].token} {PROMPT}" for row in rows],
+            source_prompts=[PROMPT] * sources,
+            target_domains=torch.tensor(rows),
+            target_timesteps=timesteps,
+            source_timesteps=timesteps[:sources],
+            target_noise=draw(targets),
+            source_noise=draw(sources),
+            sample_ids=["-"] * (targets + sources),
+        )
+
+
+def ours(model: str, resolution: int, precision: str, **changes: Any) -> Operations:
+    """`step`: one optimiser step of this project; `encode`: one image into the latent cache."""
+    config = settings(model, resolution, precision, **changes)
+    parts = base(model, config)
+    side = resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    encode = _encoder(parts, resolution, precision, 1)
+    run = training.Run(
+        config,
+        parts,
+        RandomSampler(config, side),
+        objectives.DasdObjective(config),
+        training.Watch(progress=False),
+    )
+    run.encode()
+    steps = iter(range(1, 10**6))
+    return {"step": lambda: run.optimise(next(steps)), "encode": encode}
+
+
+def plain(model: str, resolution: int, precision: str, **changes: Any) -> Operations:
+    """`step`: a LoRA step as diffusers' text-to-image script does it, four images, no alignment."""
+    config = settings(model, resolution, precision, **changes)
+    parts = base(model, config)
+    loss = _noise_loss(parts, resolution, precision, PLAIN_BATCH)
+
+    def step() -> None:
+        loss()[0].backward()
+        update()
+
+    update = _updater(parts, config)
+    return {"step": step}
+
+
+def published(model: str, resolution: int, precision: str, **changes: Any) -> Operations:
+    """`sample`: one of four accumulated pairs of the published step; `update`: what ends the four.
+
+    VAE encode, text and a whole UNet pass for one target and one source, both with gradient, and the biased
+    Gaussian MMD of two flattened mid-block features.
+    """
+    config = settings(model, resolution, precision, **changes)
+    parts = base(model, config)
+    loss = _noise_loss(parts, resolution, precision, 1)
+
+    def sample() -> None:
+        (noise, target), (_, source) = loss(), loss()
+        align = losses.mmd(source.flatten(1), target.flatten(1), "gaussian", unbiased=False)
+        ((noise + config.alignment.lambda_align * align) / 4).backward()
+
+    return {"sample": sample, "update": _updater(parts, config)}
+
+
+def _encoder(parts: models.Parts, resolution: int, precision: str, count: int) -> Callable[[], Tensor]:
+    parts.vae.to(_device())
+    pixels = torch.rand(count, 3, resolution, resolution, device=_device()) * 2 - 1
+
+    @torch.no_grad()
+    def encode() -> Tensor:
+        with autocast(precision, _device()):
+            return parts.vae.encode(pixels).latent_dist.sample().float() * parts.vae.config.scaling_factor
+
+    return encode
+
+
+def _noise_loss(
+    parts: models.Parts, resolution: int, precision: str, count: int
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Return a function of nothing: (noise prediction loss, mid-block features), everything computed anew."""
+    encode = _encoder(parts, resolution, precision, count)
+    parts.unet.to(_device(), frozen_dtype(precision, _device()))
+    parts.text_encoder.to(_device())
+    parts.tokens.to(_device())
+    parts.unet.train()
+
+    def loss() -> tuple[Tensor, Tensor]:
+        latent = encode()
+        noise = torch.randn_like(latent)
+        timesteps = torch.randint(0, 1000, (count,), device=latent.device)
+        with autocast(precision, _device()):
+            text = models.encode_prompts(parts, [f"{parts.config.domains[0].token} {PROMPT}"] * count)
+            noisy = parts.noise_scheduler.add_noise(latent, noise, timesteps)
+            eps, mid = models.unet_pass(parts.unet, noisy, timesteps, text)
+        return F.mse_loss(eps.float(), noise), mid.float()
+
+    return loss
+
+
+def _updater(parts: models.Parts, config: Config) -> Callable[[], None]:
+    groups = models.trainable_parameters(parts)
+    parameters = [p for group in groups.values() for p in group]
+    optimizer = torch.optim.AdamW(parameters, lr=config.training.learning_rate)
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Return the type in which products are computed at this setting."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
+        choose_precision(precision, _device()), torch.float32
+    )
+
+
+FACTORIES = {"ours": ours, "published": published, "plain": plain}

@@ -1,0 +1,110 @@
+"""Time this project's training step against the published one and a plain LoRA step; see README.md.
+
+python benchmarks/train_step.py --model sd15 --resolution 256 --precision no
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import common
+import steps
+import torch
+import typer
+
+
+def seconds_a_sample(name: str, times: dict[str, list[float]], batch: int) -> list[float]:
+    """Return seconds per target sample of each repeat, the share of update and latent cache included."""
+    if name == "published":
+        return [s + u / 4 for s, u in zip(times["sample"], times["update"], strict=True)]
+    if name == "plain":
+        return [s / steps.PLAIN_BATCH for s in times["step"]]
+    share = steps.IMAGES / steps.PUBLISHED_SAMPLES
+    return [s / batch + share * e for s, e in zip(times["step"], times["encode"], strict=True)]
+
+
+def gflop_a_sample(name: str, worker: common.Worker, batch: int) -> float:
+    """Return counted work per target sample, the share of the latent cache included."""
+    if name == "published":
+        return worker.ask("gflop", "sample")
+    if name == "plain":
+        return worker.ask("gflop", "step") / steps.PLAIN_BATCH
+    share = steps.IMAGES / steps.PUBLISHED_SAMPLES
+    return worker.ask("gflop", "step") / batch + share * worker.ask("gflop", "encode")
+
+
+OPERATIONS = {"ours": ("step", "encode"), "published": ("sample", "update"), "plain": ("step",)}
+
+
+def measure(other: str, options: dict[str, Any], threads: int, repeats: int) -> list[common.Row]:
+    """Return a row for this project's step and one for the other, timed in turns."""
+    config = steps.settings(options["model"], options["resolution"], options["precision"])
+    batch = options.get("target_batch_size", config.training.target_batch_size)
+    changes = {k: v for k, v in options.items() if k not in ("model", "resolution", "precision")}
+    plain = {k: options[k] for k in ("model", "resolution", "precision")}
+    workers = {
+        "ours": common.Worker(steps.ours, threads, **plain, **changes),
+        other: common.Worker(steps.FACTORIES[other], threads, **plain),
+    }
+    times: dict[str, dict[str, list[float]]] = {name: {} for name in workers}
+    for turn in range(repeats + 1):  # the first warms up
+        for name, worker in workers.items():
+            for operation in OPERATIONS[name]:
+                seconds = worker.ask("seconds", operation)
+                if turn:
+                    times[name].setdefault(operation, []).append(seconds)
+    rows = []
+    for name, worker in workers.items():
+        each = seconds_a_sample(name, times[name], batch)
+        peak = worker.ask("peak") / 1e9
+        gflop = gflop_a_sample(name, worker, batch)
+        row = {"step": name, "against": other, **options, "threads": threads, "n": repeats}
+        row |= {"seconds": common.spread(each), "gflop": common.exactly(gflop)}
+        rows.append(row | {"peak_gb": common.exactly(peak)})
+        worker.close()
+    return rows
+
+
+def main(
+    model: Annotated[str, typer.Option(help="sd15 (random weights in true shapes) or tiny")] = "tiny",
+    resolution: Annotated[int, typer.Option(help="pixels")] = 64,
+    precision: Annotated[str, typer.Option(help="no, bf16 or fp16")] = "no",
+    threads: int = 1,
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    against: Annotated[str, typer.Option(help="published, plain, or both with a comma")] = "published,plain",
+    checkpointing: Annotated[bool, typer.Option(help="recompute activations in ours")] = False,
+    target_batch_size: Annotated[int, typer.Option(help="0: the profile's, with a third of it sources")] = 0,
+) -> None:
+    """Print a table and write data/results/bench_train_step_<model>_<resolution>_<precision>.json."""
+    options: dict[str, Any] = {"model": model, "resolution": resolution, "precision": precision}
+    if checkpointing:
+        options["gradient_checkpointing"] = True
+    if target_batch_size:
+        options |= {
+            "target_batch_size": target_batch_size,
+            "source_batch_size": max(target_batch_size // 3, 1),
+        }
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = []
+    for other in against.split(","):
+        rate = common.matmul_gflops(steps.dtype_of(precision), device)
+        pair = measure(other, options, threads, repeats)
+        for row in pair:
+            seconds, theirs = row["seconds"], pair[1]["seconds"]
+            share = row["gflop"].value / rate  # seconds, at the rate of a matrix product
+            row["samples_per_second"] = common.Measure(*(1 / seconds[i] for i in (0, 2, 1)))
+            row["share_of_matmul"] = common.Measure(*(share / seconds[i] for i in (0, 2, 1)))
+            row["ratio"] = common.Measure(*(theirs[j] / seconds[i] for i, j in ((0, 0), (2, 1), (1, 2))))
+            row["memory_ratio"] = common.exactly(row["peak_gb"].value / pair[1]["peak_gb"].value)
+            row["matmul_gflops"] = rate
+        rows += pair
+    columns = {"step": "", "samples_per_second": ".3g", "gflop": ".0f", "share_of_matmul": ".2f"}
+    print(common.table(rows, columns | {"peak_gb": ".2f", "ratio": ".2f", "memory_ratio": ".2f"}))
+    settings = {"machine": common.machine(threads, device), "images": steps.IMAGES}
+    name = f"train_step_{model}_{resolution}_{precision}"
+    print(common.save(name, settings | {"samples": steps.PUBLISHED_SAMPLES}, rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)
