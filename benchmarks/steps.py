@@ -56,6 +56,7 @@ def base(model: str, config: Config) -> models.Parts:
     )
     for module in (parts.text_encoder, parts.unet, parts.vae):
         module.requires_grad_(False).eval()
+    parts.unet.to(frozen_dtype(config))
     models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)
     models.trainable_parameters(parts)
@@ -181,7 +182,7 @@ def _noise_loss(
 ) -> Callable[[], tuple[Tensor, Tensor]]:
     """Return a function of nothing: (noise prediction loss, mid-block features), everything computed anew."""
     encode = _encoder(parts, resolution, precision, count)
-    parts.unet.to(_device(), frozen_dtype(precision, _device()))
+    parts.unet.to(_device())
     parts.text_encoder.to(_device())
     parts.tokens.to(_device())
     parts.unet.train()

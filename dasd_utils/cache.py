@@ -33,7 +33,8 @@ class Latents(Sequence):
     def __init__(self, shards: Sequence[np.ndarray]) -> None:
         self.shards = list(shards)
         self.starts = np.cumsum([0, *map(len, self.shards)])
-        self.shape = (int(self.starts[-1]), *self.shards[0].shape[1:])
+        self.shape, self.dtype = (int(self.starts[-1]), *self.shards[0].shape[1:]), self.shards[0].dtype
+        self.nbytes = sum(shard.nbytes for shard in self.shards)
 
     def __len__(self) -> int:
         return self.shape[0]

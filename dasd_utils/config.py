@@ -62,6 +62,7 @@ class ModelConfig:
     clip_revision: str | None = None
     resolution: int = 64  # pixels, square
     attention: str = "fused"  # "plain" is faster on a CPU where the latents are small
+    half_weights: bool = True  # keep the frozen UNet in the precision of computing, if that is a half
 
 
 @dataclass(frozen=True)

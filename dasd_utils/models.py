@@ -59,20 +59,24 @@ class Parts:
         return self
 
 
-def load_parts(config: cfg.Config, dtype: torch.dtype | None = None) -> Parts:
+def load_parts(
+    config: cfg.Config, dtype: torch.dtype | None = None, unet_dtype: torch.dtype | None = None
+) -> Parts:
     """Return the frozen parts of `config.model.base`, in eval mode, on the CPU.
 
-    `dtype` is that of the frozen weights, float32 if None. The safety checker is not looked at.
+    `dtype` is that of the frozen weights, float32 if None; `unet_dtype` that of the UNet's, if another.
+    The safety checker is not looked at.
     Raises DasdError if the base is missing, unreachable or not of the Stable Diffusion 1.x kind.
     """
     model = config.model
     base = pretrained.find(model.base, model.base_revision, model.base_variant)
     _check_layout(base)
     weights = dict(variant=model.base_variant, use_safetensors=True, dtype=dtype or torch.float32)
+    unet_weights = {"dtype": unet_dtype} if unet_dtype else {}
     parts = Parts(
         tokenizer=base.load(transformers.CLIPTokenizer, "tokenizer"),
         text_encoder=base.load(transformers.CLIPTextModel, "text_encoder", **weights),
-        unet=base.load(diffusers.UNet2DConditionModel, "unet", **weights),
+        unet=base.load(diffusers.UNet2DConditionModel, "unet", **(weights | unet_weights)),
         vae=base.load(diffusers.AutoencoderKL, "vae", **weights),
         noise_scheduler=base.load(diffusers.DDPMScheduler, "scheduler"),
         config=config,

@@ -21,11 +21,9 @@ from torch import Tensor
 
 from dasd_utils import adapters, checkpoints, models
 from dasd_utils.config import Config, DasdError, TrainingConfig
-from dasd_utils.precision import choose_precision, frozen_dtype
+from dasd_utils.precision import choose_precision
 
 BY_STEP_ALONE = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
-
-Whole = list[tuple[torch.nn.Parameter, Tensor]]  # halved weights with the values they had
 
 
 def check(training: TrainingConfig) -> None:
@@ -46,7 +44,8 @@ class Updater:
         training = config.training
         self.accelerator = _accelerator(training)
         groups = models.trainable_parameters(parts)
-        self.whole = _place(parts, self.accelerator)
+        for module in (parts.unet, parts.text_encoder, parts.tokens):
+            module.to(self.accelerator.device)
         if training.gradient_checkpointing:
             parts.unet.enable_gradient_checkpointing()
         self.parameters = [*groups["lora"], *groups["tokens"]]
@@ -119,10 +118,7 @@ class Updater:
             self.ema.copy_to(self.parameters)
 
     def release(self) -> None:
-        """Give the frozen weights back as they were before training, to the last bit."""
-        for parameter, values in self.whole:
-            parameter.data = values.to(parameter.device)
-        self.whole = []
+        """Leave the network as it was before training, but for what trained."""
         self.parts.unet.disable_gradient_checkpointing()
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -164,23 +160,6 @@ def _accelerator(training: TrainingConfig) -> Accelerator:
     # as a plugin, since `accelerate launch` overrides the plain number through the environment
     accumulation = GradientAccumulationPlugin(num_steps=training.gradient_accumulation_steps)
     return Accelerator(mixed_precision=precision, gradient_accumulation_plugin=accumulation)
-
-
-def _place(parts: models.Parts, accelerator: Accelerator) -> Whole:
-    """Move what trains to the device; on a GPU at half precision the frozen UNet weights are halved too."""
-    half = frozen_dtype(accelerator.mixed_precision, accelerator.device)
-    whole = [] if half is None else _halve(parts.unet, accelerator.device, half)
-    for module in (parts.unet, parts.text_encoder, parts.tokens):
-        module.to(accelerator.device)
-    return whole
-
-
-def _halve(unet: torch.nn.Module, device: torch.device, half: torch.dtype) -> Whole:
-    """Put the frozen weights on the device in half the memory; return their whole values, on the host."""
-    whole = [(p, p.data.cpu()) for p in unet.parameters() if not p.requires_grad]
-    for parameter, values in whole:
-        parameter.data = values.to(device, half)
-    return whole
 
 
 def _groups(groups: Mapping[str, list[torch.nn.Parameter]], training: TrainingConfig) -> list[dict[str, Any]]:

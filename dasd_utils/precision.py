@@ -6,7 +6,7 @@ import contextlib
 
 import torch
 
-from dasd_utils.config import DasdError
+from dasd_utils.config import Config, DasdError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,20 +28,29 @@ def choose_precision(setting: str, device: torch.device) -> str:
 
 
 def autocast(setting: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """Return the context in which networks on the device compute, without gradients, at the chosen precision.
-
-    A run that was trained in fp16 on a GPU can be sampled anywhere: without CUDA it is as "auto".
-    """
-    chosen = choose_precision("auto" if setting == "fp16" and device.type != "cuda" else setting, device)
+    """Return the context in which networks compute on the device, without gradients."""
+    chosen = _possible(setting, device)
     return torch.autocast(device.type, DTYPES.get(chosen), enabled=chosen in DTYPES)
 
 
-def frozen_dtype(setting: str, device: torch.device) -> torch.dtype | None:
-    """Return the half precision that frozen weights are kept in, None for that of their files.
+def frozen_dtype(config: Config, device: torch.device | None = None) -> torch.dtype | None:
+    """Return the half precision of the frozen UNet where the config wants it, None for that of its files.
 
-    Only on CUDA, where memory is short; the networks compute there in that precision anyway.
+    The network computes there in that precision anyway. The device is CUDA if there is one, else the CPU.
     """
-    return DTYPES.get(choose_precision(setting, device)) if device.type == "cuda" else None
+    if not config.model.half_weights:
+        return None
+    return DTYPES.get(_possible(config.training.mixed_precision, device or default_device()))
+
+
+def default_device() -> torch.device:
+    """Return CUDA if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _possible(setting: str, device: torch.device) -> str:
+    """A run that was trained in fp16 on a GPU can be sampled anywhere: without CUDA it is as "auto"."""
+    return choose_precision("auto" if setting == "fp16" and device.type != "cuda" else setting, device)
 
 
 def _cpu_has_bf16() -> bool:

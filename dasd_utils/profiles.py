@@ -35,7 +35,7 @@ def _tiny() -> Config:
     return Config(
         profile="tiny",
         shipped_run="data/tiny-run",
-        model=ModelConfig(attention="plain"),
+        model=ModelConfig(attention="plain", half_weights=False),
         lora=LoraSettings(rank=32, alpha=128.0, dropout=0.0),  # dropout is slow on a CPU
         source=DomainConfig("painting", "toyworld:painting", num_images=300, calibration=calibrated),
         domains=(
@@ -76,6 +76,7 @@ def _sd15() -> Config:
         ),
         source=DomainConfig("painting", "huggan/few-shot-art-painting", caption="a painting", num_images=300),
         domains=(_rsicd(), _chest_xray()),
+        lora=LoraSettings(dropout=0.0),  # it would keep a copy of each layer's input for the backward pass
         training=TrainingConfig(
             max_train_steps=1500,
             target_batch_size=3,
@@ -125,6 +126,7 @@ PROFILES = {"tiny": _tiny, "sd15": _sd15}
 
 # The published settings by name: Config.setup("sd15", **PUBLISHED).
 PUBLISHED: dict[str, Any] = {
+    "dropout": 0.1,
     "learning_rate": 1e-5,
     "token_learning_rate": 5e-5,
     "target_batch_size": 1,

@@ -297,8 +297,7 @@ def load_trained_pipeline(
     config = config or Config.load(run / "config.json")
     if (run / "calibration.json").exists():
         config = calibrated(config, run / "calibration.json")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    parts = models.load_parts(config)
-    parts.unet.to(precision.frozen_dtype(config.training.mixed_precision, device))  # not the LoRA to come
+    device = torch.device(device or precision.default_device())
+    parts = models.load_parts(config, unet_dtype=precision.frozen_dtype(config, device))
     adapters.load_adapter(parts, adapter)
     return DasdPipeline(parts.to(device), config)

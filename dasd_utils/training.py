@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from dasd_utils import adapters, checkpoints, data, models, objectives, optimization
+from dasd_utils import adapters, checkpoints, data, models, objectives, optimization, precision
 from dasd_utils.config import Config, DasdError, resolve
 
 MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
@@ -44,7 +44,7 @@ def setup_training(config: Config) -> models.Parts:
     Raises DasdError if the base is not there or already has a token.
     """
     torch.manual_seed(config.seed)
-    parts = models.load_parts(config)
+    parts = models.load_parts(config, unet_dtype=precision.frozen_dtype(config))
     models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)
     models.trainable_parameters(parts)
@@ -208,7 +208,7 @@ class Run:
         checkpoints.write(self.checkpoints, step, tensors, state, self.config.training.checkpoints_kept)
 
     def release(self) -> None:
-        """Leave the parts ready for use: dropout off, all on one device, frozen weights as they were."""
+        """Leave the parts ready for use: dropout off, all on one device."""
         self.parts.kept_texts.clear()
         self.updater.release()
         self.parts.unet.eval()

@@ -125,11 +125,22 @@ def test_shards_are_one_array(shards, config, vae, monkeypatch):
     source = data.load_domain(config.source, config)
     (whole,) = cache.cached_latents(source, config, vae, cache.vae_fingerprint(vae), progress=False).shards
     assert many.shape == whole.shape == (24, 2, 4, 4, 4)
+    assert many.dtype == whole.dtype and many.nbytes == whole.nbytes
     for key in (0, 10, -1, slice(None), slice(8, 12), (slice(3, 21, 5), 0), (19, 1), slice(0, 0)):
         np.testing.assert_allclose(many[key], whole[key], rtol=1e-4, atol=1e-5)
     assert all(isinstance(shard.base, np.memmap) for shard in many.shards)
     with pytest.raises(IndexError):
         many[24]
+
+
+def test_cached_moments_are_those_of_the_vae(shards, config, vae):
+    source = data.load_domain(config.source, config)
+    for index in (0, 9, 10, 23):
+        pixels = torch.from_numpy(np.asarray(source.images[index], np.float32)).permute(2, 0, 1) / 127.5 - 1
+        with torch.no_grad():
+            posterior = vae.encode(pixels[None]).latent_dist
+        expected = torch.cat([posterior.mean, posterior.std]).numpy() * vae.config.scaling_factor
+        np.testing.assert_allclose(shards()[index], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_interrupted_encoding_goes_on_where_it_stopped(shards, config, monkeypatch):

@@ -24,6 +24,7 @@ CORE = {
     "checkpoints": {"config"},
     "training": {
         "adapters", "checkpoints", "config", "data", "losses", "models", "objectives", "optimization",
+        "precision",
     },
     "classifier": {"config"},
     "denoising": {"config"},

@@ -67,6 +67,40 @@ def test_prompts_of_the_source_carry_no_gradient(tiny_config, parts, monkeypatch
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-9
 
 
+def test_loss_and_gradients_are_those_of_two_whole_passes(tiny_config, parts):
+    """What makes a step fast changes nothing: kept texts, the shared pass, the source that stops early."""
+    config = tiny_config.replace(lambda_align=0.5, queue_size=0, dropout=0.0)
+    batch = make_batch(config)
+    parts.unet.train()
+    generator = torch.Generator().manual_seed(3)
+    groups = models.trainable_parameters(parts)
+    with torch.no_grad():
+        for weight in groups["lora"]:
+            weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
+    weights = [p for group in groups.values() for p in group]
+
+    def whole_pass(kind):
+        latents, noise, timesteps = (getattr(batch, f"{kind}_{x}") for x in ("latents", "noise", "timesteps"))
+        text = models.encode_prompts(parts, getattr(batch, f"{kind}_prompts"))
+        noisy, mids = parts.noise_scheduler.add_noise(latents, noise, timesteps), []
+        hook = parts.unet.mid_block.register_forward_hook(lambda _m, _a, out: mids.append(out))
+        eps = parts.unet(noisy, timesteps, text).sample
+        hook.remove()
+        return eps, mids[0].mean(dim=(2, 3))
+
+    (eps, target), (_, source) = whole_pass("target"), whole_pass("source")
+    mmd = [losses.mmd(source, target[batch.target_domains == d], "multi") for d in (0, 1)]
+    plain = objectives.noise_loss(parts, batch, eps, config) + 0.5 * sum(mmd) / 2
+    expected = torch.autograd.grad(plain, weights)
+
+    models.keep_texts(parts, batch.source_prompts)
+    loss, _ = objectives.DasdObjective(config)(parts, batch, config)
+    found = torch.autograd.grad(loss, weights)
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-9
+
+
 def test_gradients_reach_lora_and_every_token(tiny_config, parts):
     loss, _ = objectives.DasdObjective(tiny_config)(parts, make_batch(tiny_config), tiny_config)
     loss.backward()

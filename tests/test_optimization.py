@@ -6,7 +6,7 @@ import pytest
 import torch
 from synthetic import make_batch, make_parts
 
-from dasd_utils import models, objectives, optimization
+from dasd_utils import models, objectives, optimization, training
 from dasd_utils.config import DasdError
 
 
@@ -151,18 +151,17 @@ def test_checkpointed_gradients_are_those_without(tiny_config):
     assert not updater.parts.unet.is_gradient_checkpointing
 
 
-def test_halved_frozen_weights_come_back_to_the_last_bit(tiny_config):
-    """What happens on a GPU, done on the CPU."""
-    config = tiny_config.replace(mixed_precision="bf16")
-    updater = optimization.Updater(config, make_parts(config))
-    before = {name: p.detach().clone() for name, p in updater.parts.unet.named_parameters()}
-    updater.whole = optimization._halve(updater.parts.unet, torch.device("cpu"), torch.bfloat16)
-    dtypes = {p.dtype for p in updater.parts.unet.parameters() if not p.requires_grad}
-    assert dtypes == {torch.bfloat16} and {p.dtype for p in updater.parameters} == {torch.float32}
+def test_a_frozen_unet_in_half_precision_trains_lora_in_full(tiny_config):
+    config = tiny_config.replace(mixed_precision="bf16", half_weights=True)
+    updater = optimization.Updater(config, training.setup_training(config))
+    unet = updater.parts.unet
+    before = {n: p.detach().clone() for n, p in unet.named_parameters() if not p.requires_grad}
+    assert {p.dtype for p in before.values()} == {torch.bfloat16}
+    assert {p.dtype for p in updater.parameters} == {torch.float32}
     with updater.autocast():
         loss, _ = objectives.DasdObjective(config)(updater.parts, make_batch(config), config)
     updater.backward(loss)
     assert all(p.grad.dtype == torch.float32 for p in updater.parameters)
-    updater.release()
-    for name, parameter in updater.parts.unet.named_parameters():
-        assert torch.equal(parameter, before[name]), name
+    updater.set_rates(3)
+    updater.update(finite_loss=True)
+    assert all(torch.equal(p, before[n]) for n, p in unet.named_parameters() if n in before)

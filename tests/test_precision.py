@@ -36,14 +36,21 @@ def test_a_cpu_gets_bf16_only_where_it_is_native(monkeypatch):
     assert precision.choose_precision("auto", cpu) == "no"
 
 
-def test_frozen_weights_are_halved_on_a_gpu_alone(monkeypatch):
+def test_the_frozen_unet_is_kept_in_the_precision_of_computing(tiny_config, monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert precision.frozen_dtype("auto", cuda) is torch.bfloat16
-    assert precision.frozen_dtype("fp16", cuda) is torch.float16
-    assert precision.frozen_dtype("no", cuda) is None
-    assert precision.frozen_dtype("bf16", cpu) is None
-    assert precision.frozen_dtype("fp16", cpu) is None  # a run trained in fp16 is sampled anywhere
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: False)
+    for setting, device, expected in (
+        ("auto", cuda, torch.bfloat16),
+        ("fp16", cuda, torch.float16),
+        ("no", cuda, None),
+        ("bf16", cpu, torch.bfloat16),
+        ("auto", cpu, None),
+        ("fp16", cpu, None),  # a run trained in fp16 is sampled anywhere
+    ):
+        config = tiny_config.replace(mixed_precision=setting, half_weights=True)
+        assert precision.frozen_dtype(config, device) is expected
+        assert precision.frozen_dtype(config.replace(half_weights=False), device) is None
 
 
 def test_autocast_computes_at_the_chosen_precision():
