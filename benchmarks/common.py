@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import multiprocessing
 import os
 import platform
@@ -123,6 +124,35 @@ def alternate(workers: Mapping[str, Worker], operations: Sequence[str], repeats:
                 if turn:
                     times[name][operation].append(seconds)
     return times
+
+
+class Stopwatch:
+    """Adds up the seconds spent in named functions while it is on."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.whole: list[tuple[Any, str, Any]] = []
+
+    def watch(self, owner: Any, name: str, *labels: str) -> None:
+        """Time a function, the attribute `name` of its owner; several labels take turns, call by call."""
+        plain, turns = getattr(owner, name), itertools.cycle(labels)
+        self.whole.append((owner, name, plain))
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            value = plain(*arguments, **options)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            label = next(turns)
+            self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - started
+            return value
+
+        setattr(owner, name, timed)
+
+    def off(self) -> None:
+        """Give every function back."""
+        for owner, name, plain in reversed(self.whole):
+            setattr(owner, name, plain)
 
 
 def matmul_gflops(dtype: torch.dtype, device: str, size: int = 2048, repeats: int = 5) -> float:

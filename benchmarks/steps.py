@@ -6,10 +6,13 @@ AdamW and clipping, at the same precision, from prompts of the same length.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
+import common
 import diffusers
 import torch
 import torch.nn.functional as F
@@ -42,7 +45,7 @@ def base(model: str, config: Config) -> models.Parts:
         text_encoder=transformers.CLIPTextModel(
             transformers.CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=2, **text)
         ),
-        unet=diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
+        unet=_unet(frozen_dtype(config) or torch.float32),
         vae=diffusers.AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -56,24 +59,27 @@ def base(model: str, config: Config) -> models.Parts:
     )
     for module in (parts.text_encoder, parts.unet, parts.vae):
         module.requires_grad_(False).eval()
-    parts.unet.to(frozen_dtype(config))
     models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)
     models.trainable_parameters(parts)
     return parts
 
 
+def _unet(dtype: torch.dtype) -> diffusers.UNet2DConditionModel:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # made as it is kept, so that the peak of memory is that of training
+    try:
+        return diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def settings(model: str, resolution: int, precision: str, **changes: Any) -> Config:
     """Return the config of one measurement: the model's own domains, LoRA and batch, no accumulation."""
-    profile = Config.setup(model)
-    batch = {} if model == "tiny" else {"gradient_checkpointing": False}
-    return profile.replace(
-        resolution=resolution,
-        mixed_precision=precision,
-        gradient_accumulation_steps=1,
-        output_dir=tempfile.mkdtemp(),
-        **(batch | changes),
-    )
+    checkpointing = {} if model == "tiny" else {"gradient_checkpointing": False}
+    sizes = {"resolution": resolution, "mixed_precision": precision, "output_dir": tempfile.mkdtemp()}
+    defaults = {"gradient_accumulation_steps": 1, **checkpointing}
+    return Config.setup(model).replace(**sizes, **(defaults | changes))
 
 
 class RandomSampler:
@@ -91,10 +97,11 @@ class RandomSampler:
         """Return the prompt that all source samples have."""
         return [PROMPT]
 
-    def batch(self, _step: int, _micro: int = 0) -> latents.Batch:
-        """Return Bt targets, the domains in turns, and Bs sources."""
+    def batch(self, _step: int, micro: int = 0) -> latents.Batch:
+        """Return Bt targets, the domains in turns, and Bs sources where it is their turn."""
         domains, training_ = self.config.domains, self.config.training
-        targets, sources = training_.target_batch_size, training_.source_batch_size
+        targets = training_.target_batch_size
+        sources = 0 if micro % training_.source_every else training_.source_batch_size
         rows = [i % len(domains) for i in range(targets)]
         timesteps = torch.randint(0, 1000, (targets,))
 
@@ -129,8 +136,30 @@ def ours(model: str, resolution: int, precision: str, **changes: Any) -> Operati
         training.Watch(progress=False),
     )
     run.encode()
-    steps = iter(range(1, 10**6))
-    return {"step": lambda: run.optimise(next(steps)), "encode": encode}
+    numbers = itertools.count(1)
+
+    def step() -> None:
+        run.optimise(next(numbers))
+
+    def parts_of_step() -> dict[str, float]:
+        watch = common.Stopwatch()
+        watch.watch(models, "encode_prompts", "text")
+        watch.watch(models, "unet_pass", "UNet")
+        watch.watch(run.updater, "backward", "backward")
+        watch.watch(run.updater, "update", "optimiser")
+        step()
+        watch.off()
+        alone = common.Stopwatch()
+        alone.watch(models, "unet_pass", "target")
+        with run.updater.autocast():
+            for micro in range(config.training.gradient_accumulation_steps):
+                batch = run.sampler.batch(0, micro).to(run.updater.device)
+                objectives.predict(parts, batch, with_source=False)
+        alone.off()
+        source = max(watch.seconds.pop("UNet") - alone.seconds["target"], 0.0)
+        return {**watch.seconds, **alone.seconds, "source": source}
+
+    return {"step": step, "encode": encode, "parts": parts_of_step}
 
 
 def plain(model: str, resolution: int, precision: str, **changes: Any) -> Operations:
@@ -153,16 +182,28 @@ def published(model: str, resolution: int, precision: str, **changes: Any) -> Op
     VAE encode, text and a whole UNet pass for one target and one source, both with gradient, and the biased
     Gaussian MMD of two flattened mid-block features.
     """
-    config = settings(model, resolution, precision, **changes)
+    config = settings(model, resolution, precision, **({"dropout": 0.1, "half_weights": False} | changes))
     parts = base(model, config)
-    loss = _noise_loss(parts, resolution, precision, 1)
+    loss, update = _noise_loss(parts, resolution, precision, 1), _updater(parts, config)
 
     def sample() -> None:
         (noise, target), (_, source) = loss(), loss()
         align = losses.mmd(source.flatten(1), target.flatten(1), "gaussian", unbiased=False)
         ((noise + config.alignment.lambda_align * align) / 4).backward()
 
-    return {"sample": sample, "update": _updater(parts, config)}
+    def parts_of_step() -> dict[str, float]:
+        watch = common.Stopwatch()
+        watch.watch(parts.vae, "encode", "VAE")
+        watch.watch(models, "encode_prompts", "text")
+        watch.watch(models, "unet_pass", "target", "source")
+        watch.watch(torch.Tensor, "backward", "backward")
+        sample()
+        watch.off()
+        started = time.perf_counter()
+        update()
+        return {**watch.seconds, "optimiser": (time.perf_counter() - started) / 4}
+
+    return {"sample": sample, "update": update, "parts": parts_of_step}
 
 
 def _encoder(parts: models.Parts, resolution: int, precision: str, count: int) -> Callable[[], Tensor]:

@@ -33,15 +33,32 @@ def gflop_a_sample(name: str, worker: common.Worker, batch: int) -> float:
     return worker.ask("gflop", "step") / batch + share * worker.ask("gflop", "encode")
 
 
-OPERATIONS = {"ours": ("step", "encode"), "published": ("sample", "update"), "plain": ("step",)}
+def seconds_of_parts(
+    name: str, worker: common.Worker, batch: int, repeats: int, times: dict[str, list[float]]
+) -> dict[str, common.Measure]:
+    """Return seconds per target sample of VAE, text, target, source, backward and optimiser."""
+    seen = [worker.ask("value", "parts") for _ in range(min(repeats, 2))]
+    size = batch if name == "ours" else 1
+    parts = {f"part_{label}": common.spread([each[label] / size for each in seen]) for label in seen[0]}
+    if name == "ours":
+        share = steps.IMAGES / steps.PUBLISHED_SAMPLES
+        parts["part_VAE"] = common.spread([share * seconds for seconds in times["encode"]])
+    return parts
+
+
+OPERATIONS = {
+    "ours": ("step", "encode", "parts"),
+    "published": ("sample", "update", "parts"),
+    "plain": ("step",),
+}
 
 
 def measure(other: str, options: dict[str, Any], threads: int, repeats: int) -> list[common.Row]:
     """Return a row for this project's step and one for the other, timed in turns."""
-    config = steps.settings(options["model"], options["resolution"], options["precision"])
-    batch = options.get("target_batch_size", config.training.target_batch_size)
-    changes = {k: v for k, v in options.items() if k not in ("model", "resolution", "precision")}
     plain = {k: options[k] for k in ("model", "resolution", "precision")}
+    changes = {k: v for k, v in options.items() if k not in plain}
+    training = steps.settings(**plain, **changes).training
+    batch = training.target_batch_size * training.gradient_accumulation_steps
     workers = {
         "ours": common.Worker(steps.ours, threads, **plain, **changes),
         other: common.Worker(steps.FACTORIES[other], threads, **plain),
@@ -49,7 +66,7 @@ def measure(other: str, options: dict[str, Any], threads: int, repeats: int) -> 
     times: dict[str, dict[str, list[float]]] = {name: {} for name in workers}
     for turn in range(repeats + 1):  # the first warms up
         for name, worker in workers.items():
-            for operation in OPERATIONS[name]:
+            for operation in (each for each in OPERATIONS[name] if each != "parts"):
                 seconds = worker.ask("seconds", operation)
                 if turn:
                     times[name].setdefault(operation, []).append(seconds)
@@ -60,7 +77,10 @@ def measure(other: str, options: dict[str, Any], threads: int, repeats: int) -> 
         gflop = gflop_a_sample(name, worker, batch)
         row = {"step": name, "against": other, **options, "threads": threads, "n": repeats}
         row |= {"seconds": common.spread(each), "gflop": common.exactly(gflop)}
-        rows.append(row | {"peak_gb": common.exactly(peak)})
+        row["peak_gb"] = common.exactly(peak)
+        if "parts" in OPERATIONS[name]:
+            row |= seconds_of_parts(name, worker, batch, repeats, times[name])
+        rows.append(row)
         worker.close()
     return rows
 
@@ -73,17 +93,15 @@ def main(
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     against: Annotated[str, typer.Option(help="published, plain, or both with a comma")] = "published,plain",
     checkpointing: Annotated[bool, typer.Option(help="recompute activations in ours")] = False,
-    target_batch_size: Annotated[int, typer.Option(help="0: the profile's, with a third of it sources")] = 0,
+    single: Annotated[bool, typer.Option(help="ours in micro-batches of 1, a source in every third")] = False,
 ) -> None:
     """Print a table and write data/results/bench_train_step_<model>_<resolution>_<precision>.json."""
     options: dict[str, Any] = {"model": model, "resolution": resolution, "precision": precision}
     if checkpointing:
         options["gradient_checkpointing"] = True
-    if target_batch_size:
-        options |= {
-            "target_batch_size": target_batch_size,
-            "source_batch_size": max(target_batch_size // 3, 1),
-        }
+    if single:
+        options |= {"target_batch_size": 1, "source_batch_size": 1, "source_every": 3}
+        options["gradient_accumulation_steps"] = 3
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
@@ -102,7 +120,7 @@ def main(
     columns = {"step": "", "samples_per_second": ".3g", "gflop": ".0f", "share_of_matmul": ".2f"}
     print(common.table(rows, columns | {"peak_gb": ".2f", "ratio": ".2f", "memory_ratio": ".2f"}))
     settings = {"machine": common.machine(threads, device), "images": steps.IMAGES}
-    name = f"train_step_{model}_{resolution}_{precision}"
+    name = f"train_step_{model}_{resolution}_{precision}" + ("_single" if single else "")
     print(common.save(name, settings | {"samples": steps.PUBLISHED_SAMPLES}, rows))
 
 

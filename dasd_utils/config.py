@@ -103,6 +103,7 @@ class TrainingConfig:
     max_train_steps: int = 600
     target_batch_size: int = 24
     source_batch_size: int = 8  # the published 3 : 1
+    source_every: int = 1  # micro-batches from one with source samples to the next
     gradient_accumulation_steps: int = 1
     learning_rate: float = 2e-3
     token_learning_rate: float = 5e-3
@@ -338,6 +339,7 @@ def _check(config: Config) -> None:
         "max_train_steps": training.max_train_steps,
         "target_batch_size": training.target_batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "source_every": training.source_every,
         "rank": config.lora.rank,
         "resolution": config.model.resolution,
         "images_per_prompt": config.evaluation.images_per_prompt,
@@ -372,6 +374,9 @@ def _check_batches(config: Config) -> None:
     if training.source_batch_size < 1:
         raise DasdError("source_batch_size is 0, but lambda_align > 0 needs source samples: "
                         "set source_batch_size to 1 or more, or lambda_align to 0.")  # fmt: skip
+    if training.source_every > 1 and alignment.queue_size < 2:
+        raise DasdError(f"source_every is {training.source_every}: micro-batches without a source "
+                        f"compare with the queue. Set queue_size to 2 or more, or source_every to 1.")  # fmt: skip
     smallest = min(training.target_batch_size // max(len(config.domains), 1), training.source_batch_size)
     if alignment.unbiased and smallest < 2 and alignment.queue_size < 2:
         raise DasdError(

@@ -294,6 +294,27 @@ def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, colors: Ma
 
 
 @style()
+def stacked_bars(parts: Mapping[str, Mapping[str, float]], xlabel: str) -> Figure:
+    """Return one bar from left to right for each name, made of its parts: {name: {part: value}}."""
+    labels = list(dict.fromkeys(label for values in parts.values() for label in values))
+    axes = (figure := Figure(figsize=(8, 0.9 + 0.5 * len(parts)), layout="constrained")).subplots()
+    starts = dict.fromkeys(parts, 0.0)
+    for label, color in zip(labels, cycle(PALETTE), strict=False):
+        widths = [values.get(label, 0.0) for values in parts.values()]
+        axes.barh(list(parts), widths, left=list(starts.values()), height=0.6, color=color, label=label)
+        starts = {name: start + width for (name, start), width in zip(starts.items(), widths, strict=True)}
+    for name, total in starts.items():
+        beside = {"xytext": (4, 0), "textcoords": "offset points"}
+        axes.annotate(f"{total:.3g}", (total, name), **beside, va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlabel=xlabel, xlim=(0, 1.08 * max(starts.values())))
+    figure.legend(loc="outside upper center", ncols=len(labels))
+    return figure
+
+
+@style()
 def confusion_matrix(
     matrix: Sequence[Sequence[int]] | np.ndarray, labels: Sequence[str], title: str | None = None
 ) -> Figure:

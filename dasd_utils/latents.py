@@ -132,8 +132,9 @@ class Sampler:
         for i in range(training.target_batch_size):
             turn, domain = divmod(number * training.target_batch_size + i, len(self.config.domains))
             targets.append(self._pick(1 + domain, turn, self._generator(TARGET, step, micro, i)))
-        for i in range(training.source_batch_size):
-            turn = number * training.source_batch_size + i
+        turns, rest = divmod(number, training.source_every)
+        for i in range(training.source_batch_size if rest == 0 else 0):
+            turn = turns * training.source_batch_size + i
             sources.append(self._pick(0, turn, self._generator(SOURCE, step, micro, i)))
         return self._assemble("train", targets, sources)
 

@@ -95,11 +95,11 @@ class DasdObjective:
 def predict(parts: models.Parts, batch: Batch, with_source: bool) -> tuple[Tensor, Tensor]:
     """Return (noise predicted for the targets, mid-block features of targets and then sources).
 
-    (Bt, C, h, w) and (Bt + Bs, C', h', w'), or only Bt features without the source.
+    (Bt, C, h, w) and (Bt + Bs, C', h', w'), or only Bt features without the source. A batch may have none.
     """
     latents, noise, timesteps = batch.target_latents, batch.target_noise, batch.target_timesteps
     text = models.encode_prompts(parts, batch.target_prompts)
-    if with_source:
+    if with_source and batch.source_prompts:
         latents = torch.cat([latents, batch.source_latents])
         noise = torch.cat([noise, batch.source_noise])
         timesteps = torch.cat([timesteps, batch.source_timesteps])

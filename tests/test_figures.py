@@ -206,6 +206,16 @@ def test_bar_chart_of_chosen_metrics():
         figures.bar_chart([])
 
 
+def test_stacked_bars_lie_end_to_end():
+    figure = figures.stacked_bars({"a": {"VAE": 2.0, "text": 1.0}, "b": {"text": 3.0}}, "seconds")
+    (axes,) = figure.axes
+    spans = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
+    assert spans == [(0, 2), (0, 0), (2, 1), (0, 3)]  # VAE of a and b, text of a and b
+    assert [text.get_text() for text in axes.texts] == ["3", "3"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["VAE", "text"]
+    assert_readable(figure)
+
+
 def test_confusion_matrix_shows_counts_and_shades_shares():
     figure = figures.confusion_matrix([[40, 0], [1, 3]], ["satellite", "none"])
     (axes,) = figure.axes

@@ -113,6 +113,15 @@ def test_no_source_at_all(make):
     assert batch.source_timesteps.shape == (0,)
 
 
+def test_sources_come_every_few_micro_batches_and_miss_no_image(make):
+    sampler = make(target_batch_size=1, source_batch_size=1, source_every=3, gradient_accumulation_steps=2)
+    batches = [sampler.batch(step, micro) for step in range(36) for micro in range(2)]
+    assert [len(batch.source_prompts) for batch in batches] == [1, 0, 0] * 24
+    assert all(len(batch.source_latents) == len(batch.source_prompts) for batch in batches)
+    drawn = [batch.sample_ids[1] for batch in batches if batch.source_prompts]
+    assert sorted(drawn) == sorted(sampler._members["train"][0].ids)
+
+
 def test_timesteps_are_uniform_over_the_whole_range(make):
     sampler = make()
     times = torch.cat([sampler.batch(step).target_timesteps for step in range(200)]).numpy()

@@ -167,6 +167,18 @@ def test_a_domain_with_one_sample_waits_until_the_queue_has_another(tiny_config)
     assert fresh.distances(features_of(single, 1), single, config) == {}
 
 
+def test_a_batch_without_source_compares_with_the_queue(tiny_config, parts):
+    config = tiny_config.replace(queue_size=8, source_every=3)
+    objective = objectives.DasdObjective(config)
+    objective(parts, make_batch(config, seed=1), config)
+    queued = objective.queue.rows["painting"].clone()
+    loss, logs = objective(parts, make_batch(config, seed=2, sources=0), config)
+    assert set(logs) >= {"mmd_satellite", "mmd_xray"} and loss.isfinite()
+    assert torch.equal(objective.queue.rows["painting"], queued)
+    loss.backward()
+    assert all(p.grad is not None for p in models.trainable_parameters(parts)["lora"])
+
+
 def test_the_biased_estimator_takes_one_sample(tiny_config):
     config = tiny_config.replace(queue_size=0, unbiased=False, kernel="linear")
     batch = make_batch(config, domains=(0, 1), sources=1)
