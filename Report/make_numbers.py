@@ -12,10 +12,7 @@ from dasd_utils import diagram, evaluation, figures
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"
-START, END = (
-    "<!-- results: written by Report/make_numbers.py from data/results -->",
-    "<!-- end of results -->",
-)
+START, END = "<!-- {}: written by Report/make_numbers.py from data/results -->", "<!-- end of {} -->"
 CARD = {  # metric -> (title, decimals)
     "psnr": ("VAE, renders again: PSNR in dB", 1),
     "retrieval_r1": ("CLIP: the right caption among 200 of the domain", 3),
@@ -27,6 +24,7 @@ CARD = {  # metric -> (title, decimals)
     "adapted_attribute_accuracy": ("adapted (`data/tiny-run`): attributes shown", 3),
     "adapted_cmmd": ("adapted: CMMD from renders", 2),
 }
+STEPS = {"published": "the published step", "plain": "a plain LoRA step, no alignment"}
 METHODS = {"base": "Base", "base + style words": "Style", "DASD": "Dasd"}
 DOMAINS = {"satellite": "Satellite", "xray": "Xray"}
 METRIC = {
@@ -54,6 +52,54 @@ def readme_block() -> str:
         f"n = {sizes} images a method and domain, seed {judged[0]['seed']}. Prompt classifier: accuracy "
         f"{_interval(found, 3)} on {found['n']} labelled prompts."
     )
+
+
+def speed_block() -> str:
+    """Return the README's tables of speed: measured on a CPU, and Stable Diffusion 1.5 on a GPU."""
+    lines = ["| what | against | times as fast | share of its memory |", "|---|---|---|---|"]
+    for path in sorted(RESULTS.glob("bench_train_step_sd15_*.json")):
+        lines += _step_lines([r for r in evaluation.load_results(path)["rows"] if r["step"] == "ours"])
+    for row in rows("bench_sample"):
+        if row["metric"] == "ratio" and row["method"] == "ours, calibrated":
+            what = f"sampling {row['domain']}, tiny, {row['threads']} threads"
+            lines.append(f"| {what} | `StableDiffusionPipeline`, 30 steps of DDIM | {_interval(row, 2)} | |")
+    course = {r["metric"]: r["value"] for r in rows("bench_course") if r["notebook"] == "all"}
+    minutes, memory = course["seconds"] / 60, course["peak_gb"]
+    text = f"The whole tiny course takes {minutes:.1f} minutes on two cores and {memory:.1f} GB at most."
+    medians = "Medians of 5 turns, the least and the greatest in brackets."
+    return "\n".join([*lines, "", f"{medians} {text}", "", gpu_table()])
+
+
+def _step_lines(found: list[dict]) -> list[str]:
+    lines = []
+    for against in dict.fromkeys(r["against"] for r in found):
+        ratio, memory = (
+            next(r for r in found if r["against"] == against and r["metric"] == metric)
+            for metric in ("ratio", "memory_ratio")
+        )
+        precision = {"no": "fp32"}.get(ratio["precision"], ratio["precision"])
+        size = f"{ratio['resolution']} px, {precision}, {ratio['threads']} thread"
+        cells = [f"training step, SD 1.5 shapes, {size}", STEPS[against], _interval(ratio, 2)]
+        lines.append("| " + " | ".join([*cells, f"{memory['value']:.2f}"]) + " |")
+    return lines
+
+
+def gpu_table() -> str:
+    """Return the largest micro-batch of Stable Diffusion 1.5 that fits in each memory."""
+    stored = evaluation.load_results(RESULTS / "bench_gpu.json")
+    limits = [r for r in stored["rows"] if "limit_gb" in r]
+    image = next(r for r in stored["rows"] if r["metric"] == "seconds_an_image")
+    head = (f"{stored['config']['for']}, {image['made']}", "targets + sources", "checkpointing")
+    lines = ["| " + " | ".join([*head, "samples a second", "memory, GB"]) + " |", "|---|---|---|---|---|"]
+    for speed in (r for r in limits if r["metric"] == "samples_per_second"):
+        alike = [r for r in limits if r["metric"] == "peak_gb" and r["limit_gb"] == speed["limit_gb"]]
+        peak = next(r for r in alike if r["gradient_checkpointing"] == speed["gradient_checkpointing"])
+        batch = f"{speed['target_batch_size']} + {speed['source_batch_size']}"
+        checkpointing = "on" if speed["gradient_checkpointing"] else "off"
+        cells = [f"{speed['limit_gb']} GB", batch, checkpointing, _interval(speed, 0), _interval(peak, 1)]
+        lines.append("| " + " | ".join(cells) + " |")
+    seconds = f"An image of 30 steps with guidance takes {_interval(image, 1)} seconds, {image['made']}."
+    return "\n".join([*lines, "", seconds])
 
 
 def card_block() -> str:
@@ -95,11 +141,16 @@ def latex_macros() -> str:
 
 def main() -> None:
     """Write all, or only check that README and card are up to date."""
-    blocks = {"README.md": readme_block(), "data/tiny-sd/README.md": card_block()}
-    for path, block in ((ROOT / name, block) for name, block in blocks.items()):
+    blocks = [
+        ("README.md", "results", readme_block()),
+        ("README.md", "speed", speed_block()),
+        ("data/tiny-sd/README.md", "results", card_block()),
+    ]
+    for file, name, block in blocks:
+        path, start, end = ROOT / file, START.format(name), END.format(name)
         text = path.read_text(encoding="utf8")
-        head, rest = text.split(START)
-        fresh = f"{head}{START}\n\n{block}\n\n{END}{rest.split(END)[1]}"
+        head, rest = text.split(start)
+        fresh = f"{head}{start}\n\n{block}\n\n{end}{rest.split(end)[1]}"
         if "--check" not in sys.argv:
             path.write_text(fresh, encoding="utf8")
         elif fresh != text:

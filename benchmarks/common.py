@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from dasd_utils import evaluation
 
@@ -25,6 +25,22 @@ RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 Row = dict[str, Any]
 Operations = Mapping[str, Callable[[], Any]]  # name -> what is timed
+
+
+def _forward_gflop(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _backward_gflop(
+    grad: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any
+) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+CPU_ATTENTION = {  # torch counts the attention of GPUs only
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward_gflop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_gflop,
+}
 
 
 def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
@@ -71,6 +87,8 @@ class Worker:
             self.connection.send((request, name))
             answer = self.connection.recv()
         except (EOFError, BrokenPipeError):
+            if self.connection.poll():  # it failed while nobody asked
+                raise RuntimeError(self.connection.recv()) from None
             self.process.join()
             raise RuntimeError(
                 f"The worker ended with exit code {self.process.exitcode} (-9: memory)."
@@ -104,13 +122,10 @@ def _answer(operations: Operations, request: str, name: str) -> Any:
             return torch.cuda.max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if request == "gflop":
-        with FlopCounterMode(display=False) as counter:
-            operations[name]()
-        return counter.get_total_flops() / 1e9
+        return count_gflop(operations[name])
     started = time.perf_counter()
     value = operations[name]()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronise()
     return time.perf_counter() - started if request == "seconds" else value
 
 
@@ -126,6 +141,19 @@ def alternate(workers: Mapping[str, Worker], operations: Sequence[str], repeats:
     return times
 
 
+def count_gflop(function: Callable[[], Any]) -> float:
+    """Return the work of the matrix products, convolutions and attention in a call: GFLOP."""
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        function()
+    return counter.get_total_flops() / 1e9
+
+
+def synchronise() -> None:
+    """Wait for the GPU, if there is one: what was asked of it before is then done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 class Stopwatch:
     """Adds up the seconds spent in named functions while it is on."""
 
@@ -139,10 +167,10 @@ class Stopwatch:
         self.whole.append((owner, name, plain))
 
         def timed(*arguments: Any, **options: Any) -> Any:
+            synchronise()
             started = time.perf_counter()
             value = plain(*arguments, **options)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            synchronise()
             label = next(turns)
             self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - started
             return value
@@ -162,8 +190,7 @@ def matmul_gflops(dtype: torch.dtype, device: str, size: int = 2048, repeats: in
     for _ in range(repeats):
         started = time.perf_counter()
         one @ two
-        if device == "cuda":
-            torch.cuda.synchronize()
+        synchronise()
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / min(seconds) / 1e9
 
@@ -205,5 +232,5 @@ def save(name: str, settings: dict[str, Any], rows: Sequence[Row]) -> Path:
     for row in rows:
         what = {key: value for key, value in row.items() if not isinstance(value, Measure)}
         measures = {key: value for key, value in row.items() if isinstance(value, Measure)}
-        flat += [{**what, "metric": key, **value._asdict()} for key, value in measures.items()]
+        flat += [{"seed": 0, **what, "metric": key, **value._asdict()} for key, value in measures.items()]
     return evaluation.save_results(RESULTS / f"bench_{name}.json", settings, flat)

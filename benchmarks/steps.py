@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 import transformers
 from common import Operations
+from PIL import Image
 from torch import Tensor
 
-from dasd_utils import latents, losses, models, objectives, training
+from dasd_utils import cache, latents, losses, models, objectives, training
 from dasd_utils.config import ROOT, Config
 from dasd_utils.precision import autocast, choose_precision, frozen_dtype
 
@@ -28,6 +29,12 @@ PROMPT = "a dense forest beside a winding river with a bridge and a few houses"
 IMAGES = 300 + 2 * 400  # of the published study, source and both targets: what a cache has to hold
 PUBLISHED_SAMPLES = 1500 * 4  # target samples of the published run, over which the cache is spread
 PLAIN_BATCH = 4
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
 
 
 def base(model: str, config: Config) -> models.Parts:
@@ -45,13 +52,8 @@ def base(model: str, config: Config) -> models.Parts:
         text_encoder=transformers.CLIPTextModel(
             transformers.CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=2, **text)
         ),
-        unet=_unet(frozen_dtype(config) or torch.float32),
-        vae=diffusers.AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-        ),
+        unet=sd15_unet(frozen_dtype(config) or torch.float32),
+        vae=diffusers.AutoencoderKL(**VAE),
         noise_scheduler=diffusers.DDPMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
         ),
@@ -65,7 +67,8 @@ def base(model: str, config: Config) -> models.Parts:
     return parts
 
 
-def _unet(dtype: torch.dtype) -> diffusers.UNet2DConditionModel:
+def sd15_unet(dtype: torch.dtype) -> diffusers.UNet2DConditionModel:
+    """Return the UNet of Stable Diffusion 1.5 with random weights of this type."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # made as it is kept, so that the peak of memory is that of training
     try:
@@ -97,11 +100,12 @@ class RandomSampler:
         """Return the prompt that all source samples have."""
         return [PROMPT]
 
-    def batch(self, _step: int, micro: int = 0) -> latents.Batch:
+    def batch(self, step: int, micro: int = 0) -> latents.Batch:
         """Return Bt targets, the domains in turns, and Bs sources where it is their turn."""
         domains, training_ = self.config.domains, self.config.training
         targets = training_.target_batch_size
-        sources = 0 if micro % training_.source_every else training_.source_batch_size
+        number = step * training_.gradient_accumulation_steps + micro
+        sources = 0 if number % training_.source_every else training_.source_batch_size
         rows = [i % len(domains) for i in range(targets)]
         timesteps = torch.randint(0, 1000, (targets,))
 
@@ -127,7 +131,11 @@ def ours(model: str, resolution: int, precision: str, **changes: Any) -> Operati
     config = settings(model, resolution, precision, **changes)
     parts = base(model, config)
     side = resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
-    encode = _encoder(parts, resolution, precision, 1)
+    image = Image.new("RGB", (resolution, resolution), "gray")
+
+    def encode() -> None:  # as the cache does, in full precision
+        cache._encode(parts.vae.to(_device()), [image])
+
     run = training.Run(
         config,
         parts,
@@ -147,8 +155,10 @@ def ours(model: str, resolution: int, precision: str, **changes: Any) -> Operati
         watch.watch(models, "unet_pass", "UNet")
         watch.watch(run.updater, "backward", "backward")
         watch.watch(run.updater, "update", "optimiser")
-        step()
-        watch.off()
+        try:
+            step()
+        finally:
+            watch.off()
         alone = common.Stopwatch()
         alone.watch(models, "unet_pass", "target")
         with run.updater.autocast():
@@ -197,10 +207,13 @@ def published(model: str, resolution: int, precision: str, **changes: Any) -> Op
         watch.watch(models, "encode_prompts", "text")
         watch.watch(models, "unet_pass", "target", "source")
         watch.watch(torch.Tensor, "backward", "backward")
-        sample()
-        watch.off()
+        try:
+            sample()
+        finally:
+            watch.off()
         started = time.perf_counter()
         update()
+        common.synchronise()
         return {**watch.seconds, "optimiser": (time.perf_counter() - started) / 4}
 
     return {"sample": sample, "update": update, "parts": parts_of_step}
@@ -244,7 +257,7 @@ def _noise_loss(
 def _updater(parts: models.Parts, config: Config) -> Callable[[], None]:
     groups = models.trainable_parameters(parts)
     parameters = [p for group in groups.values() for p in group]
-    optimizer = torch.optim.AdamW(parameters, lr=config.training.learning_rate)
+    optimizer = torch.optim.AdamW(parameters, lr=config.training.learning_rate, fused=True)
 
     def update() -> None:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

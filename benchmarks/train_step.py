@@ -77,7 +77,7 @@ def measure(other: str, options: dict[str, Any], threads: int, repeats: int) -> 
         gflop = gflop_a_sample(name, worker, batch)
         row = {"step": name, "against": other, **options, "threads": threads, "n": repeats}
         row |= {"seconds": common.spread(each), "gflop": common.exactly(gflop)}
-        row["peak_gb"] = common.exactly(peak)
+        row |= {"peak_gb": common.exactly(peak), "each": each}
         if "parts" in OPERATIONS[name]:
             row |= seconds_of_parts(name, worker, batch, repeats, times[name])
         rows.append(row)
@@ -109,18 +109,18 @@ def main(
         rate = common.matmul_gflops(steps.dtype_of(precision), device)
         pair = measure(other, options, threads, repeats)
         for row in pair:
-            seconds, theirs = row["seconds"], pair[1]["seconds"]
+            seconds = row["seconds"]
             share = row["gflop"].value / rate  # seconds, at the rate of a matrix product
             row["samples_per_second"] = common.Measure(*(1 / seconds[i] for i in (0, 2, 1)))
             row["share_of_matmul"] = common.Measure(*(share / seconds[i] for i in (0, 2, 1)))
-            row["ratio"] = common.Measure(*(theirs[j] / seconds[i] for i, j in ((0, 0), (2, 1), (1, 2))))
+            row["ratio"] = common.spread([b / a for a, b in zip(row["each"], pair[1]["each"], strict=True)])
             row["memory_ratio"] = common.exactly(row["peak_gb"].value / pair[1]["peak_gb"].value)
             row["matmul_gflops"] = rate
-        rows += pair
+        rows += [{key: value for key, value in row.items() if key != "each"} for row in pair]
     columns = {"step": "", "samples_per_second": ".3g", "gflop": ".0f", "share_of_matmul": ".2f"}
     print(common.table(rows, columns | {"peak_gb": ".2f", "ratio": ".2f", "memory_ratio": ".2f"}))
     settings = {"machine": common.machine(threads, device), "images": steps.IMAGES}
-    name = f"train_step_{model}_{resolution}_{precision}" + ("_single" if single else "")
+    name = f"train_step_{model}_{resolution}_{precision}" + "_single" * single + "_again" * checkpointing
     print(common.save(name, settings | {"samples": steps.PUBLISHED_SAMPLES}, rows))
 
 

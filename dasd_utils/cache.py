@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 
 VERSION = "2"  # of what the cache holds; a change here makes every older file unused
 SHARD = 1024  # images a file: what an interrupted encoding can lose
-ENCODE_BATCH = 8  # images at once through the VAE
+ENCODE_BATCH = 8  # images at once through the VAE, fewer of large ones
+ENCODE_PIXELS = 8 * 256 * 256  # at once: a gigabyte of Stable Diffusion's VAE
+log = logging.getLogger(__name__)
 POLL = 0.5  # seconds between two looks at a shard that another process encodes
 
 
@@ -70,14 +74,17 @@ def cached_latents(
     machine or on several that share the folder, may call this at once: each shard is encoded by one of them.
     Raises DasdError if the cache folder cannot be written or the VAE gives numbers that are not finite.
     """
-    folder = resolve(config.data.cache_dir)
+    folder, size, waiting = resolve(config.data.cache_dir), config.model.resolution, False
     starts = range(0, len(data), SHARD)
-    paths = [folder / _shard_name(data, start, config.model.resolution, fingerprint) for start in starts]
+    paths = [folder / _shard_name(data, start, size, fingerprint) for start in starts]
     with tqdm(total=len(data), desc=f"latents of {data.config.name}", disable=not progress) as bar:
         missing = dict(zip(paths, starts, strict=True))
         while missing := {path: start for path, start in missing.items() if not path.exists()}:
-            taken = [_encode_if_free(path, data, start, vae, bar) for path, start in missing.items()]
-            if not any(taken):
+            free = [_encode_if_free(path, data, start, size, vae, bar) for path, start in missing.items()]
+            if not any(free):
+                if not waiting:
+                    log.info("Waiting for another process that encodes %s.", next(iter(missing)))
+                waiting = True
                 time.sleep(POLL)
     return Latents([np.load(path, mmap_mode="r").view(np.ndarray) for path in paths])
 
@@ -88,17 +95,20 @@ def _shard_name(data: DomainData, start: int, resolution: int, fingerprint: str)
     return f"{data.config.name}-{data.split}-{key[:24]}.npy"
 
 
-def _encode_if_free(path: Path, data: DomainData, start: int, vae: AutoencoderKL, bar: tqdm) -> bool:
+def _encode_if_free(
+    path: Path, data: DomainData, start: int, resolution: int, vae: AutoencoderKL, bar: tqdm
+) -> bool:
     """Encode one shard and return True, unless another process is at it."""
-    lock = filelock.FileLock(path.with_suffix(".lock"), timeout=0)  # ends with its process, however that ends
+    lock = filelock.FileLock(path.with_suffix(".lock"), timeout=0)  # the system ends it with its process
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with lock:
             try:
                 if not path.exists():
-                    _write_shard(path, data, start, vae, bar)
+                    _write_shard(path, data, start, resolution, vae, bar)
             finally:
-                Path(lock.lock_file).unlink(missing_ok=True)
+                with contextlib.suppress(PermissionError):  # where an open file cannot be removed
+                    Path(lock.lock_file).unlink(missing_ok=True)
     except filelock.Timeout:
         return False
     except OSError as error:
@@ -107,18 +117,22 @@ def _encode_if_free(path: Path, data: DomainData, start: int, vae: AutoencoderKL
     return True
 
 
-def _write_shard(path: Path, data: DomainData, start: int, vae: AutoencoderKL, bar: tqdm) -> None:
+def _write_shard(
+    path: Path, data: DomainData, start: int, resolution: int, vae: AutoencoderKL, bar: tqdm
+) -> None:
     unfinished = path.with_suffix(".tmp")  # one that a killed process left is written over
     stop, stored = min(start + SHARD, len(data)), None
+    size = max(min(ENCODE_BATCH, ENCODE_PIXELS // resolution**2), 1)
     try:
-        for first in range(start, stop, ENCODE_BATCH):
-            moments = _encode(vae, data.images[first : min(first + ENCODE_BATCH, stop)])
+        for first in range(start, stop, size):
+            moments = _encode(vae, data.images[first : min(first + size, stop)])
             if stored is None:
                 shape = (stop - start, *moments.shape[1:])
                 stored = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
             stored[first - start : first - start + len(moments)] = moments
             bar.update(len(moments))
         stored.flush()
+        del stored  # an open file cannot be renamed everywhere
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

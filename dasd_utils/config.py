@@ -375,8 +375,8 @@ def _check_batches(config: Config) -> None:
         raise DasdError("source_batch_size is 0, but lambda_align > 0 needs source samples: "
                         "set source_batch_size to 1 or more, or lambda_align to 0.")  # fmt: skip
     if training.source_every > 1 and alignment.queue_size < 2:
-        raise DasdError(f"source_every is {training.source_every}: micro-batches without a source "
-                        f"compare with the queue. Set queue_size to 2 or more, or source_every to 1.")  # fmt: skip
+        raise DasdError(f"source_every is {training.source_every}: without a source in the batch the MMD "
+                        "needs the queue. Set queue_size to 2 or more, or source_every to 1.")  # fmt: skip
     smallest = min(training.target_batch_size // max(len(config.domains), 1), training.source_batch_size)
     if alignment.unbiased and smallest < 2 and alignment.queue_size < 2:
         raise DasdError(

@@ -212,7 +212,8 @@ def lora_disabled(parts: Parts) -> Iterator[Parts]:
 def lora_merged(parts: Parts) -> Iterator[Parts]:
     """Inside the `with`, LoRA is added into the weights: the same function in a third of the products.
 
-    For sampling, without dropout: nothing learns inside. Afterwards every weight is as before, to the bit.
+    For sampling, without dropout: nothing learns inside. The same up to rounding, which is coarser where the
+    weights are kept in half precision. Afterwards every weight is as before, to the bit.
     """
     layers = [m for m in parts.unet.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
     weights = [layer.get_base_layer().weight for layer in layers]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from dasd_utils import adapters, checkpoints, data, models, objectives, optimization, precision
@@ -34,7 +35,8 @@ class Watch:
     """What looks on while the loop runs."""
 
     on_step: Callable[[Row], None] | None = None  # after each step, with its history row
-    on_sample: Callable[[int], None] | None = None  # every `sample_every` steps, dropout off, EMA weights in
+    # every `sample_every` steps, dropout off, EMA weights in; a DasdPipeline brings its own precision
+    on_sample: Callable[[int], None] | None = None
     progress: bool = True  # the bar hides itself where the output is neither a terminal nor a notebook
 
 
@@ -44,7 +46,7 @@ def setup_training(config: Config) -> models.Parts:
     Raises DasdError if the base is not there or already has a token.
     """
     torch.manual_seed(config.seed)
-    parts = models.load_parts(config, unet_dtype=precision.frozen_dtype(config))
+    parts = models.load_parts(config, unet_dtype=precision.frozen_dtype(config, PartialState().device))
     models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)
     models.trainable_parameters(parts)
@@ -231,7 +233,8 @@ class Run:
         return {"base": self.base_fingerprint, "data": self.sampler.fingerprint}
 
     def _check_same(self, path: Path, state: Mapping[str, Any]) -> None:
-        found = checkpoints.differences(state["config"], self.config.to_dict())
+        earlier = Config.from_dict(state["config"]).to_dict()  # with the fields that are newer than it
+        found = checkpoints.differences(earlier, self.config.to_dict())
         names = {"base": "base model", "data": "training data"}
         present = self._fingerprints()
         found += [f"{what}: another one" for key, what in names.items() if state[key] != present[key]]

@@ -54,7 +54,7 @@ def test_assignment_says_how_to_change():
         ({"attention": "flash"}, "fused"),
         ({"lambda_align": -1.0}, "negative"),
         ({"target_batch_size": 2, "queue_size": 0}, "two samples of each domain"),
-        ({"source_every": 3, "queue_size": 1}, "compare with the queue"),
+        ({"source_every": 3, "queue_size": 1}, "source_every is 3"),
         ({"source_every": 0}, "source_every is 0"),
         ({"source_batch_size": 0}, "source_batch_size"),
         ({"domains": []}, "no target domain"),

@@ -23,6 +23,10 @@ def test_readme_table_is_the_stored_result(numbers):
     assert numbers.readme_block() in (ROOT / "README.md").read_text(encoding="utf8")
 
 
+def test_tables_of_speed_are_the_stored_results(numbers):
+    assert numbers.speed_block() in (ROOT / "README.md").read_text(encoding="utf8")
+
+
 def test_card_table_is_the_stored_result(numbers):
     assert numbers.card_block() in (ROOT / "data/tiny-sd/README.md").read_text(encoding="utf8")
 

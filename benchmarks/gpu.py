@@ -1,0 +1,183 @@
+"""Stable Diffusion 1.5 at 512 px on a GPU: speed and memory by batch; predicted where there is no GPU.
+
+python benchmarks/gpu.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import common
+import steps
+import torch
+import typer
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from dasd_utils import models
+from dasd_utils.config import Calibration
+from dasd_utils.sampling import DasdPipeline
+
+RESOLUTION, LATENT = 512, 64  # pixels, and a latent's side
+BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # targets; a third as many sources, or one
+LIMITS = (8, 16, 24)  # GB
+REPEATS = 5
+PREDICTED_FOR = "NVIDIA L4"
+PEAK_TFLOPS = 121.0  # its dense bf16 products a second, from its data sheet
+SHARE = (0.18, 0.10, 0.25)  # of that peak which is reached: expected, least, most; an assumption
+WORKSPACE_GB = (1.0, 0.6, 1.5)  # CUDA context, workspaces, fragments; an assumption
+TEXT_ENCODER_GB = 0.49  # 123 million weights in fp32
+FORMATS = {
+    "limit_gb": "",
+    "target_batch_size": "",
+    "source_batch_size": "",
+    "gradient_checkpointing": "",
+    "samples_per_second": ".2f",
+    "peak_gb": ".1f",
+}
+
+
+def batches(sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield the changes of the config for each batch size, with and without gradient checkpointing."""
+    for checkpointing in (False, True):
+        for targets in sizes:
+            sizes_of_both = {"target_batch_size": targets, "source_batch_size": max(targets // 3, 1)}
+            yield {**sizes_of_both, "gradient_checkpointing": checkpointing}
+
+
+def measured(changes: dict[str, Any]) -> common.Row:
+    """Return samples a second and peak memory on the GPU, neither if the batch does not fit."""
+    worker = common.Worker(steps.ours, 4, model="sd15", resolution=RESOLUTION, precision="bf16", **changes)
+    try:
+        seconds = [worker.ask("seconds", "step") for _ in range(REPEATS + 2)][2:]
+        peak = worker.ask("peak") / 1e9
+    except RuntimeError as error:
+        if "OutOfMemoryError" not in str(error):
+            raise
+        return {}
+    finally:
+        worker.close()
+    speed = common.spread([changes["target_batch_size"] / each for each in seconds])
+    return {"samples_per_second": speed, "peak_gb": common.exactly(peak)}
+
+
+def predicted(unet: UNet2DConditionModel, changes: dict[str, Any]) -> common.Row:
+    """Return speed from counted work and the assumed share, and memory from tensors without data."""
+    targets, sources = changes["target_batch_size"], changes["source_batch_size"]
+    checkpointing = changes["gradient_checkpointing"]
+    unet.enable_gradient_checkpointing() if checkpointing else unet.disable_gradient_checkpointing()
+    saved: list[int] = []
+
+    def step() -> None:
+        loss, kept = _forward(unet, targets, sources)
+        saved.append(kept)
+        loss.backward()
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        gflop = common.count_gflop(step)
+    unet.zero_grad()
+    weights = sum(p.numel() * p.element_size() for p in unet.parameters())
+    states = 12 * sum(p.numel() for p in unet.parameters() if p.requires_grad)  # gradient, two moments
+    again = _largest_block(unet, targets) if checkpointing else 0  # computed anew in the backward pass
+    tensors = (weights + states + saved[0] + again) / 1e9 + TEXT_ENCODER_GB
+    speed = [targets * 1e3 * PEAK_TFLOPS * share / gflop for share in SHARE]
+    return {
+        "samples_per_second": common.Measure(*speed),
+        "peak_gb": common.Measure(*(tensors + workspace for workspace in WORKSPACE_GB)),
+        "gflop": common.exactly(gflop / targets),
+    }
+
+
+def _forward(unet: UNet2DConditionModel, targets: int, sources: int) -> tuple[torch.Tensor, int]:
+    """Return a loss of the pass as training makes it, and the bytes kept for the backward pass."""
+    kept: list[torch.Tensor] = []
+    count = targets + sources
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        text = torch.randn(count, 77, 768, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            noisy, timesteps = torch.randn(count, 4, LATENT, LATENT), torch.zeros(count, dtype=torch.long)
+            eps, mid = models.unet_pass(unet, noisy, timesteps, text, targets)
+    return eps.float().square().mean() + mid.float().mean(), _bytes(kept)
+
+
+def _largest_block(unet: UNet2DConditionModel, count: int) -> int:
+    """Return the bytes that one transformer at the full resolution keeps."""
+    kept: list[torch.Tensor] = []
+    block, width = unet.up_blocks[-1].attentions[-1], unet.config.block_out_channels[0]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x)
+        with hooks, torch.autocast("cpu", torch.bfloat16):
+            hidden = torch.randn(count, width, LATENT, LATENT, dtype=torch.bfloat16, requires_grad=True)
+            block(hidden, encoder_hidden_states=torch.randn(count, 77, 768))
+    return _bytes(kept)
+
+
+def _bytes(tensors: Sequence[torch.Tensor]) -> int:
+    fake = [x.untyped_storage() for x in tensors if isinstance(x, FakeTensor)]
+    return sum({storage._cdata: storage.nbytes() for storage in fake}.values())
+
+
+def sampling_seconds(unet: UNet2DConditionModel | None) -> common.Measure:
+    """Return seconds of one image, 30 steps of DDIM with guidance, decoder included."""
+    if unet is None:
+        options = {"model": "sd15", "resolution": RESOLUTION, "precision": "bf16"}
+        worker = common.Worker(sampler, 4, **options)
+        seconds = [worker.ask("seconds", "image") for _ in range(REPEATS + 1)][1:]
+        worker.close()
+        return common.spread(seconds)
+    vae = AutoencoderKL(**steps.VAE)
+
+    def guided() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            unet(torch.randn(2, 4, LATENT, LATENT), torch.zeros(2, dtype=torch.long), torch.randn(2, 77, 768))
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        decoded = common.count_gflop(lambda: vae.decode(torch.randn(1, 4, LATENT, LATENT)))
+        gflop = 30 * common.count_gflop(guided) + decoded
+    return common.Measure(*(gflop / (1e3 * PEAK_TFLOPS * SHARE[i]) for i in (0, 2, 1)))
+
+
+def sampler(model: str, resolution: int, precision: str) -> common.Operations:
+    """Return `image`: one image of the adapted model, with the published settings."""
+    config = steps.settings(model, resolution, precision)
+    pipeline = DasdPipeline(steps.base(model, config).to("cuda"), config)
+    settings = Calibration(7.0, 30, "ddim")
+    return {"image": lambda: pipeline.generate(steps.PROMPT, domain="satellite", seed=0, settings=settings)}
+
+
+def largest(rows: list[common.Row]) -> list[common.Row]:
+    """Return the largest batch that fits in each limit, with and without checkpointing."""
+    found = []
+    for limit in LIMITS:
+        for checkpointing in (False, True):
+            alike = [r for r in rows if r["gradient_checkpointing"] == checkpointing and "peak_gb" in r]
+            fitting = [row for row in alike if row["peak_gb"].high <= limit]
+            found += [{**row, "limit_gb": limit} for row in fitting[-1:]]
+    return found
+
+
+def main(sizes: Annotated[str, typer.Option(help="targets in a micro-batch, with commas")] = "") -> None:
+    """Print a table and write data/results/bench_gpu.json; `made` says measured or predicted."""
+    on_gpu, rows = torch.cuda.is_available(), []
+    unet = None
+    if not on_gpu:
+        unet = steps.sd15_unet(torch.bfloat16).requires_grad_(False).train()
+        models.add_lora(unet, steps.settings("sd15", RESOLUTION, "bf16").lora)
+    made = {"made": "measured" if on_gpu else "predicted", "n": REPEATS if on_gpu else 1}
+    for changes in batches([int(size) for size in sizes.split(",")] if sizes else BATCHES):
+        rows.append({**changes, **made, **(measured(changes) if on_gpu else predicted(unet, changes))})
+        print(rows[-1], flush=True)
+    fitting = largest(rows)
+    seconds = {"seconds_an_image": sampling_seconds(unet), **made}
+    print(common.table(fitting, FORMATS))
+    print(f"{made['made']}: {seconds['seconds_an_image']:.2f} seconds an image, 30 steps with guidance")
+    device = torch.cuda.get_device_name(0) if on_gpu else PREDICTED_FOR
+    settings = {"machine": common.machine(1, "cuda" if on_gpu else "cpu"), "for": device}
+    if not on_gpu:
+        settings |= {"peak_tflops": PEAK_TFLOPS, "share": SHARE, "workspace_gb": WORKSPACE_GB}
+    print(common.save("gpu", settings, [*rows, *fitting, seconds]))
+
+
+if __name__ == "__main__":
+    typer.run(main)
