@@ -24,6 +24,11 @@ CARD = {  # metric -> (title, decimals)
     "adapted_attribute_accuracy": ("adapted (`data/tiny-run`): attributes shown", 3),
     "adapted_cmmd": ("adapted: CMMD from renders", 2),
 }
+SAMPLERS = {
+    "ours, DDIM 30": "the same steps",
+    "ours, calibrated": "15 steps of DPM-Solver++, as calibrated",
+    "ours, DPM-Solver++ 10": "10 steps of DPM-Solver++",
+}
 STEPS = {"published": "the published step", "plain": "a plain LoRA step, no alignment"}
 METHODS = {"base": "Base", "base + style words": "Style", "DASD": "Dasd"}
 DOMAINS = {"satellite": "Satellite", "xray": "Xray"}
@@ -59,15 +64,17 @@ def speed_block() -> str:
     lines = ["| what | against | times as fast | share of its memory |", "|---|---|---|---|"]
     for path in sorted(RESULTS.glob("bench_train_step_sd15_*.json")):
         lines += _step_lines([r for r in evaluation.load_results(path)["rows"] if r["step"] == "ours"])
-    for row in rows("bench_sample"):
-        if row["metric"] == "ratio" and row["method"] == "ours, calibrated":
-            what = f"sampling {row['domain']}, tiny, {row['threads']} threads"
-            lines.append(f"| {what} | `StableDiffusionPipeline`, 30 steps of DDIM | {_interval(row, 2)} | |")
+    sampled = rows("bench_sample")
+    for row in (r for r in sampled if r["metric"] == "ratio" and r["method"].startswith("ours")):
+        what = f"sampling {row['domain']}, tiny: {SAMPLERS[row['method']]}"
+        lines.append(f"| {what} | `StableDiffusionPipeline`, 30 steps of DDIM | {_interval(row, 2)} | |")
     course = {r["metric"]: r["value"] for r in rows("bench_course") if r["notebook"] == "all"}
-    minutes, memory = course["seconds"] / 60, course["peak_gb"]
-    text = f"The whole tiny course takes {minutes:.1f} minutes on two cores and {memory:.1f} GB at most."
-    medians = "Medians of 5 turns, the least and the greatest in brackets."
-    return "\n".join([*lines, "", f"{medians} {text}", "", gpu_table()])
+    machine = evaluation.load_results(RESULTS / "bench_course.json")["config"]["machine"]
+    turns = f"Medians of {sampled[0]['repeats']} turns, the least and the greatest in brackets"
+    whole = f"takes {course['seconds'] / 60:.1f} minutes on {machine['cores']} cores"
+    memory = f"{course['peak_gb']:.1f} GB at most"
+    text = f"{turns}; on {machine['device']}. The whole tiny course {whole} and {memory}."
+    return "\n".join([*lines, "", text, "", gpu_table()])
 
 
 def _step_lines(found: list[dict]) -> list[str]:
@@ -78,7 +85,9 @@ def _step_lines(found: list[dict]) -> list[str]:
             for metric in ("ratio", "memory_ratio")
         )
         precision = {"no": "fp32"}.get(ratio["precision"], ratio["precision"])
-        size = f"{ratio['resolution']} px, {precision}, {ratio['threads']} thread"
+        batch = "one by one" if ratio.get("source_every") else "3 + 1 at once"
+        checkpointing = ", checkpointing" if ratio.get("gradient_checkpointing") else ""
+        size = f"{ratio['resolution']} px, {precision}, {batch}{checkpointing}"
         cells = [f"training step, SD 1.5 shapes, {size}", STEPS[against], _interval(ratio, 2)]
         lines.append("| " + " | ".join([*cells, f"{memory['value']:.2f}"]) + " |")
     return lines
