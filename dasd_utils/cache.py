@@ -77,11 +77,14 @@ def cached_latents(
     folder, size, waiting = resolve(config.data.cache_dir), config.model.resolution, False
     starts = range(0, len(data), SHARD)
     paths = [folder / _shard_name(data, start, size, fingerprint) for start in starts]
-    with tqdm(total=len(data), desc=f"latents of {data.config.name}", disable=not progress) as bar:
-        missing = dict(zip(paths, starts, strict=True))
-        while missing := {path: start for path, start in missing.items() if not path.exists()}:
+    missing = {path: start for path, start in zip(paths, starts, strict=True) if not path.exists()}
+    with tqdm(
+        total=len(data), desc=f"latents of {data.config.name}", disable=not (progress and missing)
+    ) as bar:
+        while missing:
             free = [_encode_if_free(path, data, start, size, vae, bar) for path, start in missing.items()]
-            if not any(free):
+            missing = {path: start for path, start in missing.items() if not path.exists()}
+            if missing and not any(free):
                 if not waiting:
                     log.info("Waiting for another process that encodes %s.", next(iter(missing)))
                 waiting = True

@@ -143,6 +143,13 @@ def test_cached_moments_are_those_of_the_vae(shards, config, vae):
         np.testing.assert_allclose(shards()[index], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_full_cache_shows_no_bar(shards, config, vae, capsys):
+    shards()
+    source = data.load_domain(config.source, config)
+    cache.cached_latents(source, config, vae, cache.vae_fingerprint(vae), progress=True)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_an_interrupted_encoding_goes_on_where_it_stopped(shards, config, monkeypatch):
     encode, calls = cache._encode, []
 
