@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import itertools
 import multiprocessing
@@ -14,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -27,19 +29,19 @@ Row = dict[str, Any]
 Operations = Mapping[str, Callable[[], Any]]  # name -> what is timed
 
 
-def _forward_gflop(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+def _attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-def _backward_gflop(
+def _attention_backward(
     grad: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any
 ) -> int:
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
 CPU_ATTENTION = {  # torch counts the attention of GPUs only
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward_gflop,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_gflop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 
 
@@ -129,15 +131,16 @@ def _answer(operations: Operations, request: str, name: str) -> Any:
     return time.perf_counter() - started if request == "seconds" else value
 
 
-def alternate(workers: Mapping[str, Worker], operations: Sequence[str], repeats: int) -> dict[str, dict]:
+def alternate(
+    workers: Mapping[str, Worker], operations: Mapping[str, Sequence[str]], repeats: int
+) -> dict[str, dict[str, list[float]]]:
     """Return {worker: {operation: seconds of each repeat}}: A B A B, after one round that warms up."""
-    times: dict[str, dict] = {name: {operation: [] for operation in operations} for name in workers}
+    times: dict[str, dict] = {name: {each: [] for each in operations[name]} for name in workers}
     for turn in range(repeats + 1):
         for name, worker in workers.items():
-            for operation in operations:
-                seconds = worker.ask("seconds", operation)
-                if turn:
-                    times[name][operation].append(seconds)
+            for operation, seconds in times[name].items():
+                taken = worker.ask("seconds", operation)
+                seconds += [taken] if turn else []
     return times
 
 
@@ -154,17 +157,16 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-class Stopwatch:
-    """Adds up the seconds spent in named functions while it is on."""
+class Stopwatch(contextlib.ExitStack):
+    """Adds up the seconds spent in watched functions, until the end of its `with`."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.seconds: dict[str, float] = {}
-        self.whole: list[tuple[Any, str, Any]] = []
 
     def watch(self, owner: Any, name: str, *labels: str) -> None:
         """Time a function, the attribute `name` of its owner; several labels take turns, call by call."""
         plain, turns = getattr(owner, name), itertools.cycle(labels)
-        self.whole.append((owner, name, plain))
 
         def timed(*arguments: Any, **options: Any) -> Any:
             synchronise()
@@ -175,12 +177,7 @@ class Stopwatch:
             self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - started
             return value
 
-        setattr(owner, name, timed)
-
-    def off(self) -> None:
-        """Give every function back."""
-        for owner, name, plain in reversed(self.whole):
-            setattr(owner, name, plain)
+        self.enter_context(mock.patch.object(owner, name, timed))
 
 
 def matmul_gflops(dtype: torch.dtype, device: str, size: int = 2048, repeats: int = 5) -> float:

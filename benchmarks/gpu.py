@@ -5,7 +5,7 @@ python benchmarks/gpu.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import common
@@ -91,31 +91,30 @@ def predicted(unet: UNet2DConditionModel, changes: dict[str, Any]) -> common.Row
 
 def _forward(unet: UNet2DConditionModel, targets: int, sources: int) -> tuple[torch.Tensor, int]:
     """Return a loss of the pass as training makes it, and the bytes kept for the backward pass."""
-    kept: list[torch.Tensor] = []
     count = targets + sources
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        text = torch.randn(count, 77, 768, requires_grad=True)
-        with torch.autocast("cpu", torch.bfloat16):
-            noisy, timesteps = torch.randn(count, 4, LATENT, LATENT), torch.zeros(count, dtype=torch.long)
-            eps, mid = models.unet_pass(unet, noisy, timesteps, text, targets)
-    return eps.float().square().mean() + mid.float().mean(), _bytes(kept)
+    noisy, timesteps = torch.randn(count, 4, LATENT, LATENT), torch.zeros(count, dtype=torch.long)
+    text = torch.randn(count, 77, 768, requires_grad=True)
+    (eps, mid), kept = _keeping(lambda: models.unet_pass(unet, noisy, timesteps, text, targets))
+    return eps.float().square().mean() + mid.float().mean(), kept
+
+
+def _keeping(function: Callable[[], Any]) -> tuple[Any, int]:
+    """Return what the function gives, computed in bf16, and the bytes that it keeps for a backward pass."""
+    kept: list[torch.Tensor] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x)
+    with hooks, torch.autocast("cpu", torch.bfloat16):
+        value = function()
+    storages = [x.untyped_storage() for x in kept if isinstance(x, FakeTensor)]
+    return value, sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 def _largest_block(unet: UNet2DConditionModel, count: int) -> int:
     """Return the bytes that one transformer at the full resolution keeps."""
-    kept: list[torch.Tensor] = []
     block, width = unet.up_blocks[-1].attentions[-1], unet.config.block_out_channels[0]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x)
-        with hooks, torch.autocast("cpu", torch.bfloat16):
-            hidden = torch.randn(count, width, LATENT, LATENT, dtype=torch.bfloat16, requires_grad=True)
-            block(hidden, encoder_hidden_states=torch.randn(count, 77, 768))
-    return _bytes(kept)
-
-
-def _bytes(tensors: Sequence[torch.Tensor]) -> int:
-    fake = [x.untyped_storage() for x in tensors if isinstance(x, FakeTensor)]
-    return sum({storage._cdata: storage.nbytes() for storage in fake}.values())
+        hidden = torch.randn(count, width, LATENT, LATENT, dtype=torch.bfloat16, requires_grad=True)
+        text = torch.randn(count, 77, 768)
+        return _keeping(lambda: block(hidden, encoder_hidden_states=text))[1]
 
 
 def sampling_seconds(unet: UNet2DConditionModel | None) -> common.Measure:

@@ -118,7 +118,7 @@ def main(
     domains = [domain.name for domain in config.domains]
     options = {"precision": precision, "batch_size": batch_size, "num_images": num_images}
     workers = {name: common.Worker(factory, threads, variant=name, **options) for name in VARIANTS}
-    times = common.alternate(workers, domains, repeats)
+    times = common.alternate(workers, dict.fromkeys(workers, domains), repeats)
     judge, rows = evaluation.load_judge(config, "cpu"), []
     for name, worker in workers.items():
         for domain in domains:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dasd_utils import cache, latents, losses, models, objectives, training
 from dasd_utils.config import ROOT, Config
-from dasd_utils.precision import autocast, choose_precision, frozen_dtype
+from dasd_utils.precision import DTYPES, autocast, choose_precision, default_device, frozen_dtype
 
 PROMPT = "a dense forest beside a winding river with a bridge and a few houses"
 IMAGES = 300 + 2 * 400  # of the published study, source and both targets: what a cache has to hold
@@ -134,7 +134,7 @@ def ours(model: str, resolution: int, precision: str, **changes: Any) -> Operati
     image = Image.new("RGB", (resolution, resolution), "gray")
 
     def encode() -> None:  # as the cache does, in full precision
-        cache._encode(parts.vae.to(_device()), [image])
+        cache._encode(parts.vae.to(default_device()), [image])
 
     run = training.Run(
         config,
@@ -150,22 +150,17 @@ def ours(model: str, resolution: int, precision: str, **changes: Any) -> Operati
         run.optimise(next(numbers))
 
     def parts_of_step() -> dict[str, float]:
-        watch = common.Stopwatch()
-        watch.watch(models, "encode_prompts", "text")
-        watch.watch(models, "unet_pass", "UNet")
-        watch.watch(run.updater, "backward", "backward")
-        watch.watch(run.updater, "update", "optimiser")
-        try:
+        with common.Stopwatch() as watch:
+            watch.watch(models, "encode_prompts", "text")
+            watch.watch(models, "unet_pass", "UNet")
+            watch.watch(run.updater, "backward", "backward")
+            watch.watch(run.updater, "update", "optimiser")
             step()
-        finally:
-            watch.off()
-        alone = common.Stopwatch()
-        alone.watch(models, "unet_pass", "target")
-        with run.updater.autocast():
+        with common.Stopwatch() as alone, run.updater.autocast():
+            alone.watch(models, "unet_pass", "target")
             for micro in range(config.training.gradient_accumulation_steps):
                 batch = run.sampler.batch(0, micro).to(run.updater.device)
                 objectives.predict(parts, batch, with_source=False)
-        alone.off()
         source = max(watch.seconds.pop("UNet") - alone.seconds["target"], 0.0)
         return {**watch.seconds, **alone.seconds, "source": source}
 
@@ -202,30 +197,27 @@ def published(model: str, resolution: int, precision: str, **changes: Any) -> Op
         ((noise + config.alignment.lambda_align * align) / 4).backward()
 
     def parts_of_step() -> dict[str, float]:
-        watch = common.Stopwatch()
-        watch.watch(parts.vae, "encode", "VAE")
-        watch.watch(models, "encode_prompts", "text")
-        watch.watch(models, "unet_pass", "target", "source")
-        watch.watch(torch.Tensor, "backward", "backward")
-        try:
+        with common.Stopwatch() as watch:
+            watch.watch(parts.vae, "encode", "VAE")
+            watch.watch(models, "encode_prompts", "text")
+            watch.watch(models, "unet_pass", "target", "source")
+            watch.watch(torch.Tensor, "backward", "backward")
             sample()
-        finally:
-            watch.off()
-        started = time.perf_counter()
-        update()
-        common.synchronise()
+            started = time.perf_counter()
+            update()
+            common.synchronise()
         return {**watch.seconds, "optimiser": (time.perf_counter() - started) / 4}
 
     return {"sample": sample, "update": update, "parts": parts_of_step}
 
 
 def _encoder(parts: models.Parts, resolution: int, precision: str, count: int) -> Callable[[], Tensor]:
-    parts.vae.to(_device())
-    pixels = torch.rand(count, 3, resolution, resolution, device=_device()) * 2 - 1
+    parts.vae.to(default_device())
+    pixels = torch.rand(count, 3, resolution, resolution, device=default_device()) * 2 - 1
 
     @torch.no_grad()
     def encode() -> Tensor:
-        with autocast(precision, _device()):
+        with autocast(precision, default_device()):
             return parts.vae.encode(pixels).latent_dist.sample().float() * parts.vae.config.scaling_factor
 
     return encode
@@ -236,16 +228,16 @@ def _noise_loss(
 ) -> Callable[[], tuple[Tensor, Tensor]]:
     """Return a function of nothing: (noise prediction loss, mid-block features), everything computed anew."""
     encode = _encoder(parts, resolution, precision, count)
-    parts.unet.to(_device())
-    parts.text_encoder.to(_device())
-    parts.tokens.to(_device())
+    parts.unet.to(default_device())
+    parts.text_encoder.to(default_device())
+    parts.tokens.to(default_device())
     parts.unet.train()
 
     def loss() -> tuple[Tensor, Tensor]:
         latent = encode()
         noise = torch.randn_like(latent)
         timesteps = torch.randint(0, 1000, (count,), device=latent.device)
-        with autocast(precision, _device()):
+        with autocast(precision, default_device()):
             text = models.encode_prompts(parts, [f"{parts.config.domains[0].token} {PROMPT}"] * count)
             noisy = parts.noise_scheduler.add_noise(latent, noise, timesteps)
             eps, mid = models.unet_pass(parts.unet, noisy, timesteps, text)
@@ -267,15 +259,9 @@ def _updater(parts: models.Parts, config: Config) -> Callable[[], None]:
     return update
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def dtype_of(precision: str) -> torch.dtype:
     """Return the type in which products are computed at this setting."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
-        choose_precision(precision, _device()), torch.float32
-    )
+    return DTYPES.get(choose_precision(precision, default_device()), torch.float32)
 
 
 FACTORIES = {"ours": ours, "published": published, "plain": plain}

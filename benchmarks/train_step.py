@@ -46,11 +46,7 @@ def seconds_of_parts(
     return parts
 
 
-OPERATIONS = {
-    "ours": ("step", "encode", "parts"),
-    "published": ("sample", "update", "parts"),
-    "plain": ("step",),
-}
+OPERATIONS = {"ours": ("step", "encode"), "published": ("sample", "update"), "plain": ("step",)}
 
 
 def measure(other: str, options: dict[str, Any], threads: int, repeats: int) -> list[common.Row]:
@@ -63,14 +59,7 @@ def measure(other: str, options: dict[str, Any], threads: int, repeats: int) -> 
         "ours": common.Worker(steps.ours, threads, **plain, **changes),
         other: common.Worker(steps.FACTORIES[other], threads, **plain),
     }
-    times: dict[str, dict[str, list[float]]] = {name: {} for name in workers}
-    for turn in range(repeats + 1):  # the first warms up
-        for name, worker in workers.items():
-            for operation in (each for each in OPERATIONS[name] if each != "parts"):
-                seconds = worker.ask("seconds", operation)
-                if turn:
-                    times[name].setdefault(operation, []).append(seconds)
-    rows = []
+    times, rows = common.alternate(workers, OPERATIONS, repeats), []
     for name, worker in workers.items():
         each = seconds_a_sample(name, times[name], batch)
         peak = worker.ask("peak") / 1e9
@@ -78,7 +67,7 @@ def measure(other: str, options: dict[str, Any], threads: int, repeats: int) -> 
         row = {"step": name, "against": other, **options, "threads": threads, "n": repeats}
         row |= {"seconds": common.spread(each), "gflop": common.exactly(gflop)}
         row |= {"peak_gb": common.exactly(peak), "each": each}
-        if "parts" in OPERATIONS[name]:
+        if name != "plain":
             row |= seconds_of_parts(name, worker, batch, repeats, times[name])
         rows.append(row)
         worker.close()

@@ -27,8 +27,8 @@ VERSION = "2"  # of what the cache holds; a change here makes every older file u
 SHARD = 1024  # images a file: what an interrupted encoding can lose
 ENCODE_BATCH = 8  # images at once through the VAE, fewer of large ones
 ENCODE_PIXELS = 8 * 256 * 256  # at once: a gigabyte of Stable Diffusion's VAE
-log = logging.getLogger(__name__)
 POLL = 0.5  # seconds between two looks at a shard that another process encodes
+log = logging.getLogger(__name__)
 
 
 class Latents(Sequence):

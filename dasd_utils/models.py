@@ -261,11 +261,12 @@ def encode_prompts(parts: Parts, prompts: list[str]) -> Tensor:
 
 @torch.no_grad()
 def keep_texts(parts: Parts, prompts: Iterable[str]) -> None:
-    """Encode prompts without learned tokens, once, in batches that their order decides; none if too many.
+    """Encode prompts once, in batches that their order decides: none if too many, none with a learned token.
 
     They are kept on the host until `parts.kept_texts.clear()`.
     """
-    distinct = list(dict.fromkeys(prompts))
+    tokens = [token.lower() for token in parts.token_ids]
+    distinct = [p for p in dict.fromkeys(prompts) if not any(token in p.lower() for token in tokens)]
     if len(distinct) > MAX_KEPT_TEXTS:
         return
     for start in range(0, len(distinct), TEXT_BATCH):

@@ -13,6 +13,7 @@ import narrow
 import pytest
 import sd15_files
 import torch
+from diffusers import AutoencoderKL
 
 from dasd_utils import models
 from dasd_utils.config import Calibration, Config
@@ -38,6 +39,12 @@ def tiny_base(tmp_path_factory) -> Callable[..., Path]:
 def base_dir(tiny_base) -> Path:
     """Return the folder of the narrow random base, with `clip/` beside its parts. Do not write to it."""
     return tiny_base()
+
+
+@pytest.fixture(scope="session")
+def vae(base_dir) -> AutoencoderKL:
+    """Return the VAE of the narrow random base. Do not change it."""
+    return AutoencoderKL.from_pretrained(base_dir, subfolder="vae")
 
 
 def on_narrow_base(profile: str, base: Path, clip: Path, folder: Path, **changes) -> Config:

@@ -7,8 +7,9 @@ import dataclasses
 import functools
 
 import torch
+from diffusers import AutoencoderKL
 
-from dasd_utils import models, training
+from dasd_utils import data, models, training
 from dasd_utils.config import Config, ModelConfig
 from dasd_utils.data import Batch
 
@@ -35,6 +36,20 @@ def make_batch(config: Config, seed: int = 0, domains: tuple[int, ...] = DOMAINS
         source_noise=noise(sources),
         sample_ids=[f"id{seed}-{i}" for i in range(len(domains) + sources)],
     )
+
+
+def same_batch(one: Batch, two: Batch) -> bool:
+    """Return whether two batches are equal in every bit."""
+    pairs = zip(vars(one).values(), vars(two).values(), strict=True)
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+def make_sampler(config: Config, vae: AutoencoderKL) -> data.Sampler:
+    """Return an encoded sampler over the config's domains."""
+    source, *targets = (data.load_domain(domain, config) for domain in (config.source, *config.domains))
+    sampler = data.Sampler(config, source, targets)
+    sampler.encode(vae, progress=False)
+    return sampler
 
 
 class NoiseSampler:

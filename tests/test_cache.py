@@ -10,14 +10,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from synthetic import make_sampler, same_batch
 
-from dasd_utils import cache, data, latents
+from dasd_utils import cache, data
 from dasd_utils.config import DasdError
-
-
-@pytest.fixture(scope="module")
-def vae(base_dir) -> AutoencoderKL:
-    return AutoencoderKL.from_pretrained(base_dir, subfolder="vae")
 
 
 @pytest.fixture
@@ -30,23 +26,11 @@ def config(tiny_config):
 def make(config, vae):
     """Return `make(**changes) -> encoded Sampler`."""
 
-    def build(**changes) -> latents.Sampler:
-        changed = config.replace(**changes)
-        targets = [data.load_domain(domain, changed) for domain in changed.domains]
-        sampler = latents.Sampler(changed, data.load_domain(changed.source, changed), targets)
-        sampler.encode(vae, progress=False)
-        return sampler
-
-    return build
+    return lambda **changes: make_sampler(config.replace(**changes), vae)
 
 
 def cache_of(config) -> Path:
     return Path(config.data.cache_dir)
-
-
-def same(one: latents.Batch, two: latents.Batch) -> bool:
-    pairs = zip(vars(one).values(), vars(two).values(), strict=True)
-    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
 def test_cache_spares_the_vae(make, config, vae, monkeypatch):
@@ -54,7 +38,7 @@ def test_cache_spares_the_vae(make, config, vae, monkeypatch):
     files = {path: path.stat().st_mtime_ns for path in cache_of(config).iterdir()}
     assert len(files) == 6
     monkeypatch.setattr(AutoencoderKL, "encode", lambda *a, **k: pytest.fail("the VAE ran again"))
-    assert same(make().batch(0), before)
+    assert same_batch(make().batch(0), before)
     assert {path: path.stat().st_mtime_ns for path in cache_of(config).iterdir()} == files
 
 
@@ -148,6 +132,14 @@ def test_a_full_cache_shows_no_bar(shards, config, vae, capsys):
     source = data.load_domain(config.source, config)
     cache.cached_latents(source, config, vae, cache.vae_fingerprint(vae), progress=True)
     assert capsys.readouterr() == ("", "")
+
+
+def test_large_images_go_through_the_vae_a_few_at_a_time(shards, monkeypatch):
+    encode, sizes = cache._encode, []
+    monkeypatch.setattr(cache, "ENCODE_PIXELS", 3 * 16 * 16)
+    monkeypatch.setattr(cache, "_encode", lambda vae, some: sizes.append(len(some)) or encode(vae, some))
+    assert len(shards()) == 24
+    assert sizes == [3, 3, 3, 1, 3, 3, 3, 1, 3, 1]
 
 
 def test_an_interrupted_encoding_goes_on_where_it_stopped(shards, config, monkeypatch):

@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from synthetic import make_sampler, same_batch
 
 from dasd_utils import data, latents, toyworld
 from dasd_utils.config import DasdError
@@ -21,11 +21,6 @@ def rendered_once(monkeypatch):
     monkeypatch.setattr(toyworld, "render", render)
 
 
-@pytest.fixture(scope="module")
-def vae(base_dir) -> AutoencoderKL:
-    return AutoencoderKL.from_pretrained(base_dir, subfolder="vae")
-
-
 @pytest.fixture
 def config(tiny_config):
     """Return 24 images a domain, 16 x 16 px, in batches of 6 and 2."""
@@ -36,19 +31,7 @@ def config(tiny_config):
 def make(config, vae):
     """Return `make(**changes) -> encoded Sampler`."""
 
-    def build(**changes) -> latents.Sampler:
-        changed = config.replace(**changes)
-        targets = [data.load_domain(domain, changed) for domain in changed.domains]
-        sampler = latents.Sampler(changed, data.load_domain(changed.source, changed), targets)
-        sampler.encode(vae, progress=False)
-        return sampler
-
-    return build
-
-
-def same(one: latents.Batch, two: latents.Batch) -> bool:
-    pairs = zip(vars(one).values(), vars(two).values(), strict=True)
-    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+    return lambda **changes: make_sampler(config.replace(**changes), vae)
 
 
 def test_shapes_and_types(make):
@@ -65,8 +48,8 @@ def test_a_step_depends_on_its_number_alone(make):
     first = make()
     ahead = [first.batch(step) for step in range(5)]
     second = make()  # as after a restart: no step before it was drawn
-    assert same(second.batch(3), ahead[3])
-    assert not same(ahead[2], ahead[3])
+    assert same_batch(second.batch(3), ahead[3])
+    assert not same_batch(ahead[2], ahead[3])
     assert not torch.equal(ahead[2].target_noise, ahead[3].target_noise)
     other = make(seed=1).batch(3)
     assert other.sample_ids != ahead[3].sample_ids
@@ -200,7 +183,7 @@ def test_fixed_batches_are_held_out_and_never_change(make):
     targets = [name for b in batches for name in b.sample_ids[: len(b.target_latents)]]
     assert len(set(targets)) == 10
     for again in (sampler.fixed_batch(), make(validation_images=5, seed=7).fixed_batch()):
-        assert all(same(one, two) for one, two in zip(batches, again, strict=True))
+        assert all(same_batch(one, two) for one, two in zip(batches, again, strict=True))
 
 
 def test_fixed_batches_cover_the_timesteps_evenly(make):

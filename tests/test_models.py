@@ -469,6 +469,12 @@ def test_kept_texts_are_looked_up_and_equal(parts, monkeypatch):
         assert models.encode_prompts(parts, ["a river", "a village"]).shape[0] == 2
 
 
+def test_a_text_with_a_learned_token_is_encoded_anew(parts):
+    models.add_domain_tokens(parts, parts.config.domains)
+    models.keep_texts(parts, ["a river", "a <SATELLITE> river"])
+    assert set(parts.kept_texts) == {"a river"}
+
+
 def test_more_texts_than_memory_should_hold_are_not_kept(parts, monkeypatch):
     monkeypatch.setattr(models, "MAX_KEPT_TEXTS", 2)
     models.keep_texts(parts, ["a", "b", "c"])

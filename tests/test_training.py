@@ -226,6 +226,17 @@ def test_without_resume_the_earlier_run_is_replaced(config, tmp_path):
     assert [row["step"] for row in training.load_history(config.output_dir)] == [1]
 
 
+def test_a_run_from_before_a_field_existed_is_resumed(config, monkeypatch):
+    values = config.to_dict()
+    del values["training"]["source_every"], values["model"]["half_weights"]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(config), "to_dict", lambda self: values)
+        with pytest.raises(KeyboardInterrupt):
+            start(config, on_step=stop_at(3))
+    _, history = start(config, resume=True)
+    assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6]
+
+
 def test_resume_refuses_another_config_base_or_data(config, tiny_base):
     start(config.replace(max_train_steps=2))
     for other, sampler, match in (
