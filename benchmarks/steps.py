@@ -133,8 +133,9 @@ def ours(model: str, resolution: int, precision: str, **changes: Any) -> Operati
     side = resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
     image = Image.new("RGB", (resolution, resolution), "gray")
 
-    def encode() -> None:  # as the cache does, in full precision
-        cache._encode(parts.vae.to(default_device()), [image])
+    def encode() -> None:  # as the cache does
+        device = default_device()
+        cache._encode(parts.vae.to(device), [image], frozen_dtype(config, device) or torch.float32)
 
     run = training.Run(
         config,

@@ -17,13 +17,14 @@ import torch
 from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
+from dasd_utils import precision
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.images import to_pixels
 
 if TYPE_CHECKING:
     from dasd_utils.data import DomainData
 
-VERSION = "2"  # of what the cache holds; a change here makes every older file unused
+VERSION = "3"  # of what the cache holds; a change here makes every older file unused
 SHARD = 1024  # images a file: what an interrupted encoding can lose
 ENCODE_BATCH = 8  # images at once through the VAE, fewer of large ones
 ENCODE_PIXELS = 8 * 256 * 256  # at once: a gigabyte of Stable Diffusion's VAE
@@ -32,7 +33,10 @@ log = logging.getLogger(__name__)
 
 
 class Latents(Sequence):
-    """Mean and deviation of scaled latents, float32 (n, 2, C, h, w); indexed as an array, read from disk."""
+    """Mean and deviation of scaled latents (n, 2, C, h, w); indexed as an array, read from disk.
+
+    float32, or float16 where the VAE computed in a half precision.
+    """
 
     def __init__(self, shards: Sequence[np.ndarray]) -> None:
         self.shards = list(shards)
@@ -48,7 +52,7 @@ class Latents(Sequence):
         if not isinstance(first, slice):
             return self._row(int(first))[tuple(rest)]
         rows = [self._row(i) for i in range(len(self))[first]]
-        return np.stack(rows)[(slice(None), *rest)] if rows else np.empty((0, *self.shape[1:]), np.float32)
+        return np.stack(rows)[(slice(None), *rest)] if rows else np.empty((0, *self.shape[1:]), self.dtype)
 
     def _row(self, index: int) -> np.ndarray:
         place = range(len(self))[index]  # a negative index, and IndexError beyond the end
@@ -70,19 +74,21 @@ def cached_latents(
 ) -> Latents:
     """Return the latents of all images, memory-mapped; shards that are not there yet are made.
 
-    A shard's name tells its images, their size and the VAE, so none is ever stale. Several processes, on one
-    machine or on several that share the folder, may call this at once: each shard is encoded by one of them.
+    A shard's name tells its images, their size, the VAE and the precision it computed in, so none is ever
+    stale. Several processes, on one machine or on several that share the folder, may call this at once: each
+    shard is encoded by one of them.
     Raises DasdError if the cache folder cannot be written or the VAE gives numbers that are not finite.
     """
     folder, size, waiting = resolve(config.data.cache_dir), config.model.resolution, False
+    dtype = precision.frozen_dtype(config, vae.device) or torch.float32
     starts = range(0, len(data), SHARD)
-    paths = [folder / _shard_name(data, start, size, fingerprint) for start in starts]
+    paths = [folder / _shard_name(data, start, size, f"{fingerprint} {dtype}") for start in starts]
     missing = {path: start for path, start in zip(paths, starts, strict=True) if not path.exists()}
     with tqdm(
         total=len(data), desc=f"latents of {data.config.name}", disable=not (progress and missing)
     ) as bar:
         while missing:
-            free = [_encode_if_free(path, data, start, size, vae, bar) for path, start in missing.items()]
+            free = [_encode_if_free(path, data, start, vae, dtype, bar) for path, start in missing.items()]
             missing = {path: start for path, start in missing.items() if not path.exists()}
             if missing and not any(free):
                 if not waiting:
@@ -99,7 +105,7 @@ def _shard_name(data: DomainData, start: int, resolution: int, fingerprint: str)
 
 
 def _encode_if_free(
-    path: Path, data: DomainData, start: int, resolution: int, vae: AutoencoderKL, bar: tqdm
+    path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: tqdm
 ) -> bool:
     """Encode one shard and return True, unless another process is at it."""
     lock = filelock.FileLock(path.with_suffix(".lock"), timeout=0)  # the system ends it with its process
@@ -108,7 +114,7 @@ def _encode_if_free(
         with lock:
             try:
                 if not path.exists():
-                    _write_shard(path, data, start, resolution, vae, bar)
+                    _write_shard(path, data, start, vae, dtype, bar)
             finally:
                 with contextlib.suppress(PermissionError):  # where an open file cannot be removed
                     Path(lock.lock_file).unlink(missing_ok=True)
@@ -121,17 +127,18 @@ def _encode_if_free(
 
 
 def _write_shard(
-    path: Path, data: DomainData, start: int, resolution: int, vae: AutoencoderKL, bar: tqdm
+    path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: tqdm
 ) -> None:
     unfinished = path.with_suffix(".tmp")  # one that a killed process left is written over
     stop, stored = min(start + SHARD, len(data)), None
-    size = max(min(ENCODE_BATCH, ENCODE_PIXELS // resolution**2), 1)
+    width, height = data.images[start].size
+    size = max(min(ENCODE_BATCH, ENCODE_PIXELS // (width * height)), 1)
     try:
         for first in range(start, stop, size):
-            moments = _encode(vae, data.images[first : min(first + size, stop)])
+            moments = _encode(vae, data.images[first : min(first + size, stop)], dtype)
             if stored is None:
                 shape = (stop - start, *moments.shape[1:])
-                stored = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
+                stored = np.lib.format.open_memmap(unfinished, "w+", moments.dtype, shape)
             stored[first - start : first - start + len(moments)] = moments
             bar.update(len(moments))
         stored.flush()
@@ -142,10 +149,14 @@ def _write_shard(
 
 
 @torch.no_grad()
-def _encode(vae: AutoencoderKL, images: Sequence) -> np.ndarray:
+def _encode(vae: AutoencoderKL, images: Sequence, dtype: torch.dtype) -> np.ndarray:
     """Return (B, 2, C, h, w): mean and standard deviation of q(z|x), times the VAE's scaling factor."""
-    posterior = vae.encode(to_pixels(images).to(vae.device, vae.dtype)).latent_dist
+    with torch.autocast(vae.device.type, dtype, enabled=dtype != torch.float32):
+        posterior = vae.encode(to_pixels(images).to(vae.device, vae.dtype)).latent_dist
     moments = torch.stack([posterior.mean, posterior.std], dim=1).float() * vae.config.scaling_factor
+    if dtype != torch.float32:
+        moments = moments.half()  # finer than bfloat16, and all that it holds
     if not torch.isfinite(moments).all():
-        raise DasdError(f"The VAE gives latents that are not finite in {vae.dtype}: load it in float32.")
+        raise DasdError(f"The VAE gives latents that are not finite in {dtype}: set half_weights to false, "
+                        "or mixed_precision to 'no'.")  # fmt: skip
     return moments.cpu().numpy()

@@ -8,6 +8,7 @@ recognised and never loaded.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -27,6 +28,7 @@ from dasd_utils.config import DasdError, resolve
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".writing-"
+MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # of AdamW, of bitsandbytes
 # What may differ when a run is resumed: how long, how often, where to, and what training never reads.
 FREE_TO_CHANGE = (
     "output_dir",
@@ -142,23 +144,34 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[st
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimiser's state as flat tensors "<index of parameter>.<name>"."""
     states = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": torch.as_tensor(v) for i, state in states.items() for name, v in state.items()}
+    flat = {i: _unwrapped(state) for i, state in states.items()}
+    return {f"{i}.{name}": torch.as_tensor(v) for i, state in flat.items() for name, v in state.items()}
+
+
+def _unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
+    """bitsandbytes wraps what belongs to its 8-bit moments in a dictionary of their own."""
+    inner = [value.items() for value in state.values() if isinstance(value, Mapping)]
+    plain = {name: value for name, value in state.items() if not isinstance(value, Mapping)}
+    return plain | dict(itertools.chain.from_iterable(inner))
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` returned; the groups' settings stay as they are.
 
-    Raises DasdError if a tensor has another shape than its parameter.
+    Raises DasdError if a moment has another shape than its parameter.
     """
     whole = optimizer.state_dict()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    states: dict[int, dict[str, Tensor]] = {}
+    states: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        fits = int(index) < len(parameters) and value.shape in ((), parameters[int(index)].shape)
+        fits = int(index) < len(parameters)
+        if fits and name in MOMENTS:
+            fits = value.shape == parameters[int(index)].shape
         if not fits:
             raise DasdError(f"The optimiser state {key} of shape {tuple(value.shape)} fits no parameter.")
-        states.setdefault(int(index), {})[name] = value.clone()
+        counted = value.ndim == 0 and not value.is_floating_point()  # a number of steps, not a tensor
+        states.setdefault(int(index), {})[name] = value.item() if counted else value.clone()
     optimizer.load_state_dict({**whole, "state": states})
 
 

@@ -62,7 +62,7 @@ class ModelConfig:
     clip_revision: str | None = None
     resolution: int = 64  # pixels, square
     attention: str = "fused"  # "plain" is faster on a CPU where the latents are small
-    half_weights: bool = True  # keep the frozen UNet in the precision of computing, if that is a half
+    half_weights: bool = True  # frozen UNet kept, and images encoded, in the precision of computing
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,9 @@ class TrainingConfig:
     min_snr_gamma: float | None = 5.0  # None: every timestep weighs the same
     ema_decay: float | None = None
     mixed_precision: str = "auto"  # of training and sampling: "auto", "no", "bf16" or "fp16"
+    optimizer: str = "adamw"  # "adamw_8bit": moments in a quarter of the memory, by bitsandbytes
     gradient_checkpointing: bool = False
+    compile_blocks: bool = False  # torch.compile of the transformer blocks; takes a minute or two at first
     checkpoint_every: int = 200  # steps; 0: only at the end
     checkpoints_kept: int = 2
     validation_every: int = 100  # steps; 0: never
@@ -354,6 +356,7 @@ def _check(config: Config) -> None:
     _check_choice("kernel", alignment.kernel, ("linear", "gaussian", "multi"))
     _check_choice("pooling", alignment.pooling, ("mean", "flat"))
     _check_choice("attention", config.model.attention, ("fused", "plain"))
+    _check_choice("optimizer", training.optimizer, ("adamw", "adamw_8bit"))
     _check_choice("mixed_precision", training.mixed_precision, ("auto", "no", "bf16", "fp16"))
     if alignment.lambda_align < 0:
         raise DasdError(f"lambda_align is {alignment.lambda_align}; it must not be negative.")

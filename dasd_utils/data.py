@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -33,13 +34,13 @@ class DomainData:
 
     config: DomainConfig
     split: str  # "train", "validation" or "test"
-    images: Sequence[Image.Image]  # read from disk when asked for, except those of the toy world
+    images: Sequence[Image.Image]  # read from disk, or drawn, when asked for
     captions: list[list[str]]  # one or more an image; [""] where none was found
     ids: list[str]  # hash of each image's pixels before the crop
+    sizes: list[tuple[int, int]]  # (width, height) before the crop, pixels
+    thumbnails: np.ndarray  # (n, 32, 32) uint8, by which near duplicates are told
     labels: list[str] | None = None
     attributes: list[dict[str, str]] | None = None  # ground truth of the toy world
-    sizes: list[tuple[int, int]] = field(default_factory=list)  # (width, height) before the crop
-    thumbnails: np.ndarray | None = None  # (n, 32, 32) uint8, by which near duplicates are told
     broken: list[str] = field(default_factory=list)  # rows left out because they cannot be read
     duplicates_of_test: int = 0  # images left out because the named test split has them too
 
@@ -102,16 +103,17 @@ def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainDa
     for name in filter(None, (domain.caption_column, domain.label_column)):
         if name not in names:
             raise DasdError(f"{domain.data} has no column {name!r}. Columns: {', '.join(names)}.")
-    scenes = [toyworld.render(world, seed, i, config.model.resolution) for i in numbers]
-    columns = {name: [scene.attributes.get(name, "") for scene in scenes] for name in names}
+    size = config.model.resolution
+    pictures = images.LazyImages(functools.partial(toyworld.draw, world, seed, size=size), len(numbers))
+    ids, small = zip(*((images.content_hash(x), images.thumbnail(x)) for x in pictures), strict=True)
+    shown = [toyworld.attributes(world, seed, i) for i in numbers]
+    columns = {name: [each.get(name, "") for each in shown] for name in names}
     columns["captions"] = [toyworld.caption_variants(world, seed, i) for i in numbers]
     labels = columns[domain.label_column or "scene"]
     own = None if domain.label_captions or domain.caption else "captions"
-    values = columns.get(domain.caption_column or own)
-    captions = _captions(domain, values, labels, len(scenes))
-    pictures = [scene.image for scene in scenes]
-    ids = [images.content_hash(picture) for picture in pictures]
-    return DomainData(domain, split, pictures, captions, ids, labels, [scene.attributes for scene in scenes])
+    captions = _captions(domain, columns.get(domain.caption_column or own), labels, len(numbers))
+    sizes, thumbnails = [(size, size)] * len(numbers), np.stack(small)
+    return DomainData(domain, split, pictures, captions, list(ids), sizes, thumbnails, labels, shown)
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _load_rows(domain: DomainConfig, config: Config, split: str) -> DomainData:
         picks, copies = _pick_split(domain, config.data, found, heldout, split)
     picks = sorted(picks, key=lambda i: found.ids[i])
     picks = picks[: domain.num_images] if split == "train" else picks
-    cropped = images.CroppedImages(table.rows.select(picks), domain.image_column, config.model.resolution)
+    cropped = images.cropped_images(table.rows.select(picks), domain.image_column, config.model.resolution)
     return DomainData(
         domain, split, cropped,
         captions=[table.captions[i] for i in picks],
@@ -238,12 +240,9 @@ def audit(data: DomainData, tokenizer: PreTrainedTokenizerBase | None = None) ->
 
     `captions_cut` counts the captions that, behind the token, are longer than the tokenizer's limit.
     """
-    small = data.thumbnails
-    if small is None:
-        small = np.stack([images.thumbnail(image) for image in data.images])
     distinct = len(set(data.ids))
     missing = sum(not any(found) for found in data.captions)
-    width, height = np.array(data.sizes or [image.size for image in data.images]).T
+    width, height = np.array(data.sizes).T
     return {
         "domain": data.config.name,
         "split": data.split,
@@ -252,7 +251,7 @@ def audit(data: DomainData, tokenizer: PreTrainedTokenizerBase | None = None) ->
         "captions_missing": missing,
         "captions_cut": _count_cut(data, tokenizer) if tokenizer else None,
         "exact_duplicates": len(data) - distinct,
-        "near_duplicates": distinct - len(set(images.duplicate_groups(data.ids, small))),
+        "near_duplicates": distinct - len(set(images.duplicate_groups(data.ids, data.thumbnails))),
         "duplicates_of_test": data.duplicates_of_test,
         "skipped_corrupt": len(data.broken),
         "classes": dict(sorted(Counter(data.labels or ()).items())),

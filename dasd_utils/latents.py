@@ -205,7 +205,9 @@ class Sampler:
 
     def _draw(self, split: str, picks: list[_Pick]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return latents mean + std * e and the noise to be added, both (B, C, h, w), from each generator."""
-        moments = np.stack([self._latents[split][pick.member][pick.index] for pick in picks])
+        moments = np.stack([self._latents[split][pick.member][pick.index] for pick in picks]).astype(
+            np.float32
+        )
         normal = np.stack([p.generator.standard_normal(moments.shape[1:], np.float32) for p in picks])
         latents = moments[:, 0] + moments[:, 1] * normal[:, 0]
         return torch.from_numpy(latents), torch.from_numpy(normal[:, 1].copy())

@@ -7,6 +7,7 @@ learning rates are functions of the step.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,6 +35,9 @@ def check(training: TrainingConfig) -> None:
         raise DasdError("Training runs in one process, this one was launched with several: start it without "
                         "`accelerate launch` or `torchrun`, or with one process.")  # fmt: skip
     choose_precision(training.mixed_precision, PartialState().device)
+    if training.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise DasdError("optimizer 'adamw_8bit' needs the package bitsandbytes, which is not installed: "
+                        "`pip install bitsandbytes`, or set optimizer to 'adamw'.")  # fmt: skip
 
 
 class Updater:
@@ -49,7 +53,9 @@ class Updater:
         if training.gradient_checkpointing:
             parts.unet.enable_gradient_checkpointing()
         self.parameters = [*groups["lora"], *groups["tokens"]]
-        optimizer = torch.optim.AdamW(_groups(groups, training), fused=True)
+        if training.compile_blocks:
+            parts.unet.compile_repeated_blocks()
+        optimizer = _optimizer(_groups(groups, training), training)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.rate_factor = _rate_factor(optimizer, training)  # step -> factor of the base rates
         self.optimizer = self.accelerator.prepare(optimizer)
@@ -120,6 +126,8 @@ class Updater:
     def release(self) -> None:
         """Leave the network as it was before training, but for what trained."""
         self.parts.unet.disable_gradient_checkpointing()
+        for module in self.parts.unet.modules():
+            module._compiled_call_impl = None  # undoes `compile_repeated_blocks`, as torch has no other way
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return (groups of tensors, JSON values) from which `load` goes on exactly."""
@@ -167,6 +175,14 @@ def _groups(groups: Mapping[str, list[torch.nn.Parameter]], training: TrainingCo
     lora = {"name": "learning_rate", "lr": training.learning_rate, "weight_decay": training.weight_decay}
     tokens = {"name": "token_learning_rate", "lr": training.token_learning_rate, "weight_decay": 0.0}
     return [{"params": groups["lora"], **lora}, {"params": groups["tokens"], **tokens}]
+
+
+def _optimizer(groups: list[dict[str, Any]], training: TrainingConfig) -> torch.optim.Optimizer:
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=True)
+    from bitsandbytes.optim import AdamW8bit  # optional, and slow to import
+
+    return AdamW8bit(groups)
 
 
 def _rate_factor(optimizer: torch.optim.Optimizer, training: TrainingConfig) -> Any:

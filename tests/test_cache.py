@@ -67,7 +67,7 @@ def test_cache_is_never_stale(make, config, vae, change):
 def test_interrupted_encoding_leaves_nothing(make, config, monkeypatch):
     calls = []
 
-    def fail(vae, images):
+    def fail(vae, images, dtype):
         calls.append(len(images))
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -137,7 +137,9 @@ def test_a_full_cache_shows_no_bar(shards, config, vae, capsys):
 def test_large_images_go_through_the_vae_a_few_at_a_time(shards, monkeypatch):
     encode, sizes = cache._encode, []
     monkeypatch.setattr(cache, "ENCODE_PIXELS", 3 * 16 * 16)
-    monkeypatch.setattr(cache, "_encode", lambda vae, some: sizes.append(len(some)) or encode(vae, some))
+    monkeypatch.setattr(
+        cache, "_encode", lambda vae, some, dtype: sizes.append(len(some)) or encode(vae, some, dtype)
+    )
     assert len(shards()) == 24
     assert sizes == [3, 3, 3, 1, 3, 3, 3, 1, 3, 1]
 
@@ -145,11 +147,11 @@ def test_large_images_go_through_the_vae_a_few_at_a_time(shards, monkeypatch):
 def test_an_interrupted_encoding_goes_on_where_it_stopped(shards, config, monkeypatch):
     encode, calls = cache._encode, []
 
-    def fail(vae, images):
+    def fail(vae, images, dtype):
         calls.append(len(images))
         if len(calls) == 4:  # 8 and 2 of the first shard, then 8 of the second
             raise KeyboardInterrupt
-        return encode(vae, images)
+        return encode(vae, images, dtype)
 
     monkeypatch.setattr(cache, "_encode", fail)
     with pytest.raises(KeyboardInterrupt):
@@ -164,11 +166,11 @@ def test_an_interrupted_encoding_goes_on_where_it_stopped(shards, config, monkey
 def test_several_workers_encode_each_shard_once(shards, config, monkeypatch):
     encode, encoded, both = cache._encode, [], threading.Barrier(2, timeout=30)
 
-    def count(vae, images):
+    def count(vae, images, dtype):
         if len(encoded) < 2:
             both.wait()  # both are at work, on different shards
         encoded.append(len(images))
-        return encode(vae, images)
+        return encode(vae, images, dtype)
 
     monkeypatch.setattr(cache, "_encode", count)
     monkeypatch.setattr(cache, "POLL", 0.01)
@@ -190,3 +192,14 @@ def test_a_changed_image_costs_its_shard_alone(shards, config, vae):
     source.ids[-1] = "another image"
     cache.cached_latents(source, config, vae, cache.vae_fingerprint(vae), progress=False)
     assert len(set(cache_of(config).iterdir()) - before) == 1
+
+
+def test_half_precision_is_another_cache_of_half_the_size(make, config, vae):
+    full = make()._latents["train"][0]
+    names = set(cache_of(config).iterdir())
+    sampler = make(half_weights=True, mixed_precision="bf16")
+    half = sampler._latents["train"][0]
+    assert len(set(cache_of(config).iterdir()) - names) == len(names)
+    assert (full.dtype, half.dtype, half.nbytes) == (np.float32, np.float16, full.nbytes // 2)
+    assert 0 < np.abs(half[:] - full[:]).max() < 0.02 * np.abs(full[:]).max()  # bfloat16 has 8 bits
+    assert sampler.batch(0).target_latents.dtype == torch.float32

@@ -93,6 +93,36 @@ def test_a_failing_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     assert steps(tmp_path) == ["step-000001"] and checkpoints.newest(tmp_path) == good
 
 
+def quantised(seed: int, steps: int, state=None):
+    """Return (weights, optimiser) of 8-bit AdamW after some steps, the gradients drawn from the seed."""
+    optimizers = pytest.importorskip("bitsandbytes").optim
+    draw = torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(shape, generator=draw)) for shape in ((64, 128), (2, 8))]
+    optimizer = optimizers.AdamW8bit(weights, lr=0.1)
+    if state:
+        checkpoints.load_optimizer(optimizer, state)
+    draw.manual_seed(seed)
+    for _ in range(steps):
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=draw)
+        optimizer.step()
+    return weights, optimizer
+
+
+def test_8bit_moments_are_kept_to_the_bit(tmp_path):
+    before, optimizer = quantised(0, steps=3)
+    tensors = {"optimizer": checkpoints.optimizer_tensors(optimizer)}
+    assert tensors["optimizer"]["0.state1"].dtype == torch.uint8
+    saved = checkpoints.read(checkpoints.write(tmp_path, 3, tensors, {"step": 3}))[0]["optimizer"]
+    after, restored = quantised(1, steps=0, state=saved)
+    for weight, value in zip(after, before, strict=True):
+        weight.data.copy_(value.data)
+        value.grad = weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    restored.step()
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
 def trained(seed: int, steps: int, state=None) -> tuple[list[torch.Tensor], torch.optim.AdamW]:
     torch.manual_seed(seed)
     weights = [torch.nn.Parameter(torch.randn(3, 2)), torch.nn.Parameter(torch.randn(5))]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dasd_utils import data
+from dasd_utils import data, images
 from dasd_utils.config import Config, DasdError, DomainConfig
 
 
@@ -237,7 +237,7 @@ def test_missing_captions_are_empty_and_counted(tmp_path, config):
 
 
 def test_prompt_picks_one_of_several_captions():
-    several = data.DomainData(domain("x"), "train", [], [["a", "b", "c"]], ["0"])
+    several = data.DomainData(domain("x"), "train", [], [["a", "b", "c"]], ["0"], [], np.empty(0))
     assert [several.prompt(0, choice) for choice in (0.0, 0.4, 0.999)] == [f"<thing> {c}" for c in "abc"]
 
 
@@ -474,7 +474,9 @@ def test_audit_counts_what_the_tokenizer_cuts(config):
 
     pictures = [picture(n) for n in range(3)]
     captions = [["one two three four"], ["one two three four five"], ["one"]]
-    found = data.DomainData(domain("x"), "train", pictures, captions, ["a", "b", "c"])
+    thumbnails = np.stack([images.thumbnail(image) for image in pictures])
+    sizes = [image.size for image in pictures]
+    found = data.DomainData(domain("x"), "train", pictures, captions, ["a", "b", "c"], sizes, thumbnails)
     report = data.audit(found, Words())
     assert report["captions_cut"] == 1  # the token takes one place of five
     assert (report["width_min"], report["width_median"], report["height_max"]) == (24, 24, 20)

@@ -133,3 +133,36 @@ def test_split_leaves_no_part_empty(count):
     for seed in range(20):
         parts = images.split_by_content(hashes(count, seed), range(count), 0.1, 0.2)
         assert set(parts) == {"train", "validation", "test"}
+
+
+def brute_force_groups(ids, thumbnails):
+    """Return the groups by every pair of whole thumbnails."""
+    flat = thumbnails.reshape(len(ids), -1).astype(np.float64)
+    flat -= flat.mean(axis=1, keepdims=True)
+    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    alike = (flat @ flat.T > images.NEAR_DUPLICATE) | (np.asarray(ids)[:, None] == np.asarray(ids))
+    return images.csgraph.connected_components(alike, directed=False)[1]
+
+
+def test_near_duplicates_are_those_of_every_pair(monkeypatch):
+    monkeypatch.setattr(images, "TILE", 16)
+    draw = np.random.default_rng(0)
+    small = np.stack([images.thumbnail(toyworld.draw("xray", 9, i)) for i in range(40)])
+    noise = draw.normal(size=small.shape) * draw.uniform(0, 40, size=(40, 1, 1))
+    noisy = np.clip(small + noise, 0, 255).astype(np.uint8)
+    black = np.zeros((2, 32, 32), dtype=np.uint8)
+    thumbnails = np.concatenate([small, noisy, black, small[:3]])
+    ids = [str(i) for i in range(82)] + ["0", "1", "x"]
+    groups = images.duplicate_groups(ids, thumbnails)
+    expected = brute_force_groups(ids, thumbnails)
+    assert 10 < len(set(expected)) < 80  # the noise parts some pairs, not all
+    assert np.array_equal(groups, expected)
+
+
+def test_lazy_images_are_read_when_asked_for():
+    asked = []
+    pictures = images.LazyImages(lambda i: asked.append(i) or i, 5)
+    assert not asked and len(pictures) == 5
+    assert (pictures[-1], pictures[1:3], list(pictures)) == (4, [1, 2], [0, 1, 2, 3, 4])
+    with pytest.raises(IndexError):
+        pictures[5]

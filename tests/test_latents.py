@@ -224,7 +224,7 @@ def test_token_that_the_tokenizer_lacks_is_a_warning(config, caplog):
         def get_vocab(self):
             return {"<xray>": 1}
 
-    targets = [data.DomainData(domain, "train", [], [], []) for domain in config.domains]
+    targets = [data.DomainData(domain, "train", [], [], [], [], np.empty(0)) for domain in config.domains]
     with caplog.at_level(logging.WARNING):
         latents.Sampler(config, targets[0], targets, Vocabulary())
     assert "<satellite> not in the tokenizer" in caplog.text

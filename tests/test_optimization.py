@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
+import diffusers
 import pytest
 import torch
 from synthetic import make_batch, make_parts
@@ -165,3 +169,40 @@ def test_a_frozen_unet_in_half_precision_trains_lora_in_full(tiny_config):
     updater.set_rates(3)
     updater.update(finite_loss=True)
     assert all(torch.equal(p, before[n]) for n, p in unet.named_parameters() if n in before)
+
+
+def test_compiled_blocks_give_the_same_gradients(tiny_config, monkeypatch):
+    plain = diffusers.UNet2DConditionModel.compile_repeated_blocks
+    monkeypatch.setattr(
+        diffusers.UNet2DConditionModel, "compile_repeated_blocks", lambda unet: plain(unet, backend="eager")
+    )
+    gradients = []
+    for compiled in (False, True):
+        config = tiny_config.replace(compile_blocks=compiled)
+        updater = optimization.Updater(config, make_parts(config))
+        backward(updater)
+        gradients.append(torch.cat([p.grad.flatten() for p in updater.parameters]))
+        blocks = [m for m in updater.parts.unet.modules() if m._compiled_call_impl is not None]
+        assert bool(blocks) == compiled
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+    updater.release()
+    assert all(m._compiled_call_impl is None for m in updater.parts.unet.modules())
+
+
+def test_8bit_adamw_needs_its_package(tiny_config, monkeypatch):
+    monkeypatch.setattr(optimization.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(DasdError, match="pip install bitsandbytes"):
+        optimization.check(tiny_config.replace(optimizer="adamw_8bit").training)
+
+
+def test_8bit_adamw_is_that_of_bitsandbytes(tiny_config, monkeypatch):
+    class AdamW8bit(torch.optim.AdamW):
+        """Stands for the one of bitsandbytes, which is not installed here."""
+
+    found = types.SimpleNamespace(AdamW8bit=AdamW8bit)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.SimpleNamespace(optim=found))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", found)
+    config = tiny_config.replace(optimizer="adamw_8bit")
+    updater = optimization.Updater(config, make_parts(config))
+    assert isinstance(updater.optimizer.optimizer, AdamW8bit)
+    assert [group["weight_decay"] for group in updater.optimizer.param_groups] == [0.01, 0.0]
