@@ -98,6 +98,31 @@ def cached_latents(
     return Latents([np.load(path, mmap_mode="r").view(np.ndarray) for path in paths])
 
 
+def stored(config: Config) -> tuple[int, int]:
+    """Return how many shards the cache folder holds and their bytes."""
+    sizes = [path.stat().st_size for path in _shards(config)]
+    return len(sizes), sum(sizes)
+
+
+def clear(config: Config) -> tuple[int, int]:
+    """Remove every shard, and what interrupted processes left; return how many shards there were, and bytes.
+
+    Raises DasdError if one cannot be removed.
+    """
+    found = stored(config)
+    try:
+        for path in _shards(config, ".npy", ".tmp", ".lock"):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise DasdError(f"{path} cannot be removed: {error.strerror}.") from error
+    return found
+
+
+def _shards(config: Config, *endings: str) -> list[Path]:
+    folder = resolve(config.data.cache_dir)
+    return [p for p in sorted(folder.glob("*-*-*")) if p.is_file() and p.suffix in (endings or (".npy",))]
+
+
 def _shard_name(data: DomainData, start: int, resolution: int, fingerprint: str) -> str:
     parts = [VERSION, str(resolution), fingerprint, *data.ids[start : start + SHARD]]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()

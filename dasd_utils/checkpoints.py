@@ -94,7 +94,12 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Return (tensors, state) as `write` got them, on the CPU; DasdError if a file is missing or changed."""
     verify(path)
     tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-    return tensors, _read_json(path / "state.json")
+    return tensors, read_state(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the JSON values of a checkpoint, without its tensors."""
+    return _read_json(path / "state.json")
 
 
 def verify(path: Path) -> None:

@@ -28,6 +28,12 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option("--checkpoint", help="A run folder or an adapter folder. Default: --output_dir."),
 ]
+AutoBatchSize = Annotated[
+    bool,
+    typer.Option(
+        "--auto_batch_size", "--auto-batch-size", help="As few micro-batches to a step as memory allows."
+    ),
+]
 Prompt = Annotated[str, typer.Option(help="What the picture should show.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON result.")]
 
@@ -52,17 +58,47 @@ def train(
     output_dir: OutputDir = None,
     max_steps: MaxSteps = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+    auto_batch_size: AutoBatchSize = False,
     as_json: AsJson = False,
 ) -> None:
     """Train the adapter: LoRA and domain tokens, with feature alignment."""
     settings = read_config(profile, config, seed=seed, output_dir=output_dir, max_train_steps=max_steps)
-    folder, history = run_training(settings, resume)
+    folder, history = run_training(settings, resume, auto_batch_size)
     last = {k: v for k, v in history[-1].items() if isinstance(v, int | float)}
     show(
         {"run": str(folder), **last},
         as_json,
         f"Trained {last['step']} steps; the adapter is in {folder}/adapter",
     )
+
+
+@app.command()
+def encode(
+    profile: Profile = "auto",
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fill the latent cache; several processes, here or on machines that share it, divide the work."""
+    from dasd_utils import cache, data, models, precision
+
+    settings = read_config(profile, config)
+    parts = models.load_parts(settings)
+    *_, sampler = data.create_datasets(settings, parts.tokenizer)
+    sampler.encode(parts.vae, precision.default_device())
+    count, size = cache.stored(settings)
+    result = {"cache_dir": str(resolve(settings.data.cache_dir)), "shards": count, "bytes": size}
+    show(result, as_json, f"{count} shards, {size / 1e6:.1f} MB in {result['cache_dir']}")
+
+
+@app.command()
+def clean(profile: Profile = "auto", config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Remove every cached latent; nothing else is touched."""
+    from dasd_utils import cache
+
+    settings = read_config(profile, config)
+    count, size = cache.clear(settings)
+    result = {"cache_dir": str(resolve(settings.data.cache_dir)), "shards": count, "bytes": size}
+    show(result, as_json, f"Removed {count} shards, {size / 1e6:.1f} MB, from {result['cache_dir']}")
 
 
 @app.command()
@@ -126,11 +162,12 @@ def run_all(
     output_dir: OutputDir = None,
     max_steps: MaxSteps = None,
     resume: bool = False,
+    auto_batch_size: AutoBatchSize = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, evaluate, and draw one picture of every domain side by side."""
     settings = read_config(profile, config, seed=seed, output_dir=output_dir, max_train_steps=max_steps)
-    folder, _ = run_training(settings, resume)
+    folder, _ = run_training(settings, resume, auto_batch_size)
     from dasd_utils import evaluation, sampling
 
     pipeline = sampling.load_trained_pipeline(folder, settings)
@@ -233,11 +270,14 @@ def read_parameters(words: list[str]) -> dict[str, Any]:
     return values
 
 
-def run_training(config: Config, resume: bool) -> tuple[Path, list[dict[str, Any]]]:
+def run_training(config: Config, resume: bool, auto_batch_size: bool) -> tuple[Path, list[dict[str, Any]]]:
     """Train and save; return the run folder and the history."""
-    from dasd_utils import data, training
+    from dasd_utils import batch_size, data, training
 
     parts = training.setup_training(config)
+    if auto_batch_size:
+        earlier = batch_size.of_checkpoint(config) if resume else None
+        config = earlier or batch_size.largest_batch(config, parts)
     *_, sampler = data.create_datasets(config, parts.tokenizer)
     history = training.train(config, parts, sampler, parts.token_ids, resume=resume)
     return training.save_training_results(config, parts, history), history

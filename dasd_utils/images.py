@@ -25,7 +25,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 THUMBNAIL = 32  # pixels, square, grey: what near duplicates are told by
 NEAR_DUPLICATE = 0.97  # correlation of thumbnails: copies that were recompressed, resized or relit are above
-TILE = 4096  # thumbnails compared with as many others at once
+TILE = 2048  # thumbnails compared with as many others at once
 VERSION = 1  # of `_inspect_row`: a change of what it returns must not meet results cached before
 log = logging.getLogger(__name__)
 
@@ -250,10 +250,10 @@ def _near_pairs(thumbnails: np.ndarray) -> np.ndarray:
     pairs = [np.empty((2, 0), dtype=np.int64)]
     for start in range(0, len(flat), TILE):
         for across in range(start, len(flat), TILE):
-            candidates = bound[start : start + TILE] @ bound[across : across + TILE].T > NEAR_DUPLICATE - 1e-5
-            row, column = np.nonzero(np.triu(candidates, 1) if start == across else candidates)
+            possible = bound[start : start + TILE] @ bound[across : across + TILE].T > NEAR_DUPLICATE - 1e-5
+            row, column = np.divmod(np.flatnonzero(possible), possible.shape[1])
             row, column = row + start, column + across
-            for some in np.array_split(np.arange(len(row)), len(row) // TILE + 1):
+            for some in np.array_split(np.flatnonzero(row < column), len(row) // TILE + 1):
                 exact = (flat[row[some]] * flat[column[some]]).sum(axis=1) > NEAR_DUPLICATE
                 pairs.append(np.stack([row[some][exact], column[some][exact]]))
     return np.concatenate(pairs, axis=1)

@@ -7,7 +7,7 @@ import pytest
 from conftest import on_narrow_base
 from typer.testing import CliRunner
 
-from dasd_utils import batch, cli
+from dasd_utils import batch, batch_size, cli
 from dasd_utils.config import Config, DasdError
 
 runner = CliRunner()
@@ -43,6 +43,46 @@ def test_train_resumes(trained):
     printed = run("train", "--config", path, "--max_steps", 3, "--seed", 5, "--resume", "--json")
     assert json.loads(printed)["step"] == 3
     assert (folder / "history.jsonl").read_text().count("\n") == 3
+
+
+def test_encode_fills_the_cache_and_clean_empties_it(base_dir, tmp_path):
+    config = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path)
+    path = config.save(tmp_path / "config.json")
+    kept = tmp_path / "cache" / "mine" / "painting-train-1.npy"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"0")
+    filled = json.loads(run("encode", "--config", path, "--json"))
+    files = list((tmp_path / "cache").glob("*.npy"))
+    assert filled["shards"] == len(files) == 6  # three domains, training and validation
+    assert filled["bytes"] == sum(file.stat().st_size for file in files)
+    before = {file: file.stat().st_mtime_ns for file in files}
+    run("train", "--config", path, "--max_steps", 1)
+    assert {file: file.stat().st_mtime_ns for file in files} == before
+    (tmp_path / "cache" / "xray-train-1.tmp").write_bytes(b"left by a process that was killed")
+    assert json.loads(run("clean", "--config", path, "--json"))["shards"] == 6
+    assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == [kept]
+    assert json.loads(run("clean", "--config", path, "--json"))["shards"] == 0
+
+
+def test_auto_batch_size_is_found_once(base_dir, tmp_path, monkeypatch):
+    config = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path)
+    path = config.save(tmp_path / "config.json")
+    limit = [3]
+
+    def fits(_updater, sizes):
+        return sizes.training.target_batch_size <= limit[0]
+
+    monkeypatch.setattr(batch_size, "_foretold", lambda _updater: fits)
+
+    def trained_with(*more):
+        run("train", "--config", path, "--auto_batch_size", *more)
+        used = Config.load(tmp_path / "run" / "config.json").training
+        return used.target_batch_size, used.gradient_accumulation_steps
+
+    assert trained_with("--max_steps", 2) == (3, 2)
+    limit[0] = 6
+    assert trained_with("--max_steps", 3, "--resume") == (3, 2)  # as the run was begun
+    assert trained_with("--max_steps", 1) == (6, 1)
 
 
 def test_generate_writes_pictures(trained, tmp_path):
