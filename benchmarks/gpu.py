@@ -5,7 +5,7 @@ python benchmarks/gpu.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import common
@@ -13,9 +13,10 @@ import steps
 import torch
 import typer
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dasd_utils import models
+from dasd_utils.batch_size import Kept
 from dasd_utils.config import Calibration
 from dasd_utils.sampling import DasdPipeline
 
@@ -67,20 +68,12 @@ def predicted(unet: UNet2DConditionModel, changes: dict[str, Any]) -> common.Row
     targets, sources = changes["target_batch_size"], changes["source_batch_size"]
     checkpointing = changes["gradient_checkpointing"]
     unet.enable_gradient_checkpointing() if checkpointing else unet.disable_gradient_checkpointing()
-    saved: list[int] = []
-
-    def step() -> None:
-        loss, kept = _forward(unet, targets, sources)
-        saved.append(kept)
-        loss.backward()
-
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        gflop = common.count_gflop(step)
+    with FakeTensorMode(allow_non_fake_inputs=True), Kept(unet) as record:
+        gflop = common.count_gflop(lambda: _pass(unet, targets, sources))
     unet.zero_grad()
     weights = sum(p.numel() * p.element_size() for p in unet.parameters())
     states = 12 * sum(p.numel() for p in unet.parameters() if p.requires_grad)  # gradient, two moments
-    again = _largest_block(unet, targets) if checkpointing else 0  # computed anew in the backward pass
-    tensors = (weights + states + saved[0] + again) / 1e9 + TEXT_ENCODER_GB
+    tensors = (weights + states + record.peak) / 1e9 + TEXT_ENCODER_GB
     speed = [targets * 1e3 * PEAK_TFLOPS * share / gflop for share in SHARE]
     return {
         "samples_per_second": common.Measure(*speed),
@@ -89,32 +82,14 @@ def predicted(unet: UNet2DConditionModel, changes: dict[str, Any]) -> common.Row
     }
 
 
-def _forward(unet: UNet2DConditionModel, targets: int, sources: int) -> tuple[torch.Tensor, int]:
-    """Return a loss of the pass as training makes it, and the bytes kept for the backward pass."""
+def _pass(unet: UNet2DConditionModel, targets: int, sources: int) -> None:
+    """Do the forward and the backward pass of a training step on tensors without data."""
     count = targets + sources
     noisy, timesteps = torch.randn(count, 4, LATENT, LATENT), torch.zeros(count, dtype=torch.long)
     text = torch.randn(count, 77, 768, requires_grad=True)
-    (eps, mid), kept = _keeping(lambda: models.unet_pass(unet, noisy, timesteps, text, targets))
-    return eps.float().square().mean() + mid.float().mean(), kept
-
-
-def _keeping(function: Callable[[], Any]) -> tuple[Any, int]:
-    """Return what the function gives, computed in bf16, and the bytes that it keeps for a backward pass."""
-    kept: list[torch.Tensor] = []
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x)
-    with hooks, torch.autocast("cpu", torch.bfloat16):
-        value = function()
-    storages = [x.untyped_storage() for x in kept if isinstance(x, FakeTensor)]
-    return value, sum({storage._cdata: storage.nbytes() for storage in storages}.values())
-
-
-def _largest_block(unet: UNet2DConditionModel, count: int) -> int:
-    """Return the bytes that one transformer at the full resolution keeps."""
-    block, width = unet.up_blocks[-1].attentions[-1], unet.config.block_out_channels[0]
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        hidden = torch.randn(count, width, LATENT, LATENT, dtype=torch.bfloat16, requires_grad=True)
-        text = torch.randn(count, 77, 768)
-        return _keeping(lambda: block(hidden, encoder_hidden_states=text))[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        eps, mid = models.unet_pass(unet, noisy, timesteps, text, targets)
+    (eps.float().square().mean() + mid.float().mean()).backward()
 
 
 def sampling_seconds(unet: UNet2DConditionModel | None) -> common.Measure:
