@@ -85,7 +85,8 @@ def _step_lines(found: list[dict]) -> list[str]:
             for metric in ("ratio", "memory_ratio")
         )
         precision = {"no": "fp32"}.get(ratio["precision"], ratio["precision"])
-        batch = "one by one" if ratio.get("source_every") else "3 + 1 at once"
+        batch = f"{ratio['target_batch_size']} + {ratio['source_batch_size']} at once"
+        batch = "one by one" if ratio["target_batch_size"] == 1 else batch
         checkpointing = ", checkpointing" if ratio.get("gradient_checkpointing") else ""
         size = f"{ratio['resolution']} px, {precision}, {batch}{checkpointing}"
         cells = [f"training step, SD 1.5 shapes, {size}", STEPS[against], _interval(ratio, 2)]

@@ -82,15 +82,15 @@ def main(
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     against: Annotated[str, typer.Option(help="published, plain, or both with a comma")] = "published,plain",
     checkpointing: Annotated[bool, typer.Option(help="recompute activations in ours")] = False,
-    single: Annotated[bool, typer.Option(help="ours in micro-batches of 1, a source in every third")] = False,
+    targets: Annotated[int, typer.Option(help="ours, in a micro-batch; 1: with a source in every third")] = 3,
 ) -> None:
-    """Print a table and write data/results/bench_train_step_<model>_<resolution>_<precision>.json."""
+    """Print a table and write data/results/bench_train_step_<what>.json."""
     options: dict[str, Any] = {"model": model, "resolution": resolution, "precision": precision}
     if checkpointing:
         options["gradient_checkpointing"] = True
-    if single:
-        options |= {"target_batch_size": 1, "source_batch_size": 1, "source_every": 3}
-        options["gradient_accumulation_steps"] = 3
+    options |= {"target_batch_size": targets, "source_batch_size": max(targets // 3, 1)}
+    if targets == 1:
+        options |= {"source_every": 3, "gradient_accumulation_steps": 3}
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
@@ -109,7 +109,7 @@ def main(
     columns = {"step": "", "samples_per_second": ".3g", "gflop": ".0f", "share_of_matmul": ".2f"}
     print(common.table(rows, columns | {"peak_gb": ".2f", "ratio": ".2f", "memory_ratio": ".2f"}))
     settings = {"machine": common.machine(threads, device), "images": steps.IMAGES}
-    name = f"train_step_{model}_{resolution}_{precision}" + "_single" * single + "_again" * checkpointing
+    name = f"train_step_{model}_{resolution}_{precision}_batch_{targets}" + "_again" * checkpointing
     print(common.save(name, settings | {"samples": steps.PUBLISHED_SAMPLES}, rows))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -127,3 +128,37 @@ def test_the_largest_batch_of_each_memory(common):
         (24, False): 4,
         (24, True): 8,
     }
+
+
+@pytest.fixture(scope="module")
+def scale(common):
+    import scale
+
+    return scale
+
+
+def test_scale_prepares_encodes_and_trains(scale, tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "STEPS", 1)
+    monkeypatch.setattr(scale.cache, "SHARD", 10)
+    small = scale.settings(12, str(tmp_path))
+    few = dataclasses.replace(small.source, num_images=4)
+    changes = dict(source=few, target_batch_size=2, source_batch_size=2)
+    monkeypatch.setattr(scale, "settings", lambda *_: small.replace(**changes))
+    operations = scale.stages(12, str(tmp_path))
+    operations["prepare"]()
+    assert sorted(operations["encode"]()) == [2, 4, 10]
+    assert operations["encode"]() == []  # all is there
+    operations["train"]()
+    assert (tmp_path / "run" / "history.jsonl").read_text().count("\n") == 1
+
+
+def test_scale_tells_of_more_images_by_a_line(scale, common):
+    rows = []
+    for images in (100, 1000, 10000):
+        for stage in ("prepare", "encode", "train"):
+            row = {"images": images, "stage": stage, "seconds": common.exactly(2 + images / 100)}
+            rows.append(row | {"peak_gb": common.exactly(1 + images * 1e-6)})
+    told = scale.told(rows)
+    assert [(row["stage"], row["images"]) for row in told] == [("prepare", 10**7), ("encode", 10**7)]
+    assert told[0]["seconds"].value == pytest.approx(100002) and told[0]["peak_gb"].value == pytest.approx(11)
+    assert scale.told(rows[:3]) == []
