@@ -9,11 +9,10 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
-from dasd_utils import checkpoints, models, objectives, optimization
+from dasd_utils import checkpoints, models, objectives, optimization, processes
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.latents import Batch
 
@@ -38,7 +37,7 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
     try:
         for sizes in candidates(config):
             chosen = config.replace(**sizes)
-            if fits(updater, chosen):
+            if not processes.any_of(not fits(updater, chosen)):
                 log.info("Batch: %s", ", ".join(f"{name} {value}" for name, value in sizes.items()))
                 return chosen
     finally:
@@ -188,4 +187,4 @@ def _batch(updater: optimization.Updater, config: Config) -> Batch:
         source_timesteps=torch.full((sources,), 500),
         target_noise=target,
         source_noise=source,
-    ).to(PartialState().device, torch.float32)
+    ).to(updater.device, torch.float32)

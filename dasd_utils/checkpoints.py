@@ -139,6 +139,11 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
+def step_of(path: Path | None) -> int:
+    """Return the step of a checkpoint's folder, 0 where there is none."""
+    return int(path.name.removeprefix("step-")) if path else 0
+
+
 def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """Return "field: saved -> present" for each config value that may not change when a run is resumed."""
     before, now = _flatten(saved), _flatten(present)
@@ -215,13 +220,17 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     temporary.replace(path)
 
 
-def truncate_rows(path: Path, step: int) -> list[dict[str, Any]]:
-    """Keep the rows up to `step`, each step once (its last row), and return them."""
+def rows_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Return the rows up to `step`, each step once (its last row)."""
     rows = {row["step"]: row for row in load_rows(path) if row["step"] <= step}
-    write_rows(path, rows.values())
     if len(rows) < step:
         log.warning("%s holds %d rows for %d steps.", path, len(rows), step)
     return list(rows.values())
+
+
+def truncate_rows(path: Path, step: int) -> None:
+    """Keep the rows that `rows_until` returns."""
+    write_rows(path, rows_until(path, step))
 
 
 def _write_files(folder: Path, step: int, tensors: Mapping, state: Mapping[str, Any]) -> None:

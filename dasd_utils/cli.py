@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -18,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 log = logging.getLogger(__name__)
+DEBUG = {"asked": False}
+PROCESS = int(os.environ.get("RANK", 0))  # of those that `accelerate launch` started
 
 Profile = Annotated[str, typer.Option(help="auto, tiny or sd15.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="JSON: what differs from the profile.")]
@@ -46,8 +50,9 @@ def read_config(profile: str, path: Path | None, **changes: Any) -> Config:
 
 
 def show(result: Any, as_json: bool, text: str) -> None:
-    """Print the result: JSON for a script, a sentence for a person."""
-    typer.echo(json.dumps(result, indent=2, default=str) if as_json else text)
+    """Print the result, of several processes once: JSON for a script, a sentence for a person."""
+    if PROCESS == 0:
+        typer.echo(json.dumps(result, indent=2, default=str) if as_json else text)
 
 
 @app.command()
@@ -279,7 +284,10 @@ def run_training(config: Config, resume: bool, auto_batch_size: bool) -> tuple[P
         earlier = batch_size.of_checkpoint(config) if resume else None
         config = earlier or batch_size.largest_batch(config, parts)
     *_, sampler = data.create_datasets(config, parts.tokenizer)
-    history = training.train(config, parts, sampler, parts.token_ids, resume=resume)
+    try:
+        history = training.train(config, parts, sampler, parts.token_ids, resume=resume)
+    except KeyboardInterrupt as stop:  # typer would end without its message
+        _fail(str(stop) or "Stopped.", 130)
     return training.save_training_results(config, parts, history), history
 
 
@@ -322,18 +330,42 @@ def save_images(images: Any, folder: Path, domain: str, seed: int) -> list[Path]
     return paths
 
 
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
+) -> None:
+    """Domain-adaptive Stable Diffusion: train, evaluate, generate, classify."""
+    logging.getLogger("dasd_utils").setLevel(logging.INFO if PROCESS == 0 else logging.ERROR)
+    DEBUG.update(asked=debug)
+
+
 def main() -> None:
-    """Run the command; an error of the user is one line and exit status 1."""
+    """Run the command; an error is one line: exit status 1 for the user's, 2 for the program's own."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
-    logging.getLogger("dasd_utils").setLevel(logging.INFO)
     try:
         app()
+    except SystemExit as done:
+        if not done.code and "RANK" in os.environ:
+            _leave()
+        raise
     except DasdError as error:
-        typer.echo(f"dasd: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt as stop:
-        typer.echo(f"dasd: stopped. {stop}", err=True)
-        sys.exit(130)
+        _fail(str(error), 1)
+    except Exception as error:
+        _fail(f"{type(error).__name__}: {error} (a fault of the program: `dasd --debug ...` says where)", 2)
+
+
+def _leave() -> None:
+    from dasd_utils import processes
+
+    processes.end()
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    if DEBUG["asked"]:
+        traceback.print_exc()
+    name = "dasd" if PROCESS == 0 else f"dasd, process {PROCESS}"
+    typer.echo(f"{name}: {message}", err=True)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import PreTrainedTokenizerBase
 
+from dasd_utils import processes
 from dasd_utils.cache import Latents, cached_latents, vae_fingerprint
 from dasd_utils.config import Config, DasdError
 
@@ -40,6 +41,18 @@ class Batch:
     target_noise: torch.Tensor  # (Bt, C, h, w)
     source_noise: torch.Tensor  # (Bs, C, h, w)
     sample_ids: list[str] = field(default_factory=list)  # content hashes: targets, then sources
+
+    def __len__(self) -> int:
+        return len(self.target_latents) + len(self.source_latents)
+
+    def share(self) -> tuple[Batch, list[int]]:
+        """Return the part of this process, and the places of its samples in the batch, the targets first."""
+        targets, sources = len(self.target_latents), len(self.source_latents)
+        rows = {"target": processes.share(targets), "source": processes.share(sources)}
+        part = {name: value[rows[name[:6]]] for name, value in vars(self).items() if name != "sample_ids"}
+        places = [*range(targets)[rows["target"]], *range(targets, targets + sources)[rows["source"]]]
+        part["sample_ids"] = [self.sample_ids[i] for i in places] if self.sample_ids else []
+        return Batch(**part), places
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """Return the batch on a device; dtype is for latents and noise, indices stay whole numbers."""

@@ -2,6 +2,7 @@
 
 An objective is a callable `(parts, batch, config) -> (loss, logs)`. One that carries state from step to step
 also has `state_dict()` (named tensors) and `load_state_dict()`, and the loop keeps it in the checkpoints.
+Of several processes each calls it with the same whole batch, and gradients and logs are averaged over them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dasd_utils import losses, models
+from dasd_utils import losses, models, processes
 from dasd_utils.config import Config
 from dasd_utils.data import Batch
 
@@ -54,25 +55,31 @@ class DasdObjective:
         Target and source share one pass down to the mid-block, where the source stops; with lambda_align 0
         the source is not passed through the network at all. A domain that has fewer samples than the
         estimator needs (the unbiased one: two, the queue's included) is left out of this step and its logs.
+        Of several processes each passes its share of the batch through the network; the MMD is of all of it.
         """
-        weight = config.alignment.lambda_align
-        eps, mid = predict(parts, batch, with_source=weight > 0)
-        loss = noise_loss(parts, batch, eps, config)
+        weight, (part, places) = config.alignment.lambda_align, batch.share()
+        eps, mid = predict(parts, part, with_source=weight > 0)
+        share = (
+            len(part.target_latents) / len(batch.target_latents) * processes.count()
+        )  # 1 where all are even
+        loss = noise_loss(parts, part, eps, config) * share
         logs = {"loss_noise": loss.item()}
-        distances = self.distances(mid, batch, config) if weight > 0 else {}
+        distances = {}
+        if weight > 0:
+            own = pool(mid.float(), config.alignment.pooling)
+            distances = self.distances(processes.gather_rows(own, places, len(batch)), batch, config)
         if distances:
             mmd = torch.stack(list(distances.values())).mean()
             loss = loss + weight * mmd
             logs |= {"mmd": mmd.item()} | {f"mmd_{name}": value.item() for name, value in distances.items()}
         return loss, logs
 
-    def distances(self, mid: Tensor, batch: Batch, config: Config) -> dict[str, Tensor]:
+    def distances(self, features: Tensor, batch: Batch, config: Config) -> dict[str, Tensor]:
         """Return the squared MMD of each target domain from the source, and queue the features.
 
-        mid: (Bt + Bs, C, h, w), the targets first.
+        features: (Bt + Bs, d), pooled, the targets first.
         """
         settings = config.alignment
-        features = pool(mid.float(), settings.pooling)
         groups = {config.source.name: features[len(batch.target_latents) :]}
         groups |= {n: features[rows] for n, rows in domain_rows(batch, config).items()}
         samples = {name: self.queue.extend(name, group) for name, group in groups.items()}
@@ -133,13 +140,16 @@ def domain_rows(batch: Batch, config: Config) -> dict[str, Tensor]:
 @torch.no_grad()
 def validation_losses(parts: models.Parts, batches: Sequence[Batch], config: Config) -> dict[str, float]:
     """Return each target domain's noise prediction loss over fixed batches, weighted as in training."""
-    values: dict[str, list[float]] = {}
-    for batch in batches:
+    names = [domain.name for domain in config.domains]
+    sums = torch.zeros(2, len(names), dtype=torch.float64)  # of losses, of samples
+    for batch in batches[processes.share(len(batches))]:
         eps, _ = predict(parts, batch, with_source=False)
         for name, rows in domain_rows(batch, config).items():
             value = noise_loss(parts, batch, eps, config, rows).item()
-            values.setdefault(name, []).extend([value] * len(rows))
-    return {f"validation_{name}": sum(each) / len(each) for name, each in values.items()}
+            sums[:, names.index(name)] += torch.tensor([value * len(rows), len(rows)], dtype=torch.float64)
+    losses, counts = processes.sum_tensor(sums).tolist()
+    found = zip(names, losses, counts, strict=True)
+    return {f"validation_{name}": loss / seen for name, loss, seen in found if seen}
 
 
 def mean_logs(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from dasd_utils import adapters, checkpoints, models
+from dasd_utils import adapters, checkpoints, models, processes
 from dasd_utils.config import Config, DasdError, TrainingConfig
 from dasd_utils.precision import choose_precision
 
@@ -31,10 +31,10 @@ def check(training: TrainingConfig) -> None:
     """Raise DasdError for a schedule or a precision that cannot work here."""
     if training.lr_scheduler not in BY_STEP_ALONE:
         raise DasdError(f"lr_scheduler is {training.lr_scheduler!r}. Choices: {', '.join(BY_STEP_ALONE)}.")
-    if PartialState().num_processes > 1:
-        raise DasdError("Training runs in one process, this one was launched with several: start it without "
-                        "`accelerate launch` or `torchrun`, or with one process.")  # fmt: skip
-    choose_precision(training.mixed_precision, PartialState().device)
+    if training.target_batch_size < processes.count():
+        raise DasdError(f"target_batch_size is {training.target_batch_size}, too little for "
+                        f"{processes.count()} processes to share: enlarge it, or launch fewer.")  # fmt: skip
+    choose_precision(training.mixed_precision, processes.state().device)
     if training.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise DasdError("optimizer 'adamw_8bit' needs the package bitsandbytes, which is not installed: "
                         "`pip install bitsandbytes`, or set optimizer to 'adamw'.")  # fmt: skip
@@ -80,7 +80,8 @@ class Updater:
 
     def seed_dropout(self, step: int, micro: int) -> None:
         """Make what torch draws from here on a function of the seed and the step."""
-        counter = np.random.SeedSequence([self.config.seed, step, micro])
+        place = [processes.index()] if processes.index() else []  # other samples, other dropout
+        counter = np.random.SeedSequence([self.config.seed, step, micro, *place])
         torch.manual_seed(int(counter.generate_state(1, np.uint64)[0]))
 
     def backward(self, loss: Tensor) -> None:
@@ -92,6 +93,7 @@ class Updater:
 
         Without a finite loss and norm nothing changes but the scale of fp16.
         """
+        processes.mean_gradients(self.parameters)
         limit = self.config.training.max_grad_norm
         norm = self.accelerator.clip_grad_norm_(self.parameters, limit if limit > 0 else float("inf")).item()
         stepped = finite_loss and norm < float("inf")  # False for nan too
@@ -161,13 +163,14 @@ class Updater:
 
 
 def _accelerator(training: TrainingConfig) -> Accelerator:
-    precision = choose_precision(training.mixed_precision, PartialState().device)
+    precision = choose_precision(training.mixed_precision, processes.state().device)
     shared = AcceleratorState._shared_state  # one for the process, and it refuses a second precision
     if shared and shared.get("_mixed_precision") != precision:
         AcceleratorState._reset_state()
     # as a plugin, since `accelerate launch` overrides the plain number through the environment
     accumulation = GradientAccumulationPlugin(num_steps=training.gradient_accumulation_steps)
-    return Accelerator(mixed_precision=precision, gradient_accumulation_plugin=accumulation)
+    cpu = processes.state().device.type == "cpu"
+    return Accelerator(cpu=cpu, mixed_precision=precision, gradient_accumulation_plugin=accumulation)
 
 
 def _groups(groups: Mapping[str, list[torch.nn.Parameter]], training: TrainingConfig) -> list[dict[str, Any]]:

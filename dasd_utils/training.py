@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from dasd_utils import adapters, checkpoints, data, models, objectives, optimization, precision
+from dasd_utils import adapters, checkpoints, data, models, objectives, optimization, precision, processes
 from dasd_utils.config import Config, DasdError, resolve
 
+HISTORY, SPEED = "history.jsonl", "speed.jsonl"
 MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -46,7 +46,7 @@ def setup_training(config: Config) -> models.Parts:
     Raises DasdError if the base is not there or already has a token.
     """
     torch.manual_seed(config.seed)
-    parts = models.load_parts(config, unet_dtype=precision.frozen_dtype(config, PartialState().device))
+    parts = models.load_parts(config, unet_dtype=precision.frozen_dtype(config, processes.state().device))
     models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)
     models.trainable_parameters(parts)
@@ -69,7 +69,8 @@ def train(
     With `resume` the run in `config.output_dir` goes on from its newest whole checkpoint, from the start if
     there is none, and returns at once if it is finished. Without, history and checkpoints of an earlier run
     in that folder are replaced; its `adapter/` and `config.json` stay until `save_training_results`.
-    Ctrl-C ends the present step, writes a checkpoint and raises KeyboardInterrupt.
+    Ctrl-C or SIGTERM ends the present step, writes a checkpoint and raises KeyboardInterrupt.
+    Of several processes (`accelerate launch`) each trains on its share of every batch; the first one writes.
     Raises DasdError before any work for a folder that cannot be written or a checkpoint of another config,
     base or data; later after MAX_SKIPPED steps in a row whose loss or gradient is not finite.
     """
@@ -89,21 +90,28 @@ def train(
 def save_training_results(config: Config, parts: models.Parts, losses: Sequence[Row]) -> Path:
     """Write `adapter/`, `history.jsonl` and `config.json` into the run's folder and return it.
 
-    `config.json` comes last: a new run folder that has it is complete.
+    `config.json` comes last: a new run folder that has it is complete. Of several processes one writes.
     """
     folder = checkpoints.writable(config.output_dir)
-    adapters.save_adapter(parts, folder / "adapter")
-    checkpoints.write_rows(folder / "history.jsonl", losses)
-    config.save(folder / "config.json")
+    if processes.is_main():
+        adapters.save_adapter(parts, folder / "adapter")
+        checkpoints.write_rows(folder / HISTORY, losses)
+        config.save(folder / "config.json")
+    processes.wait()
     return folder
 
 
 def load_history(folder: str | Path) -> list[Row]:
     """Return the rows of `<folder>/history.jsonl`; DasdError if there is none."""
-    path = resolve(folder) / "history.jsonl"
+    path = resolve(folder) / HISTORY
     if not path.is_file():
         raise DasdError(f"There is no history {path}: train first, or name another run folder.")
     return checkpoints.load_rows(path)
+
+
+def load_speed(folder: str | Path) -> list[float]:
+    """Return the samples a second of each step in a run's folder; [] if it does not hold them."""
+    return [row["samples_per_second"] for row in checkpoints.load_rows(resolve(folder) / SPEED)]
 
 
 @dataclass
@@ -127,13 +135,17 @@ class Run:
 
     def start_anew(self) -> int:
         """Remove history and checkpoints of an earlier run in the folder; return 0, the steps done."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        (self.folder / "history.jsonl").unlink(missing_ok=True)
+        if processes.is_main():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for name in (HISTORY, SPEED):
+                (self.folder / name).unlink(missing_ok=True)
+        processes.wait()
         return 0
 
     def restore(self) -> int:
         """Take up the newest whole checkpoint and return the number of steps done."""
         path = checkpoints.newest(self.checkpoints)
+        processes.same(checkpoints.step_of(path), "the newest checkpoint's step")
         if path is None:
             log.info("There is no checkpoint in %s: training starts at step 0.", self.checkpoints)
             return self.start_anew()
@@ -142,24 +154,26 @@ class Run:
         self.updater.load(tensors, state["updater"])
         if hasattr(self.objective, "load_state_dict"):
             self.objective.load_state_dict(tensors.get("objective", {}))
-        self.history = checkpoints.truncate_rows(self.folder / "history.jsonl", state["step"])
+        self.history = checkpoints.rows_until(self.folder / HISTORY, state["step"])
+        processes.wait()  # all have read
+        if processes.is_main():
+            for name in (HISTORY, SPEED):
+                checkpoints.truncate_rows(self.folder / name, state["step"])
         log.info("Training goes on from %s.", path)
         return state["step"]
 
     def optimise(self, step: int) -> Row:
         """Do one optimiser step and return its history row."""
-        training, begun = self.config.training, time.perf_counter()
+        training = self.config.training
         if not self.parts.unet.training:  # switching thousands of modules costs a tenth of a tiny step
             self.parts.unet.train()
         rates = self.updater.set_rates(step - 1)
         self.sample_ids, logs = [], []
         for micro in range(training.gradient_accumulation_steps):
             logs.append(self._accumulate(step, micro))
-        row = {"step": step, **objectives.mean_logs(logs)}
+        row = {"step": step, **processes.mean_values(objectives.mean_logs(logs))}
         norm, stepped = self.updater.update(math.isfinite(row["loss"]))
-        row |= {"grad_norm": norm, **rates} | ({} if stepped else {"skipped": True})
-        row["samples_per_second"] = len(self.sample_ids) / (time.perf_counter() - begun)
-        return row
+        return row | {"grad_norm": norm, **rates} | ({} if stepped else {"skipped": True})
 
     def _accumulate(self, step: int, micro: int) -> Row:
         self.updater.seed_dropout(step, micro)
@@ -181,17 +195,26 @@ class Run:
             row |= objectives.validation_losses(self.parts, batches, self.config)
 
     def sample(self, step: int) -> None:
-        """Have the onlooker draw samples, every `sample_every` steps."""
-        if self.watch.on_sample and _due(step, self.config.training.sample_every):
+        """Have the onlooker of the first process draw samples, every `sample_every` steps."""
+        if not (self.watch.on_sample and _due(step, self.config.training.sample_every)):
+            return
+        if processes.is_main():
             self._move_vae(self.updater.device)
             with self.updater.evaluating():
                 self.watch.on_sample(step)
             self._move_vae("cpu")
+        processes.wait()
 
-    def record(self, row: Row) -> None:
-        """Append the row to the history; DasdError after MAX_SKIPPED skipped steps in a row."""
+    def record(self, row: Row, seconds: float) -> None:
+        """Append the row to the history; DasdError after MAX_SKIPPED skipped steps in a row.
+
+        What no second run repeats, the speed, has a file of its own.
+        """
         self.history.append(checkpoints.finite(row))
-        checkpoints.append_row(self.folder / "history.jsonl", row)
+        if processes.is_main():
+            speed = {"step": row["step"], "samples_per_second": len(self.sample_ids) / seconds}
+            checkpoints.append_row(self.folder / HISTORY, row)
+            checkpoints.append_row(self.folder / SPEED, speed)
         last = self.history[-MAX_SKIPPED:]
         if len(last) == MAX_SKIPPED and all(r.get("skipped") for r in last):
             saved = checkpoints.newest(self.checkpoints)
@@ -202,12 +225,14 @@ class Run:
             )
 
     def save(self, step: int) -> None:
-        """Write the checkpoint of this step."""
+        """Write the checkpoint of this step, once."""
         tensors, values = self.updater.state()
         if hasattr(self.objective, "state_dict"):
             tensors["objective"] = self.objective.state_dict()
         state = {"step": step, "updater": values, "config": self.config.to_dict(), **self._fingerprints()}
-        checkpoints.write(self.checkpoints, step, tensors, state, self.config.training.checkpoints_kept)
+        if processes.is_main():
+            checkpoints.write(self.checkpoints, step, tensors, state, self.config.training.checkpoints_kept)
+        processes.wait()
 
     def release(self) -> None:
         """Leave the parts ready for use: dropout off, all on one device."""
@@ -248,21 +273,25 @@ class Run:
 def _loop(run: Run, first: int) -> None:
     training, watch = run.config.training, run.watch
     run.encode()
-    bar = tqdm(total=training.max_train_steps, initial=first, disable=None if watch.progress else True)
+    hidden = not (watch.progress and processes.is_main())
+    bar = tqdm(total=training.max_train_steps, initial=first, disable=hidden or None)
     with _interruption() as asked, bar:
         for step in range(first + 1, training.max_train_steps + 1):
+            begun = time.perf_counter()
             row = run.optimise(step)
+            seconds = time.perf_counter() - begun
             run.validate(row)
-            run.record(row)
+            run.record(row, seconds)
             run.sample(step)
             if watch.on_step:
                 watch.on_step(run.history[-1])
             bar.set_postfix(loss=row["loss"], refresh=False)
             bar.update()
             last = step == training.max_train_steps
-            if _due(step, training.checkpoint_every) or last or asked.is_set():
+            stop = processes.any_of(asked.is_set())
+            if _due(step, training.checkpoint_every) or last or stop:
                 run.save(step)
-            if asked.is_set() and not last:
+            if stop and not last:
                 raise KeyboardInterrupt(
                     f"Stopped after step {step} of {training.max_train_steps}; its checkpoint is in "
                     f"{run.checkpoints}. Go on with train(..., resume=True) or `dasd train --resume`."
@@ -271,23 +300,24 @@ def _loop(run: Run, first: int) -> None:
 
 @contextlib.contextmanager
 def _interruption() -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C sets; the second stops at once, as ever."""
+    """Yield an event that the first Ctrl-C or SIGTERM sets; the second stops at once, as ever."""
     asked = threading.Event()
 
     def handle(_number: int, _frame: Any) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        log.warning("Training stops after this step; press Ctrl-C again to stop without a checkpoint.")
+        log.warning("Training stops after this step; ask once more to stop without a checkpoint.")
 
     if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
         yield asked
         return
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def _due(step: int, every: int) -> bool:

@@ -118,7 +118,7 @@ def history(n=60):
     random = np.random.default_rng(0)
     rows = [
         {"step": k, "loss": 1 / k + 0.1 * random.random(), "mmd": 0.1, "mmd_satellite": 0.2, "grad_norm": 1.0}
-        | {"learning_rate": 1e-3, "token_learning_rate": 5e-3, "samples_per_second": 9.0}
+        | {"learning_rate": 1e-3, "token_learning_rate": 5e-3}
         for k in range(1, n + 1)
     ]
     rows[29]["validation_satellite"], rows[59]["validation_satellite"] = 0.3, 0.2

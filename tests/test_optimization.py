@@ -10,7 +10,7 @@ import pytest
 import torch
 from synthetic import make_batch, make_parts
 
-from dasd_utils import models, objectives, optimization, training
+from dasd_utils import models, objectives, optimization, processes, training
 from dasd_utils.config import DasdError
 
 
@@ -135,9 +135,9 @@ def test_a_schedule_that_cannot_work_is_refused(tiny_config, name):
         optimization.check(tiny_config.replace(lr_scheduler=name).training)
 
 
-def test_several_processes_are_refused(tiny_config, monkeypatch):
-    monkeypatch.setattr(optimization.PartialState(), "num_processes", 2)
-    with pytest.raises(DasdError, match="one process"):
+def test_more_processes_than_targets_are_refused(tiny_config, monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 7)
+    with pytest.raises(DasdError, match="7 processes"):
         optimization.check(tiny_config.training)
 
 

@@ -1,0 +1,142 @@
+"""Several processes are one: the same batch, loss, weights and files, whatever their number."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import on_narrow_base
+from safetensors.torch import load_file
+from synthetic import make_batch, make_parts
+
+from dasd_utils import checkpoints, objectives, processes
+from dasd_utils.config import Config
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+def launch(count: int, *words: object) -> subprocess.Popen:
+    """Start `dasd` in so many processes, of one thread each."""
+    several = [*LAUNCH, "--num_processes", str(count)] if count > 1 else [sys.executable]
+    command = [*several, "-m", "dasd_utils.cli", *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def trained(config: Config, count: int, *options: object) -> tuple[dict, list[dict]]:
+    """Return (adapter, history) of a run in so many processes."""
+    path = config.save(Path(config.output_dir).parent / f"{count}.json")
+    process = launch(count, "train", "--config", path, "--json", *options)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    assert json.loads(out)["step"] == config.training.max_train_steps  # said once
+    folder = Path(config.output_dir)
+    adapter = load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
+    for domain in config.domains:
+        adapter |= load_file(folder / "adapter" / f"{domain.name}.safetensors")
+    return adapter, checkpoints.load_rows(folder / "history.jsonl")
+
+
+@pytest.fixture
+def config(base_dir, tmp_path):
+    """Return a config whose batches no two or four processes share evenly, with queue and accumulation."""
+    changes = dict(max_train_steps=20, target_batch_size=7, source_batch_size=3, queue_size=12)
+    changes |= dict(validation_every=10, checkpoint_every=10, dropout=0.0, gradient_accumulation_steps=2)
+    changes |= dict(lambda_align=1.0, learning_rate=1e-3)
+    return on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path, **changes)
+
+
+def assert_close(one: tuple, two: tuple) -> None:
+    """Every weight and every number of the history agree to 1e-5, all weights together in relative norm."""
+    assert max((two[0][name] - value).abs().max().item() for name, value in one[0].items()) < 1e-5
+    first, second = (torch.cat([weights[0][name].flatten() for name in one[0]]) for weights in (one, two))
+    assert (second - first).norm() < 1e-5 * first.norm()
+    assert [row["step"] for row in two[1]] == [row["step"] for row in one[1]]
+    for first, second in zip(one[1], two[1], strict=True):
+        assert second == pytest.approx(first, rel=1e-5, abs=1e-6)
+
+
+def test_one_two_and_four_processes_are_the_same_run(config, tmp_path):
+    runs = {}
+    for count in (1, 2, 4):
+        runs[count] = trained(config.replace(output_dir=tmp_path / str(count)), count)
+    assert any(row["mmd"] > 0.01 for row in runs[1][1])
+    assert_close(runs[1], runs[2])
+    assert_close(runs[1], runs[4])
+    before = load_file(tmp_path / "1" / "checkpoints" / "step-000010" / "adapter.safetensors")
+    after = load_file(tmp_path / "1" / "checkpoints" / "step-000020" / "adapter.safetensors")
+    assert any(not torch.allclose(before[name], after[name], rtol=1e-3) for name in before)
+
+
+def test_a_run_is_resumed_by_another_number_of_processes(config, tmp_path):
+    config = config.replace(lr_scheduler="constant", max_train_steps=6, checkpoint_every=3)
+    straight = trained(config.replace(output_dir=tmp_path / "straight"), 1)
+    trained(config.replace(max_train_steps=3), 2)
+    assert_close(straight, trained(config, 1, "--resume"))
+
+
+def test_a_killed_process_ends_the_others(config, tmp_path):
+    config = config.replace(max_train_steps=2000, checkpoint_every=5)
+    path = config.save(tmp_path / "config.json")
+    process = launch(2, "train", "--config", path)
+    deadline = time.monotonic() + 120
+    while checkpoints.newest(tmp_path / "run" / "checkpoints") is None:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    victim = sorted(map(int, children.stdout.split()))[-1]
+    os.kill(victim, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "--resume" in err
+    adapter, history = trained(config.replace(max_train_steps=len(load(config)) + 3), 1, "--resume")
+    assert [row["step"] for row in history] == list(range(1, len(history) + 1))
+    assert all(value.isfinite().all() for value in adapter.values())
+
+
+def load(config: Config) -> list[dict]:
+    return checkpoints.load_rows(Path(config.output_dir) / "history.jsonl")
+
+
+def test_shares_are_whole_and_even(monkeypatch):
+    for count in (1, 2, 3, 5):
+        monkeypatch.setattr(processes, "count", lambda count=count: count)
+        for total in (1, 4, 7, 24):
+            shares = []
+            for index in range(count):
+                monkeypatch.setattr(processes, "index", lambda index=index: index)
+                shares.append(list(range(total))[processes.share(total)])
+            assert list(itertools.chain.from_iterable(shares)) == list(range(total))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_mean_of_shares_is_the_whole(tiny_config, monkeypatch):
+    """Two processes in one: features of the other are put where an exchange would put them."""
+    config = tiny_config.replace(lambda_align=1.0, queue_size=0, dropout=0.0)
+    parts, batch = make_parts(config), make_batch(config)
+    parameters = [p for p in parts.unet.parameters() if p.requires_grad]
+    loss, logs = objectives.DasdObjective(config)(parts, batch, config)
+    expected = torch.autograd.grad(loss, parameters)
+    whole = objectives.pool(objectives.predict(parts, batch, True)[1].float(), "mean").detach()
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "_exchanged", lambda rows, how: whole.clone())
+    gradients, losses = [], []
+    for index in (0, 1):
+        monkeypatch.setattr(processes, "index", lambda index=index: index)
+        loss, _ = objectives.DasdObjective(config)(parts, batch, config)
+        losses.append(loss.item())
+        gradients.append(torch.autograd.grad(loss, parameters))
+    assert sum(losses) / 2 == pytest.approx(logs["loss_noise"] + logs["mmd"], rel=1e-5)
+    for one, two, both in zip(*gradients, expected, strict=True):
+        torch.testing.assert_close((one + two) / 2, both, rtol=1e-4, atol=1e-6)
