@@ -104,6 +104,7 @@ def _write(parts: models.Parts, folder: Path) -> None:
         StableDiffusionPipeline.save_lora_weights(
             folder, unet_lora_layers=state, unet_lora_adapter_metadata=lora.to_dict()
         )
+        _order_metadata(folder / LORA_FILE)
     files = {token: f"{token.strip('<>')}.safetensors" for token in parts.token_ids}
     for row, (token, file) in enumerate(files.items()):
         save_file({token: parts.tokens.weight[row].detach().cpu().clone()}, folder / file)
@@ -115,6 +116,17 @@ def _write(parts: models.Parts, folder: Path) -> None:
         "tokens": files,
     }
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf8")
+
+
+def _order_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file: it is written in an order that no second run repeats."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])
 
 
 def _lora_settings(lora: Any) -> dict[str, Any]:

@@ -102,19 +102,29 @@ def read_state(path: Path) -> dict[str, Any]:
     return _read_json(path / "state.json")
 
 
-def verify(path: Path) -> None:
-    """Raise DasdError unless every file has the size and SHA-256 that the manifest names."""
+def verify(path: Path) -> list[str]:
+    """Return the files of the folder's manifest; DasdError unless each has the size and SHA-256 it names."""
     if not path.is_dir():
-        raise DasdError(f"There is no checkpoint folder {path}.")
+        raise DasdError(f"There is no folder {path}.")
     files = _read_json(path / MANIFEST).get("files")
     if not isinstance(files, dict) or not files:
-        raise DasdError(f"The manifest of the checkpoint {path} names no files.")
+        raise DasdError(f"The manifest of {path} names no files.")
     for name, expected in files.items():
         file = path / name
         if not file.is_file():
-            raise DasdError(f"The checkpoint {path} lacks its file {name}.")
+            raise DasdError(f"{path} lacks its file {name}.")
         if _describe(file) != expected:
-            raise DasdError(f"The file {name} of the checkpoint {path} is not what was written.")
+            raise DasdError(f"The file {name} of {path} is not what was written.")
+    return list(files)
+
+
+def write_manifest(folder: Path, files: Iterable[Path], **more: Any) -> None:
+    """Write the manifest of files in a folder: size and SHA-256 of each."""
+    described = {file.relative_to(folder).as_posix(): _describe(file) for file in sorted(files)}
+    text = json.dumps({"format": 1, **more, "files": described}, indent=1)
+    manifest = folder / MANIFEST
+    manifest.write_text(text + "\n", encoding="utf8")
+    _sync(manifest)
 
 
 def newest(folder: Path) -> Path | None:
@@ -238,14 +248,10 @@ def _write_files(folder: Path, step: int, tensors: Mapping, state: Mapping[str, 
         if group:
             save_file({k: _portable(v) for k, v in group.items()}, folder / f"{name}.safetensors")
     (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf8")
-    files = {file.name: _describe(file) for file in sorted(folder.iterdir())}
-    for name in files:
-        _sync(folder / name)
-    manifest = folder / MANIFEST
-    manifest.write_text(
-        json.dumps({"format": 1, "step": step, "files": files}, indent=1) + "\n", encoding="utf8"
-    )
-    _sync(manifest)
+    files = list(folder.iterdir())
+    for file in files:
+        _sync(file)
+    write_manifest(folder, files, step=step)
     _sync(folder)
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -93,6 +94,22 @@ def encode(
     count, size = cache.stored(settings)
     result = {"cache_dir": str(resolve(settings.data.cache_dir)), "shards": count, "bytes": size}
     show(result, as_json, f"{count} shards, {size / 1e6:.1f} MB in {result['cache_dir']}")
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    steps: Annotated[int, typer.Option(min=1, help="First steps to do again.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Check a run: its files against their hashes, its first steps done again against its history."""
+    from dasd_utils import verification
+
+    rows = verification.verify(run, steps)
+    lines = [f"{'ok' if row['ok'] else 'NOT OK':6}  {row['what']}: {row['found']}" for row in rows]
+    show(rows, as_json, "\n".join(lines))
+    if not all(row["ok"] for row in rows):
+        raise DasdError(f"{run} does not agree with what it says of itself.")
 
 
 @app.command()
@@ -283,12 +300,30 @@ def run_training(config: Config, resume: bool, auto_batch_size: bool) -> tuple[P
     if auto_batch_size:
         earlier = batch_size.of_checkpoint(config) if resume else None
         config = earlier or batch_size.largest_batch(config, parts)
-    *_, sampler = data.create_datasets(config, parts.tokenizer)
+    _, targets, sampler = data.create_datasets(config, parts.tokenizer)
+    watch = {"on_sample": sample_grid(config, parts, targets)} if config.training.sample_every else {}
     try:
-        history = training.train(config, parts, sampler, parts.token_ids, resume=resume)
+        history = training.train(config, parts, sampler, parts.token_ids, resume=resume, **watch)
     except KeyboardInterrupt as stop:  # typer would end without its message
         _fail(str(stop) or "Stopped.", 130)
     return training.save_training_results(config, parts, history), history
+
+
+def sample_grid(config: Config, parts: Any, targets: dict[str, Any]) -> Callable[[int], None]:
+    """Return what draws `samples/step-<step>.png` in the run folder: a row for a domain's first captions."""
+    from dasd_utils import figures, sampling
+
+    pipeline = sampling.DasdPipeline(parts, config)
+    prompts = {name: [captions[0] for captions in data.captions[:4]] for name, data in targets.items()}
+
+    def draw(step: int) -> None:
+        rows = {}
+        for name, texts in prompts.items():
+            rows[name], *_ = pipeline.generate(texts, name, seed=list(range(len(texts))))
+        path = resolve(config.output_dir) / "samples" / f"step-{step:06d}.png"
+        figures.save(figures.comparison_grid(rows), path)
+
+    return draw
 
 
 def run_evaluation(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:

@@ -82,7 +82,7 @@ def save(figure: matplotlib.figure.Figure, path: str | Path, dpi: int = 120) -> 
     """Write the figure, without date or version so that equal figures are equal files; return the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".{path.name}")  # one that a killed process left is written over
     settings = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
     figure.savefig(temporary, dpi=dpi, **settings if path.suffix == ".png" else {})
     os.replace(temporary, path)

@@ -90,13 +90,16 @@ def train(
 def save_training_results(config: Config, parts: models.Parts, losses: Sequence[Row]) -> Path:
     """Write `adapter/`, `history.jsonl` and `config.json` into the run's folder and return it.
 
-    `config.json` comes last: a new run folder that has it is complete. Of several processes one writes.
+    `manifest.json`, with the SHA-256 of each, comes last: a run folder that has it is complete. Of several
+    processes one writes.
     """
     folder = checkpoints.writable(config.output_dir)
     if processes.is_main():
+        (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
         adapters.save_adapter(parts, folder / "adapter")
         checkpoints.write_rows(folder / HISTORY, losses)
-        config.save(folder / "config.json")
+        written = [config.save(folder / "config.json"), folder / HISTORY, *(folder / "adapter").iterdir()]
+        checkpoints.write_manifest(folder, written)
     processes.wait()
     return folder
 

@@ -175,7 +175,8 @@ def test_rows_hold_each_step_once_after_a_resume(tmp_path):
     with path.open("a", encoding="utf8") as file:
         file.write('{"step": 5, "lo')  # the process died here
     assert [r["step"] for r in checkpoints.load_rows(path)] == [1, 2, 3, 4]
-    assert [r["step"] for r in checkpoints.truncate_rows(path, 2)] == [1, 2]
+    checkpoints.truncate_rows(path, 2)
+    assert [r["step"] for r in checkpoints.load_rows(path)] == [1, 2]
     checkpoints.append_row(path, {"step": 3, "loss": 7.0})
     assert [(r["step"], r["loss"]) for r in checkpoints.load_rows(path)] == [(1, 0.5), (2, 1.0), (3, 7.0)]
 

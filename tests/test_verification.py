@@ -1,0 +1,66 @@
+"""A run that is whole and true passes; one whose files or history were changed does not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dasd_utils import checkpoints, cli, training, verification
+from dasd_utils.config import DasdError
+
+
+@pytest.fixture
+def run(tiny_config):
+    """Return the folder of a run as `dasd train` leaves it."""
+    folder, _ = cli.run_training(tiny_config, resume=False, auto_batch_size=False)
+    return folder
+
+
+def verdicts(folder) -> dict[str, bool]:
+    return {row["what"]: row["ok"] for row in verification.verify(folder)}
+
+
+def test_a_true_run_passes_to_the_bit(run):
+    rows = verification.verify(run)
+    names = ["the run's files", "step-000002", "step-000004", "step 1", "step 2", "step 3"]
+    assert [row["what"] for row in rows] == names
+    assert all(row["ok"] for row in rows)
+    assert [row["found"] for row in rows[3:]] == ["the same bits"] * 3
+
+
+def test_a_changed_file_is_found(run):
+    file = run / "adapter" / "xray.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    found = verdicts(run)
+    assert not found.pop("the run's files") and all(found.values())
+
+
+def test_a_history_that_was_not_this_run_is_found(run):
+    rows = training.load_history(run)
+    rows[1]["loss"] *= 1.01
+    checkpoints.write_rows(run / "history.jsonl", rows)
+    config = json.loads((run / "manifest.json").read_text())
+    files = [run / name for name in config["files"]]
+    checkpoints.write_manifest(run, files)  # the forger knows of hashes too
+    found = verdicts(run)
+    assert [name for name, ok in found.items() if not ok] == ["step 2"]
+
+
+def test_an_unfinished_run_is_an_error(tmp_path):
+    with pytest.raises(DasdError, match="no finished run"):
+        verification.verify(tmp_path)
+
+
+def test_the_same_seed_gives_the_same_files(tiny_config, tmp_path):
+    """Every file of two runs but the speed: adapter, history, config, checkpoints, sample grids."""
+    hashes = []
+    for _ in range(2):
+        folder, _ = cli.run_training(tiny_config.replace(sample_every=2), False, False)
+        files = [path for path in folder.rglob("*") if path.is_file() and path.name != training.SPEED]
+        hashes.append({path.relative_to(folder).as_posix(): checkpoints._describe(path) for path in files})
+        folder.rename(tmp_path / f"run-{len(hashes)}")
+    assert hashes[0] == hashes[1]
+    assert {"adapter/pytorch_lora_weights.safetensors", "samples/step-000004.png"} <= hashes[0].keys()
