@@ -67,6 +67,11 @@ def sum_tensor(own: Tensor) -> Tensor:
     return own if count() == 1 else _exchanged(own, "sum")
 
 
+def from_main(value: int) -> int:
+    """Return the first process's number."""
+    return value if count() == 1 else int(_exchanged(torch.tensor([value * is_main()]), "sum").item())
+
+
 def gather_rows(own: Tensor, places: Sequence[int], total: int) -> Tensor:
     """Return (total, ...): the rows of all processes, those of this one, (n, ...), at `places`.
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dasd_utils import adapters, classifier, denoising, models, precision
+from dasd_utils import adapters, classifier, denoising, models, precision, processes
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
 from dasd_utils.denoising import SCHEDULERS, classifier_free_guidance, initial_noise
 
@@ -69,6 +71,7 @@ class DasdPipeline:
         self.parts, self.config = parts, config
         self.batch_size, self.progress = batch_size, progress
         self._classifier = domain_classifier
+        self.shared = False  # True: what all processes are asked for together, each samples a part of
         self._schedulers: dict[str, Any] = {}
         self._use_adapter = bool(parts.token_ids or getattr(parts.unet, "peft_config", None))
 
@@ -170,6 +173,8 @@ class DasdPipeline:
         classifier.check_prompts(prompts)
         if num_images < 1:
             raise DasdError(f"num_images is {num_images}; it must be at least 1.")
+        if seed is None and self.shared:
+            seed = processes.from_main(denoising.fresh_seed())
         seeds, plans = denoising.seeds_for(seed, len(prompts)), []
         domains = self._domains(prompts, domain, auto_domain)
         for text, found, number in zip(prompts, domains, seeds, strict=True):
@@ -210,21 +215,35 @@ class DasdPipeline:
         return [self.config.domain(best) if best else None for best in found]
 
     def _sample(self, jobs: list[_Job], negative_prompt: str) -> list[Image.Image]:
-        """Sample jobs of equal settings together; return the images in the jobs' order."""
+        """Sample jobs of equal settings together; return the images in the jobs' order.
+
+        With `shared`, several processes each sample a part, and each returns all.
+        """
         alike: dict[Any, list[int]] = {}
         for place, job in enumerate(jobs):
             alike.setdefault((job.calibration, job.adapted), []).append(place)
         images: dict[int, Image.Image] = {}
+        size = self.batch_size
+        if self.shared:
+            size = min(size, math.ceil(len(jobs) / processes.count()))
         chunks = [
-            places[start : start + self.batch_size]
-            for places in alike.values()
-            for start in range(0, len(places), self.batch_size)
+            places[start : start + size] for places in alike.values() for start in range(0, len(places), size)
         ]
+        chunks = chunks[processes.share(len(chunks))] if self.shared else chunks
         with denoising.evaluating(self.parts.unet, self.parts.text_encoder, self.parts.vae):
             for chunk in chunks:
                 latents = self._latents([jobs[i] for i in chunk], negative_prompt)
                 images |= zip(chunk, denoising.decode_images(self.parts.vae, latents), strict=True)
+        images = self._gathered(images, len(jobs)) if self.shared else images
         return [images[place] for place in range(len(jobs))]
+
+    def _gathered(self, own: dict[int, Image.Image], total: int) -> dict[int, Image.Image]:
+        """The images of all processes by their place."""
+        size = self.config.model.resolution
+        pixels = torch.zeros(total, size, size, 3, dtype=torch.uint8)
+        for place, image in own.items():
+            pixels[place] = torch.from_numpy(np.asarray(image).copy())
+        return dict(enumerate(map(Image.fromarray, processes.sum_tensor(pixels).numpy())))
 
     @torch.no_grad()
     def _latents(self, jobs: list[_Job], negative_prompt: str) -> Tensor:
