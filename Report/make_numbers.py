@@ -74,7 +74,7 @@ def speed_block() -> str:
     whole = f"takes {course['seconds'] / 60:.1f} minutes on {machine['cores']} cores"
     memory = f"{course['peak_gb']:.1f} GB at most"
     text = f"{turns}; on {machine['device']}. The whole tiny course {whole} and {memory}."
-    return "\n".join([*lines, "", text, "", gpu_table()])
+    return "\n".join([*lines, "", text, "", gpu_table(), "", scale_table()])
 
 
 def _step_lines(found: list[dict]) -> list[str]:
@@ -110,6 +110,26 @@ def gpu_table() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     seconds = f"An image of 30 steps with guidance takes {_interval(image, 1)} seconds, {image['made']}."
     return "\n".join([*lines, "", seconds])
+
+
+def scale_table() -> str:
+    """Return time, memory and disk of preparing and caching more and more images."""
+    found = rows("bench_scale")
+    lines = ["| images | workers | stage | minutes | peak memory, GB | cache, GB |", "|---|---|---|---|---|---|"]
+    for key in dict.fromkeys(map(_scale_key, found)):
+        if key[2] == "train":
+            continue  # twenty steps take as long whatever the number of images
+        values = {r["metric"]: r["value"] for r in found if _scale_key(r) == key}
+        numbers = (values.get("seconds"), values.get("peak_gb"), values.get("disk_gb"))
+        scaled = [number and number * factor for number, factor in zip(numbers, (1 / 60, 1, 1), strict=True)]
+        cells = [f"{number:.3g}" if number else "" for number in scaled]
+        stage = key[2] + (f", {key[3]}" if key[3] else "")
+        lines.append("| " + " | ".join([f"{key[0]:,}", str(key[1]), stage, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _scale_key(row: dict) -> tuple:
+    return row["images"], row["workers"], row["stage"], row.get("made")
 
 
 def card_block() -> str:

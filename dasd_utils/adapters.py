@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from dasd_utils import models
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # where diffusers looks for it
 SUMMARY_FILE = "adapter.json"
+TOKEN = re.compile(r"<[\w-]+>")  # it names a file
 
 
 def base_fingerprint(parts: models.Parts) -> str:
@@ -87,8 +90,9 @@ def save_adapter(parts: models.Parts, folder: str | Path) -> None:
             if folder.exists():
                 folder.rename(Path(temporary) / "old")
             (Path(temporary) / "new").rename(folder)
-    except OSError as error:
-        raise cfg.DasdError(f"The adapter cannot be written to {folder}: {error.strerror}.") from None
+    except (OSError, SafetensorError) as error:
+        raise cfg.DasdError(f"The adapter cannot be written to {folder}: {error}. Make room there, or name "
+                            "another folder.") from None  # fmt: skip
 
 
 def _replaceable(folder: Path) -> bool:
@@ -105,7 +109,7 @@ def _write(parts: models.Parts, folder: Path) -> None:
             folder, unet_lora_layers=state, unet_lora_adapter_metadata=lora.to_dict()
         )
         _order_metadata(folder / LORA_FILE)
-    files = {token: f"{token.strip('<>')}.safetensors" for token in parts.token_ids}
+    files = {token: _token_file(token) for token in parts.token_ids}
     for row, (token, file) in enumerate(files.items()):
         save_file({token: parts.tokens.weight[row].detach().cpu().clone()}, folder / file)
     summary = {
@@ -116,6 +120,10 @@ def _write(parts: models.Parts, folder: Path) -> None:
         "tokens": files,
     }
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf8")
+
+
+def _token_file(token: str) -> str:
+    return f"{token.strip('<>')}.safetensors"
 
 
 def _order_metadata(path: Path) -> None:
@@ -171,8 +179,11 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
         summary = json.loads(path.read_text(encoding="utf8"))
         files = [*summary["tokens"].values(), *([LORA_FILE] if summary["lora"] else [])]
         summary["base"], summary["base_fingerprint"], cfg.LoraSettings(**(summary["lora"] or {}))
+        odd = [token for token, file in summary["tokens"].items() if not TOKEN.fullmatch(token) or file != _token_file(token)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise cfg.DasdError(f"{path} is damaged: {error!r}.") from None
+    if odd:  # saved again, it would name a file
+        raise cfg.DasdError(f"{path} is damaged: the token {odd[0]!r} or its file is no plain name.")
     missing = [name for name in files if not (path.parent / name).is_file()]
     if missing:
         raise cfg.DasdError(f"The adapter in {folder} lacks {', '.join(missing)}.")

@@ -86,15 +86,16 @@ def write(
         _prune(folder, step, keep)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise DasdError(f"The checkpoint {final} cannot be written: {error}.") from error
+        left = newest(folder) if folder.is_dir() else None
+        raise DasdError(f"The checkpoint {final} cannot be written: {error}. Make room, then go on with "
+                        f"resume: the newest whole checkpoint is {left or 'none'}.") from error  # fmt: skip
     return final
 
 
 def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Return (tensors, state) as `write` got them, on the CPU; DasdError if a file is missing or changed."""
-    verify(path)
-    tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-    return tensors, read_state(path)
+    names = sorted(name for name in verify(path) if name.endswith(".safetensors"))  # no file beside those
+    return {Path(name).stem: load_file(path / name) for name in names}, read_state(path)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -196,9 +197,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one row to a JSON lines file and flush it; what is not finite is written as null."""
-    with path.open("a", encoding="utf8") as file:
-        file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+    """Append one row to a JSON lines file and flush it; what is not finite is written as null.
+
+    Raises DasdError when the disk refuses.
+    """
+    try:
+        with path.open("a", encoding="utf8") as file:
+            file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+    except OSError as error:
+        raise DasdError(f"{path} cannot be written: {error.strerror}. Make room, then resume.") from error
 
 
 def finite(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -192,8 +192,7 @@ def run_all(
     folder, _ = run_training(settings, resume, auto_batch_size)
     from dasd_utils import evaluation, sampling
 
-    pipeline = sampling.load_trained_pipeline(folder, settings)
-    path, rows = run_evaluation(pipeline)
+    path, rows = run_evaluation(shared(sampling.load_trained_pipeline(folder, settings)))
     show(
         {"run": str(folder), "results": str(path), "rows": rows},
         as_json,
@@ -331,12 +330,14 @@ def run_evaluation(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:
     from dasd_utils import evaluation, figures, study
 
     config = pipeline.config
-    rows, images = study.evaluate(config, pipeline)
+    rows, images = study.evaluate(config, pipeline, progress=PROCESS == 0)
     folder = resolve(config.output_dir)
-    path = evaluation.save_results(folder / "evaluation.json", config, rows)
-    for domain in config.domains:
-        grid = {method: images[method, domain.name][:8] for method in study.METHODS}
-        figures.save(figures.comparison_grid(grid), folder / f"comparison_{domain.name}.png")
+    path = folder / "evaluation.json"
+    if PROCESS == 0:
+        evaluation.save_results(path, config, rows)
+        for domain in config.domains:
+            grid = {method: images[method, domain.name][:8] for method in study.METHODS}
+            figures.save(figures.comparison_grid(grid), folder / f"comparison_{domain.name}.png")
     return path, rows
 
 
@@ -352,16 +353,25 @@ def open_pipeline(
         given = {name: value for name, value in changes.items() if value is not None}
         given["output_dir"] = str(output_dir or folder)
         settings = Config.load(Path(folder) / "config.json").replace(**given)
-    return sampling.load_trained_pipeline(folder, settings)
+    return shared(sampling.load_trained_pipeline(folder, settings))
+
+
+def shared(pipeline: Any) -> Any:
+    """Let each of several processes sample its part of what all are asked for."""
+    from dasd_utils import processes
+
+    pipeline.shared = processes.count() > 1
+    return pipeline
 
 
 def save_images(images: Any, folder: Path, domain: str, seed: int) -> list[Path]:
-    """Write PNG files named by domain, seed and number."""
+    """Write PNG files named by domain, seed and number; of several processes the first one does."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, image in enumerate(images if isinstance(images, list) else [images]):
         paths.append(folder / f"{domain}_{seed}_{number}.png")
-        image.save(paths[-1])
+        if PROCESS == 0:
+            image.save(paths[-1])
     return paths
 
 

@@ -97,9 +97,13 @@ def save_training_results(config: Config, parts: models.Parts, losses: Sequence[
     if processes.is_main():
         (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
         adapters.save_adapter(parts, folder / "adapter")
-        checkpoints.write_rows(folder / HISTORY, losses)
-        written = [config.save(folder / "config.json"), folder / HISTORY, *(folder / "adapter").iterdir()]
-        checkpoints.write_manifest(folder, written)
+        try:
+            checkpoints.write_rows(folder / HISTORY, losses)
+            written = [config.save(folder / "config.json"), folder / HISTORY, *(folder / "adapter").iterdir()]
+            checkpoints.write_manifest(folder, written)
+        except OSError as error:
+            raise DasdError(f"The results cannot be written to {folder}: {error.strerror}. Make room, then "
+                            "go on with resume.") from error  # fmt: skip
     processes.wait()
     return folder
 

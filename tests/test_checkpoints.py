@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -91,6 +93,31 @@ def test_a_failing_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(DasdError, match="No space left"):
         checkpoints.write(tmp_path, 2, tensors(), {"step": 2}, keep=1)
     assert steps(tmp_path) == ["step-000001"] and checkpoints.newest(tmp_path) == good
+
+
+FULL = """
+import resource, sys, torch
+from pathlib import Path
+from dasd_utils import checkpoints
+folder = Path(sys.argv[1])
+checkpoints.write(folder, 1, {"adapter": {"w": torch.zeros(1000)}}, {"step": 1}, keep=1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a quota refuses, in the middle of a write
+try:
+    checkpoints.write(folder, 2, {"adapter": {"w": torch.zeros(100_000)}}, {"step": 2}, keep=1)
+except checkpoints.DasdError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+def test_a_disk_that_is_full_in_the_middle_of_a_write(tmp_path):
+    told = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "step-000002 cannot be written" in told.stdout and "Make room" in told.stdout
+    assert "step-000001" in told.stdout
+    assert steps(tmp_path) == ["step-000001"] and checkpoints.newest(tmp_path).name == "step-000001"
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]  # nothing half-written
 
 
 def quantised(seed: int, steps: int, state=None):

@@ -6,9 +6,10 @@ import logging
 import math
 import signal
 
+import numpy as np
 import pytest
 import torch
-from synthetic import NoiseSampler, SpoiltSampler, make_parts
+from synthetic import NoiseSampler, SpoiltSampler, make_parts, make_sampler
 
 from dasd_utils import adapters, checkpoints, models, objectives, training
 from dasd_utils.config import DasdError
@@ -195,6 +196,15 @@ def test_ctrl_c_ends_the_step_and_leaves_a_checkpoint(config, tmp_path):
     assert history == expected
 
 
+def test_sigterm_ends_the_step_and_leaves_a_checkpoint(config, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="resume=True"):
+        start(config, on_step=lambda row: signal.raise_signal(signal.SIGTERM) if row["step"] == 3 else None)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert checkpoints.newest(tmp_path / "run" / "checkpoints").name == "step-000003"
+    assert [row["step"] for row in training.load_history(config.output_dir)] == [1, 2, 3]
+
+
 def test_a_finished_run_returns_its_history_at_once(config):
     parts, history = start(config.replace(ema_decay=0.9))
     sampler = NoiseSampler(config)
@@ -253,6 +263,40 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(config):
     assert [row.get("skipped", False) for row in history] == [False, True, False, False, False, False]
     assert history[1]["loss"] is None and history[1]["grad_norm"] is None
     assert all(math.isfinite(row["loss"]) and math.isfinite(row["mmd"]) for row in history[2:])
+    assert all(value.isfinite().all() for value in adapters.adapter_state(parts).values())
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_though_its_loss_is(config):
+    class Steep(objectives.DasdObjective):
+        """The gradient of a root at 0 is infinite."""
+
+        calls = 0
+
+        def __call__(self, parts, batch, config):
+            loss, logs = super().__call__(parts, batch, config)
+            self.calls += 1
+            spoilt = self.calls in (2, 3)
+            return loss + torch.sqrt(0 * parts.tokens.weight.sum()) if spoilt else loss, logs
+
+    parts, history = start(config, objective=Steep(config))
+    assert [row.get("skipped", False) for row in history] == [False, True, True, False, False, False]
+    assert all(math.isfinite(row["loss"]) for row in history)
+    assert history[1]["grad_norm"] is None
+    assert all(value.isfinite().all() for value in adapters.adapter_state(parts).values())
+
+
+def test_one_corrupt_latent_costs_the_steps_that_meet_it(config, vae):
+    config = config.replace(resolution=16, max_train_steps=8, ema_decay=0.5)
+    sampler = make_sampler(config, vae)
+    moments = np.array(sampler._latents["train"][1][:])  # of the satellite images
+    moments[5] = np.nan
+    spoilt = sampler._members["train"][1].ids[5]
+    sampler._latents["train"][1] = moments
+    sampler.encode = lambda *_: None
+    hit = [spoilt in sampler.batch(step).sample_ids for step in range(8)]
+    assert any(hit) and not all(hit)
+    parts, history = start(config, sampler)
+    assert [row.get("skipped", False) for row in history] == hit
     assert all(value.isfinite().all() for value in adapters.adapter_state(parts).values())
 
 
