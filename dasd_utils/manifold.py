@@ -32,9 +32,8 @@ def manifold(generated: Tensor, real: Tensor, k: int = 5) -> Manifold:
     generated: (n, d); real: (m, d). Raises ValueError unless each set has more than k samples.
     """
     if min(len(generated), len(real)) <= k:
-        raise ValueError(
-            f"{len(generated)} generated and {len(real)} real samples; each must exceed k = {k}."
-        )
+        counts = f"{len(generated)} generated and {len(real)} real"
+        raise ValueError(f"There are {counts} samples; each set takes more than k = {k}.")
     across = distances(generated, real)  # (n, m)
     real_inside = across <= _radii(real, k)[None]
     generated_inside = across <= _radii(generated, k)[:, None]
