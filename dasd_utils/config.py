@@ -6,12 +6,16 @@ import dataclasses
 import difflib
 import json
 import logging
+import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+MAX_NAME = 64  # characters of a domain or a token: both name files
+SCHEDULERS = ("ddim", "ddpm", "dpm++", "unipc", "pndm", "euler")  # those of `denoising.SCHEDULERS`
 ROOT = Path(__file__).resolve().parents[1]  # the repository: relative paths of a config start here
 log = logging.getLogger(__name__)
 
@@ -177,7 +181,7 @@ class Config:
         if profile == "auto":
             profile, reason = choose_profile()
             log.info("profile %s: %s", profile, reason)
-        if profile not in PROFILES:
+        if not isinstance(profile, str) or profile not in PROFILES:
             raise DasdError(f"There is no profile {profile!r}. Profiles: auto, {', '.join(PROFILES)}.")
         return PROFILES[profile]().replace(**changes)
 
@@ -235,7 +239,7 @@ class Config:
             values = json.loads(Path(path).read_text(encoding="utf8"))
         except OSError as error:
             raise DasdError(f"The config file {path} cannot be read: {error.strerror}.") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DasdError(f"The config file {path} is no JSON: {error}.") from None
         return cls.from_dict(values)
 
@@ -254,9 +258,22 @@ def choose_profile() -> tuple[str, str]:
 
 
 def resolve(path: str | Path) -> Path:
-    """Return an absolute path; a relative one starts at the present folder if it is there, else at ROOT."""
-    path = Path(path).expanduser()
-    return path.resolve() if path.is_absolute() or path.exists() else ROOT / path
+    """Return an absolute path; a relative one starts at the present folder if it is there, else at ROOT.
+
+    Raises DasdError for a path that no file can have: too long, a loop of links, the home of nobody.
+    """
+    try:
+        found = Path(path).expanduser()
+        there = found.exists()
+        return found.resolve() if found.is_absolute() or there else ROOT / found
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DasdError(f"The path {str(path)[:200]!r} cannot be used: {reason}. Name another one.") from None
+
+
+def is_pinned(revision: str | None) -> bool:
+    """Return whether a hub revision is a commit hash: a branch, or none, may hold other files tomorrow."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None
 
 
 SECTIONS: dict[str, type] = {
@@ -306,6 +323,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        _check_number(where, value)  # the largest whole numbers have no float
         return float(value)
     if kind is str and isinstance(value, Path):
         return str(value)
@@ -334,34 +352,90 @@ def _convert_object(kind: type, value: Any, where: str) -> Any:
     return kind(**{n: _convert(hints[n], v, f"{where}.{n}") for n, v in value.items()})
 
 
+LOWEST = {
+    1: ("max_train_steps", "target_batch_size", "gradient_accumulation_steps", "source_every", "rank",
+        "resolution", "images_per_prompt", "num_bootstrap"),
+    0: ("source_batch_size", "queue_size", "lr_warmup_steps", "checkpoint_every", "checkpoints_kept",
+        "validation_every", "validation_images", "sample_every", "num_heldout", "seed", "weight_decay",
+        "lambda_align"),
+}  # fmt: skip
+ABOVE_0 = ("learning_rate", "token_learning_rate", "alpha", "min_snr_gamma")
+BELOW_1 = ("dropout", "ema_decay", "validation_fraction", "test_fraction")
+PLACES = ("output_dir", "cache_dir", "base", "clip")
+
+
 def _check(config: Config) -> None:
     """Raise DasdError for values that could only fail later."""
-    training, alignment = config.training, config.alignment
-    positive = {
-        "max_train_steps": training.max_train_steps,
-        "target_batch_size": training.target_batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps,
-        "source_every": training.source_every,
-        "rank": config.lora.rank,
-        "resolution": config.model.resolution,
-        "images_per_prompt": config.evaluation.images_per_prompt,
-    }
-    for name, value in positive.items():
-        if value < 1:
-            raise DasdError(f"{name} is {value}; it must be at least 1.")
-    for name in ("learning_rate", "token_learning_rate"):
-        if not getattr(training, name) > 0:
-            raise DasdError(f"{name} is {getattr(training, name)}; it must be above 0.")
+    alignment, training = config.alignment, config.training
+    _check_plain("", dataclasses.asdict(config))
+    _check_ranges(config)
     _check_choice("convolutions", config.lora.convolutions, ("all", "mid", "none"))
     _check_choice("kernel", alignment.kernel, ("linear", "gaussian", "multi"))
     _check_choice("pooling", alignment.pooling, ("mean", "flat"))
     _check_choice("attention", config.model.attention, ("fused", "plain"))
     _check_choice("optimizer", training.optimizer, ("adamw", "adamw_8bit"))
     _check_choice("mixed_precision", training.mixed_precision, ("auto", "no", "bf16", "fp16"))
-    if alignment.lambda_align < 0:
-        raise DasdError(f"lambda_align is {alignment.lambda_align}; it must not be negative.")
     _check_batches(config)
     _check_domains(config)
+    _check_sampling("the evaluation", config.evaluation)
+    for domain in (config.source, *config.domains):
+        _check_sampling(f"domain {domain.name}", domain.calibration)
+
+
+def _check_plain(where: str, value: Any) -> None:
+    """Refuse what JSON, files or arithmetic would choke on: nan, huge numbers, texts of no characters."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_plain(f"a name in {where}", name)
+            _check_plain(f"{where}.{name}".lstrip("."), inner)
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            _check_plain(f"{where}[{place}]", inner)
+    elif isinstance(value, int | float):
+        _check_number(where, value)
+    elif isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+        raise DasdError(f"{where} is {value!r}, which holds what is no character: remove it.")
+
+
+def _check_number(where: str, value: float) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DasdError(f"{where} is {value}; it must be a finite number.")
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise DasdError(f"{where} is a number of {value.bit_length()} bits; it must be below 2**64.")
+
+
+def _check_ranges(config: Config) -> None:
+    values = {name: getattr(config, name) for name in ("seed", "output_dir")}
+    values |= {n: v for section in SECTIONS for n, v in vars(getattr(config, section)).items()}
+    for lowest, names in LOWEST.items():
+        for name in names:
+            if values[name] < lowest:
+                rule = f"be at least {lowest}" if lowest else "not be negative"
+                raise DasdError(f"{name} is {values[name]}; it must {rule}.")
+    for name in ABOVE_0:
+        if values[name] is not None and not values[name] > 0:
+            raise DasdError(f"{name} is {values[name]}; it must be above 0.")
+    for name in BELOW_1:
+        if values[name] is not None and not 0 <= values[name] < 1:
+            raise DasdError(f"{name} is {values[name]}; it must be at least 0 and below 1.")
+    if not 0 <= values["caption_dropout"] <= 1:
+        raise DasdError(f"caption_dropout is {values['caption_dropout']}; it must be from 0 to 1.")
+    if config.data.validation_fraction + config.data.test_fraction >= 1:
+        raise DasdError("validation_fraction and test_fraction are 1 or more together, which leaves nothing "
+                        "to train on: lower one of them.")  # fmt: skip
+    for name in PLACES:
+        if not values[name].strip():
+            raise DasdError(f"{name} is empty: name a folder.")
+
+
+def _check_sampling(where: str, settings: Calibration | EvaluationConfig) -> None:
+    """What sampling would refuse, said before hours of training."""
+    scale, steps = settings.guidance_scale, settings.num_inference_steps
+    if scale < 0:
+        raise DasdError(f"guidance_scale of {where} is {scale}; it must be 0 or more.")
+    if steps < 1:
+        raise DasdError(f"num_inference_steps of {where} is {steps}; it must be at least 1.")
+    _check_choice(f"scheduler of {where}", settings.scheduler, SCHEDULERS)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -397,8 +471,16 @@ def _check_domains(config: Config) -> None:
     for name in names:
         if not name or not name.replace("_", "").replace("-", "").isalnum():
             raise DasdError(f"The domain name {name!r} must be letters, digits, '-' or '_': it names files.")
+        if len(name) > MAX_NAME:
+            raise DasdError(f"The domain name {name!r} is longer than {MAX_NAME} characters: shorten it.")
     if len(set(names)) < len(names):
         raise DasdError(f"Two domains have one name: {', '.join(names)}.")
+    if config.source.token is not None:
+        raise DasdError(f"The source domain {config.source.name} has the token {config.source.token!r}, but "
+                        "only target domains learn one: remove it.")  # fmt: skip
+    for domain in (config.source, *config.domains):
+        if not domain.data.strip():
+            raise DasdError(f"`data` of domain {domain.name} is empty: name a folder or a hub id.")
     tokens = [d.token for d in config.domains]
     for domain in config.domains:
         token = domain.token or ""
@@ -406,6 +488,9 @@ def _check_domains(config: Config) -> None:
         if not (token[:1] == "<" and token[-1:] == ">" and inner.replace("-", "").replace("_", "").isalnum()):
             raise DasdError(f"The token of domain {domain.name} is {domain.token!r}; write it with angle "
                             f"brackets and no spaces, like '<{domain.name}>'.")  # fmt: skip
+        if len(token) > MAX_NAME or inner.lower() == "pytorch_lora_weights":  # the file beside the tokens'
+            raise DasdError(f"The token {token!r} of domain {domain.name} cannot name a file: it is longer "
+                            f"than {MAX_NAME} characters, or the name of the LoRA's.")  # fmt: skip
         if not domain.initial_word.strip():
             raise DasdError(f"The domain {domain.name} lacks initial_word, where its token starts.")
     lowered = [t.lower() for t in tokens]

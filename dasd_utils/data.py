@@ -105,15 +105,18 @@ def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainDa
             raise DasdError(f"{domain.data} has no column {name!r}. Columns: {', '.join(names)}.")
     size = config.model.resolution
     pictures = images.LazyImages(functools.partial(toyworld.draw, world, seed, size=size), len(numbers))
-    ids, small = zip(*((images.content_hash(x), images.thumbnail(x)) for x in pictures), strict=True)
+    ids, thumbnails = [], np.empty((len(numbers), images.THUMBNAIL, images.THUMBNAIL), dtype=np.uint8)
+    for place, picture in enumerate(pictures):
+        ids.append(images.content_hash(picture))
+        thumbnails[place] = images.thumbnail(picture)
     shown = [toyworld.attributes(world, seed, i) for i in numbers]
     columns = {name: [each.get(name, "") for each in shown] for name in names}
     columns["captions"] = [toyworld.caption_variants(world, seed, i) for i in numbers]
     labels = columns[domain.label_column or "scene"]
     own = None if domain.label_captions or domain.caption else "captions"
     captions = _captions(domain, columns.get(domain.caption_column or own), labels, len(numbers))
-    sizes, thumbnails = [(size, size)] * len(numbers), np.stack(small)
-    return DomainData(domain, split, pictures, captions, list(ids), sizes, thumbnails, labels, shown)
+    sizes = [(size, size)] * len(numbers)
+    return DomainData(domain, split, pictures, captions, ids, sizes, thumbnails, labels, shown)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageOps
 from scipy.sparse import coo_matrix, csgraph
 
-from dasd_utils.config import DasdError, DomainConfig, resolve
+from dasd_utils.config import DasdError, DomainConfig, is_pinned, resolve
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -55,7 +55,7 @@ def _from_folder(domain: DomainConfig, folder: Path, split: str) -> datasets.Dat
     state = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in files))
     kind = "imagefolder" if count else "parquet"
     try:
-        loaded = _read_folder(kind, folder, state)
+        loaded = _read_folder(kind, str(folder), state)
     except Exception as error:  # pyarrow, json, csv, fsspec: each has its own classes
         raise DasdError(f"The folder {folder} (domain {domain.name}) cannot be read: "
                         f"{_first_line(error)}.") from error  # fmt: skip
@@ -69,9 +69,9 @@ def _from_folder(domain: DomainConfig, folder: Path, split: str) -> datasets.Dat
 
 
 @functools.lru_cache(maxsize=16)
-def _read_folder(kind: str, folder: Path, state: tuple) -> datasets.DatasetDict:
+def _read_folder(kind: str, folder: str, state: tuple) -> datasets.DatasetDict:
     """Load a folder once for all its splits, as it takes seconds; `state` changes with its files."""
-    return datasets.load_dataset(kind, data_dir=str(folder))
+    return datasets.load_dataset(kind, data_dir=folder)  # nosec B615  # a folder, not the hub
 
 
 def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
@@ -82,7 +82,7 @@ def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Datase
             f"There is no folder {folder} (domain {domain.name}), and {domain.data!r} is no hub id."
         )
     try:
-        return datasets.load_dataset(domain.data, revision=domain.revision, split=split)
+        rows = datasets.load_dataset(domain.data, revision=domain.revision, split=split)
     except Exception as error:  # no network, no such set or split, gated: each has its own classes
         raise DasdError(
             f"The data of domain {domain.name} cannot be read: there is no folder {folder}, and the data set "
@@ -90,6 +90,21 @@ def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Datase
             f"split {split!r}) gave: {_first_line(error)}. Check the name and the network, or set `data` "
             "to a local folder."
         ) from error
+    if not is_pinned(domain.revision):
+        files = [Path(file["filename"]) for file in rows.cache_files]
+        commit = next((file.parent.name for file in files if is_pinned(file.parent.name)), None)
+        _warn_once(
+            f"The data of domain {domain.name}, {domain.data}, is read at revision "
+            f"{domain.revision or 'main'}, which may hold other files tomorrow. Pin it: set the domain's "
+            f"`revision` to {commit or 'the commit hash that the page of the data set shows'}."
+        )
+    return rows
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Warn of what is found again for every split."""
+    log.warning(text)
 
 
 def _missing_column(domain: DomainConfig, folder: Path, name: str, columns: Sequence[str]) -> str:
@@ -164,7 +179,18 @@ class LazyImages(Sequence):
 def cropped_images(rows: datasets.Dataset, column: str, resolution: int) -> LazyImages:
     """Return the images of a data set's rows, read and cropped when asked for."""
     stored = undecoded(rows, column)
-    return LazyImages(lambda i: center_crop(read_image(stored[i][column]), resolution), len(stored))
+
+    def read(index: int) -> Image.Image:
+        item = stored[index][column]
+        try:
+            return center_crop(read_image(item), resolution)
+        except OSError as error:  # it was whole when the rows were inspected
+            raise DasdError(
+                f"The image {item['path'] or index} can no longer be read: {error.strerror or error}. Put "
+                "its folder back, then start again."
+            ) from error
+
+    return LazyImages(read, len(stored))
 
 
 def undecoded(rows: datasets.Dataset, column: str) -> datasets.Dataset:
@@ -241,22 +267,33 @@ def _near_pairs(thumbnails: np.ndarray) -> np.ndarray:
 
     Means over 4 x 4 pixels P and the norm r of what they miss decide for most: <a, b> <= <Pa, Pb> + r_a r_b.
     """
-    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
-    flat -= flat.mean(axis=1, keepdims=True)
-    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
-    coarse = flat.reshape(-1, 8, 4, 8, 4).sum(axis=(2, 4)).reshape(len(flat), -1) / 4  # (n, 64), orthonormal
-    missed = np.sqrt(np.maximum((flat**2).sum(axis=1) - (coarse**2).sum(axis=1), 0))
-    bound = np.concatenate([coarse, missed[:, None]], axis=1)
+    parts = range(0, len(thumbnails), TILE)
+    bound = np.concatenate([_bound(_unit(thumbnails[start : start + TILE])) for start in parts])
     pairs = [np.empty((2, 0), dtype=np.int64)]
-    for start in range(0, len(flat), TILE):
-        for across in range(start, len(flat), TILE):
+    for start in parts:
+        for across in range(start, len(thumbnails), TILE):
             possible = bound[start : start + TILE] @ bound[across : across + TILE].T > NEAR_DUPLICATE - 1e-5
             row, column = np.divmod(np.flatnonzero(possible), possible.shape[1])
             row, column = row + start, column + across
             for some in np.array_split(np.flatnonzero(row < column), len(row) // TILE + 1):
-                exact = (flat[row[some]] * flat[column[some]]).sum(axis=1) > NEAR_DUPLICATE
+                one, two = _unit(thumbnails[row[some]]), _unit(thumbnails[column[some]])
+                exact = (one * two).sum(axis=1) > NEAR_DUPLICATE
                 pairs.append(np.stack([row[some][exact], column[some][exact]]))
     return np.concatenate(pairs, axis=1)
+
+
+def _unit(thumbnails: np.ndarray) -> np.ndarray:
+    """Thumbnails (n, 32, 32) as rows (n, 1024) of mean 0 and norm 1, float32."""
+    flat = thumbnails.reshape(-1, THUMBNAIL**2).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+
+
+def _bound(flat: np.ndarray) -> np.ndarray:
+    """P and r of `_near_pairs`, (n, 65): the products of its rows are never below those of the rows given."""
+    coarse = flat.reshape(-1, 8, 4, 8, 4).sum(axis=(2, 4)).reshape(-1, 64) / 4  # orthonormal
+    missed = np.sqrt(np.maximum((flat**2).sum(axis=1) - (coarse**2).sum(axis=1), 0))
+    return np.concatenate([coarse, missed[:, None]], axis=1)
 
 
 def split_by_content(
