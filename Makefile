@@ -3,8 +3,10 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 COURSE = data/runs/course
+AUDIT = .venv-audit
+CODE = dasd_utils benchmarks tests/audit.py
 
-.PHONY: install course test notebooks report clean
+.PHONY: install course test audit notebooks report clean
 
 install: $(VENV)/.installed
 
@@ -22,6 +24,15 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --quiet
 	$(BIN)/python -m pytest --quiet --nbval-lax --nbval-cell-timeout=600 notebooks
+
+audit: $(AUDIT)/.installed
+	$(AUDIT)/bin/bandit --quiet --recursive --configfile pyproject.toml $(CODE) && echo "bandit: nothing found"
+	$(AUDIT)/bin/python tests/audit.py requirements.txt
+
+$(AUDIT)/.installed: Makefile
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet bandit==1.9.4 pip-audit==2.10.1
+	touch $@
 
 notebooks: install
 	$(BIN)/dasd notebooks --profile tiny --output_dir data/runs/notebooks --update

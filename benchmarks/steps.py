@@ -45,7 +45,8 @@ def base(model: str, config: Config) -> models.Parts:
     torch.manual_seed(0)
     if model == "tiny":
         return training.setup_training(config)
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(ROOT / "data" / "tiny-sd" / "tokenizer")
+    folder = ROOT / "data" / "tiny-sd" / "tokenizer"
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)  # nosec B615  # a folder
     text = dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12)
     parts = models.Parts(
         tokenizer=tokenizer,

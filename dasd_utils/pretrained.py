@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import huggingface_hub
 import transformers
 from huggingface_hub import constants
+from torch import nn
 
 from dasd_utils import config as cfg
 
 transformers.logging.disable_progress_bar()  # a bar per loaded part says nothing; downloads keep theirs
 huggingface_hub.utils.enable_progress_bars()
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Source:
         where = self.name if self.folder is None else str(self.folder)
         if part:
             options["subfolder"] = part
+        if self.folder is not None and issubclass(kind, nn.Module):
+            options["use_safetensors"] = True  # transformers would else take a pickle where there is no other
         try:
             return kind.from_pretrained(
                 where, revision=self.revision, local_files_only=bool(self.unreachable), **options
@@ -65,6 +70,9 @@ def find(name: str, revision: str | None = None, variant: str | None = None) -> 
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise cfg.DasdError(f"{name!r} is not there: no folder {folder}. Name a folder in the layout of "
                             f"diffusers or transformers, or a hub id like 'owner/name'.")  # fmt: skip
+    if not cfg.is_pinned(revision):
+        log.warning("The model %s is read at revision %s, which may hold other files tomorrow. Pin it: set "
+                    "base_revision or clip_revision to a commit hash.", name, revision or "main")  # fmt: skip
     try:
         huggingface_hub.HfApi().model_info(name, revision=revision, timeout=10)
     except Exception as error:  # offline mode, no network, no such repository, no permission
