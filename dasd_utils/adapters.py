@@ -79,10 +79,7 @@ def save_adapter(parts: models.Parts, folder: str | Path) -> None:
     folder = Path(folder)
     if not _trained(parts):
         raise cfg.DasdError("There is no adapter to save: these parts have neither LoRA nor tokens.")
-    if folder.exists() and not _replaceable(folder):
-        raise cfg.DasdError(
-            f"{folder} holds other files, so no adapter is written there: name another folder."
-        )
+    check_place(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
@@ -93,6 +90,14 @@ def save_adapter(parts: models.Parts, folder: str | Path) -> None:
     except (OSError, SafetensorError) as error:
         raise cfg.DasdError(f"The adapter cannot be written to {folder}: {error}. Make room there, or name "
                             "another folder.") from None  # fmt: skip
+
+
+def check_place(folder: Path) -> None:
+    """Raise DasdError where `save_adapter` would not write: a folder of other files."""
+    if folder.exists() and not _replaceable(folder):
+        raise cfg.DasdError(
+            f"{folder} holds other files, so no adapter is written there: name another folder."
+        )
 
 
 def _replaceable(folder: Path) -> bool:
@@ -157,13 +162,22 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
                             f"{parts.config.model.base!r} as it is now.")  # fmt: skip
     if _trained(parts):
         raise cfg.DasdError("These parts already have an adapter. Load fresh parts for another one.")
-    rows = [_read_row(folder / file, token) for token, file in summary["tokens"].items()]
+    width = parts.text_encoder.get_input_embeddings().embedding_dim
+    rows = [_read_row(folder / file, token, width) for token, file in summary["tokens"].items()]
     state = None if summary["lora"] is None else _read_tensors(folder / LORA_FILE)
+    lora = _checked_lora(parts.config, summary["lora"] or {}, folder)
     if rows:
         models.attach_tokens(parts, list(summary["tokens"]), torch.stack(rows))
     if state is not None:
-        models.add_lora(parts.unet, cfg.LoraSettings(**summary["lora"]))
+        models.add_lora(parts.unet, lora)
         _fill_lora(parts, {name.removeprefix("unet."): value for name, value in state.items()}, folder)
+
+
+def _checked_lora(config: cfg.Config, settings: dict[str, Any], folder: Path) -> cfg.LoraSettings:
+    try:
+        return config.replace(**settings).lora
+    except cfg.DasdError as error:
+        raise cfg.DasdError(f"{folder / SUMMARY_FILE} is damaged: {error}") from None
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
@@ -179,7 +193,8 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
         summary = json.loads(path.read_text(encoding="utf8"))
         files = [*summary["tokens"].values(), *([LORA_FILE] if summary["lora"] else [])]
         summary["base"], summary["base_fingerprint"], cfg.LoraSettings(**(summary["lora"] or {}))
-        odd = [token for token, file in summary["tokens"].items() if not TOKEN.fullmatch(token) or file != _token_file(token)]
+        named = summary["tokens"].items()
+        odd = [token for token, file in named if not TOKEN.fullmatch(token) or file != _token_file(token)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise cfg.DasdError(f"{path} is damaged: {error!r}.") from None
     if odd:  # saved again, it would name a file
@@ -197,10 +212,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise cfg.DasdError(f"{path} cannot be read: {error}. Save the adapter again.") from None
 
 
-def _read_row(path: Path, token: str) -> Tensor:
+def _read_row(path: Path, token: str, width: int) -> Tensor:
     tensors = _read_tensors(path)
-    if token not in tensors:
-        raise cfg.DasdError(f"{path} holds no row of {token}. Save the adapter again.")
+    if token not in tensors or tensors[token].shape != (width,):
+        raise cfg.DasdError(f"{path} holds no row of {token}, {width} wide. Save the adapter again.")
     return tensors[token]
 
 

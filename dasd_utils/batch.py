@@ -52,8 +52,12 @@ def run(
     Raises DasdError at the first failure: notebook, cell and error. The copy then holds the traceback.
     """
     output_dir = Path(output_dir).resolve()
-    output_dir.mkdir(parents=True, exist_ok=True)
     _refuse_unknown(paths, parameters)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DasdError(f"The output folder {output_dir} cannot be written: {error.strerror}. Set output_dir "
+                        "to another one.") from None  # fmt: skip
     done = []
     for path in paths:
         started = time.perf_counter()

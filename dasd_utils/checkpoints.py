@@ -95,7 +95,11 @@ def write(
 def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Return (tensors, state) as `write` got them, on the CPU; DasdError if a file is missing or changed."""
     names = sorted(name for name in verify(path) if name.endswith(".safetensors"))  # no file beside those
-    return {Path(name).stem: load_file(path / name) for name in names}, read_state(path)
+    try:
+        tensors = {Path(name).stem: load_file(path / name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise DasdError(f"The checkpoint {path} cannot be read: {error}. Train without resume.") from None
+    return tensors, read_state(path)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -217,14 +221,17 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
     """Read a JSON lines file ([] if there is none); a last line cut off by a crash is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DasdError(f"{path} cannot be read: {error}. Restore it, or train without resume.") from None
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            rows.append(dict(json.loads(line)))
+        except (TypeError, ValueError):
             if number < len(lines):
-                raise DasdError(f"Line {number} of {path} is no JSON.") from None
+                raise DasdError(f"Line {number} of {path} is no JSON object.") from None
     return rows
 
 
@@ -239,7 +246,10 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def rows_until(path: Path, step: int) -> list[dict[str, Any]]:
     """Return the rows up to `step`, each step once (its last row)."""
-    rows = {row["step"]: row for row in load_rows(path) if row["step"] <= step}
+    try:
+        rows = {row["step"]: row for row in load_rows(path) if row["step"] <= step}
+    except (KeyError, TypeError):
+        raise DasdError(f"A row of {path} does not say its step. Train without resume.") from None
     if len(rows) < step:
         log.warning("%s holds %d rows for %d steps.", path, len(rows), step)
     return list(rows.values())

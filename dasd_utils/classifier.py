@@ -70,6 +70,8 @@ def check_prompts(prompts: Sequence[str]) -> None:
             raise DasdError(f"{where} is {prompt!r}, not a text.")
         if not prompt.strip():
             raise DasdError(f"{where} is empty: write what the picture should show.")
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # of an argument that is no UTF-8
+            raise DasdError(f"{where} is {prompt!r}, which is no Unicode text: write it in UTF-8.")
 
 
 @torch.no_grad()

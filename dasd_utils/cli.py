@@ -70,7 +70,8 @@ def train(
     """Train the adapter: LoRA and domain tokens, with feature alignment."""
     settings = read_config(profile, config, seed=seed, output_dir=output_dir, max_train_steps=max_steps)
     folder, history = run_training(settings, resume, auto_batch_size)
-    last = {k: v for k, v in history[-1].items() if isinstance(v, int | float)}
+    newest = history[-1] if history else {"step": settings.training.max_train_steps}
+    last = {k: v for k, v in newest.items() if isinstance(v, int | float)}
     show(
         {"run": str(folder), **last},
         as_json,
@@ -154,10 +155,13 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Generate images of a prompt, in a domain that is named or found."""
+    from dasd_utils import checkpoints
+
     pipeline = open_pipeline(checkpoint, profile, config, output_dir)
     options = {"domain": domain, "num_images": num_images, "seed": seed, "auto_domain": auto_domain}
+    place = checkpoints.writable(Path(pipeline.config.output_dir).absolute())
     images, found, used = pipeline.generate(prompt, **options)
-    paths = save_images(images, Path(pipeline.config.output_dir) / "generated", found or "base", used["seed"])
+    paths = save_images(images, place / "generated", found or "base", used["seed"])
     result = {"images": [str(p) for p in paths], "domain": found, "settings": used}
     show(result, as_json, "\n".join(str(p) for p in paths))
 
@@ -189,9 +193,11 @@ def run_all(
 ) -> None:
     """Train, evaluate, and draw one picture of every domain side by side."""
     settings = read_config(profile, config, seed=seed, output_dir=output_dir, max_train_steps=max_steps)
-    folder, _ = run_training(settings, resume, auto_batch_size)
     from dasd_utils import evaluation, sampling
 
+    for domain in settings.domains:  # missing prompts are to be known before hours of training
+        evaluation.load_prompts(settings, domain.name)
+    folder, _ = run_training(settings, resume, auto_batch_size)
     path, rows = run_evaluation(shared(sampling.load_trained_pipeline(folder, settings)))
     show(
         {"run": str(folder), "results": str(path), "rows": rows},
@@ -293,6 +299,14 @@ def read_parameters(words: list[str]) -> dict[str, Any]:
 
 def run_training(config: Config, resume: bool, auto_batch_size: bool) -> tuple[Path, list[dict[str, Any]]]:
     """Train and save; return the run folder and the history."""
+    from dasd_utils import training
+
+    training.check(config)
+    with training.alone(config):
+        return _run_training(config, resume, auto_batch_size)
+
+
+def _run_training(config: Config, resume: bool, auto_batch_size: bool) -> tuple[Path, list[dict[str, Any]]]:
     from dasd_utils import batch_size, data, training
 
     parts = training.setup_training(config)
@@ -313,7 +327,8 @@ def sample_grid(config: Config, parts: Any, targets: dict[str, Any]) -> Callable
     from dasd_utils import figures, sampling
 
     pipeline = sampling.DasdPipeline(parts, config)
-    prompts = {name: [captions[0] for captions in data.captions[:4]] for name, data in targets.items()}
+    # behind the token, as an image may have no caption
+    prompts = {name: [data.prompt(i) for i in range(min(4, len(data)))] for name, data in targets.items()}
 
     def draw(step: int) -> None:
         rows = {}
@@ -327,9 +342,10 @@ def sample_grid(config: Config, parts: Any, targets: dict[str, Any]) -> Callable
 
 def run_evaluation(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:
     """Evaluate, write the table and the comparison picture into the run folder."""
-    from dasd_utils import evaluation, figures, study
+    from dasd_utils import checkpoints, evaluation, figures, study
 
     config = pipeline.config
+    checkpoints.writable(config.output_dir)
     rows, images = study.evaluate(config, pipeline, progress=PROCESS == 0)
     folder = resolve(config.output_dir)
     path = folder / "evaluation.json"
@@ -366,7 +382,9 @@ def shared(pipeline: Any) -> Any:
 
 def save_images(images: Any, folder: Path, domain: str, seed: int) -> list[Path]:
     """Write PNG files named by domain, seed and number; of several processes the first one does."""
-    folder.mkdir(parents=True, exist_ok=True)
+    from dasd_utils import checkpoints
+
+    checkpoints.writable(folder)
     paths = []
     for number, image in enumerate(images if isinstance(images, list) else [images]):
         paths.append(folder / f"{domain}_{seed}_{number}.png")

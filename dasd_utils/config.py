@@ -267,7 +267,7 @@ def resolve(path: str | Path) -> Path:
         there = found.exists()
         return found.resolve() if found.is_absolute() or there else ROOT / found
     except (OSError, RuntimeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise DasdError(f"The path {str(path)[:200]!r} cannot be used: {reason}. Name another one.") from None
 
 

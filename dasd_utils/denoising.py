@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import numbers
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ SCHEDULERS: dict[str, type] = {
     "pndm": diffusers.PNDMScheduler,
     "euler": diffusers.EulerDiscreteScheduler,
 }
+MAX_SEED = 2**128  # what numpy's seed sequence holds
 Prediction = Callable[[Tensor, Tensor], Tensor]  # (latents, timestep) -> noise
 
 
@@ -85,8 +87,11 @@ def seeds_for(seed: int | Sequence[int] | None, count: int) -> list[int]:
         raise DasdError(
             f"There are {len(seeds)} seeds for {count} prompts: give one for all, or one a prompt."
         )
-    if min(seeds) < 0:
-        raise DasdError(f"A seed must be 0 or more, not {min(seeds)}.")
+    for number in seeds:
+        if not isinstance(number, numbers.Integral):
+            raise DasdError(f"A seed is a whole number, not {number!r}.")
+        if not 0 <= number < MAX_SEED:
+            raise DasdError(f"A seed must be 0 or more, not {number}, and below 2**128.")
     return [int(number) for number in seeds]
 
 
@@ -141,7 +146,8 @@ def denoise(
 ) -> Tensor:
     """Return latents (B, C, h, w) denoised from standard normal noise of that shape.
 
-    generators: one an image, for schedulers that add noise at each step.
+    generators: one an image, for schedulers that add noise at each step. Raises DasdError for numbers that
+    grow beyond all bounds.
     """
     scheduler.set_timesteps(num_inference_steps, device=noise.device)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
@@ -150,6 +156,9 @@ def denoise(
     for timestep in tqdm(scheduler.timesteps, desc="sampling", disable=not progress, leave=False):
         eps = predict(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(eps, timestep, latents, **extra).prev_sample
+    if not torch.isfinite(latents).all():
+        raise DasdError("The sampled latents are not finite: lower guidance_scale, or set mixed_precision to "
+                        "'no'.")  # fmt: skip
     return latents
 
 

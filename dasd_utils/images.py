@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import io
 import logging
@@ -55,10 +56,12 @@ def _from_folder(domain: DomainConfig, folder: Path, split: str) -> datasets.Dat
     state = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in files))
     kind = "imagefolder" if count else "parquet"
     try:
-        loaded = _read_folder(kind, str(folder), state)
+        loaded = _read_folder(kind, glob.escape(str(folder)), state)
     except Exception as error:  # pyarrow, json, csv, fsspec: each has its own classes
-        raise DasdError(f"The folder {folder} (domain {domain.name}) cannot be read: "
-                        f"{_first_line(error)}.") from error  # fmt: skip
+        raise DasdError(
+            f"The folder {folder} (domain {domain.name}) cannot be read: {_first_line(error)}. If it has a "
+            "metadata file, check that: a row an image, with its file_name."
+        ) from error
     unlisted = count - sum(loaded.num_rows.values())
     if unlisted > 0:
         log.warning("%s: %d images have no row in the metadata and are not used", folder, unlisted)

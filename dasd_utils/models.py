@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -82,6 +83,7 @@ def load_parts(
         config=config,
     )
     _check_parts(parts)
+    _check_resolution(parts)
     for module in (parts.text_encoder, parts.unet, parts.vae):
         module.requires_grad_(False).eval()
     if model.attention == "plain":
@@ -110,6 +112,14 @@ def _check_parts(parts: Parts) -> None:
     if prediction != "epsilon":
         raise cfg.DasdError(f"The base model {base!r} predicts {prediction!r}; training here needs one that "
                             f"predicts the noise ('epsilon').")  # fmt: skip
+
+
+def _check_resolution(parts: Parts) -> None:
+    """Else images would come out smaller than they went in."""
+    size, factor = parts.config.model.resolution, 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    if size % factor:
+        raise cfg.DasdError(f"resolution is {size}; the VAE of {parts.config.model.base!r} needs a multiple "
+                            f"of {factor}, such as {max(size // factor, 1) * factor}.")  # fmt: skip
 
 
 class TokenRows(nn.Module):
@@ -181,15 +191,23 @@ def add_lora(unet: diffusers.UNet2DConditionModel, lora: cfg.LoraSettings) -> No
     """Add LoRA (arXiv 2106.09685) to every attention projection and the chosen convolutions.
 
     Its weights are float32 whatever the base is: steps of 1e-4 vanish in half precision.
-    Raises DasdError if the UNet has one already.
+    Raises DasdError if the UNet has one already, or for a rank above that of its widest layer.
     """
     if getattr(unet, "peft_config", None):
         raise cfg.DasdError("This UNet already has a LoRA. Load fresh parts to add another one.")
+    _check_rank(unet, lora)
     strength = dict(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout)
     targets = TARGETS[lora.convolutions]
     unet.add_adapter(LoraConfig(**strength, target_modules=targets, init_lora_weights="gaussian"))
     cast_training_params(unet, torch.float32)
     unet.train(unet.training)  # new dropout layers train, whatever the mode of the UNet is
+
+
+def _check_rank(unet: nn.Module, lora: cfg.LoraSettings) -> None:
+    found = (m.weight for name, m in unet.named_modules() if re.fullmatch(TARGETS[lora.convolutions], name))
+    widest = max((min(len(weight), weight[0].numel()) for weight in found), default=0)
+    if lora.rank > widest:
+        raise cfg.DasdError(f"rank is {lora.rank}; no layer of this UNet has more than {widest}: lower it.")
 
 
 @contextmanager

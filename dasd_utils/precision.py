@@ -48,6 +48,18 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def usable_device(device: str | torch.device | None = None) -> torch.device:
+    """Return the device, `default_device()` for None; DasdError if there is no such device here."""
+    try:
+        found = default_device() if device is None else torch.device(device)
+        torch.empty(1, device=found)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
+        raise DasdError(f"The device {str(device)!r} cannot be used: {reason}. Name another one, such as "
+                        "'cpu'.") from None  # fmt: skip
+    return found
+
+
 def _possible(setting: str, device: torch.device) -> str:
     """A run that was trained in fp16 on a GPU can be sampled anywhere: without CUDA it is as "auto"."""
     return choose_precision("auto" if setting == "fp16" and device.type != "cuda" else setting, device)

@@ -316,7 +316,7 @@ def load_trained_pipeline(
     config = config or Config.load(run / "config.json")
     if (run / "calibration.json").exists():
         config = calibrated(config, run / "calibration.json")
-    device = torch.device(device or precision.default_device())
+    device = precision.usable_device(device)
     parts = models.load_parts(config, unet_dtype=precision.frozen_dtype(config, device))
     adapters.load_adapter(parts, adapter)
     return DasdPipeline(parts.to(device), config)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from tqdm.auto import tqdm
 
@@ -25,9 +26,12 @@ from dasd_utils import adapters, checkpoints, data, models, objectives, optimiza
 from dasd_utils.config import Config, DasdError, resolve
 
 HISTORY, SPEED = "history.jsonl", "speed.jsonl"
+LOCK = ".lock"
+STATE = {"step", "updater", "config", "base", "data"}  # what a checkpoint's state holds
 MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
+_held: set[tuple[int, Path]] = set()  # (thread, folder) of the runs at work in this process
 
 
 @dataclass
@@ -38,6 +42,48 @@ class Watch:
     # every `sample_every` steps, dropout off, EMA weights in; a DasdPipeline brings its own precision
     on_sample: Callable[[int], None] | None = None
     progress: bool = True  # the bar hides itself where the output is neither a terminal nor a notebook
+
+
+def check(config: Config) -> None:
+    """Raise DasdError for what training cannot do here, before model and data are read."""
+    optimization.check(config.training)
+    adapters.check_place(checkpoints.writable(config.output_dir) / "adapter")
+
+
+@contextlib.contextmanager
+def alone(config: Config) -> Iterator[None]:
+    """Keep other runs out of the run's folder inside the `with`; DasdError if one is at work there.
+
+    The system ends the lock with its process: a file that a killed run leaves stops nobody.
+    """
+    folder = checkpoints.writable(config.output_dir)
+    key = threading.get_ident(), folder
+    if key in _held:  # as `save_training_results` inside the lock of the command
+        yield
+        return
+    lock = filelock.FileLock(folder / LOCK, timeout=0)
+    if processes.any_of(processes.is_main() and not _taken(lock)):
+        raise DasdError(f"Another run is at work in {folder}: wait for its end, or set output_dir to another "
+                        "folder.")  # fmt: skip
+    _held.add(key)
+    try:
+        yield
+    finally:
+        _held.discard(key)
+        if lock.is_locked:
+            with contextlib.suppress(OSError):  # where an open file cannot be removed
+                (folder / LOCK).unlink(missing_ok=True)
+            lock.release()
+
+
+def _taken(lock: filelock.BaseFileLock) -> bool:
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        return False
+    except (NotImplementedError, OSError) as error:  # no reason not to train
+        log.warning("%s cannot be locked: %s. See to it that one run works there.", lock.lock_file, error)
+    return True
 
 
 def setup_training(config: Config) -> models.Parts:
@@ -71,19 +117,21 @@ def train(
     in that folder are replaced; its `adapter/` and `config.json` stay until `save_training_results`.
     Ctrl-C or SIGTERM ends the present step, writes a checkpoint and raises KeyboardInterrupt.
     Of several processes (`accelerate launch`) each trains on its share of every batch; the first one writes.
-    Raises DasdError before any work for a folder that cannot be written or a checkpoint of another config,
-    base or data; later after MAX_SKIPPED steps in a row whose loss or gradient is not finite.
+    Raises DasdError before any work for a folder that cannot be written or where another run is at work, or
+    a checkpoint of another config, base or data; later after MAX_SKIPPED steps in a row whose loss or
+    gradient is not finite.
     """
     onlooker = Watch(**watch)
     _check(config, parts, token_ids)
-    run = Run(config, parts, sampler, objective or objectives.DasdObjective(config), onlooker)
-    try:
-        first = run.restore() if resume else run.start_anew()
-        if first < config.training.max_train_steps:
-            _loop(run, first)
-        run.updater.keep_average()
-    finally:
-        run.release()
+    with alone(config):
+        run = Run(config, parts, sampler, objective or objectives.DasdObjective(config), onlooker)
+        try:
+            first = run.restore() if resume else run.start_anew()
+            if first < config.training.max_train_steps:
+                _loop(run, first)
+            run.updater.keep_average()
+        finally:
+            run.release()
     return run.history
 
 
@@ -94,18 +142,23 @@ def save_training_results(config: Config, parts: models.Parts, losses: Sequence[
     processes one writes.
     """
     folder = checkpoints.writable(config.output_dir)
-    if processes.is_main():
-        (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
-        adapters.save_adapter(parts, folder / "adapter")
-        try:
-            checkpoints.write_rows(folder / HISTORY, losses)
-            written = [config.save(folder / "config.json"), folder / HISTORY, *(folder / "adapter").iterdir()]
-            checkpoints.write_manifest(folder, written)
-        except OSError as error:
-            raise DasdError(f"The results cannot be written to {folder}: {error.strerror}. Make room, then "
-                            "go on with resume.") from error  # fmt: skip
-    processes.wait()
+    with alone(config):
+        if processes.is_main():
+            _write_results(folder, config, parts, losses)
+        processes.wait()
     return folder
+
+
+def _write_results(folder: Path, config: Config, parts: models.Parts, losses: Sequence[Row]) -> None:
+    (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
+    adapters.save_adapter(parts, folder / "adapter")
+    try:
+        checkpoints.write_rows(folder / HISTORY, losses)
+        written = [config.save(folder / "config.json"), folder / HISTORY, *(folder / "adapter").iterdir()]
+        checkpoints.write_manifest(folder, written)
+    except OSError as error:
+        raise DasdError(f"The results cannot be written to {folder}: {error.strerror}. Make room, then "
+                        "go on with resume.") from error  # fmt: skip
 
 
 def load_history(folder: str | Path) -> list[Row]:
@@ -144,6 +197,7 @@ class Run:
         """Remove history and checkpoints of an earlier run in the folder; return 0, the steps done."""
         if processes.is_main():
             shutil.rmtree(self.checkpoints, ignore_errors=True)
+            checkpoints.writable(self.checkpoints)
             for name in (HISTORY, SPEED):
                 (self.folder / name).unlink(missing_ok=True)
         processes.wait()
@@ -157,6 +211,9 @@ class Run:
             log.info("There is no checkpoint in %s: training starts at step 0.", self.checkpoints)
             return self.start_anew()
         tensors, state = checkpoints.read(path)
+        if not state.keys() >= STATE:
+            raise DasdError(f"{path} is no checkpoint of a training run: its state.json lacks "
+                            f"{', '.join(sorted(STATE - state.keys()))}. Train without resume.")  # fmt: skip
         self._check_same(path, state)
         self.updater.load(tensors, state["updater"])
         if hasattr(self.objective, "load_state_dict"):
@@ -337,5 +394,4 @@ def _check(config: Config, parts: models.Parts, token_ids: Mapping[str, int] | N
         raise DasdError(f"The parts lack the token {missing[0]}: make them with setup_training(config).")
     if token_ids is not None and dict(token_ids) != dict(parts.token_ids):
         raise DasdError(f"token_ids are {dict(token_ids)}, those of the parts {parts.token_ids}.")
-    optimization.check(config.training)
-    checkpoints.writable(config.output_dir)
+    check(config)
