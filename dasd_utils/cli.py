@@ -299,10 +299,10 @@ def read_parameters(words: list[str]) -> dict[str, Any]:
 
 def run_training(config: Config, resume: bool, auto_batch_size: bool) -> tuple[Path, list[dict[str, Any]]]:
     """Train and save; return the run folder and the history."""
-    from dasd_utils import training
+    from dasd_utils import runs, training
 
     training.check(config)
-    with training.alone(config):
+    with runs.alone(config):
         return _run_training(config, resume, auto_batch_size)
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import json
 import logging
-import math
 import re
 import types
 import typing
@@ -14,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MAX_NAME = 64  # characters of a domain or a token: both name files
-SCHEDULERS = ("ddim", "ddpm", "dpm++", "unipc", "pndm", "euler")  # those of `denoising.SCHEDULERS`
 ROOT = Path(__file__).resolve().parents[1]  # the repository: relative paths of a config start here
 log = logging.getLogger(__name__)
 
@@ -168,7 +165,9 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self) -> None:
-        _check(self)
+        from dasd_utils.checks import check  # the checks are made for the classes above
+
+        check(self)
 
     @classmethod
     def setup(cls, profile: str = "auto", **changes: Any) -> Config:
@@ -203,7 +202,7 @@ class Config:
         """Return the domain (the source too) of that name, or raise DasdError naming the nearest."""
         known = {d.name: d for d in (self.source, *self.domains)}
         if name not in known:
-            raise DasdError(f"There is no domain {name!r}. {_nearest(name, known)}")
+            raise DasdError(f"There is no domain {name!r}. {nearest(name, known)}")
         return known[name]
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,7 +218,7 @@ class Config:
         unknown = set(values) - set(base)
         if unknown:
             name = sorted(unknown)[0]
-            raise DasdError(f"Unknown config field {name!r}. {_nearest(name, base)}")
+            raise DasdError(f"Unknown config field {name!r}. {nearest(name, base)}")
         for name, value in values.items():
             section = isinstance(value, dict) and name in SECTIONS
             base[name] = {**base[name], **value} if section else value
@@ -301,10 +300,10 @@ def _section_of(name: str) -> str | None:
     if name in owners:
         return owners[name]
     known = [*owners, *(f.name for f in dataclasses.fields(Config))]
-    raise DasdError(f"Unknown config field {name!r}. {_nearest(name, known)}")
+    raise DasdError(f"Unknown config field {name!r}. {nearest(name, known)}")
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
+def nearest(name: str, known: typing.Iterable[str]) -> str:
     match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"Did you mean {match[0]!r}?" if match else f"Known: {', '.join(sorted(known))}."
 
@@ -323,8 +322,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        _check_number(where, value)  # the largest whole numbers have no float
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise DasdError(f"{where} is a number of {value.bit_length()} bits, too large.") from None
     if kind is str and isinstance(value, Path):
         return str(value)
     plain = origin or kind
@@ -341,7 +342,7 @@ def _convert_object(kind: type, value: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     for name in value:
         if name not in hints:
-            raise DasdError(f"Unknown config field {name!r} in {where}. {_nearest(name, hints)}")
+            raise DasdError(f"Unknown config field {name!r} in {where}. {nearest(name, hints)}")
     required = [
         f.name for f in dataclasses.fields(kind)
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
@@ -350,149 +351,3 @@ def _convert_object(kind: type, value: Any, where: str) -> Any:
     if missing:
         raise DasdError(f"{where} lacks the field {missing[0]!r}.")
     return kind(**{n: _convert(hints[n], v, f"{where}.{n}") for n, v in value.items()})
-
-
-LOWEST = {
-    1: ("max_train_steps", "target_batch_size", "gradient_accumulation_steps", "source_every", "rank",
-        "resolution", "images_per_prompt", "num_bootstrap"),
-    0: ("source_batch_size", "queue_size", "lr_warmup_steps", "checkpoint_every", "checkpoints_kept",
-        "validation_every", "validation_images", "sample_every", "num_heldout", "seed", "weight_decay",
-        "lambda_align"),
-}  # fmt: skip
-ABOVE_0 = ("learning_rate", "token_learning_rate", "alpha", "min_snr_gamma")
-BELOW_1 = ("dropout", "ema_decay", "validation_fraction", "test_fraction")
-PLACES = ("output_dir", "cache_dir", "base", "clip")
-
-
-def _check(config: Config) -> None:
-    """Raise DasdError for values that could only fail later."""
-    alignment, training = config.alignment, config.training
-    _check_plain("", dataclasses.asdict(config))
-    _check_ranges(config)
-    _check_choice("convolutions", config.lora.convolutions, ("all", "mid", "none"))
-    _check_choice("kernel", alignment.kernel, ("linear", "gaussian", "multi"))
-    _check_choice("pooling", alignment.pooling, ("mean", "flat"))
-    _check_choice("attention", config.model.attention, ("fused", "plain"))
-    _check_choice("optimizer", training.optimizer, ("adamw", "adamw_8bit"))
-    _check_choice("mixed_precision", training.mixed_precision, ("auto", "no", "bf16", "fp16"))
-    _check_batches(config)
-    _check_domains(config)
-    _check_sampling("the evaluation", config.evaluation)
-    for domain in (config.source, *config.domains):
-        _check_sampling(f"domain {domain.name}", domain.calibration)
-
-
-def _check_plain(where: str, value: Any) -> None:
-    """Refuse what JSON, files or arithmetic would choke on: nan, huge numbers, texts of no characters."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            _check_plain(f"a name in {where}", name)
-            _check_plain(f"{where}.{name}".lstrip("."), inner)
-    elif isinstance(value, list | tuple):
-        for place, inner in enumerate(value):
-            _check_plain(f"{where}[{place}]", inner)
-    elif isinstance(value, int | float):
-        _check_number(where, value)
-    elif isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
-        raise DasdError(f"{where} is {value!r}, which holds what is no character: remove it.")
-
-
-def _check_number(where: str, value: float) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise DasdError(f"{where} is {value}; it must be a finite number.")
-    if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        raise DasdError(f"{where} is a number of {value.bit_length()} bits; it must be below 2**64.")
-
-
-def _check_ranges(config: Config) -> None:
-    values = {name: getattr(config, name) for name in ("seed", "output_dir")}
-    values |= {n: v for section in SECTIONS for n, v in vars(getattr(config, section)).items()}
-    for lowest, names in LOWEST.items():
-        for name in names:
-            if values[name] < lowest:
-                rule = f"be at least {lowest}" if lowest else "not be negative"
-                raise DasdError(f"{name} is {values[name]}; it must {rule}.")
-    for name in ABOVE_0:
-        if values[name] is not None and not values[name] > 0:
-            raise DasdError(f"{name} is {values[name]}; it must be above 0.")
-    for name in BELOW_1:
-        if values[name] is not None and not 0 <= values[name] < 1:
-            raise DasdError(f"{name} is {values[name]}; it must be at least 0 and below 1.")
-    if not 0 <= values["caption_dropout"] <= 1:
-        raise DasdError(f"caption_dropout is {values['caption_dropout']}; it must be from 0 to 1.")
-    if config.data.validation_fraction + config.data.test_fraction >= 1:
-        raise DasdError("validation_fraction and test_fraction are 1 or more together, which leaves nothing "
-                        "to train on: lower one of them.")  # fmt: skip
-    for name in PLACES:
-        if not values[name].strip():
-            raise DasdError(f"{name} is empty: name a folder.")
-
-
-def _check_sampling(where: str, settings: Calibration | EvaluationConfig) -> None:
-    """What sampling would refuse, said before hours of training."""
-    scale, steps = settings.guidance_scale, settings.num_inference_steps
-    if scale < 0:
-        raise DasdError(f"guidance_scale of {where} is {scale}; it must be 0 or more.")
-    if steps < 1:
-        raise DasdError(f"num_inference_steps of {where} is {steps}; it must be at least 1.")
-    _check_choice(f"scheduler of {where}", settings.scheduler, SCHEDULERS)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise DasdError(f"{name} is {value!r}. {_nearest(value, choices)} Choices: {', '.join(choices)}.")
-
-
-def _check_batches(config: Config) -> None:
-    """An unbiased MMD needs two samples of each domain: in the batch, or with the queue's help."""
-    training, alignment = config.training, config.alignment
-    if alignment.lambda_align == 0:
-        return
-    if training.source_batch_size < 1:
-        raise DasdError("source_batch_size is 0, but lambda_align > 0 needs source samples: "
-                        "set source_batch_size to 1 or more, or lambda_align to 0.")  # fmt: skip
-    if training.source_every > 1 and alignment.queue_size < 2:
-        raise DasdError(f"source_every is {training.source_every}: without a source in the batch the MMD "
-                        "needs the queue. Set queue_size to 2 or more, or source_every to 1.")  # fmt: skip
-    smallest = min(training.target_batch_size // max(len(config.domains), 1), training.source_batch_size)
-    if alignment.unbiased and smallest < 2 and alignment.queue_size < 2:
-        raise DasdError(
-            f"The unbiased MMD needs two samples of each domain; target_batch_size "
-            f"{training.target_batch_size} over {len(config.domains)} domains and source_batch_size "
-            f"{training.source_batch_size} give {smallest}. Enlarge the batch, set queue_size to 2 or "
-            f"more, or unbiased to false."
-        )
-
-
-def _check_domains(config: Config) -> None:
-    if not config.domains:
-        raise DasdError("The config has no target domain: give at least one entry in `domains`.")
-    names = [d.name for d in (config.source, *config.domains)]
-    for name in names:
-        if not name or not name.replace("_", "").replace("-", "").isalnum():
-            raise DasdError(f"The domain name {name!r} must be letters, digits, '-' or '_': it names files.")
-        if len(name) > MAX_NAME:
-            raise DasdError(f"The domain name {name!r} is longer than {MAX_NAME} characters: shorten it.")
-    if len(set(names)) < len(names):
-        raise DasdError(f"Two domains have one name: {', '.join(names)}.")
-    if config.source.token is not None:
-        raise DasdError(f"The source domain {config.source.name} has the token {config.source.token!r}, but "
-                        "only target domains learn one: remove it.")  # fmt: skip
-    for domain in (config.source, *config.domains):
-        if not domain.data.strip():
-            raise DasdError(f"`data` of domain {domain.name} is empty: name a folder or a hub id.")
-    tokens = [d.token for d in config.domains]
-    for domain in config.domains:
-        token = domain.token or ""
-        inner = token[1:-1]
-        if not (token[:1] == "<" and token[-1:] == ">" and inner.replace("-", "").replace("_", "").isalnum()):
-            raise DasdError(f"The token of domain {domain.name} is {domain.token!r}; write it with angle "
-                            f"brackets and no spaces, like '<{domain.name}>'.")  # fmt: skip
-        if len(token) > MAX_NAME or inner.lower() == "pytorch_lora_weights":  # the file beside the tokens'
-            raise DasdError(f"The token {token!r} of domain {domain.name} cannot name a file: it is longer "
-                            f"than {MAX_NAME} characters, or the name of the LoRA's.")  # fmt: skip
-        if not domain.initial_word.strip():
-            raise DasdError(f"The domain {domain.name} lacks initial_word, where its token starts.")
-    lowered = [t.lower() for t in tokens]
-    if len(set(lowered)) < len(lowered):  # tokenizers match added tokens case-insensitively
-        raise DasdError(f"Two domains have one token: {', '.join(tokens)}.")

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from dasd_utils import images, latents, toyworld
+from dasd_utils import images, latents, splits, toyworld
 from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig
 from dasd_utils.images import center_crop
 from dasd_utils.latents import Batch, Sampler
@@ -223,13 +223,13 @@ def _pick_split(
     fraction, copies = settings.test_fraction, np.zeros(len(rows), dtype=bool)
     if test is not None:
         fraction, kept = 0.0, [i for i, name in enumerate(test.ids) if name]
-        groups = images.duplicate_groups(
+        groups = splits.duplicate_groups(
             ids + [test.ids[i] for i in kept], np.concatenate([thumbnails, test.thumbnails[kept]])
         )
         copies = np.isin(groups[: len(rows)], groups[len(rows) :])
         rows, ids, thumbnails = (np.asarray(x)[~copies] for x in (rows, ids, thumbnails))
-    groups = images.duplicate_groups(ids, thumbnails)
-    parts = images.split_by_content(ids, groups, settings.validation_fraction, fraction)
+    groups = splits.duplicate_groups(ids, thumbnails)
+    parts = splits.split_by_content(ids, groups, settings.validation_fraction, fraction)
     picked = [int(row) for row, part in zip(rows, parts, strict=True) if part == split]
     if not picked:
         raise DasdError(f"No {split} image is left of {domain.data} (domain {domain.name}): {len(ids)} "
@@ -254,7 +254,7 @@ def audit(data: DomainData, tokenizer: PreTrainedTokenizerBase | None = None) ->
         "captions_missing": missing,
         "captions_cut": _count_cut(data, tokenizer) if tokenizer else None,
         "exact_duplicates": len(data) - distinct,
-        "near_duplicates": distinct - len(set(images.duplicate_groups(data.ids, data.thumbnails))),
+        "near_duplicates": distinct - len(set(splits.duplicate_groups(data.ids, data.thumbnails))),
         "duplicates_of_test": data.duplicates_of_test,
         "skipped_corrupt": len(data.broken),
         "classes": dict(sorted(Counter(data.labels or ()).items())),

@@ -18,20 +18,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 from tqdm.auto import tqdm
 
-from dasd_utils import adapters, checkpoints, data, models, objectives, optimization, precision, processes
+from dasd_utils import (
+    adapters,
+    checkpoints,
+    data,
+    models,
+    objectives,
+    optimization,
+    precision,
+    processes,
+    runs,
+)
 from dasd_utils.config import Config, DasdError, resolve
 
 HISTORY, SPEED = "history.jsonl", "speed.jsonl"
-LOCK = ".lock"
 STATE = {"step", "updater", "config", "base", "data"}  # what a checkpoint's state holds
 MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
-_held: set[tuple[int, Path]] = set()  # (thread, folder) of the runs at work in this process
 
 
 @dataclass
@@ -48,42 +55,6 @@ def check(config: Config) -> None:
     """Raise DasdError for what training cannot do here, before model and data are read."""
     optimization.check(config.training)
     adapters.check_place(checkpoints.writable(config.output_dir) / "adapter")
-
-
-@contextlib.contextmanager
-def alone(config: Config) -> Iterator[None]:
-    """Keep other runs out of the run's folder inside the `with`; DasdError if one is at work there.
-
-    The system ends the lock with its process: a file that a killed run leaves stops nobody.
-    """
-    folder = checkpoints.writable(config.output_dir)
-    key = threading.get_ident(), folder
-    if key in _held:  # as `save_training_results` inside the lock of the command
-        yield
-        return
-    lock = filelock.FileLock(folder / LOCK, timeout=0)
-    if processes.any_of(processes.is_main() and not _taken(lock)):
-        raise DasdError(f"Another run is at work in {folder}: wait for its end, or set output_dir to another "
-                        "folder.")  # fmt: skip
-    _held.add(key)
-    try:
-        yield
-    finally:
-        _held.discard(key)
-        if lock.is_locked:
-            with contextlib.suppress(OSError):  # where an open file cannot be removed
-                (folder / LOCK).unlink(missing_ok=True)
-            lock.release()
-
-
-def _taken(lock: filelock.BaseFileLock) -> bool:
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        return False
-    except (NotImplementedError, OSError) as error:  # no reason not to train
-        log.warning("%s cannot be locked: %s. See to it that one run works there.", lock.lock_file, error)
-    return True
 
 
 def setup_training(config: Config) -> models.Parts:
@@ -123,7 +94,7 @@ def train(
     """
     onlooker = Watch(**watch)
     _check(config, parts, token_ids)
-    with alone(config):
+    with runs.alone(config):
         run = Run(config, parts, sampler, objective or objectives.DasdObjective(config), onlooker)
         try:
             first = run.restore() if resume else run.start_anew()
@@ -142,7 +113,7 @@ def save_training_results(config: Config, parts: models.Parts, losses: Sequence[
     processes one writes.
     """
     folder = checkpoints.writable(config.output_dir)
-    with alone(config):
+    with runs.alone(config):
         if processes.is_main():
             _write_results(folder, config, parts, losses)
         processes.wait()

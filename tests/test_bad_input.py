@@ -27,8 +27,9 @@ from test_data import domain, picture, write_images
 from transformers import CLIPTokenizer
 from typer.testing import CliRunner
 
-from dasd_utils import adapters, checkpoints, cli, data, denoising, images, models, sampling, training
-from dasd_utils.config import SCHEDULERS, Calibration, Config, DasdError
+from dasd_utils import adapters, checkpoints, cli, data, denoising, images, models, runs, sampling, training
+from dasd_utils.checks import SCHEDULERS
+from dasd_utils.config import Calibration, Config, DasdError
 
 NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**400
 
@@ -651,9 +652,9 @@ def test_a_second_run_in_the_folder_is_refused(config, tmp_path):
 
 def test_the_lock_of_a_killed_run_stops_nobody(config, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / training.LOCK).write_text("left")
+    (tmp_path / "run" / runs.LOCK).write_text("left")
     assert len(train(config)) == 3
-    assert all_files(tmp_path / "run").isdisjoint({training.LOCK})
+    assert all_files(tmp_path / "run").isdisjoint({runs.LOCK})
     assert len(train(config, resume=True)) == 3
 
 
@@ -808,7 +809,7 @@ def test_a_second_command_in_the_folder_is_refused(dasd, tiny_config, tmp_path):
     inside, done = threading.Event(), threading.Event()
 
     def other() -> None:
-        with training.alone(tiny_config):
+        with runs.alone(tiny_config):
             inside.set()
             done.wait()
 
@@ -826,7 +827,7 @@ def test_a_finished_run_that_lost_its_history_is_resumed(base_dir, tmp_path):
     path = config.save(tmp_path / "config.json")
     words = ["train", "--config", str(path), "--json"]
     first = CliRunner().invoke(cli.app, words)
-    assert first.exit_code == 0 and all_files(tmp_path / "run").isdisjoint({training.LOCK})
+    assert first.exit_code == 0 and all_files(tmp_path / "run").isdisjoint({runs.LOCK})
     (tmp_path / "run" / "history.jsonl").unlink()
     again = CliRunner().invoke(cli.app, [*words, "--resume"])
     assert again.exit_code == 0 and json.loads(again.stdout)["step"] == 1

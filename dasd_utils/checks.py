@@ -1,0 +1,156 @@
+"""What no config may hold: values that would fail late, or go wrong without a word."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from dasd_utils.config import SECTIONS, Calibration, Config, DasdError, EvaluationConfig, nearest
+
+MAX_NAME = 64  # characters of a domain or a token: both name files
+SCHEDULERS = ("ddim", "ddpm", "dpm++", "unipc", "pndm", "euler")  # those of `denoising.SCHEDULERS`
+LOWEST = {
+    1: ("max_train_steps", "target_batch_size", "gradient_accumulation_steps", "source_every", "rank",
+        "resolution", "images_per_prompt", "num_bootstrap"),
+    0: ("source_batch_size", "queue_size", "lr_warmup_steps", "checkpoint_every", "checkpoints_kept",
+        "validation_every", "validation_images", "sample_every", "num_heldout", "seed", "weight_decay",
+        "lambda_align"),
+}  # fmt: skip
+ABOVE_0 = ("learning_rate", "token_learning_rate", "alpha", "min_snr_gamma")
+BELOW_1 = ("dropout", "ema_decay", "validation_fraction", "test_fraction")
+PLACES = ("output_dir", "cache_dir", "base", "clip")
+
+
+def check(config: Config) -> None:
+    """Raise DasdError for values that could only fail later."""
+    alignment, training = config.alignment, config.training
+    _check_plain("", dataclasses.asdict(config))
+    _check_ranges(config)
+    _check_choice("convolutions", config.lora.convolutions, ("all", "mid", "none"))
+    _check_choice("kernel", alignment.kernel, ("linear", "gaussian", "multi"))
+    _check_choice("pooling", alignment.pooling, ("mean", "flat"))
+    _check_choice("attention", config.model.attention, ("fused", "plain"))
+    _check_choice("optimizer", training.optimizer, ("adamw", "adamw_8bit"))
+    _check_choice("mixed_precision", training.mixed_precision, ("auto", "no", "bf16", "fp16"))
+    _check_batches(config)
+    _check_domains(config)
+    _check_sampling("the evaluation", config.evaluation)
+    for domain in (config.source, *config.domains):
+        _check_sampling(f"domain {domain.name}", domain.calibration)
+
+
+def _check_plain(where: str, value: Any) -> None:
+    """Refuse what JSON, files or arithmetic would choke on: nan, huge numbers, texts of no characters."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_plain(f"a name in {where}", name)
+            _check_plain(f"{where}.{name}".lstrip("."), inner)
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            _check_plain(f"{where}[{place}]", inner)
+    elif isinstance(value, int | float):
+        _check_number(where, value)
+    elif isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+        raise DasdError(f"{where} is {value!r}, which holds what is no character: remove it.")
+
+
+def _check_number(where: str, value: float) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DasdError(f"{where} is {value}; it must be a finite number.")
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise DasdError(f"{where} is a number of {value.bit_length()} bits; it must be below 2**64.")
+
+
+def _check_ranges(config: Config) -> None:
+    values = {name: getattr(config, name) for name in ("seed", "output_dir")}
+    values |= {n: v for section in SECTIONS for n, v in vars(getattr(config, section)).items()}
+    for lowest, names in LOWEST.items():
+        for name in names:
+            if values[name] < lowest:
+                rule = f"be at least {lowest}" if lowest else "not be negative"
+                raise DasdError(f"{name} is {values[name]}; it must {rule}.")
+    for name in ABOVE_0:
+        if values[name] is not None and not values[name] > 0:
+            raise DasdError(f"{name} is {values[name]}; it must be above 0.")
+    for name in BELOW_1:
+        if values[name] is not None and not 0 <= values[name] < 1:
+            raise DasdError(f"{name} is {values[name]}; it must be at least 0 and below 1.")
+    if not 0 <= values["caption_dropout"] <= 1:
+        raise DasdError(f"caption_dropout is {values['caption_dropout']}; it must be from 0 to 1.")
+    if config.data.validation_fraction + config.data.test_fraction >= 1:
+        raise DasdError("validation_fraction and test_fraction are 1 or more together, which leaves nothing "
+                        "to train on: lower one of them.")  # fmt: skip
+    for name in PLACES:
+        if not values[name].strip():
+            raise DasdError(f"{name} is empty: name a folder.")
+
+
+def _check_sampling(where: str, settings: Calibration | EvaluationConfig) -> None:
+    """What sampling would refuse, said before hours of training."""
+    scale, steps = settings.guidance_scale, settings.num_inference_steps
+    if scale < 0:
+        raise DasdError(f"guidance_scale of {where} is {scale}; it must be 0 or more.")
+    if steps < 1:
+        raise DasdError(f"num_inference_steps of {where} is {steps}; it must be at least 1.")
+    _check_choice(f"scheduler of {where}", settings.scheduler, SCHEDULERS)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise DasdError(f"{name} is {value!r}. {nearest(value, choices)} Choices: {', '.join(choices)}.")
+
+
+def _check_batches(config: Config) -> None:
+    """An unbiased MMD needs two samples of each domain: in the batch, or with the queue's help."""
+    training, alignment = config.training, config.alignment
+    if alignment.lambda_align == 0:
+        return
+    if training.source_batch_size < 1:
+        raise DasdError("source_batch_size is 0, but lambda_align > 0 needs source samples: "
+                        "set source_batch_size to 1 or more, or lambda_align to 0.")  # fmt: skip
+    if training.source_every > 1 and alignment.queue_size < 2:
+        raise DasdError(f"source_every is {training.source_every}: without a source in the batch the MMD "
+                        "needs the queue. Set queue_size to 2 or more, or source_every to 1.")  # fmt: skip
+    smallest = min(training.target_batch_size // max(len(config.domains), 1), training.source_batch_size)
+    if alignment.unbiased and smallest < 2 and alignment.queue_size < 2:
+        raise DasdError(
+            f"The unbiased MMD needs two samples of each domain; target_batch_size "
+            f"{training.target_batch_size} over {len(config.domains)} domains and source_batch_size "
+            f"{training.source_batch_size} give {smallest}. Enlarge the batch, set queue_size to 2 or "
+            f"more, or unbiased to false."
+        )
+
+
+def _check_domains(config: Config) -> None:
+    if not config.domains:
+        raise DasdError("The config has no target domain: give at least one entry in `domains`.")
+    names = [d.name for d in (config.source, *config.domains)]
+    for name in names:
+        if not name or not name.replace("_", "").replace("-", "").isalnum():
+            raise DasdError(f"The domain name {name!r} must be letters, digits, '-' or '_': it names files.")
+        if len(name) > MAX_NAME:
+            raise DasdError(f"The domain name {name!r} is longer than {MAX_NAME} characters: shorten it.")
+    if len(set(names)) < len(names):
+        raise DasdError(f"Two domains have one name: {', '.join(names)}.")
+    if config.source.token is not None:
+        raise DasdError(f"The source domain {config.source.name} has the token {config.source.token!r}, but "
+                        "only target domains learn one: remove it.")  # fmt: skip
+    for domain in (config.source, *config.domains):
+        if not domain.data.strip():
+            raise DasdError(f"`data` of domain {domain.name} is empty: name a folder or a hub id.")
+    tokens = [d.token for d in config.domains]
+    for domain in config.domains:
+        token = domain.token or ""
+        inner = token[1:-1]
+        if not (token[:1] == "<" and token[-1:] == ">" and inner.replace("-", "").replace("_", "").isalnum()):
+            raise DasdError(f"The token of domain {domain.name} is {domain.token!r}; write it with angle "
+                            f"brackets and no spaces, like '<{domain.name}>'.")  # fmt: skip
+        if len(token) > MAX_NAME or inner.lower() == "pytorch_lora_weights":  # the file beside the tokens'
+            raise DasdError(f"The token {token!r} of domain {domain.name} cannot name a file: it is longer "
+                            f"than {MAX_NAME} characters, or the name of the LoRA's.")  # fmt: skip
+        if not domain.initial_word.strip():
+            raise DasdError(f"The domain {domain.name} lacks initial_word, where its token starts.")
+    lowered = [t.lower() for t in tokens]
+    if len(set(lowered)) < len(lowered):  # tokenizers match added tokens case-insensitively
+        raise DasdError(f"Two domains have one token: {', '.join(tokens)}.")
