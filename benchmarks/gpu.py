@@ -68,12 +68,14 @@ def predicted(unet: UNet2DConditionModel, changes: dict[str, Any]) -> common.Row
     targets, sources = changes["target_batch_size"], changes["source_batch_size"]
     checkpointing = changes["gradient_checkpointing"]
     unet.enable_gradient_checkpointing() if checkpointing else unet.disable_gradient_checkpointing()
-    with FakeTensorMode(allow_non_fake_inputs=True), Kept(unet) as record:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    weights = [mode.from_tensor(p) for p in unet.parameters()]  # which stand for them inside
+    with mode, Kept(weights=weights) as record:
         gflop = common.count_gflop(lambda: _pass(unet, targets, sources))
     unet.zero_grad()
-    weights = sum(p.numel() * p.element_size() for p in unet.parameters())
+    resident = sum(p.numel() * p.element_size() for p in unet.parameters())
     states = 12 * sum(p.numel() for p in unet.parameters() if p.requires_grad)  # gradient, two moments
-    tensors = (weights + states + record.peak) / 1e9 + TEXT_ENCODER_GB
+    tensors = (resident + states + record.peak) / 1e9 + TEXT_ENCODER_GB
     speed = [targets * 1e3 * PEAK_TFLOPS * share / gflop for share in SHARE]
     return {
         "samples_per_second": common.Measure(*speed),

@@ -25,7 +25,7 @@ import common
 import torch
 import typer
 
-from dasd_utils import cache, checkpoints, training
+from dasd_utils import cache, checkpoints, sampling, training
 from dasd_utils.config import Config
 
 STEPS = 12
@@ -33,7 +33,7 @@ PHASES: dict[str, tuple[Any, str]] = {  # what a kill interrupts
     "step": (training.Run, "optimise"),
     "checkpoint": (checkpoints, "_write_files"),
     "latent cache": (cache, "_write_shard"),
-    "sample grid": (training.Run, "sample"),
+    "sample grid": (sampling.DasdPipeline, "generate"),
 }
 NOT_REPEATED = training.SPEED  # the one file that two equal runs do not share
 

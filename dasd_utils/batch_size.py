@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -30,14 +30,17 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
 
     On a GPU each size is tried by a step, the largest first; on a CPU, where too much memory ends the
     process, it is foretold from what small steps keep. The weights are not changed.
-    Raises DasdError if not even the smallest fits.
+    Raises DasdError if not even the smallest fits, and in several processes, whose shares differ.
     """
-    updater = optimization.Updater(config, parts)
+    if processes.count() > 1:
+        raise DasdError("The batch size is found in one process: run it without the launcher, then write its "
+                        "sizes, times the number of processes, into the config.")  # fmt: skip
+    updater = optimization.Updater(config.replace(compile_blocks=False), parts)
     fits = _tried if updater.device.type == "cuda" else _foretold(updater)
     try:
         for sizes in candidates(config):
             chosen = config.replace(**sizes)
-            if not processes.any_of(not fits(updater, chosen)):
+            if fits(updater, chosen):
                 log.info("Batch: %s", ", ".join(f"{name} {value}" for name, value in sizes.items()))
                 return chosen
     finally:
@@ -54,8 +57,8 @@ def of_checkpoint(config: Config) -> Config | None:
     path = checkpoints.newest(resolve(config.output_dir) / "checkpoints")
     if path is None:
         return None
-    training = checkpoints.read_state(path)["config"]["training"]
-    return config.replace(**{name: training[name] for name in SIZES})
+    training = checkpoints.read_state(path).get("config", {}).get("training", {})
+    return config.replace(**{name: training[name] for name in SIZES if name in training})
 
 
 def candidates(config: Config) -> Iterator[Sizes]:
@@ -64,11 +67,12 @@ def candidates(config: Config) -> Iterator[Sizes]:
     total = training.target_batch_size * training.gradient_accumulation_steps
     ratio = Fraction(training.source_batch_size, training.target_batch_size * training.source_every)
     for count in (k for k in range(1, total + 1) if total % k == 0):
-        sources = ratio * (total // count)
-        if sources and 1 not in (sources.numerator, sources.denominator):
-            continue  # no whole number of samples in every so-and-so-manieth micro-batch
-        values = (total // count, sources.numerator, sources.denominator, count)
-        sizes = dict(zip(SIZES, values, strict=True))
+        sources = ratio * (total // count)  # 2: two in each micro-batch; 1 / 3: one in every third
+        sizes = dict(zip(SIZES, (total // count, *sources.as_integer_ratio(), count), strict=True))
+        if count == training.gradient_accumulation_steps:
+            sizes = {name: getattr(training, name) for name in SIZES}  # as they are, whatever they are
+        elif sources and 1 not in sources.as_integer_ratio():
+            continue
         try:
             config.replace(**sizes)
         except DasdError:  # too few of a domain for the MMD
@@ -79,11 +83,7 @@ def candidates(config: Config) -> Iterator[Sizes]:
 def _tried(updater: optimization.Updater, config: Config) -> bool:
     """Take a step's memory for a moment; False if there is not enough."""
     try:
-        free, _ = torch.cuda.mem_get_info()
-        spare = torch.empty(int(SPARE * free), dtype=torch.uint8, device=updater.device)
-        moments = [torch.empty_like(p) for p in updater.parameters for _ in range(2)]  # of the optimiser
-        _pass(updater, config)
-        del spare, moments
+        _take(updater, config)
         return True
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
@@ -92,6 +92,14 @@ def _tried(updater: optimization.Updater, config: Config) -> bool:
     finally:
         updater.optimizer.zero_grad()
         clear_device_cache(garbage_collection=True)
+
+
+def _take(updater: optimization.Updater, config: Config) -> None:
+    """Do a pass beside what the optimiser will hold, and beside what is to stay free."""
+    free, _ = torch.cuda.mem_get_info()
+    _spare = torch.empty(int(SPARE * free), dtype=torch.uint8, device=updater.device)
+    _moments = [torch.empty_like(p) for p in updater.parameters for _ in range(2)]
+    _pass(updater, config)
 
 
 def _foretold(updater: optimization.Updater) -> Any:
@@ -123,8 +131,10 @@ def _foretold(updater: optimization.Updater) -> Any:
 class Kept:
     """Counts, inside its `with`, the most bytes that autograd keeps at a time, weights left out."""
 
-    def __init__(self, *networks: torch.nn.Module) -> None:
-        self._weights = {p.untyped_storage()._cdata for network in networks for p in network.parameters()}
+    def __init__(self, *networks: torch.nn.Module, weights: Sequence[Tensor] = ()) -> None:
+        """weights: tensors beside those of the networks that do not count."""
+        known = [*weights, *(p for network in networks for p in network.parameters())]
+        self._weights = {tensor.untyped_storage()._cdata for tensor in known}
         self._holders: dict[int, int] = {}  # storage -> how many saved tensors share it
         self.bytes = self.peak = 0
         self._hooks = torch.autograd.graph.saved_tensors_hooks(

@@ -155,19 +155,19 @@ def _write_shard(
     path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: tqdm
 ) -> None:
     unfinished = path.with_suffix(".tmp")  # one that a killed process left is written over
-    stop, stored = min(start + SHARD, len(data)), None
+    stop, rows = min(start + SHARD, len(data)), None
     width, height = data.images[start].size
     size = max(min(ENCODE_BATCH, ENCODE_PIXELS // (width * height)), 1)
     try:
         for first in range(start, stop, size):
             moments = _encode(vae, data.images[first : min(first + size, stop)], dtype)
-            if stored is None:
+            if rows is None:
                 shape = (stop - start, *moments.shape[1:])
-                stored = np.lib.format.open_memmap(unfinished, "w+", moments.dtype, shape)
-            stored[first - start : first - start + len(moments)] = moments
+                rows = np.lib.format.open_memmap(unfinished, "w+", moments.dtype, shape)
+            rows[first - start : first - start + len(moments)] = moments
             bar.update(len(moments))
-        stored.flush()
-        del stored  # an open file cannot be renamed everywhere
+        rows.flush()
+        del rows  # an open file cannot be renamed everywhere
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -239,9 +239,12 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSON lines file anew; until it is complete the old one stands."""
     temporary = path.with_suffix(".tmp")
     lines = (json.dumps(finite(row), allow_nan=False) + "\n" for row in rows)
-    temporary.write_text("".join(lines), encoding="utf8")
-    _sync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_text("".join(lines), encoding="utf8")
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def rows_until(path: Path, step: int) -> list[dict[str, Any]]:

@@ -318,6 +318,8 @@ def _run_training(config: Config, resume: bool, auto_batch_size: bool) -> tuple[
     try:
         history = training.train(config, parts, sampler, parts.token_ids, resume=resume, **watch)
     except KeyboardInterrupt as stop:  # typer would end without its message
+        if str(stop):
+            _leave()  # all have agreed to stop
         _fail(str(stop) or "Stopped.", 130)
     return training.save_training_results(config, parts, history), history
 

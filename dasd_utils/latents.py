@@ -49,7 +49,8 @@ class Batch:
         """Return the part of this process, and the places of its samples in the batch, the targets first."""
         targets, sources = len(self.target_latents), len(self.source_latents)
         rows = {"target": processes.share(targets), "source": processes.share(sources)}
-        part = {name: value[rows[name[:6]]] for name, value in vars(self).items() if name != "sample_ids"}
+        named = ((name, value, name.split("_")[0]) for name, value in vars(self).items())
+        part = {name: value[rows[kind]] for name, value, kind in named if kind in rows}
         places = [*range(targets)[rows["target"]], *range(targets, targets + sources)[rows["source"]]]
         part["sample_ids"] = [self.sample_ids[i] for i in places] if self.sample_ids else []
         return Batch(**part), places

@@ -33,7 +33,8 @@ def check(training: TrainingConfig) -> None:
         raise DasdError(f"lr_scheduler is {training.lr_scheduler!r}. Choices: {', '.join(BY_STEP_ALONE)}.")
     if training.target_batch_size < processes.count():
         raise DasdError(f"target_batch_size is {training.target_batch_size}, too little for "
-                        f"{processes.count()} processes to share: enlarge it, or launch fewer.")  # fmt: skip
+                        f"{processes.count()} processes to share: enlarge it, with fewer accumulation "
+                        "steps, or launch fewer.")  # fmt: skip
     choose_precision(training.mixed_precision, processes.state().device)
     if training.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise DasdError("optimizer 'adamw_8bit' needs the package bitsandbytes, which is not installed: "

@@ -6,6 +6,7 @@ import contextlib
 
 import torch
 
+from dasd_utils import processes
 from dasd_utils.config import Config, DasdError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,8 +45,8 @@ def frozen_dtype(config: Config, device: torch.device | None = None) -> torch.dt
 
 
 def default_device() -> torch.device:
-    """Return CUDA if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return CUDA if there is one, else the CPU; of several processes each has its own GPU."""
+    return processes.state().device
 
 
 def usable_device(device: str | torch.device | None = None) -> torch.device:

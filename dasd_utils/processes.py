@@ -118,9 +118,11 @@ def _exchanged(tensor: Tensor, how: str) -> Tensor:
     try:
         return reduce(tensor.to(state().device), how).to(device)
     except RuntimeError as error:  # gloo and NCCL have their own kinds
-        raise DasdError(f"Another of the {count()} processes ended or cannot be reached "
-                        f"({str(error).splitlines()[0][:120]}). What stopped it stands above; go on from the "
-                        "last checkpoint with `--resume`.") from error  # fmt: skip
+        reason = str(error).partition("\n")[0][:120]
+        raise DasdError(
+            f"Another of the {count()} processes ended or cannot be reached ({reason}). What stopped it stands "
+            "above; go on from the last checkpoint with `--resume`."
+        ) from error
 
 
 def end() -> None:

@@ -167,6 +167,7 @@ class Run:
     def start_anew(self) -> int:
         """Remove history and checkpoints of an earlier run in the folder; return 0, the steps done."""
         if processes.is_main():
+            (self.folder / checkpoints.MANIFEST).unlink(missing_ok=True)  # no finished run is here any more
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             checkpoints.writable(self.checkpoints)
             for name in (HISTORY, SPEED):
@@ -192,6 +193,8 @@ class Run:
         self.history = checkpoints.rows_until(self.folder / HISTORY, state["step"])
         processes.wait()  # all have read
         if processes.is_main():
+            if state["step"] < self.config.training.max_train_steps:
+                (self.folder / checkpoints.MANIFEST).unlink(missing_ok=True)
             for name in (HISTORY, SPEED):
                 checkpoints.truncate_rows(self.folder / name, state["step"])
         log.info("Training goes on from %s.", path)
@@ -329,7 +332,8 @@ def _loop(run: Run, first: int) -> None:
             if stop and not last:
                 raise KeyboardInterrupt(
                     f"Stopped after step {step} of {training.max_train_steps}; its checkpoint is in "
-                    f"{run.checkpoints}. Go on with train(..., resume=True) or `dasd train --resume`."
+                    f"{run.checkpoints}. Go on with train(..., resume=True), or with `dasd train --resume` "
+                    f"and the options it had."
                 )
 
 

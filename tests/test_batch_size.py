@@ -25,6 +25,19 @@ def test_candidates_keep_the_samples_of_a_step(tiny_config):
     assert [each[0] for each in sizes_of(alone)] == [12, 6, 4, 3, 2, 1]
 
 
+def test_the_config_s_own_sizes_are_always_a_candidate(tiny_config):
+    odd = tiny_config.replace(target_batch_size=6, source_batch_size=3, source_every=2)
+    assert sizes_of(odd)[0] == (6, 3, 2, 1)
+    odd = tiny_config.replace(target_batch_size=2, source_batch_size=3, source_every=2)
+    assert sizes_of(odd) == [(2, 3, 2, 1)]
+
+
+def test_several_processes_are_refused(tiny_config, monkeypatch):
+    monkeypatch.setattr(batch_size.processes, "count", lambda: 2)
+    with pytest.raises(DasdError, match="without the launcher"):
+        batch_size.largest_batch(tiny_config, make_parts(tiny_config))
+
+
 def test_candidates_leave_the_mmd_enough_samples():
     config = Config.setup("sd15", queue_size=0, target_batch_size=12, source_batch_size=4)
     assert sizes_of(config.replace(gradient_accumulation_steps=1)) == [(12, 4, 1, 1), (6, 2, 1, 2)]

@@ -22,7 +22,7 @@ CORE = {
     "adapters": {"config", "models"},
     "losses": set(),
     "objectives": {"config", "data", "losses", "models", "processes"},
-    "precision": {"config"},
+    "precision": {"config", "processes"},
     "optimization": {"adapters", "checkpoints", "config", "models", "precision", "processes"},
     "batch_size": {"checkpoints", "config", "latents", "models", "objectives", "optimization", "processes"},
     "checkpoints": {"config"},

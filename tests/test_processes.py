@@ -107,6 +107,20 @@ def test_a_killed_process_ends_the_others(config, tmp_path):
     assert all(value.isfinite().all() for value in adapter.values())
 
 
+def test_sigterm_stops_all_after_a_step_and_saves(config, tmp_path):
+    config = config.replace(max_train_steps=2000, checkpoint_every=5)
+    process = launch(2, "train", "--config", config.save(tmp_path / "config.json"))
+    folder, deadline = tmp_path / "run" / "checkpoints", time.monotonic() + 120
+    while checkpoints.newest(folder) is None:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    last = load(config)[-1]["step"]
+    assert f"Stopped after step {last} of 2000" in err
+    assert checkpoints.step_of(checkpoints.newest(folder)) == last
+
+
 def load(config: Config) -> list[dict]:
     return checkpoints.load_rows(Path(config.output_dir) / "history.jsonl")
 
