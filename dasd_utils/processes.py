@@ -120,8 +120,8 @@ def _exchanged(tensor: Tensor, how: str) -> Tensor:
     except RuntimeError as error:  # gloo and NCCL have their own kinds
         reason = str(error).partition("\n")[0][:120]
         raise DasdError(
-            f"Another of the {count()} processes ended or cannot be reached ({reason}). What stopped it stands "
-            "above; go on from the last checkpoint with `--resume`."
+            f"Another of the {count()} processes ended or cannot be reached ({reason}). What stopped it "
+            "stands above; go on from the last checkpoint with `--resume`."
         ) from error
 
 
