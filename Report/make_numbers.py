@@ -115,7 +115,7 @@ def gpu_table() -> str:
 def scale_table() -> str:
     """Return time, memory and disk of preparing and caching more and more images."""
     found = rows("bench_scale")
-    lines = ["| images | workers | stage | minutes | peak memory, GB | cache, GB |", "|---|---|---|---|---|---|"]
+    lines = ["| images | workers | stage | minutes | peak memory, GB | cache, GB |", "|---" * 6 + "|"]
     for key in dict.fromkeys(map(_scale_key, found)):
         if key[2] == "train":
             continue  # twenty steps take as long whatever the number of images
