@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ __all__ = [
 ]  # fmt: skip
 SPLITS = ("train", "validation", "test")
 TOY_SEEDS = {"train": 1, "validation": 2, "test": 3}  # independent of Config.seed: one world for all runs
+TOKENISED = 4096  # prompts at once: what a tokenizer returns is large
 log = logging.getLogger(__name__)
 
 
@@ -267,9 +269,12 @@ _SUMMARY = {"min": np.min, "median": np.median, "max": np.max}
 
 
 def _count_cut(data: DomainData, tokenizer: PreTrainedTokenizerBase) -> int:
-    prompts = [with_token(caption, data.config.token) for found in data.captions for caption in found]
-    lengths = tokenizer(prompts, truncation=False, verbose=False)["input_ids"]
-    return sum(len(ids) > tokenizer.model_max_length for ids in lengths)
+    prompts = (with_token(caption, data.config.token) for found in data.captions for caption in found)
+    count = 0
+    while some := list(itertools.islice(prompts, TOKENISED)):
+        lengths = tokenizer(some, truncation=False, verbose=False)["input_ids"]
+        count += sum(len(ids) > tokenizer.model_max_length for ids in lengths)
+    return count
 
 
 def create_datasets(
