@@ -2,8 +2,8 @@
 
 import pytest
 
-from dasd_utils import runs
-from dasd_utils.config import Calibration, Config, DasdError
+from dasd_utils import checkpoints, runs
+from dasd_utils.config import Calibration, Config, DasdError, resolve
 
 
 def make_run(config, folder):
@@ -42,3 +42,8 @@ def test_no_run_names_the_difference(config, tmp_path):
     make_run(config.replace(rank=2), tmp_path / "own")
     with pytest.raises(DasdError, match=r"lora\.rank is 2 there and 32 here"):
         runs.find_run(config)
+
+
+def test_the_shipped_run_is_as_it_was_written():
+    names = checkpoints.verify(resolve("data/tiny-run"))
+    assert {"config.json", "history.jsonl", "adapter/pytorch_lora_weights.safetensors"} <= set(names)
