@@ -70,7 +70,7 @@ def predicted(unet: UNet2DConditionModel, changes: dict[str, Any]) -> common.Row
     unet.enable_gradient_checkpointing() if checkpointing else unet.disable_gradient_checkpointing()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     weights = [mode.from_tensor(p) for p in unet.parameters()]  # which stand for them inside
-    with mode, Kept(weights=weights) as record:
+    with mode, Kept(unet, weights=weights) as record:
         gflop = common.count_gflop(lambda: _pass(unet, targets, sources))
     unet.zero_grad()
     resident = sum(p.numel() * p.element_size() for p in unet.parameters())
