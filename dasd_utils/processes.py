@@ -6,6 +6,7 @@ whose share of a batch is larger or smaller weighs its loss by that share, so th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,6 +15,8 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from dasd_utils.config import DasdError
+
+log = logging.getLogger(__name__)
 
 
 def state() -> PartialState:
@@ -119,10 +122,10 @@ def _exchanged(tensor: Tensor, how: str) -> Tensor:
         return reduce(tensor.to(state().device), how).to(device)
     except RuntimeError as error:  # gloo and NCCL have their own kinds
         reason = str(error).partition("\n")[0][:120]
-        raise DasdError(
-            f"Another of the {count()} processes ended or cannot be reached ({reason}). What stopped it "
-            "stands above; go on from the last checkpoint with `--resume`."
-        ) from error
+        # said at once: the launcher, which ends all processes now, may not leave time for it later
+        log.error("Another of the %d processes ended or cannot be reached (%s). What stopped it stands "
+                  "above; go on from the last checkpoint with `--resume`.", count(), reason)  # fmt: skip
+        raise DasdError("Stopped, as another process did.") from error
 
 
 def end() -> None:
