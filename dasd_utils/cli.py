@@ -90,6 +90,7 @@ def encode(
 
     settings = read_config(profile, config)
     parts = models.load_parts(settings)
+    models.add_domain_tokens(parts, settings.domains)  # captions are counted with them
     *_, sampler = data.create_datasets(settings, parts.tokenizer)
     sampler.encode(parts.vae, precision.default_device())
     count, size = cache.stored(settings)
