@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -11,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
-from dasd_utils import precision
+from dasd_utils import locks, precision
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.images import to_pixels
 
@@ -133,22 +131,15 @@ def _encode_if_free(
     path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: tqdm
 ) -> bool:
     """Encode one shard and return True, unless another process is at it."""
-    lock = filelock.FileLock(path.with_suffix(".lock"), timeout=0)  # the system ends it with its process
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with lock:
-            try:
-                if not path.exists():
-                    _write_shard(path, data, start, vae, dtype, bar)
-            finally:
-                with contextlib.suppress(PermissionError):  # where an open file cannot be removed
-                    Path(lock.lock_file).unlink(missing_ok=True)
-    except filelock.Timeout:
-        return False
+        with locks.held(path.with_suffix(".lock")) as mine:
+            if mine and not path.exists():
+                _write_shard(path, data, start, vae, dtype, bar)
+            return mine
     except OSError as error:
         raise DasdError(f"The latent cache {path} cannot be written: {error.strerror}. Set cache_dir to a "
                         "folder that can be.") from error  # fmt: skip
-    return True
 
 
 def _write_shard(

@@ -93,9 +93,7 @@ def encode(
     models.add_domain_tokens(parts, settings.domains)  # captions are counted with them
     *_, sampler = data.create_datasets(settings, parts.tokenizer)
     sampler.encode(parts.vae, precision.default_device())
-    count, size = cache.stored(settings)
-    result = {"cache_dir": str(resolve(settings.data.cache_dir)), "shards": count, "bytes": size}
-    show(result, as_json, f"{count} shards, {size / 1e6:.1f} MB in {result['cache_dir']}")
+    show_cache(settings, cache.stored(settings), "There are", as_json)
 
 
 @app.command()
@@ -120,9 +118,14 @@ def clean(profile: Profile = "auto", config: ConfigFile = None, as_json: AsJson 
     from dasd_utils import cache
 
     settings = read_config(profile, config)
-    count, size = cache.clear(settings)
-    result = {"cache_dir": str(resolve(settings.data.cache_dir)), "shards": count, "bytes": size}
-    show(result, as_json, f"Removed {count} shards, {size / 1e6:.1f} MB, from {result['cache_dir']}")
+    show_cache(settings, cache.clear(settings), "Removed", as_json)
+
+
+def show_cache(settings: Config, found: tuple[int, int], what: str, as_json: bool) -> None:
+    """Print shards and bytes of the latent cache."""
+    place, (count, size) = str(resolve(settings.data.cache_dir)), found
+    text = f"{what} {count} shards, {size / 1e6:.1f} MB: {place}"
+    show({"cache_dir": place, "shards": count, "bytes": size}, as_json, text)
 
 
 @app.command()

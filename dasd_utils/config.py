@@ -304,6 +304,7 @@ def _section_of(name: str) -> str | None:
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """Return what an error adds: the known name nearest to the one given, or all of them."""
     match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"Did you mean {match[0]!r}?" if match else f"Known: {', '.join(sorted(known))}."
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
-
-from dasd_utils import checkpoints, processes
+from dasd_utils import checkpoints, locks, processes
 from dasd_utils.config import Config, DasdError, resolve
 
 LOCK = ".lock"
-log = logging.getLogger(__name__)
 _held: set[tuple[int, Path]] = set()  # (thread, folder) of the runs at work in this process
 
 # What may differ between a run and the config that asks for it, without the weights being others.
@@ -74,35 +70,18 @@ def difference(a: Any, b: Any, where: str = "") -> str | None:
 
 @contextlib.contextmanager
 def alone(config: Config) -> Iterator[None]:
-    """Keep other runs out of the run's folder inside the `with`; DasdError if one is at work there.
-
-    The system ends the lock with its process: a file that a killed run leaves stops nobody.
-    """
+    """Keep other runs out of the run's folder inside the `with`; DasdError if one is at work there."""
     folder = checkpoints.writable(config.output_dir)
     key = threading.get_ident(), folder
     if key in _held:  # as `save_training_results` inside the lock of the command
         yield
         return
-    lock = filelock.FileLock(folder / LOCK, timeout=0)
-    if processes.any_of(processes.is_main() and not _taken(lock)):
-        raise DasdError(f"Another run is at work in {folder}: wait for its end, or set output_dir to another "
-                        "folder.")  # fmt: skip
-    _held.add(key)
-    try:
-        yield
-    finally:
-        _held.discard(key)
-        if lock.is_locked:
-            with contextlib.suppress(OSError):  # where an open file cannot be removed
-                (folder / LOCK).unlink(missing_ok=True)
-            lock.release()
-
-
-def _taken(lock: filelock.BaseFileLock) -> bool:
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        return False
-    except (NotImplementedError, OSError) as error:  # no reason not to train
-        log.warning("%s cannot be locked: %s. See to it that one run works there.", lock.lock_file, error)
-    return True
+    with locks.held(folder / LOCK) if processes.is_main() else contextlib.nullcontext(True) as mine:
+        if processes.any_of(not mine):
+            raise DasdError(f"Another run is at work in {folder}: wait for its end, or set output_dir to "
+                            "another folder.")  # fmt: skip
+        _held.add(key)
+        try:
+            yield
+        finally:
+            _held.discard(key)

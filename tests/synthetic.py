@@ -1,13 +1,15 @@
-"""Stand-ins for data: batches of noise, a sampler that needs no images, parts that are loaded once."""
+"""Stand-ins for data: pictures, batches of noise, a sampler without images, parts that are loaded once."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import functools
+import io
 
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 
 from dasd_utils import data, models, training
 from dasd_utils.config import Config, ModelConfig
@@ -36,6 +38,18 @@ def make_batch(config: Config, seed: int = 0, domains: tuple[int, ...] = DOMAINS
         source_noise=noise(sources),
         sample_ids=[f"id{seed}-{i}" for i in range(len(domains) + sources)],
     )
+
+
+def saved(image: Image.Image, kind: str, **options) -> dict:
+    """Return the image as a file in memory, as a `datasets` image column holds it."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def plain(mode: str, colour, size=(6, 4)) -> Image.Image:
+    """Return an image of one colour."""
+    return Image.new(mode, size, colour)
 
 
 def same_batch(one: Batch, two: Batch) -> bool:

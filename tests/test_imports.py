@@ -15,7 +15,8 @@ CORE = {
     "images": {"config"},
     "splits": set(),
     "data": {"config", "images", "latents", "splits", "toyworld"},
-    "cache": {"config", "images", "precision"},
+    "locks": set(),
+    "cache": {"config", "images", "locks", "precision"},
     "latents": {"cache", "config", "processes"},
     "pretrained": {"config"},
     "models": {"config", "pretrained"},
@@ -41,7 +42,7 @@ CORE = {
     "diagram": {"figures"},
     "study": {"config", "data", "evaluation", "sampling"},
     "batch": {"config"},
-    "runs": {"checkpoints", "config", "processes"},
+    "runs": {"checkpoints", "config", "locks", "processes"},
     "playground": {"config", "sampling"},
     "reader": {"config", "images"},
     "pretrain": {

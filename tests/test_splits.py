@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
+from synthetic import plain, saved
 
 from dasd_utils import images, splits, toyworld
-
-
-def saved(image: Image.Image, kind: str, **options) -> dict:
-    """Return the image as a file in memory, as a `datasets` image column holds it."""
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return {"bytes": file.getvalue(), "path": None}
-
-
-def plain(mode: str, colour, size=(6, 4)) -> Image.Image:
-    return Image.new(mode, size, colour)
 
 
 def grouped(*pictures: Image.Image) -> list[int]:

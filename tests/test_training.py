@@ -234,6 +234,20 @@ def test_without_resume_the_earlier_run_is_replaced(config, tmp_path):
     assert [row["step"] for row in training.load_history(config.output_dir)] == [1]
 
 
+def test_a_run_that_begins_anew_is_no_finished_one(config, tmp_path):
+    config = config.replace(max_train_steps=2)
+    training.save_training_results(config, *start(config))
+    manifest = tmp_path / "run" / checkpoints.MANIFEST
+    assert manifest.is_file()
+    with pytest.raises(KeyboardInterrupt):
+        start(config.replace(max_train_steps=4), resume=True, on_step=stop_at(3))
+    assert not manifest.exists()
+    training.save_training_results(config, *start(config))
+    with pytest.raises(KeyboardInterrupt):
+        start(config, on_step=stop_at(1))
+    assert not manifest.exists()
+
+
 def test_a_run_from_before_a_field_existed_is_resumed(config, monkeypatch):
     values = config.to_dict()
     del values["training"]["source_every"], values["model"]["half_weights"]
