@@ -52,7 +52,7 @@ def run(
     Raises DasdError at the first failure: notebook, cell and error. The copy then holds the traceback.
     """
     output_dir = Path(output_dir).resolve()
-    _refuse_unknown(paths, parameters)
+    check_parameters(paths, parameters)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,8 +74,8 @@ def _declared(path: Path) -> set[str]:
     return set(papermill.inspect_notebook(str(path)))
 
 
-def _refuse_unknown(paths: list[Path], parameters: dict[str, Any]) -> None:
-    """A parameter that no notebook declares is a slip of the pen, not a setting."""
+def check_parameters(paths: list[Path], parameters: dict[str, Any]) -> None:
+    """Raise DasdError for a parameter that no notebook declares: a slip of the pen, not a setting."""
     declared = set().union(*(_declared(path) for path in paths)) if parameters else set()
     for name in parameters:
         if name not in declared:

@@ -186,11 +186,10 @@ def _batch(updater: optimization.Updater, config: Config) -> Batch:
     targets, sources = training.target_batch_size, training.source_batch_size
     channels = parts.unet.config.in_channels
     target, source = torch.zeros(targets, channels, side, side), torch.zeros(sources, channels, side, side)
-    token = config.domains[0].token
     return Batch(
         target_latents=target,
         source_latents=source,
-        target_prompts=[f"{token} a picture"] * targets,
+        target_prompts=[f"{config.domains[0].token or ''} a picture".strip()] * targets,
         source_prompts=["a picture"] * sources,
         target_domains=torch.arange(targets) % len(config.domains),
         target_timesteps=torch.full((targets,), 500),

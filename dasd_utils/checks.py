@@ -10,12 +10,13 @@ from dasd_utils.config import SECTIONS, Calibration, Config, DasdError, Evaluati
 
 MAX_NAME = 64  # characters of a domain or a token: both name files
 SCHEDULERS = ("ddim", "ddpm", "dpm++", "unipc", "pndm", "euler")  # those of `denoising.SCHEDULERS`
+GUIDANCE = ("cfg", "domain")
 LOWEST = {
-    1: ("max_train_steps", "target_batch_size", "gradient_accumulation_steps", "source_every", "rank",
+    1: ("max_train_steps", "target_batch_size", "gradient_accumulation_steps", "source_every",
         "resolution", "images_per_prompt", "num_bootstrap"),
-    0: ("source_batch_size", "queue_size", "lr_warmup_steps", "checkpoint_every", "checkpoints_kept",
+    0: ("rank", "source_batch_size", "queue_size", "lr_warmup_steps", "checkpoint_every", "checkpoints_kept",
         "validation_every", "validation_images", "sample_every", "num_heldout", "seed", "weight_decay",
-        "lambda_align"),
+        "lambda_align", "prior_loss_weight"),
 }  # fmt: skip
 ABOVE_0 = ("learning_rate", "token_learning_rate", "alpha", "min_snr_gamma")
 BELOW_1 = ("dropout", "ema_decay", "validation_fraction", "test_fraction")
@@ -27,12 +28,13 @@ def check(config: Config) -> None:
     alignment, training = config.alignment, config.training
     _check_plain("", dataclasses.asdict(config))
     _check_ranges(config)
-    _check_choice("convolutions", config.lora.convolutions, ("all", "mid", "none"))
-    _check_choice("kernel", alignment.kernel, ("linear", "gaussian", "multi"))
-    _check_choice("pooling", alignment.pooling, ("mean", "flat"))
-    _check_choice("attention", config.model.attention, ("fused", "plain"))
-    _check_choice("optimizer", training.optimizer, ("adamw", "adamw_8bit"))
-    _check_choice("mixed_precision", training.mixed_precision, ("auto", "no", "bf16", "fp16"))
+    check_choice("convolutions", config.lora.convolutions, ("all", "mid", "none"))
+    check_choice("kernel", alignment.kernel, ("linear", "gaussian", "multi"))
+    check_choice("pooling", alignment.pooling, ("mean", "flat"))
+    check_choice("source_features", alignment.source_features, ("adapted", "frozen"))
+    check_choice("attention", config.model.attention, ("fused", "plain"))
+    check_choice("optimizer", training.optimizer, ("adamw", "adamw_8bit"))
+    check_choice("mixed_precision", training.mixed_precision, ("auto", "no", "bf16", "fp16"))
     _check_batches(config)
     _check_domains(config)
     _check_sampling("the evaluation", config.evaluation)
@@ -93,10 +95,12 @@ def _check_sampling(where: str, settings: Calibration | EvaluationConfig) -> Non
         raise DasdError(f"guidance_scale of {where} is {scale}; it must be 0 or more.")
     if steps < 1:
         raise DasdError(f"num_inference_steps of {where} is {steps}; it must be at least 1.")
-    _check_choice(f"scheduler of {where}", settings.scheduler, SCHEDULERS)
+    check_choice(f"scheduler of {where}", settings.scheduler, SCHEDULERS)
+    check_choice(f"guidance of {where}", getattr(settings, "guidance", "cfg"), GUIDANCE)
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise DasdError, naming the nearest choice, for a value that is none."""
     if value not in choices:
         raise DasdError(f"{name} is {value!r}. {nearest(value, choices)} Choices: {', '.join(choices)}.")
 
@@ -104,8 +108,17 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def _check_batches(config: Config) -> None:
     """An unbiased MMD needs two samples of each domain: in the batch, or with the queue's help."""
     training, alignment = config.training, config.alignment
+    if training.prior_loss_weight > 0 and training.source_batch_size < 1:
+        raise DasdError("source_batch_size is 0, but prior_loss_weight > 0 needs source samples: "
+                        "set source_batch_size to 1 or more, or prior_loss_weight to 0.")  # fmt: skip
     if alignment.lambda_align == 0:
         return
+    if alignment.pairs and (alignment.unbiased or alignment.queue_size):
+        raise DasdError("pairs compares single samples, which has no unbiased estimate and no use for a "
+                        "queue: set unbiased to false and queue_size to 0, or pairs to false.")  # fmt: skip
+    if alignment.match_timesteps and (alignment.pairs or alignment.kernel == "linear"):
+        raise DasdError("match_timesteps needs a Gaussian kernel of sets: set kernel to 'gaussian' or "
+                        "'multi' and pairs to false, or match_timesteps to false.")  # fmt: skip
     if training.source_batch_size < 1:
         raise DasdError("source_batch_size is 0, but lambda_align > 0 needs source samples: "
                         "set source_batch_size to 1 or more, or lambda_align to 0.")  # fmt: skip
@@ -139,9 +152,11 @@ def _check_domains(config: Config) -> None:
     for domain in (config.source, *config.domains):
         if not domain.data.strip():
             raise DasdError(f"`data` of domain {domain.name} is empty: name a folder or a hub id.")
-    tokens = [d.token for d in config.domains]
-    for domain in config.domains:
-        token = domain.token or ""
+    learning = [d for d in config.domains if d.token is not None]
+    if config.lora.rank == 0 and not learning:
+        raise DasdError("rank is 0 and no domain has a token, so nothing would learn: set one of them.")
+    tokens = [str(d.token) for d in learning]
+    for domain, token in zip(learning, tokens, strict=True):
         inner = token[1:-1]
         if not (token[:1] == "<" and token[-1:] == ">" and inner.replace("-", "").replace("_", "").isalnum()):
             raise DasdError(f"The token of domain {domain.name} is {domain.token!r}; write it with angle "

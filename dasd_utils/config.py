@@ -28,6 +28,7 @@ class Calibration:
     guidance_scale: float = 7.5
     num_inference_steps: int = 30
     scheduler: str = "ddpm"  # a name of `sampling.SCHEDULERS`
+    guidance: str = "cfg"  # classifier-free, or "domain": away from the base model's unconditional answer
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class DomainConfig:
 
     name: str
     data: str  # "toyworld:<domain>", a hub id, or a folder
-    token: str | None = None  # "<satellite>"; the source domain has none
+    token: str | None = None  # "<satellite>"; the source has none, a target without one learns by LoRA alone
     initial_word: str = ""  # the token starts at the mean of this word's pieces
     image_column: str = "image"
     caption_column: str | None = None  # a sentence, or a list of which one is drawn at each step
@@ -80,7 +81,7 @@ class DataConfig:
 class LoraSettings:
     """Low-rank updates of the UNet (arXiv 2106.09685)."""
 
-    rank: int = 8
+    rank: int = 8  # 0: no LoRA, the tokens alone learn
     alpha: float = 32.0
     dropout: float = 0.1
     convolutions: str = "all"  # LoRA on `conv1`, `conv2` of "all" ResNet blocks, of "mid", or "none"
@@ -95,6 +96,9 @@ class AlignmentConfig:
     unbiased: bool = True
     pooling: str = "mean"  # features (B, C, h, w) -> "mean" over space, or "flat"
     queue_size: int = 64  # recent detached features kept for each domain; 0 turns the queue off
+    pairs: bool = False  # as published: the distance of one target and one source, averaged over pairs
+    source_features: str = "adapted"  # or "frozen": the source is seen by the base model, LoRA off
+    match_timesteps: bool = False  # features of near timesteps are compared, not of all together
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ class TrainingConfig:
     lr_scheduler: str = "cosine"  # a name of diffusers.optimization.get_scheduler
     caption_dropout: float = 0.1  # share of empty prompts, for guidance
     min_snr_gamma: float | None = 5.0  # None: every timestep weighs the same
+    prior_loss_weight: float = 0.0  # of the source's own noise prediction (arXiv 2208.12242)
     ema_decay: float | None = None
     mixed_precision: str = "auto"  # of training and sampling: "auto", "no", "bf16" or "fp16"
     optimizer: str = "adamw"  # "adamw_8bit": moments in a quarter of the memory, by bitsandbytes
@@ -140,6 +145,7 @@ class EvaluationConfig:
     prompts_dir: str = "data/prompts"  # holds <domain>.json
     images_per_prompt: int = 4
     num_heldout: int = 200  # held-out images a domain
+    inception: str | None = None  # TorchScript file of Inception-v3 features; with it there is a FID
     num_bootstrap: int = 1000
     guidance_scale: float = 4.0
     num_inference_steps: int = 30

@@ -43,6 +43,7 @@ class DomainData:
     thumbnails: np.ndarray  # (n, 32, 32) uint8, by which near duplicates are told
     labels: list[str] | None = None
     attributes: list[dict[str, str]] | None = None  # ground truth of the toy world
+    told: list[list[dict[str, str]]] | None = None  # those of them that each caption tells
     broken: list[str] = field(default_factory=list)  # rows left out because they cannot be read
     duplicates_of_test: int = 0  # images left out because the named test split has them too
 
@@ -113,12 +114,15 @@ def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainDa
         thumbnails[place] = images.thumbnail(picture)
     shown = [toyworld.attributes(world, seed, i) for i in numbers]
     columns = {name: [each.get(name, "") for each in shown] for name in names}
-    columns["captions"] = [toyworld.caption_variants(world, seed, i) for i in numbers]
+    wordings = [toyworld.told_variants(world, seed, i) for i in numbers]
+    columns["captions"] = [[text for text, _ in variants] for variants in wordings]
     labels = columns[domain.label_column or "scene"]
     own = None if domain.label_captions or domain.caption else "captions"
-    captions = _captions(domain, columns.get(domain.caption_column or own), labels, len(numbers))
+    column = domain.caption_column or own
+    captions = _captions(domain, columns.get(column), labels, len(numbers))
+    told = [[told for _, told in variants] for variants in wordings] if column == "captions" else None
     sizes = [(size, size)] * len(numbers)
-    return DomainData(domain, split, pictures, captions, ids, sizes, thumbnails, labels, shown)
+    return DomainData(domain, split, pictures, captions, ids, sizes, thumbnails, labels, shown, told)
 
 
 @dataclass(frozen=True)

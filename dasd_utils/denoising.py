@@ -7,6 +7,7 @@ import inspect
 import numbers
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from dasd_utils.checks import GUIDANCE, check_choice
 from dasd_utils.config import Calibration, DasdError
 
 SCHEDULERS: dict[str, type] = {
@@ -35,28 +37,45 @@ def classifier_free_guidance(eps_uncond: Tensor, eps_cond: Tensor, guidance_scal
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
 
 
+@dataclass(frozen=True)
+class Branch:
+    """One of the predictions that guidance combines."""
+
+    text: Tensor  # (B, 77, d)
+    adapted: bool = True  # LoRA on
+
+
 def guided_prediction(
     unet: Any,
-    text: Tensor,
-    empty_text: Tensor,
+    branches: Sequence[Branch],
     guidance_scale: float,
+    switch: Callable[[bool], None] = lambda adapted: None,
     computing: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> Prediction:
-    """Return the function that predicts the noise with both branches in one batch.
+    """Return the function that predicts the noise, branches of one model in one batch.
 
-    text, empty_text: (B, 77, d). At a guidance scale of 1 or less the unconditional branch is left out.
-    `computing` makes the context of the network's precision; guidance and scheduler stay outside, in fp32.
+    branches: the unconditional one and the conditional one. Both of the adapted model are classifier-free
+    guidance; an unconditional one of the base is Domain Guidance (arXiv 2504.01521):
+    eps = eps_base(null) + w [eps_adapted(c) - eps_base(null)].
+    At a guidance scale of 1 or less the unconditional branch is left out.
+    `switch(adapted)` makes the network the adapted model or the base. `computing` makes the context of its
+    precision; guidance and scheduler stay outside, in fp32.
     """
 
-    def run(latents: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
+    def run(latents: Tensor, timestep: Tensor, alike: Sequence[Branch]) -> Sequence[Tensor]:
+        switch(alike[0].adapted)
+        text, rows = torch.cat([branch.text for branch in alike]), torch.cat([latents] * len(alike))
         with computing():
-            return unet(latents.to(unet.dtype), timestep, encoder_hidden_states=condition).sample.float()
+            eps = unet(rows.to(unet.dtype), timestep, encoder_hidden_states=text).sample.float()
+        return eps.chunk(len(alike))
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+        uncond, cond = branches
         if guidance_scale <= 1:
-            return run(latents, timestep, text)
-        eps = run(torch.cat([latents, latents]), timestep, torch.cat([empty_text, text]))
-        return classifier_free_guidance(*eps.chunk(2), guidance_scale)
+            return run(latents, timestep, [cond])[0]
+        groups = [[uncond, cond]] if uncond.adapted == cond.adapted else [[uncond], [cond]]
+        eps = [each for group in groups for each in run(latents, timestep, group)]
+        return classifier_free_guidance(*eps, guidance_scale)
 
     return predict
 
@@ -128,6 +147,7 @@ def check_calibration(calibration: Calibration, base_scheduler: Any) -> None:
     """Raise DasdError for an unknown scheduler, a negative guidance scale, and too few or many steps."""
     scale, steps = calibration.guidance_scale, calibration.num_inference_steps
     _check_scheduler(calibration.scheduler)
+    check_choice("guidance", calibration.guidance, GUIDANCE)
     if not 0 <= scale < float("inf"):
         raise DasdError(f"guidance_scale is {scale}; it must be 0 or more.")
     limit = base_scheduler.config.num_train_timesteps

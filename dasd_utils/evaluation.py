@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from PIL import Image
@@ -25,6 +26,15 @@ METRICS = {  # name in a row -> (title, decimals)
     "attribute_accuracy": ("attributes shown, of those asked for ↑", 2),
     "cmmd": ("CMMD ↓", 2),
     "kid": ("KID on CLIP features ↓", 3),
+    "fid": ("FID ↓", 1),
+    "domain_accuracy": ("taken for its domain ↑", 2),
+    "precision": ("precision ↑", 2),
+    "recall": ("recall ↑", 2),
+    "density": ("density ↑", 2),
+    "coverage": ("coverage ↑", 2),
+    "intra_cluster": ("distance inside clusters ↑", 3),
+    "copy_rank": ("nearness to training images, 0.5 as new ones", 2),
+    "synthetic_to_real": ("trained on samples, right on real images ↑", 2),
 }
 
 
@@ -36,10 +46,20 @@ class Judge:
     tokenizer: transformers.CLIPTokenizer
     processor: Any  # its CLIPImageProcessor
     reader: AttributeReader | None = None  # beside a base of the toy world only
+    inception: Any = None  # where the config names its file
 
     def embed(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return unit-norm features (n, d) of images."""
         return metrics.embed_images(self.clip, self.processor, images)
+
+    @torch.no_grad()
+    def embed_inception(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Return Inception-v3 features (n, 2048) of images, which the file itself brings to its size."""
+        found = []
+        for image in images:  # of any size
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+            found.append(self.inception(pixels.to(self.clip.device), return_features=True).float().cpu())
+        return torch.cat(found)
 
 
 def load_judge(config: Config, device: str | None = None) -> Judge:
@@ -58,7 +78,20 @@ def load_judge(config: Config, device: str | None = None) -> Judge:
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     reader = AttributeReader.load(resolve(config.model.base) / "reader")
-    return Judge(clip.to(device).eval().requires_grad_(False), tokenizer, processor, reader)
+    inception = _load_inception(config.evaluation.inception, device)
+    return Judge(clip.to(device).eval().requires_grad_(False), tokenizer, processor, reader, inception)
+
+
+def _load_inception(path: str | None, device: str) -> Any:
+    """The TorchScript Inception-v3 of the FID papers, which takes bytes (n, 3, h, w) and gives features."""
+    if path is None:
+        return None
+    try:
+        return torch.jit.load(str(resolve(path)), map_location=device).eval()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DasdError(f"inception names {path}, which is no TorchScript file: {reason}. Name another, or "
+                        "leave it out: there is no FID then.") from None  # fmt: skip
 
 
 def load_prompts(config: Config, domain: str) -> list[str]:
@@ -214,6 +247,35 @@ def table(rows: Sequence[Row]) -> str:
         "| " + " | ".join([*key, *(cells.get(m, "") for m in methods)]) + " |" for key, cells in lines.items()
     ]
     return "\n".join(head + body)
+
+
+def ladder_table(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> str:
+    """Return the rows of a ladder as Markdown tables, one a domain: a line per method, a column per metric.
+
+    "value ± half of the 95 % interval"; ≈ follows where the paired difference to the method that all are
+    compared with cannot be told from 0.
+    """
+    parts = []
+    for domain in dict.fromkeys(row["domain"] for row in rows):
+        own = [row for row in rows if row["domain"] == domain]
+        scored = [row for row in own if "against" not in row]
+        alike = {(r["method"], r["metric"]) for r in own if r.get("separable") is False}
+        columns = [m for m in metrics or METRICS if any(row["metric"] == m for row in scored)]
+        head = "| " + " | ".join([domain, *(METRICS[m][0] for m in columns)]) + " |"
+        lines = [head, "|---" * (len(columns) + 1) + "|"]
+        for method in dict.fromkeys(row["method"] for row in scored):
+            found = {row["metric"]: row for row in scored if row["method"] == method}
+            cells = [_ladder_cell(found.get(m), (method, m) in alike) for m in columns]
+            lines.append("| " + " | ".join([method, *cells]) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _ladder_cell(row: Row | None, alike: bool) -> str:
+    if row is None:
+        return ""
+    digits, half = METRICS[row["metric"]][1], (row["high"] - row["low"]) / 2
+    return f"{row['value']:.{digits}f} ± {half:.{digits}f}{' ≈' if alike else ''}"
 
 
 def _cell(row: Row) -> str:

@@ -95,6 +95,21 @@ def mmd(
         return _mean(k(x, x), unbiased) + _mean(k(y, y), unbiased) - 2 * k(x, y).mean()
 
 
+def mean_pair_distance(
+    x: Tensor, y: Tensor, kernel: str | Kernel = "gaussian", sigma: float | Tensor | None = None
+) -> Tensor:
+    """Return k(x, x) + k(y, y) - 2 k(x, y) of single samples, averaged over all pairs of x and y.
+
+    The biased MMD of one sample against one, as a batch of 1 has it: a distance of points that is 0 only
+    where all of them are one point, not where the distributions agree. Arguments as of `mmd`.
+    """
+    _check_samples(x, y, unbiased=False)
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = _full_precision(x), _full_precision(y)
+        k = _choose_kernel(kernel, x, y, sigma)
+        return k(x, x).diagonal().mean() + k(y, y).diagonal().mean() - 2 * k(x, y).mean()
+
+
 def _mean(k: Tensor, off_diagonal: bool) -> Tensor:
     if not off_diagonal:
         return k.mean()

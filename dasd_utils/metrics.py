@@ -180,12 +180,12 @@ def mmd_interval(
     images alone and in 20 prompts of 4, the interval covered the truth 95 to 99 %, and up to 100 % where the
     two distributions are the same: there it is too wide.
     """
-    terms = _kernel_terms(x, y, kernel)
+    terms = kernel_terms(x, y, kernel)
     (index, count), (own, m) = _group_index(groups, len(x)), _group_index(None, len(y))
     random = np.random.default_rng(seed)
     x_weights = _draw_weights(random, count, num_bootstrap)[:, index]
     y_weights = _draw_weights(random, m, num_bootstrap)
-    draws = _weighted_mmd(terms, (index, own), (x_weights, y_weights))
+    draws = weighted_mmd(terms, (index, own), (x_weights, y_weights))
     return _percentiles(draws, min(count, m))
 
 
@@ -194,16 +194,20 @@ def _mmd(x: Tensor, y: Tensor, kernel: losses.Kernel, groups: Groups) -> float:
         return losses.mmd(x.double(), y.double(), kernel, unbiased=True).item()
     index, own = _group_index(groups, len(x))[0], torch.arange(len(y))
     weights = (torch.ones(1, len(x), dtype=torch.float64), torch.ones(1, len(y), dtype=torch.float64))
-    return _weighted_mmd(_kernel_terms(x, y, kernel), (index, own), weights).item()
+    return weighted_mmd(kernel_terms(x, y, kernel), (index, own), weights).item()
 
 
-def _kernel_terms(x: Tensor, y: Tensor, kernel: losses.Kernel) -> tuple[Tensor, Tensor, Tensor]:
+def kernel_terms(x: Tensor, y: Tensor, kernel: losses.Kernel) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the kernel of x with itself, of y with itself and of x with y, in float64."""
     x, y = x.double(), y.double()  # CMMD is a small difference of large sums
     return kernel(x, x), kernel(y, y), kernel(x, y)
 
 
-def _weighted_mmd(terms: Sequence[Tensor], groups: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Return one unbiased squared MMD per row of weights; weights: (B, n) and (B, m); returns (B,)."""
+def weighted_mmd(terms: Sequence[Tensor], groups: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Return one unbiased squared MMD per row of weights; weights: (B, n) and (B, m); returns (B,).
+
+    terms: of `kernel_terms`; groups: the group of each sample of x and of y, whose own pairs do not count.
+    """
     (k_xx, k_yy, k_xy), (x_weights, y_weights) = terms, weights
     within = _weighted_pairs(k_xx, groups[0], x_weights) + _weighted_pairs(k_yy, groups[1], y_weights)
     across = ((x_weights @ k_xy) * y_weights).sum(1) / (x_weights.sum(1) * y_weights.sum(1))

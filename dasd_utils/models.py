@@ -150,11 +150,11 @@ class TokenRows(nn.Module):
 def add_domain_tokens(parts: Parts, domains: Iterable[cfg.DomainConfig]) -> dict[str, int]:
     """Add each domain's token, starting at the mean of its initial word's pieces; return token -> id.
 
-    Raises DasdError, and changes nothing, if tokens were added before or one is in the vocabulary.
+    Domains without one are passed over. Raises DasdError, and changes nothing, if tokens were added before
+    or one is in the vocabulary.
     """
-    domains = list(domains)
-    rows = [_initial_row(parts, domain) for domain in domains]
-    return attach_tokens(parts, [str(domain.token) for domain in domains], torch.stack(rows))
+    rows = {domain.token: _initial_row(parts, domain) for domain in domains if domain.token is not None}
+    return attach_tokens(parts, list(rows), torch.stack(list(rows.values()))) if rows else {}
 
 
 def attach_tokens(parts: Parts, tokens: Sequence[str], rows: Tensor) -> dict[str, int]:
@@ -177,8 +177,6 @@ def attach_tokens(parts: Parts, tokens: Sequence[str], rows: Tensor) -> dict[str
 
 def _initial_row(parts: Parts, domain: cfg.DomainConfig) -> Tensor:
     """Return the mean (d,) of the rows of the initial word's pieces."""
-    if domain.token is None:
-        raise cfg.DasdError(f"The domain {domain.name!r} has no token to add.")
     pieces = parts.tokenizer(domain.initial_word, add_special_tokens=False).input_ids
     pieces = [i for i in pieces if i != parts.tokenizer.unk_token_id]
     if not pieces:
@@ -227,25 +225,31 @@ def lora_disabled(parts: Parts) -> Iterator[Parts]:
 
 
 @contextmanager
-def lora_merged(parts: Parts) -> Iterator[Parts]:
+def lora_merged(parts: Parts) -> Iterator[Callable[[bool], None]]:
     """Inside the `with`, LoRA is added into the weights: the same function in a third of the products.
 
-    For sampling, without dropout: nothing learns inside. The same up to rounding, which is coarser where the
-    weights are kept in half precision. Afterwards every weight is as before, to the bit.
+    Yields a switch: `switch(False)` makes the network the base, `switch(True)` the adapted model again, at no
+    cost. For sampling, without dropout: nothing learns inside. The same up to rounding, which is coarser
+    where the weights are kept in half precision. Afterwards every weight is as before, to the bit.
     """
     layers = [m for m in parts.unet.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
     weights = [layer.get_base_layer().weight for layer in layers]
-    whole = [weight.data for weight in weights]
-    try:
-        with torch.no_grad(), torch.autocast(parts.unet.device.type, enabled=False):
-            for layer, weight in zip(layers, weights, strict=True):
-                update = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
-                weight.data = (weight.data.float() + update).to(weight.dtype)
-        with lora_disabled(parts):
-            yield parts
-    finally:
-        for weight, values in zip(weights, whole, strict=True):
+    whole, merged = [weight.data for weight in weights], []
+    with torch.no_grad(), torch.autocast(parts.unet.device.type, enabled=False):
+        for layer, values in zip(layers, whole, strict=True):
+            update = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+            merged.append((values.float() + update).to(values.dtype))
+
+    def switch(adapted: bool) -> None:
+        for weight, values in zip(weights, merged if adapted else whole, strict=True):
             weight.data = values
+
+    try:
+        with lora_disabled(parts):
+            switch(True)
+            yield switch
+    finally:
+        switch(False)
 
 
 def trainable_parameters(parts: Parts) -> dict[str, list[nn.Parameter]]:

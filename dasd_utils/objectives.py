@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from dasd_utils import losses, models, processes
-from dasd_utils.config import Config
+from dasd_utils.config import AlignmentConfig, Config
 from dasd_utils.data import Batch
 
+TIMES_APART = 10.0
 Objective = Callable[[models.Parts, Batch, Config], tuple[Tensor, dict[str, float]]]
 
 
@@ -44,33 +45,37 @@ class DasdObjective:
 
     The features are those of the UNet's mid-block, at the same timesteps for both. With `queue_size` > 0 both
     samples of the MMD also hold features of recent steps: they carry no gradient, they steady the estimate.
+    With `prior_loss_weight` > 0 that much of the sources' own noise prediction loss is added.
     """
 
     def __init__(self, config: Config) -> None:
         self.queue = FeatureQueue(config.alignment.queue_size)
 
     def __call__(self, parts: models.Parts, batch: Batch, config: Config) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss and its parts: loss_noise, mmd, mmd_<domain>.
+        """Return the loss and its parts: loss_noise, mmd, mmd_<domain>, and loss_prior where it is asked for.
 
-        Target and source share one pass down to the mid-block, where the source stops; with lambda_align 0
-        the source is not passed through the network at all. A domain that has fewer samples than the
-        estimator needs (the unbiased one: two, the queue's included) is left out of this step and its logs.
-        Of several processes each passes its share of the batch through the network; the MMD is of all of it.
+        Target and source share one pass down to the mid-block, where the source stops unless it has a loss
+        of its own; one that nothing asks for is not passed through the network at all. A domain that has
+        fewer samples than the estimator needs (the unbiased one: two, the queue's included) is left out of
+        this step and its logs. Of several processes each passes its share of the batch through the network;
+        the MMD is of all of it.
         """
-        weight, (part, places) = config.alignment.lambda_align, batch.share()
-        eps, mid = predict(parts, part, with_source=weight > 0)
-        share = (
-            len(part.target_latents) / len(batch.target_latents) * processes.count()
-        )  # 1 where all are even
-        loss = noise_loss(parts, part, eps, config) * share
+        (part, places), count = batch.share(), len(batch.target_latents)
+        eps, mid = predict_batch(parts, part, config)
+        loss = noise_loss(parts, part, eps, config) * _share(len(part.target_latents), count)
         logs = {"loss_noise": loss.item()}
+        if config.training.prior_loss_weight > 0 and len(batch.source_latents):
+            prior = prior_loss(parts, part, eps, config)
+            prior = prior * _share(len(part.source_latents), len(batch.source_latents))
+            loss = loss + config.training.prior_loss_weight * prior
+            logs["loss_prior"] = prior.item()
         distances = {}
-        if weight > 0:
-            own = pool(mid.float(), config.alignment.pooling)
+        if config.alignment.lambda_align > 0:
+            own = alignment_features(mid, part, parts, config)
             distances = self.distances(processes.gather_rows(own, places, len(batch)), batch, config)
         if distances:
             mmd = torch.stack(list(distances.values())).mean()
-            loss = loss + weight * mmd
+            loss = loss + config.alignment.lambda_align * mmd
             logs |= {"mmd": mmd.item()} | {f"mmd_{name}": value.item() for name, value in distances.items()}
         return loss, logs
 
@@ -88,7 +93,7 @@ class DasdObjective:
         usable = {n: x for n, x in samples.items() if min(len(x), len(source)) >= least}
         for name, group in groups.items():
             self.queue.push(name, group)
-        return {n: losses.mmd(source, x, settings.kernel, settings.unbiased) for n, x in usable.items()}
+        return {name: distance(source, x, settings) for name, x in usable.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the queue: domain -> features, the oldest first."""
@@ -99,10 +104,33 @@ class DasdObjective:
         self.queue.rows = dict(state)
 
 
-def predict(parts: models.Parts, batch: Batch, with_source: bool) -> tuple[Tensor, Tensor]:
-    """Return (noise predicted for the targets, mid-block features of targets and then sources).
+def _share(own: int, total: int) -> float:
+    """By how much a mean over this process' samples counts: 1 where all processes have as many."""
+    return own / total * processes.count()
 
-    (Bt, C, h, w) and (Bt + Bs, C', h', w'), or only Bt features without the source. A batch may have none.
+
+def needs_source(config: Config) -> bool:
+    """Return whether any part of the loss looks at source samples."""
+    return config.alignment.lambda_align > 0 or config.training.prior_loss_weight > 0
+
+
+def predict_batch(parts: models.Parts, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
+    """Return what `predict` does, the sources passed as far and by the model that the config asks for."""
+    frozen = config.alignment.lambda_align > 0 and config.alignment.source_features == "frozen"
+    prior = config.training.prior_loss_weight > 0
+    eps, mid = predict(parts, batch, with_source=prior or (needs_source(config) and not frozen), whole=prior)
+    if frozen and batch.source_prompts:
+        mid = torch.cat([mid[: len(batch.target_latents)], frozen_features(parts, batch)])
+    return eps, mid
+
+
+def predict(
+    parts: models.Parts, batch: Batch, with_source: bool, whole: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return (predicted noise, mid-block features), both of the targets and then of the sources.
+
+    (Bt, C, h, w) and (Bt + Bs, C', h', w'), without the source Bt features; noise is predicted for the
+    sources too only if `whole`. A batch may have no source.
     """
     latents, noise, timesteps = batch.target_latents, batch.target_noise, batch.target_timesteps
     text = models.encode_prompts(parts, batch.target_prompts)
@@ -114,7 +142,18 @@ def predict(parts: models.Parts, batch: Batch, with_source: bool) -> tuple[Tenso
             source_text = models.encode_prompts(parts, batch.source_prompts)
         text = torch.cat([text, source_text])
     noisy = parts.noise_scheduler.add_noise(latents, noise, timesteps)
-    return models.unet_pass(parts.unet, noisy, timesteps, text, num_target=len(batch.target_latents))
+    num_target = None if whole else len(batch.target_latents)
+    return models.unet_pass(parts.unet, noisy, timesteps, text, num_target)
+
+
+@torch.no_grad()
+def frozen_features(parts: models.Parts, batch: Batch) -> Tensor:
+    """Return the mid-block features (Bs, C', h', w') of the sources as the base model has them, LoRA off."""
+    noise, timesteps = batch.source_noise, batch.source_timesteps
+    noisy = parts.noise_scheduler.add_noise(batch.source_latents, noise, timesteps)
+    text = models.encode_prompts(parts, batch.source_prompts)
+    with models.lora_disabled(parts):
+        return models.unet_pass(parts.unet, noisy, timesteps, text, num_target=0)[1]
 
 
 def noise_loss(
@@ -123,7 +162,38 @@ def noise_loss(
     """Return the noise prediction loss of the targets (or some rows of them), weighted as the config says."""
     alphas = parts.noise_scheduler.alphas_cumprod
     noise, timesteps = batch.target_noise[rows], batch.target_timesteps[rows]
-    return losses.noise_prediction(eps[rows], noise, timesteps, alphas, config.training.min_snr_gamma)
+    eps = eps[: len(batch.target_latents)][rows]
+    return losses.noise_prediction(eps, noise, timesteps, alphas, config.training.min_snr_gamma)
+
+
+def prior_loss(parts: models.Parts, batch: Batch, eps: Tensor, config: Config) -> Tensor:
+    """Return the same of the sources: what they were before is to stay (DreamBooth, arXiv 2208.12242)."""
+    alphas, timesteps = parts.noise_scheduler.alphas_cumprod, batch.source_timesteps
+    eps = eps[len(batch.target_latents) :]
+    return losses.noise_prediction(eps, batch.source_noise, timesteps, alphas, config.training.min_snr_gamma)
+
+
+def alignment_features(mid: Tensor, batch: Batch, parts: models.Parts, config: Config) -> Tensor:
+    """Return the rows (Bt + Bs, d) that the MMD compares; `match_timesteps` adds t / T as a last column."""
+    rows = pool(mid.float(), config.alignment.pooling)
+    if not config.alignment.match_timesteps:
+        return rows
+    times = torch.cat([batch.target_timesteps, batch.source_timesteps]).to(rows)
+    return torch.cat([rows, times[:, None] / parts.noise_scheduler.config.num_train_timesteps], dim=1)
+
+
+def distance(source: Tensor, target: Tensor, settings: AlignmentConfig) -> Tensor:
+    """Return the squared MMD of two sets of rows as the settings say.
+
+    With `match_timesteps` the kernel is a product, one factor for features and one for times: times 1 / 10 of
+    the range apart count as much as features the median distance apart.
+    """
+    if settings.pairs:
+        return losses.mean_pair_distance(source, target, settings.kernel)
+    if settings.match_timesteps:
+        scale = TIMES_APART * losses.median_bandwidth(source[:, :-1], target[:, :-1])
+        source, target = (torch.cat([x[:, :-1], scale * x[:, -1:]], dim=1) for x in (source, target))
+    return losses.mmd(source, target, settings.kernel, settings.unbiased)
 
 
 def pool(features: Tensor, pooling: str) -> Tensor:

@@ -50,7 +50,8 @@ class Updater:
         self.accelerator = _accelerator(training)
         groups = models.trainable_parameters(parts)
         for module in (parts.unet, parts.text_encoder, parts.tokens):
-            module.to(self.accelerator.device)
+            if module is not None:
+                module.to(self.accelerator.device)
         if training.gradient_checkpointing:
             parts.unet.enable_gradient_checkpointing()
         self.parameters = [*groups["lora"], *groups["tokens"]]
@@ -159,6 +160,8 @@ class Updater:
     @torch.no_grad()
     def _restore_token_norm(self) -> None:
         """Pivotal tuning: a new row keeps the mean norm of the vocabulary's, only its direction learns."""
+        if self.parts.tokens is None:
+            return
         rows = self.parts.tokens.weight
         rows.mul_(self.vocabulary_norm / rows.norm(dim=1, keepdim=True))
 
@@ -178,7 +181,8 @@ def _groups(groups: Mapping[str, list[torch.nn.Parameter]], training: TrainingCo
     """LoRA weights decay; tokens do not: they keep their norm instead."""
     lora = {"name": "learning_rate", "lr": training.learning_rate, "weight_decay": training.weight_decay}
     tokens = {"name": "token_learning_rate", "lr": training.token_learning_rate, "weight_decay": 0.0}
-    return [{"params": groups["lora"], **lora}, {"params": groups["tokens"], **tokens}]
+    settings = {"lora": lora, "tokens": tokens}
+    return [{"params": groups[kind], **values} for kind, values in settings.items() if groups[kind]]
 
 
 def _optimizer(groups: list[dict[str, Any]], training: TrainingConfig) -> torch.optim.Optimizer:

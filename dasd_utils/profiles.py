@@ -124,6 +124,12 @@ def _chest_xray() -> DomainConfig:
 
 PROFILES = {"tiny": _tiny, "sd15": _sd15}
 
+PUBLISHED_CALIBRATION = {
+    "satellite": Calibration(7.0, 30, "ddim"),
+    "xray": Calibration(7.5, 30, "ddim"),
+    "default": Calibration(7.5, 30, "ddpm"),
+}
+
 # The published settings by name: Config.setup("sd15", **PUBLISHED).
 PUBLISHED: dict[str, Any] = {
     "dropout": 0.1,

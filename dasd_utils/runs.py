@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +32,22 @@ def trained_part(config: Config) -> dict[str, Any]:
     for name in NOT_TRAINED_TRAINING:
         del values["training"][name]
     return values
+
+
+def key(config: Config, objective: str = "") -> str:
+    """Return 12 hex digits that name a run: equal for configs that end with the same weights.
+
+    objective: the name of one that is not DASD's.
+    """
+    named = {"objective": objective} if objective else {}
+    text = json.dumps(trained_part(config) | named, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def is_complete(config: Config) -> bool:
+    """Return whether the run of this config was saved whole."""
+    folder = resolve(config.output_dir)
+    return (folder / checkpoints.MANIFEST).is_file() and (folder / "adapter").is_dir()
 
 
 def find_run(config: Config) -> Path:

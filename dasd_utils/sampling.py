@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ __all__ = [
     "initial_noise",
     "load_trained_pipeline",
 ]
+
+CALIBRATION_FILE = "calibration.json"  # in a run folder
 
 
 @dataclass(frozen=True)
@@ -119,16 +121,19 @@ class DasdPipeline:
         auto_domain: bool = False,
         settings: Calibration | None = None,
         negative_prompt: str = "",
+        adapter: bool | None = None,
     ) -> tuple[Any, Any, Any]:
         """Return (image, domain name or None, settings); three lists, one entry a prompt, for a list.
 
         num_images above 1 gives a list of images in the place of each image. Image i of a prompt starts
         from the noise (seed, i), whatever else is in the batch; `seed` may be a list, one a prompt; None
-        draws one, which the settings record. Raises DasdError for an empty prompt, an unknown domain, a
+        draws one, which the settings record. `adapter` switches LoRA on or off against the domain's rule, to
+        see what it does to other prompts. Raises DasdError for an empty prompt, an unknown domain, a
         token that contradicts `domain`, and settings that cannot be sampled.
         """
         options = {"domain": domain, "num_images": num_images, "seed": seed, "settings": settings}
-        return self._run(prompt, negative_prompt, auto_domain=auto_domain, **options)[:3]
+        options |= {"auto_domain": auto_domain, "adapter": adapter}
+        return self._run(prompt, negative_prompt, **options)[:3]
 
     def generate_with_auto_domain(self, prompt: str | Sequence[str], **options: Any) -> tuple[Any, ...]:
         """Return (image, domain, settings, prompt as sampled), the domain found by the classifier."""
@@ -168,6 +173,7 @@ class DasdPipeline:
         seed: int | Sequence[int] | None = None,
         auto_domain: bool = False,
         settings: Calibration | None = None,
+        adapter: bool | None = None,
     ) -> list[list[_Job]]:
         """A list of jobs for each prompt; whatever is wrong is found here, before any work."""
         classifier.check_prompts(prompts)
@@ -180,17 +186,18 @@ class DasdPipeline:
         for text, found, number in zip(prompts, domains, seeds, strict=True):
             calibration = settings or (found or self.config.source).calibration
             denoising.check_calibration(calibration, self.parts.noise_scheduler)
-            adapted = self._use_adapter and found is not None and found.token is not None
-            token = self._learned_token(found) if adapted else None
+            target = found in self.config.domains
+            adapted = self._use_adapter and (target if adapter is None else adapter)
+            token = self._learned_token(found) if adapted and target else None
             text = classifier.with_token(text, found) if token else text
             job = functools.partial(_Job, text, found, calibration, adapted, token, number)
             plans.append([job(index) for index in range(num_images)])
         return plans
 
     def _learned_token(self, domain: DomainConfig) -> str | None:
-        """None for an adapter without tokens."""
+        """None for a domain or an adapter without tokens."""
         known = self.parts.token_ids
-        if known and domain.token not in known:
+        if known and domain.token and domain.token not in known:
             raise DasdError(
                 f"The adapter has not learned {domain.token} of the domain {domain.name}, only "
                 f"{', '.join(known)}: train it with that domain, or leave the domain out."
@@ -253,15 +260,24 @@ class DasdPipeline:
         with computing():
             text, empty = self._texts([job.prompt for job in jobs], negative_prompt)
         noise = torch.stack([initial_noise(self.latent_shape, job.seed, job.index) for job in jobs])
-        with models.lora_merged(self.parts) if jobs[0].adapted else models.lora_disabled(self.parts):
+        adapted = jobs[0].adapted
+        whole = denoising.Branch(empty, adapted and calibration.guidance == "cfg")
+        branches = (whole, denoising.Branch(text, adapted))
+        with models.lora_merged(self.parts) if adapted else self._base() as switch:
             return denoising.denoise(
-                denoising.guided_prediction(unet, text, empty, calibration.guidance_scale, computing),
+                denoising.guided_prediction(unet, branches, calibration.guidance_scale, switch, computing),
                 self.scheduler(calibration.scheduler),
                 noise.to(unet.device),
                 calibration.num_inference_steps,
                 [denoising.step_generator(job.seed, job.index) for job in jobs],
                 self.progress,
             )
+
+    @contextlib.contextmanager
+    def _base(self) -> Iterator[Callable[[bool], None]]:
+        """LoRA off; the switch has nothing to do."""
+        with models.lora_disabled(self.parts):
+            yield lambda adapted: None
 
     def _texts(self, prompts: list[str], negative_prompt: str) -> tuple[Tensor, Tensor]:
         """The conditions (B, 77, d) of the prompts and of the other branch; equal texts are encoded once."""
@@ -314,8 +330,8 @@ def load_trained_pipeline(
     if config is None and not (run / "config.json").exists():
         raise DasdError(f"{run} holds no config.json, which names the base model: give a config too.")
     config = config or Config.load(run / "config.json")
-    if (run / "calibration.json").exists():
-        config = calibrated(config, run / "calibration.json")
+    if (run / CALIBRATION_FILE).exists():
+        config = calibrated(config, run / CALIBRATION_FILE)
     device = precision.usable_device(device)
     parts = models.load_parts(config, unet_dtype=precision.frozen_dtype(config, device))
     adapters.load_adapter(parts, adapter)

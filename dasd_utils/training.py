@@ -64,7 +64,8 @@ def setup_training(config: Config) -> models.Parts:
     """
     torch.manual_seed(config.seed)
     parts = models.load_parts(config, unet_dtype=precision.frozen_dtype(config, processes.state().device))
-    models.add_lora(parts.unet, config.lora)
+    if config.lora.rank > 0:
+        models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)
     models.trainable_parameters(parts)
     return parts
@@ -284,7 +285,7 @@ class Run:
         if self.parts.vae is not None:
             self.sampler.encode(self.parts.vae, self.updater.device, self.watch.progress)
             self._move_vae("cpu")
-        if self.config.alignment.lambda_align > 0:
+        if objectives.needs_source(self.config):
             with self.updater.autocast():
                 models.keep_texts(self.parts, self.sampler.source_prompts())
 
@@ -364,7 +365,7 @@ def _due(step: int, every: int) -> bool:
 
 
 def _check(config: Config, parts: models.Parts, token_ids: Mapping[str, int] | None) -> None:
-    missing = [d.token for d in config.domains if d.token not in parts.token_ids]
+    missing = [d.token for d in config.domains if d.token and d.token not in parts.token_ids]
     if missing:
         raise DasdError(f"The parts lack the token {missing[0]}: make them with setup_training(config).")
     if token_ids is not None and dict(token_ids) != dict(parts.token_ids):

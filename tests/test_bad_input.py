@@ -66,6 +66,7 @@ def thing(**changes) -> dict:
     return {"domains": [one | changes]}
 
 
+PAIRS = {"pairs": True, "unbiased": False, "queue_size": 0}
 CONFIGS = {
     "nan": ({"training": {"learning_rate": NAN}}, "training.learning_rate is nan"),
     "infinite": ({"training": {"weight_decay": INFINITE}}, "finite"),
@@ -87,7 +88,20 @@ CONFIGS = {
     "zero byte": (thing(data="a\0b"), "domains[0].data"),
     "negative seed": ({"seed": -1}, "seed is -1"),
     "large seed": ({"seed": 2**64}, "seed is a number of 65 bits"),
-    "rank": ({"lora": {"rank": 0}}, "rank is 0"),
+    "rank": ({"lora": {"rank": -1}}, "rank is -1"),
+    "nothing to learn": ({"lora": {"rank": 0}} | thing(token=None), "nothing would learn"),
+    "pairs, unbiased": ({"alignment": PAIRS | {"unbiased": True}}, "no unbiased estimate"),
+    "pairs with a queue": ({"alignment": PAIRS | {"queue_size": 8}}, "queue_size to 0"),
+    "times of pairs": ({"alignment": PAIRS | {"match_timesteps": True}}, "kernel of sets"),
+    "times without bandwidth": (
+        {"alignment": {"match_timesteps": True, "kernel": "linear"}}, "needs a Gaussian kernel"
+    ),
+    "features": ({"alignment": {"source_features": "frosen"}}, "Did you mean 'frozen'?"),
+    "prior weight": ({"training": {"prior_loss_weight": -1}}, "prior_loss_weight is -1"),
+    "prior without source": (
+        {"training": {"prior_loss_weight": 1, "source_batch_size": 0}, "alignment": {"lambda_align": 0}},
+        "prior_loss_weight > 0 needs source samples",
+    ),
     "alpha": ({"lora": {"alpha": 0}}, "alpha is 0.0"),
     "dropout": ({"lora": {"dropout": 1.0}}, "dropout is 1.0"),
     "resolution": ({"model": {"resolution": 0}}, "resolution is 0"),
@@ -109,6 +123,7 @@ CONFIGS = {
     "warm-up": ({"training": {"lr_warmup_steps": -1}}, "lr_warmup_steps is -1"),
     "bootstrap": ({"evaluation": {"num_bootstrap": 0}}, "num_bootstrap is 0"),
     "guidance": (thing(calibration={"guidance_scale": -1}), "guidance_scale of domain thing is -1"),
+    "kind of guidance": (thing(calibration={"guidance": "cgf"}), "Did you mean 'cfg'?"),
     "guidance of the evaluation": ({"evaluation": {"guidance_scale": -1}}, "of the evaluation is -1"),
     "no sampling steps": ({"evaluation": {"num_inference_steps": 0}}, "num_inference_steps of the eval"),
     "scheduler": ({"evaluation": {"scheduler": "dim"}}, "Did you mean 'ddim'?"),
@@ -117,6 +132,7 @@ CONFIGS = {
     "no name": (thing(name=""), "'' must be letters"),
     "long name": (thing(name="x" * 65), "longer than 64"),
     "token with a path": (thing(token="<a/../b>"), "'<a/../b>'"),
+    "empty token": (thing(token=""), "token of domain thing is ''"),
     "long token": (thing(token=f"<{'x' * 300}>"), "longer than 64"),
     "token of the LoRA's file": (thing(token="<pytorch_lora_weights>"), "cannot name a file"),
     "token of the source": ({"source": {"name": "a", "data": "x", "token": "<a>"}}, "source domain a has"),
@@ -538,6 +554,7 @@ SUMMARIES = {
     "a number": {"tokens": {"<xray>": 3}},
     "no tokens": {"tokens": []},
     "a rank of text": {"lora": {"rank": "4", "alpha": 16.0, "dropout": 0.1, "convolutions": "all"}},
+    "a rank of 0": {"lora": {"rank": 0, "alpha": 16.0, "dropout": 0.1, "convolutions": "all"}},
     "a negative rank": {"lora": {"rank": -4, "alpha": 16.0, "dropout": 0.1, "convolutions": "all"}},
     "unknown convolutions": {"lora": {"rank": 4, "alpha": 16.0, "dropout": 0.1, "convolutions": "some"}},
     "unknown field": {"lora": {"rank": 4, "beta": 16.0}},

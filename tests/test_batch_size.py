@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 
 import psutil
@@ -60,6 +61,23 @@ def test_what_is_kept_is_a_line(tiny_config):
     target, source = kept(2, 1) - base, kept(1, 2) - base
     assert target > source > 0
     assert kept(6, 2) == pytest.approx(base + 5 * target + source, rel=0.02)
+
+
+def test_weights_do_not_count():
+    layer, x, peaks = torch.nn.Linear(3, 5, bias=False), torch.ones(2, 3, requires_grad=True), []
+    for networks, weights in (((), ()), ((layer,), ()), ((layer,), (x,))):
+        with batch_size.Kept(*networks, weights=weights) as record:
+            layer(x).sum().backward()
+        peaks.append(record.peak)
+    assert peaks == [4 * (2 * 3 + 3 * 5), 4 * 2 * 3, 0]
+
+
+def test_a_domain_without_token_is_measured_by_its_words(tiny_config):
+    bare = dataclasses.replace(tiny_config.domains[0], token=None)
+    config = tiny_config.replace(domains=(bare, tiny_config.domains[1]))
+    updater = optimization.Updater(config, make_parts(config))
+    assert batch_size._batch(updater, config).target_prompts == ["a picture"] * 6
+    assert batch_size._batch(updater, tiny_config).target_prompts == ["<satellite> a picture"] * 6
 
 
 def test_recomputing_keeps_less(tiny_config):

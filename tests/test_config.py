@@ -70,6 +70,23 @@ def test_slip_is_named(changes, message):
         Config.setup("tiny", **changes)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rank": 0},
+        {"domains": [{"name": "a", "data": "x"}, {"name": "b", "data": "x"}]},
+        {"domains": [{"name": "a", "data": "x", "token": "<a>", "initial_word": "a"}], "rank": 0},
+        {"pairs": True, "unbiased": False, "queue_size": 0},
+        {"pairs": True, "match_timesteps": True, "lambda_align": 0.0},
+        {"match_timesteps": True, "kernel": "gaussian"},
+        {"prior_loss_weight": 1.0, "lambda_align": 0.0, "source_batch_size": 1},
+    ],
+)
+def test_what_can_work_is_allowed(changes):
+    config = Config.setup("tiny", **changes)
+    assert Config.from_dict(config.to_dict()) == config
+
+
 def test_two_domains_may_not_share_a_token():
     one = {"data": "x", "initial_word": "a"}
     domains = [{"name": "a", "token": "<a>", **one}, {"name": "b", "token": "<A>", **one}]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dasd_utils import data, images
+from dasd_utils import data, images, toyworld
 from dasd_utils.config import Config, DasdError, DomainConfig
 
 
@@ -436,6 +436,22 @@ def test_toy_world_splits_are_different_scenes(config):
     train = loaded["train"]
     assert (train[0]["image"].size, train[0]["label"]) == ((16, 16), train.attributes[0]["scene"])
     assert len(train.captions[0]) == 5
+
+
+def test_toy_world_says_what_each_caption_tells(config, tmp_path):
+    loaded = data.load_domain(domain("toyworld:satellite", num_images=6), config)
+    for i, (captions, told) in enumerate(zip(loaded.captions, loaded.told, strict=True)):
+        wordings = toyworld.told_variants("satellite", data.TOY_SEEDS["train"], i)
+        assert list(zip(captions, told, strict=True)) == wordings
+        assert all(each.items() <= loaded.attributes[i].items() for each in told)
+    assert any(loaded.told[0]) and loaded.told[0] != [loaded.attributes[0]] * 5
+    table = dict.fromkeys(toyworld.ATTRIBUTES["satellite"]["scene"], "a view")
+    by_label = dict(label_column="scene", label_captions=table)
+    for other in (dict(caption="a view"), dict(caption_column="scene"), by_label):
+        settings = domain("toyworld:satellite", num_images=2, **other)
+        assert data.load_domain(settings, config).told is None
+    folder = write_images(tmp_path / "set", range(4), TEXT)
+    assert data.load_domain(domain(folder, caption_column="text"), config).told is None
 
 
 def test_toy_world_is_one_for_all_seeds(config):

@@ -240,3 +240,24 @@ def test_the_table_has_a_column_per_method():
 def test_features_of_a_judge_have_unit_norm(judge):
     norms = judge.embed(red_images()).norm(dim=-1)
     torch.testing.assert_close(norms, torch.ones(8))
+
+
+class Mean(torch.nn.Module):
+    """Stands in for Inception: bytes (n, 3, h, w) to three numbers."""
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        assert x.dtype == torch.uint8 and return_features
+        return x.float().mean(dim=(2, 3))
+
+
+def test_inception_is_a_file_that_the_config_names(base_dir, tmp_path):
+    path = tmp_path / "inception.pt"
+    torch.jit.script(Mean()).save(path)
+    config = Config.setup("tiny", base=base_dir, clip=base_dir / "clip", inception=str(path))
+    judge = evaluation.load_judge(config, "cpu")
+    images = [Image.new("RGB", (5, 4), (10, 20, 30)), Image.new("L", (7, 7), 50)]
+    assert judge.embed_inception(images).tolist() == [[10, 20, 30], [50, 50, 50]]
+    assert evaluation.load_judge(config.replace(inception=None), "cpu").inception is None
+    path.write_bytes(b"no archive")
+    with pytest.raises(DasdError, match=r"inception names .*inception\.pt, which is no TorchScript file"):
+        evaluation.load_judge(config, "cpu")

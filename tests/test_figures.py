@@ -284,3 +284,48 @@ def test_no_global_list_keeps_figures():
     figures.loss_curves([3.0, 2.0])
     diagram.method_diagram()
     assert pyplot.get_fignums() == []
+
+
+def swept(value=1.0, **more):
+    start = {"domain": "satellite", "metric": "cmmd", "value": value, "low": value - 0.1, "high": value + 0.2}
+    return start | more
+
+
+def test_a_sweep_has_a_line_for_each_combination_and_0_is_on_all():
+    rows = [swept(9.0, weight=0.0)]
+    rows += [
+        swept(k + w, weight=w, kernel=f"k{k}", queue=q) for w in (0.1, 1.0) for k in (1, 2) for q in (0, 64)
+    ]
+    figure = figures.sweep_chart([*rows, swept(metric="kid")], "weight", "cmmd", ("kernel", "queue"))
+    (axes,) = figure.axes
+    lines = {one.get_label(): one.lines[0].get_ydata().tolist() for one in axes.containers}
+    assert lines["kernel k1, queue 0"] == [9.0, 1.1, 2.0] and len(lines) == 4
+    places = [one.lines[0].get_xdata()[1] for one in axes.containers]
+    assert len(set(places)) == 4  # beside each other
+    with pytest.raises(ValueError, match="'none'"):
+        figures.sweep_chart(rows, "weight", "none", ("kernel",))
+
+
+def test_differences_are_hollow_where_they_cannot_be_told_from_0():
+    start = {"domain": "xray", "metric": "cmmd", "against": "DASD"}
+    rows = [
+        start | {"method": "a", "value": 1.0, "low": 0.5, "high": 1.5, "separable": True},
+        start | {"method": "b", "value": 0.1, "low": -0.5, "high": 0.7, "separable": False},
+        start | {"method": "a", "metric": "prompts_needed", "value": 7},
+    ]
+    (axes,) = figures.difference_chart(rows, ["cmmd"], "xray").axes
+    points = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [point.get_markerfacecolor() == "white" for point in points] == [False, True]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    with pytest.raises(ValueError, match="no differences of kid"):
+        figures.difference_chart(rows, ["kid"], "xray")
+
+
+def test_the_trade_has_a_point_for_each_method_that_saw_the_source():
+    rows = [
+        {"method": m, "domain": d, "metric": "cmmd", "value": v, "low": v - 0.1, "high": v + 0.1}
+        for m, d, v in (("a", "x", 1.0), ("a", "s", 2.0), ("b", "x", 3.0), ("c", "x", 4.0), ("c", "s", 0.5))
+    ]
+    (axes,) = figures.trade_chart(rows, "s").axes
+    points = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines[2::3]}
+    assert points == {"a": (2.0, 1.0), "c": (0.5, 4.0)}

@@ -167,8 +167,27 @@ def test_mmd_leaves_autocast_and_half_precision():
     exact = losses.mmd(x.bfloat16().float(), y.bfloat16().float(), "linear")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = losses.mmd(x.bfloat16(), y.bfloat16(), "linear")
-    assert value.dtype == torch.float32
+        pairs = losses.mean_pair_distance(x.bfloat16(), y.bfloat16(), "linear")
+    assert value.dtype == pairs.dtype == torch.float32
     torch.testing.assert_close(value, exact)
+    torch.testing.assert_close(pairs, losses.mean_pair_distance(x.bfloat16(), y.bfloat16(), "linear"))
+
+
+def test_mean_pair_distance_by_hand():
+    # squared distances of (0, 0): 1, 9, 25; of (2, 0): 5, 13, 29
+    assert losses.mean_pair_distance(X, Y, "linear").item() == pytest.approx(82 / 6)
+    expected = sum(2 - 2 * math.exp(-d / 8) for d in (1, 9, 25, 5, 13, 29)) / 6
+    assert losses.mean_pair_distance(X, Y, sigma=2.0).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "gaussian", "multi"])
+def test_mean_pair_distance_is_that_of_batches_of_one(kernel):
+    x, y = normal(0, 5, 4), normal(1, 3, 4) + 1
+    sigma = losses.median_bandwidth(x, y)
+    pairs = [losses.mmd(a[None], b[None], kernel, unbiased=False, sigma=sigma) for a in x for b in y]
+    torch.testing.assert_close(losses.mean_pair_distance(x, y, kernel), torch.stack(pairs).mean())
+    assert losses.mean_pair_distance(x, x, kernel) > 0.1  # no distance of distributions
+    assert losses.mean_pair_distance(x[:1], x[:1], kernel).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_mmd_takes_a_callable_kernel():
@@ -191,3 +210,5 @@ def test_mmd_refuses():
         losses.mmd(X, Y, "gauss")
     with pytest.raises(ValueError, match="above 0"):
         losses.mmd(X, Y, sigma=0.0)
+    with pytest.raises(ValueError, match="at least one"):
+        losses.mean_pair_distance(X, Y[:0])

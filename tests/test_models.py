@@ -185,9 +185,16 @@ def test_adding_twice_says_so(parts):
         models.add_domain_tokens(parts, parts.config.domains)
 
 
-def test_a_domain_without_token_and_a_word_without_pieces_are_refused(parts):
-    with pytest.raises(DasdError, match="'painting' has no token"):
-        models.add_domain_tokens(parts, [parts.config.source])
+def test_a_domain_without_token_is_passed_over(parts):
+    size, (satellite, xray) = len(parts.tokenizer), parts.config.domains
+    assert models.add_domain_tokens(parts, [parts.config.source]) == {}
+    assert (len(parts.tokenizer), parts.tokens, parts.token_ids) == (size, None, {})
+    bare = dataclasses.replace(satellite, token=None, initial_word="")
+    assert models.add_domain_tokens(parts, [bare, xray]) == {"<xray>": size}
+    assert len(parts.tokens.weight) == 1
+
+
+def test_a_word_without_pieces_is_refused(parts):
     domain = dataclasses.replace(parts.config.domains[0], initial_word="<|endoftext|>")
     with pytest.raises(DasdError, match="no piece"):
         models.add_domain_tokens(parts, [domain])
@@ -280,6 +287,28 @@ def test_merged_lora_is_the_same_function_and_leaves_no_trace(adapted):
     assert all(torch.equal(p, weights[n]) for n, p in all_weights(adapted).items())
     assert [p.requires_grad for p in adapted.unet.parameters()] == flags
     assert torch.equal(output(), before)
+
+
+def test_merged_lora_is_switched_off_and_on(adapted):
+    latents, timesteps, text = noisy_batch(adapted)
+
+    def output():
+        with torch.no_grad():
+            return adapted.unet(latents, timesteps, text).sample
+
+    before = output()
+    with models.lora_disabled(adapted):
+        base = output()
+    with models.lora_merged(adapted) as switch:
+        merged = output()
+        for _ in range(2):
+            switch(False)
+            assert torch.equal(output(), base)
+            switch(True)
+            assert torch.equal(output(), merged)
+        switch(False)
+    assert torch.equal(output(), before)
+    assert (merged - base).abs().max() > 1e-2
 
 
 def test_plain_and_fused_attention_agree(tiny_config):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import narrow
 import pytest
 import torch
 from synthetic import make_batch, make_parts
 
 from dasd_utils import losses, models, objectives
+from dasd_utils.config import AlignmentConfig
 from dasd_utils.data import Batch
 
 
@@ -110,14 +114,119 @@ def test_gradients_reach_lora_and_every_token(tiny_config, parts):
     assert parts.text_encoder.get_input_embeddings().weight.grad is None
 
 
-@pytest.mark.parametrize("weight, rows", [(0.0, 6), (0.01, 8)])
-def test_without_alignment_the_source_never_enters_the_network(tiny_config, parts, weight, rows):
-    config = tiny_config.replace(lambda_align=weight)
-    seen = []
-    parts.unet.conv_in.register_forward_hook(lambda _m, args, _out: seen.append(len(args[0])))
+@pytest.mark.parametrize("source_features", ["adapted", "frozen"])
+def test_the_gradient_of_the_mmd_reaches_lora(tiny_config, parts, source_features):
+    """Through the targets, and through the sources that the adapted model sees."""
+    config = tiny_config.replace(queue_size=0, dropout=0.0, source_features=source_features)
+    weights, batch = models.trainable_parameters(parts)["lora"], make_batch(config)
+    narrow.randomise({"lora": weights}, scale=0.02)
+    found = []
+    for weight in (1.0, 0.0):
+        loss, _ = objectives.DasdObjective(config)(parts, batch, config.replace(lambda_align=weight))
+        gradient = torch.autograd.grad(loss, weights, materialize_grads=True)
+        found.append(torch.cat([g.flatten() for g in gradient]))
+    features = objectives.pool(objectives.predict(parts, batch, with_source=True)[1], "mean")
+    source = features[6:]
+    if source_features == "frozen":
+        with torch.no_grad(), models.lora_disabled(parts):
+            source = objectives.pool(objectives.predict(parts, batch, with_source=True)[1], "mean")[6:]
+    mmd = sum(losses.mmd(source, features[:6][batch.target_domains == d], "multi") for d in (0, 1)) / 2
+    gradient = torch.autograd.grad(mmd, weights, materialize_grads=True)
+    expected = torch.cat([g.flatten() for g in gradient])
+    assert (found[0] - found[1] - expected).norm() < 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    "weight, source_features, prior, entered, left",
+    [
+        (0.0, "adapted", 0.0, [6], 6),
+        (0.01, "adapted", 0.0, [8], 6),
+        (0.01, "frozen", 0.0, [6, 2], 6),
+        (0.0, "frozen", 0.5, [8], 8),
+        (0.01, "adapted", 0.5, [8], 8),
+        (0.01, "frozen", 0.5, [8, 2], 8),
+    ],
+)
+def test_the_source_passes_as_far_as_it_is_looked_at(
+    tiny_config, parts, weight, source_features, prior, entered, left
+):
+    changes = dict(lambda_align=weight, source_features=source_features, prior_loss_weight=prior)
+    config, seen = tiny_config.replace(**changes), {"conv_in": [], "conv_out": []}
+    for name, rows in seen.items():
+        hook = parts.unet.get_submodule(name).register_forward_hook
+        hook(lambda _m, args, _out, rows=rows: rows.append(len(args[0])))
     _, logs = objectives.DasdObjective(config)(parts, make_batch(config), config)
-    assert seen == [rows]
-    assert ("mmd" in logs) == (weight > 0)
+    assert (seen["conv_in"], seen["conv_out"][0]) == (entered, left)
+    assert ("mmd" in logs, "loss_prior" in logs) == (weight > 0, prior > 0)
+    assert objectives.needs_source(config) == (weight > 0 or prior > 0)
+    objectives.DasdObjective(config)(parts, make_batch(config, sources=0), config)
+    assert seen["conv_in"][len(entered) :] == [6]
+
+
+def test_a_whole_pass_predicts_the_noise_of_the_sources_too(tiny_config, parts):
+    batch = make_batch(tiny_config)
+    eps, mid = objectives.predict(parts, batch, with_source=True)
+    whole, same = objectives.predict(parts, batch, with_source=True, whole=True)
+    noisy = parts.noise_scheduler.add_noise(batch.source_latents, batch.source_noise, batch.source_timesteps)
+    text = models.encode_prompts(parts, batch.source_prompts)
+    source = parts.unet(noisy, batch.source_timesteps, text).sample
+    assert (len(eps), len(whole)) == (6, 8)
+    for one, other in ((whole[:6], eps), (whole[6:], source), (same, mid)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    alike = [objectives.noise_loss(parts, batch, each, tiny_config).item() for each in (eps, whole)]
+    assert alike[0] == pytest.approx(alike[1], rel=1e-5)
+
+
+def test_the_sources_own_loss_is_added_with_its_weight(tiny_config, parts):
+    config = tiny_config.replace(lambda_align=0.0, prior_loss_weight=0.5, min_snr_gamma=5.0, dropout=0.0)
+    weights, batch = models.trainable_parameters(parts)["lora"], make_batch(config, sources=3)
+    narrow.randomise({"lora": weights}, scale=0.02)
+    a = parts.noise_scheduler.alphas_cumprod[batch.source_timesteps][:, None, None, None]
+    noisy = a.sqrt() * batch.source_latents + (1 - a).sqrt() * batch.source_noise
+    text = models.encode_prompts(parts, batch.source_prompts)
+    error = parts.unet(noisy, batch.source_timesteps, text).sample - batch.source_noise
+    prior = (error.square().mean(dim=(1, 2, 3)) * (5 * (1 - a) / a).clamp(max=1).flatten()).mean()
+    without = config.replace(prior_loss_weight=0.0)
+    plain, _ = objectives.DasdObjective(without)(parts, batch, without)
+
+    loss, logs = objectives.DasdObjective(config)(parts, batch, config)
+    assert set(logs) == {"loss_noise", "loss_prior"}
+    assert logs["loss_prior"] == pytest.approx(prior.item(), rel=1e-4)
+    assert logs["loss_noise"] == pytest.approx(plain.item(), rel=1e-5)
+    assert loss.item() == pytest.approx((plain + 0.5 * prior).item(), rel=1e-5)
+    gradients = [torch.autograd.grad(value, weights) for value in (loss, plain + 0.5 * prior)]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours - theirs).norm() <= 1e-3 * theirs.norm() + 1e-7
+    _, logs = objectives.DasdObjective(config)(parts, make_batch(config, sources=0), config)
+    assert set(logs) == {"loss_noise"}
+
+
+def test_frozen_features_are_those_of_the_base_and_stay(tiny_config, parts):
+    groups, batch = models.trainable_parameters(parts), make_batch(tiny_config)
+    narrow.randomise({"lora": groups["lora"]})
+    before = objectives.frozen_features(parts, batch)
+    with models.lora_disabled(parts):
+        expected = objectives.predict(parts, batch, with_source=True)[1][6:]
+    adapted = objectives.predict(parts, batch, with_source=True)[1][6:]
+    torch.testing.assert_close(before, expected, rtol=1e-4, atol=1e-5)
+    assert not before.requires_grad and all(p.requires_grad for p in groups["lora"])
+    narrow.randomise({"lora": groups["lora"]}, seed=2)
+    again = objectives.predict(parts, batch, with_source=True)[1][6:]
+    assert torch.equal(objectives.frozen_features(parts, batch), before)
+    assert (again - adapted).abs().max() > 0.01 and (adapted - before).abs().max() > 0.01
+
+
+def test_the_mmd_compares_with_frozen_features(tiny_config, parts):
+    changes = dict(lambda_align=1.0, queue_size=0, source_features="frozen", kernel="gaussian", dropout=0.0)
+    for prior in (0.0, 1.0):
+        config = tiny_config.replace(**changes, prior_loss_weight=prior)
+        batch = make_batch(config)
+        narrow.randomise(models.trainable_parameters(parts), scale=0.02)
+        _, logs = objectives.DasdObjective(config)(parts, batch, config)
+        target = objectives.pool(objectives.predict(parts, batch, with_source=False)[1], "mean")
+        source = objectives.pool(objectives.frozen_features(parts, batch), "mean")
+        expected = losses.mmd(source, target[batch.target_domains == 1], "gaussian").item()
+        assert logs["mmd_xray"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 def test_pooling(tiny_config):
@@ -187,6 +296,39 @@ def test_the_biased_estimator_takes_one_sample(tiny_config):
     assert found["satellite"].item() == pytest.approx(
         (features[0] - features[2]).square().sum().item(), rel=1e-4
     )
+
+
+def test_pairs_are_compared_one_by_one(tiny_config):
+    config = tiny_config.replace(queue_size=0, unbiased=False, pairs=True, kernel="linear")
+    batch = make_batch(config, sources=3)
+    features = features_of(batch, 1)
+    found = objectives.DasdObjective(config).distances(features, batch, config)["xray"]
+    pairs = [(features[i] - features[j]).square().sum() for i in (1, 3, 5) for j in (6, 7, 8)]
+    torch.testing.assert_close(found, torch.stack(pairs).mean())
+
+
+def test_near_timesteps_are_compared(tiny_config):
+    """Features 0 and 1, each at times 0 and 0.1: a tenth of the range counts as much as the features do."""
+    settings = AlignmentConfig(kernel="gaussian", unbiased=False, match_timesteps=True)
+    source, target = torch.tensor([[0.0, 0.0], [0.0, 0.1]]), torch.tensor([[1.0, 0.0], [1.0, 0.1]])
+    assert objectives.distance(source, target, settings).item() == pytest.approx(1 - math.exp(-1))
+    scaled = objectives.distance(*(x * torch.tensor([3.0, 1.0]) for x in (source, target)), settings)
+    assert scaled.item() == pytest.approx(1 - math.exp(-1))
+    apart = target + torch.tensor([0.0, 0.5])
+    assert objectives.distance(source, apart, settings) > objectives.distance(source, target, settings)
+    mixed, same = features_of(make_batch(tiny_config), 3), torch.full((8, 1), 0.3)
+    plain = losses.mmd(mixed[6:], mixed[:6], "gaussian", unbiased=False)
+    found = objectives.distance(*torch.cat([mixed, same], dim=1).split([6, 2])[::-1], settings)
+    torch.testing.assert_close(found, plain)
+
+
+def test_times_are_the_last_column_of_the_features(tiny_config, parts):
+    batch, mid = make_batch(tiny_config), torch.ones(8, 5, 2, 2, dtype=torch.bfloat16)
+    rows = objectives.alignment_features(mid, batch, parts, tiny_config)
+    assert torch.equal(rows, torch.ones(8, 5))
+    timed = objectives.alignment_features(mid, batch, parts, tiny_config.replace(match_timesteps=True))
+    times = torch.cat([batch.target_timesteps, batch.source_timesteps]) / 1000
+    torch.testing.assert_close(timed, torch.cat([rows, times[:, None]], dim=1))
 
 
 def test_state_is_the_queue(tiny_config):

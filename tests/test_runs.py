@@ -1,5 +1,7 @@
 """A lesson uses the run just trained only if it is the one asked for."""
 
+import dataclasses
+
 import pytest
 
 from dasd_utils import checkpoints, runs
@@ -32,8 +34,6 @@ def test_other_training_is_not_used(config, tmp_path):
 def test_what_does_not_train_may_differ(config, tmp_path):
     own = make_run(config.replace(images_per_prompt=9, checkpoint_every=1), tmp_path / "own")
     assert runs.find_run(config) == own
-    import dataclasses
-
     calm = dataclasses.replace(config.domains[0], calibration=Calibration(1.0))
     assert runs.find_run(config.replace(domains=(calm, config.domains[1]))) == own
 
@@ -42,6 +42,31 @@ def test_no_run_names_the_difference(config, tmp_path):
     make_run(config.replace(rank=2), tmp_path / "own")
     with pytest.raises(DasdError, match=r"lora\.rank is 2 there and 32 here"):
         runs.find_run(config)
+
+
+def test_a_key_names_what_decides_the_weights(config, tmp_path):
+    key = runs.key(config)
+    assert len(key) == 12 and int(key, 16) >= 0
+    calm = dataclasses.replace(config.domains[0], calibration=Calibration(1.0))
+    for same in (
+        config.replace(output_dir=tmp_path, images_per_prompt=9, checkpoint_every=1),
+        config.replace(domains=(calm, config.domains[1])),
+        Config.from_dict(config.to_dict()),
+    ):
+        assert runs.key(same) == key
+    others = [runs.key(config.replace(**c)) for c in ({"rank": 2}, {"seed": 1}, {"prior_loss_weight": 1.0})]
+    others += [runs.key(config, "other"), runs.key(config, "another")]
+    assert len({key, *others}) == 6
+
+
+def test_a_run_is_complete_with_adapter_and_manifest(config, tmp_path):
+    assert not runs.is_complete(config)
+    own = make_run(config, tmp_path / "own")
+    assert not runs.is_complete(config)  # the manifest is written last
+    (own / checkpoints.MANIFEST).write_text("{}")
+    assert runs.is_complete(config)
+    (own / "adapter").rmdir()
+    assert not runs.is_complete(config)
 
 
 def test_the_shipped_run_is_as_it_was_written():

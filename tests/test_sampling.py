@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -78,8 +79,9 @@ def test_the_loop_equals_the_pipeline_of_diffusers(adapted, name, guidance_scale
     ).images
     with torch.no_grad():
         text, empty = models.encode_prompts(adapted, [*prompts, "dark", "dark"]).chunk(2)
+    branches = [denoising.Branch(empty), denoising.Branch(text)]
     latents = denoising.denoise(
-        denoising.guided_prediction(adapted.unet, text, empty, guidance_scale),
+        denoising.guided_prediction(adapted.unet, branches, guidance_scale),
         denoising.make_scheduler(name, adapted.noise_scheduler),
         noise,
         5,
@@ -173,20 +175,88 @@ def test_guidance_is_the_line_through_both_branches():
     assert sampling.classifier_free_guidance(uncond, cond, 1.0).tolist() == cond.tolist()
 
 
-@pytest.mark.parametrize(("guidance_scale", "rows"), [(1.0, 2), (2.0, 4)])
-def test_without_guidance_there_is_one_branch(guidance_scale, rows):
+@pytest.mark.parametrize(
+    ("guidance_scale", "uncond_adapted", "calls"),
+    [
+        (1.0, True, [(True, 2)]),
+        (2.0, True, [(True, 4)]),
+        (1.0, False, [(True, 2)]),
+        (2.0, False, [(False, 2), (True, 2)]),
+    ],
+)
+def test_branches_of_one_model_go_through_in_one_batch(guidance_scale, uncond_adapted, calls):
+    """Without guidance there is one branch; of two models each is called, the base first."""
+    seen, switched = [], []
+
     class Counting(torch.nn.Module):
-        dtype, batches = torch.float32, []
+        dtype = torch.float32
 
         def forward(self, latents, timestep, encoder_hidden_states):
-            self.batches.append((len(latents), len(encoder_hidden_states)))
-            return type("Output", (), {"sample": latents})
+            seen.append((switched[-1], len(latents)))
+            rows = encoder_hidden_states.mean(dim=(1, 2)) * (1 if switched[-1] else -1)
+            return type("Output", (), {"sample": latents + rows[:, None, None, None]})
 
-    unet = Counting()
-    text = torch.zeros(2, 77, 8)
-    predict = denoising.guided_prediction(unet, text, text, guidance_scale)
-    assert len(predict(torch.zeros(2, 4, 8, 8), torch.tensor(3))) == 2
-    assert unet.batches.pop() == (rows, rows)
+    branches = [
+        denoising.Branch(torch.ones(2, 77, 8), uncond_adapted),
+        denoising.Branch(torch.ones(2, 77, 8) * 5),
+    ]
+    predict = denoising.guided_prediction(Counting(), branches, guidance_scale, switched.append)
+    eps = predict(torch.zeros(2, 4, 8, 8), torch.tensor(3))
+    uncond = 1 if uncond_adapted else -1
+    assert torch.equal(eps, torch.full((2, 4, 8, 8), uncond + guidance_scale * (5.0 - uncond)))
+    assert seen == calls
+
+
+def by_hand(adapted, prompt: str, settings: Calibration, seed: int, base_uncond: bool) -> Image.Image:
+    """Return the image that guidance leads to, the unconditional branch of the base model or not."""
+    with torch.no_grad():
+        text, empty = models.encode_prompts(adapted, [prompt, ""]).split(1)
+
+    def predict(latents, timestep):
+        cond = adapted.unet(latents, timestep, text).sample
+        with models.lora_disabled(adapted) if base_uncond else contextlib.nullcontext():
+            uncond = adapted.unet(latents, timestep, empty).sample
+        return uncond + settings.guidance_scale * (cond - uncond)
+
+    scheduler = denoising.make_scheduler(settings.scheduler, adapted.noise_scheduler)
+    noise = sampling.initial_noise((4, 8, 8), seed, 0)[None]
+    return denoising.decode_images(
+        adapted.vae, denoising.denoise(predict, scheduler, noise, settings.num_inference_steps)
+    )[0]
+
+
+def test_domain_guidance_leads_away_from_the_base_model(pipeline, adapted):
+    plain, guided = Calibration(3.0, 2, "ddim"), Calibration(3.0, 2, "ddim", "domain")
+    options = {"domain": "xray", "seed": 7}
+    expected = by_hand(adapted, f"<xray> {PROMPT}", guided, 7, base_uncond=True)
+    image, _, used = pipeline.generate(PROMPT, settings=guided, **options)
+    assert same(image, expected) and used["guidance"] == "domain"
+    assert not same(image, pipeline.generate(PROMPT, settings=plain, **options)[0])
+    with pipeline.base():  # one model: the two kinds are one
+        images = [pipeline.generate(PROMPT, settings=each, **options)[0] for each in (plain, guided)]
+    assert pixels(images[0]).tolist() == pixels(images[1]).tolist()
+    ones = [dataclasses.replace(each, guidance_scale=1.0) for each in (plain, guided)]
+    images = [pipeline.generate(PROMPT, settings=each, **options)[0] for each in ones]
+    assert pixels(images[0]).tolist() == pixels(images[1]).tolist()
+
+
+def test_the_adapter_is_switched_against_the_domain_s_rule(pipeline, adapted, tiny_config):
+    def image(**options):
+        found, domain, used = pipeline.generate(PROMPT, seed=2, **options)
+        assert domain == options.get("domain")
+        assert (used["token"] is None) == (domain in (None, "painting") or options["adapter"] is False)
+        return found
+
+    on = by_hand(adapted, PROMPT, tiny_config.source.calibration, 2, base_uncond=False)
+    with pipeline.base():
+        off = image(domain="satellite", adapter=False)
+        assert same(image(adapter=True), off)
+    assert not same(on, off)
+    for domain in (None, "painting"):
+        assert same(image(domain=domain, adapter=True), on)
+        assert same(image(domain=domain, adapter=False), off)
+    assert same(image(domain="satellite", adapter=False), off)
+    assert same(image(domain="satellite", adapter=True), image(domain="satellite", adapter=None))
 
 
 def test_noise_is_counted():
@@ -237,8 +307,8 @@ def test_shapes_that_users_of_the_published_project_know(pipeline):
     image, domain, settings = pipeline.generate(PROMPT, seed=0)
     assert isinstance(image, Image.Image)
     assert domain is None
-    expected = {"guidance_scale": 2.0, "num_inference_steps": 2, "scheduler": "ddim", "seed": 0}
-    assert settings == {"domain": None, "token": None} | expected
+    expected = {"guidance_scale": 2.0, "num_inference_steps": 2, "scheduler": "ddim", "guidance": "cfg"}
+    assert settings == {"domain": None, "token": None, "seed": 0} | expected
     images, domain, settings = pipeline.generate(PROMPT, domain="satellite", num_images=2, seed=0)
     assert [type(i) for i in images] == [Image.Image] * 2
     assert (domain, settings["domain"], settings["token"]) == ("satellite", "satellite", "<satellite>")
@@ -323,6 +393,7 @@ BAD = {
     "steps": (dict(settings=Calibration(num_inference_steps=0)), "num_inference_steps is 0"),
     "many steps": (dict(settings=Calibration(num_inference_steps=1001)), "from 1 to 1000"),
     "scheduler": (dict(settings=Calibration(scheduler="dim")), "no scheduler 'dim'"),
+    "kind of guidance": (dict(settings=Calibration(guidance="cgf")), "Did you mean 'cfg'"),
     "seeds": (dict(seed=[1, 2]), "2 seeds for 1 prompts"),
     "negative seed": (dict(seed=-1), "0 or more, not -1"),
     "two domains": (dict(prompt="<xray> lungs", domain="satellite"), "holds <xray>"),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import signal
+from dataclasses import replace
 
+import narrow
 import numpy as np
 import pytest
 import torch
 from synthetic import NoiseSampler, SpoiltSampler, make_parts, make_sampler
 
-from dasd_utils import adapters, checkpoints, models, objectives, training
+from dasd_utils import adapters, checkpoints, models, objectives, sampling, training
 from dasd_utils.config import DasdError
 
 
@@ -102,6 +104,8 @@ def test_source_prompts_are_encoded_once_a_run(config, monkeypatch):
     without = config.replace(lambda_align=0.0, output_dir=f"{config.output_dir}-2")
     start(without, NoiseSampler(without))
     assert len(asked) == 1  # no source, no prompts
+    start(without.replace(prior_loss_weight=1.0))
+    assert len(asked) == 2
 
 
 def test_history_rows(config):
@@ -120,6 +124,43 @@ def test_history_rows(config):
     assert training.load_history(config.output_dir) == history == seen
     speed = training.load_speed(config.output_dir)
     assert len(speed) == 4 and min(speed) > 0
+
+
+@pytest.mark.parametrize(
+    "rank, tokens", [(0, ("<satellite>", "<xray>")), (4, (None, None)), (4, (None, "<xray>"))]
+)
+def test_tokens_or_lora_alone_train_save_load_and_sample(config, vae, rank, tokens):
+    domains = zip(config.domains, tokens, strict=True)
+    config = config.replace(rank=rank, domains=tuple(replace(d, token=token) for d, token in domains))
+    parts, sampler = training.setup_training(config), make_sampler(config, vae)
+    learned = [token for token in tokens if token]
+    assert list(parts.token_ids) == learned
+    before = adapters.adapter_state(parts)
+    history = training.train(config, parts, sampler, parts.token_ids, progress=False)
+    rates = {"learning_rate"} if rank else set()
+    rates |= {"token_learning_rate"} if learned else set()
+    assert {name for name in history[0] if name.endswith("learning_rate")} == rates
+    after = adapters.adapter_state(parts)
+    assert any("lora" in name for name in after) == (rank > 0) and ("tokens.weight" in after) == bool(learned)
+    assert all(not torch.equal(after[name], before[name]) for name in after)
+
+    folder = training.save_training_results(config, parts, history)
+    files = ["pytorch_lora_weights.safetensors"] * (rank > 0) + [
+        f"{token[1:-1]}.safetensors" for token in learned
+    ]
+    assert sorted(path.name for path in (folder / "adapter").iterdir()) == ["adapter.json", *files]
+    pipeline = sampling.load_trained_pipeline(folder, device="cpu")
+    assert_same(adapters.adapter_state(pipeline.parts), after)
+    again = training.setup_training(config)
+    assert training.train(config, again, sampler, resume=True, progress=False) == history
+    assert_same(adapters.adapter_state(again), after)
+    narrow.randomise(models.trainable_parameters(pipeline.parts))
+    for domain, token in zip(("satellite", "xray"), tokens, strict=True):
+        image, _, used = pipeline.generate("a river", domain=domain, seed=1)
+        with pipeline.base():
+            plain, *_ = pipeline.generate("a river", domain=domain, seed=1)
+        assert used["token"] == token
+        assert np.abs(np.asarray(image, int) - np.asarray(plain, int)).max() > 1
 
 
 def test_every_step_asks_for_its_own_micro_batches(config):
@@ -152,6 +193,7 @@ def test_validation_and_samples_see_no_dropout(config):
         {},
         {"ema_decay": 0.9, "gradient_accumulation_steps": 2},
         {"mixed_precision": "bf16", "lr_scheduler": "linear"},
+        {"rank": 0},
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config, tmp_path, changes):

@@ -1,0 +1,90 @@
+"""What the alignment term does inside: its gradient beside that of the noise prediction, and the features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dasd_utils import losses, models, objectives, optimization
+from dasd_utils.config import Config
+from dasd_utils.data import Sampler
+
+
+class Pull(NamedTuple):
+    """Two gradients of one batch, over all that trains."""
+
+    noise: float  # norm of that of the noise prediction
+    align: float  # norm of lambda_align times that of the MMD
+    cosine: float  # between the two: below 0 they undo each other
+
+
+def gradient_pulls(
+    parts: models.Parts, sampler: Sampler, config: Config, steps: Sequence[int], warm: int = 4
+) -> list[Pull]:
+    """Return the pulls at the training batches of these steps, the weights being as they are.
+
+    A queue is filled by the `warm` batches before the first. Nothing is updated. Raises ValueError where
+    lambda_align is 0: there is nothing to compare.
+    """
+    if config.alignment.lambda_align == 0:
+        raise ValueError("lambda_align is 0: the alignment pulls nowhere.")
+    updater = optimization.Updater(config, parts)
+    objective, found = objectives.DasdObjective(config), []
+    first = min(steps)
+    for step in (*range(max(first - warm, 0), first), *steps):
+        batch = sampler.batch(step).to(updater.device, torch.float32)
+        with updater.autocast():
+            eps, mid = objectives.predict_batch(parts, batch, config)
+            noise = objectives.noise_loss(parts, batch, eps, config)
+            rows = objectives.alignment_features(mid, batch, parts, config)
+            distances = objective.distances(rows, batch, config)
+        if step >= first and distances:
+            mmd = config.alignment.lambda_align * torch.stack(list(distances.values())).mean()
+            found.append(_pull(noise, mmd, updater.parameters))
+    return found
+
+
+def _pull(noise: Tensor, mmd: Tensor, parameters: Sequence[Tensor]) -> Pull:
+    one, two = _gradient(noise, parameters), _gradient(mmd, parameters)
+    return Pull(one.norm().item(), two.norm().item(), functional.cosine_similarity(one, two, dim=0).item())
+
+
+def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """All of it in one row; what the loss does not reach (up-blocks, by the MMD) counts as 0."""
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    pairs = zip(found, parameters, strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
+
+
+@torch.no_grad()
+def mid_features(parts: models.Parts, sampler: Sampler, config: Config, steps: int) -> dict[str, Tensor]:
+    """Return mean-pooled mid-block features of each domain over the first `steps` training batches, (n, d).
+
+    Source and targets at the same timesteps, as the MMD sees them.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for step in range(steps):
+        batch = sampler.batch(step).to(parts.unet.device, torch.float32)
+        _, mid = objectives.predict(parts, batch, with_source=True)
+        rows, count = objectives.pool(mid.float(), "mean"), len(batch.target_latents)
+        found.setdefault(config.source.name, []).append(rows[count:])
+        for name, places in objectives.domain_rows(batch, config).items():
+            found.setdefault(name, []).append(rows[:count][places])
+    return {name: torch.cat(each) for name, each in found.items()}
+
+
+def plane(features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the features in the plane of their two largest principal components, (n, 2) each."""
+    together = torch.cat(list(features.values()))
+    middle = together.mean(dim=0)
+    *_, axes = torch.linalg.svd(together - middle, full_matrices=False)
+    return {name: (rows - middle) @ axes[:2].T for name, rows in features.items()}
+
+
+def separation(source: Tensor, target: Tensor) -> float:
+    """Return the unbiased squared MMD of two sets of features, five bandwidths of the kernel."""
+    return losses.mmd(source, target, "multi", unbiased=True).item()

@@ -1,0 +1,385 @@
+"""The ladder of methods: each rung changes one thing, and every rung is trained, asked and judged alike.
+
+What is done is kept: a trained run in `<output_dir>/trained/<key>`, named by all that decides its weights,
+and its samples and scores in `<output_dir>/samples/<key>`, named by all that decides its pictures. A ladder
+that was stopped goes on where it was, and a rung that joins costs only itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from dasd_utils import (
+    calibration,
+    checkpoints,
+    data,
+    evaluation,
+    locks,
+    models,
+    profiles,
+    runs,
+    samples,
+    sampling,
+    scores,
+    training,
+    uncertainty,
+)
+from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, nearest, resolve
+from dasd_utils.objectives import Objective
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+DASD = "DASD"
+CONTROL = "training images"  # real ones in the place of samples: what a perfect copy scores
+EFFECT, MANY_SEEDS = 0.01, (3, 5, 10, 20)  # of the note on power
+SEED_STEP = 100_000  # between the noise of one training seed and the next
+PROTOCOL, PUBLISHED, CALIBRATED, DOMAIN = "protocol", "published", "calibrated", "domain guidance"
+log = logging.getLogger(__name__)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One method: what is trained, and how it is asked."""
+
+    name: str
+    trained: bool = True  # False: the base model
+    changes: Mapping[str, Any] = field(default_factory=lambda: NOTHING)  # config fields of its training
+    tokens: bool = True  # a learned token leads each prompt
+    style_words: bool = False  # the domain's style words follow each prompt
+    settings: str = PROTOCOL  # or PUBLISHED, CALIBRATED, DOMAIN
+    objective: tuple[str, Callable[[Config], Objective]] | None = None  # (name, maker); None: DASD's own
+
+    def config(self, config: Config) -> Config:
+        """Return the config that this rung trains with."""
+        domains = config.domains
+        if not self.tokens:
+            domains = tuple(dataclasses.replace(domain, token=None) for domain in domains)
+        return config.replace(domains=domains, **self.changes)
+
+    @property
+    def sees_source(self) -> bool:
+        """Return whether its answers to prompts of the source are its own, not those of another rung."""
+        return self.settings == PROTOCOL and not self.style_words
+
+
+LORA_AND_TOKEN = {"lambda_align": 0.0}
+PUBLISHED_MMD = {"kernel": "gaussian", "pooling": "flat", "unbiased": False, "queue_size": 0, "pairs": True}
+RUNGS = (
+    Rung("base", trained=False),
+    Rung("base + style words", trained=False, style_words=True),
+    Rung("token only", changes={"rank": 0, "lambda_align": 0.0}),
+    Rung("LoRA only", changes=LORA_AND_TOKEN, tokens=False),
+    Rung("LoRA + token", changes=LORA_AND_TOKEN),
+    Rung("+ published MMD, Gaussian", changes=PUBLISHED_MMD),
+    Rung("+ published MMD, linear", changes=PUBLISHED_MMD | {"kernel": "linear"}),
+    Rung(DASD),
+    Rung("DASD, frozen source", changes={"source_features": "frozen"}),
+    Rung("LoRA + token + prior preservation", changes=LORA_AND_TOKEN | {"prior_loss_weight": 1.0}),
+    Rung("DASD, published sampling", settings=PUBLISHED),
+    Rung("DASD, calibrated", settings=CALIBRATED),
+    Rung("DASD, Domain Guidance", settings=DOMAIN),
+)
+
+
+def find(names: Sequence[str] | None, rungs: Sequence[Rung] = RUNGS) -> list[Rung]:
+    """Return the rungs of these names, all if None; DasdError for an unknown one."""
+    known = {rung.name: rung for rung in rungs}
+    for name in names or ():
+        if name not in known:
+            raise DasdError(f"There is no rung {name!r}. {nearest(name, known)}")
+    return list(rungs) if names is None else [known[name] for name in names]
+
+
+# training
+
+
+def run_config(config: Config, rung: Rung, seed: int) -> Config:
+    """Return the config of a rung's training, whose output_dir is named by what decides the weights."""
+    asked = rung.config(config.replace(seed=seed, validation_every=0))
+    name = runs.key(asked, rung.objective[0] if rung.objective else "")
+    return asked.replace(output_dir=str(Path(config.output_dir) / "trained" / name))
+
+
+def train(config: Config, rung: Rung, seed: int, progress: bool = True) -> Config:
+    """Train the rung unless its run is complete, going on from its last checkpoint; return its config."""
+    wanted = run_config(config, rung, seed)
+    if runs.is_complete(wanted):
+        return wanted
+    log.info("%s, seed %d: training in %s", rung.name, seed, wanted.output_dir)
+    training.check(wanted)
+    with runs.alone(wanted):
+        parts = training.setup_training(wanted)
+        *_, sampler = data.create_datasets(wanted, parts.tokenizer)
+        objective = rung.objective[1](wanted) if rung.objective else None
+        history = training.train(
+            wanted, parts, sampler, parts.token_ids, objective=objective, resume=True, progress=progress
+        )
+        training.save_training_results(wanted, parts, history)
+    return wanted
+
+
+def find_or_train(config: Config, rung: Rung, seed: int, progress: bool = True) -> Path:
+    """Return the folder of a run that fits the rung: its own, the shipped one, or one that is trained now."""
+    wanted = run_config(config, rung, seed)
+    try:
+        return runs.find_run(wanted)
+    except DasdError as reason:
+        log.info("%s", reason)
+    return resolve(train(config, rung, seed, progress).output_dir)
+
+
+# sampling
+
+
+def settings(config: Config, rung: Rung, domain: DomainConfig, run: Path | None) -> Calibration:
+    """Return how the rung is sampled in a domain; DasdError where its calibration was not made."""
+    protocol = config.evaluation
+    same = Calibration(protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler)
+    if rung.settings == DOMAIN:
+        return dataclasses.replace(same, guidance="domain")
+    if rung.settings == PUBLISHED:
+        return profiles.PUBLISHED_CALIBRATION.get(domain.name, profiles.PUBLISHED_CALIBRATION["default"])
+    if rung.settings == CALIBRATED:
+        return sampling.calibrated(config, calibration.file(run)).domain(domain.name).calibration
+    return same
+
+
+@dataclass(frozen=True)
+class Task:
+    """The samples of one rung, one training seed and one domain."""
+
+    config: Config
+    rung: Rung
+    seed: int
+    domain: DomainConfig
+    calibration: Calibration
+    count: int
+    run: Path | None  # of the trained weights
+
+    @property
+    def folder(self) -> Path:
+        """Return where its files are: named by all that decides the pictures."""
+        named = {
+            "run": self.run.name if self.run else self.config.model.base,
+            "domain": self.domain.name,
+            "data": self.domain.data,
+            "words": self.domain.style_suffix if self.rung.style_words else "",
+            "calibration": dataclasses.asdict(self.calibration),
+            "count": self.count,
+            "seed": self.seed,
+        }
+        name = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
+        return resolve(self.config.output_dir) / "samples" / name
+
+    @property
+    def scores(self) -> Path:
+        """Return the file of the scores, the last that is written."""
+        return self.folder / "scores.safetensors"
+
+
+def tasks(config: Config, rung: Rung, seed: int) -> list[Task]:
+    """Return the tasks of a rung and a seed: its target domains, and the source where it answers there."""
+    run = Path(run_config(config, rung, seed).output_dir) if rung.trained else None
+    count = config.evaluation.num_heldout
+    domains = [(domain, count) for domain in config.domains]
+    domains += [(config.source, max(count // 2, 10))] if rung.sees_source else []
+    return [
+        Task(config, rung, seed, domain, settings(config, rung, domain, run), number, run)
+        for domain, number in domains
+    ]
+
+
+def is_done(config: Config, rung: Rung, seed: int) -> bool:
+    """Return whether all of a rung and a seed is scored."""
+    if (
+        rung.settings == CALIBRATED
+        and not calibration.file(run_config(config, rung, seed).output_dir).is_file()
+    ):
+        return False
+    return all(task.scores.is_file() for task in tasks(config, rung, seed))
+
+
+def sample(task: Task, wanted: scores.Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
+    """Return the task's images, made now or read from its file.
+
+    The noise of image i is the same for all rungs of a seed. The source is asked with the adapter on: what
+    does adaptation do to what the model knew?
+    """
+    path = task.folder / "samples.parquet"
+    if path.is_file():
+        return samples.load(path)
+    prompts = [wanted.asked.prompts[i] for i in wanted.asked.prompt_of(task.count)]
+    words = [f"{p}, {task.domain.style_suffix}" for p in prompts] if task.rung.style_words else prompts
+    seeds = [SEED_STEP * task.seed + i for i in range(task.count)]
+    target = task.domain in task.config.domains
+    images, *_ = pipeline.generate(
+        words,
+        domain=task.domain.name if task.rung.trained and target else None,
+        seed=seeds,
+        settings=task.calibration,
+        adapter=task.rung.trained,
+    )
+    samples.save(path, images, words, seeds)
+    return images
+
+
+def open_pipeline(config: Config, rung: Rung, seed: int) -> sampling.DasdPipeline:
+    """Return the rung's pipeline: the base model's, or that of its trained run."""
+    if not rung.trained:
+        return sampling.DasdPipeline(models.load_parts(config), config)
+    wanted = run_config(config, rung, seed)
+    return sampling.load_trained_pipeline(resolve(wanted.output_dir), wanted)
+
+
+# judging
+
+
+class Judging:
+    """What all rungs are judged by, made once: references of the domains, CLIP, the classifier of domains.
+
+    `references[name]` holds the first `num_heldout` held-out images of a domain.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.judge = config, evaluation.load_judge(config)
+        self.references = {
+            domain.name: scores.reference(domain, config, self.judge, config.evaluation.num_heldout)
+            for domain in (config.source, *config.domains)
+        }
+        self.domains = scores.domain_probe(config)
+
+    def score(self, task: Task, images: Sequence[Any]) -> None:
+        """Write the scores of a task's images."""
+        wanted = self.references[task.domain.name]
+        found = scores.score(images, wanted, self.judge, self.domains, task.seed)
+        _save_scores(task.scores, found)
+
+    def control(self, domain: DomainConfig) -> scores.Scores:
+        """Return the scores of training images in the place of samples."""
+        wanted, train = self.references[domain.name], data.load_domain(domain, self.config)
+        count = min(self.config.evaluation.num_heldout, len(train))
+        pictures = [train.images[i] for i in range(count)]
+        own = scores.asked(train, self.judge, count)
+        return scores.score(pictures, wanted, self.judge, self.domains, 0, own)
+
+
+def _save_scores(path: Path, found: scores.Scores) -> None:
+    temporary = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(found, temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise DasdError(f"The scores cannot be written to {path}: {error.strerror}.") from None
+
+
+def run(
+    config: Config, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS, progress: bool = True
+) -> list[tuple[str, int]]:
+    """Train, sample and score what is missing; return the (rung, seed) that other processes have in hand.
+
+    Several processes may share one ladder: each takes what no other has taken.
+    """
+    judging: list[Judging] = []  # made when the first samples are there
+    while True:
+        left = [(seed, rung) for seed in seeds for rung in rungs if not is_done(config, rung, seed)]
+        mine = [(seed, rung) for seed, rung in left if _take(config, rung, seed, judging, progress)]
+        if not mine:
+            return [(rung.name, seed) for seed, rung in left]
+
+
+def _take(config: Config, rung: Rung, seed: int, judging: list[Judging], progress: bool) -> bool:
+    """Do a rung of a seed unless another process is at it, or at one that shares its weights."""
+    name = Path(run_config(config, rung, seed).output_dir).name if rung.trained else f"base-{seed}"
+    place = checkpoints.writable(config.output_dir) / "locks"
+    place.mkdir(exist_ok=True)
+    with locks.held(place / name) as mine:
+        if mine and not is_done(config, rung, seed):
+            log.info("%s, seed %d", rung.name, seed)
+            if rung.trained:
+                train(config, rung, seed, progress)
+            judging.extend([] if judging else [Judging(config)])
+            _answer(config, rung, seed, judging[0])
+        return mine
+
+
+def _answer(config: Config, rung: Rung, seed: int, judging: Judging) -> None:
+    """Sample and score a rung of a seed whose weights are there."""
+    pipeline = open_pipeline(config, rung, seed)
+    if rung.settings == CALIBRATED:
+        calibration.make(pipeline, judging.judge, calibration.file(pipeline.config.output_dir))
+    for task in tasks(config, rung, seed):
+        if not task.scores.is_file():
+            wanted = judging.references[task.domain.name]
+            judging.score(task, sample(task, wanted, pipeline))
+
+
+# the table
+
+
+def table(config: Config, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS) -> list[Row]:
+    """Return the rows of all rungs that are done for all seeds: scores, differences to DASD, power.
+
+    A row has method, domain, metric, value, low, high, n (images of all seeds) and seeds; a difference also
+    `against` and `separable`.
+    """
+    done = [rung for rung in rungs if all(is_done(config, rung, seed) for seed in seeds)]
+    judging, rows = Judging(config), []
+    for domain in (*config.domains, config.source):
+        wanted = judging.references[domain.name]
+        by_rung = {rung.name: _stored(config, rung, seeds, domain) for rung in done}
+        by_rung = {name: found for name, found in by_rung.items() if found}
+        named = {
+            name: scores.estimates(found, wanted, config.evaluation.num_bootstrap)
+            for name, found in by_rung.items()
+        }
+        if domain in config.domains:
+            named[CONTROL] = scores.estimates(
+                [judging.control(domain)], wanted, config.evaluation.num_bootstrap
+            )
+        sizes = {name: sum(len(each["features"]) for each in found) for name, found in by_rung.items()}
+        for row in scores.rows(named, {"domain": domain.name}, DASD):
+            own = {"n": sizes.get(row["method"], len(wanted.heldout)), "seeds": list(seeds)}
+            rows.append(row | (own if row["method"] != CONTROL else own | {"seeds": []}))
+        if domain in config.domains:
+            rows += power(by_rung, domain.name)
+    return rows
+
+
+def _stored(config: Config, rung: Rung, seeds: Sequence[int], domain: DomainConfig) -> list[scores.Scores]:
+    found = [task for seed in seeds for task in tasks(config, rung, seed) if task.domain == domain]
+    return [load_file(task.scores) for task in found]
+
+
+def power(by_rung: Mapping[str, Sequence[scores.Scores]], domain: str) -> list[Row]:
+    """Return how many prompts would show a CLIP score 0.01 above or below DASD's, by number of seeds."""
+    rows = []
+    for name, found in by_rung.items():
+        if name == DASD or DASD not in by_rung or len(found) < 2:
+            continue
+        pairs = zip(found, by_rung[DASD], strict=True)
+        table = torch.stack([one["clip_score"] - other["clip_score"] for one, other in pairs])
+        parts = uncertainty.components(table)
+        row = {
+            "method": name,
+            "against": DASD,
+            "domain": domain,
+            "metric": "prompts_needed",
+            "effect": EFFECT,
+        }
+        row |= {"deviation_of_seeds": parts.seeds**0.5, "deviation_of_prompts": parts.prompts**0.5}
+        rows += [
+            row | {"seeds": n, "value": uncertainty.prompts_needed(parts, EFFECT, n)} for n in MANY_SEEDS
+        ]
+    return rows

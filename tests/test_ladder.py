@@ -1,0 +1,238 @@
+"""Every rung is asked and judged alike; what is done is kept, and nothing is done twice."""
+
+import dataclasses
+import json
+
+import pytest
+from conftest import on_narrow_base
+from typer.testing import CliRunner
+
+from dasd_utils import calibration, cli, evaluation, ladder, locks, samples, sampling, training
+from dasd_utils.config import Calibration, DasdError
+from dasd_utils.ladder import Rung
+
+QUICK = (("ddim", 1), ("dpm++", 2))
+RUNGS = ladder.find(["base", "base + style words", "token only", "LoRA only", "DASD", "DASD, calibrated",
+                     "DASD, Domain Guidance"])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(base_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ladder")
+    changes = dict(num_heldout=12, num_bootstrap=20, max_train_steps=2, checkpoint_every=1)
+    return on_narrow_base("tiny", base_dir, base_dir / "clip", folder, **changes)
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Search two schedules and two scales, of ten images each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "SCHEDULES", QUICK)
+        patch.setattr(calibration, "SCALES", {"cfg": (1.0, 2.0), "domain": (2.0,)})
+        patch.setattr(calibration.make, "__defaults__", (30, 10))
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(config, quick):
+    """Return the config whose ladder is done for two seeds."""
+    assert ladder.run(config, [0, 1], RUNGS, progress=False) == []
+    return config
+
+
+def test_every_rung_is_scored_in_every_domain(done):
+    for rung in RUNGS:
+        domains = [task.domain.name for task in ladder.tasks(done, rung, 1)]
+        own = rung.settings == ladder.PROTOCOL and not rung.style_words
+        assert domains == ["satellite", "xray"] + ["painting"] * own
+        assert all(task.scores.is_file() for task in ladder.tasks(done, rung, 1))
+
+
+def test_rungs_that_differ_in_sampling_share_their_weights(done):
+    runs = {rung.name: ladder.run_config(done, rung, 0).output_dir for rung in RUNGS if rung.trained}
+    assert runs["DASD"] == runs["DASD, calibrated"] == runs["DASD, Domain Guidance"]
+    assert len(set(runs.values())) == 3
+    assert ladder.run_config(done, RUNGS[-1], 1).output_dir not in runs.values()
+
+
+def test_all_rungs_are_asked_alike(done):
+    asked = {}
+    for rung in RUNGS:
+        task = ladder.tasks(done, rung, 1)[0]
+        rows = samples.pq.read_table(task.folder / "samples.parquet").drop_columns("image").to_pylist()
+        asked[rung.name] = rows
+        settings = task.calibration
+        if rung.settings == ladder.PROTOCOL:
+            protocol = done.evaluation
+            assert settings == Calibration(
+                protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler
+            )
+    words = done.domains[0].style_suffix
+    styled = asked.pop("base + style words")
+    assert all(rows == asked["base"] for rows in asked.values())
+    assert [row["prompt"] for row in styled] == [f"{row['prompt']}, {words}" for row in asked["base"]]
+    assert [row["seed"] for row in styled] == [row["seed"] for row in asked["base"]]
+
+
+def test_seeds_have_noise_of_their_own(done):
+    tables = [ladder.tasks(done, RUNGS[0], seed)[0].folder / "samples.parquet" for seed in (0, 1)]
+    seeds = [set(samples.pq.read_table(path).column("seed").to_pylist()) for path in tables]
+    assert not seeds[0] & seeds[1] and len(seeds[0]) == 12
+
+
+def test_methods_differ_in_their_pictures(done):
+    first = {}
+    for rung in RUNGS:
+        made = samples.load(ladder.tasks(done, rung, 0)[0].folder / "samples.parquet")
+        first[rung.name] = b"".join(image.tobytes() for image in made)
+    assert len(set(first.values())) == len(RUNGS)
+
+
+def test_the_source_is_asked_with_the_adapter_on(done):
+    base, adapted = (
+        samples.load(ladder.tasks(done, ladder.find([name])[0], 0)[-1].folder / "samples.parquet")
+        for name in ("base", "DASD")
+    )
+    assert [i.tobytes() for i in base] != [i.tobytes() for i in adapted]
+
+
+def test_what_is_done_is_not_done_again(done, monkeypatch):
+    for module, name in ((training, "train"), (sampling, "load_trained_pipeline"), (ladder, "Judging")):
+        monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("done again"))
+    assert ladder.run(done, [0, 1], RUNGS, progress=False) == []
+
+
+def test_lost_scores_cost_no_training_and_no_sampling(done, monkeypatch):
+    task = ladder.tasks(done, ladder.find(["DASD"])[0], 0)[0]
+    before = task.scores.read_bytes()
+    task.scores.unlink()
+    monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(sampling.DasdPipeline, "generate", lambda *a, **k: pytest.fail("sampled again"))
+    ladder.run(done, [0], RUNGS, progress=False)
+    assert task.scores.read_bytes() == before
+
+
+def test_a_stopped_training_goes_on(config, tmp_path):
+    here = config.replace(output_dir=str(tmp_path), max_train_steps=3)
+    rung = ladder.find(["LoRA + token"])[0]
+    wanted = ladder.run_config(here, rung, 0)
+
+    def stop(row):
+        if row["step"] == 2:
+            raise KeyboardInterrupt
+
+    parts = training.setup_training(wanted)
+    *_, sampler = ladder.data.create_datasets(wanted, parts.tokenizer)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(wanted, parts, sampler, parts.token_ids, on_step=stop, progress=False)
+    ladder.train(here, rung, 0, progress=False)
+    whole = ladder.train(here.replace(output_dir=str(tmp_path / "whole")), rung, 0, progress=False)
+    files = [ladder.resolve(c.output_dir) / "history.jsonl" for c in (wanted, whole)]
+    assert files[0].read_text() == files[1].read_text()
+
+
+def test_a_rung_in_other_hands_is_left_to_them(config, tmp_path):
+    here, rung = config.replace(output_dir=str(tmp_path)), ladder.find(["token only"])[0]
+    name = ladder.Path(ladder.run_config(here, rung, 0).output_dir).name
+    (tmp_path / "locks").mkdir()
+    with locks.held(tmp_path / "locks" / name) as mine:
+        assert mine and ladder.run(here, [0], [rung], progress=False) == [("token only", 0)]
+    assert not (tmp_path / "samples").exists()
+
+
+def test_the_table_has_scores_differences_and_power(done):
+    rows = ladder.table(done, [0, 1], RUNGS)
+    scored = {(r["method"], r["domain"], r["metric"]) for r in rows if "against" not in r}
+    for rung in RUNGS:
+        assert (rung.name, "satellite", "cmmd") in scored
+    assert (ladder.CONTROL, "xray", "copy_rank") in scored and ("DASD", "painting", "cmmd") in scored
+    assert all(r["low"] <= r["value"] <= r["high"] for r in rows if "low" in r)
+    assert {r["n"] for r in rows if r["method"] == "base" and r["domain"] == "xray" and "n" in r} == {24}
+    differences = [r for r in rows if r.get("against") == "DASD" and r["metric"] == "cmmd"]
+    assert {r["method"] for r in differences} == {rung.name for rung in RUNGS} - {"DASD"}
+    power = [r for r in rows if r["metric"] == "prompts_needed" and r["method"] == "base"]
+    assert {r["seeds"] for r in power} == set(ladder.MANY_SEEDS)
+    json.dumps(rows, allow_nan=False)
+    text = evaluation.ladder_table(rows)
+    assert "| DASD, calibrated |" in text and "±" in text
+
+
+def test_unfinished_rungs_are_left_out_of_the_table(done):
+    more = [*RUNGS, Rung("new", changes={"kernel": "linear"})]
+    assert "new" not in {r["method"] for r in ladder.table(done, [0, 1], more)}
+
+
+def test_another_objective_has_weights_of_its_own(config):
+    plain, other = Rung("x"), Rung("y", objective=("other", lambda config: None))
+    one, two = (ladder.run_config(config, rung, 0).output_dir for rung in (plain, other))
+    assert one != two
+
+
+def test_an_objective_joins_by_adding_a_row(config, tmp_path):
+    called = []
+
+    def make(config):
+        def objective(parts, batch, config):
+            called.append(len(batch.target_latents))
+            return ladder.data and training.objectives.DasdObjective(config)(parts, batch, config)
+
+        return objective
+
+    ladder.train(config.replace(output_dir=str(tmp_path)), Rung("mine", objective=("mine", make)), 0, False)
+    assert called == [config.training.target_batch_size] * 2
+
+
+def test_a_rung_without_calibration_is_not_done(config, tmp_path):
+    rung = ladder.find(["DASD, calibrated"])[0]
+    assert not ladder.is_done(config.replace(output_dir=str(tmp_path)), rung, 0)
+
+
+def test_published_settings_are_those_that_were_published(config):
+    rung = ladder.find(["DASD, published sampling"])[0]
+    found = [task.calibration for task in ladder.tasks(config, rung, 0)]
+    assert found == [Calibration(7.0, 30, "ddim"), Calibration(7.5, 30, "ddim")]
+
+
+def test_unknown_rungs_and_seeds_are_refused():
+    with pytest.raises(DasdError, match="Did you mean 'LoRA only'"):
+        ladder.find(["Lora only"])
+    for text in ("", "0,", "0,0", "a", "-1"):
+        with pytest.raises(DasdError, match="--seeds"):
+            cli.read_seeds(text)
+    assert cli.read_seeds("0,1,12") == [0, 1, 12]
+
+
+def test_commands_hold_what_shares_weights(config):
+    words = cli.ladder_words(config, [0, 1], [rung.name for rung in RUNGS])
+    assert len(words) == 2 * 5  # base, base with words, token, LoRA, DASD with its three ways
+    together = [[w for w in each if w.startswith("DASD")] for each in words]
+    assert max(together, key=len) == ["DASD", "DASD, calibrated", "DASD, Domain Guidance"]
+
+
+def test_the_command_writes_the_table(done):
+    path = done.save(ladder.resolve(done.output_dir) / "asked.json")
+    words = ["ladder", "--config", str(path), "--output_dir", done.output_dir, "--seeds", "0,1", "--json"]
+    words += [w for rung in RUNGS for w in ("--only", rung.name)]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0, result.output
+    stored = evaluation.load_results(json.loads(result.stdout)["results"])
+    assert {row["method"] for row in stored["rows"]} >= {rung.name for rung in RUNGS}
+
+
+def test_a_stopped_ladder_says_how_to_go_on(done, monkeypatch, capsys):
+    def stop(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ladder, "run", stop)
+    path = done.save(ladder.resolve(done.output_dir) / "asked.json")
+    with pytest.raises(SystemExit) as stopped:
+        cli.ladder(config=path, output_dir=None, seeds="0")
+    assert stopped.value.code == 130 and "same command goes on" in capsys.readouterr().err
+
+
+def test_a_domain_that_changes_its_data_has_other_samples(config):
+    rung = ladder.find(["base"])[0]
+    one = ladder.tasks(config, rung, 0)[0]
+    first = dataclasses.replace(config.domains[0], data="toyworld:sketch")
+    other = ladder.tasks(config.replace(domains=(first, *config.domains[1:])), rung, 0)[0]
+    assert one.folder != other.folder

@@ -1,0 +1,77 @@
+"""Commands side by side: here, and on a cluster of two workers of which one is killed on the way."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from dasd_utils import cli, workers
+from dasd_utils.config import DasdError
+
+VERSION = ["--help"]
+
+
+def test_commands_run_and_failures_are_told(tmp_path):
+    commands = [VERSION, ["verify", str(tmp_path / "none")], VERSION]
+    said = workers.run(commands, workers=2, progress=False)
+    assert said[0] is said[2] is None and "none" in said[1]
+
+
+def test_a_failure_names_its_command(tmp_path):
+    with pytest.raises(DasdError, match=r"1 of 1 commands failed.*`dasd verify .*none`"):
+        cli.run_together([["verify", str(tmp_path / "none")]], 1, None)
+
+
+def test_no_workers_are_refused():
+    with pytest.raises(DasdError, match="at least 1"):
+        workers.run([VERSION], workers=0)
+
+
+def test_processes_share_the_cores(monkeypatch):
+    seen = []
+    monkeypatch.setattr(workers.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(workers, "execute", lambda command, threads=None: seen.append(threads))
+    workers.run([VERSION] * 3, workers=3, progress=False)
+    assert seen == [2, 2, 2]
+
+
+def test_a_scheduler_that_is_not_there_is_named():
+    pytest.importorskip("distributed")
+    with pytest.raises(DasdError, match=r"No dask scheduler answers at tcp://127\.0\.0\.1:9"):
+        workers.run([VERSION], scheduler="tcp://127.0.0.1:9", progress=False)
+
+
+def record(command, threads=None):
+    """Stand in for a command: note who runs it, and take a while."""
+    place, number = command
+    with open(os.path.join(place, f"{number}-{os.getpid()}"), "w"):
+        time.sleep(0.5)
+
+
+def test_a_killed_worker_costs_no_command(tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(workers, "execute", record)
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=str(tmp_path / "dask")
+    ) as cluster:
+        place = tmp_path / "ran"
+        place.mkdir()
+        victim = next(iter(cluster.workers.values())).pid
+
+        def kill_one():
+            while not any(file.name.endswith(f"-{victim}") for file in place.iterdir()):
+                time.sleep(0.02)
+            os.kill(victim, signal.SIGKILL)
+
+        import threading
+
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        said = workers.run(
+            [[str(place), str(i)] for i in range(8)], scheduler=cluster.scheduler_address, progress=False
+        )
+        killer.join()
+    assert said == [None] * 8
+    ran = [file.name.split("-")[0] for file in place.iterdir()]
+    assert set(ran) == {str(i) for i in range(8)} and len(ran) > 8  # one began twice
