@@ -175,9 +175,12 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
 
 def _checked_lora(config: cfg.Config, settings: dict[str, Any], folder: Path) -> cfg.LoraSettings:
     try:
-        return config.replace(**settings).lora
+        lora = config.replace(**settings).lora
     except cfg.DasdError as error:
         raise cfg.DasdError(f"{folder / SUMMARY_FILE} is damaged: {error}") from None
+    if settings and lora.rank < 1:
+        raise cfg.DasdError(f"{folder / SUMMARY_FILE} is damaged: it names a LoRA of rank {lora.rank}.")
+    return lora
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:

@@ -22,10 +22,8 @@ from safetensors.torch import load_file, save_file
 
 from dasd_utils import (
     calibration,
-    checkpoints,
     data,
     evaluation,
-    locks,
     models,
     profiles,
     runs,
@@ -301,10 +299,10 @@ def run(
 
 def _take(config: Config, rung: Rung, seed: int, judging: list[Judging], progress: bool) -> bool:
     """Do a rung of a seed unless another process is at it, or at one that shares its weights."""
-    name = Path(run_config(config, rung, seed).output_dir).name if rung.trained else f"base-{seed}"
-    place = checkpoints.writable(config.output_dir) / "locks"
-    place.mkdir(exist_ok=True)
-    with locks.held(place / name) as mine:
+    wanted = run_config(config, rung, seed)
+    if not rung.trained:
+        wanted = wanted.replace(output_dir=str(Path(config.output_dir) / "trained" / f"base-{seed}"))
+    with runs.taken(wanted) as mine:
         if mine and not is_done(config, rung, seed):
             log.info("%s, seed %d", rung.name, seed)
             if rung.trained:

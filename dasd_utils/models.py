@@ -153,8 +153,9 @@ def add_domain_tokens(parts: Parts, domains: Iterable[cfg.DomainConfig]) -> dict
     Domains without one are passed over. Raises DasdError, and changes nothing, if tokens were added before
     or one is in the vocabulary.
     """
-    rows = {domain.token: _initial_row(parts, domain) for domain in domains if domain.token is not None}
-    return attach_tokens(parts, list(rows), torch.stack(list(rows.values()))) if rows else {}
+    learning = [domain for domain in domains if domain.token is not None]
+    rows = [_initial_row(parts, domain) for domain in learning]
+    return attach_tokens(parts, [str(domain.token) for domain in learning], torch.stack(rows)) if rows else {}
 
 
 def attach_tokens(parts: Parts, tokens: Sequence[str], rows: Tensor) -> dict[str, int]:
@@ -202,6 +203,8 @@ def add_lora(unet: diffusers.UNet2DConditionModel, lora: cfg.LoraSettings) -> No
 
 
 def _check_rank(unet: nn.Module, lora: cfg.LoraSettings) -> None:
+    if lora.rank < 1:
+        raise cfg.DasdError(f"rank is {lora.rank}; a LoRA needs 1 or more.")
     found = (m.weight for name, m in unet.named_modules() if re.fullmatch(TARGETS[lora.convolutions], name))
     widest = max((min(len(weight), weight[0].numel()) for weight in found), default=0)
     if lora.rank > widest:

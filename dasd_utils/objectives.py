@@ -65,7 +65,8 @@ class DasdObjective:
         loss = noise_loss(parts, part, eps, config) * _share(len(part.target_latents), count)
         logs = {"loss_noise": loss.item()}
         if config.training.prior_loss_weight > 0 and len(batch.source_latents):
-            prior = prior_loss(parts, part, eps, config)
+            none = not len(part.source_latents)
+            prior = eps.new_zeros(()) if none else prior_loss(parts, part, eps, config)
             prior = prior * _share(len(part.source_latents), len(batch.source_latents))
             loss = loss + config.training.prior_loss_weight * prior
             logs["loss_prior"] = prior.item()
@@ -152,8 +153,8 @@ def frozen_features(parts: models.Parts, batch: Batch) -> Tensor:
     noise, timesteps = batch.source_noise, batch.source_timesteps
     noisy = parts.noise_scheduler.add_noise(batch.source_latents, noise, timesteps)
     text = models.encode_prompts(parts, batch.source_prompts)
-    with models.lora_disabled(parts):
-        return models.unet_pass(parts.unet, noisy, timesteps, text, num_target=0)[1]
+    with models.lora_disabled(parts):  # one row goes on to the end: attention takes no empty batch
+        return models.unet_pass(parts.unet, noisy, timesteps, text, num_target=1)[1]
 
 
 def noise_loss(

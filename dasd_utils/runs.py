@@ -87,19 +87,29 @@ def difference(a: Any, b: Any, where: str = "") -> str | None:
 
 
 @contextlib.contextmanager
-def alone(config: Config) -> Iterator[None]:
-    """Keep other runs out of the run's folder inside the `with`; DasdError if one is at work there."""
+def taken(config: Config) -> Iterator[bool]:
+    """Yield whether the run's folder is this process's inside the `with`; other runs are then kept out."""
     folder = checkpoints.writable(config.output_dir)
     key = threading.get_ident(), folder
     if key in _held:  # as `save_training_results` inside the lock of the command
-        yield
+        yield True
         return
     with locks.held(folder / LOCK) if processes.is_main() else contextlib.nullcontext(True) as mine:
         if processes.any_of(not mine):
-            raise DasdError(f"Another run is at work in {folder}: wait for its end, or set output_dir to "
-                            "another folder.")  # fmt: skip
+            yield False
+            return
         _held.add(key)
         try:
-            yield
+            yield True
         finally:
             _held.discard(key)
+
+
+@contextlib.contextmanager
+def alone(config: Config) -> Iterator[None]:
+    """Keep other runs out of the run's folder inside the `with`; DasdError if one is at work there."""
+    with taken(config) as mine:
+        if not mine:
+            raise DasdError(f"Another run is at work in {resolve(config.output_dir)}: wait for its end, or "
+                            "set output_dir to another folder.")  # fmt: skip
+        yield

@@ -78,8 +78,8 @@ class DasdPipeline:
         self._use_adapter = bool(parts.token_ids or getattr(parts.unet, "peft_config", None))
 
     @property
-    def domain_tokens(self) -> dict[str, str]:
-        """Domain name -> token."""
+    def domain_tokens(self) -> dict[str, str | None]:
+        """Domain name -> token, None for a domain without one."""
         return {d.name: d.token for d in self.config.domains}
 
     @property

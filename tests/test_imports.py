@@ -44,8 +44,8 @@ CORE = {
     "scores": {"config", "data", "evaluation", "manifold", "metrics", "probe", "uncertainty"},
     "calibration": {"checkpoints", "config", "evaluation", "metrics", "sampling", "scores", "uncertainty"},
     "ladder": {
-        "calibration", "checkpoints", "config", "data", "evaluation", "locks", "models", "objectives",
-        "profiles", "runs", "samples", "sampling", "scores", "training", "uncertainty",
+        "calibration", "config", "data", "evaluation", "models", "objectives", "profiles", "runs", "samples",
+        "sampling", "scores", "training", "uncertainty",
     },
     "anatomy": {"config", "data", "losses", "models", "objectives", "optimization"},
     "workers": {"config"},

@@ -7,7 +7,7 @@ import pytest
 from conftest import on_narrow_base
 from typer.testing import CliRunner
 
-from dasd_utils import calibration, cli, evaluation, ladder, locks, samples, sampling, training
+from dasd_utils import calibration, cli, evaluation, ladder, locks, runs, samples, sampling, training
 from dasd_utils.config import Calibration, DasdError
 from dasd_utils.ladder import Rung
 
@@ -133,9 +133,9 @@ def test_a_stopped_training_goes_on(config, tmp_path):
 
 def test_a_rung_in_other_hands_is_left_to_them(config, tmp_path):
     here, rung = config.replace(output_dir=str(tmp_path)), ladder.find(["token only"])[0]
-    name = ladder.Path(ladder.run_config(here, rung, 0).output_dir).name
-    (tmp_path / "locks").mkdir()
-    with locks.held(tmp_path / "locks" / name) as mine:
+    folder = ladder.Path(ladder.run_config(here, rung, 0).output_dir)
+    folder.mkdir(parents=True)
+    with locks.held(folder / runs.LOCK) as mine:  # as another process's `dasd train` there holds it
         assert mine and ladder.run(here, [0], [rung], progress=False) == [("token only", 0)]
     assert not (tmp_path / "samples").exists()
 
