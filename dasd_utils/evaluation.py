@@ -27,6 +27,8 @@ METRICS = {  # name in a row -> (title, decimals)
     "cmmd": ("CMMD ↓", 2),
     "kid": ("KID on CLIP features ↓", 3),
     "fid": ("FID ↓", 1),
+}
+LADDER = METRICS | {  # and those of the ladder alone
     "domain_accuracy": ("taken for its domain ↑", 2),
     "precision": ("precision ↑", 2),
     "recall": ("recall ↑", 2),
@@ -260,8 +262,8 @@ def ladder_table(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> s
         own = [row for row in rows if row["domain"] == domain]
         scored = [row for row in own if "against" not in row]
         alike = {(r["method"], r["metric"]) for r in own if r.get("separable") is False}
-        columns = [m for m in metrics or METRICS if any(row["metric"] == m for row in scored)]
-        head = "| " + " | ".join([domain, *(METRICS[m][0] for m in columns)]) + " |"
+        columns = [m for m in metrics or LADDER if any(row["metric"] == m for row in scored)]
+        head = "| " + " | ".join([domain, *(LADDER[m][0] for m in columns)]) + " |"
         lines = [head, "|---" * (len(columns) + 1) + "|"]
         for method in dict.fromkeys(row["method"] for row in scored):
             found = {row["metric"]: row for row in scored if row["method"] == method}
@@ -274,7 +276,7 @@ def ladder_table(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> s
 def _ladder_cell(row: Row | None, alike: bool) -> str:
     if row is None:
         return ""
-    digits, half = METRICS[row["metric"]][1], (row["high"] - row["low"]) / 2
+    digits, half = LADDER[row["metric"]][1], (row["high"] - row["low"]) / 2
     return f"{row['value']:.{digits}f} ± {half:.{digits}f}{' ≈' if alike else ''}"
 
 

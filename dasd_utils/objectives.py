@@ -65,8 +65,7 @@ class DasdObjective:
         loss = noise_loss(parts, part, eps, config) * _share(len(part.target_latents), count)
         logs = {"loss_noise": loss.item()}
         if config.training.prior_loss_weight > 0 and len(batch.source_latents):
-            none = not len(part.source_latents)
-            prior = eps.new_zeros(()) if none else prior_loss(parts, part, eps, config)
+            prior = prior_loss(parts, part, eps, config)
             prior = prior * _share(len(part.source_latents), len(batch.source_latents))
             loss = loss + config.training.prior_loss_weight * prior
             logs["loss_prior"] = prior.item()
@@ -168,7 +167,12 @@ def noise_loss(
 
 
 def prior_loss(parts: models.Parts, batch: Batch, eps: Tensor, config: Config) -> Tensor:
-    """Return the same of the sources: what they were before is to stay (DreamBooth, arXiv 2208.12242)."""
+    """Return the same of the sources: what they were before is to stay (DreamBooth, arXiv 2208.12242).
+
+    0 where the batch has none.
+    """
+    if not len(batch.source_latents):
+        return eps.new_zeros(())
     alphas, timesteps = parts.noise_scheduler.alphas_cumprod, batch.source_timesteps
     eps = eps[len(batch.target_latents) :]
     return losses.noise_prediction(eps, batch.source_noise, timesteps, alphas, config.training.min_snr_gamma)
