@@ -228,7 +228,7 @@ def ladder_words(config: Config, seeds: list[int], only: list[str] | None) -> li
     alike: dict[tuple, list[str]] = {}
     for seed in seeds:
         for rung in rungs.find(only):
-            place = rungs.run_config(config, rung, seed).output_dir if rung.trained else rung.name
+            place = rungs.run_config(config, rung, seed).output_dir if rung.trained else "base"
             alike.setdefault((seed, place), []).extend(["--only", rung.name])
     return [[*common, "--seeds", str(seed), *names] for (seed, _), names in alike.items()]
 
