@@ -185,6 +185,12 @@ class Task:
         """Return the file of the scores, the last that is written."""
         return self.folder / "scores.safetensors"
 
+    def asks(self, wanted: scores.Reference) -> tuple[list[str], list[int]]:
+        """Return the prompt and the seed of each image."""
+        prompts = [wanted.asked.prompts[i] for i in wanted.asked.prompt_of(self.count)]
+        words = [f"{p}, {self.domain.style_suffix}" for p in prompts] if self.rung.style_words else prompts
+        return words, [SEED_STEP * self.seed + i for i in range(self.count)]
+
 
 def tasks(config: Config, rung: Rung, seed: int) -> list[Task]:
     """Return the tasks of a rung and a seed: its target domains, and the source where it answers there."""
@@ -209,26 +215,30 @@ def is_done(config: Config, rung: Rung, seed: int) -> bool:
 
 
 def sample(task: Task, wanted: scores.Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
-    """Return the task's images, made now or read from its file.
+    """Return the task's images, read from its file or made now and written there."""
+    path = task.folder / "samples.parquet"
+    if path.is_file():
+        return samples.load(path)
+    images = answers(task, wanted, pipeline)
+    samples.save(path, images, *task.asks(wanted))
+    return images
+
+
+def answers(task: Task, wanted: scores.Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
+    """Return the task's images, made now.
 
     The noise of image i is the same for all rungs of a seed. The source is asked with the adapter on: what
     does adaptation do to what the model knew?
     """
-    path = task.folder / "samples.parquet"
-    if path.is_file():
-        return samples.load(path)
-    prompts = [wanted.asked.prompts[i] for i in wanted.asked.prompt_of(task.count)]
-    words = [f"{p}, {task.domain.style_suffix}" for p in prompts] if task.rung.style_words else prompts
-    seeds = [SEED_STEP * task.seed + i for i in range(task.count)]
-    target = task.domain in task.config.domains
+    prompts, seeds = task.asks(wanted)
+    target = task.rung.trained and task.domain in task.config.domains
     images, *_ = pipeline.generate(
-        words,
-        domain=task.domain.name if task.rung.trained and target else None,
+        prompts,
+        domain=task.domain.name if target else None,
         seed=seeds,
         settings=task.calibration,
         adapter=task.rung.trained,
     )
-    samples.save(path, images, words, seeds)
     return images
 
 
