@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from dasd_utils import checkpoints, evaluation, metrics, sampling, scores
+from dasd_utils import checkpoints, evaluation, files, metrics, sampling, scores
 from dasd_utils.config import Calibration, DasdError, DomainConfig, resolve
 from dasd_utils.uncertainty import Estimate
 
@@ -54,13 +54,15 @@ def make(
     path: Path,
     budget: int = BUDGET,
     num_images: int = IMAGES,
+    again: bool = False,
 ) -> None:
     """Search every target domain and write `calibration.json` at `path`, beside it every candidate's scores.
 
-    In a run folder `load_trained_pipeline` uses it. One that is there is kept. Raises DasdError for too few
-    validation images or a folder that cannot be written, before any sampling.
+    In a run folder `load_trained_pipeline` uses it. One that is there is kept, or with `again` replaced when
+    the search is done. Raises DasdError for too few validation images or a folder that cannot be written,
+    before any sampling.
     """
-    if path.is_file():
+    if path.is_file() and not again:
         return
     checkpoints.writable(path.parent)
     table, found = {}, []
@@ -73,14 +75,13 @@ def make(
         ]
         log.info("%s: %s", domain.name, table[domain.name])
     evaluation.save_results(path.with_name(SEARCH), pipeline.config, found)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(table, indent=2) + "\n", encoding="utf8")
-    temporary.replace(path)  # last: where it is, the search was whole
+    with files.whole(path, "The calibration") as temporary:  # last: where it is, the search was whole
+        temporary.write_text(json.dumps(table, indent=2) + "\n", encoding="utf8")
 
 
 def file(run: str | Path) -> Path:
-    """Return where the calibrations of a run are."""
-    return resolve(run) / sampling.CALIBRATION_FILE
+    """Return where the calibrations of a run, or of an adapter's folder in it, are."""
+    return sampling.run_folder(resolve(run)) / sampling.CALIBRATION_FILE
 
 
 def search(

@@ -164,9 +164,7 @@ def calibrate(
     pipeline = open_pipeline(checkpoint, profile, config, output_dir)
     run = checkpoint or Path(pipeline.config.output_dir)
     path = calibration.file(run)
-    if again:
-        path.unlink(missing_ok=True)
-    calibration.make(pipeline, evaluation.load_judge(pipeline.config), path, budget, num_images)
+    calibration.make(pipeline, evaluation.load_judge(pipeline.config), path, budget, num_images, again)
     found = json.loads(path.read_text(encoding="utf8"))
     lines = [f"{name}: {', '.join(f'{k} {v}' for k, v in each.items())}" for name, each in found.items()]
     show({"calibration": str(path), "domains": found}, as_json, "\n".join([*lines, str(path)]))
@@ -177,8 +175,13 @@ def ladder(
     profile: Profile = "auto",
     config: ConfigFile = None,
     output_dir: Annotated[
-        Path, typer.Option("--output_dir", "--output-dir", help="Where runs, samples and the table are.")
-    ] = Path("data/runs/ladder"),
+        Path | None,
+        typer.Option(
+            "--output_dir",
+            "--output-dir",
+            help="Where runs, samples and the table are. Default: that of --config, else data/runs/ladder.",
+        ),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Comma-separated training seeds.")] = "0,1,2",
     only: Annotated[list[str] | None, typer.Option(help="The name of a rung; may be given again.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the cores.")] = 1,
@@ -192,12 +195,14 @@ def ladder(
     from dasd_utils import evaluation
     from dasd_utils import ladder as rungs
 
-    settings, wanted = read_config(profile, config, output_dir=output_dir), rungs.find(only)
+    place = output_dir or (None if config else Path("data/runs/ladder"))
+    settings, wanted = read_config(profile, config, output_dir=place), rungs.find(only)
     numbers = read_seeds(seeds)
     if workers > 1 or scheduler:
         run_together(ladder_words(settings, numbers, only), workers, scheduler)
+    judging = rungs.Judging(settings)
     try:
-        busy = rungs.run(settings, numbers, wanted)
+        busy = rungs.run(judging, numbers, wanted)
     except KeyboardInterrupt:  # a training that was stopped has saved
         _fail("Stopped. The same command goes on from here.", 130)
     if busy or not table:
@@ -205,7 +210,7 @@ def ladder(
         show(busy, as_json, f"Other processes are at work on: {left}" if busy else "All rungs are done.")
         return
     path = resolve(settings.output_dir) / "ladder.json"
-    rows = rungs.table(settings, numbers, wanted)
+    rows = rungs.table(judging, numbers, wanted)
     evaluation.save_results(path, settings, rows)
     show({"results": str(path), "rows": rows}, as_json, f"{evaluation.ladder_table(rows)}\n\n{path}")
 
@@ -223,7 +228,7 @@ def ladder_words(config: Config, seeds: list[int], only: list[str] | None) -> li
     from dasd_utils import checkpoints
     from dasd_utils import ladder as rungs
 
-    path = config.save(checkpoints.writable(config.output_dir) / "config.json")
+    path = config.save(checkpoints.writable(config.output_dir) / "ladder_config.json")
     common = ["ladder", "--config", str(path), "--output_dir", config.output_dir, "--no-table"]
     alike: dict[tuple, list[str]] = {}
     for seed in seeds:
@@ -393,7 +398,7 @@ def notebooks(
 @app.command()
 def sweep(
     parameters: Annotated[Path, typer.Argument(help="JSON: a list of objects of parameters.")],
-    notebook: Annotated[str, typer.Option(help="The notebook to run for each.")] = "11_alignment",
+    notebook: Annotated[str, typer.Option(help="The notebook to run for each: the beginning of its name.")],
     output_dir: Annotated[
         Path, typer.Option("--output_dir", "--output-dir", help="Where cells and the table are.")
     ] = Path("data/runs/sweep"),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 import transformers
 from PIL import Image
 
-from dasd_utils import metrics, pretrained
+from dasd_utils import files, metrics, pretrained
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.reader import AttributeReader
 
@@ -210,19 +208,8 @@ def save_results(path: str | Path, config: Config | dict[str, Any], rows: Sequen
     path = Path(path)
     values = {"config": config.to_dict() if isinstance(config, Config) else config, "rows": list(rows)}
     text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    except OSError as error:
-        raise DasdError(f"The results cannot be written to {path}: {error.strerror}.") from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp lets only the owner read
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise DasdError(f"The results cannot be written to {path}: {error.strerror}.") from None
+    with files.whole(path, "The results") as temporary:
+        temporary.write_text(text, encoding="utf8")
     return path
 
 

@@ -8,6 +8,7 @@ that was stopped goes on where it was, and a rung that joins costs only itself.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -24,7 +25,9 @@ from dasd_utils import (
     calibration,
     data,
     evaluation,
+    files,
     models,
+    probe,
     profiles,
     runs,
     samples,
@@ -168,28 +171,39 @@ class Task:
     @property
     def folder(self) -> Path:
         """Return where its files are: named by all that decides the pictures."""
+        domain = dataclasses.asdict(self.domain)
+        unseen = ("calibration", "descriptions", *(() if self.rung.style_words else ("style_suffix",)))
         named = {
-            "run": self.run.name if self.run else self.config.model.base,
-            "domain": self.domain.name,
-            "data": self.domain.data,
-            "words": self.domain.style_suffix if self.rung.style_words else "",
+            "run": self.run.name if self.run else dataclasses.asdict(self.config.model),
+            "domain": {name: value for name, value in domain.items() if name not in unseen},
+            "split": {k: v for k, v in vars(self.config.data).items() if k != "cache_dir"},
             "calibration": dataclasses.asdict(self.calibration),
             "count": self.count,
             "seed": self.seed,
         }
-        name = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
-        return resolve(self.config.output_dir) / "samples" / name
+        return resolve(self.config.output_dir) / "samples" / _name(named)
 
     @property
     def scores(self) -> Path:
-        """Return the file of the scores, the last that is written."""
-        return self.folder / "scores.safetensors"
+        """Return the file of the scores, the last that is written: named by all that judges the pictures."""
+        model, members = self.config.model, (self.config.source, *self.config.domains)
+        named = {
+            "judge": [model.base, model.base_revision, model.clip, model.clip_revision],
+            "inception": self.config.evaluation.inception,
+            "heldout": self.config.evaluation.num_heldout,
+            "domains": [[d.name, d.data, d.revision, d.num_images] for d in members],  # of their classifier
+        }
+        return self.folder / f"scores-{_name(named)}.safetensors"
 
     def asks(self, wanted: scores.Reference) -> tuple[list[str], list[int]]:
         """Return the prompt and the seed of each image."""
         prompts = [wanted.asked.prompts[i] for i in wanted.asked.prompt_of(self.count)]
         words = [f"{p}, {self.domain.style_suffix}" for p in prompts] if self.rung.style_words else prompts
         return words, [SEED_STEP * self.seed + i for i in range(self.count)]
+
+
+def _name(named: Any) -> str:
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def tasks(config: Config, rung: Rung, seed: int) -> list[Task]:
@@ -254,24 +268,34 @@ def open_pipeline(config: Config, rung: Rung, seed: int) -> sampling.DasdPipelin
 
 
 class Judging:
-    """What all rungs are judged by, made once: references of the domains, CLIP, the classifier of domains.
-
-    `references[name]` holds the first `num_heldout` held-out images of a domain.
-    """
+    """What all rungs are judged by, each made at its first use and once."""
 
     def __init__(self, config: Config) -> None:
-        self.config, self.judge = config, evaluation.load_judge(config)
-        self.references = {
-            domain.name: scores.reference(domain, config, self.judge, config.evaluation.num_heldout)
-            for domain in (config.source, *config.domains)
-        }
-        self.domains = scores.domain_probe(config)
+        self.config = config
+
+    @functools.cached_property
+    def judge(self) -> evaluation.Judge:
+        """The CLIP that scores."""
+        return evaluation.load_judge(self.config)
+
+    @functools.cached_property
+    def references(self) -> dict[str, scores.Reference]:
+        """The first `num_heldout` held-out images of each domain, by its name."""
+        count = self.config.evaluation.num_heldout
+        members = (self.config.source, *self.config.domains)
+        return {domain.name: scores.reference(domain, self.config, self.judge, count) for domain in members}
+
+    @functools.cached_property
+    def domains(self) -> probe.Probe:
+        """The classifier of domains."""
+        return scores.domain_probe(self.config)
 
     def score(self, task: Task, images: Sequence[Any]) -> None:
         """Write the scores of a task's images."""
         wanted = self.references[task.domain.name]
         found = scores.score(images, wanted, self.judge, self.domains, task.seed)
-        _save_scores(task.scores, found)
+        with files.whole(task.scores, "The scores") as temporary:
+            save_file(found, temporary)
 
     def control(self, domain: DomainConfig) -> scores.Scores:
         """Return the scores of training images in the place of samples."""
@@ -282,33 +306,24 @@ class Judging:
         return scores.score(pictures, wanted, self.judge, self.domains, 0, own)
 
 
-def _save_scores(path: Path, found: scores.Scores) -> None:
-    temporary = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(found, temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise DasdError(f"The scores cannot be written to {path}: {error.strerror}.") from None
-
-
 def run(
-    config: Config, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS, progress: bool = True
+    judging: Judging, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS, progress: bool = True
 ) -> list[tuple[str, int]]:
     """Train, sample and score what is missing; return the (rung, seed) that other processes have in hand.
 
     Several processes may share one ladder: each takes what no other has taken.
     """
-    judging: list[Judging] = []  # made when the first samples are there
+    config = judging.config
     while True:
         left = [(seed, rung) for seed in seeds for rung in rungs if not is_done(config, rung, seed)]
-        mine = [(seed, rung) for seed, rung in left if _take(config, rung, seed, judging, progress)]
+        mine = [(seed, rung) for seed, rung in left if _take(judging, rung, seed, progress)]
         if not mine:
             return [(rung.name, seed) for seed, rung in left]
 
 
-def _take(config: Config, rung: Rung, seed: int, judging: list[Judging], progress: bool) -> bool:
+def _take(judging: Judging, rung: Rung, seed: int, progress: bool) -> bool:
     """Do a rung of a seed unless another process is at it, or at one that shares its weights."""
+    config = judging.config
     wanted = run_config(config, rung, seed)
     if not rung.trained:
         wanted = wanted.replace(output_dir=str(Path(config.output_dir) / "trained" / f"base-{seed}"))
@@ -317,13 +332,13 @@ def _take(config: Config, rung: Rung, seed: int, judging: list[Judging], progres
             log.info("%s, seed %d", rung.name, seed)
             if rung.trained:
                 train(config, rung, seed, progress)
-            judging.extend([] if judging else [Judging(config)])
-            _answer(config, rung, seed, judging[0])
+            _answer(judging, rung, seed)
         return mine
 
 
-def _answer(config: Config, rung: Rung, seed: int, judging: Judging) -> None:
+def _answer(judging: Judging, rung: Rung, seed: int) -> None:
     """Sample and score a rung of a seed whose weights are there."""
+    config = judging.config
     pipeline = open_pipeline(config, rung, seed)
     if rung.settings == CALIBRATED:
         calibration.make(pipeline, judging.judge, calibration.file(pipeline.config.output_dir))
@@ -336,14 +351,14 @@ def _answer(config: Config, rung: Rung, seed: int, judging: Judging) -> None:
 # the table
 
 
-def table(config: Config, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS) -> list[Row]:
+def table(judging: Judging, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS) -> list[Row]:
     """Return the rows of all rungs that are done for all seeds: scores, differences to DASD, power.
 
     A row has method, domain, metric, value, low, high, n (images of all seeds) and seeds; a difference also
     `against` and `separable`.
     """
+    config, rows = judging.config, []
     done = [rung for rung in rungs if all(is_done(config, rung, seed) for seed in seeds)]
-    judging, rows = Judging(config), []
     for domain in (*config.domains, config.source):
         wanted = judging.references[domain.name]
         by_rung = {rung.name: _stored(config, rung, seeds, domain) for rung in done}

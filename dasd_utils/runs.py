@@ -17,7 +17,8 @@ LOCK = ".lock"
 _held: set[tuple[int, Path]] = set()  # (thread, folder) of the runs at work in this process
 
 # What may differ between a run and the config that asks for it, without the weights being others.
-NOT_TRAINED = ("output_dir", "shipped_run", "data", "classifier", "evaluation")
+NOT_TRAINED = ("output_dir", "shipped_run", "classifier", "evaluation")
+NOT_TRAINED_DATA = ("cache_dir",)  # the rest decides which images are held out
 NOT_TRAINED_DOMAIN = ("calibration", "descriptions", "style_suffix")
 NOT_TRAINED_TRAINING = ("checkpoint_every", "checkpoints_kept", "validation_every", "validation_images",
                         "sample_every")  # fmt: skip
@@ -29,8 +30,9 @@ def trained_part(config: Config) -> dict[str, Any]:
     for domain in (values["source"], *values["domains"]):
         for name in NOT_TRAINED_DOMAIN:
             del domain[name]
-    for name in NOT_TRAINED_TRAINING:
-        del values["training"][name]
+    for section, names in (("training", NOT_TRAINED_TRAINING), ("data", NOT_TRAINED_DATA)):
+        for name in names:
+            del values[section][name]
     return values
 
 

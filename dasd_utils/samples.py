@@ -10,6 +10,7 @@ import datasets
 import pyarrow.parquet as pq
 from PIL import Image
 
+from dasd_utils import files
 from dasd_utils.config import DasdError
 
 FEATURES = datasets.Features(
@@ -23,14 +24,9 @@ def save(
     """Write the images as PNG bytes with prompt and seed, whole or not at all; return the path."""
     path = Path(path)
     columns = {"image": list(images), "prompt": list(prompts), "seed": list(seeds)}
-    temporary = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with files.whole(path, "The samples") as temporary:
         table = datasets.Dataset.from_dict(columns, features=FEATURES).data.table
         pq.write_table(table.cast(FEATURES.arrow_schema), temporary)  # `to_parquet` would draw a progress bar
-        temporary.replace(path)
-    except OSError as error:
-        raise DasdError(f"The samples cannot be written to {path}: {error.strerror}.") from None
     return path
 
 

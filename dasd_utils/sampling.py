@@ -310,6 +310,12 @@ def calibrated(config: Config, path: str | Path) -> Config:
     return Config.from_dict(values)
 
 
+def run_folder(folder: Path) -> Path:
+    """Return the run that a folder is, or that an adapter's folder belongs to."""
+    is_run = (folder / "adapter").is_dir() or (folder / "config.json").exists()
+    return folder if is_run or not (folder / "adapter.json").exists() else folder.parent
+
+
 def load_trained_pipeline(
     folder_or_config: str | Path | Config,
     config: Config | None = None,
@@ -325,7 +331,7 @@ def load_trained_pipeline(
         folder_or_config = config.output_dir
     folder = resolve(folder_or_config)
     adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
-    run = folder if adapter != folder or (folder / "config.json").exists() else folder.parent
+    run = run_folder(folder)
     adapters.read_summary(adapter)  # says what is missing before anything is loaded
     if config is None and not (run / "config.json").exists():
         raise DasdError(f"{run} holds no config.json, which names the base model: give a config too.")

@@ -72,7 +72,9 @@ def _product(entry: Parameters) -> list[Parameters]:
 
 def cells(notebook: str, entries: Sequence[Parameters], output_dir: str | Path) -> list[Cell]:
     """Return a cell for each entry; DasdError for a parameter that the notebook does not declare."""
-    (path,) = batch.find([notebook])
+    path, *others = batch.find([notebook])
+    if others:
+        raise DasdError(f"{notebook!r} begins several notebooks, {path.stem} and {others[0].stem}: name one.")
     for entry in entries:
         batch.check_parameters([path], entry)
     return [Cell(path.stem, entry, str(output_dir)) for entry in entries]

@@ -125,3 +125,5 @@ def test_the_command_writes_what_the_pipeline_uses(config, monkeypatch):
     assert calibration.file(config.output_dir).read_bytes() == before
     with pytest.raises(BaseException, match="searched again"):
         CliRunner().invoke(cli.app, [*words, "--again"], catch_exceptions=False)
+    assert calibration.file(config.output_dir).read_bytes() == before  # until the new search is done
+    assert calibration.file(f"{config.output_dir}/adapter") == calibration.file(config.output_dir)

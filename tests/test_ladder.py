@@ -29,14 +29,14 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "SCHEDULES", QUICK)
         patch.setattr(calibration, "SCALES", {"cfg": (1.0, 2.0), "domain": (2.0,)})
-        patch.setattr(calibration.make, "__defaults__", (30, 10))
+        patch.setattr(calibration.make, "__defaults__", (30, 10, False))
         yield
 
 
 @pytest.fixture(scope="module")
 def done(config, quick):
     """Return the config whose ladder is done for two seeds."""
-    assert ladder.run(config, [0, 1], RUNGS, progress=False) == []
+    assert ladder.run(ladder.Judging(config), [0, 1], RUNGS, progress=False) == []
     return config
 
 
@@ -97,9 +97,13 @@ def test_the_source_is_asked_with_the_adapter_on(done):
 
 
 def test_what_is_done_is_not_done_again(done, monkeypatch):
-    for module, name in ((training, "train"), (sampling, "load_trained_pipeline"), (ladder, "Judging")):
+    for module, name in (
+        (training, "train"),
+        (sampling, "load_trained_pipeline"),
+        (evaluation, "load_judge"),
+    ):
         monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("done again"))
-    assert ladder.run(done, [0, 1], RUNGS, progress=False) == []
+    assert ladder.run(ladder.Judging(done), [0, 1], RUNGS, progress=False) == []
 
 
 def test_lost_scores_cost_no_training_and_no_sampling(done, monkeypatch):
@@ -108,7 +112,7 @@ def test_lost_scores_cost_no_training_and_no_sampling(done, monkeypatch):
     task.scores.unlink()
     monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr(sampling.DasdPipeline, "generate", lambda *a, **k: pytest.fail("sampled again"))
-    ladder.run(done, [0], RUNGS, progress=False)
+    ladder.run(ladder.Judging(done), [0], RUNGS, progress=False)
     assert task.scores.read_bytes() == before
 
 
@@ -136,12 +140,12 @@ def test_a_rung_in_other_hands_is_left_to_them(config, tmp_path):
     folder = ladder.Path(ladder.run_config(here, rung, 0).output_dir)
     folder.mkdir(parents=True)
     with locks.held(folder / runs.LOCK) as mine:  # as another process's `dasd train` there holds it
-        assert mine and ladder.run(here, [0], [rung], progress=False) == [("token only", 0)]
+        assert mine and ladder.run(ladder.Judging(here), [0], [rung], progress=False) == [("token only", 0)]
     assert not (tmp_path / "samples").exists()
 
 
 def test_the_table_has_scores_differences_and_power(done):
-    rows = ladder.table(done, [0, 1], RUNGS)
+    rows = ladder.table(ladder.Judging(done), [0, 1], RUNGS)
     scored = {(r["method"], r["domain"], r["metric"]) for r in rows if "against" not in r}
     for rung in RUNGS:
         assert (rung.name, "satellite", "cmmd") in scored
@@ -159,7 +163,7 @@ def test_the_table_has_scores_differences_and_power(done):
 
 def test_unfinished_rungs_are_left_out_of_the_table(done):
     more = [*RUNGS, Rung("new", changes={"kernel": "linear"})]
-    assert "new" not in {r["method"] for r in ladder.table(done, [0, 1], more)}
+    assert "new" not in {r["method"] for r in ladder.table(ladder.Judging(done), [0, 1], more)}
 
 
 def test_another_objective_has_weights_of_its_own(config):
@@ -236,3 +240,25 @@ def test_a_domain_that_changes_its_data_has_other_samples(config):
     first = dataclasses.replace(config.domains[0], data="toyworld:sketch")
     other = ladder.tasks(config.replace(domains=(first, *config.domains[1:])), rung, 0)[0]
     assert one.folder != other.folder
+
+
+def test_what_judges_or_splits_otherwise_is_not_mistaken_for_what_is_there(done):
+    rung = ladder.find(["base"])[0]
+    task = ladder.tasks(done, rung, 0)[0]
+    judged = ladder.tasks(done.replace(inception="other.pt"), rung, 0)[0]
+    assert judged.folder == task.folder and judged.scores != task.scores
+    for change in ({"test_fraction": 0.3}, {"resolution": 16}, {"base_revision": "a" * 40}):
+        assert ladder.tasks(done.replace(**change), rung, 0)[0].folder != task.folder
+    assert ladder.tasks(done.replace(cache_dir="elsewhere"), rung, 0)[0].folder == task.folder
+
+
+def test_the_folder_is_that_of_the_config_unless_one_is_named(done, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        ladder, "run", lambda judging, *_: seen.append(judging.config.output_dir) or [("x", 0)]
+    )
+    path = done.save(ladder.resolve(done.output_dir) / "asked.json")
+    cli.ladder(config=path, output_dir=None, seeds="0")
+    cli.ladder(config=path, output_dir=ladder.Path("other"), seeds="0")
+    cli.ladder(profile="tiny", output_dir=None, seeds="0")
+    assert seen == [done.output_dir, "other", "data/runs/ladder"]

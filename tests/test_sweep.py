@@ -67,6 +67,11 @@ def test_an_unknown_parameter_is_refused_before_anything_runs(notebook, tmp_path
         sweep.cells(notebook, [{"a": 1}, {"c": 1}], tmp_path)
 
 
+def test_one_notebook_is_meant(tmp_path):
+    with pytest.raises(DasdError, match="'0' begins several notebooks"):
+        sweep.cells("0", [{"seed": 1}], tmp_path)
+
+
 def test_cells_are_named_by_their_parameters(notebook, tmp_path):
     one, two, same = sweep.cells(notebook, [{"a": 1, "b": 2}, {"a": 2, "b": 2}, {"b": 2, "a": 1}], tmp_path)
     assert one.folder == same.folder != two.folder

@@ -1,0 +1,37 @@
+"""A file is there whole or not at all."""
+
+import pytest
+
+from dasd_utils import files
+from dasd_utils.config import DasdError
+
+
+def test_the_new_takes_the_place_of_the_old_at_the_end(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    for text in ("one", "two"):
+        with files.whole(path, "It") as temporary:
+            temporary.write_text(text)
+            assert not path.exists() or path.read_text() == "one"
+    assert path.read_text() == "two" and path.stat().st_mode & 0o777 == 0o644
+    assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
+def test_after_an_error_the_old_stays_and_nothing_is_left(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(type(error)), files.whole(path, "It") as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_is_told(tmp_path):
+    said = r"The sums cannot be written to .*a\.txt: No space left"
+    with pytest.raises(DasdError, match=said), files.whole(tmp_path / "a.txt", "The sums"):
+        raise OSError(28, "No space left on device")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "a"
+    with pytest.raises(DasdError, match="The sums cannot be written"), files.whole(below, "The sums"):
+        pass
