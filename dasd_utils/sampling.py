@@ -297,11 +297,15 @@ class DasdPipeline:
 def calibrated(config: Config, path: str | Path) -> Config:
     """Return the config with the calibrations of a file {"<domain>": {"guidance_scale": ...}, ...}.
 
-    Raises DasdError for a file that is no JSON object of objects, an unknown domain or an unknown field.
+    Raises DasdError for a file that is not there or no JSON object of objects, and for an unknown domain or
+    field.
     """
     try:
         table = json.loads(Path(path).read_text(encoding="utf8"))
         changes = {config.domain(name).name: dict(fields) for name, fields in table.items()}
+    except OSError as error:
+        raise DasdError(f"The calibrations cannot be read from {path}: {error.strerror}. Make them with "
+                        "`dasd calibrate`.") from None  # fmt: skip
     except (AttributeError, TypeError, json.JSONDecodeError) as error:
         raise DasdError(f"{path} must be a JSON object of calibrations by domain: {error}.") from None
     values = config.to_dict()

@@ -189,6 +189,8 @@ def test_an_objective_joins_by_adding_a_row(config, tmp_path):
 def test_a_rung_without_calibration_is_not_done(config, tmp_path):
     rung = ladder.find(["DASD, calibrated"])[0]
     assert not ladder.is_done(config.replace(output_dir=str(tmp_path)), rung, 0)
+    with pytest.raises(DasdError, match=r"calibration\.json: No such file.*`dasd calibrate`"):
+        ladder.tasks(config.replace(output_dir=str(tmp_path)), rung, 0)
 
 
 def test_published_settings_are_those_that_were_published(config):
