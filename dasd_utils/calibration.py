@@ -166,16 +166,6 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     return min(close, key=lambda c: (c.calls, _value(c.cmmd)))
 
 
-def front(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates that no other beats in both CMMD and predictions, the cheapest first."""
-    ordered = sorted(candidates, key=lambda c: (c.calls, _value(c.cmmd)))
-    kept: list[Candidate] = []
-    for candidate in ordered:
-        if not kept or _value(candidate.cmmd) < _value(kept[-1].cmmd):
-            kept.append(candidate)
-    return kept
-
-
 def _value(estimate: Estimate) -> float:
     return estimate.values.mean().item()
 

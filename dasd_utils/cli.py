@@ -192,7 +192,7 @@ def ladder(
     as_json: AsJson = False,
 ) -> None:
     """Train, sample and judge every rung that is missing; write ladder.json. It goes on where it stopped."""
-    from dasd_utils import evaluation
+    from dasd_utils import calibration, evaluation
     from dasd_utils import ladder as rungs
 
     place = output_dir or (None if config else Path("data/runs/ladder"))
@@ -212,6 +212,8 @@ def ladder(
     path = resolve(settings.output_dir) / "ladder.json"
     rows = rungs.table(judging, numbers, wanted)
     evaluation.save_results(path, settings, rows)
+    if searched := rungs.searches(settings, numbers, wanted):
+        evaluation.save_results(path.with_name(calibration.SEARCH), settings, searched)
     show({"results": str(path), "rows": rows}, as_json, f"{evaluation.ladder_table(rows)}\n\n{path}")
 
 

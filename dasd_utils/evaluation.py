@@ -201,13 +201,15 @@ def _check_sizes(images: Sequence, prompts: Sequence[str], heldout: Sequence | t
 
 
 def save_results(path: str | Path, config: Config | dict[str, Any], rows: Sequence[Row]) -> Path:
-    """Write {"config": ..., "rows": [...]} as JSON, whole or not at all, and return the path.
+    """Write {"config": ..., "rows": [...]} as JSON, a row a line, whole or not at all, and return the path.
 
     Raises DasdError where the file cannot be written, ValueError for a value that is not finite.
     """
     path = Path(path)
-    values = {"config": config.to_dict() if isinstance(config, Config) else config, "rows": list(rows)}
-    text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    settings = config.to_dict() if isinstance(config, Config) else config
+    options = {"allow_nan": False, "ensure_ascii": False}
+    lines = ",\n".join("  " + json.dumps(row, **options) for row in rows)
+    text = f'{{"config": {json.dumps(settings, indent=2, **options)},\n"rows": [\n{lines}\n]}}\n'
     with files.whole(path, "The results") as temporary:
         temporary.write_text(text, encoding="utf8")
     return path
@@ -241,14 +243,16 @@ def table(rows: Sequence[Row]) -> str:
 def ladder_table(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> str:
     """Return the rows of a ladder as Markdown tables, one a domain: a line per method, a column per metric.
 
-    "value ± half of the 95 % interval"; ≈ follows where the paired difference to the method that all are
-    compared with cannot be told from 0.
+    "value ± half of the 95 % interval"; ≈ follows where the paired difference to the method that the first
+    difference is to cannot be told from 0.
     """
-    parts = []
+    parts, main = [], next((row["against"] for row in rows if "against" in row), None)
     for domain in dict.fromkeys(row["domain"] for row in rows):
         own = [row for row in rows if row["domain"] == domain]
         scored = [row for row in own if "against" not in row]
-        alike = {(r["method"], r["metric"]) for r in own if r.get("separable") is False}
+        alike = {
+            (r["method"], r["metric"]) for r in own if r.get("separable") is False and r["against"] == main
+        }
         columns = [m for m in metrics or LADDER if any(row["metric"] == m for row in scored)]
         head = "| " + " | ".join([domain, *(LADDER[m][0] for m in columns)]) + " |"
         lines = [head, "|---" * (len(columns) + 1) + "|"]

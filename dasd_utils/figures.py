@@ -50,6 +50,9 @@ METRIC_TITLES = {
     "attribute_accuracy": "attributes shown (higher is better)",
     "cmmd": "CMMD (lower is better)",
     "kid": "KID on CLIP features (lower is better)",
+    "recall": "recall (higher is better)",
+    "intra_cluster": "distance inside clusters (higher is better)",
+    "synthetic_to_real": "right on real images (higher is better)",
 }
 History = Sequence[Mapping[str, Any]]
 
@@ -337,102 +340,4 @@ def confusion_matrix(
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    return figure
-
-
-@style()
-def sweep_chart(
-    rows: Sequence[Mapping[str, Any]], x: str, metric: str, by: Sequence[str], title: str | None = None
-) -> Figure:
-    """Return a panel per domain: the metric over a parameter, a line for each combination of others.
-
-    rows: those of a sweep, with the parameters `x` and `by` in each. A row without `by` (nothing to choose
-    where x is 0) starts every line. x is on a logarithmic scale with 0 at its left end. Raises ValueError
-    where no row has the metric.
-    """
-    found = [row for row in rows if row["metric"] == metric]
-    if not found:
-        raise ValueError(f"No row holds the metric {metric!r}.")
-    domains = list(dict.fromkeys(row["domain"] for row in found))
-    lines = sorted({tuple(row[name] for name in by) for row in found if all(name in row for name in by)})
-    figure = Figure(figsize=(3.4 * len(domains), 3.2), layout="constrained")
-    panels = np.ravel(figure.subplots(1, len(domains), sharey=True))
-    for axes, domain in zip(panels, domains, strict=True):
-        own = [row for row in found if row["domain"] == domain]
-        for number, line in enumerate(lines):
-            _line(axes, own, x, dict(zip(by, line, strict=True)), number, len(lines))
-        positive = [row[x] for row in found if row[x] > 0]
-        axes.set_xscale("symlog", linthresh=min(positive, default=1))
-        axes.set(title=domain, xlabel=x)
-    panels[0].set_ylabel(METRIC_TITLES.get(metric, metric))
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(lines), 3))
-    if title:
-        figure.suptitle(title, fontweight="bold")
-    return figure
-
-
-def _line(
-    axes: Axes, rows: Sequence[Mapping[str, Any]], x: str, chosen: Mapping[str, Any], number: int, count: int
-) -> None:
-    """One line with its intervals, a little beside the others so that none is hidden."""
-    own = [row for row in rows if all(row.get(name, value) == value for name, value in chosen.items())]
-    own = sorted(own, key=lambda row: row[x])
-    beside = 1 + 0.06 * (number - (count - 1) / 2)
-    values = [row["value"] for row in own]
-    errors = [[row["value"] - row["low"] for row in own], [row["high"] - row["value"] for row in own]]
-    label = ", ".join(f"{name} {value}" for name, value in chosen.items())
-    style_of = dict(color=PALETTE[number % len(PALETTE)], marker="o", markersize=3, linewidth=1.2, capsize=0)
-    axes.errorbar([row[x] * beside for row in own], values, errors, label=label, elinewidth=0.6, **style_of)
-
-
-@style()
-def difference_chart(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], domain: str) -> Figure:
-    """Return a panel per metric: each method's paired difference to one method, with its interval.
-
-    Filled where the interval leaves out 0, hollow where the two cannot be told apart. Raises ValueError where
-    the domain has no differences of a metric.
-    """
-    found = [row for row in rows if "against" in row and "separable" in row and row["domain"] == domain]
-    methods = list(dict.fromkeys(row["method"] for row in found))
-    if not all(any(row["metric"] == metric for row in found) for metric in metrics):
-        raise ValueError(f"{domain} has no differences of {', '.join(metrics)}.")
-    figure = Figure(figsize=(1.6 + 2.3 * len(metrics), 0.9 + 0.27 * len(methods)), layout="constrained")
-    panels = np.ravel(figure.subplots(1, len(metrics), sharey=True))
-    for axes, metric in zip(panels, metrics, strict=True):
-        for row in (row for row in found if row["metric"] == metric):
-            place = methods.index(row["method"])
-            axes.plot([row["low"], row["high"]], [place, place], color=PALETTE[0], linewidth=1.2)
-            face = PALETTE[0] if row["separable"] else "white"
-            axes.plot(row["value"], place, "o", color=PALETTE[0], markerfacecolor=face, markersize=5)
-        axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_title(METRIC_TITLES.get(metric, metric), fontsize=9)
-        axes.set_yticks(range(len(methods)), methods, fontsize=8)
-    panels[0].invert_yaxis()
-    figure.supxlabel(f"{domain}: difference to {found[0]['against']}, 95 %", fontsize=9)
-    return figure
-
-
-@style()
-def trade_chart(rows: Sequence[Mapping[str, Any]], source: str, metric: str = "cmmd") -> Figure:
-    """Return a panel per target domain: a metric there against the same of the source, a point a method.
-
-    Both with their intervals: what adaptation gives, and what it takes from the source.
-    """
-    scored = {(r["method"], r["domain"]): r for r in rows if "against" not in r and r["metric"] == metric}
-    domains = [d for d in dict.fromkeys(domain for _, domain in scored) if d != source]
-    figure = Figure(figsize=(4.0 * len(domains), 3.6), layout="constrained")
-    for axes, domain in zip(np.ravel(figure.subplots(1, len(domains))), domains, strict=True):
-        methods = [m for m, d in scored if d == domain and (m, source) in scored]
-        for number, method in enumerate(methods):
-            x, y = scored[method, source], scored[method, domain]
-            color = PALETTE[number % len(PALETTE)]
-            axes.plot([x["low"], x["high"]], [y["value"]] * 2, color=color, linewidth=0.8)
-            axes.plot([x["value"]] * 2, [y["low"], y["high"]], color=color, linewidth=0.8)
-            marker = "os^Dvp"[number // len(PALETTE) % 6]
-            axes.plot(x["value"], y["value"], marker, color=color, markersize=6, label=method)
-        title = METRIC_TITLES.get(metric, metric)
-        axes.set(title=domain, xlabel=f"{source}, adapter on: {title}", ylabel=f"{domain}: {title}")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     return figure

@@ -42,6 +42,7 @@ from dasd_utils.objectives import Objective
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 DASD = "DASD"
 CONTROL = "training images"  # real ones in the place of samples: what a perfect copy scores
+PAIRS = (("DASD, calibrated", "DASD, published sampling"),)  # compared beside all with DASD
 EFFECT, MANY_SEEDS = 0.01, (3, 5, 10, 20)  # of the note on power
 SEED_STEP = 100_000  # between the noise of one training seed and the next
 PROTOCOL, PUBLISHED, CALIBRATED, DOMAIN = "protocol", "published", "calibrated", "domain guidance"
@@ -354,8 +355,8 @@ def _answer(judging: Judging, rung: Rung, seed: int) -> None:
 def table(judging: Judging, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS) -> list[Row]:
     """Return the rows of all rungs that are done for all seeds: scores, differences to DASD, power.
 
-    A row has method, domain, metric, value, low, high, n (images of all seeds) and seeds; a difference also
-    `against` and `separable`.
+    A row has method, domain, metric, value, low, high, n (images of all seeds) and seeds; a difference, to
+    DASD or of PAIRS, also `against` and `separable`.
     """
     config, rows = judging.config, []
     done = [rung for rung in rungs if all(is_done(config, rung, seed) for seed in seeds)]
@@ -372,12 +373,25 @@ def table(judging: Judging, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS)
                 [judging.control(domain)], wanted, config.evaluation.num_bootstrap
             )
         sizes = {name: sum(len(each["features"]) for each in found) for name, found in by_rung.items()}
-        for row in scores.rows(named, {"domain": domain.name}, DASD):
+        found = scores.rows(named, {"domain": domain.name}, DASD)
+        for one, other in PAIRS:
+            two = {name: named[name] for name in (one, other) if name in named}
+            found += [r for r in scores.rows(two, {"domain": domain.name}, other) if "against" in r]
+        for row in found:
             own = {"n": sizes.get(row["method"], len(wanted.heldout)), "seeds": list(seeds)}
             rows.append(row | (own if row["method"] != CONTROL else own | {"seeds": []}))
         if domain in config.domains:
             rows += power(by_rung, domain.name)
     return rows
+
+
+def searches(config: Config, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS) -> list[Row]:
+    """Return the rows of every search for a calibration that the rungs are sampled with."""
+    runs_asked = [
+        run_config(config, r, seed).output_dir for r in rungs if r.settings == CALIBRATED for seed in seeds
+    ]
+    paths = [calibration.file(run).with_name(calibration.SEARCH) for run in runs_asked]
+    return [row for path in paths if path.is_file() for row in evaluation.load_results(path)["rows"]]
 
 
 def _stored(config: Config, rung: Rung, seeds: Sequence[int], domain: DomainConfig) -> list[scores.Scores]:

@@ -44,14 +44,6 @@ def test_without_guidance_a_step_is_one_prediction():
     assert candidate(1, 1, steps=10, scale=1.5).calls == 20
 
 
-def test_the_front_is_what_nothing_beats():
-    all_of = [
-        candidate(c, 0.5, steps=s)
-        for s, c in ((5, 3.0), (8, 3.5), (10, 2.0), (10, 2.5), (20, 1.0), (30, 1.0))
-    ]
-    assert [c.calibration.num_inference_steps for c in calibration.front(all_of)] == [5, 10, 20]
-
-
 @pytest.fixture(scope="module")
 def config(base_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibration")

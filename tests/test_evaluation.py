@@ -261,3 +261,13 @@ def test_inception_is_a_file_that_the_config_names(base_dir, tmp_path):
     path.write_bytes(b"no archive")
     with pytest.raises(DasdError, match=r"inception names .*inception\.pt, which is no TorchScript file"):
         evaluation.load_judge(config, "cpu")
+
+
+def test_a_mark_follows_what_cannot_be_told_from_the_method_that_the_first_difference_is_to():
+    start = {"domain": "xray", "metric": "recall", "value": 0.5, "low": 0.4, "high": 0.7}
+    rows = [start | {"method": name} for name in ("a", "b", "DASD")]
+    rows += [start | {"method": name, "against": "DASD", "separable": name == "a"} for name in ("a", "b")]
+    rows += [start | {"method": "a", "against": "b", "separable": False}]
+    table = evaluation.ladder_table(rows).splitlines()
+    assert table[0] == "| xray | recall ↑ |"
+    assert table[2:] == ["| a | 0.50 ± 0.15 |", "| b | 0.50 ± 0.15 ≈ |", "| DASD | 0.50 ± 0.15 |"]

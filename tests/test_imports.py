@@ -55,6 +55,7 @@ CORE = {
     "workers": {"config"},
     "sweep": {"batch", "config", "evaluation"},
     "figures": set(),
+    "charts": {"figures"},
     "diagram": {"figures"},
     "study": {"config", "data", "evaluation", "sampling"},
     "batch": {"config"},

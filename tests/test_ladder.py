@@ -161,6 +161,20 @@ def test_the_table_has_scores_differences_and_power(done):
     assert "| DASD, calibrated |" in text and "±" in text
 
 
+def test_named_pairs_are_compared_too(done, monkeypatch):
+    monkeypatch.setattr(ladder, "PAIRS", (("LoRA only", "base"), ("absent", "base")))
+    rows = ladder.table(ladder.Judging(done), [0, 1], RUNGS)
+    assert {r["method"] for r in rows if r.get("against") == "base"} == {"LoRA only"}
+
+
+def test_the_searches_of_all_seeds_are_told(done):
+    rows = ladder.searches(done, [0, 1], RUNGS)
+    assert {(r["seed"], r["domain"]) for r in rows} == {(s, d) for s in (0, 1) for d in ("satellite", "xray")}
+    chosen = [r for r in rows if r["chosen"] and r["metric"] == "cmmd"]
+    assert len(chosen) == 4
+    assert ladder.searches(done, [0, 1], ladder.find(["DASD"])) == ladder.searches(done, [7], RUNGS) == []
+
+
 def test_unfinished_rungs_are_left_out_of_the_table(done):
     more = [*RUNGS, Rung("new", changes={"kernel": "linear"})]
     assert "new" not in {r["method"] for r in ladder.table(ladder.Judging(done), [0, 1], more)}

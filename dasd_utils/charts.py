@@ -1,0 +1,162 @@
+"""Charts of the study: a sweep, differences of methods, what is gained and lost, the price of quality."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from dasd_utils.figures import INK, METRIC_TITLES, MUTED, PALETTE, Figure, style
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@style()
+def sweep_chart(rows: Rows, x: str, metrics: Sequence[str], by: Sequence[str]) -> Figure:
+    """Return a panel per metric and domain: a score over a parameter, a line for each combination of others.
+
+    rows: scores or differences of a sweep, with the parameters `x` and `by` in each. A row without `by`
+    (nothing to choose where x is 0) starts every line. x is on a logarithmic scale with 0 at its left end.
+    Raises ValueError where no row has a metric.
+    """
+    found = [row for row in rows if row["metric"] in metrics]
+    if missing := set(metrics) - {row["metric"] for row in found}:
+        raise ValueError(f"No row holds the metric {', '.join(sorted(missing))}.")
+    domains = list(dict.fromkeys(row["domain"] for row in found))
+    lines = sorted({tuple(row[name] for name in by) for row in found if all(name in row for name in by)})
+    size = (3.2 * len(domains), 2.5 * len(metrics) + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(metrics), len(domains), squeeze=False, sharex=True, sharey="row")
+    for (metric, domain), axes in zip(itertools.product(metrics, domains), panels.flat, strict=True):
+        own = [row for row in found if (row["metric"], row["domain"]) == (metric, domain)]
+        for number, line in enumerate(lines):
+            _line(axes, own, x, dict(zip(by, line, strict=True)), number, len(lines))
+        if any("against" in row for row in own):
+            axes.axhline(0, color=MUTED, linewidth=0.8)
+        axes.set_xscale("symlog", linthresh=min((row[x] for row in found if row[x] > 0), default=1))
+        axes.set_title(domain if metric == metrics[0] else "")
+        axes.set_ylabel(METRIC_TITLES.get(metric, metric) if domain == domains[0] else "")
+        axes.set_xlabel(x if metric == metrics[-1] else "")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(lines), 3))
+    return figure
+
+
+def _line(axes: Axes, rows: Rows, x: str, chosen: Mapping[str, Any], number: int, count: int) -> None:
+    """One line with its intervals, a little beside the others so that none is hidden."""
+    own = [row for row in rows if all(row.get(name, value) == value for name, value in chosen.items())]
+    own = sorted(own, key=lambda row: row[x])
+    beside = 1 + 0.06 * (number - (count - 1) / 2)
+    values = [row["value"] for row in own]
+    errors = [[row["value"] - row["low"] for row in own], [row["high"] - row["value"] for row in own]]
+    label = ", ".join(f"{name} {value}" for name, value in chosen.items())
+    style_of = dict(color=PALETTE[number % len(PALETTE)], marker="o", markersize=3, linewidth=1.2, capsize=0)
+    axes.errorbar([row[x] * beside for row in own], values, errors, label=label, elinewidth=0.6, **style_of)
+
+
+@style()
+def difference_chart(rows: Rows, metrics: Sequence[str], domain: str) -> Figure:
+    """Return a panel per metric: each method's paired difference to the first it is taken to, with intervals.
+
+    Filled where the interval leaves out 0, hollow where the two cannot be told apart. Raises ValueError where
+    the domain has no differences of a metric.
+    """
+    found = [row for row in rows if "against" in row and "separable" in row and row["domain"] == domain]
+    found = [row for row in found if row["against"] == found[0]["against"]]
+    methods = list(dict.fromkeys(row["method"] for row in found))
+    if not all(any(row["metric"] == metric for row in found) for metric in metrics):
+        raise ValueError(f"{domain} has no differences of {', '.join(metrics)}.")
+    figure = Figure(figsize=(1.6 + 2.3 * len(metrics), 1.1 + 0.27 * len(methods)), layout="constrained")
+    panels = np.ravel(figure.subplots(1, len(metrics), sharey=True))
+    for axes, metric in zip(panels, metrics, strict=True):
+        for row in (row for row in found if row["metric"] == metric):
+            place = methods.index(row["method"])
+            axes.plot([row["low"], row["high"]], [place, place], color=PALETTE[0], linewidth=1.2)
+            face = PALETTE[0] if row["separable"] else "white"
+            axes.plot(row["value"], place, "o", color=PALETTE[0], markerfacecolor=face, markersize=5)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_title(METRIC_TITLES.get(metric, metric).replace(" (", "\n("), fontsize=9)
+        axes.set_yticks(range(len(methods)), methods, fontsize=8)
+    panels[0].invert_yaxis()
+    figure.supxlabel(f"{domain}: difference to {found[0]['against']}, 95 %", fontsize=9)
+    return figure
+
+
+@style()
+def trade_chart(rows: Rows, source: str, metric: str = "cmmd") -> Figure:
+    """Return a panel per target domain: a metric there against the same of the source, a point a method.
+
+    Both with their intervals: what adaptation gives, and what it takes from the source.
+    """
+    scored = {(r["method"], r["domain"]): r for r in rows if "against" not in r and r["metric"] == metric}
+    domains = [d for d in dict.fromkeys(domain for _, domain in scored) if d != source]
+    figure = Figure(figsize=(4.0 * len(domains), 3.6), layout="constrained")
+    for axes, domain in zip(np.ravel(figure.subplots(1, len(domains))), domains, strict=True):
+        methods = [m for m, d in scored if d == domain and (m, source) in scored]
+        for number, method in enumerate(methods):
+            x, y = scored[method, source], scored[method, domain]
+            color = PALETTE[number % len(PALETTE)]
+            axes.plot([x["low"], x["high"]], [y["value"]] * 2, color=color, linewidth=0.8)
+            axes.plot([x["value"]] * 2, [y["low"], y["high"]], color=color, linewidth=0.8)
+            marker = "os^Dvp"[number // len(PALETTE) % 6]
+            axes.plot(x["value"], y["value"], marker, color=color, markersize=6, label=method)
+        title = METRIC_TITLES.get(metric, metric)
+        axes.set(title=domain, xlabel=f"{source}, adapter on: {title}", ylabel=f"{domain}: {title}")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+@style()
+def front_chart(rows: Rows, metrics: Mapping[str, str]) -> Figure:
+    """Return a panel per metric and domain: every way of sampling that was tried, quality against its price.
+
+    rows: those of a calibration's search. metrics: name -> "lower" or "higher", what is better. The price is
+    the network's predictions an image; a step line joins what no other beats in both, a ring is round what
+    was chosen.
+    """
+    domains, names = list(dict.fromkeys(row["domain"] for row in rows)), list(metrics)
+    size = (3.5 * len(domains), 2.6 * len(metrics) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(metrics), len(domains), squeeze=False, sharex=True, sharey="row")
+    for (metric, domain), axes in zip(itertools.product(names, domains), panels.flat, strict=True):
+        own = [row for row in rows if (row["metric"], row["domain"]) == (metric, domain)]
+        _candidates(axes, own)
+        best = _front(own, metrics[metric])
+        axes.step(
+            [r["calls"] for r in best], [r["value"] for r in best], where="post", color=MUTED, linewidth=1.2
+        )
+        axes.set_title(domain if metric == names[0] else "")
+        axes.set_xlabel("predictions of the network an image" if metric == names[-1] else "")
+        axes.set_ylabel(METRIC_TITLES.get(metric, metric) if domain == domains[0] else "")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    return figure
+
+
+def _candidates(axes: Axes, rows: Rows) -> None:
+    kinds = [("domain", "dpm++"), ("cfg", "dpm++"), ("cfg", "unipc"), ("cfg", "ddim")]
+    for number, kind in enumerate(kinds):
+        own = [row for row in rows if (row["guidance"], row["scheduler"]) == kind]
+        label = "Domain Guidance" if kind[0] == "domain" else kind[1]
+        places = [row["calls"] + number - 1.5 for row in own]  # a little beside the others
+        for place, row in zip(places, own, strict=True):
+            axes.plot([place] * 2, [row["low"], row["high"]], color=PALETTE[number], linewidth=0.4, alpha=0.6)
+        values = [row["value"] for row in own]
+        axes.plot(places, values, "o", color=PALETTE[number], markersize=3.5, label=label)
+        for place, row in zip(places, own, strict=True):
+            if row["chosen"]:
+                axes.plot(place, row["value"], "o", markersize=10, color=INK, markerfacecolor="none")
+
+
+def _front(rows: Rows, better: str) -> list[Mapping[str, Any]]:
+    """Those that no other beats in both value and predictions, the cheapest first."""
+    sign = 1 if better == "lower" else -1
+    kept: list[Mapping[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (row["calls"], sign * row["value"])):
+        if not kept or sign * row["value"] < sign * kept[-1]["value"]:
+            kept.append(row)
+    return kept

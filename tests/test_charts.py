@@ -1,0 +1,76 @@
+"""Charts of the study show each row once, where it belongs."""
+
+import pytest
+
+from dasd_utils import charts
+
+
+def swept(value=1.0, **more):
+    start = {"domain": "satellite", "metric": "cmmd", "value": value, "low": value - 0.1, "high": value + 0.2}
+    return start | more
+
+
+def test_a_sweep_has_a_line_for_each_combination_and_0_is_on_all():
+    rows = [swept(9.0, weight=0.0)]
+    rows += [
+        swept(k + w, weight=w, kernel=f"k{k}", queue=q) for w in (0.1, 1.0) for k in (1, 2) for q in (0, 64)
+    ]
+    figure = charts.sweep_chart([*rows, swept(metric="kid")], "weight", ["cmmd"], ("kernel", "queue"))
+    (axes,) = figure.axes
+    lines = {one.get_label(): one.lines[0].get_ydata().tolist() for one in axes.containers}
+    assert lines["kernel k1, queue 0"] == [9.0, 1.1, 2.0] and len(lines) == 4
+    places = [one.lines[0].get_xdata()[1] for one in axes.containers]
+    assert len(set(places)) == 4  # beside each other
+    with pytest.raises(ValueError, match="metric none"):
+        charts.sweep_chart(rows, "weight", ["cmmd", "none"], ("kernel",))
+
+
+def test_differences_are_hollow_where_they_cannot_be_told_from_0():
+    start = {"domain": "xray", "metric": "cmmd", "against": "DASD"}
+    rows = [
+        start | {"method": "a", "value": 1.0, "low": 0.5, "high": 1.5, "separable": True},
+        start | {"method": "b", "value": 0.1, "low": -0.5, "high": 0.7, "separable": False},
+        start | {"method": "a", "metric": "prompts_needed", "value": 7},
+    ]
+    (axes,) = charts.difference_chart(rows, ["cmmd"], "xray").axes
+    points = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [point.get_markerfacecolor() == "white" for point in points] == [False, True]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    with pytest.raises(ValueError, match="no differences of kid"):
+        charts.difference_chart(rows, ["kid"], "xray")
+
+
+def test_the_trade_has_a_point_for_each_method_that_saw_the_source():
+    rows = [
+        {"method": m, "domain": d, "metric": "cmmd", "value": v, "low": v - 0.1, "high": v + 0.1}
+        for m, d, v in (("a", "x", 1.0), ("a", "s", 2.0), ("b", "x", 3.0), ("c", "x", 4.0), ("c", "s", 0.5))
+    ]
+    (axes,) = charts.trade_chart(rows, "s").axes
+    points = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines[2::3]}
+    assert points == {"a": (2.0, 1.0), "c": (0.5, 4.0)}
+
+
+def tried(steps, value, **more):
+    start = {"domain": "satellite", "metric": "cmmd", "guidance": "cfg", "scheduler": "ddim", "chosen": False}
+    return start | {"calls": steps, "value": value, "low": value - 1, "high": value + 1} | more
+
+
+def front(figure):
+    (axes,) = figure.axes
+    (line,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
+    return list(zip(line.get_xdata(), line.get_ydata(), strict=True))
+
+
+def test_the_front_is_what_nothing_beats():
+    rows = [tried(s, v) for s, v in ((30, 1.0), (5, 3.0), (8, 3.5), (10, 2.5), (10, 2.0), (20, 1.0))]
+    assert front(charts.front_chart(rows, {"cmmd": "lower"})) == [(5, 3.0), (10, 2.0), (20, 1.0)]
+    assert front(charts.front_chart(rows, {"cmmd": "higher"})) == [(5, 3.0), (8, 3.5)]
+
+
+def test_a_ring_is_round_what_was_chosen():
+    rows = [tried(5, 3.0), tried(8, 2.0, chosen=True, guidance="domain", scheduler="dpm++")]
+    (axes,) = charts.front_chart(rows, {"cmmd": "lower"}).axes
+    (ring,) = (line for line in axes.lines if line.get_markersize() == 10)
+    assert ring.get_ydata()[0] == 2.0
+    points = {line.get_label(): list(line.get_ydata()) for line in axes.lines if line.get_marker() == "o"}
+    assert points["ddim"] == [3.0] and points["Domain Guidance"] == [2.0] and points["unipc"] == []
