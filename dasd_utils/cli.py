@@ -6,13 +6,31 @@ import json
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
+from dasd_utils.cli_options import (
+    DEBUG,
+    PROCESS,
+    AsJson,
+    AutoBatchSize,
+    Checkpoint,
+    ConfigFile,
+    MaxSteps,
+    OutputDir,
+    Profile,
+    Prompt,
+    Seed,
+    fail,
+    open_pipeline,
+    read_config,
+    shared,
+    show,
+)
+from dasd_utils.cli_study import commands as study_commands
 from dasd_utils.config import ROOT, Config, DasdError, resolve
 
 app = typer.Typer(
@@ -21,39 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 log = logging.getLogger(__name__)
-DEBUG = {"asked": False}
-PROCESS = int(os.environ.get("RANK", 0))  # of those that `accelerate launch` started
-
-Profile = Annotated[str, typer.Option(help="auto, tiny or sd15.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="JSON: what differs from the profile.")]
-Seed = Annotated[int | None, typer.Option(help="Overrides the config's seed.")]
-OutputDir = Annotated[Path | None, typer.Option("--output_dir", "--output-dir", help="The run folder.")]
-MaxSteps = Annotated[int | None, typer.Option("--max_steps", "--max-steps", help="Optimiser steps.")]
-Checkpoint = Annotated[
-    Path | None,
-    typer.Option("--checkpoint", help="A run folder or an adapter folder. Default: --output_dir."),
-]
-AutoBatchSize = Annotated[
-    bool,
-    typer.Option(
-        "--auto_batch_size", "--auto-batch-size", help="As few micro-batches to a step as memory allows."
-    ),
-]
-Prompt = Annotated[str, typer.Option(help="What the picture should show.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON result.")]
-
-
-def read_config(profile: str, path: Path | None, **changes: Any) -> Config:
-    """Return the file's config, or the profile's, with what was given on the command line."""
-    config = Config.load(path) if path else Config.setup(profile)
-    given = {name: str(v) if isinstance(v, Path) else v for name, v in changes.items() if v is not None}
-    return config.replace(**given)
-
-
-def show(result: Any, as_json: bool, text: str) -> None:
-    """Print the result, of several processes once: JSON for a script, a sentence for a person."""
-    if PROCESS == 0:
-        typer.echo(json.dumps(result, indent=2, default=str) if as_json else text)
 
 
 @app.command()
@@ -143,117 +128,6 @@ def evaluate(
     from dasd_utils import evaluation
 
     show({"results": str(path), "rows": rows}, as_json, f"{evaluation.table(rows)}\n\n{path}")
-
-
-@app.command()
-def calibrate(
-    checkpoint: Checkpoint = None,
-    profile: Profile = "auto",
-    config: ConfigFile = None,
-    output_dir: OutputDir = None,
-    budget: Annotated[int, typer.Option(min=1, help="Most denoising steps.")] = 30,
-    num_images: Annotated[
-        int, typer.Option("--num_images", "--num-images", min=10, help="Images a candidate.")
-    ] = 64,
-    again: Annotated[bool, typer.Option(help="Search anew where a calibration is there.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Find each domain's guidance, scheduler and steps on the validation split; write calibration.json."""
-    from dasd_utils import calibration, evaluation
-
-    pipeline = open_pipeline(checkpoint, profile, config, output_dir)
-    run = checkpoint or Path(pipeline.config.output_dir)
-    path = calibration.file(run)
-    calibration.make(pipeline, evaluation.load_judge(pipeline.config), path, budget, num_images, again)
-    found = json.loads(path.read_text(encoding="utf8"))
-    lines = [f"{name}: {', '.join(f'{k} {v}' for k, v in each.items())}" for name, each in found.items()]
-    show({"calibration": str(path), "domains": found}, as_json, "\n".join([*lines, str(path)]))
-
-
-@app.command()
-def ladder(
-    profile: Profile = "auto",
-    config: ConfigFile = None,
-    output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--output_dir",
-            "--output-dir",
-            help="Where runs, samples and the table are. Default: that of --config, else data/runs/ladder.",
-        ),
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="Comma-separated training seeds.")] = "0,1,2",
-    only: Annotated[list[str] | None, typer.Option(help="The name of a rung; may be given again.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the cores.")] = 1,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a dask scheduler: its workers run.")
-    ] = None,
-    table: Annotated[bool, typer.Option(help="Write ladder.json at the end.")] = True,
-    as_json: AsJson = False,
-) -> None:
-    """Train, sample and judge every rung that is missing; write ladder.json. It goes on where it stopped."""
-    from dasd_utils import calibration, evaluation
-    from dasd_utils import ladder as rungs
-
-    place = output_dir or (None if config else Path("data/runs/ladder"))
-    settings, wanted = read_config(profile, config, output_dir=place), rungs.find(only)
-    numbers = read_seeds(seeds)
-    if workers > 1 or scheduler:
-        run_together(ladder_words(settings, numbers, only), workers, scheduler)
-    judging = rungs.Judging(settings)
-    try:
-        busy = rungs.run(judging, numbers, wanted)
-    except KeyboardInterrupt:  # a training that was stopped has saved
-        _fail("Stopped. The same command goes on from here.", 130)
-    if busy or not table:
-        left = ", ".join(f"{name} (seed {seed})" for name, seed in busy)
-        show(busy, as_json, f"Other processes are at work on: {left}" if busy else "All rungs are done.")
-        return
-    path = resolve(settings.output_dir) / "ladder.json"
-    rows = rungs.table(judging, numbers, wanted)
-    evaluation.save_results(path, settings, rows)
-    if searched := rungs.searches(settings, numbers, wanted):
-        evaluation.save_results(path.with_name(calibration.SEARCH), settings, searched)
-    show({"results": str(path), "rows": rows}, as_json, f"{evaluation.ladder_table(rows)}\n\n{path}")
-
-
-def read_seeds(text: str) -> list[int]:
-    """Read "0,1,2"; DasdError for what is no list of different seeds."""
-    words = text.split(",")
-    if not all(word.strip().isdecimal() for word in words) or len(set(words)) < len(words):
-        raise DasdError(f"--seeds is {text!r}; it must be different whole numbers with commas: 0,1,2.")
-    return [int(word) for word in words]
-
-
-def ladder_words(config: Config, seeds: list[int], only: list[str] | None) -> list[list[str]]:
-    """Return a command for each training of each seed, with all the rungs that share its weights."""
-    from dasd_utils import checkpoints
-    from dasd_utils import ladder as rungs
-
-    path = config.save(checkpoints.writable(config.output_dir) / "ladder_config.json")
-    common = ["ladder", "--config", str(path), "--output_dir", config.output_dir, "--no-table"]
-    alike: dict[tuple, list[str]] = {}
-    for seed in seeds:
-        for rung in rungs.find(only):
-            place = rungs.run_config(config, rung, seed).output_dir if rung.trained else "base"
-            alike.setdefault((seed, place), []).extend(["--only", rung.name])
-    return [[*common, "--seeds", str(seed), *names] for (seed, _), names in alike.items()]
-
-
-def run_together(commands: list[list[str]], workers: int, scheduler: str | None) -> None:
-    """Run commands side by side; DasdError with what the first that failed said."""
-    from dasd_utils import workers as pool
-
-    failed = [
-        (command, said)
-        for command, said in zip(commands, pool.run(commands, workers, scheduler), strict=True)
-        if said
-    ]
-    if failed:
-        command, said = failed[0]
-        raise DasdError(
-            f"{len(failed)} of {len(commands)} commands failed, the first: `dasd {' '.join(command)}`: {said}"
-        )
 
 
 @app.command()
@@ -397,34 +271,6 @@ def notebooks(
     show(rows, as_json, f"{len(done)} notebooks in {total:.0f} s: {Path(output_dir).resolve()}")
 
 
-@app.command()
-def sweep(
-    parameters: Annotated[Path, typer.Argument(help="JSON: a list of objects of parameters.")],
-    notebook: Annotated[str, typer.Option(help="The notebook to run for each: the beginning of its name.")],
-    output_dir: Annotated[
-        Path, typer.Option("--output_dir", "--output-dir", help="Where cells and the table are.")
-    ] = Path("data/runs/sweep"),
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the cores.")] = 1,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a dask scheduler: its workers run.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Run one notebook for each entry of a list that is missing; write <output_dir>/<notebook>.json."""
-    from dasd_utils import evaluation
-    from dasd_utils import sweep as sweeps
-
-    cells = sweeps.cells(notebook, sweeps.read(parameters), output_dir)
-    left = sweeps.missing(cells)
-    log.info("%d of %d cells are to run.", len(left), len(cells))
-    run_together([cell.command() for cell in left], workers, scheduler)
-    rows = sweeps.rows(cells)
-    path = evaluation.save_results(
-        resolve(output_dir) / f"{cells[0].notebook}.json", {"sweep": str(parameters)}, rows
-    )
-    show({"results": str(path), "rows": rows}, as_json, f"{len(cells)} cells, {len(rows)} rows: {path}")
-
-
 def read_parameters(words: list[str]) -> dict[str, Any]:
     """Read `-p NAME VALUE` triples; a value that is JSON (a number, true, a list) is read as such."""
     values, rest = {}, list(words)
@@ -463,7 +309,7 @@ def _run_training(config: Config, resume: bool, auto_batch_size: bool) -> tuple[
     except KeyboardInterrupt as stop:  # typer would end without its message
         if str(stop):
             _leave()  # all have agreed to stop
-        _fail(str(stop) or "Stopped.", 130)
+        fail(str(stop) or "Stopped.", 130)
     return training.save_training_results(config, parts, history), history
 
 
@@ -502,29 +348,6 @@ def run_evaluation(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:
     return path, rows
 
 
-def open_pipeline(
-    checkpoint: Path | None, profile: str, config: Path | None, output_dir: Path | None, **changes: Any
-) -> Any:
-    """Load the pipeline of a run; a config given on the command line replaces the run's own."""
-    from dasd_utils import sampling
-
-    settings = read_config(profile, config, output_dir=output_dir, **changes)
-    folder = checkpoint or resolve(settings.output_dir)
-    if config is None and (Path(folder) / "config.json").exists():
-        given = {name: value for name, value in changes.items() if value is not None}
-        given["output_dir"] = str(output_dir or folder)
-        settings = Config.load(Path(folder) / "config.json").replace(**given)
-    return shared(sampling.load_trained_pipeline(folder, settings))
-
-
-def shared(pipeline: Any) -> Any:
-    """Let each of several processes sample its part of what all are asked for."""
-    from dasd_utils import processes
-
-    pipeline.shared = processes.count() > 1
-    return pipeline
-
-
 def save_images(images: Any, folder: Path, domain: str, seed: int) -> list[Path]:
     """Write PNG files named by domain, seed and number; of several processes the first one does."""
     from dasd_utils import checkpoints
@@ -547,6 +370,9 @@ def options(
     DEBUG.update(asked=debug)
 
 
+app.add_typer(study_commands)
+
+
 def main() -> None:
     """Run the command; an error is one line: exit status 1 for the user's, 2 for the program's own."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
@@ -557,23 +383,15 @@ def main() -> None:
             _leave()
         raise
     except DasdError as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
     except Exception as error:
-        _fail(f"{type(error).__name__}: {error} (a fault of the program: `dasd --debug ...` says where)", 2)
+        fail(f"{type(error).__name__}: {error} (a fault of the program: `dasd --debug ...` says where)", 2)
 
 
 def _leave() -> None:
     from dasd_utils import processes
 
     processes.end()
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    if DEBUG["asked"]:
-        traceback.print_exc()
-    name = "dasd" if PROCESS == 0 else f"dasd, process {PROCESS}"
-    typer.echo(f"{name}: {message}", err=True)
-    sys.exit(status)
 
 
 if __name__ == "__main__":

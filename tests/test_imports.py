@@ -67,7 +67,7 @@ CORE = {
         "sampling", "toyworld",
     },
 }  # fmt: skip
-ANY = {"cli", "__init__"}
+ANY = {"cli", "cli_options", "cli_study", "__init__"}
 
 
 class _WithoutTypeImports(ast.NodeTransformer):

@@ -7,7 +7,18 @@ import pytest
 from conftest import on_narrow_base
 from typer.testing import CliRunner
 
-from dasd_utils import calibration, cli, evaluation, ladder, locks, runs, samples, sampling, training
+from dasd_utils import (
+    calibration,
+    cli,
+    cli_study,
+    evaluation,
+    ladder,
+    locks,
+    runs,
+    samples,
+    sampling,
+    training,
+)
 from dasd_utils.config import Calibration, DasdError
 from dasd_utils.ladder import Rung
 
@@ -218,12 +229,12 @@ def test_unknown_rungs_and_seeds_are_refused():
         ladder.find(["Lora only"])
     for text in ("", "0,", "0,0", "a", "-1"):
         with pytest.raises(DasdError, match="--seeds"):
-            cli.read_seeds(text)
-    assert cli.read_seeds("0,1,12") == [0, 1, 12]
+            cli_study.read_seeds(text)
+    assert cli_study.read_seeds("0,1,12") == [0, 1, 12]
 
 
 def test_commands_hold_what_shares_weights(config):
-    words = cli.ladder_words(config, [0, 1], [rung.name for rung in RUNGS])
+    words = cli_study.ladder_words(config, [0, 1], [rung.name for rung in RUNGS])
     assert len(words) == 2 * 4  # base with and without words, token, LoRA, DASD with its three ways
     together = [[w for w in each if w.startswith("DASD")] for each in words]
     assert max(together, key=len) == ["DASD", "DASD, calibrated", "DASD, Domain Guidance"]
@@ -246,7 +257,7 @@ def test_a_stopped_ladder_says_how_to_go_on(done, monkeypatch, capsys):
     monkeypatch.setattr(ladder, "run", stop)
     path = done.save(ladder.resolve(done.output_dir) / "asked.json")
     with pytest.raises(SystemExit) as stopped:
-        cli.ladder(config=path, output_dir=None, seeds="0")
+        cli_study.ladder(config=path, output_dir=None, seeds="0")
     assert stopped.value.code == 130 and "same command goes on" in capsys.readouterr().err
 
 
@@ -274,7 +285,7 @@ def test_the_folder_is_that_of_the_config_unless_one_is_named(done, monkeypatch)
         ladder, "run", lambda judging, *_: seen.append(judging.config.output_dir) or [("x", 0)]
     )
     path = done.save(ladder.resolve(done.output_dir) / "asked.json")
-    cli.ladder(config=path, output_dir=None, seeds="0")
-    cli.ladder(config=path, output_dir=ladder.Path("other"), seeds="0")
-    cli.ladder(profile="tiny", output_dir=None, seeds="0")
+    cli_study.ladder(config=path, output_dir=None, seeds="0")
+    cli_study.ladder(config=path, output_dir=ladder.Path("other"), seeds="0")
+    cli_study.ladder(profile="tiny", output_dir=None, seeds="0")
     assert seen == [done.output_dir, "other", "data/runs/ladder"]

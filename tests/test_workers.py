@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dasd_utils import cli, workers
+from dasd_utils import cli_study, workers
 from dasd_utils.config import DasdError
 
 VERSION = ["--help"]
@@ -20,7 +20,7 @@ def test_commands_run_and_failures_are_told(tmp_path):
 
 def test_a_failure_names_its_command(tmp_path):
     with pytest.raises(DasdError, match=r"1 of 1 commands failed.*`dasd verify .*none`"):
-        cli.run_together([["verify", str(tmp_path / "none")]], 1, None)
+        cli_study.run_together([["verify", str(tmp_path / "none")]], 1, None)
 
 
 def test_no_workers_are_refused():

@@ -1,0 +1,163 @@
+"""The commands of the study: calibrate, ladder, sweep."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dasd_utils.cli_options import (
+    AsJson,
+    Checkpoint,
+    ConfigFile,
+    OutputDir,
+    Profile,
+    fail,
+    open_pipeline,
+    read_config,
+    show,
+)
+from dasd_utils.config import Config, DasdError, resolve
+
+commands = typer.Typer()
+log = logging.getLogger(__name__)
+Workers = Annotated[int, typer.Option(min=1, help="Processes that share the cores.")]
+Scheduler = Annotated[str | None, typer.Option(help="Address of a dask scheduler: its workers run.")]
+
+
+@commands.command()
+def calibrate(
+    checkpoint: Checkpoint = None,
+    profile: Profile = "auto",
+    config: ConfigFile = None,
+    output_dir: OutputDir = None,
+    budget: Annotated[int, typer.Option(min=1, help="Most denoising steps.")] = 30,
+    num_images: Annotated[
+        int, typer.Option("--num_images", "--num-images", min=10, help="Images a candidate.")
+    ] = 64,
+    again: Annotated[bool, typer.Option(help="Search anew where a calibration is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find each domain's guidance, scheduler and steps on the validation split; write calibration.json."""
+    from dasd_utils import calibration, evaluation
+
+    pipeline = open_pipeline(checkpoint, profile, config, output_dir)
+    run = checkpoint or Path(pipeline.config.output_dir)
+    path = calibration.file(run)
+    calibration.make(pipeline, evaluation.load_judge(pipeline.config), path, budget, num_images, again)
+    found = json.loads(path.read_text(encoding="utf8"))
+    lines = [f"{name}: {', '.join(f'{k} {v}' for k, v in each.items())}" for name, each in found.items()]
+    show({"calibration": str(path), "domains": found}, as_json, "\n".join([*lines, str(path)]))
+
+
+@commands.command()
+def ladder(
+    profile: Profile = "auto",
+    config: ConfigFile = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output_dir",
+            "--output-dir",
+            help="Where runs, samples and the table are. Default: that of --config, else data/runs/ladder.",
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated training seeds.")] = "0,1,2",
+    only: Annotated[list[str] | None, typer.Option(help="The name of a rung; may be given again.")] = None,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
+    table: Annotated[bool, typer.Option(help="Write ladder.json at the end.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Train, sample and judge every rung that is missing; write ladder.json. It goes on where it stopped."""
+    from dasd_utils import calibration, evaluation
+    from dasd_utils import ladder as rungs
+
+    place = output_dir or (None if config else Path("data/runs/ladder"))
+    settings, wanted = read_config(profile, config, output_dir=place), rungs.find(only)
+    numbers = read_seeds(seeds)
+    if workers > 1 or scheduler:
+        run_together(ladder_words(settings, numbers, only), workers, scheduler)
+    judging = rungs.Judging(settings)
+    try:
+        busy = rungs.run(judging, numbers, wanted)
+    except KeyboardInterrupt:  # a training that was stopped has saved
+        fail("Stopped. The same command goes on from here.", 130)
+    if busy or not table:
+        left = ", ".join(f"{name} (seed {seed})" for name, seed in busy)
+        show(busy, as_json, f"Other processes are at work on: {left}" if busy else "All rungs are done.")
+        return
+    path = resolve(settings.output_dir) / "ladder.json"
+    rows = rungs.table(judging, numbers, wanted)
+    evaluation.save_results(path, settings, rows)
+    if searched := rungs.searches(settings, numbers, wanted):
+        evaluation.save_results(path.with_name(calibration.SEARCH), settings, searched)
+    show({"results": str(path), "rows": rows}, as_json, f"{evaluation.ladder_table(rows)}\n\n{path}")
+
+
+def read_seeds(text: str) -> list[int]:
+    """Read "0,1,2"; DasdError for what is no list of different seeds."""
+    words = text.split(",")
+    if not all(word.strip().isdecimal() for word in words) or len(set(words)) < len(words):
+        raise DasdError(f"--seeds is {text!r}; it must be different whole numbers with commas: 0,1,2.")
+    return [int(word) for word in words]
+
+
+def ladder_words(config: Config, seeds: list[int], only: list[str] | None) -> list[list[str]]:
+    """Return a command for each training of each seed, with all the rungs that share its weights."""
+    from dasd_utils import checkpoints
+    from dasd_utils import ladder as rungs
+
+    path = config.save(checkpoints.writable(config.output_dir) / "ladder_config.json")
+    common = ["ladder", "--config", str(path), "--output_dir", config.output_dir, "--no-table"]
+    alike: dict[tuple, list[str]] = {}
+    for seed in seeds:
+        for rung in rungs.find(only):
+            place = rungs.run_config(config, rung, seed).output_dir if rung.trained else "base"
+            alike.setdefault((seed, place), []).extend(["--only", rung.name])
+    return [[*common, "--seeds", str(seed), *names] for (seed, _), names in alike.items()]
+
+
+def run_together(commands: list[list[str]], workers: int, scheduler: str | None) -> None:
+    """Run commands side by side; DasdError with what the first that failed said."""
+    from dasd_utils import workers as pool
+
+    failed = [
+        (command, said)
+        for command, said in zip(commands, pool.run(commands, workers, scheduler), strict=True)
+        if said
+    ]
+    if failed:
+        command, said = failed[0]
+        raise DasdError(
+            f"{len(failed)} of {len(commands)} commands failed, the first: `dasd {' '.join(command)}`: {said}"
+        )
+
+
+@commands.command()
+def sweep(
+    parameters: Annotated[Path, typer.Argument(help="JSON: a list of objects of parameters.")],
+    notebook: Annotated[str, typer.Option(help="The notebook to run for each: the beginning of its name.")],
+    output_dir: Annotated[
+        Path, typer.Option("--output_dir", "--output-dir", help="Where cells and the table are.")
+    ] = Path("data/runs/sweep"),
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run one notebook for each entry of a list that is missing; write <output_dir>/<notebook>.json."""
+    from dasd_utils import evaluation
+    from dasd_utils import sweep as sweeps
+
+    cells = sweeps.cells(notebook, sweeps.read(parameters), output_dir)
+    left = sweeps.missing(cells)
+    log.info("%d of %d cells are to run.", len(left), len(cells))
+    run_together([cell.command() for cell in left], workers, scheduler)
+    rows = sweeps.rows(cells)
+    path = evaluation.save_results(
+        resolve(output_dir) / f"{cells[0].notebook}.json", {"sweep": str(parameters)}, rows
+    )
+    show({"results": str(path), "rows": rows}, as_json, f"{len(cells)} cells, {len(rows)} rows: {path}")
