@@ -61,15 +61,15 @@ def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def mid_features(parts: models.Parts, sampler: Sampler, config: Config, steps: int) -> dict[str, Tensor]:
-    """Return mean-pooled mid-block features of each domain over the first `steps` training batches, (n, d).
+def features(parts: models.Parts, sampler: Sampler, config: Config, steps: int) -> dict[str, Tensor]:
+    """Return mean-pooled features of each domain over the first `steps` training batches, (n, d).
 
     Source and targets at the same timesteps, as the MMD sees them.
     """
     found: dict[str, list[Tensor]] = {}
     for step in range(steps):
         batch = sampler.batch(step).to(parts.unet.device, torch.float32)
-        _, mid = objectives.predict(parts, batch, with_source=True)
+        _, mid = objectives.predict(parts, batch, with_source=True, layer=config.alignment.layer)
         rows, count = objectives.pool(mid.float(), "mean"), len(batch.target_latents)
         found.setdefault(config.source.name, []).append(rows[count:])
         for name, places in objectives.domain_rows(batch, config).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 from dasd_utils.config import SECTIONS, Calibration, Config, DasdError, EvaluationConfig, nearest
@@ -30,6 +31,10 @@ def check(config: Config) -> None:
     _check_ranges(config)
     check_choice("convolutions", config.lora.convolutions, ("all", "mid", "none"))
     check_choice("kernel", alignment.kernel, ("linear", "gaussian", "multi"))
+    if not re.fullmatch(r"mid|(down|up)\.\d+", str(alignment.layer)):
+        raise DasdError(
+            f"layer is {alignment.layer!r}; it must name a block of the UNet: mid, down.0, up.1, ..."
+        )
     check_choice("pooling", alignment.pooling, ("mean", "flat"))
     check_choice("source_features", alignment.source_features, ("adapted", "frozen"))
     check_choice("attention", config.model.attention, ("fused", "plain"))

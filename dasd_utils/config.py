@@ -89,11 +89,12 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class AlignmentConfig:
-    """The MMD between mid-block features of source and target (decision 4 of the method)."""
+    """The MMD between features of source and target inside the UNet (decision 4 of the method)."""
 
     lambda_align: float = 0.01
     kernel: str = "multi"  # "linear", "gaussian" (median bandwidth) or "multi" (five bandwidths)
     unbiased: bool = True
+    layer: str = "mid"  # whose output is compared: "mid", or "down.0", "up.1", ... of the UNet's blocks
     pooling: str = "mean"  # features (B, C, h, w) -> "mean" over space, or "flat"
     queue_size: int = 64  # recent detached features kept for each domain; 0 turns the queue off
     pairs: bool = False  # as published: the distance of one target and one source, averaged over pairs

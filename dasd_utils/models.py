@@ -310,26 +310,48 @@ def _warn_if_cut(parts: Parts, prompt: str) -> None:
 
 
 def unet_pass(
-    unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor, num_target: int | None = None
+    unet: nn.Module,
+    latents: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    num_target: int | None = None,
+    layer: str = "mid",
 ) -> tuple[Tensor, Tensor]:
-    """Return the predicted noise of the first `num_target` rows and all rows' mid-block features.
+    """Return the predicted noise of the first `num_target` rows and all rows' features after a block.
 
     latents (B, C, h, w), timesteps (B,), text (B, 77, d) -> (num_target, C, h, w), (B, C', h', w').
-    Rows from `num_target` on (the source) stop after the mid-block; None keeps all. Temporary hooks
-    on the model's own forward: equal to it for every kind of UNet, and distributed wrappers work.
+    Rows from `num_target` on (the source) stop after the block; None keeps all. Temporary hooks on the
+    model's own forward: equal to it for every kind of UNet, and distributed wrappers work. Raises DasdError
+    for a block that the UNet does not have.
     """
     inner = getattr(unet, "module", unet)  # a distributed wrapper must be called itself
+    block, behind = _blocks(inner, layer)
     features: list[Tensor] = []
-    hooks = [inner.mid_block.register_forward_hook(lambda _m, _a, output: features.append(output))]
+    hooks = [block.register_forward_hook(lambda _m, _a, output: features.append(_hidden(output)))]
     if num_target is not None and num_target < len(latents):
         keep = _keep_first(num_target)
-        hooks += [b.register_forward_pre_hook(keep, with_kwargs=True) for b in inner.up_blocks]
+        hooks += [b.register_forward_pre_hook(keep, with_kwargs=True) for b in behind]
     try:
         eps = unet(latents, timesteps, encoder_hidden_states=text, return_dict=False)[0]
     finally:
         for hook in hooks:
             hook.remove()
     return eps, features[0]
+
+
+def _blocks(unet: nn.Module, layer: str) -> tuple[nn.Module, list[nn.Module]]:
+    """Return the block of this name, and all behind it."""
+    order = {f"down.{i}": block for i, block in enumerate(unet.down_blocks)} | {"mid": unet.mid_block}
+    order |= {f"up.{i}": block for i, block in enumerate(unet.up_blocks)}
+    if layer not in order:
+        raise cfg.DasdError(f"The UNet has no block {layer!r} to align at; it has {', '.join(order)}.")
+    names = list(order)
+    return order[layer], [*(order[name] for name in names[names.index(layer) + 1 :]), unet.conv_out]
+
+
+def _hidden(output: Any) -> Tensor:
+    """What a block hands on, without the skip connections that a down block returns too."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _keep_first(count: int) -> Callable:

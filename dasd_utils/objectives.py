@@ -118,16 +118,17 @@ def predict_batch(parts: models.Parts, batch: Batch, config: Config) -> tuple[Te
     """Return what `predict` does, the sources passed as far and by the model that the config asks for."""
     frozen = config.alignment.lambda_align > 0 and config.alignment.source_features == "frozen"
     prior = config.training.prior_loss_weight > 0
-    eps, mid = predict(parts, batch, with_source=prior or (needs_source(config) and not frozen), whole=prior)
+    with_source, layer = prior or (needs_source(config) and not frozen), config.alignment.layer
+    eps, mid = predict(parts, batch, with_source, prior, layer)
     if frozen and batch.source_prompts:
-        mid = torch.cat([mid[: len(batch.target_latents)], frozen_features(parts, batch)])
+        mid = torch.cat([mid[: len(batch.target_latents)], frozen_features(parts, batch, layer)])
     return eps, mid
 
 
 def predict(
-    parts: models.Parts, batch: Batch, with_source: bool, whole: bool = False
+    parts: models.Parts, batch: Batch, with_source: bool, whole: bool = False, layer: str = "mid"
 ) -> tuple[Tensor, Tensor]:
-    """Return (predicted noise, mid-block features), both of the targets and then of the sources.
+    """Return (predicted noise, features after the block), both of the targets and then of the sources.
 
     (Bt, C, h, w) and (Bt + Bs, C', h', w'), without the source Bt features; noise is predicted for the
     sources too only if `whole`. A batch may have no source.
@@ -143,17 +144,17 @@ def predict(
         text = torch.cat([text, source_text])
     noisy = parts.noise_scheduler.add_noise(latents, noise, timesteps)
     num_target = None if whole else len(batch.target_latents)
-    return models.unet_pass(parts.unet, noisy, timesteps, text, num_target)
+    return models.unet_pass(parts.unet, noisy, timesteps, text, num_target, layer)
 
 
 @torch.no_grad()
-def frozen_features(parts: models.Parts, batch: Batch) -> Tensor:
-    """Return the mid-block features (Bs, C', h', w') of the sources as the base model has them, LoRA off."""
+def frozen_features(parts: models.Parts, batch: Batch, layer: str = "mid") -> Tensor:
+    """Return the features (Bs, C', h', w') of the sources as the base model has them, LoRA off."""
     noise, timesteps = batch.source_noise, batch.source_timesteps
     noisy = parts.noise_scheduler.add_noise(batch.source_latents, noise, timesteps)
     text = models.encode_prompts(parts, batch.source_prompts)
     with models.lora_disabled(parts):  # one row goes on to the end: attention takes no empty batch
-        return models.unet_pass(parts.unet, noisy, timesteps, text, num_target=1)[1]
+        return models.unet_pass(parts.unet, noisy, timesteps, text, num_target=1, layer=layer)[1]
 
 
 def noise_loss(

@@ -23,6 +23,8 @@ NOT_TRAINED_DOMAIN = ("calibration", "descriptions", "style_suffix")
 NOT_TRAINED_TRAINING = ("checkpoint_every", "checkpoints_kept", "validation_every", "validation_images",
                         "sample_every")  # fmt: skip
 
+JOINED = (("alignment", "layer", "mid"),)  # fields younger than stored runs, whose names stay as they were
+
 
 def trained_part(config: Config) -> dict[str, Any]:
     """Return the fields that decide which weights a run ends with."""
@@ -41,8 +43,11 @@ def key(config: Config, objective: str = "") -> str:
 
     objective: the name of one that is not DASD's.
     """
-    named = {"objective": objective} if objective else {}
-    text = json.dumps(trained_part(config) | named, sort_keys=True)
+    values = trained_part(config) | ({"objective": objective} if objective else {})
+    for section, name, default in JOINED:
+        if values[section][name] == default:
+            del values[section][name]
+    text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -53,7 +53,7 @@ def test_nothing_to_compare_is_refused(config, vae):
 
 def test_features_are_those_of_the_batches(config, vae):
     parts, sampler = make_parts(config), make_sampler(config, vae)
-    found = anatomy.mid_features(parts, sampler, config, 2)
+    found = anatomy.features(parts, sampler, config, 2)
     assert {name: len(rows) for name, rows in found.items()} == {"painting": 8, "satellite": 8, "xray": 8}
     batch = sampler.batch(0).to("cpu", torch.float32)
     with torch.no_grad():

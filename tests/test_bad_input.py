@@ -96,6 +96,7 @@ CONFIGS = {
     "times without bandwidth": (
         {"alignment": {"match_timesteps": True, "kernel": "linear"}}, "needs a Gaussian kernel"
     ),
+    "layer": ({"alignment": {"layer": "middle"}}, "must name a block"),
     "features": ({"alignment": {"source_features": "frosen"}}, "Did you mean 'frozen'?"),
     "prior weight": ({"training": {"prior_loss_weight": -1}}, "prior_loss_weight is -1"),
     "prior without source": (

@@ -385,6 +385,36 @@ def loss_and_gradients(run, parts, latents, timesteps, text):
     return [eps, mid, loss, latents.grad, text.grad, *weights]
 
 
+LAYERS = ("down.0", "down.1", "mid", "up.0", "up.1")
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_after_any_block_the_source_stops_and_nothing_else_changes(parts, layer):
+    batch, seen, inner = noisy_batch(parts), {}, parts.unet
+    blocks = dict(zip(LAYERS, [*inner.down_blocks, inner.mid_block, *inner.up_blocks], strict=True))
+
+    def watch(name):
+        def hook(_module, _args, output):
+            seen[name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    hooks = [block.register_forward_hook(watch(name)) for name, block in blocks.items()]
+    eps, features = models.unet_pass(parts.unet, *batch, num_target=2, layer=layer)
+    rows = [len(seen[name]) for name in LAYERS]
+    assert rows == [3 if i <= LAYERS.index(layer) else 2 for i in range(len(LAYERS))]
+    whole, _ = plain_pass(parts.unet, *batch)
+    torch.testing.assert_close(features, seen[layer], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(eps, whole[:2], rtol=1e-4, atol=1e-5)
+    for hook in hooks:
+        hook.remove()
+
+
+def test_a_block_that_is_not_there_is_named(parts):
+    with pytest.raises(DasdError, match=r"no block 'up\.9' to align at; it has down\.0, .*mid, .*up\.1"):
+        models.unet_pass(parts.unet, *noisy_batch(parts), layer="up.9")
+
+
 def compare_passes(parts, tolerance, latent=8):
     """Assert that half a pass for the last row gives the plain forward's values and gradients."""
     batch = noisy_batch(parts, latent=latent)

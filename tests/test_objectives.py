@@ -114,10 +114,11 @@ def test_gradients_reach_lora_and_every_token(tiny_config, parts):
     assert parts.text_encoder.get_input_embeddings().weight.grad is None
 
 
+@pytest.mark.parametrize("layer", ["mid", "down.1", "up.0"])
 @pytest.mark.parametrize("source_features", ["adapted", "frozen"])
-def test_the_gradient_of_the_mmd_reaches_lora(tiny_config, parts, source_features):
+def test_the_gradient_of_the_mmd_reaches_lora(tiny_config, parts, source_features, layer):
     """Through the targets, and through the sources that the adapted model sees."""
-    config = tiny_config.replace(queue_size=0, dropout=0.0, source_features=source_features)
+    config = tiny_config.replace(queue_size=0, dropout=0.0, source_features=source_features, layer=layer)
     weights, batch = models.trainable_parameters(parts)["lora"], make_batch(config)
     narrow.randomise({"lora": weights}, scale=0.02)
     found = []
@@ -125,11 +126,11 @@ def test_the_gradient_of_the_mmd_reaches_lora(tiny_config, parts, source_feature
         loss, _ = objectives.DasdObjective(config)(parts, batch, config.replace(lambda_align=weight))
         gradient = torch.autograd.grad(loss, weights, materialize_grads=True)
         found.append(torch.cat([g.flatten() for g in gradient]))
-    features = objectives.pool(objectives.predict(parts, batch, with_source=True)[1], "mean")
+    features = objectives.pool(objectives.predict(parts, batch, True, layer=layer)[1], "mean")
     source = features[6:]
     if source_features == "frozen":
         with torch.no_grad(), models.lora_disabled(parts):
-            source = objectives.pool(objectives.predict(parts, batch, with_source=True)[1], "mean")[6:]
+            source = objectives.pool(objectives.predict(parts, batch, True, layer=layer)[1], "mean")[6:]
     mmd = sum(losses.mmd(source, features[:6][batch.target_domains == d], "multi") for d in (0, 1)) / 2
     gradient = torch.autograd.grad(mmd, weights, materialize_grads=True)
     expected = torch.cat([g.flatten() for g in gradient])

@@ -55,8 +55,9 @@ def test_a_key_names_what_decides_the_weights(config, tmp_path):
     ):
         assert runs.key(same) == key
     others = [runs.key(config.replace(**c)) for c in ({"rank": 2}, {"seed": 1}, {"prior_loss_weight": 1.0})]
+    others += [runs.key(config.replace(layer="down.0"))]
     others += [runs.key(config, "other"), runs.key(config, "another")]
-    assert len({key, *others}) == 6
+    assert len({key, *others}) == 7
 
 
 def test_a_run_is_complete_with_adapter_and_manifest(config, tmp_path):
