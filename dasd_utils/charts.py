@@ -138,15 +138,16 @@ def front_chart(rows: Rows, metrics: Mapping[str, str]) -> Figure:
 
 
 def _candidates(axes: Axes, rows: Rows) -> None:
-    kinds = [("domain", "dpm++"), ("cfg", "dpm++"), ("cfg", "unipc"), ("cfg", "ddim")]
-    for number, kind in enumerate(kinds):
-        own = [row for row in rows if (row["guidance"], row["scheduler"]) == kind]
-        label = "Domain Guidance" if kind[0] == "domain" else kind[1]
+    kinds = dict.fromkeys((row["guidance"], row["scheduler"]) for row in rows)
+    for number, (guidance, scheduler) in enumerate(kinds):
+        own = [row for row in rows if (row["guidance"], row["scheduler"]) == (guidance, scheduler)]
+        label = f"Domain Guidance, {scheduler}" if guidance == "domain" else scheduler
+        color = PALETTE[number % len(PALETTE)]
         places = [row["calls"] + number - 1.5 for row in own]  # a little beside the others
         for place, row in zip(places, own, strict=True):
-            axes.plot([place] * 2, [row["low"], row["high"]], color=PALETTE[number], linewidth=0.4, alpha=0.6)
+            axes.plot([place] * 2, [row["low"], row["high"]], color=color, linewidth=0.4, alpha=0.6)
         values = [row["value"] for row in own]
-        axes.plot(places, values, "o", color=PALETTE[number], markersize=3.5, label=label)
+        axes.plot(places, values, "o", color=color, markersize=3.5, label=label)
         for place, row in zip(places, own, strict=True):
             if row["chosen"]:
                 axes.plot(place, row["value"], "o", markersize=10, color=INK, markerfacecolor="none")

@@ -93,8 +93,8 @@ def ladder(
     path = resolve(settings.output_dir) / "ladder.json"
     rows = rungs.table(judging, numbers, wanted)
     evaluation.save_results(path, settings, rows)
-    if searched := rungs.searches(settings, numbers, wanted):
-        evaluation.save_results(path.with_name(calibration.SEARCH), settings, searched)
+    searched = rungs.searches(settings, numbers, wanted)
+    evaluation.save_results(path.with_name(calibration.SEARCH), settings, searched)
     show({"results": str(path), "rows": rows}, as_json, f"{evaluation.ladder_table(rows)}\n\n{path}")
 
 

@@ -42,7 +42,6 @@ from dasd_utils.objectives import Objective
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 DASD = "DASD"
 CONTROL = "training images"  # real ones in the place of samples: what a perfect copy scores
-PAIRS = (("DASD, calibrated", "DASD, published sampling"),)  # compared beside all with DASD
 EFFECT, MANY_SEEDS = 0.01, (3, 5, 10, 20)  # of the note on power
 SEED_STEP = 100_000  # between the noise of one training seed and the next
 PROTOCOL, PUBLISHED, CALIBRATED, DOMAIN = "protocol", "published", "calibrated", "domain guidance"
@@ -61,6 +60,7 @@ class Rung:
     style_words: bool = False  # the domain's style words follow each prompt
     settings: str = PROTOCOL  # or PUBLISHED, CALIBRATED, DOMAIN
     objective: tuple[str, Callable[[Config], Objective]] | None = None  # (name, maker); None: DASD's own
+    after: str = DASD  # the rung that it is one step from: their difference is in the table too
 
     def config(self, config: Config) -> Config:
         """Return the config that this rung trains with."""
@@ -76,20 +76,23 @@ class Rung:
 
 
 LORA_AND_TOKEN = {"lambda_align": 0.0}
+PLAIN = "LoRA + token"
 PUBLISHED_MMD = {"kernel": "gaussian", "pooling": "flat", "unbiased": False, "queue_size": 0, "pairs": True}
 RUNGS = (
     Rung("base", trained=False),
-    Rung("base + style words", trained=False, style_words=True),
-    Rung("token only", changes={"rank": 0, "lambda_align": 0.0}),
-    Rung("LoRA only", changes=LORA_AND_TOKEN, tokens=False),
-    Rung("LoRA + token", changes=LORA_AND_TOKEN),
-    Rung("+ published MMD, Gaussian", changes=PUBLISHED_MMD),
-    Rung("+ published MMD, linear", changes=PUBLISHED_MMD | {"kernel": "linear"}),
-    Rung(DASD),
-    Rung("DASD, frozen source", changes={"source_features": "frozen"}),
-    Rung("LoRA + token + prior preservation", changes=LORA_AND_TOKEN | {"prior_loss_weight": 1.0}),
+    Rung("base + style words", trained=False, style_words=True, after="base"),
+    Rung("token only", changes={"rank": 0, "lambda_align": 0.0}, after="base"),
+    Rung("LoRA only", changes=LORA_AND_TOKEN, tokens=False, after="base"),
+    Rung(PLAIN, changes=LORA_AND_TOKEN, after="LoRA only"),
+    Rung("+ published MMD, Gaussian", changes=PUBLISHED_MMD, after=PLAIN),
+    Rung("+ published MMD, linear", changes=PUBLISHED_MMD | {"kernel": "linear"}, after=PLAIN),
+    Rung(DASD, after=PLAIN),
+    Rung("DASD, frozen source", changes={"source_features": "frozen"}, after=PLAIN),
+    Rung(
+        "LoRA + token + prior preservation", changes=LORA_AND_TOKEN | {"prior_loss_weight": 1.0}, after=PLAIN
+    ),
     Rung("DASD, published sampling", settings=PUBLISHED),
-    Rung("DASD, calibrated", settings=CALIBRATED),
+    Rung("DASD, calibrated", settings=CALIBRATED, after="DASD, published sampling"),
     Rung("DASD, Domain Guidance", settings=DOMAIN),
 )
 
@@ -356,7 +359,7 @@ def table(judging: Judging, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS)
     """Return the rows of all rungs that are done for all seeds: scores, differences to DASD, power.
 
     A row has method, domain, metric, value, low, high, n (images of all seeds) and seeds; a difference, to
-    DASD or of PAIRS, also `against` and `separable`.
+    DASD or to the rung before it, also `against` and `separable`.
     """
     config, rows = judging.config, []
     done = [rung for rung in rungs if all(is_done(config, rung, seed) for seed in seeds)]
@@ -374,9 +377,9 @@ def table(judging: Judging, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS)
             )
         sizes = {name: sum(len(each["features"]) for each in found) for name, found in by_rung.items()}
         found = scores.rows(named, {"domain": domain.name}, DASD)
-        for one, other in PAIRS:
-            two = {name: named[name] for name in (one, other) if name in named}
-            found += [r for r in scores.rows(two, {"domain": domain.name}, other) if "against" in r]
+        for rung in (rung for rung in done if rung.after != DASD):
+            two = {name: named[name] for name in (rung.name, rung.after) if name in named}
+            found += [r for r in scores.rows(two, {"domain": domain.name}, rung.after) if "against" in r]
         for row in found:
             own = {"n": sizes.get(row["method"], len(wanted.heldout)), "seeds": list(seeds)}
             rows.append(row | (own if row["method"] != CONTROL else own | {"seeds": []}))

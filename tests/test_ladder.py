@@ -172,10 +172,12 @@ def test_the_table_has_scores_differences_and_power(done):
     assert "| DASD, calibrated |" in text and "±" in text
 
 
-def test_named_pairs_are_compared_too(done, monkeypatch):
-    monkeypatch.setattr(ladder, "PAIRS", (("LoRA only", "base"), ("absent", "base")))
+def test_a_rung_is_compared_with_the_one_before_it_too(done):
     rows = ladder.table(ladder.Judging(done), [0, 1], RUNGS)
-    assert {r["method"] for r in rows if r.get("against") == "base"} == {"LoRA only"}
+    pairs = {(r["method"], r["against"]) for r in rows if "separable" in r and r["against"] != "DASD"}
+    assert pairs == {(name, "base") for name in ("base + style words", "token only", "LoRA only")}
+    known = {rung.name for rung in ladder.RUNGS}
+    assert all(rung.after in known and rung.after != rung.name for rung in ladder.RUNGS)
 
 
 def test_the_searches_of_all_seeds_are_told(done):
