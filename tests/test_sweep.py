@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from dasd_utils import batch, cli, evaluation, sweep
+from dasd_utils import batch, cli, cli_study, evaluation, sweep
 from dasd_utils.config import DasdError
 
 CODE = """
@@ -87,7 +87,7 @@ def test_only_what_is_missing_runs_and_rows_carry_their_parameters(notebook, tmp
             result = CliRunner().invoke(cli.app, command)
             assert result.exit_code == 0, result.output
 
-    monkeypatch.setattr(cli, "run_together", in_this_process)
+    monkeypatch.setattr(cli_study, "run_together", in_this_process)
     words = ["sweep", str(path), "--notebook", notebook, "--output_dir", str(tmp_path / "out"), "--json"]
     printed = json.loads(CliRunner().invoke(cli.app, words).stdout)
     assert [(row["a"], row["b"], row["value"]) for row in printed["rows"]] == [(1, 10, 11), (5, 10, 15)]
