@@ -6,7 +6,7 @@ COURSE = data/runs/course
 AUDIT = .venv-audit
 CODE = dasd_utils benchmarks tests/audit.py
 
-.PHONY: install course test audit notebooks report clean
+.PHONY: install course study test audit notebooks report clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,10 @@ $(AUDIT)/.installed: Makefile
 	$(PYTHON) -m venv $(AUDIT)
 	$(AUDIT)/bin/python -m pip install --quiet bandit==1.9.4 pip-audit==2.10.1
 	touch $@
+
+study: install  # hours
+	$(BIN)/dasd ladder --profile tiny --seeds 0,1,2 --workers 2
+	cp data/runs/ladder/ladder.json data/runs/ladder/calibration_search.json data/results
 
 notebooks: install
 	$(BIN)/dasd notebooks --profile tiny --output_dir data/runs/notebooks --update

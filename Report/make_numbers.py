@@ -5,7 +5,9 @@ Usage: python Report/make_numbers.py [--check]
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from dasd_utils import diagram, evaluation, figures
@@ -30,14 +32,10 @@ SAMPLERS = {
     "ours, DPM-Solver++ 10": "10 steps of DPM-Solver++",
 }
 STEPS = {"published": "the published step", "plain": "a plain LoRA step, no alignment"}
-METHODS = {"base": "Base", "base + style words": "Style", "DASD": "Dasd"}
-DOMAINS = {"satellite": "Satellite", "xray": "Xray"}
-METRIC = {
-    "clip_score": "Clip",
-    "clip_floor": "Floor",
-    "attribute_accuracy": "Attributes",
-    "cmmd": "Cmmd",
-    "kid": "Kid",
+DOMAINS = ("satellite", "xray")
+TABLES = {
+    "ladder": ("cmmd", "attribute_accuracy", "clip_score", "recall", "synthetic_to_real", "copy_rank"),
+    "real": ("cmmd", "clip_score", "clip_floor", "recall", "synthetic_to_real", "copy_rank"),
 }
 
 
@@ -47,16 +45,22 @@ def rows(name: str) -> list[dict]:
 
 
 def readme_block() -> str:
-    """Return the results table of the README."""
-    judged = [r for r in rows("06_evaluation") if r["method"] in METHODS]
+    """Return the README's tables of the ladder, one a domain, and how they were made."""
+    judged = targets("ladder")
+    seeds, n = next((r["seeds"], r["n"]) for r in judged if r["method"] == "DASD")
     found = next(r for r in rows("05_classifier") if r["metric"] == "accuracy")
-    counts = sorted({r["n"] for r in judged})
-    sizes = " and ".join(map(str, counts))
     return (
-        f"{evaluation.table(judged)}\n\n"
-        f"n = {sizes} images a method and domain, seed {judged[0]['seed']}. Prompt classifier: accuracy "
-        f"{_interval(found, 3)} on {found['n']} labelled prompts."
+        f"{evaluation.ladder_table(judged, TABLES['ladder'])}\n\n"
+        f"Mean over the training seeds {', '.join(map(str, seeds))}, {n // len(seeds)} images a seed and "
+        "domain; ± is half of the 95 % interval over prompts and seeds; ≈ marks what cannot be told from "
+        "DASD in pairs. "
+        f"Prompt classifier: accuracy {_interval(found, 3)} on {found['n']} labelled prompts."
     )
+
+
+def targets(name: str) -> list[dict]:
+    """Return the rows of the target domains."""
+    return [row for row in rows(name) if row["domain"] in DOMAINS]
 
 
 def speed_block() -> str:
@@ -154,19 +158,55 @@ def _interval(row: dict, digits: int) -> str:
     return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
-def latex_macros() -> str:
-    r"""Return one \newcommand per number: \SatelliteDasdCmmd is "value [low, high]"."""
-    lines = []
-    for row in rows("06_evaluation"):
-        if row["method"] in METHODS and row["metric"] in METRIC:
-            name = DOMAINS[row["domain"]] + METHODS[row["method"]] + METRIC[row["metric"]]
-            digits = evaluation.METRICS[row["metric"]][1]
-            text = _interval(row, digits)
-            lines.append(rf"\newcommand{{\{name}}}{{{text}}}")
-            lines.append(rf"\newcommand{{\{name}N}}{{{row['n']}}}")
+def latex_macros(report: str) -> str:
+    r"""Return what the report quotes as \res{file/method/domain/metric}, and the rows of its tables.
+
+    Ends with the names of those that no result has.
+    """
+    values = dict(_quoted())
     found = next(r for r in rows("05_classifier") if r["metric"] == "accuracy")
-    text = _interval(found, 3)
-    return "\n".join([*lines, rf"\newcommand{{\ClassifierAccuracy}}{{{text}}}"]) + "\n"
+    values["classifier/accuracy"] = _tex(found, 3)
+    asked = dict.fromkeys(re.findall(r"\\res\{([^}#]+)\}", report))
+    if missing := [key for key in asked if key not in values]:
+        sys.exit(f"Report/main.tex quotes what data/results does not hold: {', '.join(missing)}")
+    tables = {f"table/{file}/{domain}": tex_rows(file, domain) for file in TABLES for domain in DOMAINS}
+    quoted = {key: values[key] for key in asked} | tables
+    lines = (rf"\expandafter\def\csname res:{key}\endcsname{{{text}}}" for key, text in quoted.items())
+    return "\n".join(lines) + "\n"
+
+
+def _quoted() -> Iterator[tuple[str, str]]:
+    for name in ("ladder", "real"):
+        for row in rows(name):
+            if row["metric"] in evaluation.LADDER:
+                against = f" - {row['against']}" if "against" in row else ""
+                digits = evaluation.LADDER[row["metric"]][1]
+                yield f"{name}/{row['method']}{against}/{row['domain']}/{row['metric']}", _tex(row, digits)
+            elif row["metric"] == "prompts_needed":
+                text = "no number" if row["value"] is None else f"{row['value']:,}"
+                yield f"power/{row['method']}/{row['domain']}/{row['seeds']}", text
+
+
+def _tex(row: dict, digits: int) -> str:
+    value = round(row["value"], digits) + 0.0  # -0.0 + 0.0 is 0.0
+    return rf"${value:.{digits}f}\pm{(row['high'] - row['low']) / 2:.{digits}f}$"
+
+
+def tex_rows(file: str, domain: str) -> str:
+    """Return the rows of a table: a method, its scores, marked where they cannot be told from DASD's."""
+    found = [row for row in rows(file) if row["domain"] == domain]
+    scored = {(r["method"], r["metric"]): r for r in found if "against" not in r}
+    to_dasd = [r for r in found if "separable" in r and r["against"] == "DASD"]
+    alike = {(r["method"], r["metric"]) for r in to_dasd if not r["separable"]}
+    lines = []
+    for method in dict.fromkeys(method for method, _ in scored):
+        cells = [method.replace("&", r"\&")]
+        for metric in TABLES[file]:
+            row = scored.get((method, metric))
+            mark = r"\,{\scriptsize$\approx$}" if (method, metric) in alike else ""
+            cells.append(_tex(row, evaluation.LADDER[metric][1]) + mark if row else "")
+        lines.append(" & ".join(cells) + r"\\")
+    return "".join(lines)
 
 
 def main() -> None:
@@ -186,7 +226,8 @@ def main() -> None:
         elif fresh != text:
             sys.exit(f"{path.relative_to(ROOT)} is out of date: run python Report/make_numbers.py")
     if "--check" not in sys.argv:
-        (ROOT / "Report" / "numbers.tex").write_text(latex_macros(), encoding="utf8")
+        report = (ROOT / "Report" / "main.tex").read_text(encoding="utf8")
+        (ROOT / "Report" / "numbers.tex").write_text(latex_macros(report), encoding="utf8")
         figures.save(diagram.method_diagram(), ROOT / "figures" / "method.png", dpi=110)
 
 
