@@ -33,9 +33,11 @@ def test_card_table_is_the_stored_result(numbers):
 
 def test_report_quotes_numbers_as_they_are_stored(numbers):
     report = (ROOT / "Report" / "main.tex").read_text(encoding="utf8")
-    written = (ROOT / "Report" / "numbers.tex").read_text(encoding="utf8")
-    assert numbers.latex_macros(report) == written
+    written = numbers.latex_macros(report)
     assert written.count("csname res:") > 20
+    row = next(r for r in numbers.rows("ladder") if (r["method"], r["metric"]) == ("base", "cmmd"))
+    half = (row["high"] - row["low"]) / 2
+    assert f"ladder/base/{row['domain']}/cmmd\\endcsname{{${row['value']:.2f}\\pm{half:.2f}$}}" in written
     with pytest.raises(SystemExit, match="does not hold: ladder/DASD/moon/cmmd"):
         numbers.latex_macros(report + r"\res{ladder/DASD/moon/cmmd}")
 
