@@ -43,7 +43,7 @@ notebooks: install
 
 report: install
 	$(BIN)/python Report/make_numbers.py
-	@command -v latexmk >/dev/null || { echo "latexmk is missing: install TeX Live (Debian: latexmk texlive-latex-extra)"; exit 1; }
+	@command -v latexmk >/dev/null || { echo "latexmk is missing: install TeX Live (Debian: latexmk texlive-latex-extra texlive-fonts-recommended)"; exit 1; }
 	cd Report && latexmk -pdf -interaction=nonstopmode main.tex
 
 clean:
