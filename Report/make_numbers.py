@@ -186,6 +186,11 @@ def _quoted() -> Iterator[tuple[str, str]]:
                 text = "no number" if row["value"] is None else f"{row['value']:,}"
                 yield f"power/{row['method']}/{row['domain']}/{row['seeds']}", text
 
+    chosen = [row for row in rows("calibration_search") if row["chosen"]]
+    for name in ("num_inference_steps", "guidance_scale", "calls"):
+        values = [row[name] for row in chosen]
+        yield f"search/{name}", f"${min(values):g}$ to ${max(values):g}$"
+
 
 def _tex(row: dict, digits: int) -> str:
     value = round(row["value"], digits) + 0.0  # -0.0 + 0.0 is 0.0

@@ -73,7 +73,7 @@ def ladder(
     as_json: AsJson = False,
 ) -> None:
     """Train, sample and judge every rung that is missing; write ladder.json. It goes on where it stopped."""
-    from dasd_utils import calibration, evaluation
+    from dasd_utils import calibration, evaluation, standings
     from dasd_utils import ladder as rungs
 
     place = output_dir or (None if config else Path("data/runs/ladder"))
@@ -91,9 +91,9 @@ def ladder(
         show(busy, as_json, f"Other processes are at work on: {left}" if busy else "All rungs are done.")
         return
     path = resolve(settings.output_dir) / "ladder.json"
-    rows = rungs.table(judging, numbers, wanted)
+    rows = standings.table(judging, numbers, wanted)
     evaluation.save_results(path, settings, rows)
-    searched = rungs.searches(settings, numbers, wanted)
+    searched = standings.searches(settings, numbers, wanted)
     evaluation.save_results(path.with_name(calibration.SEARCH), settings, searched)
     show({"results": str(path), "rows": rows}, as_json, f"{evaluation.ladder_table(rows)}\n\n{path}")
 

@@ -18,8 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from dasd_utils import (
     calibration,
@@ -34,7 +33,6 @@ from dasd_utils import (
     sampling,
     scores,
     training,
-    uncertainty,
 )
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, nearest, resolve
 from dasd_utils.objectives import Objective
@@ -42,7 +40,6 @@ from dasd_utils.objectives import Objective
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 DASD = "DASD"
 CONTROL = "training images"  # real ones in the place of samples: what a perfect copy scores
-EFFECT, MANY_SEEDS = 0.01, (3, 5, 10, 20)  # of the note on power
 SEED_STEP = 100_000  # between the noise of one training seed and the next
 PROTOCOL, PUBLISHED, CALIBRATED, DOMAIN = "protocol", "published", "calibrated", "domain guidance"
 log = logging.getLogger(__name__)
@@ -350,76 +347,3 @@ def _answer(judging: Judging, rung: Rung, seed: int) -> None:
         if not task.scores.is_file():
             wanted = judging.references[task.domain.name]
             judging.score(task, sample(task, wanted, pipeline))
-
-
-# the table
-
-
-def table(judging: Judging, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS) -> list[Row]:
-    """Return the rows of all rungs that are done for all seeds: scores, differences to DASD, power.
-
-    A row has method, domain, metric, value, low, high, n (images of all seeds) and seeds; a difference, to
-    DASD or to the rung before it, also `against` and `separable`.
-    """
-    config, rows = judging.config, []
-    done = [rung for rung in rungs if all(is_done(config, rung, seed) for seed in seeds)]
-    for domain in (*config.domains, config.source):
-        wanted = judging.references[domain.name]
-        by_rung = {rung.name: _stored(config, rung, seeds, domain) for rung in done}
-        by_rung = {name: found for name, found in by_rung.items() if found}
-        named = {
-            name: scores.estimates(found, wanted, config.evaluation.num_bootstrap)
-            for name, found in by_rung.items()
-        }
-        if domain in config.domains:
-            named[CONTROL] = scores.estimates(
-                [judging.control(domain)], wanted, config.evaluation.num_bootstrap
-            )
-        sizes = {name: sum(len(each["features"]) for each in found) for name, found in by_rung.items()}
-        found = scores.rows(named, {"domain": domain.name}, DASD)
-        for rung in (rung for rung in done if rung.after != DASD):
-            two = {name: named[name] for name in (rung.name, rung.after) if name in named}
-            found += [r for r in scores.rows(two, {"domain": domain.name}, rung.after) if "against" in r]
-        for row in found:
-            own = {"n": sizes.get(row["method"], len(wanted.heldout)), "seeds": list(seeds)}
-            rows.append(row | (own if row["method"] != CONTROL else own | {"seeds": []}))
-        if domain in config.domains:
-            rows += power(by_rung, domain.name)
-    return rows
-
-
-def searches(config: Config, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS) -> list[Row]:
-    """Return the rows of every search for a calibration that the rungs are sampled with."""
-    runs_asked = [
-        run_config(config, r, seed).output_dir for r in rungs if r.settings == CALIBRATED for seed in seeds
-    ]
-    paths = [calibration.file(run).with_name(calibration.SEARCH) for run in runs_asked]
-    return [row for path in paths if path.is_file() for row in evaluation.load_results(path)["rows"]]
-
-
-def _stored(config: Config, rung: Rung, seeds: Sequence[int], domain: DomainConfig) -> list[scores.Scores]:
-    found = [task for seed in seeds for task in tasks(config, rung, seed) if task.domain == domain]
-    return [load_file(task.scores) for task in found]
-
-
-def power(by_rung: Mapping[str, Sequence[scores.Scores]], domain: str) -> list[Row]:
-    """Return how many prompts would show a CLIP score 0.01 above or below DASD's, by number of seeds."""
-    rows = []
-    for name, found in by_rung.items():
-        if name == DASD or DASD not in by_rung or len(found) < 2:
-            continue
-        pairs = zip(found, by_rung[DASD], strict=True)
-        table = torch.stack([one["clip_score"] - other["clip_score"] for one, other in pairs])
-        parts = uncertainty.components(table)
-        row = {
-            "method": name,
-            "against": DASD,
-            "domain": domain,
-            "metric": "prompts_needed",
-            "effect": EFFECT,
-        }
-        row |= {"deviation_of_seeds": parts.seeds**0.5, "deviation_of_prompts": parts.prompts**0.5}
-        rows += [
-            row | {"seeds": n, "value": uncertainty.prompts_needed(parts, EFFECT, n)} for n in MANY_SEEDS
-        ]
-    return rows

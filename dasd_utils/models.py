@@ -325,7 +325,7 @@ def unet_pass(
     for a block that the UNet does not have.
     """
     inner = getattr(unet, "module", unet)  # a distributed wrapper must be called itself
-    block, behind = _blocks(inner, layer)
+    block, behind = blocks(inner, layer)
     features: list[Tensor] = []
     hooks = [block.register_forward_hook(lambda _m, _a, output: features.append(_hidden(output)))]
     if num_target is not None and num_target < len(latents):
@@ -339,8 +339,8 @@ def unet_pass(
     return eps, features[0]
 
 
-def _blocks(unet: nn.Module, layer: str) -> tuple[nn.Module, list[nn.Module]]:
-    """Return the block of this name, and all behind it."""
+def blocks(unet: nn.Module, layer: str) -> tuple[nn.Module, list[nn.Module]]:
+    """Return the block of this name ("mid", "down.0", "up.1", ...) and all behind it; DasdError if none."""
     order = {f"down.{i}": block for i, block in enumerate(unet.down_blocks)} | {"mid": unet.mid_block}
     order |= {f"up.{i}": block for i, block in enumerate(unet.up_blocks)}
     if layer not in order:

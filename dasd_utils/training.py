@@ -60,10 +60,11 @@ def check(config: Config) -> None:
 def setup_training(config: Config) -> models.Parts:
     """Return the frozen base with fresh, seeded LoRA weights and domain tokens; nothing else trains.
 
-    Raises DasdError if the base is not there or already has a token.
+    Raises DasdError if the base is not there, already has a token, or lacks the block to align at.
     """
     torch.manual_seed(config.seed)
     parts = models.load_parts(config, unet_dtype=precision.frozen_dtype(config, processes.state().device))
+    models.blocks(parts.unet, config.alignment.layer)
     if config.lora.rank > 0:
         models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)

@@ -49,8 +49,9 @@ CORE = {
     "ladder": {
         "calibration", "config", "data", "evaluation", "files", "models", "objectives", "probe", "profiles",
         "runs", "samples",
-        "sampling", "scores", "training", "uncertainty",
+        "sampling", "scores", "training",
     },
+    "standings": {"calibration", "config", "evaluation", "ladder", "scores", "uncertainty"},
     "anatomy": {"config", "data", "losses", "models", "objectives", "optimization"},
     "workers": {"config"},
     "sweep": {"batch", "config", "evaluation"},

@@ -17,6 +17,7 @@ from dasd_utils import (
     runs,
     samples,
     sampling,
+    standings,
     training,
 )
 from dasd_utils.config import Calibration, DasdError
@@ -156,7 +157,7 @@ def test_a_rung_in_other_hands_is_left_to_them(config, tmp_path):
 
 
 def test_the_table_has_scores_differences_and_power(done):
-    rows = ladder.table(ladder.Judging(done), [0, 1], RUNGS)
+    rows = standings.table(ladder.Judging(done), [0, 1], RUNGS)
     scored = {(r["method"], r["domain"], r["metric"]) for r in rows if "against" not in r}
     for rung in RUNGS:
         assert (rung.name, "satellite", "cmmd") in scored
@@ -166,14 +167,14 @@ def test_the_table_has_scores_differences_and_power(done):
     differences = [r for r in rows if r.get("against") == "DASD" and r["metric"] == "cmmd"]
     assert {r["method"] for r in differences} == {rung.name for rung in RUNGS} - {"DASD"}
     power = [r for r in rows if r["metric"] == "prompts_needed" and r["method"] == "base"]
-    assert {r["seeds"] for r in power} == set(ladder.MANY_SEEDS)
+    assert {r["seeds"] for r in power} == set(standings.MANY_SEEDS)
     json.dumps(rows, allow_nan=False)
     text = evaluation.ladder_table(rows)
     assert "| DASD, calibrated |" in text and "±" in text
 
 
 def test_a_rung_is_compared_with_the_one_before_it_too(done):
-    rows = ladder.table(ladder.Judging(done), [0, 1], RUNGS)
+    rows = standings.table(ladder.Judging(done), [0, 1], RUNGS)
     pairs = {(r["method"], r["against"]) for r in rows if "separable" in r and r["against"] != "DASD"}
     assert pairs == {(name, "base") for name in ("base + style words", "token only", "LoRA only")}
     known = {rung.name for rung in ladder.RUNGS}
@@ -181,16 +182,18 @@ def test_a_rung_is_compared_with_the_one_before_it_too(done):
 
 
 def test_the_searches_of_all_seeds_are_told(done):
-    rows = ladder.searches(done, [0, 1], RUNGS)
+    rows = standings.searches(done, [0, 1], RUNGS)
     assert {(r["seed"], r["domain"]) for r in rows} == {(s, d) for s in (0, 1) for d in ("satellite", "xray")}
     chosen = [r for r in rows if r["chosen"] and r["metric"] == "cmmd"]
     assert len(chosen) == 4
-    assert ladder.searches(done, [0, 1], ladder.find(["DASD"])) == ladder.searches(done, [7], RUNGS) == []
+    assert (
+        standings.searches(done, [0, 1], ladder.find(["DASD"])) == standings.searches(done, [7], RUNGS) == []
+    )
 
 
 def test_unfinished_rungs_are_left_out_of_the_table(done):
     more = [*RUNGS, Rung("new", changes={"kernel": "linear"})]
-    assert "new" not in {r["method"] for r in ladder.table(ladder.Judging(done), [0, 1], more)}
+    assert "new" not in {r["method"] for r in standings.table(ladder.Judging(done), [0, 1], more)}
 
 
 def test_another_objective_has_weights_of_its_own(config):

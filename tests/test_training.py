@@ -414,3 +414,8 @@ def test_setup_is_seeded(tiny_config):
     )
     assert_same(one, same)
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_block_that_the_unet_lacks_is_refused_before_the_data_is_read(tiny_config):
+    with pytest.raises(DasdError, match=r"no block 'down\.7'"):
+        training.setup_training(tiny_config.replace(layer="down.7"))
