@@ -36,7 +36,9 @@ $(AUDIT)/.installed: Makefile
 
 study: install  # hours
 	$(BIN)/dasd ladder --profile tiny --seeds 0,1,2 --workers 2
+	$(BIN)/dasd sweep data/configs/alignment_sweep.json --notebook 11 --workers 2
 	cp data/runs/ladder/ladder.json data/runs/ladder/calibration_search.json data/results
+	cp data/runs/sweep/11_alignment.json data/results/alignment_sweep.json
 
 notebooks: install
 	$(BIN)/dasd notebooks --profile tiny --output_dir data/runs/notebooks --update

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -190,6 +191,28 @@ def _quoted() -> Iterator[tuple[str, str]]:
     for name in ("num_inference_steps", "guidance_scale", "calls"):
         values = [row[name] for row in chosen]
         yield f"search/{name}", f"${min(values):g}$ to ${max(values):g}$"
+    yield from _swept()
+
+
+def _swept() -> Iterator[tuple[str, str]]:
+    """Yield sweep/<weight>/<kernel>/<queue>/<domain>/<metric>, differences to weight 0, and counts of them."""
+    names = ("lambda_align", "kernel", "queue_size", "layer", "source_features", "match_timesteps")
+    counts = Counter()
+    for row in rows("alignment_sweep"):
+        where = "/".join([*(str(row[name]) for name in names if name in row), row["domain"], row["metric"]])
+        if row["metric"].startswith("pull"):
+            yield f"sweep/{where}", rf"${100 * row['value']:.2g}\,\%$"
+        elif row["metric"] == "separation":
+            whose = "" if row["method"] == "adapted" else "_base"
+            yield f"sweep/{where}{whose}", f"${row['value']:.3f}$"
+        elif "separable" in row and row["metric"] in evaluation.LADDER:
+            yield f"sweep/{where}", _tex(row, evaluation.LADDER[row["metric"]][1])
+            target = "targets" if row["domain"] in DOMAINS else "source"
+            signs = ("less", row["high"] < 0), ("more", row["low"] > 0)
+            bounded = row.get("kernel") != "linear" and row["lambda_align"] > 0
+            counts.update({f"{row['metric']}/{target}/{sign}": bounded and true for sign, true in signs})
+            counts[f"{row['metric']}/{target}/all"] += bounded
+    yield from ((f"sweep/count/{name}", str(number)) for name, number in counts.items())
 
 
 def _tex(row: dict, digits: int) -> str:

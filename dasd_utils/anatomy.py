@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dasd_utils import losses, models, objectives, optimization
+from dasd_utils import losses, metrics, models, objectives, optimization
 from dasd_utils.config import Config
 from dasd_utils.data import Sampler
 
@@ -85,6 +86,9 @@ def plane(features: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: (rows - middle) @ axes[:2].T for name, rows in features.items()}
 
 
-def separation(source: Tensor, target: Tensor) -> float:
-    """Return the unbiased squared MMD of two sets of features, five bandwidths of the kernel."""
-    return losses.mmd(source, target, "multi", unbiased=True).item()
+def separation(source: Tensor, target: Tensor, num_bootstrap: int = 1000) -> tuple[float, float, float]:
+    """Return the unbiased squared MMD of two sets of features, five bandwidths, and its 95 % interval."""
+    bandwidth = losses.median_bandwidth(source, target).item()
+    kernel = functools.partial(losses.multi_kernel, sigma=bandwidth)
+    value = losses.mmd(source, target, kernel, unbiased=True).item()
+    return value, *metrics.mmd_interval(source.cpu(), target.cpu(), kernel, num_bootstrap=num_bootstrap)

@@ -74,5 +74,7 @@ def test_the_plane_holds_the_largest_spread():
 def test_separation_is_zero_for_one_distribution_and_large_for_two():
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randn(100, 4, generator=generator), torch.randn(100, 4, generator=generator)
-    assert abs(anatomy.separation(x, y)) < 0.02 < 0.2 < anatomy.separation(x, y + 3)
-    assert anatomy.separation(10 * x, 10 * (y + 3)) == pytest.approx(anatomy.separation(x, y + 3), rel=1e-4)
+    (alike, low, high), apart = anatomy.separation(x, y), anatomy.separation(x, y + 3)
+    assert low < 0 < high and low < alike < high and abs(alike) < 0.02
+    assert 0.2 < apart[1] < apart[0] < apart[2]
+    assert anatomy.separation(10 * x, 10 * (y + 3)) == pytest.approx(apart, rel=1e-4)

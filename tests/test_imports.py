@@ -52,7 +52,7 @@ CORE = {
         "sampling", "scores", "training",
     },
     "standings": {"calibration", "config", "evaluation", "ladder", "scores", "uncertainty"},
-    "anatomy": {"config", "data", "losses", "models", "objectives", "optimization"},
+    "anatomy": {"config", "data", "losses", "metrics", "models", "objectives", "optimization"},
     "workers": {"config"},
     "sweep": {"batch", "config", "evaluation"},
     "figures": set(),
