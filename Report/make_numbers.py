@@ -195,7 +195,7 @@ def _quoted() -> Iterator[tuple[str, str]]:
 
 
 def _swept() -> Iterator[tuple[str, str]]:
-    """Yield sweep/<weight>/<kernel>/<queue>/<domain>/<metric>, differences to weight 0, and counts of them."""
+    """Yield sweep/<weight>/<kernel>/<queue>/<domain>/<metric>: differences to weight 0, and their counts."""
     names = ("lambda_align", "kernel", "queue_size", "layer", "source_features", "match_timesteps")
     counts = Counter()
     for row in rows("alignment_sweep"):
