@@ -173,6 +173,14 @@ def test_the_table_has_scores_differences_and_power(done):
     assert "| DASD, calibrated |" in text and "±" in text
 
 
+def test_the_control_counts_its_own_images(done):
+    """Nine training images stand in for samples; twelve are held out."""
+    few = tuple(dataclasses.replace(domain, num_images=9) for domain in done.domains)
+    rows = standings.table(ladder.Judging(done.replace(domains=few)), [0], [])
+    assert {r["method"] for r in rows} == {ladder.CONTROL}
+    assert {(r["n"], *r["seeds"]) for r in rows} == {(9,)}
+
+
 def test_a_rung_is_compared_with_the_one_before_it_too(done):
     rows = standings.table(ladder.Judging(done), [0, 1], RUNGS)
     pairs = {(r["method"], r["against"]) for r in rows if "separable" in r and r["against"] != "DASD"}
