@@ -21,6 +21,8 @@ from dasd_utils import models
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # where diffusers looks for it
 SUMMARY_FILE = "adapter.json"
+UNET = "unet"  # the folder of a UNet that learned whole, in the layout of diffusers
+UNET_FILES = (f"{UNET}/config.json", f"{UNET}/diffusion_pytorch_model.safetensors")
 TOKEN = re.compile(r"<[\w-]+>")  # it names a file
 
 
@@ -32,7 +34,9 @@ def base_fingerprint(parts: models.Parts) -> str:
     """
     digest = hashlib.sha256()
     for module in (parts.unet, parts.text_encoder):
-        named = {_base_name(name): p for name, p in module.named_parameters() if "lora_" not in name}
+        weights = parts.base_weights if module is parts.unet and parts.base_weights else None
+        named = weights or dict(module.named_parameters())
+        named = {_base_name(name): p for name, p in named.items() if "lora_" not in name}
         for name, parameter in sorted(named.items()):
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             signs = torch.signbit(parameter.detach().flatten()[:1024])
@@ -46,7 +50,7 @@ def _base_name(name: str) -> str:
 
 
 def adapter_state(parts: models.Parts) -> dict[str, Tensor]:
-    """Return copies of all that trains: "unet.<parameter>" of the LoRA, and "tokens.weight"."""
+    """Return copies of all that trains: "unet.<parameter>" of the LoRA or of all, and "tokens.weight"."""
     return {name: p.detach().clone() for name, p in _trained(parts).items()}
 
 
@@ -66,14 +70,16 @@ def load_adapter_state(parts: models.Parts, state: dict[str, Tensor]) -> None:
 
 
 def _trained(parts: models.Parts) -> dict[str, torch.nn.Parameter]:
-    trained = {f"unet.{name}": p for name, p in parts.unet.named_parameters() if "lora_" in name}
+    weights, whole = parts.unet.named_parameters(), bool(parts.base_weights)
+    trained = {f"unet.{name}": p for name, p in weights if whole or "lora_" in name}
     return trained if parts.tokens is None else trained | {"tokens.weight": parts.tokens.weight}
 
 
 def save_adapter(parts: models.Parts, folder: str | Path) -> None:
     """Write the LoRA, one file per token, and adapter.json; an adapter already there is replaced.
 
-    Plain diffusers reads them with `load_lora_weights(folder)` and `load_textual_inversion(file)`.
+    Plain diffusers reads them with `load_lora_weights(folder)` and `load_textual_inversion(file)`. A UNet
+    that learned whole is in `unet/`, for `UNet2DConditionModel.from_pretrained(folder, subfolder="unet")`.
     Raises DasdError if there is nothing to save, or the folder is not an adapter's or not writable.
     """
     folder = Path(folder)
@@ -114,6 +120,8 @@ def _write(parts: models.Parts, folder: Path) -> None:
             folder, unet_lora_layers=state, unet_lora_adapter_metadata=lora.to_dict()
         )
         _order_metadata(folder / LORA_FILE)
+    if parts.base_weights:
+        _write_unet(parts, folder / UNET)
     files = {token: _token_file(token) for token in parts.token_ids}
     for row, (token, file) in enumerate(files.items()):
         save_file({token: parts.tokens.weight[row].detach().cpu().clone()}, folder / file)
@@ -123,8 +131,17 @@ def _write(parts: models.Parts, folder: Path) -> None:
         "base_fingerprint": base_fingerprint(parts),
         "lora": None if lora is None else _lora_settings(lora),
         "tokens": files,
+        **({"unet": UNET} if parts.base_weights else {}),
     }
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf8")
+
+
+def _write_unet(parts: models.Parts, folder: Path) -> None:
+    parts.unet.save_pretrained(folder)
+    path = folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf8"))
+    values.pop("_name_or_path", None)  # where the base was on this machine
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf8")
 
 
 def _token_file(token: str) -> str:
@@ -165,9 +182,15 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
     width = parts.text_encoder.get_input_embeddings().embedding_dim
     rows = [_read_row(folder / file, token, width) for token, file in summary["tokens"].items()]
     state = None if summary["lora"] is None else _read_tensors(folder / LORA_FILE)
+    whole = _read_unet(parts, folder) if summary.get("unet") else None
     lora = _checked_lora(parts.config, summary["lora"] or {}, folder)
     if rows:
         models.attach_tokens(parts, list(summary["tokens"]), torch.stack(rows))
+    if whole is not None:
+        models.open_unet(parts)
+        with torch.no_grad():
+            for name, parameter in parts.unet.named_parameters():
+                parameter.copy_(whole[name])
     if state is not None:
         models.add_lora(parts.unet, lora)
         _fill_lora(parts, {name.removeprefix("unet."): value for name, value in state.items()}, folder)
@@ -195,6 +218,7 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text(encoding="utf8"))
         files = [*summary["tokens"].values(), *([LORA_FILE] if summary["lora"] else [])]
+        files += UNET_FILES if summary.get("unet") else ()
         summary["base"], summary["base_fingerprint"], cfg.LoraSettings(**(summary["lora"] or {}))
         named = summary["tokens"].items()
         odd = [token for token, file in named if not TOKEN.fullmatch(token) or file != _token_file(token)]
@@ -213,6 +237,14 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except Exception as error:  # safetensors has kinds of its own
         raise cfg.DasdError(f"{path} cannot be read: {error}. Save the adapter again.") from None
+
+
+def _read_unet(parts: models.Parts, folder: Path) -> dict[str, Tensor]:
+    path = folder / UNET_FILES[1]
+    state, here = _read_tensors(path), {name: p.shape for name, p in parts.unet.named_parameters()}
+    if here != {name: value.shape for name, value in state.items()}:
+        raise cfg.DasdError(f"{path} does not fit the UNet of {parts.config.model.base!r}.")
+    return state
 
 
 def _read_row(path: Path, token: str, width: int) -> Tensor:

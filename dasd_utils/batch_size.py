@@ -12,7 +12,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
-from dasd_utils import checkpoints, models, objectives, optimization, processes
+from dasd_utils import checkpoints, methods, models, optimization, processes
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.latents import Batch
 
@@ -175,7 +175,7 @@ def _pass(updater: optimization.Updater, config: Config) -> None:
     """Do forward and backward pass of one micro-batch as training does, of no picture in particular."""
     updater.parts.unet.train()
     with updater.autocast():
-        loss, _ = objectives.DasdObjective(config)(updater.parts, _batch(updater, config), config)
+        loss, _ = methods.make_objective(config)(updater.parts, _batch(updater, config), config)
     updater.backward(loss)
     updater.parts.unet.eval()
 

@@ -11,7 +11,7 @@ from dasd_utils.config import SECTIONS, Calibration, Config, DasdError, Evaluati
 
 MAX_NAME = 64  # characters of a domain or a token: both name files
 SCHEDULERS = ("ddim", "ddpm", "dpm++", "unipc", "pndm", "euler")  # those of `denoising.SCHEDULERS`
-GUIDANCE = ("cfg", "domain")
+GUIDANCE = ("cfg", "domain", "unconditional")
 LOWEST = {
     1: ("max_train_steps", "target_batch_size", "gradient_accumulation_steps", "source_every",
         "resolution", "images_per_prompt", "num_bootstrap"),
@@ -37,6 +37,7 @@ def check(config: Config) -> None:
         )
     check_choice("pooling", alignment.pooling, ("mean", "flat"))
     check_choice("source_features", alignment.source_features, ("adapted", "frozen"))
+    check_choice("source_images", config.data.source_images, ("real", "generated"))
     check_choice("attention", config.model.attention, ("fused", "plain"))
     check_choice("optimizer", training.optimizer, ("adamw", "adamw_8bit"))
     check_choice("mixed_precision", training.mixed_precision, ("auto", "no", "bf16", "fp16"))
@@ -45,6 +46,10 @@ def check(config: Config) -> None:
     _check_sampling("the evaluation", config.evaluation)
     for domain in (config.source, *config.domains):
         _check_sampling(f"domain {domain.name}", domain.calibration)
+    if config.method != "dasd" or config.method_settings:
+        from dasd_utils import methods  # made of these classes, and of torch
+
+        methods.check(config)
 
 
 def _check_plain(where: str, value: Any) -> None:
@@ -158,7 +163,7 @@ def _check_domains(config: Config) -> None:
         if not domain.data.strip():
             raise DasdError(f"`data` of domain {domain.name} is empty: name a folder or a hub id.")
     learning = [d for d in config.domains if d.token is not None]
-    if config.lora.rank == 0 and not learning:
+    if config.lora.rank == 0 and not learning and not config.training.whole_unet:
         raise DasdError("rank is 0 and no domain has a token, so nothing would learn: set one of them.")
     tokens = [str(d.token) for d in learning]
     for domain, token in zip(learning, tokens, strict=True):

@@ -20,6 +20,7 @@ from dasd_utils.cli_options import (
     Checkpoint,
     ConfigFile,
     MaxSteps,
+    Method,
     OutputDir,
     Profile,
     Prompt,
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 def train(
     profile: Profile = "auto",
     config: ConfigFile = None,
+    method: Method = None,
     seed: Seed = None,
     output_dir: OutputDir = None,
     max_steps: MaxSteps = None,
@@ -52,8 +54,9 @@ def train(
     auto_batch_size: AutoBatchSize = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the adapter: LoRA and domain tokens, with feature alignment."""
-    settings = read_config(profile, config, seed=seed, output_dir=output_dir, max_train_steps=max_steps)
+    """Train the adapter, LoRA and domain tokens, by DASD or another method."""
+    given = {"seed": seed, "output_dir": output_dir, "max_train_steps": max_steps}
+    settings = read_config(profile, config, method, **given)
     folder, history = run_training(settings, resume, auto_batch_size)
     newest = history[-1] if history else {"step": settings.training.max_train_steps}
     last = {k: v for k, v in newest.items() if isinstance(v, int | float)}
@@ -173,6 +176,7 @@ def classify(
 def run_all(
     profile: Profile = "auto",
     config: ConfigFile = None,
+    method: Method = None,
     seed: Seed = None,
     output_dir: OutputDir = None,
     max_steps: MaxSteps = None,
@@ -181,7 +185,8 @@ def run_all(
     as_json: AsJson = False,
 ) -> None:
     """Train, evaluate, and draw one picture of every domain side by side."""
-    settings = read_config(profile, config, seed=seed, output_dir=output_dir, max_train_steps=max_steps)
+    given = {"seed": seed, "output_dir": output_dir, "max_train_steps": max_steps}
+    settings = read_config(profile, config, method, **given)
     from dasd_utils import evaluation, sampling
 
     for domain in settings.domains:  # missing prompts are to be known before hours of training
@@ -343,7 +348,7 @@ def run_evaluation(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:
     if PROCESS == 0:
         evaluation.save_results(path, config, rows)
         for domain in config.domains:
-            grid = {method: images[method, domain.name][:8] for method in study.METHODS}
+            grid = {method: images[method, domain.name][:8] for method in study.compared(config)}
             figures.save(figures.comparison_grid(grid), folder / f"comparison_{domain.name}.png")
     return path, rows
 

@@ -18,6 +18,9 @@ PROCESS = int(os.environ.get("RANK", 0))  # of those that `accelerate launch` st
 
 Profile = Annotated[str, typer.Option(help="auto, tiny or sd15.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="JSON: what differs from the profile.")]
+Method = Annotated[
+    str | None, typer.Option(help="dasd or domainstudio: in the place of the config's, with its defaults.")
+]
 Seed = Annotated[int | None, typer.Option(help="Overrides the config's seed.")]
 OutputDir = Annotated[Path | None, typer.Option("--output_dir", "--output-dir", help="The run folder.")]
 MaxSteps = Annotated[int | None, typer.Option("--max_steps", "--max-steps", help="Optimiser steps.")]
@@ -35,9 +38,10 @@ Prompt = Annotated[str, typer.Option(help="What the picture should show.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON result.")]
 
 
-def read_config(profile: str, path: Path | None, **changes: Any) -> Config:
+def read_config(profile: str, path: Path | None, method: str | None = None, **changes: Any) -> Config:
     """Return the file's config, or the profile's, with what was given on the command line."""
-    config = Config.load(path) if path else Config.setup(profile)
+    named = {} if method is None else {"method": method}
+    config = Config.load(path, **named) if path else Config.setup(profile, **named)
     given = {name: str(v) if isinstance(v, Path) else v for name, v in changes.items() if v is not None}
     return config.replace(**given)
 

@@ -28,7 +28,9 @@ class Calibration:
     guidance_scale: float = 7.5
     num_inference_steps: int = 30
     scheduler: str = "ddpm"  # a name of `sampling.SCHEDULERS`
-    guidance: str = "cfg"  # classifier-free, or "domain": away from the base model's unconditional answer
+    # classifier-free, or "domain": away from the base model's unconditional answer; or "unconditional": the
+    # empty prompt's answer alone
+    guidance: str = "cfg"
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class DataConfig:
     validation_fraction: float = 0.1
     test_fraction: float = 0.2  # where a domain names no test split
     skip_corrupt: bool = False  # else a broken image is an error that names it
+    source_images: str = "real"  # or "generated": what the base draws for the source's captions
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class AlignmentConfig:
 class TrainingConfig:
     """One optimiser step sees `gradient_accumulation_steps` micro-batches of target and source."""
 
+    whole_unet: bool = False  # every weight of the UNet learns, and there is no LoRA
     max_train_steps: int = 600
     target_batch_size: int = 24
     source_batch_size: int = 8  # the published 3 : 1
@@ -163,6 +167,8 @@ class Config:
     seed: int = 0
     output_dir: str = "data/runs/dasd"
     shipped_run: str | None = None  # a trained run that lessons load where `output_dir` holds none
+    method: str = "dasd"  # whose objective trains: a name of `methods.PAPERS`, or this one
+    method_settings: dict[str, Any] = field(default_factory=dict)  # of a method's own `Settings`
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     lora: LoraSettings = LoraSettings()
@@ -180,7 +186,8 @@ class Config:
     def setup(cls, profile: str = "auto", **changes: Any) -> Config:
         """Return the config of a profile, with fields of any section changed by name.
 
-        Raises DasdError for an unknown profile or field, naming the nearest one.
+        A `method` brings its own defaults, which the other changes then alter.
+        Raises DasdError for an unknown profile, method or field, naming the nearest one.
         """
         from dasd_utils.profiles import PROFILES  # the profiles are made of the classes above
 
@@ -189,7 +196,12 @@ class Config:
             log.info("profile %s: %s", profile, reason)
         if not isinstance(profile, str) or profile not in PROFILES:
             raise DasdError(f"There is no profile {profile!r}. Profiles: auto, {', '.join(PROFILES)}.")
-        return PROFILES[profile]().replace(**changes)
+        config = PROFILES[profile]()
+        if changes.get("method", config.method) != config.method:
+            from dasd_utils import methods  # the methods are made of the classes above, and of torch
+
+            changes = {**methods.changes(changes["method"], profile), **changes}
+        return config.replace(**changes)
 
     def replace(self, **changes: Any) -> Config:
         """Return a copy with fields changed; a field of a section is found by its name alone."""
@@ -221,7 +233,8 @@ class Config:
         """Read what `to_dict` wrote, or the part of it that differs from the named profile."""
         if not isinstance(values, dict):
             raise DasdError(f"A config is a JSON object of sections, not {type(values).__name__}.")
-        base = cls.setup(values.get("profile", "auto")).to_dict()
+        method = {"method": values["method"]} if "method" in values else {}
+        base = cls.setup(values.get("profile", "auto"), **method).to_dict()
         unknown = set(values) - set(base)
         if unknown:
             name = sorted(unknown)[0]
@@ -239,14 +252,20 @@ class Config:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> Config:
-        """Read a JSON config; DasdError if it is missing, no JSON, or has a field that does not exist."""
+    def load(cls, path: str | Path, method: str | None = None) -> Config:
+        """Read a JSON config; DasdError if it is missing, no JSON, or has a field that does not exist.
+
+        A method that is given takes the place of the file's, with its own defaults under the file's fields.
+        """
         try:
             values = json.loads(Path(path).read_text(encoding="utf8"))
         except OSError as error:
             raise DasdError(f"The config file {path} cannot be read: {error.strerror}.") from None
         except (ValueError, RecursionError) as error:
             raise DasdError(f"The config file {path} is no JSON: {error}.") from None
+        if method is not None and isinstance(values, dict):
+            settings = values.get("method_settings") if values.get("method", "dasd") == method else None
+            values = values | {"method": method, "method_settings": settings or {}}
         return cls.from_dict(values)
 
 
@@ -316,8 +335,15 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"Did you mean {match[0]!r}?" if match else f"Known: {', '.join(sorted(known))}."
 
 
+def read_object(kind: type, values: dict[str, Any], where: str) -> Any:
+    """Return a JSON object as an instance of a dataclass; DasdError, saying where, for what does not fit."""
+    return _convert_object(kind, values, where)
+
+
 def _convert(kind: Any, value: Any, where: str) -> Any:
     """Return a JSON value as the annotated type of its field, or raise DasdError that says where."""
+    if kind is Any:
+        return value
     if dataclasses.is_dataclass(kind):
         return _convert_object(kind, value, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

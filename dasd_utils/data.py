@@ -284,12 +284,23 @@ def _count_cut(data: DomainData, tokenizer: PreTrainedTokenizerBase) -> int:
 def create_datasets(
     config: Config, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[DomainData, dict[str, DomainData], latents.Sampler]:
-    """Return the source's training images, those of each target domain by name, and the sampler over them."""
-    source = load_domain(config.source, config)
+    """Return the source's training images, those of each target domain by name, and the sampler over them.
+
+    With `source_images` "generated" the base draws those of the source (see `prior`).
+    """
+    source = _source(config)
     targets = {domain.name: load_domain(domain, config) for domain in config.domains}
     for data in (source, *targets.values()):
         _log_audit(audit(data, tokenizer), tokenizer.model_max_length)
     return source, targets, Sampler(config, source, list(targets.values()), tokenizer)
+
+
+def _source(config: Config) -> DomainData:
+    if config.data.source_images == "real":
+        return load_domain(config.source, config)
+    from dasd_utils import prior  # it samples, and its pictures are a DomainData
+
+    return prior.source_images(config)
 
 
 def _log_audit(report: dict[str, Any], limit: int) -> None:

@@ -54,8 +54,8 @@ def guided_prediction(
 ) -> Prediction:
     """Return the function that predicts the noise, branches of one model in one batch.
 
-    branches: the unconditional one and the conditional one. Both of the adapted model are classifier-free
-    guidance; an unconditional one of the base is Domain Guidance (arXiv 2504.01521):
+    branches: the unconditional one and the conditional one, or one that answers alone. Two of the adapted
+    model are classifier-free guidance; an unconditional one of the base is Domain Guidance, arXiv 2504.01521:
     eps = eps_base(null) + w [eps_adapted(c) - eps_base(null)].
     At a guidance scale of 1 or less the unconditional branch is left out.
     `switch(adapted)` makes the network the adapted model or the base. `computing` makes the context of its
@@ -70,8 +70,8 @@ def guided_prediction(
         return eps.chunk(len(alike))
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-        uncond, cond = branches
-        if guidance_scale <= 1:
+        uncond, cond = branches[0], branches[-1]
+        if guidance_scale <= 1 or len(branches) == 1:
             return run(latents, timestep, [cond])[0]
         groups = [[uncond, cond]] if uncond.adapted == cond.adapted else [[uncond], [cond]]
         eps = [each for group in groups for each in run(latents, timestep, group)]

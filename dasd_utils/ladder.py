@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +25,7 @@ from dasd_utils import (
     data,
     evaluation,
     files,
+    methods,
     models,
     probe,
     profiles,
@@ -35,13 +36,15 @@ from dasd_utils import (
     training,
 )
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, nearest, resolve
-from dasd_utils.objectives import Objective
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 DASD = "DASD"
 CONTROL = "training images"  # real ones in the place of samples: what a perfect copy scores
 SEED_STEP = 100_000  # between the noise of one training seed and the next
 PROTOCOL, PUBLISHED, CALIBRATED, DOMAIN = "protocol", "published", "calibrated", "domain guidance"
+UNCONDITIONAL = "unconditional"
+GUIDANCE = {DOMAIN: "domain", UNCONDITIONAL: "unconditional"}
+UNSEEN_DATA = ("cache_dir", "source_images")  # fields that no held-out image depends on
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
@@ -55,8 +58,8 @@ class Rung:
     changes: Mapping[str, Any] = field(default_factory=lambda: NOTHING)  # config fields of its training
     tokens: bool = True  # a learned token leads each prompt
     style_words: bool = False  # the domain's style words follow each prompt
-    settings: str = PROTOCOL  # or PUBLISHED, CALIBRATED, DOMAIN
-    objective: tuple[str, Callable[[Config], Objective]] | None = None  # (name, maker); None: DASD's own
+    settings: str = PROTOCOL  # or PUBLISHED, CALIBRATED, DOMAIN, UNCONDITIONAL
+    method: str = methods.DASD  # whose objective trains it, with that method's changes under its own
     after: str = DASD  # the rung that it is one step from: their difference is in the table too
 
     def config(self, config: Config) -> Config:
@@ -64,7 +67,10 @@ class Rung:
         domains = config.domains
         if not self.tokens:
             domains = tuple(dataclasses.replace(domain, token=None) for domain in domains)
-        return config.replace(domains=domains, **self.changes)
+        if self.method == methods.DASD:
+            return config.replace(domains=domains, **self.changes)
+        own = methods.changes(self.method, config.profile) | {"method": self.method}
+        return config.replace(domains=domains, **(own | dict(self.changes)))
 
     @property
     def sees_source(self) -> bool:
@@ -94,13 +100,16 @@ RUNGS = (
 )
 
 
-def find(names: Sequence[str] | None, rungs: Sequence[Rung] = RUNGS) -> list[Rung]:
-    """Return the rungs of these names, all if None; DasdError for an unknown one."""
+PAPERS = tuple(Rung(name, method=method, **fields) for method, name, fields in methods.rungs())
+
+
+def find(names: Sequence[str] | None, rungs: Sequence[Rung] = (*RUNGS, *PAPERS)) -> list[Rung]:
+    """Return the rungs of these names, DASD's ladder if None; DasdError for an unknown one."""
     known = {rung.name: rung for rung in rungs}
     for name in names or ():
         if name not in known:
             raise DasdError(f"There is no rung {name!r}. {nearest(name, known)}")
-    return list(rungs) if names is None else [known[name] for name in names]
+    return list(RUNGS) if names is None else [known[name] for name in names]
 
 
 # training
@@ -109,7 +118,7 @@ def find(names: Sequence[str] | None, rungs: Sequence[Rung] = RUNGS) -> list[Run
 def run_config(config: Config, rung: Rung, seed: int) -> Config:
     """Return the config of a rung's training, whose output_dir is named by what decides the weights."""
     asked = rung.config(config.replace(seed=seed, validation_every=0))
-    name = runs.key(asked, rung.objective[0] if rung.objective else "")
+    name = runs.key(asked)
     return asked.replace(output_dir=str(Path(config.output_dir) / "trained" / name))
 
 
@@ -123,10 +132,7 @@ def train(config: Config, rung: Rung, seed: int, progress: bool = True) -> Confi
     with runs.alone(wanted):
         parts = training.setup_training(wanted)
         *_, sampler = data.create_datasets(wanted, parts.tokenizer)
-        objective = rung.objective[1](wanted) if rung.objective else None
-        history = training.train(
-            wanted, parts, sampler, parts.token_ids, objective=objective, resume=True, progress=progress
-        )
+        history = training.train(wanted, parts, sampler, parts.token_ids, resume=True, progress=progress)
         training.save_training_results(wanted, parts, history)
     return wanted
 
@@ -148,8 +154,8 @@ def settings(config: Config, rung: Rung, domain: DomainConfig, run: Path | None)
     """Return how the rung is sampled in a domain; DasdError where its calibration was not made."""
     protocol = config.evaluation
     same = Calibration(protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler)
-    if rung.settings == DOMAIN:
-        return dataclasses.replace(same, guidance="domain")
+    if rung.settings in GUIDANCE:
+        return dataclasses.replace(same, guidance=GUIDANCE[rung.settings])
     if rung.settings == PUBLISHED:
         return profiles.PUBLISHED_CALIBRATION.get(domain.name, profiles.PUBLISHED_CALIBRATION["default"])
     if rung.settings == CALIBRATED:
@@ -177,7 +183,7 @@ class Task:
         named = {
             "run": self.run.name if self.run else dataclasses.asdict(self.config.model),
             "domain": {name: value for name, value in domain.items() if name not in unseen},
-            "split": {k: v for k, v in vars(self.config.data).items() if k != "cache_dir"},
+            "split": {k: v for k, v in vars(self.config.data).items() if k not in UNSEEN_DATA},
             "calibration": dataclasses.asdict(self.calibration),
             "count": self.count,
             "seed": self.seed,
@@ -272,6 +278,9 @@ class Judging:
     """What all rungs are judged by, each made at its first use and once."""
 
     def __init__(self, config: Config) -> None:
+        if config.method != methods.DASD:
+            raise DasdError(f"The config names the method {config.method!r}, but each rung of a ladder has "
+                            "its own: leave method and method_settings out.")  # fmt: skip
         self.config = config
 
     @functools.cached_property

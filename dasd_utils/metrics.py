@@ -220,6 +220,27 @@ def _weighted_pairs(k: Tensor, group: Tensor, weights: Tensor) -> Tensor:
     return ((weights @ (k * different)) * weights).sum(1) / ((weights @ different) * weights).sum(1)
 
 
+# detail
+
+
+def radial_spectrum(pixels: Tensor) -> Tensor:
+    """Return the mean power of grey pictures at 0 to s / 2 cycles a picture, (n, 3, s, s) -> (n, s // 2 + 1).
+
+    Under a Hann window, so that the jump from one border to the other is no detail. Frequencies are rounded
+    to whole cycles. pixels: in [0, 1].
+    """
+    grey = pixels.double().mean(dim=1)
+    side = grey.shape[-1]
+    window = torch.hann_window(side, periodic=False, dtype=grey.dtype, device=grey.device)
+    grey = (grey - grey.mean(dim=(1, 2), keepdim=True)) * window[:, None] * window[None]
+    power = torch.fft.fft2(grey, norm="forward").abs().square()
+    cycles = torch.fft.fftfreq(side, 1 / side, dtype=grey.dtype, device=grey.device)
+    radius = torch.hypot(cycles[:, None], cycles[None]).round().long().flatten()
+    inside = radius <= side // 2
+    bins = F.one_hot(radius[inside], side // 2 + 1).to(grey.dtype)  # (pixels, bins)
+    return power.flatten(1)[:, inside] @ bins / bins.sum(dim=0)
+
+
 # intervals of a mean
 
 

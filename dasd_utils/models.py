@@ -48,6 +48,7 @@ class Parts:
     tokens: TokenRows | None = None
     cut_prompts: set[str] = field(default_factory=set, repr=False)  # already warned about
     kept_texts: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `keep_texts`
+    base_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `open_unet`
 
     def __getitem__(self, name: str) -> Any:
         return vars(self)[name]
@@ -211,9 +212,43 @@ def _check_rank(unet: nn.Module, lora: cfg.LoraSettings) -> None:
         raise cfg.DasdError(f"rank is {lora.rank}; no layer of this UNet has more than {widest}: lower it.")
 
 
+def open_unet(parts: Parts) -> None:
+    """Let every weight of the UNet learn, the base's kept beside them: what a LoRA is without.
+
+    Raises DasdError if it has a LoRA, or learns already.
+    """
+    if parts.base_weights or getattr(parts.unet, "peft_config", None):
+        raise cfg.DasdError("This UNet is adapted already. Load fresh parts to train all of it.")
+    parts.base_weights = {name: p.detach().clone() for name, p in parts.unet.named_parameters()}
+
+
+@contextmanager
+def _whole_switch(parts: Parts) -> Iterator[Callable[[bool], None]]:
+    """Yield a switch between all the weights of the base and those that learned; these stay afterwards."""
+    weights = dict(parts.unet.named_parameters())
+    learned = {name: p.data for name, p in weights.items()}
+
+    def switch(adapted: bool) -> None:
+        torch.clear_autocast_cache()  # it knows weights by their place, not by their values
+        for name, p in weights.items():
+            if not adapted and parts.base_weights[name].device != p.device:
+                parts.base_weights[name] = parts.base_weights[name].to(p.device)
+            p.data = learned[name] if adapted else parts.base_weights[name]
+
+    try:
+        yield switch
+    finally:
+        switch(True)
+
+
 @contextmanager
 def lora_disabled(parts: Parts) -> Iterator[Parts]:
-    """Inside the `with`, the UNet is the base's; afterwards everything is as before."""
+    """Inside the `with`, the UNet is the base's, whatever learned; afterwards everything is as before."""
+    if parts.base_weights:
+        with _whole_switch(parts) as switch:
+            switch(False)
+            yield parts
+        return
     layers = [m for m in parts.unet.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
     trained = {p: p.requires_grad for layer in layers for p in layer.parameters()}
     for layer in layers:
@@ -233,8 +268,13 @@ def lora_merged(parts: Parts) -> Iterator[Callable[[bool], None]]:
 
     Yields a switch: `switch(False)` makes the network the base, `switch(True)` the adapted model again, at no
     cost. For sampling, without dropout: nothing learns inside. The same up to rounding, which is coarser
-    where the weights are kept in half precision. Afterwards every weight is as before, to the bit.
+    where the weights are kept in half precision. Afterwards every weight is as before, to the bit. Of a UNet
+    that learned whole, the weights are exchanged.
     """
+    if parts.base_weights:
+        with _whole_switch(parts) as switch:
+            yield switch
+        return
     layers = [m for m in parts.unet.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
     weights = [layer.get_base_layer().weight for layer in layers]
     whole, merged = [weight.data for weight in weights], []
@@ -256,15 +296,19 @@ def lora_merged(parts: Parts) -> Iterator[Callable[[bool], None]]:
 
 
 def trainable_parameters(parts: Parts) -> dict[str, list[nn.Parameter]]:
-    """Return {"lora": [...], "tokens": [...]} and freeze every other parameter of the parts."""
-    lora = [p for name, p in parts.unet.named_parameters() if "lora_" in name]
+    """Return {"lora": [...], "tokens": [...]} and freeze every other parameter of the parts.
+
+    After `open_unet` the first is "unet", all of its parameters.
+    """
+    kind = "unet" if parts.base_weights else "lora"
+    inner = [p for name, p in parts.unet.named_parameters() if kind == "unet" or "lora_" in name]
     tokens = [] if parts.tokens is None else [parts.tokens.weight]
     for module in (parts.text_encoder, parts.unet, parts.vae):
         if module is not None:
             module.requires_grad_(False)
-    for parameter in (*lora, *tokens):
+    for parameter in (*inner, *tokens):
         parameter.requires_grad_(True)
-    return {"lora": lora, "tokens": tokens}
+    return {kind: inner, "tokens": tokens}
 
 
 def encode_prompts(parts: Parts, prompts: list[str]) -> Tensor:

@@ -60,15 +60,9 @@ class DasdObjective:
         this step and its logs. Of several processes each passes its share of the batch through the network;
         the MMD is of all of it.
         """
-        (part, places), count = batch.share(), len(batch.target_latents)
+        part, places = batch.share()
         eps, mid = predict_batch(parts, part, config)
-        loss = noise_loss(parts, part, eps, config) * _share(len(part.target_latents), count)
-        logs = {"loss_noise": loss.item()}
-        if config.training.prior_loss_weight > 0 and len(batch.source_latents):
-            prior = prior_loss(parts, part, eps, config)
-            prior = prior * _share(len(part.source_latents), len(batch.source_latents))
-            loss = loss + config.training.prior_loss_weight * prior
-            logs["loss_prior"] = prior.item()
+        loss, logs = denoising_losses(parts, part, eps, batch, config)
         distances = {}
         if config.alignment.lambda_align > 0:
             own = alignment_features(mid, part, parts, config)
@@ -107,6 +101,24 @@ class DasdObjective:
 def _share(own: int, total: int) -> float:
     """By how much a mean over this process' samples counts: 1 where all processes have as many."""
     return own / total * processes.count()
+
+
+def denoising_losses(
+    parts: models.Parts, part: Batch, eps: Tensor, batch: Batch, config: Config
+) -> tuple[Tensor, dict[str, float]]:
+    """Return L_noise + prior_loss_weight * L_prior of the noise predicted for this process's part of a batch.
+
+    Also both by name: loss_noise, and loss_prior where it is asked for and the batch has sources.
+    """
+    loss = noise_loss(parts, part, eps, config)
+    loss = loss * _share(len(part.target_latents), len(batch.target_latents))
+    logs = {"loss_noise": loss.item()}
+    if config.training.prior_loss_weight > 0 and len(batch.source_latents):
+        prior = prior_loss(parts, part, eps, config)
+        prior = prior * _share(len(part.source_latents), len(batch.source_latents))
+        loss = loss + config.training.prior_loss_weight * prior
+        logs["loss_prior"] = prior.item()
+    return loss, logs
 
 
 def needs_source(config: Config) -> bool:

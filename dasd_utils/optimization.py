@@ -42,7 +42,7 @@ def check(training: TrainingConfig) -> None:
 
 
 class Updater:
-    """Turns losses into updates of LoRA and token rows."""
+    """Turns losses into updates of LoRA, or of the whole UNet, and token rows."""
 
     def __init__(self, config: Config, parts: models.Parts) -> None:
         self.config, self.parts = config, parts
@@ -54,7 +54,7 @@ class Updater:
                 module.to(self.accelerator.device)
         if training.gradient_checkpointing:
             parts.unet.enable_gradient_checkpointing()
-        self.parameters = [*groups["lora"], *groups["tokens"]]
+        self.parameters = [parameter for group in groups.values() for parameter in group]
         if training.compile_blocks:
             parts.unet.compile_repeated_blocks()
         optimizer = _optimizer(_groups(groups, training), training)
@@ -178,11 +178,11 @@ def _accelerator(training: TrainingConfig) -> Accelerator:
 
 
 def _groups(groups: Mapping[str, list[torch.nn.Parameter]], training: TrainingConfig) -> list[dict[str, Any]]:
-    """LoRA weights decay; tokens do not: they keep their norm instead."""
-    lora = {"name": "learning_rate", "lr": training.learning_rate, "weight_decay": training.weight_decay}
+    """The UNet's weights decay, LoRA or all of them; tokens do not: they keep their norm instead."""
+    inner = {"name": "learning_rate", "lr": training.learning_rate, "weight_decay": training.weight_decay}
     tokens = {"name": "token_learning_rate", "lr": training.token_learning_rate, "weight_decay": 0.0}
-    settings = {"lora": lora, "tokens": tokens}
-    return [{"params": groups[kind], **values} for kind, values in settings.items() if groups[kind]]
+    settings = {"lora": inner, "unet": inner, "tokens": tokens}
+    return [{"params": found, **settings[kind]} for kind, found in groups.items() if found]
 
 
 def _optimizer(groups: list[dict[str, Any]], training: TrainingConfig) -> torch.optim.Optimizer:

@@ -23,7 +23,12 @@ NOT_TRAINED_DOMAIN = ("calibration", "descriptions", "style_suffix")
 NOT_TRAINED_TRAINING = ("checkpoint_every", "checkpoints_kept", "validation_every", "validation_images",
                         "sample_every")  # fmt: skip
 
-JOINED = (("alignment", "layer", "mid"),)  # fields younger than stored runs, whose names stay as they were
+JOINED = {  # fields younger than stored runs, whose names stay as they were; "" is the config itself
+    "": {"method": "dasd", "method_settings": {}},
+    "alignment": {"layer": "mid"},
+    "data": {"source_images": "real"},
+    "training": {"whole_unet": False},
+}
 
 
 def trained_part(config: Config) -> dict[str, Any]:
@@ -38,15 +43,14 @@ def trained_part(config: Config) -> dict[str, Any]:
     return values
 
 
-def key(config: Config, objective: str = "") -> str:
-    """Return 12 hex digits that name a run: equal for configs that end with the same weights.
-
-    objective: the name of one that is not DASD's.
-    """
-    values = trained_part(config) | ({"objective": objective} if objective else {})
-    for section, name, default in JOINED:
-        if values[section][name] == default:
-            del values[section][name]
+def key(config: Config) -> str:
+    """Return 12 hex digits that name a run: equal for configs that end with the same weights."""
+    values = trained_part(config)
+    for section, fields in JOINED.items():
+        part = values[section] if section else values
+        for name, default in fields.items():
+            if part[name] == default:
+                del part[name]
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

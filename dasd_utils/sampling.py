@@ -75,7 +75,8 @@ class DasdPipeline:
         self._classifier = domain_classifier
         self.shared = False  # True: what all processes are asked for together, each samples a part of
         self._schedulers: dict[str, Any] = {}
-        self._use_adapter = bool(parts.token_ids or getattr(parts.unet, "peft_config", None))
+        learned = parts.token_ids or parts.base_weights or getattr(parts.unet, "peft_config", None)
+        self._use_adapter = bool(learned)
 
     @property
     def domain_tokens(self) -> dict[str, str | None]:
@@ -261,8 +262,9 @@ class DasdPipeline:
             text, empty = self._texts([job.prompt for job in jobs], negative_prompt)
         noise = torch.stack([initial_noise(self.latent_shape, job.seed, job.index) for job in jobs])
         adapted = jobs[0].adapted
-        whole = denoising.Branch(empty, adapted and calibration.guidance == "cfg")
+        whole = denoising.Branch(empty, adapted and calibration.guidance != "domain")
         branches = (whole, denoising.Branch(text, adapted))
+        branches = branches[:1] if calibration.guidance == "unconditional" else branches
         with models.lora_merged(self.parts) if adapted else self._base() as switch:
             return denoising.denoise(
                 denoising.guided_prediction(unet, branches, calibration.guidance_scale, switch, computing),

@@ -12,7 +12,13 @@ from dasd_utils import data, evaluation
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig
 from dasd_utils.sampling import DasdPipeline
 
-METHODS = ("base", "base + style words", "DASD")
+BASE, STYLED = "base", "base + style words"
+METHODS = (BASE, STYLED, "DASD")
+
+
+def compared(config: Config) -> tuple[str, ...]:
+    """Return the methods that are compared: the base, with style words too, and the one that trained."""
+    return METHODS if config.method == "dasd" else (BASE, STYLED, config.method)
 
 
 def sample_method(
@@ -24,13 +30,14 @@ def sample_method(
     Each prompt starts from noise of its own, the same for all methods, so that prompts are independent.
     Raises DasdError for an unknown method.
     """
-    if method not in METHODS:
-        raise DasdError(f"There is no method {method!r}. Methods: {', '.join(METHODS)}.")
+    known = compared(config)
+    if method not in known:
+        raise DasdError(f"There is no method {method!r}. Methods: {', '.join(known)}.")
     protocol = config.evaluation
-    words = [f"{p}, {domain.style_suffix}" for p in prompts] if method == METHODS[1] else list(prompts)
+    words = [f"{p}, {domain.style_suffix}" for p in prompts] if method == STYLED else list(prompts)
     images, *_ = pipeline.generate(
         words,
-        domain=domain.name if method == METHODS[2] else None,
+        domain=domain.name if method == known[-1] else None,
         num_images=protocol.images_per_prompt,
         seed=[1000 * config.seed + number for number in range(len(prompts))],
         settings=Calibration(protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler),
@@ -41,9 +48,10 @@ def sample_method(
 
 
 def evaluate(
-    config: Config, pipeline: DasdPipeline, methods: Sequence[str] = METHODS, progress: bool = True
+    config: Config, pipeline: DasdPipeline, methods: Sequence[str] | None = None, progress: bool = True
 ) -> tuple[list[dict[str, Any]], dict[tuple[str, str], list[Image.Image]]]:
-    """Sample and score every method on every domain; return rows and images by (method, domain)."""
+    """Sample and score every method (of `compared` if None) on every domain; return rows and images by
+    (method, domain)."""
     judge = evaluation.load_judge(config)
     rows, images = [], {}
     for domain in config.domains:
@@ -53,7 +61,7 @@ def evaluate(
         heldout = data.load_domain(domain, config, "test")
         count = min(config.evaluation.num_heldout, len(heldout))
         real = [heldout[i]["image"] for i in range(count)]
-        for method in tqdm(methods, f"{domain.name}", disable=not progress):
+        for method in tqdm(methods or compared(config), f"{domain.name}", disable=not progress):
             made = sample_method(config, pipeline, method, domain, prompts)
             asked = _repeated(prompts, config), _repeated(told, config)
             rows += evaluation.score_method(

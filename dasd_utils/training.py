@@ -25,6 +25,7 @@ from dasd_utils import (
     adapters,
     checkpoints,
     data,
+    methods,
     models,
     objectives,
     optimization,
@@ -60,12 +61,17 @@ def check(config: Config) -> None:
 def setup_training(config: Config) -> models.Parts:
     """Return the frozen base with fresh, seeded LoRA weights and domain tokens; nothing else trains.
 
+    With `whole_unet` the UNet learns in the place of a LoRA, in fp32.
     Raises DasdError if the base is not there, already has a token, or lacks the block to align at.
     """
     torch.manual_seed(config.seed)
-    parts = models.load_parts(config, unet_dtype=precision.frozen_dtype(config, processes.state().device))
+    whole = config.training.whole_unet
+    dtype = None if whole else precision.frozen_dtype(config, processes.state().device)
+    parts = models.load_parts(config, unet_dtype=dtype)
     models.blocks(parts.unet, config.alignment.layer)
-    if config.lora.rank > 0:
+    if whole:
+        models.open_unet(parts)
+    elif config.lora.rank > 0:
         models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)
     models.trainable_parameters(parts)
@@ -84,7 +90,7 @@ def train(
 ) -> list[Row]:
     """Train LoRA and tokens in place and return the history: one row a step.
 
-    `objective` is DasdObjective(config) by default; `watch` are the fields of `Watch`, all optional.
+    `objective` is that of the config's method by default; `watch` are the fields of `Watch`, all optional.
     With `resume` the run in `config.output_dir` goes on from its newest whole checkpoint, from the start if
     there is none, and returns at once if it is finished. Without, history and checkpoints of an earlier run
     in that folder are replaced; its `adapter/` and `config.json` stay until `save_training_results`.
@@ -97,7 +103,7 @@ def train(
     onlooker = Watch(**watch)
     _check(config, parts, token_ids)
     with runs.alone(config):
-        run = Run(config, parts, sampler, objective or objectives.DasdObjective(config), onlooker)
+        run = Run(config, parts, sampler, objective or methods.make_objective(config), onlooker)
         try:
             first = run.restore() if resume else run.start_anew()
             if first < config.training.max_train_steps:
@@ -127,7 +133,8 @@ def _write_results(folder: Path, config: Config, parts: models.Parts, losses: Se
     adapters.save_adapter(parts, folder / "adapter")
     try:
         checkpoints.write_rows(folder / HISTORY, losses)
-        written = [config.save(folder / "config.json"), folder / HISTORY, *(folder / "adapter").iterdir()]
+        inside = [path for path in (folder / "adapter").rglob("*") if path.is_file()]
+        written = [config.save(folder / "config.json"), folder / HISTORY, *inside]
         checkpoints.write_manifest(folder, written)
     except OSError as error:
         raise DasdError(f"The results cannot be written to {folder}: {error.strerror}. Make room, then "

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dasd_utils import checkpoints, data, objectives, training
+from dasd_utils import checkpoints, data, methods, training
 from dasd_utils.config import Config, DasdError, resolve
 
 TOLERANCE = 1e-3  # relative: another machine rounds otherwise, the same one gives the same bits
@@ -41,7 +41,7 @@ def repeat_steps(config: Config, steps: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         elsewhere = config.replace(output_dir=folder)
         run = training.Run(
-            elsewhere, parts, sampler, objectives.DasdObjective(elsewhere), training.Watch(progress=False)
+            elsewhere, parts, sampler, methods.make_objective(elsewhere), training.Watch(progress=False)
         )
         try:
             run.encode()

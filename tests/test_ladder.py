@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 from conftest import on_narrow_base
@@ -14,6 +15,8 @@ from dasd_utils import (
     evaluation,
     ladder,
     locks,
+    methods,
+    objectives,
     runs,
     samples,
     sampling,
@@ -204,24 +207,62 @@ def test_unfinished_rungs_are_left_out_of_the_table(done):
     assert "new" not in {r["method"] for r in standings.table(ladder.Judging(done), [0, 1], more)}
 
 
-def test_another_objective_has_weights_of_its_own(config):
-    plain, other = Rung("x"), Rung("y", objective=("other", lambda config: None))
-    one, two = (ladder.run_config(config, rung, 0).output_dir for rung in (plain, other))
-    assert one != two
-
-
-def test_an_objective_joins_by_adding_a_row(config, tmp_path):
+@pytest.fixture
+def mine(monkeypatch):
+    """A method that joins by one module: DASD's objective, noted; return what it was called with."""
     called = []
 
     def make(config):
         def objective(parts, batch, config):
             called.append(len(batch.target_latents))
-            return ladder.data and training.objectives.DasdObjective(config)(parts, batch, config)
+            return objectives.DasdObjective(config)(parts, batch, config)
 
         return objective
 
-    ladder.train(config.replace(output_dir=str(tmp_path)), Rung("mine", objective=("mine", make)), 0, False)
-    assert called == [config.training.target_batch_size] * 2
+    paper = types.SimpleNamespace(
+        CHANGES={"queue_size": 4}, BY_PROFILE={}, RUNGS={}, check=lambda config: None, make_objective=make
+    )
+    monkeypatch.setitem(methods.PAPERS, "mine", paper)
+    return called
+
+
+def test_another_objective_has_weights_of_its_own(config, mine):
+    plain, other = Rung("x", changes={"queue_size": 4}), Rung("y", method="mine")
+    one, two = (ladder.run_config(config, rung, 0).output_dir for rung in (plain, other))
+    assert one != two
+
+
+def test_an_objective_joins_by_adding_a_row(config, tmp_path, mine):
+    wanted = ladder.train(config.replace(output_dir=str(tmp_path)), Rung("mine", method="mine"), 0, False)
+    assert mine == [config.training.target_batch_size] * 2
+    assert wanted.alignment.queue_size == 4 and wanted.method == "mine"
+
+
+def test_each_rung_has_its_own_method_whatever_the_config_names(config):
+    other = config.replace(method="domainstudio", lambda_align=0.0)
+    with pytest.raises(DasdError, match="each rung of a ladder has its own"):
+        ladder.Judging(other)
+
+
+def test_the_ladder_is_dasds_unless_rungs_of_papers_are_named():
+    assert ladder.find(None) == list(ladder.RUNGS)
+    assert [rung.method for rung in ladder.find(["DASD", "DomainStudio"])] == ["dasd", "domainstudio"]
+
+
+def test_unconditional_rungs_answer_the_empty_prompt(config, tmp_path):
+    here = config.replace(output_dir=str(tmp_path), source=dataclasses.replace(config.source, num_images=4))
+    rungs = ladder.find(["base, unconditional", "DomainStudio, unconditional"])
+    assert ladder.run(ladder.Judging(here), [0], rungs, progress=False) == []
+    for rung in rungs:
+        found = ladder.tasks(here, rung, 0)
+        assert [task.domain.name for task in found] == ["satellite", "xray"]
+        assert {task.calibration.guidance for task in found} == {"unconditional"}
+        assert all(task.scores.is_file() for task in found)
+    pipeline, task = ladder.open_pipeline(here, rungs[1], 0), ladder.tasks(here, rungs[1], 0)[0]
+    images = samples.load(task.folder / "samples.parquet")
+    options = {"domain": "satellite", "settings": task.calibration, "adapter": True}
+    again, *_ = pipeline.generate("whatever is said", seed=2, **options)
+    assert again.tobytes() == images[2].tobytes()
 
 
 def test_a_rung_without_calibration_is_not_done(config, tmp_path):

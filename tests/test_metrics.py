@@ -260,6 +260,17 @@ def test_paired_difference_is_sharper_than_two_intervals():
     assert metrics.bootstrap_interval(a)[0] < metrics.bootstrap_interval(b)[1]
 
 
+def test_the_spectrum_of_a_wave_is_at_its_frequency():
+    place = torch.arange(64) / 64
+    waves = torch.stack([0.5 + 0.25 * torch.sin(2 * torch.pi * k * place).expand(3, 64, 64) for k in (5, 20)])
+    power = metrics.radial_spectrum(waves)
+    assert power.shape == (2, 33) and power.argmax(dim=1).tolist() == [5, 20]
+    assert metrics.radial_spectrum(waves.transpose(2, 3)).sub(power).abs().max() < 1e-9
+    assert metrics.radial_spectrum(torch.full((1, 3, 16, 16), 0.3)).abs().max() < 1e-12
+    halved = metrics.radial_spectrum(0.5 + (waves - 0.5) / 2)
+    assert torch.allclose(4 * halved, power)
+
+
 def test_an_interval_of_one_sample_is_refused():
     with pytest.raises(ValueError, match="at least two"):
         metrics.bootstrap_interval([0.3])

@@ -1,0 +1,58 @@
+"""Whose objective trains: DASD's own, or that of a paper, which is one module of `papers`.
+
+A paper's module has `CHANGES`, the config fields that it changes in every profile, and `BY_PROFILE`, those of
+one; `check(config)`; `make_objective(config)`; and `RUNGS`, its rows of the ladder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from dasd_utils import objectives
+from dasd_utils.config import Config, DasdError, nearest
+from dasd_utils.papers import domainstudio
+
+DASD = "dasd"
+PAPERS: dict[str, ModuleType] = {"domainstudio": domainstudio}
+
+
+def _paper(name: Any) -> ModuleType | None:
+    """Return the module of a method, None for DASD; DasdError for a name that is none."""
+    if name == DASD:
+        return None
+    if not isinstance(name, str) or name not in PAPERS:
+        known = [DASD, *PAPERS]
+        raise DasdError(f"There is no method {name!r}. {nearest(name, known)} Methods: {', '.join(known)}.")
+    return PAPERS[name]
+
+
+def changes(name: str, profile: str) -> dict[str, Any]:
+    """Return the config fields that a method changes in a profile; DasdError for an unknown method."""
+    paper = _paper(name)
+    return {} if paper is None else {**paper.CHANGES, **paper.BY_PROFILE.get(profile, {})}
+
+
+def check(config: Config) -> None:
+    """Raise DasdError for an unknown method, settings that it does not have, and what it cannot work with."""
+    paper = _paper(config.method)
+    if paper is not None:
+        paper.check(config)
+    elif config.method_settings:
+        name = sorted(config.method_settings)[0]
+        raise DasdError(f"method_settings has {name!r}, but the method dasd has none: its settings are the "
+                        "sections of the config. Set method, or leave method_settings out.")  # fmt: skip
+
+
+def make_objective(config: Config) -> objectives.Objective:
+    """Return the objective of the config's method."""
+    paper = _paper(config.method)
+    return objectives.DasdObjective(config) if paper is None else paper.make_objective(config)
+
+
+def rungs() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (method, name, fields) of each paper's rows of the ladder."""
+    for method, paper in PAPERS.items():
+        for name, fields in paper.RUNGS.items():
+            yield method, name, fields

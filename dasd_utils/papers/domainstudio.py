@@ -1,0 +1,340 @@
+"""DomainStudio (arXiv 2306.14153): keep the distances between samples, restore the detail.
+
+Two networks see one x_t: the adapted one and the frozen source, here the same UNet with its adapter off. Each
+foretells a clean sample x0~ = (x_t - sqrt(1 - a_t) eps) / sqrt(a_t), and
+L = L_noise + prior_loss_weight L_prior + image_weight L_img + detail_weight L_hf + detail_mse_weight L_hfmse.
+L_img is the KL divergence of the two networks' softmax of cosines between samples, L_hf the same of their
+high frequencies, L_hfmse the squared distance of these from those of the sample itself.
+
+The released code loads the frozen network and never asks it, decodes latents without undoing their scale, and
+takes L_hfmse to another image than the sample's own. Here it is as the paper has it. Of the direction of the
+divergence code and paper differ too: `divergence` names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dasd_utils import classifier, models, objectives, processes
+from dasd_utils.checks import check_choice
+from dasd_utils.config import Config, DasdError, read_object
+from dasd_utils.latents import Batch
+
+LEAST = 3
+WHY = (
+    "DomainStudio compares how samples of a domain lie to each other: of two, each has one other, so "
+    "that the softmax is 1 and the loss 0 whatever the network does; one has none."
+)
+# The source is what the base draws, as in DreamBooth; the MMD of DASD has no place here.
+CHANGES: dict[str, Any] = {"lambda_align": 0.0, "prior_loss_weight": 1.0, "source_images": "generated"}
+BY_PROFILE: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "target_batch_size": 8, "source_batch_size": 4, "gradient_accumulation_steps": 2,
+    },  # four of each domain at once
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of the method, as in the released text-to-image code, and its variants by name."""
+
+    image_weight: float = 100.0  # of L_img
+    detail_weight: float = 100.0  # of L_hf
+    detail_mse_weight: float = 0.1  # of L_hfmse
+    samples: int = 4  # of each domain that a step compares: the published batch; more cost more decoding
+    space: str = "pixels"  # x0~ is compared decoded, or in "latents"
+    similarity: str = "cosine"  # or "euclidean": minus the root mean square distance
+    detail: str = "haar"  # or "laplacian"
+    divergence: str = "adapted"  # KL(adapted || base), or "base": KL(base || adapted)
+    timesteps: str = "shared"  # one for the whole batch, or each sample's "own"
+
+    @property
+    def compares(self) -> bool:
+        """Return whether any loss looks at the foretold clean samples."""
+        return max(self.image_weight, self.detail_weight, self.detail_mse_weight) > 0
+
+
+CHOICES = {
+    "space": ("pixels", "latents"),
+    "similarity": ("cosine", "euclidean"),
+    "detail": ("haar", "laplacian"),
+    "divergence": ("adapted", "base"),
+    "timesteps": ("shared", "own"),
+}
+WEIGHTS = ("image_weight", "detail_weight", "detail_mse_weight")
+NO_LOSSES = dict.fromkeys(WEIGHTS, 0.0)
+# of the unconditional models: the middle of the published ranges [0.1, 1] and [0.01, 0.08]
+MILD = {"image_weight": 0.5, "detail_weight": 0.5, "detail_mse_weight": 0.05}
+TENTH = {"image_weight": 10.0, "detail_weight": 10.0, "detail_mse_weight": 0.1}  # of the pairwise weights
+WHOLE = {"whole_unet": True, "learning_rate": 2e-4}  # a tenth of LoRA's rate
+# What summaries of the paper say of it, and it does not: Euclidean, Laplacian, two weights of one half.
+CIRCULATING = {
+    "similarity": "euclidean", "detail": "laplacian", "image_weight": 0.5, "detail_weight": 0.5,
+    "detail_mse_weight": 0.0,
+}  # fmt: skip
+# Few images, no text: the UNet with the empty prompt is the unconditional source model.
+UNCONDITIONAL: dict[str, Any] = {
+    "changes": {"caption_dropout": 1.0, "prior_loss_weight": 0.0},
+    "tokens": False,
+    "settings": "unconditional",
+    "after": "base, unconditional",
+}
+
+
+def only(*names: str, weights: dict[str, float] | None = None) -> dict[str, float]:
+    """Return the weights with all but the named set to 0."""
+    whole = weights or {name: getattr(Settings(), name) for name in WEIGHTS}
+    return {name: value if name in names else 0.0 for name, value in whole.items()}
+
+
+def _unconditional(method_settings: dict[str, Any]) -> dict[str, Any]:
+    return UNCONDITIONAL | {"changes": UNCONDITIONAL["changes"] | {"method_settings": method_settings}}
+
+
+PARTS = {"L_img": "image_weight", "L_hf": "detail_weight", "L_hfmse": "detail_mse_weight"}
+NAME = "DomainStudio"
+_NONE = f"{NAME}, no losses"
+RUNGS: dict[str, dict[str, Any]] = {
+    NAME: {"after": _NONE},
+    _NONE: {"changes": {"method_settings": NO_LOSSES}, "after": "LoRA + token"},
+    **{
+        f"{NAME}, {name}": {"changes": {"method_settings": only(weight)}, "after": _NONE}
+        for name, weight in PARTS.items()
+    },
+    f"{NAME}, latents": {"changes": {"method_settings": {"space": "latents"}}, "after": _NONE},
+    f"{NAME}, as it circulates": {"changes": {"method_settings": CIRCULATING}, "after": _NONE},
+    **{
+        f"{NAME}, {name}": {"changes": {"method_settings": weights}, "after": _NONE}
+        for name, weights in (("a tenth", TENTH), ("mild", MILD))
+    },
+    f"{NAME}, whole UNet": {"changes": WHOLE, "after": NAME},
+    f"{_NONE}, whole UNet": {"changes": WHOLE | {"method_settings": NO_LOSSES}, "after": _NONE},
+    "base, unconditional": {"trained": False, "settings": "unconditional", "after": "base"},
+    f"{NAME}, unconditional": _unconditional({}) | {"after": f"{_NONE}, unconditional"},
+    f"{_NONE}, unconditional": _unconditional(NO_LOSSES),
+    **{
+        f"{NAME}, {name}, unconditional": _unconditional(only(weight)) | {"after": f"{_NONE}, unconditional"}
+        for name, weight in PARTS.items()
+    },
+    f"{NAME}, mild, unconditional": _unconditional(MILD) | {"after": f"{_NONE}, unconditional"},
+}
+
+
+def settings(config: Config) -> Settings:
+    """Return the config's `method_settings` over the defaults; DasdError for one that does not exist."""
+    return read_object(Settings, config.method_settings, "method_settings")
+
+
+def check(config: Config) -> None:
+    """Raise DasdError for settings that do not exist or fit, and for batches of fewer than three a domain."""
+    own = settings(config)
+    for name, choices in CHOICES.items():
+        check_choice(f"{name} in method_settings", getattr(own, name), choices)
+    for name in WEIGHTS:
+        if getattr(own, name) < 0:
+            raise DasdError(f"{name} in method_settings is {getattr(own, name)}; it must be 0 or more.")
+    if own.samples < LEAST:
+        raise DasdError(f"samples in method_settings is {own.samples}; {WHY} Set it to {LEAST} or more.")
+    if config.alignment.lambda_align > 0:
+        raise DasdError(f"lambda_align is {config.alignment.lambda_align}, but DomainStudio aligns no "
+                        "features: set it to 0, or method to 'dasd'.")  # fmt: skip
+    each = config.training.target_batch_size // max(len(config.domains), 1)
+    if own.image_weight + own.detail_weight > 0 and each < LEAST:
+        raise DasdError(
+            f"target_batch_size is {config.training.target_batch_size} over {len(config.domains)} domains, "
+            f"{each} of each at once; {WHY} Set target_batch_size to "
+            f"{LEAST * max(len(config.domains), 1)} or more."
+        )
+
+
+def make_objective(config: Config) -> DomainStudioObjective:
+    """Return the objective of a config."""
+    return DomainStudioObjective(config)
+
+
+class DomainStudioObjective:
+    """The loss of the module's head, in the project's signature: (parts, batch, config) -> (loss, logs)."""
+
+    def __init__(self, config: Config) -> None:
+        self.settings = settings(config)
+
+    def __call__(self, parts: models.Parts, batch: Batch, config: Config) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss and its parts: loss_noise, loss_prior, loss_img, loss_hf and loss_hfmse.
+
+        The first `samples` of each domain are compared with each other. Of several processes each passes its
+        share of the batch through the network, and all compare the same samples.
+        """
+        batch = one_timestep(batch) if self.settings.timesteps == "shared" else batch
+        part, places = batch.share()
+        eps, _ = objectives.predict_batch(parts, part, config)
+        loss, logs = objectives.denoising_losses(parts, part, eps, batch, config)
+        if not self.settings.compares:
+            return loss, logs
+        own = len(part.target_latents)
+        eps = processes.gather_rows(eps[:own], places[:own], len(batch.target_latents))
+        groups = [rows[: self.settings.samples] for rows in objectives.domain_rows(batch, config).values()]
+        rows = torch.cat(groups)
+        samples = self.foretold(parts, targets(batch, rows), eps[rows], config)
+        among = torch.arange(len(rows)).split([len(group) for group in groups])
+        terms = relations(*samples, among, self.settings)
+        for (name, term), weight in zip(terms.items(), WEIGHTS, strict=True):
+            loss = loss + getattr(self.settings, weight) * term
+            logs[name] = term.item()
+        return loss, logs
+
+    def foretold(
+        self, parts: models.Parts, batch: Batch, eps: Tensor, config: Config
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return x0~ of the adapted model and of the source, and x0, of the targets: (B, C, h, w) each.
+
+        As pixels in [-1, 1], or as latents.
+        """
+        noisy = noisy_targets(parts, batch)
+        a = parts.noise_scheduler.alphas_cumprod.to(noisy.device)[batch.target_timesteps]
+        base = clean_latents(noisy, base_prediction(parts, batch, config), a)
+        found = (clean_latents(noisy, eps, a), base, batch.target_latents)
+        if self.settings.space == "latents":
+            return found
+        step_by_step = config.training.gradient_checkpointing
+        return tuple(decode(parts, latents, step_by_step) for latents in found)
+
+
+def targets(batch: Batch, rows: Tensor) -> Batch:
+    """Return the batch with these of its targets; the sources stay."""
+    names = ("target_latents", "target_noise", "target_timesteps", "target_domains")
+    taken = {name: getattr(batch, name)[rows] for name in names}
+    return dataclasses.replace(batch, **taken, target_prompts=[batch.target_prompts[i] for i in rows])
+
+
+def one_timestep(batch: Batch) -> Batch:
+    """Return the batch with the first target's timestep for all: x0~ of different times do not compare."""
+    first = batch.target_timesteps[0]
+    times = {name: first.expand_as(getattr(batch, name)) for name in ("target_timesteps", "source_timesteps")}
+    return dataclasses.replace(batch, **times)
+
+
+def noisy_targets(parts: models.Parts, batch: Batch) -> Tensor:
+    """Return x_t of the targets, (B, C, h, w)."""
+    return parts.noise_scheduler.add_noise(batch.target_latents, batch.target_noise, batch.target_timesteps)
+
+
+@torch.no_grad()
+def base_prediction(parts: models.Parts, batch: Batch, config: Config) -> Tensor:
+    """Return the noise that the source model sees in the targets, (B, C, h, w): adapter off, prompts without
+    the token, which it never learned."""
+    prompts = [classifier.without_tokens(prompt, config.domains) for prompt in batch.target_prompts]
+    text = models.encode_prompts(parts, prompts)
+    with models.lora_disabled(parts):
+        eps = parts.unet(noisy_targets(parts, batch), batch.target_timesteps, encoder_hidden_states=text)
+    return eps.sample
+
+
+def clean_latents(noisy: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """Return x0~ = (x_t - sqrt(1 - a) eps) / sqrt(a) in fp32; (B, C, h, w) twice, a (B,)."""
+    a = alphas_cumprod.float()[:, None, None, None]
+    return (noisy.float() - (1 - a).sqrt() * eps.float()) / a.sqrt()
+
+
+def decode(parts: models.Parts, latents: Tensor, step_by_step: bool = False) -> Tensor:
+    """Return pixels in about [-1, 1], (B, 3, H, W), of scaled latents; gradients pass.
+
+    step_by_step: one image at a time, decoded again for its gradient: the memory is that of one image.
+    """
+    vae = parts.vae.to(latents.device)
+    scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
+    if not (step_by_step and scaled.requires_grad):
+        return _decode(vae, scaled).float()
+    pixels = [checkpoint(_decode, vae, one, use_reentrant=False) for one in scaled.split(1)]
+    return torch.cat(pixels).float()
+
+
+def _decode(vae: Any, latents: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):  # there a VAE of a few channels is faster in fp32
+        return vae.decode(latents).sample
+
+
+def relations(
+    adapted: Tensor, base: Tensor, clean: Tensor, groups: Sequence[Tensor], settings: Settings
+) -> dict[str, Tensor]:
+    """Return {"loss_img", "loss_hf", "loss_hfmse"} of x0~ adapted, x0~ base and x0, (B, C, h, w) each.
+
+    groups: rows that are compared with each other. In fp32, whatever the context computes in.
+    """
+    with torch.autocast(adapted.device.type, enabled=False):
+        adapted, base, clean = adapted.float(), base.float(), clean.float()
+        high, base_high, clean_high = (high_frequencies(x, settings.detail) for x in (adapted, base, clean))
+        return {
+            "loss_img": pair_loss(adapted, base, groups, settings),
+            "loss_hf": pair_loss(high, base_high, groups, settings),
+            "loss_hfmse": (high - clean_high).square().mean(),
+        }
+
+
+def pair_loss(adapted: Tensor, base: Tensor, groups: Sequence[Tensor], settings: Settings) -> Tensor:
+    """Return the mean over groups of the divergence of their similarities; 0 where none has three rows."""
+    found = []
+    for rows in (rows for rows in groups if len(rows) >= LEAST):
+        own, other = (log_similarities(x[rows], settings.similarity) for x in (adapted, base))
+        found.append(divergence(own, other) if settings.divergence == "adapted" else divergence(other, own))
+    return torch.stack(found).mean() if found else adapted.new_zeros(())
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return the mean over rows of KL(p || q) = sum p (log p - log q); (n, k), (n, k) -> ()."""
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
+
+
+def log_similarities(x: Tensor, similarity: str = "cosine") -> Tensor:
+    """Return the log of each row's softmax over its similarities to the others, (n, ...) -> (n, n - 1).
+
+    Raises ValueError for fewer than three rows.
+    """
+    if len(x) < LEAST:
+        raise ValueError(f"There are {len(x)} samples; how they lie to each other takes {LEAST} or more.")
+    return _others(similarities(x, similarity)).log_softmax(dim=1)
+
+
+def similarities(x: Tensor, similarity: str = "cosine") -> Tensor:
+    """Return the similarity of each two flattened rows: their cosine, or minus their root mean square
+    distance; (n, ...) -> (n, n)."""
+    rows = x.flatten(1)
+    if similarity == "cosine":
+        rows = F.normalize(rows, dim=1)
+        return rows @ rows.T
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    return -distances / rows.shape[1] ** 0.5
+
+
+def _others(square: Tensor) -> Tensor:
+    """Return (n, n) without its diagonal, (n, n - 1)."""
+    n = len(square)
+    return square[~torch.eye(n, dtype=torch.bool, device=square.device)].view(n, n - 1)
+
+
+LOW, HIGH = (1.0, 1.0), (-1.0, 1.0)  # over sqrt 2 each
+
+
+def high_frequencies(x: Tensor, detail: str = "haar") -> Tensor:
+    """Return LH + HL + HH of a one-level Haar transform, (B, C, h, w) -> (B, C, h / 2, w / 2).
+
+    Or, for "laplacian", the sum of the four neighbours less four times the pixel, (B, C, h, w).
+    """
+    low, high = x.new_tensor(LOW) / 2**0.5, x.new_tensor(HIGH) / 2**0.5
+    if detail == "haar":
+        kernel = torch.outer(low, high) + torch.outer(high, low) + torch.outer(high, high)
+        return _each_channel(x, kernel, stride=2)
+    kernel = x.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+    return _each_channel(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, stride=1)
+
+
+def _each_channel(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
+    channels = x.shape[1]
+    return F.conv2d(x, kernel.expand(channels, 1, *kernel.shape), stride=stride, groups=channels)

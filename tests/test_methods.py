@@ -1,0 +1,91 @@
+"""The seam of the methods: one field of the config decides whose objective trains."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from dasd_utils import cli, methods, objectives, runs, study, verification
+from dasd_utils.cli_options import read_config
+from dasd_utils.config import Config, DasdError
+from dasd_utils.papers import domainstudio
+
+
+def test_the_default_is_dasd(tiny_config):
+    assert Config.setup("tiny").method == "dasd"
+    assert isinstance(methods.make_objective(tiny_config), objectives.DasdObjective)
+    assert methods.changes("dasd", "tiny") == {}
+
+
+@pytest.mark.parametrize("profile", ["tiny", "sd15"])
+def test_a_method_brings_its_defaults_and_yields_to_what_is_asked(profile):
+    config = Config.setup(profile, method="domainstudio")
+    assert config.alignment.lambda_align == 0 and config.training.prior_loss_weight == 1.0
+    assert config.data.source_images == "generated"
+    assert isinstance(methods.make_objective(config), domainstudio.DomainStudioObjective)
+    other = Config.setup(profile, method="domainstudio", prior_loss_weight=0.5)
+    assert other.training.prior_loss_weight == 0.5 and other.alignment.lambda_align == 0
+    asked = Config.from_dict(
+        {"profile": profile, "method": "domainstudio", "training": {"max_train_steps": 7}}
+    )
+    assert asked.alignment.lambda_align == 0 and asked.training.max_train_steps == 7
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_unknown_methods_and_settings_of_none_are_refused():
+    with pytest.raises(DasdError, match="Did you mean 'domainstudio'"):
+        Config.setup("tiny", method="domainstudoi")
+    with pytest.raises(DasdError, match="There is no method"):
+        Config.from_dict({"profile": "tiny", "method": ["dasd"]})
+    with pytest.raises(DasdError, match=r"method_settings has 'image_weight', but the method dasd has none"):
+        Config.setup("tiny", method_settings={"image_weight": 1.0})
+
+
+def test_the_command_line_takes_the_place_of_the_file(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(
+        json.dumps({"profile": "tiny", "training": {"max_train_steps": 9, "target_batch_size": 6}})
+    )
+    config = read_config("tiny", path, "domainstudio", seed=3)
+    assert (config.method, config.seed, config.training.max_train_steps) == ("domainstudio", 3, 9)
+    assert config.alignment.lambda_align == 0
+    settings = {"method": "domainstudio", "method_settings": {"space": "latents"}}
+    path.write_text(json.dumps({"profile": "tiny", **settings}))
+    assert Config.load(path, "domainstudio").method_settings == {"space": "latents"}
+    back = Config.load(path, "dasd")
+    assert back.method_settings == {} and back.alignment.lambda_align == 0.01
+    assert read_config("tiny", None, "domainstudio").method == "domainstudio"
+
+
+def test_names_of_runs_are_what_they_were():
+    """Runs that were trained before the fields of methods joined are found again."""
+    assert runs.key(Config.setup("tiny")) == "d703dd2abec1"
+    known = runs.key(Config.setup("tiny", lambda_align=0.0))
+    changes = ({"method": "domainstudio"}, {"source_images": "generated"}, {"whole_unet": True})
+    others = [runs.key(Config.setup("tiny").replace(lambda_align=0.0, **change)) for change in changes]
+    assert len({known, *others}) == 4
+
+
+def test_the_comparison_names_what_trained(tiny_config):
+    assert study.compared(tiny_config) == study.METHODS
+    other = tiny_config.replace(method="domainstudio", lambda_align=0.0)
+    assert study.compared(other) == ("base", "base + style words", "domainstudio")
+
+
+def test_a_method_trains_by_the_command_and_its_run_is_verified(tiny_config, tmp_path):
+    path = tiny_config.replace(validation_every=0).save(tmp_path / "mine.json")
+    values = json.loads(path.read_text())
+    for section, name in (("alignment", "lambda_align"), ("training", "prior_loss_weight")):
+        del values[section][name]  # the method's own, then
+    del values["data"]["source_images"], values["method"], values["method_settings"]
+    path.write_text(json.dumps(values))
+    words = ["train", "--config", str(path), "--method", "domainstudio", "--json"]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["step"] == 4 and said["loss_img"] >= 0 and "loss_prior" in said
+    stored = Config.load(tmp_path / "run" / "config.json")
+    assert stored.method == "domainstudio" and stored.alignment.lambda_align == 0
+    assert all(row["ok"] for row in verification.verify(tmp_path / "run", 2))

@@ -1,0 +1,81 @@
+"""The source images that the base draws: once, for the source's captions, and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import pytest
+from synthetic import make_parts
+
+from dasd_utils import data, locks, models, prior, samples, sampling
+from dasd_utils.config import Config
+
+
+@pytest.fixture
+def config(tiny_config) -> Config:
+    source = dataclasses.replace(tiny_config.source, num_images=5)
+    return tiny_config.replace(source=source, source_images="generated")
+
+
+def test_the_base_draws_the_sources_captions(config):
+    real, found = data.load_domain(config.source, config), prior.source_images(config)
+    assert [captions[0] for captions in real.captions] == [captions[0] for captions in found.captions]
+    assert len(found) == 5 and found[0]["image"].size == (32, 32) and found.split == "train"
+    assert not set(found.ids) & set(real.ids)
+    pipeline = sampling.DasdPipeline(models.load_parts(config), config)
+    protocol = config.evaluation
+    settings = dataclasses.replace(
+        config.source.calibration, guidance_scale=protocol.guidance_scale,
+        num_inference_steps=protocol.num_inference_steps, scheduler=protocol.scheduler,
+    )  # fmt: skip
+    image, *_ = pipeline.generate(found.captions[3][0], seed=3, settings=settings)
+    assert image.tobytes() == found[3]["image"].tobytes()
+
+
+def test_they_are_drawn_once(config, monkeypatch):
+    first = prior.source_images(config)
+    files = list(prior.resolve(config.data.cache_dir).iterdir())
+    assert [path.suffix for path in files] == [".parquet"] and files[0].name.startswith("generated-painting-")
+    monkeypatch.setattr(sampling.DasdPipeline, "generate", lambda *a, **k: pytest.fail("drawn again"))
+    assert prior.source_images(config).ids == first.ids
+
+
+def test_another_base_or_other_settings_draw_anew(config, tiny_base):
+    first = prior.source_images(config)
+    other = config.replace(base=tiny_base(3))
+    assert prior.source_images(other).ids != first.ids
+    assert prior.source_images(config.replace(num_inference_steps=3)).ids != first.ids
+    assert prior.source_images(config.replace(seed=5)).ids == first.ids
+
+
+def test_create_datasets_takes_them_for_training(config):
+    parts = make_parts(config)
+    source, _, sampler = data.create_datasets(config, parts.tokenizer)
+    assert source.ids == prior.source_images(config).ids
+    sampler.encode(parts.vae, progress=False)
+    assert set(sampler.batch(0).sample_ids[6:]) <= set(source.ids)
+    real, *_ = data.create_datasets(config.replace(source_images="real"), parts.tokenizer)
+    assert not set(real.ids) & set(source.ids)
+
+
+def test_an_interrupted_drawing_leaves_nothing(config, monkeypatch):
+    monkeypatch.setattr(sampling.DasdPipeline, "generate", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prior.source_images(config)
+    assert list(prior.resolve(config.data.cache_dir).iterdir()) == []
+
+
+def test_one_process_draws_and_the_other_waits(config, monkeypatch):
+    finished = prior.source_images(config)
+    path = next(prior.resolve(config.data.cache_dir).glob("*.parquet"))
+    kept, prompts = samples.load(path), [captions[0] for captions in finished.captions]
+    path.unlink()
+    monkeypatch.setattr(prior, "POLL", 0.01)
+    monkeypatch.setattr(sampling.DasdPipeline, "generate", lambda *a, **k: pytest.fail("drawn here too"))
+    with locks.held(path.with_suffix(".lock")) as mine:
+        assert mine
+        timer = threading.Timer(0.3, lambda: samples.save(path, kept, prompts, range(5)))
+        timer.start()
+        assert prior.source_images(config).ids == finished.ids
+        timer.join()
