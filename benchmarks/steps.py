@@ -21,7 +21,7 @@ from common import Operations
 from PIL import Image
 from torch import Tensor
 
-from dasd_utils import cache, latents, losses, models, objectives, training
+from dasd_utils import cache, latents, losses, methods, models, objectives, training
 from dasd_utils.config import ROOT, Config
 from dasd_utils.precision import DTYPES, autocast, choose_precision, default_device, frozen_dtype
 
@@ -78,12 +78,14 @@ def sd15_unet(dtype: torch.dtype) -> diffusers.UNet2DConditionModel:
         torch.set_default_dtype(before)
 
 
-def settings(model: str, resolution: int, precision: str, **changes: Any) -> Config:
+def settings(
+    model: str, resolution: int, precision: str, method: str = methods.DASD, **changes: Any
+) -> Config:
     """Return the config of one measurement: the model's own domains, LoRA and batch, no accumulation."""
     checkpointing = {} if model == "tiny" else {"gradient_checkpointing": False}
     sizes = {"resolution": resolution, "mixed_precision": precision, "output_dir": tempfile.mkdtemp()}
     defaults = {"gradient_accumulation_steps": 1, **checkpointing}
-    return Config.setup(model).replace(**sizes, **(defaults | changes))
+    return Config.setup(model, method=method, **sizes, **(defaults | changes))
 
 
 class RandomSampler:
@@ -142,7 +144,7 @@ def ours(model: str, resolution: int, precision: str, **changes: Any) -> Operati
         config,
         parts,
         RandomSampler(config, side),
-        objectives.DasdObjective(config),
+        methods.make_objective(config),
         training.Watch(progress=False),
     )
     run.encode()

@@ -67,6 +67,7 @@ def ladder(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Comma-separated training seeds.")] = "0,1,2",
     only: Annotated[list[str] | None, typer.Option(help="The name of a rung; may be given again.")] = None,
+    against: Annotated[str, typer.Option(help="The rung that all are compared with.")] = "DASD",
     workers: Workers = 1,
     scheduler: Scheduler = None,
     table: Annotated[bool, typer.Option(help="Write ladder.json at the end.")] = True,
@@ -79,6 +80,7 @@ def ladder(
     place = output_dir or (None if config else Path("data/runs/ladder"))
     settings, wanted = read_config(profile, config, output_dir=place), rungs.find(only)
     numbers = read_seeds(seeds)
+    rungs.find([against])
     if workers > 1 or scheduler:
         run_together(ladder_words(settings, numbers, only), workers, scheduler)
     judging = rungs.Judging(settings)
@@ -91,7 +93,7 @@ def ladder(
         show(busy, as_json, f"Other processes are at work on: {left}" if busy else "All rungs are done.")
         return
     path = resolve(settings.output_dir) / "ladder.json"
-    rows = standings.table(judging, numbers, wanted)
+    rows = standings.table(judging, numbers, wanted, against)
     evaluation.save_results(path, settings, rows)
     searched = standings.searches(settings, numbers, wanted)
     evaluation.save_results(path.with_name(calibration.SEARCH), settings, searched)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from dasd_utils import images
 from dasd_utils.checks import GUIDANCE, check_choice
 from dasd_utils.config import Calibration, DasdError
 
@@ -185,6 +186,5 @@ def denoise(
 @torch.no_grad()
 def decode_images(vae: Any, latents: Tensor) -> list[Image.Image]:
     """Return RGB images of latents (B, C, h, w) in the scaling of the UNet."""
-    pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.device, vae.dtype)).sample.float()
-    pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.device, vae.dtype)).sample
+    return images.from_pixels(pixels)

@@ -15,11 +15,13 @@ from dasd_utils.ladder import CONTROL, DASD, RUNGS, Rung
 EFFECT, MANY_SEEDS = 0.01, (3, 5, 10, 20)  # of the note on power
 
 
-def table(judging: ladder.Judging, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS) -> list[Row]:
-    """Return the rows of all rungs that are done for all seeds: scores, differences to DASD, power.
+def table(
+    judging: ladder.Judging, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS, against: str = DASD
+) -> list[Row]:
+    """Return the rows of all rungs that are done for all seeds: scores, differences to one of them, power.
 
     A row has method, domain, metric, value, low, high, n (images of all seeds) and seeds; a difference, to
-    DASD or to the rung before it, also `against` and `separable`.
+    `against` or to the rung before it, also `against` and `separable`.
     """
     config, rows = judging.config, []
     done = [rung for rung in rungs if all(ladder.is_done(config, rung, seed) for seed in seeds)]
@@ -28,8 +30,8 @@ def table(judging: ladder.Judging, seeds: Sequence[int], rungs: Sequence[Rung] =
         found = {name: by_seed for name, by_seed in stored.items() if by_seed}
         target = domain in config.domains
         control = {CONTROL: [judging.control(domain)]} if target else {}
-        rows += _compare(judging, domain, found | control, done, seeds)
-        rows += power(found, domain.name) if target else []
+        rows += _compare(judging, domain, found | control, done, seeds, against)
+        rows += power(found, domain.name, against) if target else []
     return rows
 
 
@@ -39,11 +41,12 @@ def _compare(
     found: Mapping[str, Sequence[scores.Scores]],
     done: Sequence[Rung],
     seeds: Sequence[int],
+    against: str,
 ) -> list[Row]:
     wanted, draws = judging.references[domain.name], judging.config.evaluation.num_bootstrap
     named = {name: scores.estimates(by_seed, wanted, draws) for name, by_seed in found.items()}
-    rows = scores.rows(named, {"domain": domain.name}, DASD)
-    for rung in (rung for rung in done if rung.after != DASD):
+    rows = scores.rows(named, {"domain": domain.name}, against)
+    for rung in (rung for rung in done if rung.after != against):
         two = {name: named[name] for name in (rung.name, rung.after) if name in named}
         rows += [row for row in scores.rows(two, {"domain": domain.name}, rung.after) if "against" in row]
     sizes = {name: sum(len(each["features"]) for each in by_seed) for name, by_seed in found.items()}
@@ -56,18 +59,18 @@ def _stored(config: Config, rung: Rung, seeds: Sequence[int], domain: DomainConf
     return [load_file(task.scores) for task in found]
 
 
-def power(found: Mapping[str, Sequence[scores.Scores]], domain: str) -> list[Row]:
-    """Return how many prompts would show a CLIP score 0.01 above or below DASD's, by number of seeds."""
+def power(found: Mapping[str, Sequence[scores.Scores]], domain: str, against: str = DASD) -> list[Row]:
+    """Return how many prompts would show a CLIP score 0.01 above or below another's, by number of seeds."""
     rows = []
     for name, by_seed in found.items():
-        if name == DASD or DASD not in found or len(by_seed) < 2:
+        if name == against or against not in found or len(by_seed) < 2:
             continue
-        pairs = zip(by_seed, found[DASD], strict=True)
+        pairs = zip(by_seed, found[against], strict=True)
         table = torch.stack([one["clip_score"] - other["clip_score"] for one, other in pairs])
         parts = uncertainty.components(table)
         row = {
             "method": name,
-            "against": DASD,
+            "against": against,
             "domain": domain,
             "metric": "prompts_needed",
             "effect": EFFECT,

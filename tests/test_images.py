@@ -81,3 +81,11 @@ def test_lazy_images_are_read_when_asked_for():
     assert (pictures[-1], pictures[1:3], list(pictures)) == (4, [1, 2], [0, 1, 2, 3, 4])
     with pytest.raises(IndexError):
         pictures[5]
+
+
+def test_pixels_and_images_are_each_others_inverse():
+    colours = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
+    found = images.from_pixels(images.to_pixels(list(map(Image.fromarray, colours))))
+    assert all(np.array_equal(np.asarray(image), one) for image, one in zip(found, colours, strict=True))
+    beyond = images.from_pixels(torch.full((1, 3, 2, 2), 7.0))
+    assert np.asarray(beyond[0]).min() == 255

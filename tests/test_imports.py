@@ -39,7 +39,7 @@ CORE = {
     },
     "verification": {"checkpoints", "config", "data", "methods", "training"},
     "classifier": {"config"},
-    "denoising": {"checks", "config"},
+    "denoising": {"checks", "config", "images"},
     "sampling": {"adapters", "classifier", "config", "denoising", "models", "precision", "processes"},
     "metrics": {"losses"},
     "manifold": set(),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 from typer.testing import CliRunner
 
-from dasd_utils import cli, methods, objectives, runs, study, verification
+from dasd_utils import cli, cli_study, methods, objectives, runs, study, verification
 from dasd_utils.cli_options import read_config
-from dasd_utils.config import Config, DasdError
+from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.papers import domainstudio
 
 
@@ -89,3 +90,24 @@ def test_a_method_trains_by_the_command_and_its_run_is_verified(tiny_config, tmp
     stored = Config.load(tmp_path / "run" / "config.json")
     assert stored.method == "domainstudio" and stored.alignment.lambda_align == 0
     assert all(row["ok"] for row in verification.verify(tmp_path / "run", 2))
+
+
+def test_the_configs_in_the_repository_are_whole():
+    folder = resolve("data/configs")
+    found = {path.stem: Config.load(path) for path in folder.glob("*.json") if "sweep" not in path.stem}
+    assert found.keys() >= {"ten_shots", "many_shots", "ten_sketches", "ten_xrays", "domainstudio_sd15"}
+    for few, many in (("ten_shots", "many_shots"),):  # they differ in the number of images alone
+        domain = dataclasses.replace(found[few].domains[0], num_images=400)
+        assert found[few].replace(domains=(domain,), output_dir=found[many].output_dir) == found[many]
+    published = found["domainstudio_sd15"]
+    training = published.training
+    assert published.method == "domainstudio" and published.data.source_images == "generated"
+    assert (training.learning_rate, training.max_train_steps, training.target_batch_size) == (5e-6, 800, 4)
+    assert training.whole_unet and training.prior_loss_weight == 1.0 and published.source.num_images == 200
+    own = domainstudio.settings(published)
+    assert (own.image_weight, own.detail_weight, own.detail_mse_weight, own.samples) == (100, 100, 0.1, 4)
+
+
+def test_the_methods_of_a_ladder_are_compared_with_the_one_that_is_named():
+    with pytest.raises(DasdError, match="Did you mean 'DomainStudio'"):
+        cli_study.ladder(against="Domainstudio", seeds="0")
