@@ -5,6 +5,15 @@ BIN = $(VENV)/bin
 COURSE = data/runs/course
 AUDIT = .venv-audit
 CODE = dasd_utils benchmarks tests/audit.py
+PROCESSES ?= 2  # that share the tests, one thread each
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n $(PROCESSES) --dist loadfile
+LADDER = $(BIN)/dasd ladder --seeds 0,1,2 --workers 2
+CONDITIONAL = --against "DomainStudio, no losses" --only base --only "base + style words" \
+	--only "LoRA + token" --only "DomainStudio, no losses" --only "DomainStudio, mild" --only DomainStudio \
+	--only "DomainStudio, L_img" --only "DomainStudio, L_hf" --only "DomainStudio, L_hfmse"
+UNCONDITIONAL = --against "DomainStudio, no losses, unconditional" --only "base, unconditional" \
+	--only "DomainStudio, no losses, unconditional" --only "DomainStudio, mild, unconditional" \
+	--only "DomainStudio, unconditional"
 
 .PHONY: install course study test audit notebooks report clean
 
@@ -22,8 +31,8 @@ course: install
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest --quiet
-	$(BIN)/python -m pytest --quiet --nbval-lax --nbval-cell-timeout=600 notebooks
+	$(PYTEST)
+	$(PYTEST) --nbval-lax --nbval-cell-timeout=600 notebooks
 
 audit: $(AUDIT)/.installed
 	$(AUDIT)/bin/bandit --quiet --recursive --configfile pyproject.toml $(CODE) && echo "bandit: nothing found"
@@ -35,10 +44,16 @@ $(AUDIT)/.installed: Makefile
 	touch $@
 
 study: install  # hours
-	$(BIN)/dasd ladder --profile tiny --seeds 0,1,2 --workers 2
+	$(LADDER) --profile tiny
 	$(BIN)/dasd sweep data/configs/alignment_sweep.json --notebook 11 --workers 2
 	cp data/runs/ladder/ladder.json data/runs/ladder/calibration_search.json data/results
 	cp data/runs/sweep/11_alignment.json data/results/alignment_sweep.json
+	for name in ten_shots many_shots; do \
+		$(LADDER) --config data/configs/$$name.json $(CONDITIONAL) \
+		&& cp data/runs/$$name/ladder.json data/results/$$name.json || exit 1; done
+	for name in ten_sketches ten_xrays; do \
+		$(LADDER) --config data/configs/$$name.json $(UNCONDITIONAL) \
+		&& cp data/runs/$$name/ladder.json data/results/$$name.json || exit 1; done
 
 notebooks: install
 	$(BIN)/dasd notebooks --profile tiny --output_dir data/runs/notebooks --update

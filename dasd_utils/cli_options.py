@@ -60,10 +60,16 @@ def open_pipeline(
 
     settings = read_config(profile, config, output_dir=output_dir, **changes)
     folder = checkpoint or resolve(settings.output_dir)
-    if config is None and (Path(folder) / "config.json").exists():
+    stored = Path(folder) / "config.json"
+    if (
+        config is not None and stored.exists()
+    ):  # the method that trained, which the command line may have named
+        method = Config.load(stored).method
+        settings = read_config(profile, config, method, output_dir=output_dir, **changes)
+    if config is None and stored.exists():
         given = {name: value for name, value in changes.items() if value is not None}
         given["output_dir"] = str(output_dir or folder)
-        settings = Config.load(Path(folder) / "config.json").replace(**given)
+        settings = Config.load(stored).replace(**given)
     return shared(sampling.load_trained_pipeline(folder, settings))
 
 

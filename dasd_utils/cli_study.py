@@ -67,7 +67,7 @@ def ladder(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Comma-separated training seeds.")] = "0,1,2",
     only: Annotated[list[str] | None, typer.Option(help="The name of a rung; may be given again.")] = None,
-    against: Annotated[str, typer.Option(help="The rung that all are compared with.")] = "DASD",
+    against: Annotated[str | None, typer.Option(help="The rung that all are compared with.")] = None,
     workers: Workers = 1,
     scheduler: Scheduler = None,
     table: Annotated[bool, typer.Option(help="Write ladder.json at the end.")] = True,
@@ -80,10 +80,13 @@ def ladder(
     place = output_dir or (None if config else Path("data/runs/ladder"))
     settings, wanted = read_config(profile, config, output_dir=place), rungs.find(only)
     numbers = read_seeds(seeds)
-    rungs.find([against])
+    if against and rungs.find([against])[0] not in wanted:
+        raise DasdError(
+            f"--against is {against!r}, which is not among the rungs asked for: add it by --only."
+        )
+    judging = rungs.Judging(settings)
     if workers > 1 or scheduler:
         run_together(ladder_words(settings, numbers, only), workers, scheduler)
-    judging = rungs.Judging(settings)
     try:
         busy = rungs.run(judging, numbers, wanted)
     except KeyboardInterrupt:  # a training that was stopped has saved
@@ -93,7 +96,7 @@ def ladder(
         show(busy, as_json, f"Other processes are at work on: {left}" if busy else "All rungs are done.")
         return
     path = resolve(settings.output_dir) / "ladder.json"
-    rows = standings.table(judging, numbers, wanted, against)
+    rows = standings.table(judging, numbers, wanted, against or rungs.DASD)
     evaluation.save_results(path, settings, rows)
     searched = standings.searches(settings, numbers, wanted)
     evaluation.save_results(path.with_name(calibration.SEARCH), settings, searched)

@@ -264,7 +264,7 @@ class Config:
         except (ValueError, RecursionError) as error:
             raise DasdError(f"The config file {path} is no JSON: {error}.") from None
         if method is not None and isinstance(values, dict):
-            settings = values.get("method_settings") if values.get("method", "dasd") == method else None
+            settings = values.get("method_settings") if values.get("method", method) == method else None
             values = values | {"method": method, "method_settings": settings or {}}
         return cls.from_dict(values)
 

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -55,7 +55,10 @@ class Rung:
 
     name: str
     trained: bool = True  # False: the base model
-    changes: Mapping[str, Any] = field(default_factory=lambda: NOTHING)  # config fields of its training
+    # config fields of its training, or what makes them of the ladder's config
+    changes: Mapping[str, Any] | Callable[[Config], Mapping[str, Any]] = field(
+        default_factory=lambda: NOTHING
+    )
     tokens: bool = True  # a learned token leads each prompt
     style_words: bool = False  # the domain's style words follow each prompt
     settings: str = PROTOCOL  # or PUBLISHED, CALIBRATED, DOMAIN, UNCONDITIONAL
@@ -63,14 +66,14 @@ class Rung:
     after: str = DASD  # the rung that it is one step from: their difference is in the table too
 
     def config(self, config: Config) -> Config:
-        """Return the config that this rung trains with."""
+        """Return the config that this rung trains with; DasdError for one that names a method itself."""
+        check(config)
         domains = config.domains
         if not self.tokens:
             domains = tuple(dataclasses.replace(domain, token=None) for domain in domains)
-        if self.method == methods.DASD:
-            return config.replace(domains=domains, **self.changes)
-        own = methods.changes(self.method, config.profile) | {"method": self.method}
-        return config.replace(domains=domains, **(own | dict(self.changes)))
+        changes = self.changes(config) if callable(self.changes) else self.changes
+        named = {} if self.method == methods.DASD else {"method": self.method}
+        return config.replace(domains=domains, **{**named, **methods.changes(self.method), **changes})
 
     @property
     def sees_source(self) -> bool:
@@ -98,6 +101,13 @@ RUNGS = (
     Rung("DASD, calibrated", settings=CALIBRATED, after="DASD, published sampling"),
     Rung("DASD, Domain Guidance", settings=DOMAIN),
 )
+
+
+def check(config: Config) -> None:
+    """Raise DasdError for a config that names a method."""
+    if config.method != methods.DASD:
+        raise DasdError(f"The config names the method {config.method!r}, but each rung of a ladder has its "
+                        "own: leave method and method_settings out.")  # fmt: skip
 
 
 PAPERS = tuple(Rung(name, method=method, **fields) for method, name, fields in methods.rungs())
@@ -278,9 +288,7 @@ class Judging:
     """What all rungs are judged by, each made at its first use and once."""
 
     def __init__(self, config: Config) -> None:
-        if config.method != methods.DASD:
-            raise DasdError(f"The config names the method {config.method!r}, but each rung of a ladder has "
-                            "its own: leave method and method_settings out.")  # fmt: skip
+        check(config)
         self.config = config
 
     @functools.cached_property

@@ -28,8 +28,11 @@ def _paper(name: Any) -> ModuleType | None:
     return PAPERS[name]
 
 
-def changes(name: str, profile: str) -> dict[str, Any]:
-    """Return the config fields that a method changes in a profile; DasdError for an unknown method."""
+def changes(name: str, profile: str | None = None) -> dict[str, Any]:
+    """Return the config fields that a method changes, in a profile or, for None, whatever the profile.
+
+    Raises DasdError for an unknown method.
+    """
     paper = _paper(name)
     return {} if paper is None else {**paper.CHANGES, **paper.BY_PROFILE.get(profile, {})}
 

@@ -34,6 +34,11 @@ def autocast(setting: str, device: torch.device) -> contextlib.AbstractContextMa
     return torch.autocast(device.type, DTYPES.get(chosen), enabled=chosen in DTYPES)
 
 
+def name(setting: str, device: torch.device) -> str:
+    """Return the precision in which networks compute on the device: "no", "bf16" or "fp16"."""
+    return _possible(setting, device)
+
+
 def frozen_dtype(config: Config, device: torch.device | None = None) -> torch.dtype | None:
     """Return the half precision of the frozen UNet where the config wants it, None for that of its files.
 

@@ -34,9 +34,11 @@ JOINED = {  # fields younger than stored runs, whose names stay as they were; ""
 def trained_part(config: Config) -> dict[str, Any]:
     """Return the fields that decide which weights a run ends with."""
     values = {name: value for name, value in config.to_dict().items() if name not in NOT_TRAINED}
+    drawn = values["data"]["source_images"] == "generated"  # by the source's calibration
     for domain in (values["source"], *values["domains"]):
         for name in NOT_TRAINED_DOMAIN:
-            del domain[name]
+            if not (drawn and name == "calibration" and domain is values["source"]):
+                del domain[name]
     for section, names in (("training", NOT_TRAINED_TRAINING), ("data", NOT_TRAINED_DATA)):
         for name in names:
             del values[section][name]

@@ -155,6 +155,12 @@ class DasdPipeline:
         """What `generate` returns, and the prompts as they were sampled."""
         single = isinstance(prompt, str)
         plans = self._plan([prompt] if single else list(prompt), **options)
+        if negative_prompt and any(
+            job.calibration.guidance == "unconditional" for jobs in plans for job in jobs
+        ):
+            raise DasdError(
+                "guidance 'unconditional' asks the empty prompt alone: leave negative_prompt out."
+            )
         images = iter(self._sample([job for jobs in plans for job in jobs], negative_prompt))
         grouped = [[next(images) for _ in jobs] for jobs in plans]
         rows = [jobs[0].settings() for jobs in plans]

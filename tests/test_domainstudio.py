@@ -360,7 +360,7 @@ def test_the_rungs_of_the_method_train_what_they_name(tiny_config):
     for rung in (rung for rung in ladder.PAPERS if rung.trained):
         asked = rung.config(tiny_config)
         assert asked.method == "domainstudio" and asked.alignment.lambda_align == 0
-        assert asked.data.source_images == "generated"
+        assert (asked.data.source_images == "generated") == (asked.training.prior_loss_weight > 0)
         runs[rung.name] = ladder.run_config(tiny_config, rung, 0).output_dir
     assert len(set(runs.values())) == len(runs)
     single = known["DomainStudio, L_hf"].config(tiny_config)

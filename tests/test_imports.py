@@ -16,8 +16,8 @@ CORE = {
     "splits": set(),
     "data": {"config", "images", "latents", "prior", "splits", "toyworld"},
     "prior": {
-        "adapters", "checkpoints", "config", "data", "images", "locks", "models", "precision", "samples",
-        "sampling",
+        "adapters", "cache", "checkpoints", "config", "data", "images", "locks", "models", "precision",
+        "samples", "sampling",
     },
     "locks": set(),
     "cache": {"config", "images", "locks", "precision"},

@@ -23,7 +23,7 @@ from dasd_utils import (
     standings,
     training,
 )
-from dasd_utils.config import Calibration, DasdError
+from dasd_utils.config import Calibration, Config, DasdError
 from dasd_utils.ladder import Rung
 
 QUICK = (("ddim", 1), ("dpm++", 2))
@@ -240,8 +240,17 @@ def test_an_objective_joins_by_adding_a_row(config, tmp_path, mine):
 
 def test_each_rung_has_its_own_method_whatever_the_config_names(config):
     other = config.replace(method="domainstudio", lambda_align=0.0)
-    with pytest.raises(DasdError, match="each rung of a ladder has its own"):
-        ladder.Judging(other)
+    for attempt in (ladder.Judging, lambda c: ladder.run_config(c, ladder.find(["DASD"])[0], 0)):
+        with pytest.raises(DasdError, match="each rung of a ladder has its own"):
+            attempt(other)
+
+
+def test_methods_in_a_ladder_keep_the_batch_of_its_config():
+    config = Config.setup("sd15", target_batch_size=6)
+    asked = ladder.find(["DomainStudio"])[0].config(config)
+    assert asked.training.target_batch_size == 6 and asked.training.gradient_accumulation_steps == 4
+    whole = ladder.find(["DomainStudio, whole UNet"])[0].config(config).training
+    assert whole.whole_unet and whole.learning_rate == pytest.approx(1e-5)
 
 
 def test_the_ladder_is_dasds_unless_rungs_of_papers_are_named():

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dasd_utils import cli, cli_study, methods, objectives, runs, study, verification
-from dasd_utils.cli_options import read_config
+from dasd_utils.cli_options import open_pipeline, read_config
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.papers import domainstudio
 
@@ -55,6 +55,9 @@ def test_the_command_line_takes_the_place_of_the_file(tmp_path):
     settings = {"method": "domainstudio", "method_settings": {"space": "latents"}}
     path.write_text(json.dumps({"profile": "tiny", **settings}))
     assert Config.load(path, "domainstudio").method_settings == {"space": "latents"}
+    path.write_text(json.dumps({"profile": "tiny", "method_settings": {"space": "latents"}}))
+    assert Config.load(path, "domainstudio").method_settings == {"space": "latents"}  # they can be no other's
+    path.write_text(json.dumps({"profile": "tiny", **settings}))
     back = Config.load(path, "dasd")
     assert back.method_settings == {} and back.alignment.lambda_align == 0.01
     assert read_config("tiny", None, "domainstudio").method == "domainstudio"
@@ -90,6 +93,10 @@ def test_a_method_trains_by_the_command_and_its_run_is_verified(tiny_config, tmp
     stored = Config.load(tmp_path / "run" / "config.json")
     assert stored.method == "domainstudio" and stored.alignment.lambda_align == 0
     assert all(row["ok"] for row in verification.verify(tmp_path / "run", 2))
+    pipeline = open_pipeline(None, "tiny", path, None)  # the file does not name the method, the run does
+    assert pipeline.config.method == "domainstudio" and study.compared(pipeline.config)[-1] == "domainstudio"
+    refused = CliRunner().invoke(cli.app, [*words, "--auto_batch_size"])
+    assert isinstance(refused.exception, DasdError) and "made for DASD's step" in str(refused.exception)
 
 
 def test_the_configs_in_the_repository_are_whole():
@@ -110,4 +117,6 @@ def test_the_configs_in_the_repository_are_whole():
 
 def test_the_methods_of_a_ladder_are_compared_with_the_one_that_is_named():
     with pytest.raises(DasdError, match="Did you mean 'DomainStudio'"):
-        cli_study.ladder(against="Domainstudio", seeds="0")
+        cli_study.ladder("tiny", against="Domainstudio", seeds="0")
+    with pytest.raises(DasdError, match="not among the rungs asked for"):
+        cli_study.ladder("tiny", only=["base"], against="DomainStudio", seeds="0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import threading
 
 import pytest
@@ -24,12 +25,7 @@ def test_the_base_draws_the_sources_captions(config):
     assert len(found) == 5 and found[0]["image"].size == (32, 32) and found.split == "train"
     assert not set(found.ids) & set(real.ids)
     pipeline = sampling.DasdPipeline(models.load_parts(config), config)
-    protocol = config.evaluation
-    settings = dataclasses.replace(
-        config.source.calibration, guidance_scale=protocol.guidance_scale,
-        num_inference_steps=protocol.num_inference_steps, scheduler=protocol.scheduler,
-    )  # fmt: skip
-    image, *_ = pipeline.generate(found.captions[3][0], seed=3, settings=settings)
+    image, *_ = pipeline.generate(found.captions[3][0], seed=3, settings=config.source.calibration)
     assert image.tobytes() == found[3]["image"].tobytes()
 
 
@@ -45,8 +41,34 @@ def test_another_base_or_other_settings_draw_anew(config, tiny_base):
     first = prior.source_images(config)
     other = config.replace(base=tiny_base(3))
     assert prior.source_images(other).ids != first.ids
-    assert prior.source_images(config.replace(num_inference_steps=3)).ids != first.ids
-    assert prior.source_images(config.replace(seed=5)).ids == first.ids
+    slow = dataclasses.replace(config.source.calibration, num_inference_steps=3)
+    slow = config.replace(source=dataclasses.replace(config.source, calibration=slow))
+    assert prior.source_images(slow).ids != first.ids
+    assert prior.source_images(config.replace(mixed_precision="bf16")).ids != first.ids
+    assert prior.source_images(config.replace(seed=5, images_per_prompt=7)).ids == first.ids
+
+
+def test_another_vae_or_noise_schedule_draws_anew(config, tiny_base, tmp_path):
+    first, names = prior.source_images(config), []
+    folder = tmp_path / "base"
+    shutil.copytree(config.model.base, folder)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("0.012", "0.02"))
+    names.append(prior.source_images(config.replace(base=folder)).ids)
+    shutil.copytree(config.model.base, folder, dirs_exist_ok=True)
+    shutil.copytree(tiny_base(3) / "vae", folder / "vae", dirs_exist_ok=True)
+    names.append(prior.source_images(config.replace(base=folder)).ids)
+    assert first.ids not in names and names[0] != names[1]
+
+
+def test_ids_stay_where_another_machine_rounds_otherwise(config):
+    first = prior.source_images(config)
+    path = next(prior.resolve(config.data.cache_dir).glob("*.parquet"))
+    kept = samples.load(path)
+    brighter = [image.point(lambda value: min(value + 1, 255)) for image in kept]
+    samples.save(path, brighter, [captions[0] for captions in first.captions], range(5))
+    again = prior.source_images(config)
+    assert again.ids == first.ids and again[0]["image"].tobytes() != first[0]["image"].tobytes()
 
 
 def test_create_datasets_takes_them_for_training(config):

@@ -88,6 +88,15 @@ def test_a_run_is_resumed_by_another_number_of_processes(config, tmp_path):
     assert_close(straight, trained(config, 1, "--resume"))
 
 
+def test_two_processes_compare_the_same_samples_as_one(config, tmp_path):
+    """DomainStudio: distances between samples that different processes passed through the network."""
+    changes = dict(lambda_align=0.0, prior_loss_weight=1.0, max_train_steps=6)
+    config = config.replace(method="domainstudio", **changes)
+    runs = [trained(config.replace(output_dir=tmp_path / str(count)), count) for count in (1, 2)]
+    assert runs[0][1][-1]["loss_img"] > 0
+    assert_close(*runs)
+
+
 def test_a_killed_process_ends_the_others(config, tmp_path):
     config = config.replace(max_train_steps=2000, checkpoint_every=5)
     path = config.save(tmp_path / "config.json")

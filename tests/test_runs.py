@@ -56,8 +56,12 @@ def test_a_key_names_what_decides_the_weights(config, tmp_path):
         assert runs.key(same) == key
     others = [runs.key(config.replace(**c)) for c in ({"rank": 2}, {"seed": 1}, {"prior_loss_weight": 1.0})]
     others += [runs.key(config.replace(layer="down.0"))]
-    others += [runs.key(config, "other"), runs.key(config, "another")]
-    assert len({key, *others}) == 7
+    method = config.replace(method="domainstudio", lambda_align=0.0)
+    drawn = method.replace(source_images="generated")
+    slow = dataclasses.replace(config.source, calibration=Calibration(2.0, 3, "ddim"))  # how they are drawn
+    others += [runs.key(c) for c in (method, drawn, drawn.replace(source=slow))]
+    assert len({key, *others}) == 8
+    assert runs.key(config.replace(source=slow)) == key
 
 
 def test_a_run_is_complete_with_adapter_and_manifest(config, tmp_path):

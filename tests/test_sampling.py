@@ -442,6 +442,24 @@ def test_a_run_is_loaded_from_its_folder_its_adapter_or_its_config(run, pipeline
     assert named.config is tiny_config
 
 
+def test_unconditional_is_the_empty_prompts_answer_alone(pipeline, adapted):
+    quick = Calibration(7.0, 2, "ddim", "unconditional")
+    found = [
+        pipeline.generate(text, domain="xray", seed=3, settings=quick)[0] for text in (PROMPT, "another one")
+    ]
+    assert found[0].tobytes() == found[1].tobytes()
+    guided, *_ = pipeline.generate(PROMPT, domain="xray", seed=3, settings=Calibration(7.0, 2, "ddim"))
+    base, *_ = pipeline.generate(PROMPT, domain="xray", seed=3, settings=quick, adapter=False)
+    assert found[0].tobytes() not in (guided.tobytes(), base.tobytes())
+    empty = models.encode_prompts(adapted, [""])
+    predict = denoising.guided_prediction(adapted.unet, [denoising.Branch(empty)], 7.0)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    alone = adapted.unet(noise, torch.tensor(500), encoder_hidden_states=empty).sample
+    assert torch.equal(predict(noise, torch.tensor(500)), alone)
+    with pytest.raises(DasdError, match="leave negative_prompt out"):
+        pipeline.generate(PROMPT, domain="xray", settings=quick, negative_prompt="dark")
+
+
 def test_calibrations_of_a_run_replace_those_of_the_config(run):
     (run / "calibration.json").write_text(json.dumps({"xray": {"guidance_scale": 1}, "painting": {}}))
     pipeline = sampling.load_trained_pipeline(run, device="cpu")

@@ -74,7 +74,6 @@ NO_LOSSES = dict.fromkeys(WEIGHTS, 0.0)
 # of the unconditional models: the middle of the published ranges [0.1, 1] and [0.01, 0.08]
 MILD = {"image_weight": 0.5, "detail_weight": 0.5, "detail_mse_weight": 0.05}
 TENTH = {"image_weight": 10.0, "detail_weight": 10.0, "detail_mse_weight": 0.1}  # of the pairwise weights
-WHOLE = {"whole_unet": True, "learning_rate": 2e-4}  # a tenth of LoRA's rate
 # What summaries of the paper say of it, and it does not: Euclidean, Laplacian, two weights of one half.
 CIRCULATING = {
     "similarity": "euclidean", "detail": "laplacian", "image_weight": 0.5, "detail_weight": 0.5,
@@ -82,7 +81,7 @@ CIRCULATING = {
 }  # fmt: skip
 # Few images, no text: the UNet with the empty prompt is the unconditional source model.
 UNCONDITIONAL: dict[str, Any] = {
-    "changes": {"caption_dropout": 1.0, "prior_loss_weight": 0.0},
+    "changes": {"caption_dropout": 1.0, "prior_loss_weight": 0.0, "source_images": "real"},
     "tokens": False,
     "settings": "unconditional",
     "after": "base, unconditional",
@@ -93,6 +92,11 @@ def only(*names: str, weights: dict[str, float] | None = None) -> dict[str, floa
     """Return the weights with all but the named set to 0."""
     whole = weights or {name: getattr(Settings(), name) for name in WEIGHTS}
     return {name: value if name in names else 0.0 for name, value in whole.items()}
+
+
+def _whole(config: Config) -> dict[str, Any]:
+    """All of the UNet learns, at a tenth of LoRA's rate."""
+    return {"whole_unet": True, "learning_rate": config.training.learning_rate / 10}
 
 
 def _unconditional(method_settings: dict[str, Any]) -> dict[str, Any]:
@@ -115,8 +119,8 @@ RUNGS: dict[str, dict[str, Any]] = {
         f"{NAME}, {name}": {"changes": {"method_settings": weights}, "after": _NONE}
         for name, weights in (("a tenth", TENTH), ("mild", MILD))
     },
-    f"{NAME}, whole UNet": {"changes": WHOLE, "after": NAME},
-    f"{_NONE}, whole UNet": {"changes": WHOLE | {"method_settings": NO_LOSSES}, "after": _NONE},
+    f"{NAME}, whole UNet": {"changes": _whole, "after": NAME},
+    f"{_NONE}, whole UNet": {"changes": lambda c: _whole(c) | {"method_settings": NO_LOSSES}, "after": _NONE},
     "base, unconditional": {"trained": False, "settings": "unconditional", "after": "base"},
     f"{NAME}, unconditional": _unconditional({}) | {"after": f"{_NONE}, unconditional"},
     f"{_NONE}, unconditional": _unconditional(NO_LOSSES),
