@@ -8,7 +8,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from dasd_utils import cli, cli_study, methods, objectives, runs, study, verification
+from dasd_utils import cli, cli_study, evaluation, methods, objectives, runs, study, verification
 from dasd_utils.cli_options import open_pipeline, read_config
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.papers import domainstudio
@@ -102,6 +102,9 @@ def test_a_method_trains_by_the_command_and_its_run_is_verified(tiny_config, tmp
 def test_the_configs_in_the_repository_are_whole():
     folder = resolve("data/configs")
     found = {path.stem: Config.load(path) for path in folder.glob("*.json") if "sweep" not in path.stem}
+    for config in found.values():
+        if config.profile == "tiny":
+            assert all(evaluation.load_told(config, domain.name) for domain in config.domains)
     assert found.keys() >= {"ten_shots", "many_shots", "ten_sketches", "ten_xrays", "domainstudio_sd15"}
     for few, many in (("ten_shots", "many_shots"),):  # they differ in the number of images alone
         domain = dataclasses.replace(found[few].domains[0], num_images=400)
