@@ -33,7 +33,7 @@ WHY = (
     "DomainStudio compares how samples of a domain lie to each other: of two, each has one other, so "
     "that the softmax is 1 and the loss 0 whatever the network does; one has none."
 )
-# The source is what the base draws, as in DreamBooth; the MMD of DASD has no place here.
+# Prior preservation as in DreamBooth, on what the base draws; the MMD of DASD has no place here.
 CHANGES: dict[str, Any] = {"lambda_align": 0.0, "prior_loss_weight": 1.0, "source_images": "generated"}
 BY_PROFILE: dict[str, dict[str, Any]] = {
     "sd15": {
@@ -88,10 +88,9 @@ UNCONDITIONAL: dict[str, Any] = {
 }
 
 
-def only(*names: str, weights: dict[str, float] | None = None) -> dict[str, float]:
-    """Return the weights with all but the named set to 0."""
-    whole = weights or {name: getattr(Settings(), name) for name in WEIGHTS}
-    return {name: value if name in names else 0.0 for name, value in whole.items()}
+def only(kept: str) -> dict[str, float]:
+    """Return the published weights with all but one set to 0."""
+    return {name: getattr(Settings(), name) if name == kept else 0.0 for name in WEIGHTS}
 
 
 def _whole(config: Config) -> dict[str, Any]:
