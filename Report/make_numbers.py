@@ -69,6 +69,8 @@ def speed_block() -> str:
     lines = ["| what | against | times as fast | share of its memory |", "|---|---|---|---|"]
     for path in sorted(RESULTS.glob("bench_train_step_sd15_*.json")):
         lines += _step_lines([r for r in evaluation.load_results(path)["rows"] if r["step"] == "ours"])
+    for path in sorted(RESULTS.glob("bench_method_step_*.json")):
+        lines += _method_lines(evaluation.load_results(path))
     sampled = rows("bench_sample")
     for row in (r for r in sampled if r["metric"] == "ratio" and r["method"].startswith("ours")):
         what = f"sampling {row['domain']}, tiny: {SAMPLERS[row['method']]}"
@@ -96,6 +98,19 @@ def _step_lines(found: list[dict]) -> list[str]:
         size = f"{ratio['resolution']} px, {precision}, {batch}{checkpointing}"
         cells = [f"training step, SD 1.5 shapes, {size}", STEPS[against], _interval(ratio, 2)]
         lines.append("| " + " | ".join([*cells, f"{memory['value']:.2f}"]) + " |")
+    return lines
+
+
+def _method_lines(stored: dict) -> list[str]:
+    """A row for each method's step against DASD's, at equal batches; of slowness, its inverse."""
+    device, lines = stored["config"]["machine"]["device"], []
+    for row in (r for r in stored["rows"] if r["metric"] == "times_as_long"):
+        memory = next(
+            r["value"] for r in stored["rows"] if (r["step"], r["metric"]) == (row["step"], "share_of_memory")
+        )
+        fast = {"value": 1 / row["value"], "low": 1 / row["high"], "high": 1 / row["low"]}
+        what = f"training step of {row['step']}, {row['model']}, {row['resolution']} px, {device}"
+        lines.append(f"| {what} | that of DASD | {_interval(fast, 2)} | {memory:.2f} |")
     return lines
 
 
