@@ -31,8 +31,8 @@ course: install
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(PYTEST)
-	$(PYTEST) --nbval-lax --nbval-cell-timeout=600 notebooks
+	$(PYTEST) --no-loadscope-reorder
+	$(PYTEST) --nbval-lax --nbval-cell-timeout=1500 notebooks
 
 audit: $(AUDIT)/.installed
 	$(AUDIT)/bin/bandit --quiet --recursive --configfile pyproject.toml $(CODE) && echo "bandit: nothing found"
