@@ -74,7 +74,6 @@ def ladder(
     as_json: AsJson = False,
 ) -> None:
     """Train, sample and judge every rung that is missing; write ladder.json. It goes on where it stopped."""
-    from dasd_utils import calibration, evaluation, standings
     from dasd_utils import ladder as rungs
 
     place = output_dir or (None if config else Path("data/runs/ladder"))
@@ -95,11 +94,18 @@ def ladder(
         left = ", ".join(f"{name} (seed {seed})" for name, seed in busy)
         show(busy, as_json, f"Other processes are at work on: {left}" if busy else "All rungs are done.")
         return
-    path = resolve(settings.output_dir) / "ladder.json"
-    rows = standings.table(judging, numbers, wanted, against or rungs.DASD)
-    evaluation.save_results(path, settings, rows)
-    searched = standings.searches(settings, numbers, wanted)
-    evaluation.save_results(path.with_name(calibration.SEARCH), settings, searched)
+    write_table(judging, numbers, wanted, against or rungs.DASD, as_json)
+
+
+def write_table(judging: Any, seeds: list[int], wanted: list[Any], against: str, as_json: bool) -> None:
+    """Write ladder.json and what the searches tried into the ladder's folder; show the table."""
+    from dasd_utils import calibration, evaluation, standings
+
+    path = resolve(judging.config.output_dir) / "ladder.json"
+    rows = standings.table(judging, seeds, wanted, against)
+    evaluation.save_results(path, judging.config, rows)
+    searched = standings.searches(judging.config, seeds, wanted)
+    evaluation.save_results(path.with_name(calibration.SEARCH), judging.config, searched)
     show({"results": str(path), "rows": rows}, as_json, f"{evaluation.ladder_table(rows)}\n\n{path}")
 
 
