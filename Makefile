@@ -11,9 +11,9 @@ LADDER = $(BIN)/dasd ladder --seeds 0,1,2 --workers 2
 CONDITIONAL = --against "DomainStudio, no losses" --only base --only "base + style words" \
 	--only "LoRA + token" --only "DomainStudio, no losses" --only "DomainStudio, mild" --only DomainStudio \
 	--only "DomainStudio, L_img" --only "DomainStudio, L_hf" --only "DomainStudio, L_hfmse"
+WHOLE = --only "DomainStudio, no losses, whole UNet" --only "DomainStudio, whole UNet"
 UNCONDITIONAL = --against "DomainStudio, no losses, unconditional" --only "base, unconditional" \
-	--only "DomainStudio, no losses, unconditional" --only "DomainStudio, mild, unconditional" \
-	--only "DomainStudio, unconditional"
+	--only "DomainStudio, no losses, unconditional" --only "DomainStudio, mild, unconditional"
 
 .PHONY: install course study test audit notebooks report clean
 
@@ -48,12 +48,12 @@ study: install  # hours
 	$(BIN)/dasd sweep data/configs/alignment_sweep.json --notebook 11 --workers 2
 	cp data/runs/ladder/ladder.json data/runs/ladder/calibration_search.json data/results
 	cp data/runs/sweep/11_alignment.json data/results/alignment_sweep.json
-	for name in ten_shots many_shots; do \
-		$(LADDER) --config data/configs/$$name.json $(CONDITIONAL) \
-		&& cp data/runs/$$name/ladder.json data/results/$$name.json || exit 1; done
-	for name in ten_sketches ten_xrays; do \
-		$(LADDER) --config data/configs/$$name.json $(UNCONDITIONAL) \
-		&& cp data/runs/$$name/ladder.json data/results/$$name.json || exit 1; done
+	$(LADDER) --config data/configs/ten_shots.json $(CONDITIONAL) $(WHOLE)
+	$(LADDER) --config data/configs/many_shots.json $(CONDITIONAL)
+	$(LADDER) --config data/configs/ten_sketches.json $(UNCONDITIONAL)
+	$(LADDER) --config data/configs/ten_xrays.json $(UNCONDITIONAL)
+	for name in ten_shots many_shots ten_sketches ten_xrays; do \
+		cp data/runs/$$name/ladder.json data/results/$$name.json || exit 1; done
 
 notebooks: install
 	$(BIN)/dasd notebooks --profile tiny --output_dir data/runs/notebooks --update

@@ -116,11 +116,12 @@ def score(
     scores = {
         "features": features,
         "clip_score": metrics.clip_scores(features, texts),
-        "clip_floor": metrics.shuffled_scores(features, texts, groups),
         "domain_accuracy": torch.tensor([float(n == wanted.domain) for n in domains.classify(small)]),
         "copy_rank": manifold.copy_rank(features, wanted.train, wanted.heldout),
         **found._asdict(),
     }
+    if len(distinct) > 1:  # one caption for all images leaves no wrong one
+        scores["clip_floor"] = metrics.shuffled_scores(features, texts, groups)
     if asked.told and judge.reader:
         told = [asked.told[i] for i in prompt_of]
         scores["attribute_accuracy"] = metrics.attribute_accuracy(

@@ -7,6 +7,7 @@ could have been, so both count: prompts by a bootstrap, seeds by their spread.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,23 @@ def half_width(terms: tuple[tuple[float, int], ...], probability: float = (1 + C
         return 0.0
     freedom = total**2 / sum(variance**2 / degrees for variance, degrees in terms if variance > 0)
     return float(stats.t.ppf(probability, freedom)) * math.sqrt(total)
+
+
+def jackknife(statistic: Callable[[Tensor], float], count: int) -> tuple[float, float, float]:
+    """Return (value, low, high) at 95 % of a statistic of `count` samples, by leaving each out once.
+
+    statistic: takes the indices of the samples that it is of, (k,) long. For what draws with replacement
+    would distort, such as pairs, where a sample drawn twice meets itself (Tukey 1958). Raises ValueError for
+    fewer than three samples.
+    """
+    if count < 3:
+        raise ValueError(f"An interval by leaving samples out needs three of them, not {count}.")
+    rows = torch.arange(count)
+    value = statistic(rows)
+    without = torch.tensor([statistic(rows[rows != i]) for i in range(count)], dtype=torch.float64)
+    variance = without.var(correction=0).item() * (count - 1)
+    half = half_width(((variance, count - 1),))
+    return value, value - half, value + half
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,16 @@ def test_the_floor_never_compares_with_an_equal_text(judge, wanted, config, doma
     torch.testing.assert_close(found["clip_floor"], (wanted.heldout * other).sum(dim=1))
 
 
+def test_a_caption_for_all_images_has_no_floor(config, judge, wanted, domains):
+    asked = dataclasses.replace(
+        wanted.asked, prompts=["a dog"] * COUNT, texts=wanted.asked.texts[:1].expand(COUNT, -1)
+    )
+    alike = dataclasses.replace(wanted, asked=asked)
+    found = scores.score(heldout(config), alike, judge, domains)
+    assert "clip_floor" not in found and found["clip_score"].shape == (COUNT,)
+    assert "clip_floor" not in scores.estimates([found], alike, 20)
+
+
 def fake(seed, shift=0.0, n=2 * COUNT, d=8):
     generator = torch.Generator().manual_seed(seed)
     features = torch.nn.functional.normalize(torch.randn(n, d, generator=generator) + shift, dim=1)

@@ -112,3 +112,29 @@ def test_more_seeds_need_fewer_prompts_and_a_spread_of_seeds_no_number_mends():
     assert uncertainty.prompts_needed(parts, 0.01, 3) is None
     needed = [uncertainty.prompts_needed(parts, 0.01, seeds) for seeds in (5, 10, 20)]
     assert needed[0] > needed[1] > needed[2]
+
+
+def test_leaving_each_out_is_the_t_interval_for_a_mean():
+    values = torch.randn(9, generator=torch.Generator().manual_seed(0)).double()
+    found = uncertainty.jackknife(lambda rows: values[rows].mean().item(), 9)
+    low, high = stats.t.interval(0.95, 8, values.mean(), stats.sem(values))
+    assert found == pytest.approx((values.mean().item(), low, high))
+
+
+def test_leaving_each_out_covers_a_mean_over_pairs():
+    generator, hits = torch.Generator().manual_seed(0), 0
+    for _ in range(300):
+        values = 1 + torch.randn(20, generator=generator).double()
+
+        def products(rows, values=values):
+            square = torch.outer(values[rows], values[rows])
+            return square[torch.triu_indices(len(rows), len(rows), 1).unbind()].mean().item()
+
+        _, low, high = uncertainty.jackknife(products, 20)
+        hits += low <= 1 <= high  # the mean of a product of two samples
+    assert 0.9 <= hits / 300 <= 0.98
+
+
+def test_leaving_out_needs_three():
+    with pytest.raises(ValueError, match="three of them, not 2"):
+        uncertainty.jackknife(lambda rows: 0.0, 2)
