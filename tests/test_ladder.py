@@ -192,6 +192,14 @@ def test_a_rung_is_compared_with_the_one_before_it_too(done):
     assert all(rung.after in known and rung.after != rung.name for rung in ladder.RUNGS)
 
 
+def test_all_rungs_are_compared_with_the_one_that_is_named(done):
+    rows = standings.table(ladder.Judging(done), [0, 1], RUNGS, against="LoRA only")
+    compared = {r["method"] for r in rows if r.get("against") == "LoRA only" and r["metric"] == "cmmd"}
+    assert compared == {rung.name for rung in RUNGS} - {"LoRA only"}
+    needed = {r["against"] for r in rows if r["metric"] == "prompts_needed"}
+    assert needed == {"LoRA only"}
+
+
 def test_the_searches_of_all_seeds_are_told(done):
     rows = standings.searches(done, [0, 1], RUNGS)
     assert {(r["seed"], r["domain"]) for r in rows} == {(s, d) for s in (0, 1) for d in ("satellite", "xray")}
