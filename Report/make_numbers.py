@@ -71,16 +71,18 @@ def speed_block() -> str:
         lines += _step_lines([r for r in evaluation.load_results(path)["rows"] if r["step"] == "ours"])
     for path in sorted(RESULTS.glob("bench_method_step_*.json")):
         lines += _method_lines(evaluation.load_results(path))
-    sampled = rows("bench_sample")
+    stored = evaluation.load_results(RESULTS / "bench_sample.json")
+    sampled, machine = stored["rows"], stored["config"]["machine"]
     for row in (r for r in sampled if r["metric"] == "ratio" and r["method"].startswith("ours")):
         what = f"sampling {row['domain']}, tiny: {SAMPLERS[row['method']]}"
         lines.append(f"| {what} | `StableDiffusionPipeline`, 30 steps of DDIM | {_interval(row, 2)} | |")
     course = {r["metric"]: r["value"] for r in rows("bench_course") if r["notebook"] == "all"}
-    machine = evaluation.load_results(RESULTS / "bench_course.json")["config"]["machine"]
+    other = evaluation.load_results(RESULTS / "bench_course.json")["config"]["machine"]
     turns = f"Medians of {sampled[0]['repeats']} turns, the least and the greatest in brackets"
-    whole = f"takes {course['seconds'] / 60:.1f} minutes on {machine['cores']} cores"
+    whole = f"takes {course['seconds'] / 60:.0f} minutes on {other['cores']} cores of {other['device']}"
     memory = f"{course['peak_gb']:.1f} GB at most"
-    text = f"{turns}; on {machine['device']}. The whole tiny course {whole} and {memory}."
+    where = f"where no other is named, on {machine['device']}"
+    text = f"{turns}; {where}. The whole tiny course {whole} and {memory}."
     return "\n".join([*lines, "", text, "", gpu_table(), "", scale_table()])
 
 
