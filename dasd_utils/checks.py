@@ -11,7 +11,7 @@ from dasd_utils.config import SECTIONS, Calibration, Config, DasdError, Evaluati
 
 MAX_NAME = 64  # characters of a domain or a token: both name files
 SCHEDULERS = ("ddim", "ddpm", "dpm++", "unipc", "pndm", "euler")  # those of `denoising.SCHEDULERS`
-GUIDANCE = ("cfg", "domain", "unconditional")
+GUIDANCE = ("cfg", "domain", "decoupled", "unconditional")
 LOWEST = {
     1: ("max_train_steps", "target_batch_size", "gradient_accumulation_steps", "source_every",
         "resolution", "images_per_prompt", "num_bootstrap"),
@@ -41,6 +41,7 @@ def check(config: Config) -> None:
     check_choice("attention", config.model.attention, ("fused", "plain"))
     check_choice("optimizer", training.optimizer, ("adamw", "adamw_8bit"))
     check_choice("mixed_precision", training.mixed_precision, ("auto", "no", "bf16", "fp16"))
+    _check_text_free(config)
     _check_batches(config)
     _check_domains(config)
     _check_sampling("the evaluation", config.evaluation)
@@ -103,6 +104,8 @@ def _check_sampling(where: str, settings: Calibration | EvaluationConfig) -> Non
     scale, steps = settings.guidance_scale, settings.num_inference_steps
     if scale < 0:
         raise DasdError(f"guidance_scale of {where} is {scale}; it must be 0 or more.")
+    if getattr(settings, "domain_scale", 0) < 0:
+        raise DasdError(f"domain_scale of {where} is {settings.domain_scale}; it must be 0 or more.")
     if steps < 1:
         raise DasdError(f"num_inference_steps of {where} is {steps}; it must be at least 1.")
     check_choice(f"scheduler of {where}", settings.scheduler, SCHEDULERS)
@@ -113,6 +116,18 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise DasdError, naming the nearest choice, for a value that is none."""
     if value not in choices:
         raise DasdError(f"{name} is {value!r}. {nearest(value, choices)} Choices: {', '.join(choices)}.")
+
+
+def _check_text_free(config: Config) -> None:
+    """A UNet without text can follow no caption, of targets or of sources."""
+    training = config.training
+    if not training.text_free:
+        return
+    if not training.whole_unet:
+        raise DasdError("text_free is true, but a LoRA leaves the text in: set whole_unet to true.")
+    if training.caption_dropout < 1 or training.prior_loss_weight > 0 or config.alignment.lambda_align > 0:
+        raise DasdError("text_free is true, so no caption is read: set caption_dropout to 1, and "
+                        "prior_loss_weight and lambda_align to 0.")  # fmt: skip
 
 
 def _check_batches(config: Config) -> None:

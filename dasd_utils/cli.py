@@ -140,6 +140,9 @@ def generate(
     domain: Annotated[str | None, typer.Option(help="satellite, xray, … ; none: the base model.")] = None,
     num_images: Annotated[int, typer.Option("--num_images", "--num-images")] = 1,
     auto_domain: Annotated[bool, typer.Option("--auto-domain", "--auto_domain")] = False,
+    guidance: Annotated[
+        str | None, typer.Option(help="cfg, domain, decoupled or unconditional; default: as calibrated.")
+    ] = None,
     profile: Profile = "auto",
     config: ConfigFile = None,
     seed: Seed = None,
@@ -151,6 +154,7 @@ def generate(
 
     pipeline = open_pipeline(checkpoint, profile, config, output_dir)
     options = {"domain": domain, "num_images": num_images, "seed": seed, "auto_domain": auto_domain}
+    options |= {"guidance": guidance}
     place = checkpoints.writable(Path(pipeline.config.output_dir).absolute())
     images, found, used = pipeline.generate(prompt, **options)
     paths = save_images(images, place / "generated", found or "base", used["seed"])

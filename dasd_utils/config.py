@@ -28,9 +28,10 @@ class Calibration:
     guidance_scale: float = 7.5
     num_inference_steps: int = 30
     scheduler: str = "ddpm"  # a name of `sampling.SCHEDULERS`
-    # classifier-free, or "domain": away from the base model's unconditional answer; or "unconditional": the
-    # empty prompt's answer alone
+    # classifier-free; "domain": away from the base model's unconditional answer; "decoupled": the base to the
+    # domain by domain_scale and to the prompt by guidance_scale; "unconditional": no prompt at all
     guidance: str = "cfg"
+    domain_scale: float = 2.5  # of decoupled guidance alone
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class TrainingConfig:
     """One optimiser step sees `gradient_accumulation_steps` micro-batches of target and source."""
 
     whole_unet: bool = False  # every weight of the UNet learns, and there is no LoRA
+    text_free: bool = False  # with whole_unet: cross-attentions put out a constant that learns
     max_train_steps: int = 600
     target_batch_size: int = 24
     source_batch_size: int = 8  # the published 3 : 1

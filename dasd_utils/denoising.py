@@ -1,4 +1,4 @@
-"""Noise -> images: guidance rules, schedulers, counted noise, and the loop over any scheduler."""
+"""Noise -> images: schedulers, counted noise, and the loop over any scheduler."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import contextlib
 import inspect
 import numbers
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import diffusers
@@ -20,6 +19,7 @@ from tqdm.auto import tqdm
 from dasd_utils import images
 from dasd_utils.checks import GUIDANCE, check_choice
 from dasd_utils.config import Calibration, DasdError
+from dasd_utils.guidance import Prediction
 
 SCHEDULERS: dict[str, type] = {
     "ddim": diffusers.DDIMScheduler,
@@ -30,55 +30,6 @@ SCHEDULERS: dict[str, type] = {
     "euler": diffusers.EulerDiscreteScheduler,
 }
 MAX_SEED = 2**128  # what numpy's seed sequence holds
-Prediction = Callable[[Tensor, Tensor], Tensor]  # (latents, timestep) -> noise
-
-
-def classifier_free_guidance(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float) -> Tensor:
-    """Return eps_uncond + w (eps_cond - eps_uncond), arXiv 2207.12598: w 1 is the condition alone."""
-    return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One of the predictions that guidance combines."""
-
-    text: Tensor  # (B, 77, d)
-    adapted: bool = True  # LoRA on
-
-
-def guided_prediction(
-    unet: Any,
-    branches: Sequence[Branch],
-    guidance_scale: float,
-    switch: Callable[[bool], None] = lambda adapted: None,
-    computing: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-) -> Prediction:
-    """Return the function that predicts the noise, branches of one model in one batch.
-
-    branches: the unconditional one and the conditional one, or one that answers alone. Two of the adapted
-    model are classifier-free guidance; an unconditional one of the base is Domain Guidance, arXiv 2504.01521:
-    eps = eps_base(null) + w [eps_adapted(c) - eps_base(null)].
-    At a guidance scale of 1 or less the unconditional branch is left out.
-    `switch(adapted)` makes the network the adapted model or the base. `computing` makes the context of its
-    precision; guidance and scheduler stay outside, in fp32.
-    """
-
-    def run(latents: Tensor, timestep: Tensor, alike: Sequence[Branch]) -> Sequence[Tensor]:
-        switch(alike[0].adapted)
-        text, rows = torch.cat([branch.text for branch in alike]), torch.cat([latents] * len(alike))
-        with computing():
-            eps = unet(rows.to(unet.dtype), timestep, encoder_hidden_states=text).sample.float()
-        return eps.chunk(len(alike))
-
-    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-        uncond, cond = branches[0], branches[-1]
-        if guidance_scale <= 1 or len(branches) == 1:
-            return run(latents, timestep, [cond])[0]
-        groups = [[uncond, cond]] if uncond.adapted == cond.adapted else [[uncond], [cond]]
-        eps = [each for group in groups for each in run(latents, timestep, group)]
-        return classifier_free_guidance(*eps, guidance_scale)
-
-    return predict
 
 
 @contextlib.contextmanager
@@ -146,11 +97,12 @@ def _check_scheduler(name: str) -> None:
 
 def check_calibration(calibration: Calibration, base_scheduler: Any) -> None:
     """Raise DasdError for an unknown scheduler, a negative guidance scale, and too few or many steps."""
-    scale, steps = calibration.guidance_scale, calibration.num_inference_steps
+    steps = calibration.num_inference_steps
     _check_scheduler(calibration.scheduler)
     check_choice("guidance", calibration.guidance, GUIDANCE)
-    if not 0 <= scale < float("inf"):
-        raise DasdError(f"guidance_scale is {scale}; it must be 0 or more.")
+    for name in ("guidance_scale", "domain_scale"):
+        if not 0 <= getattr(calibration, name) < float("inf"):
+            raise DasdError(f"{name} is {getattr(calibration, name)}; it must be 0 or more.")
     limit = base_scheduler.config.num_train_timesteps
     if not 1 <= steps <= limit:
         raise DasdError(f"num_inference_steps is {steps}; it must be from 1 to {limit}.")

@@ -42,8 +42,8 @@ DASD = "DASD"
 CONTROL = "training images"  # real ones in the place of samples: what a perfect copy scores
 SEED_STEP = 100_000  # between the noise of one training seed and the next
 PROTOCOL, PUBLISHED, CALIBRATED, DOMAIN = "protocol", "published", "calibrated", "domain guidance"
-UNCONDITIONAL = "unconditional"
-GUIDANCE = {DOMAIN: "domain", UNCONDITIONAL: "unconditional"}
+UNCONDITIONAL, DECOUPLED = "unconditional", "decoupled"
+GUIDANCE = {DOMAIN: "domain", UNCONDITIONAL: "unconditional", DECOUPLED: "decoupled"}
 UNSEEN_DATA = ("cache_dir", "source_images")  # fields that no held-out image depends on
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -61,7 +61,7 @@ class Rung:
     )
     tokens: bool = True  # a learned token leads each prompt
     style_words: bool = False  # the domain's style words follow each prompt
-    settings: str = PROTOCOL  # or PUBLISHED, CALIBRATED, DOMAIN, UNCONDITIONAL
+    settings: str = PROTOCOL  # or PUBLISHED, CALIBRATED, DOMAIN, UNCONDITIONAL, DECOUPLED
     method: str = methods.DASD  # whose objective trains it, with that method's changes under its own
     after: str = DASD  # the rung that it is one step from: their difference is in the table too
 

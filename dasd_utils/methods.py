@@ -12,10 +12,10 @@ from typing import Any
 
 from dasd_utils import objectives
 from dasd_utils.config import Config, DasdError, nearest
-from dasd_utils.papers import domainstudio
+from dasd_utils.papers import domainstudio, indomain
 
 DASD = "dasd"
-PAPERS: dict[str, ModuleType] = {"domainstudio": domainstudio}
+PAPERS: dict[str, ModuleType] = {"domainstudio": domainstudio, "indomain": indomain}
 
 
 def _paper(name: Any) -> ModuleType | None:

@@ -20,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dasd_utils import config as cfg
-from dasd_utils import pretrained
+from dasd_utils import cross_attention, pretrained
 
 log = logging.getLogger(__name__)
 
@@ -234,6 +234,7 @@ def _whole_switch(parts: Parts) -> Iterator[Callable[[bool], None]]:
             if not adapted and parts.base_weights[name].device != p.device:
                 parts.base_weights[name] = parts.base_weights[name].to(p.device)
             p.data = learned[name] if adapted else parts.base_weights[name]
+        cross_attention.switch(parts.unet, adapted)
 
     try:
         yield switch
@@ -302,6 +303,9 @@ def trainable_parameters(parts: Parts) -> dict[str, list[nn.Parameter]]:
     """
     kind = "unet" if parts.base_weights else "lora"
     inner = [p for name, p in parts.unet.named_parameters() if kind == "unet" or "lora_" in name]
+    if cross_attention.is_text_free(parts.unet):
+        named = parts.unet.named_parameters()
+        inner = [p for name, p in named if not cross_attention.is_idle(name)]
     tokens = [] if parts.tokens is None else [parts.tokens.weight]
     for module in (parts.text_encoder, parts.unet, parts.vae):
         if module is not None:
@@ -309,6 +313,13 @@ def trainable_parameters(parts: Parts) -> dict[str, list[nn.Parameter]]:
     for parameter in (*inner, *tokens):
         parameter.requires_grad_(True)
     return {kind: inner, "tokens": tokens}
+
+
+def latent_shape(parts: Parts) -> tuple[int, int, int]:
+    """Return (C, h, w) of one image's latents at the config's resolution."""
+    vae = parts.vae.config
+    side = parts.config.model.resolution // 2 ** (len(vae.block_out_channels) - 1)
+    return (vae.latent_channels, side, side)
 
 
 def encode_prompts(parts: Parts, prompts: list[str]) -> Tensor:

@@ -27,7 +27,7 @@ JOINED = {  # fields younger than stored runs, whose names stay as they were; ""
     "": {"method": "dasd", "method_settings": {}},
     "alignment": {"layer": "mid"},
     "data": {"source_images": "real"},
-    "training": {"whole_unet": False},
+    "training": {"whole_unet": False, "text_free": False},
 }
 
 

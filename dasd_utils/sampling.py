@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,24 @@ from torch import Tensor
 
 from dasd_utils import adapters, classifier, denoising, models, precision, processes
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
-from dasd_utils.denoising import SCHEDULERS, classifier_free_guidance, initial_noise
+from dasd_utils.denoising import SCHEDULERS, initial_noise
+from dasd_utils.guidance import (
+    ADAPTED,
+    Branch,
+    Prediction,
+    Term,
+    check_rule,
+    classifier_free_guidance,
+    guided_prediction,
+    rule,
+    weights,
+)
+from dasd_utils.jobs import Job
 
 __all__ = [
     "SCHEDULERS",
     "DasdPipeline",
+    "Term",
     "calibrated",
     "classifier_free_guidance",
     "initial_noise",
@@ -30,28 +43,6 @@ __all__ = [
 ]
 
 CALIBRATION_FILE = "calibration.json"  # in a run folder
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One image to sample."""
-
-    prompt: str  # with its token
-    domain: DomainConfig | None
-    calibration: Calibration
-    adapted: bool  # LoRA on
-    token: str | None  # put in by the adapter
-    seed: int
-    index: int  # of the image among those of its prompt
-
-    def settings(self) -> dict[str, Any]:
-        """Return what `generate` reports, from which the image can be made again."""
-        return {
-            "domain": self.domain.name if self.domain else None,
-            "token": self.token,
-            **asdict(self.calibration),
-            "seed": self.seed,
-        }
 
 
 class DasdPipeline:
@@ -75,6 +66,7 @@ class DasdPipeline:
         self._classifier = domain_classifier
         self.shared = False  # True: what all processes are asked for together, each samples a part of
         self._schedulers: dict[str, Any] = {}
+        self.learners: dict[str, Any] = {}  # UNets of other runs, by the names that guidance terms have
         learned = parts.token_ids or parts.base_weights or getattr(parts.unet, "peft_config", None)
         self._use_adapter = bool(learned)
 
@@ -123,17 +115,20 @@ class DasdPipeline:
         settings: Calibration | None = None,
         negative_prompt: str = "",
         adapter: bool | None = None,
+        guidance: str | Sequence[Term] | None = None,
     ) -> tuple[Any, Any, Any]:
         """Return (image, domain name or None, settings); three lists, one entry a prompt, for a list.
 
         num_images above 1 gives a list of images in the place of each image. Image i of a prompt starts
         from the noise (seed, i), whatever else is in the batch; `seed` may be a list, one a prompt; None
         draws one, which the settings record. `adapter` switches LoRA on or off against the domain's rule, to
-        see what it does to other prompts. Raises DasdError for an empty prompt, an unknown domain, a
-        token that contradicts `domain`, and settings that cannot be sampled.
+        see what it does to other prompts. `guidance` takes the place of the settings' own: "cfg", "domain",
+        "decoupled", "unconditional", or several `Term`s, of any number of models. Raises DasdError for an
+        empty prompt, an unknown domain, a token that contradicts `domain`, and settings that cannot be
+        sampled.
         """
         options = {"domain": domain, "num_images": num_images, "seed": seed, "settings": settings}
-        options |= {"auto_domain": auto_domain, "adapter": adapter}
+        options |= {"auto_domain": auto_domain, "adapter": adapter, "guidance": guidance}
         return self._run(prompt, negative_prompt, **options)[:3]
 
     def generate_with_auto_domain(self, prompt: str | Sequence[str], **options: Any) -> tuple[Any, ...]:
@@ -155,9 +150,7 @@ class DasdPipeline:
         """What `generate` returns, and the prompts as they were sampled."""
         single = isinstance(prompt, str)
         plans = self._plan([prompt] if single else list(prompt), **options)
-        if negative_prompt and any(
-            job.calibration.guidance == "unconditional" for jobs in plans for job in jobs
-        ):
+        if negative_prompt and any(len(job.rule) == 1 for jobs in plans for job in jobs):
             raise DasdError(
                 "guidance 'unconditional' asks the empty prompt alone: leave negative_prompt out."
             )
@@ -181,7 +174,8 @@ class DasdPipeline:
         auto_domain: bool = False,
         settings: Calibration | None = None,
         adapter: bool | None = None,
-    ) -> list[list[_Job]]:
+        guidance: str | Sequence[Term] | None = None,
+    ) -> list[list[Job]]:
         """A list of jobs for each prompt; whatever is wrong is found here, before any work."""
         classifier.check_prompts(prompts)
         if num_images < 1:
@@ -192,14 +186,27 @@ class DasdPipeline:
         domains = self._domains(prompts, domain, auto_domain)
         for text, found, number in zip(prompts, domains, seeds, strict=True):
             calibration = settings or (found or self.config.source).calibration
-            denoising.check_calibration(calibration, self.parts.noise_scheduler)
+            calibration, terms = self._guidance(calibration, guidance)
             target = found in self.config.domains
             adapted = self._use_adapter and (target if adapter is None else adapter)
             token = self._learned_token(found) if adapted and target else None
+            plain = classifier.without_tokens(text, self.config.domains) if adapted else text
             text = classifier.with_token(text, found) if token else text
-            job = functools.partial(_Job, text, found, calibration, adapted, token, number)
+            job = functools.partial(Job, text, plain, found, calibration, terms, adapted, token, number)
             plans.append([job(index) for index in range(num_images)])
         return plans
+
+    def _guidance(
+        self, calibration: Calibration, guidance: str | Sequence[Term] | None
+    ) -> tuple[Calibration, tuple[Term, ...]]:
+        """The calibration and the terms of its guidance, checked."""
+        if isinstance(guidance, str):
+            calibration = dataclasses.replace(calibration, guidance=guidance)
+        denoising.check_calibration(calibration, self.parts.noise_scheduler)
+        own = guidance is None or isinstance(guidance, str)
+        terms = rule(calibration) if own else tuple(guidance)
+        check_rule(terms, tuple(self.learners))
+        return calibration, terms
 
     def _learned_token(self, domain: DomainConfig) -> str | None:
         """None for a domain or an adapter without tokens."""
@@ -228,14 +235,14 @@ class DasdPipeline:
         found = [row["best_domain"] for row in self.classify_prompt(prompts)]
         return [self.config.domain(best) if best else None for best in found]
 
-    def _sample(self, jobs: list[_Job], negative_prompt: str) -> list[Image.Image]:
+    def _sample(self, jobs: list[Job], negative_prompt: str) -> list[Image.Image]:
         """Sample jobs of equal settings together; return the images in the jobs' order.
 
         With `shared`, several processes each sample a part, and each returns all.
         """
         alike: dict[Any, list[int]] = {}
         for place, job in enumerate(jobs):
-            alike.setdefault((job.calibration, job.adapted), []).append(place)
+            alike.setdefault(job.alike, []).append(place)
         images: dict[int, Image.Image] = {}
         size = self.batch_size
         if self.shared:
@@ -260,26 +267,41 @@ class DasdPipeline:
         return dict(enumerate(map(Image.fromarray, processes.sum_tensor(pixels).numpy())))
 
     @torch.no_grad()
-    def _latents(self, jobs: list[_Job], negative_prompt: str) -> Tensor:
+    def _latents(self, jobs: list[Job], negative_prompt: str) -> Tensor:
         """Denoise jobs of equal settings as one batch."""
-        unet, calibration = self.parts.unet, jobs[0].calibration
-        computing = functools.partial(precision.autocast, self.config.training.mixed_precision, unet.device)
-        with computing():
-            text, empty = self._texts([job.prompt for job in jobs], negative_prompt)
+        calibration = jobs[0].calibration
         noise = torch.stack([initial_noise(self.latent_shape, job.seed, job.index) for job in jobs])
-        adapted = jobs[0].adapted
-        whole = denoising.Branch(empty, adapted and calibration.guidance != "domain")
-        branches = (whole, denoising.Branch(text, adapted))
-        branches = branches[:1] if calibration.guidance == "unconditional" else branches
-        with models.lora_merged(self.parts) if adapted else self._base() as switch:
+        with self._predicting(jobs, negative_prompt) as predict:
             return denoising.denoise(
-                denoising.guided_prediction(unet, branches, calibration.guidance_scale, switch, computing),
+                predict,
                 self.scheduler(calibration.scheduler),
-                noise.to(unet.device),
+                noise.to(self.parts.unet.device),
                 calibration.num_inference_steps,
                 [denoising.step_generator(job.seed, job.index) for job in jobs],
                 self.progress,
             )
+
+    @contextlib.contextmanager
+    def _predicting(self, jobs: list[Job], negative_prompt: str) -> Iterator[Prediction]:
+        """The noise that guidance predicts for jobs of equal settings, LoRA in place meanwhile."""
+        first, unet = jobs[0], self.parts.unet
+        computing = functools.partial(precision.autocast, self.config.training.mixed_precision, unet.device)
+        steps = self.parts.noise_scheduler.config.num_train_timesteps
+
+        def wanted(timestep: Tensor) -> list[float]:
+            return weights(first.rule, 1 - float(timestep) / max(steps - 1, 1))
+
+        with computing():
+            branches = self._branches(jobs, negative_prompt)
+        with models.lora_merged(self.parts) if first.adapted else self._base() as switch:
+
+            def choose(model: str) -> Any:
+                if model in self.learners:
+                    return self.learners[model]
+                switch(model == ADAPTED)
+                return unet
+
+            yield guided_prediction(choose, branches, wanted, computing)
 
     @contextlib.contextmanager
     def _base(self) -> Iterator[Callable[[bool], None]]:
@@ -287,19 +309,28 @@ class DasdPipeline:
         with models.lora_disabled(self.parts):
             yield lambda adapted: None
 
-    def _texts(self, prompts: list[str], negative_prompt: str) -> tuple[Tensor, Tensor]:
-        """The conditions (B, 77, d) of the prompts and of the other branch; equal texts are encoded once."""
-        distinct = list(dict.fromkeys([negative_prompt, *prompts]))
-        text = models.encode_prompts(self.parts, distinct).to(self.parts.unet.device, self.parts.unet.dtype)
-        places = torch.tensor([distinct.index(prompt) for prompt in prompts])
-        return text[places], text[:1].expand(len(prompts), -1, -1)
+    def _branches(self, jobs: list[Job], negative_prompt: str) -> list[Branch]:
+        """The terms of the jobs' rule with their texts; equal texts are encoded once.
+
+        The negative prompt is what the first term is told in the place of nothing.
+        """
+        terms = jobs[0].rule
+        told = [
+            [job.told(term, "" if number else negative_prompt) for job in jobs]
+            for number, term in enumerate(terms)
+        ]
+        distinct = list(dict.fromkeys(text for texts in told for text in texts))
+        unet = self.parts.unet
+        encoded = models.encode_prompts(self.parts, distinct).to(unet.device, unet.dtype)
+        rows = [torch.tensor([distinct.index(text) for text in texts]) for texts in told]
+        return [
+            Branch(encoded[places], jobs[0].asked(term)) for term, places in zip(terms, rows, strict=True)
+        ]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one image's latents."""
-        vae = self.parts.vae.config
-        side = self.config.model.resolution // 2 ** (len(vae.block_out_channels) - 1)
-        return (vae.latent_channels, side, side)
+        return models.latent_shape(self.parts)
 
 
 def calibrated(config: Config, path: str | Path) -> Config:

@@ -32,6 +32,7 @@ from dasd_utils import (
     precision,
     processes,
     runs,
+    textfree,
 )
 from dasd_utils.config import Config, DasdError, resolve
 
@@ -71,6 +72,8 @@ def setup_training(config: Config) -> models.Parts:
     models.blocks(parts.unet, config.alignment.layer)
     if whole:
         models.open_unet(parts)
+        if config.training.text_free:
+            textfree.open_text_free(parts)
     elif config.lora.rank > 0:
         models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)

@@ -93,6 +93,13 @@ def test_generate_writes_pictures(trained, tmp_path):
     assert len(list((tmp_path / "generated").glob("satellite_3_*.png"))) == len(result["images"]) == 2
 
 
+def test_generate_takes_another_guidance(trained, tmp_path):
+    options = ("--domain", "satellite", "--seed", 3, "--output_dir", tmp_path, "--guidance", "decoupled")
+    printed = run("generate", "--checkpoint", trained[1], "--prompt", "a harbor", *options, "--json")
+    used = json.loads(printed)["settings"]
+    assert used["guidance"] == "decoupled" and used["domain_scale"] == 2.5
+
+
 def test_generate_finds_the_domain(trained, tmp_path):
     printed = run("generate", "--checkpoint", trained[1], "--prompt", "<xray> lungs", "--auto-domain",
                   "--output_dir", tmp_path, "--json")  # fmt: skip

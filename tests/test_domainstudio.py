@@ -360,7 +360,7 @@ def test_the_rungs_of_the_method_train_what_they_name(tiny_config):
     assert len(known) == len(ladder.RUNGS) + len(ladder.PAPERS)
     assert all(rung.after in known and rung.after != rung.name for rung in ladder.PAPERS)
     runs = {}
-    for rung in (rung for rung in ladder.PAPERS if rung.trained):
+    for rung in (rung for rung in ladder.PAPERS if rung.trained and rung.method == "domainstudio"):
         asked = rung.config(tiny_config)
         assert asked.method == "domainstudio" and asked.alignment.lambda_align == 0
         assert (asked.data.source_images == "generated") == (asked.training.prior_loss_weight > 0)

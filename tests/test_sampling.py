@@ -14,7 +14,7 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from dasd_utils import adapters, classifier, denoising, models, precision, sampling
+from dasd_utils import adapters, classifier, denoising, guidance, models, precision, sampling
 from dasd_utils.config import Calibration, DasdError
 
 PROMPT = "a river near a forest"
@@ -79,9 +79,9 @@ def test_the_loop_equals_the_pipeline_of_diffusers(adapted, name, guidance_scale
     ).images
     with torch.no_grad():
         text, empty = models.encode_prompts(adapted, [*prompts, "dark", "dark"]).chunk(2)
-    branches = [denoising.Branch(empty), denoising.Branch(text)]
+    branches = [guidance.Branch(empty), guidance.Branch(text)]
     latents = denoising.denoise(
-        denoising.guided_prediction(adapted.unet, branches, guidance_scale),
+        guidance.guided_prediction(lambda model: adapted.unet, branches, lambda t: [guidance_scale]),
         denoising.make_scheduler(name, adapted.noise_scheduler),
         noise,
         5,
@@ -197,10 +197,16 @@ def test_branches_of_one_model_go_through_in_one_batch(guidance_scale, uncond_ad
             return type("Output", (), {"sample": latents + rows[:, None, None, None]})
 
     branches = [
-        denoising.Branch(torch.ones(2, 77, 8), uncond_adapted),
-        denoising.Branch(torch.ones(2, 77, 8) * 5),
+        guidance.Branch(torch.ones(2, 77, 8), "adapted" if uncond_adapted else "base"),
+        guidance.Branch(torch.ones(2, 77, 8) * 5),
     ]
-    predict = denoising.guided_prediction(Counting(), branches, guidance_scale, switched.append)
+    network = Counting()
+
+    def choose(model):
+        switched.append(model == "adapted")
+        return network
+
+    predict = guidance.guided_prediction(choose, branches, lambda t: [guidance_scale])
     eps = predict(torch.zeros(2, 4, 8, 8), torch.tensor(3))
     uncond = 1 if uncond_adapted else -1
     assert torch.equal(eps, torch.full((2, 4, 8, 8), uncond + guidance_scale * (5.0 - uncond)))
@@ -452,7 +458,7 @@ def test_unconditional_is_the_empty_prompts_answer_alone(pipeline, adapted):
     base, *_ = pipeline.generate(PROMPT, domain="xray", seed=3, settings=quick, adapter=False)
     assert found[0].tobytes() not in (guided.tobytes(), base.tobytes())
     empty = models.encode_prompts(adapted, [""])
-    predict = denoising.guided_prediction(adapted.unet, [denoising.Branch(empty)], 7.0)
+    predict = guidance.guided_prediction(lambda model: adapted.unet, [guidance.Branch(empty)], lambda t: [])
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     alone = adapted.unet(noise, torch.tensor(500), encoder_hidden_states=empty).sample
     assert torch.equal(predict(noise, torch.tensor(500)), alone)

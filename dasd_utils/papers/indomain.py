@@ -1,0 +1,57 @@
+"""In-domain generation (arXiv 2312.08195): what a domain looks like, learned from images alone.
+
+The learner never reads a caption: it predicts the noise for the empty prompt (null-text training). What is
+asked for comes from the base, which decoupled guidance puts beside the learner while sampling. Two forms: a
+LoRA, which the same UNet switches on and off; or, with `text_free`, the paper's copy without cross-attention,
+which learns whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dasd_utils import objectives
+from dasd_utils.config import Config, DasdError
+
+CHANGES: dict[str, Any] = {"caption_dropout": 1.0, "lambda_align": 0.0, "prior_loss_weight": 0.0}
+BY_PROFILE: dict[str, dict[str, Any]] = {}
+NAME = "domain learner"
+
+
+def whole(config: Config) -> dict[str, Any]:
+    """Return the changes with which all of the UNet learns, at a tenth of LoRA's rate."""
+    return {"whole_unet": True, "learning_rate": config.training.learning_rate / 10}
+
+
+DECOUPLED: dict[str, Any] = {"tokens": False, "settings": "decoupled"}
+RUNGS: dict[str, dict[str, Any]] = {
+    "decoupled guidance": DECOUPLED,
+    "decoupled guidance, whole UNet": DECOUPLED | {"changes": whole, "after": "decoupled guidance"},
+    "decoupled guidance, text-free": DECOUPLED
+    | {"changes": lambda config: whole(config) | {"text_free": True}, "after": "decoupled guidance"},
+    f"{NAME}, no prompt": {"tokens": False, "settings": "unconditional", "after": "decoupled guidance"},
+}
+
+
+def check(config: Config) -> None:
+    """Raise DasdError for method_settings, of which there are none, for captions, and for several domains."""
+    if config.method_settings:
+        name = sorted(config.method_settings)[0]
+        raise DasdError(f"method_settings has {name!r}, but the method indomain has none: leave it out.")
+    training = config.training
+    if training.caption_dropout < 1 or training.prior_loss_weight > 0 or config.alignment.lambda_align > 0:
+        raise DasdError("The method indomain learns from images of the domain alone: caption_dropout must be "
+                        "1, prior_loss_weight and lambda_align 0.")  # fmt: skip
+    for domain in config.domains:
+        if domain.token is not None:
+            raise DasdError(f"The domain {domain.name} has the token {domain.token!r}, but the method "
+                            "indomain reads no prompt that could hold it: leave the token out.")  # fmt: skip
+    if len(config.domains) > 1:
+        names = ", ".join(domain.name for domain in config.domains)
+        raise DasdError(f"The method indomain learns one domain, and without prompts could not tell several "
+                        f"apart; the config has {names}: leave one.")  # fmt: skip
+
+
+def make_objective(config: Config) -> objectives.Objective:
+    """Return the noise prediction of DASD, without alignment."""
+    return objectives.DasdObjective(config)

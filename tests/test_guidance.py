@@ -1,0 +1,231 @@
+"""Guidance: the rules as formulas, any number of branches and models, and what they come to in a pipeline."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from dasd_utils import denoising, guidance, models, sampling
+from dasd_utils.config import Calibration, Config, DasdError
+from dasd_utils.guidance import ADAPTED, BASE, EMPTY, GIVEN, TOKEN, Branch, Term
+
+PROMPT = "a river near a forest"
+QUICK = Calibration(3.0, 3, "ddim")
+
+
+@pytest.fixture
+def pipeline(adapted, tiny_config):
+    adapted.unet.eval()
+    return sampling.DasdPipeline(adapted, tiny_config)
+
+
+# the formulas
+
+
+def test_the_answers_of_all_branches_are_combined():
+    eps = [torch.tensor([float(value)]) for value in (1, 3, 0)]
+    assert guidance.combine(eps, [2.0, 0.5]).item() == 1 + 2 * (3 - 1) + 0.5 * (0 - 1)
+    assert guidance.combine([eps[0], None, eps[2]], [0.0, 0.5]).item() == 0.5
+    assert guidance.combine([None, *eps[1:]], [0.25, 0.75]).item() == 0.75  # the first has no share
+    assert guidance.combine([eps[0], None, None], [0.0, 0.0]).item() == 1
+
+
+@pytest.mark.parametrize(("done", "value"), [(0, 0.0), (1, 2.0), (0.25, 0.5), (0.5, 1.0), (0.75, 1.5)])
+def test_weights_may_change_from_noise_to_image(done, value):
+    terms = (Term(BASE, EMPTY), Term(BASE, GIVEN, (0.0, 1.0, 2.0)), Term(ADAPTED, EMPTY, 0.7))
+    assert guidance.weights(terms, done) == pytest.approx([value, 0.7])
+    floored = Term(ADAPTED, GIVEN, (0.0, 1.0, 2.0), least=1.0)
+    assert guidance.weights((terms[0], floored), done) == [max(value, 1.0)]
+
+
+def test_scales_of_the_prompt_stop_at_one_and_others_at_nothing():
+    for name in ("cfg", "domain"):
+        found = [guidance.weights(guidance.rule(Calibration(s, guidance=name))) for s in (4.0, 1.0, 0.0)]
+        assert found == [[4.0], [1.0], [1.0]]
+    terms = guidance.rule(Calibration(0.0, guidance="decoupled", domain_scale=2.0))
+    assert guidance.weights(terms) == [2.0, 0.0]
+    assert guidance.weights(guidance.rule(Calibration(4.0, guidance="unconditional"))) == []
+
+
+def fake_models(calls):
+    """Return `choose`: three networks that answer text times 1, 10 and 100, and note their batches."""
+
+    def network(name, factor):
+        def run(latents, timestep, encoder_hidden_states):
+            calls.append((name, len(latents)))
+            rows = factor * encoder_hidden_states.mean(dim=(1, 2))
+            return type("Output", (), {"sample": latents + rows[:, None, None, None]})
+
+        run.dtype = torch.float32
+        return run
+
+    made = {name: network(name, factor) for name, factor in {BASE: 1, ADAPTED: 10, "other": 100}.items()}
+    return made.__getitem__
+
+
+def test_any_number_of_branches_and_models_and_a_batch_a_model():
+    calls, texts = [], [torch.full((2, 77, 8), float(value)) for value in (1, 2, 3, 4, 5)]
+    names = (BASE, ADAPTED, "other", BASE, ADAPTED)
+    branches = [Branch(text, name) for text, name in zip(texts, names, strict=True)]
+    predict = guidance.guided_prediction(fake_models(calls), branches, lambda t: [2.0, 0.5, -1.0, 0.25])
+    eps = predict(torch.zeros(2, 4, 8, 8), torch.tensor(3))
+    expected = 1 + 2 * (20 - 1) + 0.5 * (300 - 1) - 1 * (4 - 1) + 0.25 * (50 - 1)
+    torch.testing.assert_close(eps, torch.full((2, 4, 8, 8), expected))
+    assert calls == [(BASE, 4), (ADAPTED, 4), ("other", 2)]
+
+
+def test_branches_that_count_for_nothing_are_not_asked():
+    calls, texts = [], [torch.full((2, 77, 8), float(value)) for value in (1, 2, 3)]
+    branches = [Branch(texts[0], BASE), Branch(texts[1], ADAPTED), Branch(texts[2], BASE)]
+    weights = iter([[0.0, 2.0], [1.0, 0.0], [0.0, 0.0], [2.0, 2.0]])
+    predict = guidance.guided_prediction(fake_models(calls), branches, lambda t: next(weights))
+    found = [predict(torch.zeros(2, 1, 1, 1), torch.tensor(3))[0].item() for _ in range(4)]
+    assert found == [1 + 2 * 2, 20, 1, 1 + 2 * 19 + 2 * 2]
+    assert calls == [(BASE, 4), (ADAPTED, 2), (BASE, 2), (BASE, 4), (ADAPTED, 2)]
+
+
+# in a pipeline
+
+
+def latents(pipeline, monkeypatch, prompt=PROMPT, **options):
+    """Return the latents that `generate` decodes."""
+    seen = []
+    monkeypatch.setattr(denoising, "decode_images", lambda vae, x: seen.append(x) or [None] * len(x))
+    pipeline.generate(prompt, seed=5, **options)
+    return torch.cat(seen)
+
+
+def decoupled(domain_scale, guidance_scale, **changes):
+    return dataclasses.replace(
+        QUICK, guidance="decoupled", domain_scale=domain_scale, guidance_scale=guidance_scale, **changes
+    )
+
+
+@pytest.mark.parametrize("scheduler", sampling.SCHEDULERS)
+def test_without_the_domain_it_is_the_base_under_classifier_free_guidance(pipeline, monkeypatch, scheduler):
+    options = {"scheduler": scheduler, "num_inference_steps": 5}
+    with pipeline.base():
+        expected = latents(
+            pipeline, monkeypatch, domain="xray", settings=dataclasses.replace(QUICK, **options)
+        )
+    found = latents(pipeline, monkeypatch, domain="xray", settings=decoupled(0.0, 3.0, **options))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_without_control_the_prompt_does_not_matter(pipeline, adapted, monkeypatch):
+    one, other = (
+        latents(pipeline, monkeypatch, text, domain="xray", settings=decoupled(2.0, 0.0))
+        for text in (PROMPT, "another one")
+    )
+    assert torch.equal(one, other)
+    with torch.no_grad():
+        empty, token = models.encode_prompts(adapted, ["", "<xray>"]).split(1)
+
+    def predict(x, timestep):
+        domain = adapted.unet(x, timestep, token).sample
+        with models.lora_disabled(adapted):
+            base = adapted.unet(x, timestep, empty).sample
+        return base + 2.0 * (domain - base)
+
+    noise = denoising.initial_noise((4, 8, 8), 5, 0)[None]
+    by_hand = denoising.denoise(predict, pipeline.scheduler("ddim"), noise, 3)
+    torch.testing.assert_close(one, by_hand, atol=1e-4, rtol=0)  # LoRA is merged
+
+
+def test_all_three_branches_are_the_formula(pipeline, adapted, monkeypatch):
+    found = latents(pipeline, monkeypatch, domain="xray", settings=decoupled(2.0, 3.0))
+    with torch.no_grad():
+        empty, token, text = models.encode_prompts(adapted, ["", "<xray>", PROMPT]).split(1)
+
+    def predict(x, timestep):
+        domain = adapted.unet(x, timestep, token).sample
+        with models.lora_disabled(adapted):
+            base, control = (adapted.unet(x, timestep, c).sample for c in (empty, text))
+        return base + 2.0 * (domain - base) + 3.0 * (control - base)
+
+    noise = denoising.initial_noise((4, 8, 8), 5, 0)[None]
+    by_hand = denoising.denoise(predict, pipeline.scheduler("ddim"), noise, 3)
+    torch.testing.assert_close(found, by_hand, atol=1e-4, rtol=0)  # LoRA is merged
+
+
+def test_three_branches_cost_two_calls_a_step(pipeline, adapted):
+    sizes = []
+    hook = adapted.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    pipeline.generate([PROMPT] * 2, domain="xray", seed=0, settings=decoupled(2.0, 3.0))
+    hook.remove()
+    assert sizes == [4, 2] * 3  # base: nothing and the prompt; adapted: the token
+
+
+TERMS = {
+    "cfg": (Term(ADAPTED, EMPTY), Term(ADAPTED, GIVEN, 3.0)),
+    "domain": (Term(BASE, EMPTY), Term(ADAPTED, GIVEN, 3.0)),
+    "decoupled": (Term(BASE, EMPTY), Term(ADAPTED, TOKEN, 2.5), Term(BASE, GIVEN, 3.0)),
+    "unconditional": (Term(ADAPTED, EMPTY),),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_every_guidance_is_a_setting_of_one_rule(pipeline, monkeypatch, name):
+    options = {"domain": "xray", "settings": QUICK}
+    named = latents(pipeline, monkeypatch, guidance=name, **options)
+    assert torch.equal(named, latents(pipeline, monkeypatch, guidance=TERMS[name], **options))
+    in_settings = dataclasses.replace(QUICK, guidance=name)
+    assert torch.equal(named, latents(pipeline, monkeypatch, domain="xray", settings=in_settings))
+
+
+def test_the_settings_say_what_made_the_image(pipeline):
+    _, _, used = pipeline.generate(PROMPT, domain="xray", settings=QUICK, guidance="decoupled", seed=1)
+    assert used["guidance"] == "decoupled" and used["domain_scale"] == 2.5 and "rule" not in used
+    *_, used = pipeline.generate(PROMPT, domain="xray", settings=QUICK, guidance="domain", seed=1)
+    assert used["guidance"] == "domain" and "domain_scale" not in used
+    terms = (Term(BASE, EMPTY), Term(ADAPTED, GIVEN, 1.5))
+    *_, used = pipeline.generate(PROMPT, domain="xray", settings=QUICK, guidance=terms, seed=1)
+    assert used["rule"][1] == {"model": "adapted", "prompt": "given", "weight": 1.5, "least": None}
+
+
+def test_a_weight_of_several_numbers_follows_the_noise(pipeline, monkeypatch):
+    def found(domain, control):
+        terms = (Term(BASE, EMPTY), Term(ADAPTED, TOKEN, domain), Term(BASE, GIVEN, control))
+        return latents(pipeline, monkeypatch, domain="xray", settings=QUICK, guidance=terms)
+
+    plain = found(2.0, 3.0)
+    assert torch.equal(plain, found((2.0,), (3.0, 3.0)))
+    assert not torch.allclose(plain, found((0.0, 2.0), 3.0), atol=1e-3)
+    assert not torch.allclose(plain, found(2.0, (3.0, 0.0)), atol=1e-3)
+
+
+def test_a_learner_of_another_run_is_one_more_model(pipeline, adapted, monkeypatch):
+    terms = (Term(BASE, EMPTY), Term("twin", EMPTY, 2.0), Term(BASE, GIVEN, 3.0))
+    with pytest.raises(DasdError, match="Models: base, adapted"):
+        pipeline.generate(PROMPT, domain="xray", settings=QUICK, guidance=terms)
+    pipeline.learners["twin"] = copy.deepcopy(adapted.unet)
+    own = (Term(BASE, EMPTY), Term(ADAPTED, EMPTY, 2.0), Term(BASE, GIVEN, 3.0))
+    found = [latents(pipeline, monkeypatch, domain="xray", settings=QUICK, guidance=g) for g in (terms, own)]
+    torch.testing.assert_close(*found, atol=1e-4, rtol=0)  # the adapter's weights, but not merged
+
+
+REFUSED = {
+    "no terms": (dict(guidance=()), "at least one term"),
+    "prompt": (dict(guidance=(Term(BASE, "mine"),)), "Prompts: empty, given, token"),
+    "weight": (dict(guidance=(Term(BASE, EMPTY), Term(BASE, GIVEN, float("nan")))), "must be finite"),
+    "name": (dict(guidance="decopled"), "decoupled"),
+    "domain scale": (dict(settings=decoupled(-1.0, 1.0)), "domain_scale is -1.0; it must be 0 or more"),
+    "no number": (dict(guidance=(Term(BASE, EMPTY), Term(BASE, GIVEN, ()))), "must be finite"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_rules_are_refused(pipeline, case):
+    options, said = REFUSED[case]
+    with pytest.raises(DasdError, match=said):
+        pipeline.generate(PROMPT, domain="xray", **({"settings": QUICK} | options))
+
+
+def test_a_config_with_a_wrong_scale_is_refused():
+    values = Config.setup("tiny").to_dict()
+    values["domains"][0]["calibration"]["domain_scale"] = -1
+    with pytest.raises(DasdError, match="domain_scale of domain satellite is -1"):
+        Config.from_dict(values)
