@@ -6,7 +6,8 @@ import contextlib
 import inspect
 import numbers
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -108,27 +109,41 @@ def check_calibration(calibration: Calibration, base_scheduler: Any) -> None:
         raise DasdError(f"num_inference_steps is {steps}; it must be from 1 to {limit}.")
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where the denoising of a picture begins, and what of it stays."""
+
+    begin: int  # the first of the scheduler's steps that is done
+    at: Callable[[int], Tensor]  # step -> the picture before it, (B, C, h, w) in the scheduler's scale
+    kept: Tensor | None = None  # (1, 1, h, w): 1 where the picture stays
+
+
 @torch.no_grad()
 def denoise(
     predict: Prediction,
     scheduler: Any,
-    noise: Tensor,
+    noise: Tensor | Start,
     num_inference_steps: int,
     generators: list[torch.Generator] | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Return latents (B, C, h, w) denoised from standard normal noise of that shape.
+    """Return latents (B, C, h, w) denoised from standard normal noise of that shape, or from a picture.
 
     generators: one an image, for schedulers that add noise at each step. Raises DasdError for numbers that
     grow beyond all bounds.
     """
-    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    start = noise if isinstance(noise, Start) else Start(0, lambda step: noise)
+    latents = start.at(start.begin)
+    scheduler.set_timesteps(num_inference_steps, device=latents.device)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": generators} if takes_generator else {}
-    latents = noise * scheduler.init_noise_sigma
-    for timestep in tqdm(scheduler.timesteps, desc="sampling", disable=not progress, leave=False):
+    latents = latents if start is noise else latents * scheduler.init_noise_sigma
+    steps = list(enumerate(scheduler.timesteps))[start.begin :]
+    for step, timestep in tqdm(steps, desc="sampling", disable=not progress, leave=False):
         eps = predict(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(eps, timestep, latents, **extra).prev_sample
+        if start.kept is not None:
+            latents = torch.lerp(latents, start.at(step + 1), start.kept)
     if not torch.isfinite(latents).all():
         raise DasdError("The sampled latents are not finite: lower guidance_scale, or set mixed_precision to "
                         "'no'.")  # fmt: skip

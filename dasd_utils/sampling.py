@@ -149,7 +149,7 @@ class DasdPipeline:
     def _run(self, prompt: str | Sequence[str], negative_prompt: str = "", **options: Any) -> tuple[Any, ...]:
         """What `generate` returns, and the prompts as they were sampled."""
         single = isinstance(prompt, str)
-        plans = self._plan([prompt] if single else list(prompt), **options)
+        plans = self.plan([prompt] if single else list(prompt), **options)
         if negative_prompt and any(len(job.rule) == 1 for jobs in plans for job in jobs):
             raise DasdError(
                 "guidance 'unconditional' asks the empty prompt alone: leave negative_prompt out."
@@ -165,7 +165,7 @@ class DasdPipeline:
         )
         return tuple(values[0] for values in results) if single else results
 
-    def _plan(
+    def plan(
         self,
         prompts: list[str],
         domain: str | None = None,
@@ -176,7 +176,7 @@ class DasdPipeline:
         adapter: bool | None = None,
         guidance: str | Sequence[Term] | None = None,
     ) -> list[list[Job]]:
-        """A list of jobs for each prompt; whatever is wrong is found here, before any work."""
+        """Return a list of jobs for each prompt; whatever is wrong is found here, before any work."""
         classifier.check_prompts(prompts)
         if num_images < 1:
             raise DasdError(f"num_images is {num_images}; it must be at least 1.")
@@ -270,20 +270,24 @@ class DasdPipeline:
     def _latents(self, jobs: list[Job], negative_prompt: str) -> Tensor:
         """Denoise jobs of equal settings as one batch."""
         calibration = jobs[0].calibration
-        noise = torch.stack([initial_noise(self.latent_shape, job.seed, job.index) for job in jobs])
-        with self._predicting(jobs, negative_prompt) as predict:
+        with self.predicting(jobs, negative_prompt) as predict:
             return denoising.denoise(
                 predict,
                 self.scheduler(calibration.scheduler),
-                noise.to(self.parts.unet.device),
+                self.noise(jobs),
                 calibration.num_inference_steps,
                 [denoising.step_generator(job.seed, job.index) for job in jobs],
                 self.progress,
             )
 
+    def noise(self, jobs: Sequence[Job]) -> Tensor:
+        """Return the standard normal noise of each job, (B, C, h, w), on the network's device."""
+        noise = [initial_noise(self.latent_shape, job.seed, job.index) for job in jobs]
+        return torch.stack(noise).to(self.parts.unet.device)
+
     @contextlib.contextmanager
-    def _predicting(self, jobs: list[Job], negative_prompt: str) -> Iterator[Prediction]:
-        """The noise that guidance predicts for jobs of equal settings, LoRA in place meanwhile."""
+    def predicting(self, jobs: Sequence[Job], negative_prompt: str = "") -> Iterator[Prediction]:
+        """Yield the noise that guidance predicts for jobs of equal settings, LoRA in place meanwhile."""
         first, unet = jobs[0], self.parts.unet
         computing = functools.partial(precision.autocast, self.config.training.mixed_precision, unet.device)
         steps = self.parts.noise_scheduler.config.num_train_timesteps
@@ -309,7 +313,7 @@ class DasdPipeline:
         with models.lora_disabled(self.parts):
             yield lambda adapted: None
 
-    def _branches(self, jobs: list[Job], negative_prompt: str) -> list[Branch]:
+    def _branches(self, jobs: Sequence[Job], negative_prompt: str) -> list[Branch]:
         """The terms of the jobs' rule with their texts; equal texts are encoded once.
 
         The negative prompt is what the first term is told in the place of nothing.

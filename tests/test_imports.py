@@ -44,6 +44,7 @@ CORE = {
     "guidance": {"config"},
     "denoising": {"checks", "config", "guidance", "images"},
     "jobs": {"config", "guidance"},
+    "editing": {"config", "denoising", "guidance", "images", "jobs", "models", "sampling"},
     "sampling": {
         "adapters", "classifier", "config", "denoising", "guidance", "jobs", "models", "precision",
         "processes",
