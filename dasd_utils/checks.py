@@ -118,16 +118,28 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise DasdError(f"{name} is {value!r}. {nearest(value, choices)} Choices: {', '.join(choices)}.")
 
 
-def _check_text_free(config: Config) -> None:
-    """A UNet without text can follow no caption, of targets or of sources."""
+def check_promptless(config: Config, what: str) -> None:
+    """Raise DasdError where what learns from images alone is given captions, tokens, or several domains."""
     training = config.training
-    if not training.text_free:
-        return
-    if not training.whole_unet:
-        raise DasdError("text_free is true, but a LoRA leaves the text in: set whole_unet to true.")
     if training.caption_dropout < 1 or training.prior_loss_weight > 0 or config.alignment.lambda_align > 0:
-        raise DasdError("text_free is true, so no caption is read: set caption_dropout to 1, and "
+        raise DasdError(f"{what} learns from images of the domain alone: set caption_dropout to 1, and "
                         "prior_loss_weight and lambda_align to 0.")  # fmt: skip
+    for domain in config.domains:
+        if domain.token is not None:
+            raise DasdError(f"The domain {domain.name} has the token {domain.token!r}, but {what} reads no "
+                            "prompt that could hold it: leave the token out.")  # fmt: skip
+    if len(config.domains) > 1:
+        names = ", ".join(domain.name for domain in config.domains)
+        raise DasdError(f"{what} learns one domain, and without prompts could not tell several apart; the "
+                        f"config has {names}: leave one.")  # fmt: skip
+
+
+def _check_text_free(config: Config) -> None:
+    if not config.training.text_free:
+        return
+    if not config.training.whole_unet:
+        raise DasdError("text_free is true, but a LoRA leaves the text in: set whole_unet to true.")
+    check_promptless(config, "A text-free UNet")
 
 
 def _check_batches(config: Config) -> None:

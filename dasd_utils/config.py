@@ -33,6 +33,13 @@ class Calibration:
     guidance: str = "cfg"
     domain_scale: float = 2.5  # of decoupled guidance alone
 
+    def settings(self) -> dict[str, Any]:
+        """Return what of it decides an image: the domain's scale only where it counts."""
+        values = dataclasses.asdict(self)
+        if self.guidance != "decoupled":
+            del values["domain_scale"]
+        return values
+
 
 @dataclass(frozen=True)
 class DomainConfig:
@@ -46,7 +53,7 @@ class DomainConfig:
     caption_column: str | None = None  # a sentence, or a list of which one is drawn at each step
     label_column: str | None = None
     label_captions: dict[str, str] = field(default_factory=dict)  # label name -> sentence
-    caption: str | None = None  # one sentence for all, where neither column says more
+    caption: str | None = None  # one sentence for all, where neither column says more; "" for no text
     revision: str | None = None  # of a hub id
     train_split: str = "train"
     test_split: str | None = None  # None: held out from the train split by content hash
@@ -235,8 +242,12 @@ class Config:
         """Read what `to_dict` wrote, or the part of it that differs from the named profile."""
         if not isinstance(values, dict):
             raise DasdError(f"A config is a JSON object of sections, not {type(values).__name__}.")
-        method = {"method": values["method"]} if "method" in values else {}
-        base = cls.setup(values.get("profile", "auto"), **method).to_dict()
+        base = cls.setup(values.get("profile", "auto")).to_dict()
+        if values.get("method", base["method"]) != base["method"]:
+            from dasd_utils import methods  # as in `setup`
+
+            for name, value in methods.changes(values["method"], base["profile"]).items():
+                base[_section_of(name)][name] = value
         unknown = set(values) - set(base)
         if unknown:
             name = sorted(unknown)[0]

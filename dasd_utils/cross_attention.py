@@ -45,6 +45,12 @@ def is_text_free(unet: nn.Module) -> bool:
     return any(isinstance(layer.processor, ConstantAttention) for layer in cross_attentions(unet).values())
 
 
+def is_active(unet: nn.Module) -> bool:
+    """Return whether they do now."""
+    layers = cross_attentions(unet).values()
+    return any(getattr(layer.processor, "active", False) for layer in layers)
+
+
 def install(unet: nn.Module) -> None:
     """Let every cross-attention put out its constant, and leave the rest of it unused."""
     for layer in cross_attentions(unet).values():

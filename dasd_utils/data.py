@@ -117,7 +117,7 @@ def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainDa
     wordings = [toyworld.told_variants(world, seed, i) for i in numbers]
     columns["captions"] = [[text for text, _ in variants] for variants in wordings]
     labels = columns[domain.label_column or "scene"]
-    own = None if domain.label_captions or domain.caption else "captions"
+    own = None if domain.label_captions or domain.caption is not None else "captions"
     column = domain.caption_column or own
     captions = _captions(domain, columns.get(column), labels, len(numbers))
     told = [[told for _, told in variants] for variants in wordings] if column == "captions" else None
@@ -183,9 +183,9 @@ def _captions(
 ) -> list[list[str]]:
     """Return the sentences of each row: of the caption column, else of its label, else the constant one."""
     table = domain.label_captions if labels else {}
-    if values is None and not table and not domain.caption:
+    if values is None and not table and domain.caption is None:
         raise DasdError(f"Domain {domain.name} has no captions: set its caption_column, its label_column "
-                        "with label_captions, or one caption for all.")  # fmt: skip
+                        "with label_captions, or one caption for all, which may be empty.")  # fmt: skip
     unknown = [label for label in labels or () if label not in table] if table else []
     if unknown:
         raise DasdError(f"The label {unknown[0]!r} of domain {domain.name} is not in its label_captions, "
@@ -194,7 +194,7 @@ def _captions(
     captions = other
     if values is not None:
         captions = [_sentences(domain, value) or other[i] for i, value in enumerate(values)]
-    if not any(any(found) for found in captions):
+    if values is not None and not any(any(found) for found in captions):
         raise DasdError(f"The column {domain.caption_column!r} of domain {domain.name} has no caption.")
     return captions
 

@@ -8,6 +8,8 @@ settings of it.
 from __future__ import annotations
 
 import contextlib
+import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,18 +69,36 @@ def rule(calibration: Calibration) -> tuple[Term, ...]:
 
 
 def check_rule(terms: Sequence[Term], learners: Sequence[str] = ()) -> None:
-    """Raise DasdError for a rule of no terms, an unknown model or prompt, or a weight that is not finite."""
+    """Raise DasdError for what is no rule: other things than terms, unknown models or prompts, weights that
+    are no finite numbers, and learners named as the base or the adapted model is."""
+    if set(learners) & {BASE, ADAPTED}:
+        raise DasdError(f"A learner is named {BASE!r} or {ADAPTED!r}, as the pipeline's own models are.")
+    if not isinstance(terms, Sequence) or not terms or not all(isinstance(term, Term) for term in terms):
+        raise DasdError(f"Guidance is a name or a sequence of terms, at least one, not {terms!r}.")
     models = (BASE, ADAPTED, *learners)
-    if not terms:
-        raise DasdError("A guidance rule needs at least one term.")
     for term in terms:
         if term.model not in models:
             raise DasdError(f"A guidance term asks the model {term.model!r}. Models: {', '.join(models)}.")
         if term.prompt not in (EMPTY, GIVEN, TOKEN):
             raise DasdError(f"A guidance term asks for the prompt {term.prompt!r}. "
                             f"Prompts: {EMPTY}, {GIVEN}, {TOKEN}.")  # fmt: skip
-        if not np.size(term.weight) or not np.isfinite(term.weight).all():
-            raise DasdError(f"A guidance term has the weight {term.weight}; it must be finite.")
+        if term.prompt == TOKEN and term.model != ADAPTED:
+            raise DasdError(f"A guidance term asks {term.model!r} for the token, which the adapted model "
+                            "alone has learned.")  # fmt: skip
+        given = term.weight if isinstance(term.weight, tuple) else (term.weight,)
+        given += () if term.least is None else (term.least,)
+        if term.weight == () or not all(map(_is_finite, given)):
+            raise DasdError(f"A guidance term has the weight {term.weight!r} and the least {term.least!r}; a "
+                            "weight is a finite number or a tuple of them.")  # fmt: skip
+
+
+def _is_finite(number: Any) -> bool:
+    return isinstance(number, numbers.Real) and math.isfinite(number)
+
+
+def takes_negative(terms: Sequence[Term]) -> bool:
+    """Return whether a rule leads away from the empty prompt, whose place a negative one can take."""
+    return terms[0].prompt == EMPTY and len(terms) > 1
 
 
 def weights(terms: Sequence[Term], done: float = 0.0) -> list[float]:
@@ -88,7 +108,7 @@ def weights(terms: Sequence[Term], done: float = 0.0) -> list[float]:
 
 
 def _at(weight: Weight, done: float) -> float:
-    if isinstance(weight, int | float):
+    if not isinstance(weight, tuple):
         return float(weight)
     return float(np.interp(done, np.linspace(0, 1, len(weight)), weight))
 

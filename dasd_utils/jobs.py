@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dasd_utils.config import Calibration, DomainConfig
-from dasd_utils.guidance import ADAPTED, BASE, EMPTY, GIVEN, Term, rule
+from dasd_utils.guidance import ADAPTED, BASE, GIVEN, TOKEN, Term, rule
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Job:
         return {
             "domain": self.domain.name if self.domain else None,
             "token": self.token,
-            **_settings(self.calibration),
+            **self.calibration.settings(),
             **({} if self.rule == rule(self.calibration) else {"rule": [asdict(term) for term in self.rule]}),
             "seed": self.seed,
         }
@@ -44,16 +44,8 @@ class Job:
 
     def told(self, term: Term, empty: str) -> str:
         """Return the text that a term's model is told."""
-        if term.prompt == EMPTY:
-            return empty
-        if term.prompt == GIVEN:
-            return self.plain if self.asked(term) == BASE else self.prompt
-        return (self.token or "") if self.asked(term) == ADAPTED else ""
-
-
-def _settings(calibration: Calibration) -> dict[str, Any]:
-    """What of a calibration decides the image."""
-    values = asdict(calibration)
-    if calibration.guidance != "decoupled":
-        del values["domain_scale"]
-    return values
+        if term.prompt == GIVEN:  # no other model knows the adapter's token
+            return self.prompt if self.asked(term) == ADAPTED or not self.adapted else self.plain
+        if term.prompt == TOKEN and self.asked(term) == ADAPTED:
+            return self.token or ""
+        return empty

@@ -194,7 +194,7 @@ class Task:
             "run": self.run.name if self.run else dataclasses.asdict(self.config.model),
             "domain": {name: value for name, value in domain.items() if name not in unseen},
             "split": {k: v for k, v in vars(self.config.data).items() if k not in UNSEEN_DATA},
-            "calibration": dataclasses.asdict(self.calibration),
+            "calibration": self.calibration.settings(),
             "count": self.count,
             "seed": self.seed,
         }

@@ -196,7 +196,9 @@ class Sampler:
         place = _order(VALIDATION_SEED, member, 0, count)[index]
         timestep = int((place + 0.5) / count * self.num_train_timesteps)
         generator = counted_generator(VALIDATION_SEED, HELDOUT, member, index)
-        return _Pick(member, index, self._members[split][member].prompt(index), timestep, generator)
+        told = self.config.training.caption_dropout < 1  # else no prompt is ever read
+        prompt = self._members[split][member].prompt(index) if told else ""
+        return _Pick(member, index, prompt, timestep, generator)
 
     def _assemble(self, split: str, targets: list[_Pick], sources: list[_Pick]) -> Batch:
         if split not in self._latents:

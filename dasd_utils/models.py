@@ -227,6 +227,7 @@ def _whole_switch(parts: Parts) -> Iterator[Callable[[bool], None]]:
     """Yield a switch between all the weights of the base and those that learned; these stay afterwards."""
     weights = dict(parts.unet.named_parameters())
     learned = {name: p.data for name, p in weights.items()}
+    constant = cross_attention.is_active(parts.unet)  # not inside another switch that is off
 
     def switch(adapted: bool) -> None:
         torch.clear_autocast_cache()  # it knows weights by their place, not by their values
@@ -234,7 +235,7 @@ def _whole_switch(parts: Parts) -> Iterator[Callable[[bool], None]]:
             if not adapted and parts.base_weights[name].device != p.device:
                 parts.base_weights[name] = parts.base_weights[name].to(p.device)
             p.data = learned[name] if adapted else parts.base_weights[name]
-        cross_attention.switch(parts.unet, adapted)
+        cross_attention.switch(parts.unet, adapted and constant)
 
     try:
         yield switch
@@ -299,7 +300,7 @@ def lora_merged(parts: Parts) -> Iterator[Callable[[bool], None]]:
 def trainable_parameters(parts: Parts) -> dict[str, list[nn.Parameter]]:
     """Return {"lora": [...], "tokens": [...]} and freeze every other parameter of the parts.
 
-    After `open_unet` the first is "unet", all of its parameters.
+    After `open_unet` the first is "unet", all of its parameters that count.
     """
     kind = "unet" if parts.base_weights else "lora"
     inner = [p for name, p in parts.unet.named_parameters() if kind == "unet" or "lora_" in name]

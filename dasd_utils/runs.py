@@ -48,6 +48,8 @@ def trained_part(config: Config) -> dict[str, Any]:
 def key(config: Config) -> str:
     """Return 12 hex digits that name a run: equal for configs that end with the same weights."""
     values = trained_part(config)
+    if "calibration" in values["source"]:
+        values["source"]["calibration"] = config.source.calibration.settings()
     for section, fields in JOINED.items():
         part = values[section] if section else values
         for name, default in fields.items():

@@ -21,6 +21,8 @@ from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, reso
 from dasd_utils.denoising import SCHEDULERS, initial_noise
 from dasd_utils.guidance import (
     ADAPTED,
+    BASE,
+    TOKEN,
     Branch,
     Prediction,
     Term,
@@ -28,6 +30,7 @@ from dasd_utils.guidance import (
     classifier_free_guidance,
     guided_prediction,
     rule,
+    takes_negative,
     weights,
 )
 from dasd_utils.jobs import Job
@@ -150,9 +153,10 @@ class DasdPipeline:
         """What `generate` returns, and the prompts as they were sampled."""
         single = isinstance(prompt, str)
         plans = self.plan([prompt] if single else list(prompt), **options)
-        if negative_prompt and any(len(job.rule) == 1 for jobs in plans for job in jobs):
+        if negative_prompt and not all(takes_negative(job.rule) for jobs in plans for job in jobs):
             raise DasdError(
-                "guidance 'unconditional' asks the empty prompt alone: leave negative_prompt out."
+                "A negative prompt stands for the empty one from which guidance leads away; there is none in "
+                "'unconditional', nor in a rule that begins with a prompt: leave negative_prompt out."
             )
         images = iter(self._sample([job for jobs in plans for job in jobs], negative_prompt))
         grouped = [[next(images) for _ in jobs] for jobs in plans]
@@ -199,14 +203,21 @@ class DasdPipeline:
     def _guidance(
         self, calibration: Calibration, guidance: str | Sequence[Term] | None
     ) -> tuple[Calibration, tuple[Term, ...]]:
-        """The calibration and the terms of its guidance, checked."""
+        """The calibration and the terms of its guidance, checked.
+
+        A model that learned without prompts has no answer to one: in the place of classifier-free guidance,
+        unless that is asked for by name, the base answers for it ("decoupled").
+        """
+        without_prompts = self._use_adapter and self.config.training.caption_dropout == 1
+        if guidance is None and without_prompts and calibration.guidance == "cfg":
+            guidance = "decoupled"
         if isinstance(guidance, str):
             calibration = dataclasses.replace(calibration, guidance=guidance)
         denoising.check_calibration(calibration, self.parts.noise_scheduler)
-        own = guidance is None or isinstance(guidance, str)
-        terms = rule(calibration) if own else tuple(guidance)
-        check_rule(terms, tuple(self.learners))
-        return calibration, terms
+        if guidance is None or isinstance(guidance, str):
+            return calibration, rule(calibration)
+        check_rule(guidance, tuple(self.learners))
+        return calibration, tuple(guidance)
 
     def _learned_token(self, domain: DomainConfig) -> str | None:
         """None for a domain or an adapter without tokens."""
@@ -251,7 +262,8 @@ class DasdPipeline:
             places[start : start + size] for places in alike.values() for start in range(0, len(places), size)
         ]
         chunks = chunks[processes.share(len(chunks))] if self.shared else chunks
-        with denoising.evaluating(self.parts.unet, self.parts.text_encoder, self.parts.vae):
+        networks = (self.parts.unet, self.parts.text_encoder, self.parts.vae, *self.learners.values())
+        with denoising.evaluating(*networks):
             for chunk in chunks:
                 latents = self._latents([jobs[i] for i in chunk], negative_prompt)
                 images |= zip(chunk, denoising.decode_images(self.parts.vae, latents), strict=True)
@@ -300,10 +312,10 @@ class DasdPipeline:
         with models.lora_merged(self.parts) if first.adapted else self._base() as switch:
 
             def choose(model: str) -> Any:
-                if model in self.learners:
-                    return self.learners[model]
-                switch(model == ADAPTED)
-                return unet
+                if model in (BASE, ADAPTED):
+                    switch(model == ADAPTED)
+                    return unet
+                return self.learners[model]
 
             yield guided_prediction(choose, branches, wanted, computing)
 
@@ -316,11 +328,13 @@ class DasdPipeline:
     def _branches(self, jobs: Sequence[Job], negative_prompt: str) -> list[Branch]:
         """The terms of the jobs' rule with their texts; equal texts are encoded once.
 
-        The negative prompt is what the first term is told in the place of nothing.
+        The negative prompt is what the first term is told in the place of nothing; so is, without an adapter,
+        the term of its token, which leads nowhere then.
         """
         terms = jobs[0].rule
+        idle = [term.prompt == TOKEN and not jobs[0].adapted for term in terms]
         told = [
-            [job.told(term, "" if number else negative_prompt) for job in jobs]
+            [job.told(term, negative_prompt if number == 0 or idle[number] else "") for job in jobs]
             for number, term in enumerate(terms)
         ]
         distinct = list(dict.fromkeys(text for texts in told for text in texts))

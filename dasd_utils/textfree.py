@@ -14,7 +14,8 @@ def open_text_free(parts: models.Parts) -> None:
     """Turn a UNet that learns whole into the text-free copy of arXiv 2312.08195; the base's weights are kept.
 
     Each constant is the mean, over images, places and timesteps, of what the layer puts out for the empty
-    prompt, on images that the base itself draws of nothing: the same for every seed and all processes.
+    prompt, on images that the base itself draws of nothing: the same for every seed. Computed where the parts
+    are.
     """
     empty = models.encode_prompts(parts, [""]).detach()
     found = cross_attention.constants(parts.unet, _passes(parts, empty))

@@ -73,7 +73,7 @@ def setup_training(config: Config) -> models.Parts:
     if whole:
         models.open_unet(parts)
         if config.training.text_free:
-            textfree.open_text_free(parts)
+            textfree.open_text_free(parts.to(processes.state().device))
     elif config.lora.rank > 0:
         models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -151,6 +152,38 @@ def test_all_three_branches_are_the_formula(pipeline, adapted, monkeypatch):
     torch.testing.assert_close(found, by_hand, atol=1e-4, rtol=0)  # LoRA is merged
 
 
+def test_every_image_of_a_batch_has_its_own_texts(pipeline, adapted):
+    """Two domains in one batch, one of them named by the token that the prompt holds."""
+    prompts, seeds = [f"<xray> {PROMPT}", f"<satellite> {PROMPT}"], [4, 5]
+    told, encode = [], models.encode_prompts
+
+    def noting(parts, texts):
+        told.append(texts)
+        return encode(parts, texts)
+
+    settings = decoupled(2.0, 3.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "encode_prompts", noting)
+        together, domains, _ = pipeline.generate(prompts, seed=seeds, settings=settings)
+    assert domains == ["xray", "satellite"]
+    assert told == [["", "<xray>", "<satellite>", PROMPT]]  # the base is told no token
+    for image, prompt, seed in zip(together, prompts, seeds, strict=True):
+        alone, *_ = pipeline.generate(prompt, seed=seed, settings=settings)
+        assert np.abs(np.asarray(alone, int) - np.asarray(image, int)).max() <= 1
+
+
+def test_a_negative_prompt_stands_for_nothing(pipeline, adapted, monkeypatch):
+    options = {"domain": "xray", "settings": decoupled(2.0, 3.0), "negative_prompt": "dark"}
+    found = latents(pipeline, monkeypatch, **options)
+    assert not torch.allclose(
+        found, latents(pipeline, monkeypatch, **(options | {"negative_prompt": ""})), atol=1e-3
+    )
+    with pipeline.base():
+        base = latents(pipeline, monkeypatch, **options)
+        plain = latents(pipeline, monkeypatch, **(options | {"settings": QUICK}))
+    torch.testing.assert_close(base, plain, atol=1e-5, rtol=0)
+
+
 def test_three_branches_cost_two_calls_a_step(pipeline, adapted):
     sizes = []
     hook = adapted.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
@@ -186,21 +219,36 @@ def test_the_settings_say_what_made_the_image(pipeline):
     assert used["rule"][1] == {"model": "adapted", "prompt": "given", "weight": 1.5, "least": None}
 
 
-def test_a_weight_of_several_numbers_follows_the_noise(pipeline, monkeypatch):
+def test_a_weight_of_several_numbers_follows_the_noise(pipeline, adapted, monkeypatch):
     def found(domain, control):
         terms = (Term(BASE, EMPTY), Term(ADAPTED, TOKEN, domain), Term(BASE, GIVEN, control))
         return latents(pipeline, monkeypatch, domain="xray", settings=QUICK, guidance=terms)
 
     plain = found(2.0, 3.0)
     assert torch.equal(plain, found((2.0,), (3.0, 3.0)))
-    assert not torch.allclose(plain, found((0.0, 2.0), 3.0), atol=1e-3)
     assert not torch.allclose(plain, found(2.0, (3.0, 0.0)), atol=1e-3)
+    with torch.no_grad():
+        empty, token, text = models.encode_prompts(adapted, ["", "<xray>", PROMPT]).split(1)
+
+    def predict(x, timestep):
+        domain = adapted.unet(x, timestep, token).sample
+        with models.lora_disabled(adapted):
+            base, control = (adapted.unet(x, timestep, c).sample for c in (empty, text))
+        return base + 2.0 * (1 - timestep / 999) * (domain - base) + 3.0 * (control - base)
+
+    noise = denoising.initial_noise((4, 8, 8), 5, 0)[None]
+    by_hand = denoising.denoise(predict, pipeline.scheduler("ddim"), noise, 3)
+    torch.testing.assert_close(found((0.0, 2.0), 3.0), by_hand, atol=1e-4, rtol=0)
 
 
 def test_a_learner_of_another_run_is_one_more_model(pipeline, adapted, monkeypatch):
     terms = (Term(BASE, EMPTY), Term("twin", EMPTY, 2.0), Term(BASE, GIVEN, 3.0))
     with pytest.raises(DasdError, match="Models: base, adapted"):
         pipeline.generate(PROMPT, domain="xray", settings=QUICK, guidance=terms)
+    pipeline.learners["base"] = adapted.unet
+    with pytest.raises(DasdError, match="A learner is named 'base'"):
+        pipeline.generate(PROMPT, domain="xray", settings=QUICK, guidance=terms)
+    del pipeline.learners["base"]
     pipeline.learners["twin"] = copy.deepcopy(adapted.unet)
     own = (Term(BASE, EMPTY), Term(ADAPTED, EMPTY, 2.0), Term(BASE, GIVEN, 3.0))
     found = [latents(pipeline, monkeypatch, domain="xray", settings=QUICK, guidance=g) for g in (terms, own)]
@@ -208,12 +256,22 @@ def test_a_learner_of_another_run_is_one_more_model(pipeline, adapted, monkeypat
 
 
 REFUSED = {
-    "no terms": (dict(guidance=()), "at least one term"),
+    "no terms": (dict(guidance=()), "sequence of terms, at least one, not"),
+    "names": (dict(guidance=["cfg"]), "sequence of terms, at least one, not"),
+    "one term": (dict(guidance=Term(BASE, EMPTY)), "sequence of terms, at least one, not"),
+    "text": (dict(guidance=(Term(BASE, EMPTY), Term(BASE, GIVEN, "2"))), "a finite number or a tuple"),
+    "list": (dict(guidance=(Term(BASE, EMPTY), Term(BASE, GIVEN, [1.0]))), "a finite number or a tuple"),
+    "least": (dict(guidance=(Term(BASE, EMPTY), Term(BASE, GIVEN, 1.0, float("nan")))), "a finite number"),
+    "token": (dict(guidance=(Term(BASE, EMPTY), Term(BASE, TOKEN, 1.0))), "adapted model alone"),
+    "negative": (dict(guidance=(Term(BASE, GIVEN),), negative_prompt="dark"), "leave negative_prompt out"),
     "prompt": (dict(guidance=(Term(BASE, "mine"),)), "Prompts: empty, given, token"),
-    "weight": (dict(guidance=(Term(BASE, EMPTY), Term(BASE, GIVEN, float("nan")))), "must be finite"),
+    "weight": (
+        dict(guidance=(Term(BASE, EMPTY), Term(BASE, GIVEN, float("nan")))),
+        "a finite number or a tuple",
+    ),
     "name": (dict(guidance="decopled"), "decoupled"),
     "domain scale": (dict(settings=decoupled(-1.0, 1.0)), "domain_scale is -1.0; it must be 0 or more"),
-    "no number": (dict(guidance=(Term(BASE, EMPTY), Term(BASE, GIVEN, ()))), "must be finite"),
+    "no number": (dict(guidance=(Term(BASE, EMPTY), Term(BASE, GIVEN, ()))), "a finite number or a tuple"),
 }
 
 

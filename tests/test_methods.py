@@ -70,6 +70,7 @@ def test_names_of_runs_are_what_they_were():
     changes = ({"method": "domainstudio"}, {"source_images": "generated"}, {"whole_unet": True})
     others = [runs.key(Config.setup("tiny").replace(lambda_align=0.0, **change)) for change in changes]
     assert len({known, *others}) == 4
+    assert runs.key(Config.setup("tiny", method="domainstudio")) == "56580bc629e5"
 
 
 def test_the_comparison_names_what_trained(tiny_config):

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from synthetic import NoiseSampler, make_batch
+from synthetic import NoiseSampler, make_batch, make_sampler
+from typer.testing import CliRunner
 
-from dasd_utils import adapters, cross_attention, ladder, methods, models, sampling, textfree, training
-from dasd_utils.config import Calibration, DasdError
+from dasd_utils import (
+    adapters,
+    cli,
+    cross_attention,
+    data,
+    ladder,
+    methods,
+    models,
+    sampling,
+    textfree,
+    training,
+)
+from dasd_utils.config import Calibration, Config, DasdError
 
 EMPTY = {"whole_unet": True, "text_free": True, "caption_dropout": 1.0, "lambda_align": 0.0}
 
@@ -183,13 +196,15 @@ def test_a_saved_copy_is_loaded_and_sampled(config, copied, tmp_path):
     [
         ({"whole_unet": False}, "set whole_unet to true"),
         ({"caption_dropout": 0.5}, "set caption_dropout to 1"),
+        ({}, "has the token '<satellite>'.*leave the token out"),
         ({"prior_loss_weight": 1.0}, "prior_loss_weight and lambda_align to 0"),
         ({"lambda_align": 0.1}, "prior_loss_weight and lambda_align to 0"),
     ],
 )
 def test_captions_and_text_free_exclude_each_other(tiny_config, changes, said):
+    domains = tiny_config.domains[:1] if not changes else (tokenless(tiny_config),)
     with pytest.raises(DasdError, match=said):
-        tiny_config.replace(**(EMPTY | changes))
+        tiny_config.replace(**(EMPTY | {"domains": domains} | changes))
 
 
 def test_the_method_learns_from_images_alone(tiny_config):
@@ -203,11 +218,67 @@ def test_the_method_learns_from_images_alone(tiny_config):
     for changes, said in (
         ({"domains": tiny_config.domains}, "token '<satellite>'.*leave the token out"),
         ({"domains": blind}, "has satellite, xray: leave one"),
-        ({"caption_dropout": 0.1}, "from images of the domain alone"),
+        ({"caption_dropout": 0.1}, "The method indomain learns from images of the domain alone"),
         ({"method_settings": {"x": 1}}, "has 'x', but the method indomain has none"),
     ):
         with pytest.raises(DasdError, match=said):
             config.replace(**changes)
+
+
+def test_switches_inside_each_other_leave_the_base_its_text(copied, asked):
+    """As for LoRA: inside, nothing is on, so nothing is switched on again."""
+    with models.lora_disabled(copied):
+        expected = answers(copied.unet, asked)
+        with models.lora_disabled(copied):
+            pass
+        with models.lora_merged(copied) as switch:
+            switch(True)
+        assert all(torch.equal(a, b) for a, b in zip(expected, answers(copied.unet, asked), strict=True))
+    one, other = answers(copied.unet, asked)
+    assert torch.equal(one, other)
+
+
+def test_validation_reads_no_caption_either(config, vae):
+    sampler = make_sampler(config, vae)
+    batches = [sampler.batch(0), *sampler.fixed_batch()]
+    assert all(set(batch.target_prompts) == {""} for batch in batches)
+
+
+@pytest.mark.parametrize("text_free", [False, True])
+def test_a_run_of_the_method_is_trained_and_asked_by_the_commands(tiny_config, tmp_path, text_free):
+    values = tiny_config.replace(validation_every=0).to_dict()
+    domain = {"name": "sketch", "data": "toyworld:sketch", "num_images": 24}
+    wanted = {"profile": "tiny", "method": "indomain", "domains": [domain], "model": values["model"]}
+    kept = ("max_train_steps", "target_batch_size", "lr_warmup_steps", "validation_every")
+    wanted["training"] = {name: values["training"][name] for name in kept}
+    wanted["training"] |= {"whole_unet": True, "text_free": True} if text_free else {}
+    wanted |= {"output_dir": str(tmp_path / "run"), "data": {"cache_dir": str(tmp_path / "cache")}}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(wanted))
+    config = Config.load(path)
+    assert Config.from_dict(config.to_dict()) == config and config.training.caption_dropout == 1
+    assert main("train", "--config", path)["run"] == config.output_dir
+    words = ["generate", "--config", path, "--prompt", "a house", "--domain", "sketch", "--seed", 1]
+    used = main(*words)["settings"]
+    assert used["guidance"] == "decoupled" and used["token"] is None
+    assert main(*words, "--guidance", "cfg")["settings"]["guidance"] == "cfg"
+    assert main("verify", config.output_dir)
+    words = ["train", "--config", str(path), "--resume", "--max_steps", "5"]
+    assert CliRunner().invoke(cli.app, words).exit_code == 0
+
+
+def main(*words):
+    """Return what a command prints as JSON."""
+    result = CliRunner().invoke(cli.app, [*map(str, words), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_images_without_captions_are_enough(tiny_config):
+    silent = dataclasses.replace(tokenless(tiny_config), caption="")
+    config = tiny_config.replace(domains=(silent,), method="indomain", caption_dropout=1.0, lambda_align=0.0)
+    found = data.load_domain(silent, config)
+    assert set(map(tuple, found.captions)) == {("",)} and found.told is None
 
 
 def test_the_rungs_of_the_method_train_a_learner_each(tiny_config):

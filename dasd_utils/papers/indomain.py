@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from dasd_utils import objectives
+from dasd_utils.checks import check_promptless
 from dasd_utils.config import Config, DasdError
 
 CHANGES: dict[str, Any] = {"caption_dropout": 1.0, "lambda_align": 0.0, "prior_loss_weight": 0.0}
@@ -34,22 +35,11 @@ RUNGS: dict[str, dict[str, Any]] = {
 
 
 def check(config: Config) -> None:
-    """Raise DasdError for method_settings, of which there are none, for captions, and for several domains."""
+    """Raise DasdError for method_settings, which it has none of, and for what `check_promptless` refuses."""
     if config.method_settings:
         name = sorted(config.method_settings)[0]
         raise DasdError(f"method_settings has {name!r}, but the method indomain has none: leave it out.")
-    training = config.training
-    if training.caption_dropout < 1 or training.prior_loss_weight > 0 or config.alignment.lambda_align > 0:
-        raise DasdError("The method indomain learns from images of the domain alone: caption_dropout must be "
-                        "1, prior_loss_weight and lambda_align 0.")  # fmt: skip
-    for domain in config.domains:
-        if domain.token is not None:
-            raise DasdError(f"The domain {domain.name} has the token {domain.token!r}, but the method "
-                            "indomain reads no prompt that could hold it: leave the token out.")  # fmt: skip
-    if len(config.domains) > 1:
-        names = ", ".join(domain.name for domain in config.domains)
-        raise DasdError(f"The method indomain learns one domain, and without prompts could not tell several "
-                        f"apart; the config has {names}: leave one.")  # fmt: skip
+    check_promptless(config, "The method indomain")
 
 
 def make_objective(config: Config) -> objectives.Objective:
