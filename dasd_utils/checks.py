@@ -126,8 +126,8 @@ def check_promptless(config: Config, what: str) -> None:
                         "prior_loss_weight and lambda_align to 0.")  # fmt: skip
     for domain in config.domains:
         if domain.token is not None:
-            raise DasdError(f"The domain {domain.name} has the token {domain.token!r}, but {what} reads no "
-                            "prompt that could hold it: leave the token out.")  # fmt: skip
+            raise DasdError(f"{what} reads no prompt, but the domain {domain.name} has the token "
+                            f"{domain.token!r} for one: leave the token out.")  # fmt: skip
     if len(config.domains) > 1:
         names = ", ".join(domain.name for domain in config.domains)
         raise DasdError(f"{what} learns one domain, and without prompts could not tell several apart; the "
