@@ -35,7 +35,7 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
     if processes.count() > 1:
         raise DasdError("The batch size is found in one process: run it without the launcher, then write its "
                         "sizes, times the number of processes, into the config.")  # fmt: skip
-    if config.method != methods.DASD:
+    if methods.compares_samples(config):
         raise DasdError(f"auto_batch_size is made for DASD's step; the method {config.method!r} compares the "
                         "samples of a micro-batch, so that its size is part of the loss: set "
                         "target_batch_size and gradient_accumulation_steps yourself.")  # fmt: skip

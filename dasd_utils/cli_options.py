@@ -19,8 +19,7 @@ PROCESS = int(os.environ.get("RANK", 0))  # of those that `accelerate launch` st
 Profile = Annotated[str, typer.Option(help="auto, tiny or sd15.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="JSON: what differs from the profile.")]
 Method = Annotated[
-    str | None,
-    typer.Option(help="dasd, domainstudio or indomain, before the config's, with its defaults."),
+    str | None, typer.Option(help="Overrides the config's method: dasd, domainstudio or indomain.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Overrides the config's seed.")]
 OutputDir = Annotated[Path | None, typer.Option("--output_dir", "--output-dir", help="The run folder.")]
@@ -56,18 +55,17 @@ def show(result: Any, as_json: bool, text: str) -> None:
 def open_pipeline(
     checkpoint: Path | None, profile: str, config: Path | None, output_dir: Path | None, **changes: Any
 ) -> Any:
-    """Load the pipeline of a run; a config given on the command line replaces the run's own."""
+    """Load the pipeline of a run; a config given on the command line replaces all of its own but the method,
+    which the command line may have named when it trained."""
     from dasd_utils import sampling
 
     settings = read_config(profile, config, output_dir=output_dir, **changes)
     folder = checkpoint or resolve(settings.output_dir)
     stored = Path(folder) / "config.json"
-    if (
-        config is not None and stored.exists()
-    ):  # the method that trained, which the command line may have named
+    if stored.exists() and config is not None:
         method = Config.load(stored).method
         settings = read_config(profile, config, method, output_dir=output_dir, **changes)
-    if config is None and stored.exists():
+    elif stored.exists():
         given = {name: value for name, value in changes.items() if value is not None}
         given["output_dir"] = str(output_dir or folder)
         settings = Config.load(stored).replace(**given)

@@ -247,7 +247,8 @@ class Config:
             from dasd_utils import methods  # as in `setup`
 
             for name, value in methods.changes(values["method"], base["profile"]).items():
-                base[_section_of(name)][name] = value
+                section = _section_of(name)
+                (base[section] if section else base)[name] = value
         unknown = set(values) - set(base)
         if unknown:
             name = sorted(unknown)[0]

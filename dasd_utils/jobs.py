@@ -25,13 +25,13 @@ class Job:
 
     def settings(self) -> dict[str, Any]:
         """Return what `generate` reports, from which the image can be made again."""
-        return {
-            "domain": self.domain.name if self.domain else None,
-            "token": self.token,
-            **self.calibration.settings(),
-            **({} if self.rule == rule(self.calibration) else {"rule": [asdict(term) for term in self.rule]}),
-            "seed": self.seed,
-        }
+        used = self.calibration.settings()
+        if self.rule != rule(self.calibration):  # its own terms, in the place of a kind and its scales
+            unused = ("guidance", "guidance_scale", "domain_scale")
+            used = {name: value for name, value in used.items() if name not in unused}
+            used["rule"] = [asdict(term) for term in self.rule]
+        name = self.domain.name if self.domain else None
+        return {"domain": name, "token": self.token, **used, "seed": self.seed}
 
     @property
     def alike(self) -> Any:

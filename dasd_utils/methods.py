@@ -1,7 +1,8 @@
 """Whose objective trains: DASD's own, or that of a paper, which is one module of `papers`.
 
 A paper's module has `CHANGES`, the config fields that it changes in every profile, and `BY_PROFILE`, those of
-one; `check(config)`; `make_objective(config)`; and `RUNGS`, its rows of the ladder.
+one; `check(config)`; `make_objective(config)`; `RUNGS`, its rows of the ladder; and, where it has them,
+`Settings`, what `method_settings` may hold, and `COMPARES_SAMPLES`, for a loss that the batch size changes.
 """
 
 from __future__ import annotations
@@ -40,12 +41,22 @@ def changes(name: str, profile: str | None = None) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Raise DasdError for an unknown method, settings that it does not have, and what it cannot work with."""
     paper = _paper(config.method)
+    if config.method_settings and not hasattr(paper, "Settings"):
+        name = sorted(config.method_settings)[0]
+        raise DasdError(
+            f"method_settings has {name!r}, but the method {config.method} has none: its "
+            "settings are the sections of the config. Set method, or leave method_settings out."
+        )
     if paper is not None:
         paper.check(config)
-    elif config.method_settings:
-        name = sorted(config.method_settings)[0]
-        raise DasdError(f"method_settings has {name!r}, but the method dasd has none: its settings are the "
-                        "sections of the config. Set method, or leave method_settings out.")  # fmt: skip
+
+
+def compares_samples(config: Config) -> bool:
+    """Return whether the method's loss is of samples together, so that a smaller batch is another loss.
+
+    DASD's is too, but its queue keeps what a smaller batch lacks.
+    """
+    return getattr(_paper(config.method), "COMPARES_SAMPLES", False)
 
 
 def make_objective(config: Config) -> objectives.Objective:

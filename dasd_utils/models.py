@@ -303,10 +303,9 @@ def trainable_parameters(parts: Parts) -> dict[str, list[nn.Parameter]]:
     After `open_unet` the first is "unet", all of its parameters that count.
     """
     kind = "unet" if parts.base_weights else "lora"
-    inner = [p for name, p in parts.unet.named_parameters() if kind == "unet" or "lora_" in name]
-    if cross_attention.is_text_free(parts.unet):
-        named = parts.unet.named_parameters()
-        inner = [p for name, p in named if not cross_attention.is_idle(name)]
+    named, text_free = parts.unet.named_parameters(), cross_attention.is_text_free(parts.unet)
+    named = [(name, p) for name, p in named if kind == "unet" or "lora_" in name]
+    inner = [p for name, p in named if not (text_free and cross_attention.is_idle(name))]
     tokens = [] if parts.tokens is None else [parts.tokens.weight]
     for module in (parts.text_encoder, parts.unet, parts.vae):
         if module is not None:

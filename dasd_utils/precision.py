@@ -30,13 +30,8 @@ def choose_precision(setting: str, device: torch.device) -> str:
 
 def autocast(setting: str, device: torch.device) -> contextlib.AbstractContextManager:
     """Return the context in which networks compute on the device, without gradients."""
-    chosen = _possible(setting, device)
+    chosen = possible(setting, device)
     return torch.autocast(device.type, DTYPES.get(chosen), enabled=chosen in DTYPES)
-
-
-def name(setting: str, device: torch.device) -> str:
-    """Return the precision in which networks compute on the device: "no", "bf16" or "fp16"."""
-    return _possible(setting, device)
 
 
 def frozen_dtype(config: Config, device: torch.device | None = None) -> torch.dtype | None:
@@ -46,7 +41,7 @@ def frozen_dtype(config: Config, device: torch.device | None = None) -> torch.dt
     """
     if not config.model.half_weights:
         return None
-    return DTYPES.get(_possible(config.training.mixed_precision, device or default_device()))
+    return DTYPES.get(possible(config.training.mixed_precision, device or default_device()))
 
 
 def default_device() -> torch.device:
@@ -66,8 +61,11 @@ def usable_device(device: str | torch.device | None = None) -> torch.device:
     return found
 
 
-def _possible(setting: str, device: torch.device) -> str:
-    """A run that was trained in fp16 on a GPU can be sampled anywhere: without CUDA it is as "auto"."""
+def possible(setting: str, device: torch.device) -> str:
+    """Return the precision in which networks compute without gradients: "no", "bf16" or "fp16".
+
+    A run that was trained in fp16 on a GPU can be sampled anywhere: without CUDA it is as "auto".
+    """
     return choose_precision("auto" if setting == "fp16" and device.type != "cuda" else setting, device)
 
 

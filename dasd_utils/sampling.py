@@ -190,9 +190,9 @@ class DasdPipeline:
         domains = self._domains(prompts, domain, auto_domain)
         for text, found, number in zip(prompts, domains, seeds, strict=True):
             calibration = settings or (found or self.config.source).calibration
-            calibration, terms = self._guidance(calibration, guidance)
             target = found in self.config.domains
             adapted = self._use_adapter and (target if adapter is None else adapter)
+            calibration, terms = self._guidance(calibration, guidance, adapted)
             token = self._learned_token(found) if adapted and target else None
             plain = classifier.without_tokens(text, self.config.domains) if adapted else text
             text = classifier.with_token(text, found) if token else text
@@ -201,14 +201,14 @@ class DasdPipeline:
         return plans
 
     def _guidance(
-        self, calibration: Calibration, guidance: str | Sequence[Term] | None
+        self, calibration: Calibration, guidance: str | Sequence[Term] | None, adapted: bool
     ) -> tuple[Calibration, tuple[Term, ...]]:
         """The calibration and the terms of its guidance, checked.
 
         A model that learned without prompts has no answer to one: in the place of classifier-free guidance,
         unless that is asked for by name, the base answers for it ("decoupled").
         """
-        without_prompts = self._use_adapter and self.config.training.caption_dropout == 1
+        without_prompts = adapted and self.config.training.caption_dropout == 1
         if guidance is None and without_prompts and calibration.guidance == "cfg":
             guidance = "decoupled"
         if isinstance(guidance, str):

@@ -13,9 +13,9 @@ import narrow
 import pytest
 import sd15_files
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 
-from dasd_utils import models
+from dasd_utils import denoising, models
 from dasd_utils.config import Calibration, Config
 
 torch.set_num_threads(1)  # tests are small, and threads that wait for each other cost more than they give
@@ -117,3 +117,21 @@ def adapted(parts) -> models.Parts:
     models.add_domain_tokens(parts, parts.config.domains)
     narrow.randomise(models.trainable_parameters(parts))
     return parts
+
+
+def plain_pipeline(
+    parts: models.Parts, scheduler: str, kind: type[DiffusionPipeline] = StableDiffusionPipeline
+) -> DiffusionPipeline:
+    """Return the pipeline of diffusers with the same networks, to compare with."""
+    pipeline = kind(
+        vae=parts.vae,
+        text_encoder=parts.text_encoder,
+        tokenizer=parts.tokenizer,
+        unet=parts.unet,
+        scheduler=denoising.make_scheduler(scheduler, parts.noise_scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

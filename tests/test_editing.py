@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from conftest import plain_pipeline
 from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
@@ -43,17 +44,7 @@ def latents(pipeline, monkeypatch):
 
 
 def test_it_is_the_loop_of_diffusers_begun_later(adapted, pictures, latents):
-    reference = StableDiffusionImg2ImgPipeline(
-        vae=adapted.vae,
-        text_encoder=adapted.text_encoder,
-        tokenizer=adapted.tokenizer,
-        unet=adapted.unet,
-        scheduler=denoising.make_scheduler("ddim", adapted.noise_scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    reference.set_progress_bar_config(disable=True)
+    reference = plain_pipeline(adapted, "ddim", StableDiffusionImg2ImgPipeline)
     clean = editing.encode(adapted, pictures)  # diffusers takes latents as they are
     noise = torch.stack([denoising.initial_noise((4, 8, 8), 3, 0)] * 2)
     add_noise = reference.scheduler.add_noise

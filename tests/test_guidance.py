@@ -99,6 +99,22 @@ def latents(pipeline, monkeypatch, prompt=PROMPT, **options):
     return torch.cat(seen)
 
 
+def by_hand(pipeline, domain_scale, guidance_scale):
+    """Return the latents of `latents(..., domain="xray")` by the formula; domain_scale: of the timestep."""
+    parts = pipeline.parts
+    with torch.no_grad():
+        empty, token, text = models.encode_prompts(parts, ["", "<xray>", PROMPT]).split(1)
+
+    def predict(x, timestep):
+        domain = parts.unet(x, timestep, token).sample
+        with models.lora_disabled(parts):
+            base, control = (parts.unet(x, timestep, c).sample for c in (empty, text))
+        return base + domain_scale(timestep) * (domain - base) + guidance_scale * (control - base)
+
+    noise = denoising.initial_noise((4, 8, 8), 5, 0)[None]
+    return denoising.denoise(predict, pipeline.scheduler("ddim"), noise, 3)
+
+
 def decoupled(domain_scale, guidance_scale, **changes):
     return dataclasses.replace(
         QUICK, guidance="decoupled", domain_scale=domain_scale, guidance_scale=guidance_scale, **changes
@@ -116,43 +132,23 @@ def test_without_the_domain_it_is_the_base_under_classifier_free_guidance(pipeli
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_without_control_the_prompt_does_not_matter(pipeline, adapted, monkeypatch):
+def test_without_control_the_prompt_does_not_matter(pipeline, monkeypatch):
     one, other = (
         latents(pipeline, monkeypatch, text, domain="xray", settings=decoupled(2.0, 0.0))
         for text in (PROMPT, "another one")
     )
     assert torch.equal(one, other)
-    with torch.no_grad():
-        empty, token = models.encode_prompts(adapted, ["", "<xray>"]).split(1)
-
-    def predict(x, timestep):
-        domain = adapted.unet(x, timestep, token).sample
-        with models.lora_disabled(adapted):
-            base = adapted.unet(x, timestep, empty).sample
-        return base + 2.0 * (domain - base)
-
-    noise = denoising.initial_noise((4, 8, 8), 5, 0)[None]
-    by_hand = denoising.denoise(predict, pipeline.scheduler("ddim"), noise, 3)
-    torch.testing.assert_close(one, by_hand, atol=1e-4, rtol=0)  # LoRA is merged
+    expected = by_hand(pipeline, lambda timestep: 2.0, 0.0)
+    torch.testing.assert_close(one, expected, atol=1e-4, rtol=0)  # LoRA is merged
 
 
-def test_all_three_branches_are_the_formula(pipeline, adapted, monkeypatch):
+def test_all_three_branches_are_the_formula(pipeline, monkeypatch):
     found = latents(pipeline, monkeypatch, domain="xray", settings=decoupled(2.0, 3.0))
-    with torch.no_grad():
-        empty, token, text = models.encode_prompts(adapted, ["", "<xray>", PROMPT]).split(1)
-
-    def predict(x, timestep):
-        domain = adapted.unet(x, timestep, token).sample
-        with models.lora_disabled(adapted):
-            base, control = (adapted.unet(x, timestep, c).sample for c in (empty, text))
-        return base + 2.0 * (domain - base) + 3.0 * (control - base)
-
-    noise = denoising.initial_noise((4, 8, 8), 5, 0)[None]
-    by_hand = denoising.denoise(predict, pipeline.scheduler("ddim"), noise, 3)
-    torch.testing.assert_close(found, by_hand, atol=1e-4, rtol=0)  # LoRA is merged
+    expected = by_hand(pipeline, lambda timestep: 2.0, 3.0)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)  # LoRA is merged
 
 
-def test_every_image_of_a_batch_has_its_own_texts(pipeline, adapted):
+def test_every_image_of_a_batch_has_its_own_texts(pipeline):
     """Two domains in one batch, one of them named by the token that the prompt holds."""
     prompts, seeds = [f"<xray> {PROMPT}", f"<satellite> {PROMPT}"], [4, 5]
     told, encode = [], models.encode_prompts
@@ -172,7 +168,7 @@ def test_every_image_of_a_batch_has_its_own_texts(pipeline, adapted):
         assert np.abs(np.asarray(alone, int) - np.asarray(image, int)).max() <= 1
 
 
-def test_a_negative_prompt_stands_for_nothing(pipeline, adapted, monkeypatch):
+def test_a_negative_prompt_stands_for_nothing(pipeline, monkeypatch):
     options = {"domain": "xray", "settings": decoupled(2.0, 3.0), "negative_prompt": "dark"}
     found = latents(pipeline, monkeypatch, **options)
     assert not torch.allclose(
@@ -217,9 +213,10 @@ def test_the_settings_say_what_made_the_image(pipeline):
     terms = (Term(BASE, EMPTY), Term(ADAPTED, GIVEN, 1.5))
     *_, used = pipeline.generate(PROMPT, domain="xray", settings=QUICK, guidance=terms, seed=1)
     assert used["rule"][1] == {"model": "adapted", "prompt": "given", "weight": 1.5, "least": None}
+    assert not used.keys() & {"guidance", "guidance_scale", "domain_scale"}  # they made nothing
 
 
-def test_a_weight_of_several_numbers_follows_the_noise(pipeline, adapted, monkeypatch):
+def test_a_weight_of_several_numbers_follows_the_noise(pipeline, monkeypatch):
     def found(domain, control):
         terms = (Term(BASE, EMPTY), Term(ADAPTED, TOKEN, domain), Term(BASE, GIVEN, control))
         return latents(pipeline, monkeypatch, domain="xray", settings=QUICK, guidance=terms)
@@ -227,18 +224,8 @@ def test_a_weight_of_several_numbers_follows_the_noise(pipeline, adapted, monkey
     plain = found(2.0, 3.0)
     assert torch.equal(plain, found((2.0,), (3.0, 3.0)))
     assert not torch.allclose(plain, found(2.0, (3.0, 0.0)), atol=1e-3)
-    with torch.no_grad():
-        empty, token, text = models.encode_prompts(adapted, ["", "<xray>", PROMPT]).split(1)
-
-    def predict(x, timestep):
-        domain = adapted.unet(x, timestep, token).sample
-        with models.lora_disabled(adapted):
-            base, control = (adapted.unet(x, timestep, c).sample for c in (empty, text))
-        return base + 2.0 * (1 - timestep / 999) * (domain - base) + 3.0 * (control - base)
-
-    noise = denoising.initial_noise((4, 8, 8), 5, 0)[None]
-    by_hand = denoising.denoise(predict, pipeline.scheduler("ddim"), noise, 3)
-    torch.testing.assert_close(found((0.0, 2.0), 3.0), by_hand, atol=1e-4, rtol=0)
+    expected = by_hand(pipeline, lambda timestep: 2.0 * (1 - timestep / 999), 3.0)
+    torch.testing.assert_close(found((0.0, 2.0), 3.0), expected, atol=1e-4, rtol=0)
 
 
 def test_a_learner_of_another_run_is_one_more_model(pipeline, adapted, monkeypatch):

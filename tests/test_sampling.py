@@ -11,7 +11,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from conftest import plain_pipeline
+from diffusers import DDPMScheduler
 from PIL import Image
 
 from dasd_utils import adapters, classifier, denoising, guidance, models, precision, sampling
@@ -58,17 +59,7 @@ def same(one: Image.Image, other: Image.Image) -> bool:
 def test_the_loop_equals_the_pipeline_of_diffusers(adapted, name, guidance_scale):
     prompts, shape = [f"<satellite> {PROMPT}", "a house"], (4, 8, 8)
     noise = torch.stack([sampling.initial_noise(shape, 3, i) for i in range(2)])
-    reference = StableDiffusionPipeline(
-        vae=adapted.vae,
-        text_encoder=adapted.text_encoder,
-        tokenizer=adapted.tokenizer,
-        unet=adapted.unet,
-        scheduler=denoising.make_scheduler(name, adapted.noise_scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    reference.set_progress_bar_config(disable=True)
+    reference = plain_pipeline(adapted, name)
     options = dict(guidance_scale=guidance_scale, num_inference_steps=5, output_type="latent")
     expected = reference(
         prompts,
@@ -99,17 +90,7 @@ def test_the_loop_equals_the_pipeline_of_diffusers(adapted, name, guidance_scale
 def test_generate_equals_the_pipeline_of_diffusers(pipeline, adapted):
     quick = Calibration(4.0, 3, "ddim")
     image, _, _ = pipeline.generate(PROMPT, domain="xray", seed=7, settings=quick, negative_prompt="dark")
-    reference = StableDiffusionPipeline(
-        vae=adapted.vae,
-        text_encoder=adapted.text_encoder,
-        tokenizer=adapted.tokenizer,
-        unet=adapted.unet,
-        scheduler=denoising.make_scheduler("ddim", adapted.noise_scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    reference.set_progress_bar_config(disable=True)
+    reference = plain_pipeline(adapted, "ddim")
     noise = sampling.initial_noise(pipeline.latent_shape, 7, 0)[None]
     expected = reference(
         f"<xray> {PROMPT}",

@@ -262,6 +262,8 @@ def test_a_run_of_the_method_is_trained_and_asked_by_the_commands(tiny_config, t
     used = main(*words)["settings"]
     assert used["guidance"] == "decoupled" and used["token"] is None
     assert main(*words, "--guidance", "cfg")["settings"]["guidance"] == "cfg"
+    base = main("generate", "--config", path, "--prompt", "a house", "--seed", 1)["settings"]
+    assert base["guidance"] == "cfg" and base["domain"] is None  # the base answers as ever
     assert main("verify", config.output_dir)
     words = ["train", "--config", str(path), "--resume", "--max_steps", "5"]
     assert CliRunner().invoke(cli.app, words).exit_code == 0

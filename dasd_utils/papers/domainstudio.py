@@ -27,8 +27,10 @@ from dasd_utils import classifier, models, objectives, processes
 from dasd_utils.checks import check_choice
 from dasd_utils.config import Config, DasdError, read_object
 from dasd_utils.latents import Batch
+from dasd_utils.papers import whole_unet
 
 LEAST = 3
+COMPARES_SAMPLES = True
 WHY = (
     "DomainStudio compares how samples of a domain lie to each other: of two, each has one other, so "
     "that the softmax is 1 and the loss 0 whatever the network does; one has none."
@@ -93,11 +95,6 @@ def only(kept: str) -> dict[str, float]:
     return {name: getattr(Settings(), name) if name == kept else 0.0 for name in WEIGHTS}
 
 
-def _whole(config: Config) -> dict[str, Any]:
-    """All of the UNet learns, at a tenth of LoRA's rate."""
-    return {"whole_unet": True, "learning_rate": config.training.learning_rate / 10}
-
-
 def _unconditional(method_settings: dict[str, Any]) -> dict[str, Any]:
     return UNCONDITIONAL | {"changes": UNCONDITIONAL["changes"] | {"method_settings": method_settings}}
 
@@ -118,8 +115,11 @@ RUNGS: dict[str, dict[str, Any]] = {
         f"{NAME}, {name}": {"changes": {"method_settings": weights}, "after": _NONE}
         for name, weights in (("a tenth", TENTH), ("mild", MILD))
     },
-    f"{NAME}, whole UNet": {"changes": _whole, "after": NAME},
-    f"{_NONE}, whole UNet": {"changes": lambda c: _whole(c) | {"method_settings": NO_LOSSES}, "after": _NONE},
+    f"{NAME}, whole UNet": {"changes": whole_unet, "after": NAME},
+    f"{_NONE}, whole UNet": {
+        "changes": lambda c: whole_unet(c) | {"method_settings": NO_LOSSES},
+        "after": _NONE,
+    },
     "base, unconditional": {"trained": False, "settings": "unconditional", "after": "base"},
     f"{NAME}, unconditional": _unconditional({}) | {"after": f"{_NONE}, unconditional"},
     f"{_NONE}, unconditional": _unconditional(NO_LOSSES),

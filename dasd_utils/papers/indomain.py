@@ -12,33 +12,26 @@ from typing import Any
 
 from dasd_utils import objectives
 from dasd_utils.checks import check_promptless
-from dasd_utils.config import Config, DasdError
+from dasd_utils.config import Config
+from dasd_utils.papers import whole_unet
 
 CHANGES: dict[str, Any] = {"caption_dropout": 1.0, "lambda_align": 0.0, "prior_loss_weight": 0.0}
 BY_PROFILE: dict[str, dict[str, Any]] = {}
 NAME = "domain learner"
 
 
-def whole(config: Config) -> dict[str, Any]:
-    """Return the changes with which all of the UNet learns, at a tenth of LoRA's rate."""
-    return {"whole_unet": True, "learning_rate": config.training.learning_rate / 10}
-
-
 DECOUPLED: dict[str, Any] = {"tokens": False, "settings": "decoupled"}
 RUNGS: dict[str, dict[str, Any]] = {
     "decoupled guidance": DECOUPLED,
-    "decoupled guidance, whole UNet": DECOUPLED | {"changes": whole, "after": "decoupled guidance"},
+    "decoupled guidance, whole UNet": DECOUPLED | {"changes": whole_unet, "after": "decoupled guidance"},
     "decoupled guidance, text-free": DECOUPLED
-    | {"changes": lambda config: whole(config) | {"text_free": True}, "after": "decoupled guidance"},
+    | {"changes": lambda config: whole_unet(config) | {"text_free": True}, "after": "decoupled guidance"},
     f"{NAME}, no prompt": {"tokens": False, "settings": "unconditional", "after": "decoupled guidance"},
 }
 
 
 def check(config: Config) -> None:
-    """Raise DasdError for method_settings, which it has none of, and for what `check_promptless` refuses."""
-    if config.method_settings:
-        name = sorted(config.method_settings)[0]
-        raise DasdError(f"method_settings has {name!r}, but the method indomain has none: leave it out.")
+    """Raise DasdError for captions, tokens, and several domains."""
     check_promptless(config, "The method indomain")
 
 
