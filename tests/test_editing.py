@@ -43,8 +43,9 @@ def latents(pipeline, monkeypatch):
     return found
 
 
-def test_it_is_the_loop_of_diffusers_begun_later(adapted, pictures, latents):
-    reference = plain_pipeline(adapted, "ddim", StableDiffusionImg2ImgPipeline)
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "unipc", "euler"])
+def test_it_is_the_loop_of_diffusers_begun_later(adapted, pictures, latents, scheduler):
+    reference = plain_pipeline(adapted, scheduler, StableDiffusionImg2ImgPipeline)
     clean = editing.encode(adapted, pictures)  # diffusers takes latents as they are
     noise = torch.stack([denoising.initial_noise((4, 8, 8), 3, 0)] * 2)
     add_noise = reference.scheduler.add_noise
@@ -57,7 +58,9 @@ def test_it_is_the_loop_of_diffusers_begun_later(adapted, pictures, latents):
         num_inference_steps=6,
         output_type="latent",
     ).images
-    torch.testing.assert_close(latents(pictures, PROMPTS, strength=0.5), expected, atol=1e-4, rtol=0)
+    settings = dataclasses.replace(QUICK, scheduler=scheduler)
+    found = latents(pictures, PROMPTS, strength=0.5, settings=settings)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("scheduler", sampling.SCHEDULERS)
