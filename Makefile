@@ -52,6 +52,8 @@ study: install  # hours
 	$(LADDER) --config data/configs/many_shots.json $(CONDITIONAL)
 	$(LADDER) --config data/configs/ten_sketches.json $(UNCONDITIONAL)
 	$(LADDER) --config data/configs/ten_xrays.json $(UNCONDITIONAL)
+	$(BIN)/dasd front --config data/configs/guidance.json --seeds 0,1,2 --workers 2
+	cp data/runs/guidance/front.json data/results/guidance.json
 	for name in ten_shots many_shots ten_sketches ten_xrays; do \
 		cp data/runs/$$name/ladder.json data/results/$$name.json || exit 1; done
 

@@ -6,6 +6,7 @@ AdamW and clipping, at the same precision, from prompts of the same length.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import tempfile
 import time
@@ -21,7 +22,7 @@ from common import Operations
 from PIL import Image
 from torch import Tensor
 
-from dasd_utils import cache, latents, losses, methods, models, objectives, training
+from dasd_utils import cache, latents, losses, methods, models, objectives, textfree, training
 from dasd_utils.config import ROOT, Config
 from dasd_utils.precision import DTYPES, autocast, choose_precision, default_device, frozen_dtype
 
@@ -62,7 +63,12 @@ def base(model: str, config: Config) -> models.Parts:
     )
     for module in (parts.text_encoder, parts.unet, parts.vae):
         module.requires_grad_(False).eval()
-    models.add_lora(parts.unet, config.lora)
+    if config.training.whole_unet:
+        models.open_unet(parts)
+        if config.training.text_free:
+            textfree.open_text_free(parts)
+    else:
+        models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)
     models.trainable_parameters(parts)
     return parts
@@ -85,6 +91,8 @@ def settings(
     checkpointing = {} if model == "tiny" else {"gradient_checkpointing": False}
     sizes = {"resolution": resolution, "mixed_precision": precision, "output_dir": tempfile.mkdtemp()}
     defaults = {"gradient_accumulation_steps": 1, **checkpointing}
+    if method == "indomain":  # one domain, and no token
+        defaults["domains"] = (dataclasses.replace(Config.setup(model).domains[0], token=None),)
     return Config.setup(model, method=method, **sizes, **(defaults | changes))
 
 
@@ -110,6 +118,7 @@ class RandomSampler:
         number = step * training_.gradient_accumulation_steps + micro
         sources = 0 if number % training_.source_every else training_.source_batch_size
         rows = [i % len(domains) for i in range(targets)]
+        reads = training_.caption_dropout < 1
         timesteps = torch.randint(0, 1000, (targets,))
 
         def draw(count: int) -> Tensor:
@@ -118,7 +127,7 @@ class RandomSampler:
         return latents.Batch(
             target_latents=draw(targets),
             source_latents=draw(sources),
-            target_prompts=[f"{domains[row].token} {PROMPT}" for row in rows],
+            target_prompts=[f"{domains[row].token} {PROMPT}" if reads else "" for row in rows],
             source_prompts=[PROMPT] * sources,
             target_domains=torch.tensor(rows),
             target_timesteps=timesteps,

@@ -1,4 +1,4 @@
-"""The commands of the study: calibrate, ladder, sweep."""
+"""The commands of the study: calibrate, ladder, front, sweep."""
 
 from __future__ import annotations
 
@@ -77,24 +77,72 @@ def ladder(
     from dasd_utils import ladder as rungs
 
     place = output_dir or (None if config else Path("data/runs/ladder"))
-    settings, wanted = read_config(profile, config, output_dir=place), rungs.find(only)
+    settings, wanted = read_config(profile, config, output_dir=place), find(only)
     numbers = read_seeds(seeds)
-    if against and rungs.find([against])[0] not in wanted:
+    if against and find([against])[0] not in wanted:
         raise DasdError(
             f"--against is {against!r}, which is not among the rungs asked for: add it by --only."
         )
     judging = rungs.Judging(settings)
+    if climb(judging, numbers, wanted, workers, scheduler, as_json, table):
+        write_table(judging, numbers, wanted, against or rungs.DASD, as_json)
+
+
+@commands.command()
+def front(
+    profile: Profile = "auto",
+    config: ConfigFile = None,
+    output_dir: OutputDir = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated training seeds.")] = "0,1,2",
+    only: Annotated[list[str] | None, typer.Option(help="The name of a line; may be given again.")] = None,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train, sample and judge what is missing of guidance at all its scales; write front.json."""
+    from dasd_utils import evaluation, fronts
+    from dasd_utils import ladder as rungs
+
+    lines, numbers = fronts.find(only), read_seeds(seeds)
+    judging = rungs.Judging(read_config(profile, config, output_dir=output_dir))
+    if climb(judging, numbers, fronts.points(lines), workers, scheduler, as_json):
+        rows = fronts.table(judging, numbers, lines)
+        path = resolve(judging.config.output_dir) / "front.json"
+        evaluation.save_results(path, judging.config, rows)
+        table = evaluation.ladder_table([row for row in rows if "against" not in row])
+        show({"results": str(path), "rows": rows}, as_json, f"{table}\n\n{path}")
+
+
+def find(names: list[str] | None) -> list[Any]:
+    """Return the rungs of these names, those of papers and the points of fronts too; None: DASD's ladder."""
+    from dasd_utils import fronts, ladder
+
+    return ladder.find(names, (*ladder.RUNGS, *ladder.PAPERS, *fronts.points()))
+
+
+def climb(
+    judging: Any,
+    seeds: list[int],
+    wanted: list[Any],
+    workers: int,
+    scheduler: str | None,
+    as_json: bool,
+    table: bool = True,
+) -> bool:
+    """Do what is missing of the rungs, by several workers if asked; return whether a table can be written."""
+    from dasd_utils import ladder
+
     if workers > 1 or scheduler:
-        run_together(ladder_words(settings, numbers, only), workers, scheduler)
+        run_together(ladder_words(judging.config, seeds, wanted), workers, scheduler)
     try:
-        busy = rungs.run(judging, numbers, wanted)
+        busy = ladder.run(judging, seeds, wanted)
     except KeyboardInterrupt:  # a training that was stopped has saved
         fail("Stopped. The same command goes on from here.", 130)
     if busy or not table:
         left = ", ".join(f"{name} (seed {seed})" for name, seed in busy)
         show(busy, as_json, f"Other processes are at work on: {left}" if busy else "All rungs are done.")
-        return
-    write_table(judging, numbers, wanted, against or rungs.DASD, as_json)
+        return False
+    return True
 
 
 def write_table(judging: Any, seeds: list[int], wanted: list[Any], against: str, as_json: bool) -> None:
@@ -117,7 +165,7 @@ def read_seeds(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def ladder_words(config: Config, seeds: list[int], only: list[str] | None) -> list[list[str]]:
+def ladder_words(config: Config, seeds: list[int], wanted: list[Any]) -> list[list[str]]:
     """Return a command for each training of each seed, with all the rungs that share its weights."""
     from dasd_utils import checkpoints
     from dasd_utils import ladder as rungs
@@ -126,7 +174,7 @@ def ladder_words(config: Config, seeds: list[int], only: list[str] | None) -> li
     common = ["ladder", "--config", str(path), "--output_dir", config.output_dir, "--no-table"]
     alike: dict[tuple, list[str]] = {}
     for seed in seeds:
-        for rung in rungs.find(only):
+        for rung in wanted:
             place = rungs.run_config(config, rung, seed).output_dir if rung.trained else "base"
             alike.setdefault((seed, place), []).extend(["--only", rung.name])
     return [[*common, "--seeds", str(seed), *names] for (seed, _), names in alike.items()]

@@ -62,6 +62,7 @@ class Rung:
     tokens: bool = True  # a learned token leads each prompt
     style_words: bool = False  # the domain's style words follow each prompt
     settings: str = PROTOCOL  # or PUBLISHED, CALIBRATED, DOMAIN, UNCONDITIONAL, DECOUPLED
+    scales: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # in the place of the protocol's
     method: str = methods.DASD  # whose objective trains it, with that method's changes under its own
     after: str = DASD  # the rung that it is one step from: their difference is in the table too
 
@@ -78,7 +79,7 @@ class Rung:
     @property
     def sees_source(self) -> bool:
         """Return whether its answers to prompts of the source are its own, not those of another rung."""
-        return self.settings == PROTOCOL and not self.style_words
+        return self.settings == PROTOCOL and not self.style_words and not self.scales
 
 
 LORA_AND_TOKEN = {"lambda_align": 0.0}
@@ -165,12 +166,12 @@ def settings(config: Config, rung: Rung, domain: DomainConfig, run: Path | None)
     protocol = config.evaluation
     same = Calibration(protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler)
     if rung.settings in GUIDANCE:
-        return dataclasses.replace(same, guidance=GUIDANCE[rung.settings])
+        return dataclasses.replace(same, guidance=GUIDANCE[rung.settings], **rung.scales)
     if rung.settings == PUBLISHED:
         return profiles.PUBLISHED_CALIBRATION.get(domain.name, profiles.PUBLISHED_CALIBRATION["default"])
     if rung.settings == CALIBRATED:
         return sampling.calibrated(config, calibration.file(run)).domain(domain.name).calibration
-    return same
+    return dataclasses.replace(same, **rung.scales)
 
 
 @dataclass(frozen=True)
@@ -268,6 +269,7 @@ def answers(task: Task, wanted: scores.Reference, pipeline: sampling.DasdPipelin
         domain=task.domain.name if target else None,
         seed=seeds,
         settings=task.calibration,
+        guidance=task.calibration.guidance,  # by name: a learner without prompts is asked what the rung says
         adapter=task.rung.trained,
     )
     return images

@@ -26,7 +26,7 @@ def table(
     config, rows = judging.config, []
     done = [rung for rung in rungs if all(ladder.is_done(config, rung, seed) for seed in seeds)]
     for domain in (*config.domains, config.source):
-        stored = {rung.name: _stored(config, rung, seeds, domain) for rung in done}
+        stored = {rung.name: stored(config, rung, seeds, domain) for rung in done}
         found = {name: by_seed for name, by_seed in stored.items() if by_seed}
         target = domain in config.domains
         control = {CONTROL: [judging.control(domain)]} if target else {}
@@ -54,7 +54,8 @@ def _compare(
     return [row | {"n": sizes[row["method"]], "seeds": trained[row["method"]]} for row in rows]
 
 
-def _stored(config: Config, rung: Rung, seeds: Sequence[int], domain: DomainConfig) -> list[scores.Scores]:
+def stored(config: Config, rung: Rung, seeds: Sequence[int], domain: DomainConfig) -> list[scores.Scores]:
+    """Return the scores of a rung in a domain, a training seed each; none where it was not asked there."""
     found = [task for seed in seeds for task in ladder.tasks(config, rung, seed) if task.domain == domain]
     return [load_file(task.scores) for task in found]
 

@@ -305,7 +305,7 @@ def test_unknown_rungs_and_seeds_are_refused():
 
 
 def test_commands_hold_what_shares_weights(config):
-    words = cli_study.ladder_words(config, [0, 1], [rung.name for rung in RUNGS])
+    words = cli_study.ladder_words(config, [0, 1], RUNGS)
     assert len(words) == 2 * 4  # base with and without words, token, LoRA, DASD with its three ways
     together = [[w for w in each if w.startswith("DASD")] for each in words]
     assert max(together, key=len) == ["DASD", "DASD, calibrated", "DASD, Domain Guidance"]

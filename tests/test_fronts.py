@@ -1,0 +1,181 @@
+"""A line is one training at several scales; what it gains is told by seeds that did not choose."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from conftest import on_narrow_base
+from typer.testing import CliRunner
+
+from dasd_utils import cli, front_charts, fronts, ladder, runs
+from dasd_utils.config import Calibration, DasdError
+from dasd_utils.uncertainty import Estimate
+
+
+@pytest.fixture(scope="module")
+def config(base_dir, tmp_path_factory):
+    changes = dict(num_heldout=12, num_bootstrap=20, max_train_steps=2, checkpoint_every=1)
+    found = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path_factory.mktemp("front"), **changes)
+    return found.replace(domains=found.domains[:1])
+
+
+def settings(config, point):
+    run = ladder.run_config(config, point, 0).output_dir
+    return ladder.settings(config, point, config.domains[0], run)
+
+
+def test_points_have_names_of_their_own_that_the_command_knows():
+    names = [point.name for point in fronts.points()]
+    assert len(set(names)) == len(names)
+    assert not set(names) & {rung.name for rung in (*ladder.RUNGS, *ladder.PAPERS)}
+    asked = [line.name for line in fronts.find([fronts.PLANE, f"{fronts.PLANE}, over training"])]
+    assert asked == [fronts.PLANE] + [f"{fronts.PLANE}, over training"] * len(fronts.LENGTHS)
+    with pytest.raises(DasdError, match=r"no line 'DASD'.*DASD, "):
+        fronts.find(["DASD"])
+
+
+def test_a_line_shares_one_training_and_differs_in_its_scales(config):
+    (line,) = fronts.find([fronts.PLANE])
+    found = {point.name: settings(config, point) for point in line.points()}
+    assert len({runs.key(point.config(config)) for point in line.points()}) == 1
+    steps = config.evaluation.num_inference_steps, config.evaluation.scheduler
+    assert found["images alone, decoupled, domain 4, guidance 2"] == Calibration(
+        2.0, *steps, "decoupled", 4.0
+    )
+    assert len(set(found.values())) == 16
+
+
+def test_the_same_question_after_other_lengths_of_training(config):
+    points = fronts.points(fronts.find(["captions, classifier-free, over training"]))
+    assert [point.config(config).training.max_train_steps for point in points] == list(fronts.LENGTHS)
+    assert [point.config(config).alignment.lambda_align for point in points] == [0.0] * 4  # the rung's own
+    (one,) = {settings(config, point) for point in points}
+    assert (one.guidance, one.guidance_scale) == ("cfg", 2.5)
+    same = config.replace(max_train_steps=200)
+    at = {point.config(same).training.max_train_steps: runs.key(point.config(same)) for point in points}
+    (line,) = fronts.find(["captions, classifier-free"])
+    assert at[200] == runs.key(line.points()[0].config(same))  # no second training of that length
+
+
+def test_a_learner_without_prompts_is_asked_what_its_line_says(config, monkeypatch):
+    (line,) = fronts.find(["images alone, classifier-free"])
+    point, asked = line.points()[0], {}
+
+    class Pipeline:
+        def generate(self, prompts, **options):
+            asked.update(options)
+            return [], None, None
+
+    task = ladder.Task(config, point, 0, config.domains[0], settings(config, point), 12, None)
+    ladder.answers(task, ladder.Judging(config).references[config.domains[0].name], Pipeline())
+    assert asked["guidance"] == "cfg" and asked["settings"].guidance_scale == 1.0
+
+
+def estimate(*values):
+    values = torch.tensor(values, dtype=torch.float64)
+    return Estimate(values, values + torch.linspace(-0.01, 0.01, 5, dtype=torch.float64)[:, None], 12)
+
+
+def made(fit, control):
+    return {"cmmd": estimate(*fit), "attribute_accuracy": estimate(*control)}
+
+
+def test_gains_are_of_points_that_the_other_seeds_choose():
+    own = {
+        "near, lucky": made((0.5, 0.5, 0.5), (0.9, 0.1, 0.1)),  # best by seed 0 alone
+        "near": made((0.5, 0.5, 0.5), (0.4, 0.4, 0.4)),
+        "far": made((2.0, 2.0, 2.0), (1.0, 1.0, 1.0)),  # shows more, but lies further away
+    }
+    against = {"w 1": made((1.0, 1.0, 1.0), (0.3, 0.3, 0.3)), "w 9": made((0.1, 0.1, 0.1), (0.0, 0.0, 0.0))}
+    fit, control = fronts.gains(own, against)  # none is as near as w 9
+    assert control["points"] == ["near", "near, lucky", "near, lucky"]
+    assert control["value"] == pytest.approx((0.1 - 0.2 - 0.2) / 3)
+    assert (fit["metric"], fit["value"], fit["against"]) == ("cmmd", pytest.approx(-0.5), "w 1")
+    assert control["separable"] is False and fit["separable"] is True
+
+
+def test_without_attributes_control_is_the_clip_score():
+    points = {"a": {"cmmd": estimate(1.0, 1.0), "clip_score": estimate(0.3, 0.5)}}
+    assert [row["metric"] for row in fronts.gains(points, points)] == ["cmmd", "clip_score"]
+
+
+def test_one_seed_chooses_for_nobody():
+    one = {"a": made((0.5,), (0.5,))}
+    assert fronts.gains(one, one) == []
+
+
+@pytest.fixture(scope="module")
+def lines():
+    cfg, plane = fronts.find(["captions, classifier-free", fronts.PLANE])
+    return [
+        dataclasses.replace(cfg, scales=cfg.scales[:2]),
+        dataclasses.replace(plane, scales=plane.scales[5:7]),
+        dataclasses.replace(cfg, name="longer", scales=cfg.scales[:1], changes={"max_train_steps": 3}),
+    ]
+
+
+def test_the_command_asks_every_point_and_writes_the_front(config, lines, tmp_path, monkeypatch):
+    monkeypatch.setattr(fronts, "LINES", lines)
+    path = config.save(tmp_path / "config.json")
+    asked = ["front", "--config", str(path), "--seeds", "0,1", "--json"]
+    done = CliRunner().invoke(cli.app, asked)
+    assert done.exit_code == 0, done.output
+    stored = json.loads((ladder.resolve(config.output_dir) / "front.json").read_text())
+    scored = [row for row in stored["rows"] if "against" not in row]
+    assert {row["method"] for row in scored} == {point.name for point in fronts.points(lines)}
+    (one,) = (r for r in scored if r["method"].endswith("domain 1, guidance 4") and r["metric"] == "cmmd")
+    assert (one["line"], one["domain_scale"], one["guidance_scale"]) == (fronts.PLANE, 1.0, 4.0)
+    assert (one["n"], one["seeds"], one["low"] < one["value"] < one["high"]) == (24, [0, 1], True)
+    assert {r["max_train_steps"] for r in scored if r["line"] == "longer"} == {3}
+    assert {r["method"] for r in stored["rows"] if "against" in r} <= {fronts.PLANE}
+
+
+def row(method, metric, value, **more):
+    start = {"method": method, "domain": "x", "metric": metric, "low": value - 0.1, "high": value + 0.1}
+    return start | {"value": value} | more
+
+
+@pytest.fixture
+def rows():
+    found = []
+    for scale, fit, control in ((1.0, 2.0, 0.5), (5.0, 3.0, 0.7)):
+        more = {"line": "cfg", "guidance_scale": scale}
+        found += [
+            row(f"cfg {scale}", "cmmd", fit, **more),
+            row(f"cfg {scale}", "attribute_accuracy", control, **more),
+        ]
+    for d in (0.0, 2.0):
+        for c in (0.0, 4.0):
+            more = {"line": "plane", "domain_scale": d, "guidance_scale": c}
+            found.append(row(f"plane {d} {c}", "cmmd", 10 * d + c, **more))
+            found.append(row(f"plane {d} {c}", "attribute_accuracy", c / 10, **more))
+    return [*found, row("plane", "cmmd", 1.0, against="cfg 1.0")]
+
+
+def test_fit_is_across_and_control_up(rows):
+    (axes,) = front_charts.fit_chart(rows, ("cfg", "plane")).axes
+    drawn = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+    assert drawn["cfg"].get_xydata().tolist() == [[2.0, 0.5], [3.0, 0.7]]
+    assert drawn["cfg"].get_linestyle() == "-" and drawn["plane"].get_linestyle() == "None"
+    assert [text.get_text() for text in axes.texts] == ["1", "5"]
+    with pytest.raises(ValueError, match="of the line other"):
+        front_charts.fit_chart(rows, ("cfg", "other"))
+
+
+def test_the_plane_has_each_value_in_its_cell(rows):
+    (axes,) = front_charts.plane_chart(rows, "plane", ["cmmd"]).axes
+    cells = {text.get_position(): text.get_text() for text in axes.texts}
+    assert cells == {(0, 0): "0.00", (1, 0): "4.00", (0, 1): "20.00", (1, 1): "24.00"}  # across: the prompt
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "2"]
+    with pytest.raises(ValueError, match="3 points of 2 x 2"):
+        front_charts.plane_chart([r for r in rows if r["method"] != "plane 2.0 4.0"], "plane", ["cmmd"])
+
+
+def test_lengths_of_training_are_in_order():
+    rows = [row(f"a {n}", "cmmd", n / 10, line="a", max_train_steps=n) for n in (200, 25)]
+    (axes,) = front_charts.length_chart(rows, ["cmmd"], ["a"]).axes
+    (drawn,) = axes.containers
+    assert drawn.lines[0].get_ydata().tolist() == [2.5, 20.0]
+    with pytest.raises(ValueError, match="of the line b"):
+        front_charts.length_chart(rows, ["cmmd"], ["a", "b"])
