@@ -12,8 +12,8 @@ import common
 import torch
 import typer
 
-from dasd_utils import models, runs, sampling, textfree
-from dasd_utils.config import Calibration, Config
+from dasd_utils import models, sampling, textfree
+from dasd_utils.config import Calibration, Config, resolve
 from dasd_utils.guidance import BASE, EMPTY, GIVEN, Term, rule
 from dasd_utils.pretrain.evaluate import heldout
 
@@ -30,8 +30,9 @@ RULES = {
 
 def factory(name: str, precision: str, batch_size: int) -> common.Operations:
     """Return `images`, which samples a batch of the shipped run's first domain under a rule."""
-    config = Config.setup("tiny", mixed_precision=precision)
-    pipeline = sampling.load_trained_pipeline(runs.find_run(config), config)
+    config = Config.setup("tiny")
+    pipeline = sampling.load_trained_pipeline(resolve(config.shipped_run), config)
+    pipeline.config = config.replace(mixed_precision=precision)
     domain = config.domains[0]
     if name == COPY:
         parts = models.load_parts(config)
@@ -64,7 +65,8 @@ def main(
         rows.append(row)
     columns = {"guidance": "", "branches": "", "calls": "", "seconds_an_image": ".3f", "times_as_long": ".2f"}
     print(common.table(rows, columns))
-    print(common.save("guidance", {"machine": common.machine(threads)}, rows))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(common.save("guidance", {"machine": common.machine(threads, device)}, rows))
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ def main(
     targets: Annotated[int, typer.Option(help="of one step, all domains together")] = 24,
 ) -> None:
     """Print a table and write data/results/bench_method_step_<what>.json."""
+    if method not in PAIRS:
+        raise typer.BadParameter(f"--method is {method!r}; it must be one of {', '.join(PAIRS)}.")
     options: dict[str, Any] = {"model": model, "resolution": resolution, "precision": precision}
     options |= {"target_batch_size": targets, "source_batch_size": max(targets // 3, 1)}
     torch.set_num_threads(threads)

@@ -47,6 +47,7 @@ def base(model: str, config: Config) -> models.Parts:
     if model == "tiny":
         return training.setup_training(config)
     folder = ROOT / "data" / "tiny-sd" / "tokenizer"
+    kept = None if config.training.whole_unet else frozen_dtype(config)  # what learns is kept in fp32
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)  # nosec B615  # a folder
     text = dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12)
     parts = models.Parts(
@@ -54,7 +55,7 @@ def base(model: str, config: Config) -> models.Parts:
         text_encoder=transformers.CLIPTextModel(
             transformers.CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=2, **text)
         ),
-        unet=sd15_unet(frozen_dtype(config) or torch.float32),
+        unet=sd15_unet(kept or torch.float32),
         vae=diffusers.AutoencoderKL(**VAE),
         noise_scheduler=diffusers.DDPMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
@@ -66,7 +67,7 @@ def base(model: str, config: Config) -> models.Parts:
     if config.training.whole_unet:
         models.open_unet(parts)
         if config.training.text_free:
-            textfree.open_text_free(parts)
+            textfree.open_text_free(parts.to(default_device()))
     else:
         models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)

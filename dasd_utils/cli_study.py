@@ -79,7 +79,7 @@ def ladder(
     place = output_dir or (None if config else Path("data/runs/ladder"))
     settings, wanted = read_config(profile, config, output_dir=place), find(only)
     numbers = read_seeds(seeds)
-    if against and find([against])[0] not in wanted:
+    if against and find([against])[0].name not in {rung.name for rung in wanted}:
         raise DasdError(
             f"--against is {against!r}, which is not among the rungs asked for: add it by --only."
         )
@@ -92,7 +92,14 @@ def ladder(
 def front(
     profile: Profile = "auto",
     config: ConfigFile = None,
-    output_dir: OutputDir = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output_dir",
+            "--output-dir",
+            help="Where runs, samples and the table are. Default: that of --config, else data/runs/front.",
+        ),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Comma-separated training seeds.")] = "0,1,2",
     only: Annotated[list[str] | None, typer.Option(help="The name of a line; may be given again.")] = None,
     workers: Workers = 1,
@@ -103,12 +110,16 @@ def front(
     from dasd_utils import evaluation, fronts
     from dasd_utils import ladder as rungs
 
+    place = output_dir or (None if config else Path("data/runs/front"))
     lines, numbers = fronts.find(only), read_seeds(seeds)
-    judging = rungs.Judging(read_config(profile, config, output_dir=output_dir))
+    judging = rungs.Judging(read_config(profile, config, output_dir=place))
+    fronts.check(judging.config, lines)
     if climb(judging, numbers, fronts.points(lines), workers, scheduler, as_json):
         rows = fronts.table(judging, numbers, lines)
         path = resolve(judging.config.output_dir) / "front.json"
         evaluation.save_results(path, judging.config, rows)
+        if len(numbers) < 2:
+            log.info("One seed: what a line gains at equal fit takes two or more.")
         table = evaluation.ladder_table([row for row in rows if "against" not in row])
         show({"results": str(path), "rows": rows}, as_json, f"{table}\n\n{path}")
 

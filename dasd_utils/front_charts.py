@@ -14,13 +14,35 @@ Rows = Sequence[Mapping[str, Any]]
 MARKERS = "os^Dvp"
 
 
-def points(rows: Rows, lines: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Return line -> its points in order, each with its scales and its row of every metric in "metrics"."""
-    table: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in (row for row in rows if "line" in row and (lines is None or row["line"] in lines)):
-        own = table.setdefault(row["line"], {}).setdefault(row["method"], {**row, "metrics": {}})
-        own["metrics"][row["metric"]] = row
-    return {line: list(found.values()) for line, found in table.items()}
+Point = dict[str, Any]  # its scales, and metric -> row in "metrics"
+
+
+def points(
+    rows: Rows, lines: Sequence[str], metrics: Sequence[str] = (), scales: Sequence[str] = ()
+) -> dict[str, list[Point]]:
+    """Return line -> its points, in the order of these scales.
+
+    Raises ValueError where a line, or a metric or scale of a point, is missing, and for rows of more than one
+    domain.
+    """
+    found: dict[str, dict[str, Point]] = {line: {} for line in lines}
+    own = [row for row in rows if row.get("line") in found]
+    for row in own:
+        found[row["line"]].setdefault(row["method"], {**row, "metrics": {}})["metrics"][row["metric"]] = row
+    if len(domains := {row["domain"] for row in own}) > 1:
+        raise ValueError(f"The rows are of several domains: {', '.join(sorted(domains))}. Choose one.")
+    for line, table in found.items():
+        if not table:
+            raise ValueError(f"No row is of the line {line}.")
+        for name, point in table.items():
+            lacking = [each for each in metrics if each not in point["metrics"]]
+            lacking += [each for each in scales if each not in point]
+            if lacking:
+                raise ValueError(f"The point {name!r} has no {', '.join(lacking)}.")
+    return {
+        line: sorted(table.values(), key=lambda point: [point[scale] for scale in scales])
+        for line, table in found.items()
+    }
 
 
 @style()
@@ -28,46 +50,43 @@ def fit_chart(rows: Rows, lines: Sequence[str], x: str = "cmmd", y: str = "attri
     """Return one panel: a score over another, a line for each way of guidance, a point for each scale.
 
     A line of one scale is drawn in the scale's order, with the scale at both ends; one of two scales as its
-    points alone. Intervals are thin. Raises ValueError where no row is of a line.
+    points alone. Intervals are thin. Raises ValueError where `points` does.
     """
-    found = points(rows, lines)
-    if missing := set(lines) - set(found):
-        raise ValueError(f"No row is of the line {', '.join(sorted(missing))}.")
+    found = points(rows, lines, (x, y), ("guidance_scale",))
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for number, name in enumerate(lines):
+    for number, (name, own) in enumerate(found.items()):
         color, marker = PALETTE[number % len(PALETTE)], MARKERS[number // len(PALETTE)]
-        own = [(each, each["metrics"][x], each["metrics"][y]) for each in found[name]]
-        for _, across, up in own:
-            axes.plot([across["low"], across["high"]], [up["value"]] * 2, color=color, linewidth=0.5)
-            axes.plot([across["value"]] * 2, [up["low"], up["high"]], color=color, linewidth=0.5)
-        joined = "none" if "domain_scale" in own[0][0] else "-"
-        at = [across["value"] for _, across, _ in own], [up["value"] for *_, up in own]
+        across, up = ([point["metrics"][metric] for point in own] for metric in (x, y))
+        _crosses(axes, across, up, color)
+        joined = "none" if "domain_scale" in own[0] else "-"
+        at = [row["value"] for row in across], [row["value"] for row in up]
         axes.plot(*at, marker=marker, linestyle=joined, linewidth=1.2, markersize=4, color=color, label=name)
-        if joined == "-":
-            _name_ends(axes, own, color)
+        for i in (0, -1) if joined == "-" else ():
+            beside = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7, "color": color}
+            axes.annotate(f"{own[i]['guidance_scale']:g}", (at[0][i], at[1][i]), **beside)
     axes.set(xlabel=METRIC_TITLES.get(x, x), ylabel=METRIC_TITLES.get(y, y))
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
-def _name_ends(axes: Axes, own: Sequence[tuple], color: str) -> None:
-    for each, across, up in (own[0], own[-1]):
-        beside = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
-        axes.annotate(f"{each['guidance_scale']:g}", (across["value"], up["value"]), color=color, **beside)
+def _crosses(axes: Axes, across: Rows, up: Rows, color: str) -> None:
+    for one, other in zip(across, up, strict=True):
+        axes.plot([one["low"], one["high"]], [other["value"]] * 2, color=color, linewidth=0.5)
+        axes.plot([one["value"]] * 2, [other["low"], other["high"]], color=color, linewidth=0.5)
 
 
 @style()
 def plane_chart(rows: Rows, line: str, metrics: Sequence[str] = ("cmmd", "attribute_accuracy")) -> Figure:
     """Return a heat map per metric over the two scales of decoupled guidance, each value written in its cell.
 
-    Raises ValueError where the line has no row, or a cell none.
+    Raises ValueError where `points` does, and where the line is not one point for each two scales.
     """
-    cells = points(rows, [line]).get(line, [])
+    (cells,) = points(rows, [line], metrics, ("domain_scale", "guidance_scale")).values()
     across = sorted({each["guidance_scale"] for each in cells})
     up = sorted({each["domain_scale"] for each in cells})
-    if not cells or len(cells) < len(across) * len(up):
-        raise ValueError(f"The line {line} has {len(cells)} points of {len(across)} x {len(up)}.")
+    if len(cells) != len(across) * len(up):
+        raise ValueError(f"The line {line} has {len(cells)} points, not {len(across)} x {len(up)}.")
     figure = Figure(figsize=(1.2 + 2.9 * len(metrics), 3.0), layout="constrained")
     for axes, metric in zip(np.ravel(figure.subplots(1, len(metrics))), metrics, strict=True):
         values = np.full((len(up), len(across)), np.nan)
@@ -97,34 +116,29 @@ def _heat(axes: Axes, values: np.ndarray) -> None:
 def length_chart(rows: Rows, metrics: Sequence[str], lines: Sequence[str]) -> Figure:
     """Return a panel per metric: scores with intervals over the length of training, a line for each name.
 
-    Raises ValueError where no row is of a line.
+    A line without a metric is left out of its panel. Raises ValueError where `points` does.
     """
-    found = points(rows, lines)
-    if missing := set(lines) - set(found):
-        raise ValueError(f"No row is of the line {', '.join(sorted(missing))}.")
-    figure = Figure(figsize=(0.6 + 3.1 * len(metrics), 3.2), layout="constrained")
+    found = points(rows, lines, (), ("max_train_steps",))
+    figure = Figure(figsize=(0.6 + 3.1 * len(metrics), 3.4), layout="constrained")
     for axes, metric in zip(np.ravel(figure.subplots(1, len(metrics))), metrics, strict=True):
-        for number, name in enumerate(lines):
-            own = [(each["max_train_steps"], each["metrics"].get(metric)) for each in found[name]]
-            own = sorted((steps, row) for steps, row in own if row is not None)
+        for number, (name, own) in enumerate(found.items()):
             beside = 1 + 0.04 * (number - (len(lines) - 1) / 2)
-            values = [row["value"] for _, row in own]
-            errors = [
-                [row["value"] - row["low"] for _, row in own],
-                [row["high"] - row["value"] for _, row in own],
-            ]
-            color = PALETTE[number % len(PALETTE)]
-            axes.errorbar([steps * beside for steps, _ in own], values, errors, color=color, marker="o",
-                          markersize=3, linewidth=1.2, elinewidth=0.6, label=name)  # fmt: skip
-        axes.set(
-            xlabel="training steps",
-            xscale="log",
-            title=METRIC_TITLES.get(metric, metric).replace(" (", "\n("),
-        )
-        axes.set_xticks(sorted({each["max_train_steps"] for own in found.values() for each in own}))
+            _over_steps(axes, [p for p in own if metric in p["metrics"]], metric, beside, name, number)
+        title = METRIC_TITLES.get(metric, metric).replace(" (", "\n(")
+        axes.set(xlabel="training steps", xscale="log", title=title)
+        axes.set_xticks(sorted({point["max_train_steps"] for own in found.values() for point in own}))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.minorticks_off()
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8
     )
     return figure
+
+
+def _over_steps(axes: Axes, own: Sequence[Point], metric: str, beside: float, name: str, number: int) -> None:
+    """One line with its intervals, a little beside the others so that none is hidden."""
+    rows = [point["metrics"][metric] for point in own]
+    values = [row["value"] for row in rows]
+    errors = [[row["value"] - row["low"] for row in rows], [row["high"] - row["value"] for row in rows]]
+    look = dict(color=PALETTE[number % len(PALETTE)], marker="o", markersize=3, linewidth=1.2, elinewidth=0.6)
+    axes.errorbar([point["max_train_steps"] * beside for point in own], values, errors, label=name, **look)

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dasd_utils import ladder, scores, standings
-from dasd_utils.config import DasdError, nearest
+from dasd_utils.config import Config, DasdError, nearest
 from dasd_utils.evaluation import Row
 from dasd_utils.ladder import NOTHING, Rung
 from dasd_utils.uncertainty import Estimate
@@ -90,7 +91,7 @@ LONGER = (
     (f"{LEARNER}, Domain Guidance", LEARNING, ladder.DOMAIN, DOMAIN[1]),
     (PLANE, LEARNING, ladder.DECOUPLED, MIDDLE),
 )
-LENGTHENED = tuple(  # the same question after shorter and longer trainings
+LENGTHENED = tuple(  # the same question after trainings of other lengths, each with its own schedule
     Line(f"{name}, over training", rung, kind, [scales], {"max_train_steps": steps})
     for name, rung, kind, scales in LONGER
     for steps in LENGTHS
@@ -112,6 +113,16 @@ def points(lines: Sequence[Line] = LINES) -> list[Rung]:
     return [point for line in lines for point in line.points()]
 
 
+def check(config: Config, lines: Sequence[Line]) -> None:
+    """Raise DasdError for a line whose training does not go with the config, before any work."""
+    for line in lines:
+        try:
+            line.points()[0].config(config)
+        except DasdError as error:
+            raise DasdError(f"The line {line.name!r}: {error} Or name other lines by --only; "
+                            "data/configs/guidance.json is a config for all.") from None  # fmt: skip
+
+
 def table(judging: ladder.Judging, seeds: Sequence[int], lines: Sequence[Line] = LINES) -> list[Row]:
     """Return the scores of every point that is done for all seeds, and what each line gains at equal fit.
 
@@ -121,21 +132,19 @@ def table(judging: ladder.Judging, seeds: Sequence[int], lines: Sequence[Line] =
     config, rows = judging.config, []
     for domain in config.domains:
         wanted, found = judging.references[domain.name], {}
+        size = {"n": len(seeds) * config.evaluation.num_heldout, "seeds": list(seeds)}
         for line, point in ((each, point) for each in lines for point in each.points()):
             if all(ladder.is_done(config, point, seed) for seed in seeds):
                 stored = standings.stored(config, point, seeds, domain)
                 estimates = scores.estimates(stored, wanted, config.evaluation.num_bootstrap)
-                size = {"n": sum(len(each["features"]) for each in stored), "seeds": list(seeds)}
                 what = {"line": line.name, **line.changes, **point.scales, "domain": domain.name}
                 rows += [row | size for row in scores.rows({point.name: estimates}, what)]
                 if not line.changes:
                     found.setdefault(line.name, {})[point.name] = estimates
-        for against in GUIDED:
+        for against in (name for name in GUIDED if name in found):
             for name in (name for name in found if name != against):
-                gained = gains(found[name], found.get(against, {}))
-                rows += [
-                    {"method": name, "domain": domain.name, **row, "seeds": list(seeds)} for row in gained
-                ]
+                gained = gains(found[name], found[against])
+                rows += [{"method": name, "domain": domain.name, **row, **size} for row in gained]
     return rows
 
 
@@ -143,37 +152,52 @@ Points = Mapping[str, Mapping[str, Estimate]]  # point -> metric -> estimate
 
 
 def gains(own: Points, against: Points) -> list[Row]:
-    """Return how much more of the prompt a line shows than each point of another, no further from the domain.
+    """Return how much more of the prompt a line shows than another, where both lie as near to the domain.
 
-    For each training seed the line's point is chosen by the other seeds: the most control among those that
-    fit at least as well as the point it is compared with. A point that none fits as well as has no row.
+    That is asked at every point of the other line that none of its own beats. For each training seed the
+    line's point is chosen by the other seeds: the most control among those that fit at least as well. In each
+    draw of prompts it is chosen anew, so that the interval holds the choice too; seeds share their prompts,
+    so that a line of many points is still a little favoured. A point that the line never comes as near as has
+    no row, and one seed, which would choose for itself, gives none.
     """
-    rows = []
+    every, rows = (*own.values(), *against.values()), []
+    control = next(name for name in CONTROL if all(name in point for point in every))
     for name, point in against.items():
-        control = next(metric for metric in CONTROL if metric in point)
-        chosen = [_choose(own, point, control, seed) for seed in range(len(point[FIT].values))]
-        if None in chosen:
+        if len(point[FIT].values) < 2 or _is_beaten(point, against, control):
+            continue
+        chosen, reached = _choose(_all(own, FIT), _all(own, control), _all({name: point}, FIT)[0])
+        if not reached[0].all():
             continue
         for metric in (FIT, control):
-            value, low, high = _mixed(own, chosen, metric).minus(point[metric]).interval()
+            found = _all(own, metric).gather(0, chosen[None])[0]  # (1 + B, S)
+            mine = Estimate(found[0], found[1:], point[metric].units)
+            value, low, high = mine.minus(point[metric]).interval()
             row = {"against": name, "metric": metric, "value": value, "low": low, "high": high}
-            rows.append(row | {"separable": low > 0 or high < 0, "points": chosen})
+            rows.append(row | {"separable": low > 0 or high < 0, "points": [list(own)[i] for i in chosen[0]]})
     return rows
 
 
-def _choose(own: Points, point: Mapping[str, Estimate], control: str, seed: int) -> str | None:
-    """The point of a line that seeds other than this one would choose; None without one, or without seeds."""
-    others = [i for i in range(len(point[FIT].values)) if i != seed]
-    if not others:
-        return None
-    limit = point[FIT].values[others].mean()
-    fits = {name: each for name, each in own.items() if each[FIT].values[others].mean() <= limit}
-    return max(fits, key=lambda name: fits[name][control].values[others].mean().item(), default=None)
+def _is_beaten(point: Mapping[str, Estimate], line: Points, control: str) -> bool:
+    """Whether another point of the same line is nearer to the domain and shows more."""
+    fit, shown = point[FIT].values.mean(), point[control].values.mean()
+    return any(o[FIT].values.mean() < fit and o[control].values.mean() > shown for o in line.values())
 
 
-def _mixed(own: Points, chosen: Sequence[str], metric: str) -> Estimate:
-    """The estimate whose seed i is that of the i-th chosen point."""
-    parts = [own[name][metric] for name in chosen]
-    values = torch.stack([each.values[i] for i, each in enumerate(parts)])
-    draws = torch.stack([each.draws[:, i] for i, each in enumerate(parts)], dim=1)
-    return Estimate(values, draws, parts[0].units)
+def _all(points: Points, metric: str) -> Tensor:
+    """A metric of P points, as found and in B draws: (P, 1 + B, S)."""
+    return torch.stack([torch.cat([p[metric].values[None], p[metric].draws]) for p in points.values()])
+
+
+def _choose(fit: Tensor, control: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of P points the other seeds choose for each, and whether any fits; else the nearest.
+
+    (P, R, S) twice and (R, S) -> (R, S) twice.
+    """
+
+    def by_others(values: Tensor) -> Tensor:
+        return (values.sum(dim=-1, keepdim=True) - values) / (values.shape[-1] - 1)
+
+    fits = by_others(fit) <= by_others(limit)
+    best = by_others(control).masked_fill(~fits, -torch.inf).argmax(dim=0)
+    reached = fits.any(dim=0)
+    return torch.where(reached, best, by_others(fit).argmin(dim=0)), reached

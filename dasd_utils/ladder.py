@@ -62,7 +62,7 @@ class Rung:
     tokens: bool = True  # a learned token leads each prompt
     style_words: bool = False  # the domain's style words follow each prompt
     settings: str = PROTOCOL  # or PUBLISHED, CALIBRATED, DOMAIN, UNCONDITIONAL, DECOUPLED
-    scales: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # in the place of the protocol's
+    scales: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # in the place of theirs
     method: str = methods.DASD  # whose objective trains it, with that method's changes under its own
     after: str = DASD  # the rung that it is one step from: their difference is in the table too
 
@@ -78,7 +78,7 @@ class Rung:
 
     @property
     def sees_source(self) -> bool:
-        """Return whether its answers to prompts of the source are its own, not those of another rung."""
+        """Return whether it is asked prompts of the source too: one rung of each training is."""
         return self.settings == PROTOCOL and not self.style_words and not self.scales
 
 
@@ -164,14 +164,14 @@ def find_or_train(config: Config, rung: Rung, seed: int, progress: bool = True) 
 def settings(config: Config, rung: Rung, domain: DomainConfig, run: Path | None) -> Calibration:
     """Return how the rung is sampled in a domain; DasdError where its calibration was not made."""
     protocol = config.evaluation
-    same = Calibration(protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler)
+    found = Calibration(protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler)
     if rung.settings in GUIDANCE:
-        return dataclasses.replace(same, guidance=GUIDANCE[rung.settings], **rung.scales)
+        found = dataclasses.replace(found, guidance=GUIDANCE[rung.settings])
     if rung.settings == PUBLISHED:
-        return profiles.PUBLISHED_CALIBRATION.get(domain.name, profiles.PUBLISHED_CALIBRATION["default"])
+        found = profiles.PUBLISHED_CALIBRATION.get(domain.name, profiles.PUBLISHED_CALIBRATION["default"])
     if rung.settings == CALIBRATED:
-        return sampling.calibrated(config, calibration.file(run)).domain(domain.name).calibration
-    return dataclasses.replace(same, **rung.scales)
+        found = sampling.calibrated(config, calibration.file(run)).domain(domain.name).calibration
+    return dataclasses.replace(found, **rung.scales)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ def table(
     config, rows = judging.config, []
     done = [rung for rung in rungs if all(ladder.is_done(config, rung, seed) for seed in seeds)]
     for domain in (*config.domains, config.source):
-        stored = {rung.name: stored(config, rung, seeds, domain) for rung in done}
-        found = {name: by_seed for name, by_seed in stored.items() if by_seed}
+        asked = {rung.name: stored(config, rung, seeds, domain) for rung in done}
+        found = {name: by_seed for name, by_seed in asked.items() if by_seed}
         target = domain in config.domains
         control = {CONTROL: [judging.control(domain)]} if target else {}
         rows += _compare(judging, domain, found | control, done, seeds, against)

@@ -9,7 +9,7 @@ from conftest import on_narrow_base
 from typer.testing import CliRunner
 
 from dasd_utils import cli, front_charts, fronts, ladder, runs
-from dasd_utils.config import Calibration, DasdError
+from dasd_utils.config import Calibration, Config, DasdError
 from dasd_utils.uncertainty import Estimate
 
 
@@ -83,16 +83,40 @@ def made(fit, control):
 
 def test_gains_are_of_points_that_the_other_seeds_choose():
     own = {
-        "near, lucky": made((0.5, 0.5, 0.5), (0.9, 0.1, 0.1)),  # best by seed 0 alone
-        "near": made((0.5, 0.5, 0.5), (0.4, 0.4, 0.4)),
+        "lucky": made((0.5, 0.5, 0.5), (0.9, 0.1, 0.1)),  # the best by seed 0 alone
+        "steady": made((0.5, 0.5, 0.5), (0.4, 0.4, 0.4)),
         "far": made((2.0, 2.0, 2.0), (1.0, 1.0, 1.0)),  # shows more, but lies further away
     }
     against = {"w 1": made((1.0, 1.0, 1.0), (0.3, 0.3, 0.3)), "w 9": made((0.1, 0.1, 0.1), (0.0, 0.0, 0.0))}
     fit, control = fronts.gains(own, against)  # none is as near as w 9
-    assert control["points"] == ["near", "near, lucky", "near, lucky"]
+    assert control["points"] == ["steady", "lucky", "lucky"]
     assert control["value"] == pytest.approx((0.1 - 0.2 - 0.2) / 3)
     assert (fit["metric"], fit["value"], fit["against"]) == ("cmmd", pytest.approx(-0.5), "w 1")
     assert control["separable"] is False and fit["separable"] is True
+
+
+def test_no_gain_is_claimed_over_a_point_that_its_own_line_beats():
+    own = {"a": made((0.9, 0.9), (0.65, 0.65))}
+    against = {"w 1": made((1.0, 1.0), (0.6, 0.6)), "w 3": made((0.3, 0.3), (0.75, 0.75))}
+    assert fronts.gains(own, against) == []  # of w 1, w 3 is nearer and shows more; a is not as near as w 3
+
+
+def test_the_choice_is_made_anew_in_each_draw():
+    """Two points of one fit: where draws differ in which shows more, the interval holds the choice."""
+    shown = torch.tensor([[0.6, 0.6], [0.2, 0.2]], dtype=torch.float64)
+    draws = torch.stack([shown, shown.flip(0)], dim=1)  # (P, B, S): each is the better one in one draw
+    own = {
+        name: {
+            "cmmd": Estimate(torch.ones(2), torch.ones(2, 2), 12),
+            "attribute_accuracy": Estimate(v, d, 12),
+        }
+        for name, v, d in zip("ab", shown, draws, strict=True)
+    }
+    level = torch.full((2,), 0.5, dtype=torch.float64)
+    point = {"cmmd": Estimate(torch.ones(2), torch.ones(2, 2), 12),
+             "attribute_accuracy": Estimate(level, level.expand(2, 2), 12)}  # fmt: skip
+    _, control = fronts.gains(own, {"p": point})
+    assert (control["low"], control["value"]) == pytest.approx((0.1, 0.1))  # 0.6 in either draw
 
 
 def test_without_attributes_control_is_the_clip_score():
@@ -128,7 +152,20 @@ def test_the_command_asks_every_point_and_writes_the_front(config, lines, tmp_pa
     assert (one["line"], one["domain_scale"], one["guidance_scale"]) == (fronts.PLANE, 1.0, 4.0)
     assert (one["n"], one["seeds"], one["low"] < one["value"] < one["high"]) == (24, [0, 1], True)
     assert {r["max_train_steps"] for r in scored if r["line"] == "longer"} == {3}
-    assert {r["method"] for r in stored["rows"] if "against" in r} <= {fronts.PLANE}
+    gained = [r for r in stored["rows"] if "against" in r]
+    assert {r["method"] for r in gained} <= {fronts.PLANE} and {r["n"] for r in stored["rows"]} == {24}
+
+
+def test_a_line_that_does_not_go_with_the_config_is_named(tmp_path):
+    two = Config.setup("tiny", output_dir=str(tmp_path / "run"))
+    fronts.check(two, fronts.find(["DASD, Domain Guidance"]))
+    with pytest.raises(
+        DasdError, match=r"'images alone, Domain Guidance'.*one domain.*--only.*guidance.json"
+    ):
+        fronts.check(two, fronts.find(["DASD, Domain Guidance", "images alone, Domain Guidance"]))
+    path = two.save(tmp_path / "config.json")
+    result = CliRunner().invoke(cli.app, ["front", "--config", str(path), "--seeds", "0"])
+    assert isinstance(result.exception, DasdError) and not (tmp_path / "run").exists()
 
 
 def row(method, metric, value, **more):
@@ -168,7 +205,7 @@ def test_the_plane_has_each_value_in_its_cell(rows):
     cells = {text.get_position(): text.get_text() for text in axes.texts}
     assert cells == {(0, 0): "0.00", (1, 0): "4.00", (0, 1): "20.00", (1, 1): "24.00"}  # across: the prompt
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "2"]
-    with pytest.raises(ValueError, match="3 points of 2 x 2"):
+    with pytest.raises(ValueError, match="3 points, not 2 x 2"):
         front_charts.plane_chart([r for r in rows if r["method"] != "plane 2.0 4.0"], "plane", ["cmmd"])
 
 
@@ -177,5 +214,10 @@ def test_lengths_of_training_are_in_order():
     (axes,) = front_charts.length_chart(rows, ["cmmd"], ["a"]).axes
     (drawn,) = axes.containers
     assert drawn.lines[0].get_ydata().tolist() == [2.5, 20.0]
+    other = row("a 9", "cmmd", 1.0, line="a", max_train_steps=9) | {"domain": "y"}
+    with pytest.raises(ValueError, match="several domains: x, y"):
+        front_charts.length_chart([*rows, other], ["cmmd"], ["a"])
+    with pytest.raises(ValueError, match="no guidance_scale"):
+        front_charts.fit_chart(rows, ["a"], y="cmmd")
     with pytest.raises(ValueError, match="of the line b"):
         front_charts.length_chart(rows, ["cmmd"], ["a", "b"])
