@@ -22,6 +22,7 @@ class Job:
     token: str | None  # put in by the adapter
     seed: int
     index: int  # of the image among those of its prompt
+    learners: tuple[tuple[str, str], ...] = ()  # name and run folder of each that the rule asks
 
     def settings(self) -> dict[str, Any]:
         """Return what `generate` reports, from which the image can be made again."""
@@ -30,6 +31,8 @@ class Job:
             unused = ("guidance", "guidance_scale", "domain_scale")
             used = {name: value for name, value in used.items() if name not in unused}
             used["rule"] = [asdict(term) for term in self.rule]
+        if self.learners:
+            used["learners"] = dict(self.learners)
         name = self.domain.name if self.domain else None
         return {"domain": name, "token": self.token, **used, "seed": self.seed}
 

@@ -22,6 +22,7 @@ from dasd_utils.denoising import SCHEDULERS, initial_noise
 from dasd_utils.guidance import (
     ADAPTED,
     BASE,
+    EMPTY,
     TOKEN,
     Branch,
     Prediction,
@@ -70,6 +71,7 @@ class DasdPipeline:
         self.shared = False  # True: what all processes are asked for together, each samples a part of
         self._schedulers: dict[str, Any] = {}
         self.learners: dict[str, Any] = {}  # UNets of other runs, by the names that guidance terms have
+        self._places: dict[str, str] = {}  # of these runs
         learned = parts.token_ids or parts.base_weights or getattr(parts.unet, "peft_config", None)
         self._use_adapter = bool(learned)
 
@@ -103,6 +105,19 @@ class DasdPipeline:
             yield self
         finally:
             self._use_adapter = before
+
+    def add_learner(self, name: str, run: str | Path) -> None:
+        """Load what another run learned of the same base, for guidance terms of that name.
+
+        The settings of an image whose rule asks it say where the run is. Raises DasdError for a run that is
+        missing or of another base, and for the names of the pipeline's own models.
+        """
+        check_rule((Term(BASE, EMPTY),), (name,))
+        other = load_trained_pipeline(run, device=self.parts.unet.device)
+        if adapters.base_fingerprint(self.parts) != adapters.base_fingerprint(other.parts):
+            raise DasdError(f"The run {run} learned from another base than this pipeline's: their answers "
+                            "cannot be mixed.")  # fmt: skip
+        self.learners[name], self._places[name] = other.parts.unet, str(run)
 
     def classify_prompt(self, prompt: str | Sequence[str]) -> dict[str, Any] | list[dict[str, Any]]:
         """Return what `DomainClassifier.classify` says: a dictionary, or a list of them for a list."""
@@ -197,7 +212,9 @@ class DasdPipeline:
             plain = classifier.without_tokens(text, self.config.domains) if adapted else text
             text = classifier.with_token(text, found) if token else text
             job = functools.partial(Job, text, plain, found, calibration, terms, adapted, token, number)
-            plans.append([job(index) for index in range(num_images)])
+            asked = {term.model for term in terms} & set(self._places)
+            places = tuple((name, self._places[name]) for name in sorted(asked))
+            plans.append([job(index, places) for index in range(num_images)])
         return plans
 
     def _guidance(

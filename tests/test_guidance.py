@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 
-from dasd_utils import denoising, guidance, models, sampling
+from dasd_utils import denoising, guidance, models, sampling, training
 from dasd_utils.config import Calibration, Config, DasdError
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, GIVEN, TOKEN, Branch, Term
 
@@ -274,3 +275,28 @@ def test_a_config_with_a_wrong_scale_is_refused():
     values["domains"][0]["calibration"]["domain_scale"] = -1
     with pytest.raises(DasdError, match="domain_scale of domain satellite is -1"):
         Config.from_dict(values)
+
+
+def test_a_learner_of_another_run_is_named_with_its_place(adapted, tiny_config, base_dir, tmp_path):
+    pipeline = sampling.DasdPipeline(adapted, tiny_config)
+    own = tiny_config.replace(output_dir=str(tmp_path / "other"))
+    made = training.setup_training(own)
+    with torch.no_grad():
+        for p in models.trainable_parameters(made)["lora"]:
+            p.add_(0.05)
+    run = training.save_training_results(own, made, [])
+    pipeline.add_learner("other", run)
+    rule = (Term(BASE, EMPTY), Term("other", GIVEN, 1.0))
+    image, _, settings = pipeline.generate("a house", seed=1, guidance=rule)
+    assert settings["learners"] == {"other": str(run)}
+    json.dumps(settings)
+    alone = sampling.load_trained_pipeline(run)
+    expected, *_ = alone.generate("a house", seed=1, adapter=True, guidance=(Term(ADAPTED, GIVEN),))
+    assert np.abs(np.asarray(image, int) - np.asarray(expected, int)).max() <= 1
+    assert "learners" not in pipeline.generate("a house", seed=1)[2]
+    with pytest.raises(DasdError, match="named 'base'"):
+        pipeline.add_learner("base", run)
+    with torch.no_grad():
+        next(p for n, p in adapted.unet.named_parameters() if "lora" not in n).add_(0.1)
+    with pytest.raises(DasdError, match="another base"):
+        pipeline.add_learner("else", run)
