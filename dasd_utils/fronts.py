@@ -77,8 +77,13 @@ FRONT = (
     Line("DASD, Domain Guidance", ladder.DASD, ladder.DOMAIN, DOMAIN),
     Line(f"{LEARNER}, classifier-free", LEARNING, ladder.PROTOCOL, CFG),
     Line(f"{LEARNER}, Domain Guidance", LEARNING, ladder.DOMAIN, DOMAIN),
-    Line(PLANE, LEARNING, ladder.DECOUPLED, _plane((0.0, 1.0, 2.0, 4.0), (0.0, 2.0, 4.0, 8.0))),
-    Line("text-free copy, decoupled", TEXT_FREE, ladder.DECOUPLED, _plane((1.0, 2.0), (2.0, 4.0, 8.0))),
+    Line(PLANE, LEARNING, ladder.DECOUPLED, _plane((0.0, 1.0, 2.0, 4.0), (0.0, 2.0, 4.0, 8.0, 16.0))),
+    Line(
+        "text-free copy, decoupled",
+        TEXT_FREE,
+        ladder.DECOUPLED,
+        _plane((1.0, 2.0), (2.0, 4.0, 8.0)) + _plane((4.0,), (4.0, 8.0, 16.0)),
+    ),
 )
 LENGTHS = (25, 100, 200, 400)  # steps
 GUIDED = (f"{FINE_TUNED}, classifier-free", f"{LEARNER}, classifier-free")  # what others are compared with

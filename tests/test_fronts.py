@@ -43,7 +43,7 @@ def test_a_line_shares_one_training_and_differs_in_its_scales(config):
     assert found["images alone, decoupled, domain 4, guidance 2"] == Calibration(
         2.0, *steps, "decoupled", 4.0
     )
-    assert len(set(found.values())) == 16
+    assert len(set(found.values())) == 20
 
 
 def test_the_same_question_after_other_lengths_of_training(config):
@@ -134,7 +134,7 @@ def lines():
     cfg, plane = fronts.find(["captions, classifier-free", fronts.PLANE])
     return [
         dataclasses.replace(cfg, scales=cfg.scales[:2]),
-        dataclasses.replace(plane, scales=plane.scales[5:7]),
+        dataclasses.replace(plane, scales=plane.scales[6:8]),
         dataclasses.replace(cfg, name="longer", scales=cfg.scales[:1], changes={"max_train_steps": 3}),
     ]
 
