@@ -72,6 +72,7 @@ def speed_block() -> str:
         lines += _step_lines([r for r in evaluation.load_results(path)["rows"] if r["step"] == "ours"])
     for path in sorted(RESULTS.glob("bench_method_step_*.json")):
         lines += _method_lines(evaluation.load_results(path))
+    lines += _guidance_lines(evaluation.load_results(RESULTS / "bench_guidance.json"))
     stored = evaluation.load_results(RESULTS / "bench_sample.json")
     sampled, machine = stored["rows"], stored["config"]["machine"]
     for row in (r for r in sampled if r["metric"] == "ratio" and r["method"].startswith("ours")):
@@ -113,11 +114,25 @@ def _method_lines(stored: dict) -> list[str]:
             for r in stored["rows"]
             if (r["step"], r["against"], r["metric"]) == (row["step"], row["against"], "share_of_memory")
         )
-        fast = {"value": 1 / row["value"], "low": 1 / row["high"], "high": 1 / row["low"]}
         what = f"training step of {row['step']}, {row['model']}, {row['resolution']} px, {device}"
         other = NAMES.get(row["against"], row["against"])
-        lines.append(f"| {what} | that of {other} | {_interval(fast, 2)} | {memory:.2f} |")
+        lines.append(f"| {what} | that of {other} | {_interval(_inverse(row), 2)} | {memory:.2f} |")
     return lines
+
+
+def _guidance_lines(stored: dict) -> list[str]:
+    """A row for each kind of guidance against the first, classifier-free."""
+    device, lines = stored["config"]["machine"]["device"], []
+    plain, *others = (row for row in stored["rows"] if row["metric"] == "times_as_long")
+    for row in others:
+        what = f"an image, {row['steps']} steps, guidance {row['guidance']}, tiny, {device}"
+        lines.append(f"| {what} | {plain['guidance']} | {_interval(_inverse(row), 2)} | |")
+    return lines
+
+
+def _inverse(row: dict) -> dict:
+    """Times as fast, of times as long."""
+    return {"value": 1 / row["value"], "low": 1 / row["high"], "high": 1 / row["low"]}
 
 
 def gpu_table() -> str:

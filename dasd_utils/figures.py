@@ -66,6 +66,8 @@ class Figure(matplotlib.figure.Figure):
         kind, content = "png", self.encode("png")
         if 2 * len(small := self.encode("jpeg")) < len(content):  # pictures; curves stay sharp as PNG
             kind, content = "jpeg", small
+        else:
+            content = _few_colours(content)
         display({f"image/{kind}": base64.b64encode(content).decode(), "text/plain": repr(self)}, raw=True)
 
     def encode(self, kind: str, dpi: int = 100) -> bytes:
@@ -74,6 +76,13 @@ class Figure(matplotlib.figure.Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format=kind, dpi=dpi, pil_kwargs=options[kind])
         return buffer.getvalue()
+
+
+def _few_colours(content: bytes) -> bytes:
+    """A PNG with a palette of its own: charts look the same in a third of the size."""
+    buffer, image = io.BytesIO(), Image.open(io.BytesIO(content)).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
 
 
 def style() -> Any:

@@ -53,7 +53,7 @@ def fit_chart(rows: Rows, lines: Sequence[str], x: str = "cmmd", y: str = "attri
     points alone. Intervals are thin. Raises ValueError where `points` does.
     """
     found = points(rows, lines, (x, y), ("guidance_scale",))
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(5.8, 3.9), layout="constrained")
     axes = figure.subplots()
     for number, (name, own) in enumerate(found.items()):
         color, marker = PALETTE[number % len(PALETTE)], MARKERS[number // len(PALETTE)]
@@ -87,7 +87,7 @@ def plane_chart(rows: Rows, line: str, metrics: Sequence[str] = ("cmmd", "attrib
     up = sorted({each["domain_scale"] for each in cells})
     if len(cells) != len(across) * len(up):
         raise ValueError(f"The line {line} has {len(cells)} points, not {len(across)} x {len(up)}.")
-    figure = Figure(figsize=(1.2 + 2.9 * len(metrics), 3.0), layout="constrained")
+    figure = Figure(figsize=(0.8 + 2.4 * len(metrics), 2.5), layout="constrained")
     for axes, metric in zip(np.ravel(figure.subplots(1, len(metrics))), metrics, strict=True):
         values = np.full((len(up), len(across)), np.nan)
         for each in cells:
@@ -119,11 +119,12 @@ def length_chart(rows: Rows, metrics: Sequence[str], lines: Sequence[str]) -> Fi
     A line without a metric is left out of its panel. Raises ValueError where `points` does.
     """
     found = points(rows, lines, (), ("max_train_steps",))
-    figure = Figure(figsize=(0.6 + 3.1 * len(metrics), 3.4), layout="constrained")
+    figure = Figure(figsize=(0.6 + 2.8 * len(metrics), 3.2), layout="constrained")
     for axes, metric in zip(np.ravel(figure.subplots(1, len(metrics))), metrics, strict=True):
         for number, (name, own) in enumerate(found.items()):
             beside = 1 + 0.04 * (number - (len(lines) - 1) / 2)
-            _over_steps(axes, [p for p in own if metric in p["metrics"]], metric, beside, name, number)
+            label = name.removesuffix(", over training")
+            _over_steps(axes, [p for p in own if metric in p["metrics"]], metric, beside, label, number)
         title = METRIC_TITLES.get(metric, metric).replace(" (", "\n(")
         axes.set(xlabel="training steps", xscale="log", title=title)
         axes.set_xticks(sorted({point["max_train_steps"] for own in found.values() for point in own}))

@@ -85,7 +85,7 @@ FRONT = (
         _plane((1.0, 2.0), (2.0, 4.0, 8.0)) + _plane((4.0,), (4.0, 8.0, 16.0)),
     ),
 )
-LENGTHS = (25, 100, 200, 400)  # steps
+LENGTHS = (25, 100, 200)  # steps
 GUIDED = (f"{FINE_TUNED}, classifier-free", f"{LEARNER}, classifier-free")  # what others are compared with
 MIDDLE = {"domain_scale": 2.0, "guidance_scale": 4.0}
 LONGER = (

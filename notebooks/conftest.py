@@ -19,7 +19,7 @@ SMALLER: dict[str, dict[str, Any]] = {
         "max_train_steps_without_text": 20,
         "num_samples": 12,
     },
-    "08_guidance": {"max_train_steps": 20, "num_compared": 12, "num_edited": 8},
+    "08_guidance": {"max_train_steps": 20, "earlier_steps": [5], "num_compared": 12, "num_edited": 8},
     "10_comparison": {"num_images": 24},
     "11_alignment": {"num_images": 24},
 }

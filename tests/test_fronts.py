@@ -49,7 +49,7 @@ def test_a_line_shares_one_training_and_differs_in_its_scales(config):
 def test_the_same_question_after_other_lengths_of_training(config):
     points = fronts.points(fronts.find(["captions, classifier-free, over training"]))
     assert [point.config(config).training.max_train_steps for point in points] == list(fronts.LENGTHS)
-    assert [point.config(config).alignment.lambda_align for point in points] == [0.0] * 4  # the rung's own
+    assert [point.config(config).alignment.lambda_align for point in points] == [0.0] * 3  # the rung's own
     (one,) = {settings(config, point) for point in points}
     assert (one.guidance, one.guidance_scale) == ("cfg", 2.5)
     same = config.replace(max_train_steps=200)
