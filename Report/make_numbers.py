@@ -125,8 +125,8 @@ def _guidance_lines(stored: dict) -> list[str]:
     device, lines = stored["config"]["machine"]["device"], []
     plain, *others = (row for row in stored["rows"] if row["metric"] == "times_as_long")
     for row in others:
-        what = f"an image, {row['steps']} steps, guidance {row['guidance']}, tiny, {device}"
-        lines.append(f"| {what} | {plain['guidance']} | {_interval(_inverse(row), 2)} | |")
+        what = f"sampling, tiny, {row['steps']} steps, {device}: {row['guidance']}"
+        lines.append(f"| {what} | {plain['guidance']} guidance | {_interval(_inverse(row), 2)} | |")
     return lines
 
 

@@ -25,6 +25,15 @@ from dasd_utils.config import Config, DasdError, resolve
 commands = typer.Typer()
 log = logging.getLogger(__name__)
 Workers = Annotated[int, typer.Option(min=1, help="Processes that share the cores.")]
+Seeds = Annotated[str, typer.Option(help="Comma-separated training seeds.")]
+StudyDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--output_dir",
+        "--output-dir",
+        help="Where runs, samples and the table are. Default: that of --config, else data/runs/<command>.",
+    ),
+]
 Scheduler = Annotated[str | None, typer.Option(help="Address of a dask scheduler: its workers run.")]
 
 
@@ -57,15 +66,8 @@ def calibrate(
 def ladder(
     profile: Profile = "auto",
     config: ConfigFile = None,
-    output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--output_dir",
-            "--output-dir",
-            help="Where runs, samples and the table are. Default: that of --config, else data/runs/ladder.",
-        ),
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="Comma-separated training seeds.")] = "0,1,2",
+    output_dir: StudyDir = None,
+    seeds: Seeds = "0,1,2",
     only: Annotated[list[str] | None, typer.Option(help="The name of a rung; may be given again.")] = None,
     against: Annotated[str | None, typer.Option(help="The rung that all are compared with.")] = None,
     workers: Workers = 1,
@@ -92,15 +94,8 @@ def ladder(
 def front(
     profile: Profile = "auto",
     config: ConfigFile = None,
-    output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--output_dir",
-            "--output-dir",
-            help="Where runs, samples and the table are. Default: that of --config, else data/runs/front.",
-        ),
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="Comma-separated training seeds.")] = "0,1,2",
+    output_dir: StudyDir = None,
+    seeds: Seeds = "0,1,2",
     only: Annotated[list[str] | None, typer.Option(help="The name of a line; may be given again.")] = None,
     workers: Workers = 1,
     scheduler: Scheduler = None,

@@ -50,8 +50,7 @@ def fit_chart(rows: Rows, lines: Sequence[str], x: str = "cmmd", y: str = "attri
     """Return one panel: a score over another, a line for each way of guidance, a point for each scale.
 
     A line of one scale is drawn in the scale's order, with the scale at both ends; one of two scales as its
-    points alone. Dotted: the points that no other beats, lower in x and higher in y. Intervals are thin.
-    Raises ValueError where `points` does.
+    points alone. Intervals are thin. Raises ValueError where `points` does.
     """
     found = points(rows, lines, (x, y), ("guidance_scale",))
     figure = Figure(figsize=(5.8, 3.9), layout="constrained")
@@ -66,20 +65,9 @@ def fit_chart(rows: Rows, lines: Sequence[str], x: str = "cmmd", y: str = "attri
         for i in (0, -1) if joined == "-" else ():
             beside = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7, "color": color}
             axes.annotate(f"{own[i]['guidance_scale']:g}", (at[0][i], at[1][i]), **beside)
-    every = [point for own in found.values() for point in own]
-    axes.plot(*_front(every, x, y), linestyle=":", color=INK, linewidth=1, drawstyle="steps-post")
     axes.set(xlabel=METRIC_TITLES.get(x, x), ylabel=METRIC_TITLES.get(y, y))
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
-
-
-def _front(every: Sequence[Point], x: str, y: str) -> tuple[list[float], list[float]]:
-    """Where the points lie that no other beats, the lowest in x first."""
-    kept: list[tuple[float, float]] = []
-    for at in sorted((p["metrics"][x]["value"], -p["metrics"][y]["value"]) for p in every):
-        if not kept or -at[1] > kept[-1][1]:
-            kept.append((at[0], -at[1]))
-    return [a for a, _ in kept], [b for _, b in kept]
 
 
 def _crosses(axes: Axes, across: Rows, up: Rows, color: str) -> None:

@@ -62,7 +62,7 @@ class Rung:
     tokens: bool = True  # a learned token leads each prompt
     style_words: bool = False  # the domain's style words follow each prompt
     settings: str = PROTOCOL  # or PUBLISHED, CALIBRATED, DOMAIN, UNCONDITIONAL, DECOUPLED
-    scales: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # in the place of theirs
+    scales: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # instead of those of the settings
     method: str = methods.DASD  # whose objective trains it, with that method's changes under its own
     after: str = DASD  # the rung that it is one step from: their difference is in the table too
 

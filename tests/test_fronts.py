@@ -194,8 +194,6 @@ def test_fit_is_across_and_control_up(rows):
     (axes,) = front_charts.fit_chart(rows, ("cfg", "plane")).axes
     drawn = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
     assert drawn["cfg"].get_xydata().tolist() == [[2.0, 0.5], [3.0, 0.7]]
-    (front,) = (line for line in axes.lines if line.get_linestyle() == ":")
-    assert front.get_xydata().tolist() == [[0.0, 0.0], [2.0, 0.5], [3.0, 0.7]]  # the plane's corner, and cfg
     assert drawn["cfg"].get_linestyle() == "-" and drawn["plane"].get_linestyle() == "None"
     assert [text.get_text() for text in axes.texts] == ["1", "5"]
     with pytest.raises(ValueError, match="of the line other"):
