@@ -1,5 +1,7 @@
 """Figures hold what they were given, stay inside their canvas, and leave nothing behind."""
 
+import base64
+import io
 import itertools
 import warnings
 
@@ -277,6 +279,17 @@ def test_a_notebook_gets_one_picture_of_the_smaller_kind(monkeypatch):
     figures.image_grid(pictures)._ipython_display_()
     assert [next(iter(data)) for data in shown] == ["image/png", "image/jpeg"]
     assert all(data["text/plain"].startswith("<Figure size") for data in shown)
+
+
+def test_a_chart_in_a_notebook_looks_like_its_file_and_is_smaller(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data["image/png"]))
+    chart = figures.bar_chart(results())
+    chart._ipython_display_()
+    full, small = chart.encode("png"), base64.b64decode(shown[0])
+    a, b = (np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), float) for file in (full, small))
+    assert len(small) < len(full) / 2 and a.shape == b.shape
+    assert np.abs(a - b).max() <= 24 and np.abs(a - b).mean() < 0.5
 
 
 def test_no_global_list_keeps_figures():

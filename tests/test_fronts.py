@@ -29,6 +29,7 @@ def test_points_have_names_of_their_own_that_the_command_knows():
     names = [point.name for point in fronts.points()]
     assert len(set(names)) == len(names)
     assert not set(names) & {rung.name for rung in (*ladder.RUNGS, *ladder.PAPERS)}
+    assert not any(point.sees_source for point in fronts.points())
     asked = [line.name for line in fronts.find([fronts.PLANE, f"{fronts.PLANE}, over training"])]
     assert asked == [fronts.PLANE] + [f"{fronts.PLANE}, over training"] * len(fronts.LENGTHS)
     with pytest.raises(DasdError, match=r"no line 'DASD'.*DASD, "):
@@ -165,7 +166,8 @@ def test_a_line_that_does_not_go_with_the_config_is_named(tmp_path):
         fronts.check(two, fronts.find(["DASD, Domain Guidance", "images alone, Domain Guidance"]))
     path = two.save(tmp_path / "config.json")
     result = CliRunner().invoke(cli.app, ["front", "--config", str(path), "--seeds", "0"])
-    assert isinstance(result.exception, DasdError) and not (tmp_path / "run").exists()
+    assert isinstance(result.exception, DasdError)
+    assert "The line 'images alone" in str(result.exception) and not (tmp_path / "run").exists()
 
 
 def row(method, metric, value, **more):
