@@ -8,6 +8,7 @@ CODE = dasd_utils benchmarks tests/audit.py
 PROCESSES ?= 2  # that share the tests, one thread each
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n $(PROCESSES) --dist loadfile
 LADDER = $(BIN)/dasd ladder --seeds 0,1,2 --workers 2
+ADAPT = $(BIN)/dasd adapt --workers 2
 CONDITIONAL = --against "DomainStudio, no losses" --only base --only "base + style words" \
 	--only "LoRA + token" --only "DomainStudio, no losses" --only "DomainStudio, mild" --only DomainStudio \
 	--only "DomainStudio, L_img" --only "DomainStudio, L_hf" --only "DomainStudio, L_hfmse"
@@ -54,6 +55,13 @@ study: install  # hours
 	$(LADDER) --config data/configs/ten_xrays.json $(UNCONDITIONAL)
 	$(BIN)/dasd front --config data/configs/guidance.json --seeds 0,1,2 --workers 2
 	cp data/runs/guidance/front.json data/results/guidance.json
+	$(ADAPT) --config data/configs/diffusionclip.json --target toyworld:sketch --seeds 0,1,2,3,4 --num_images 240
+	cp data/runs/diffusionclip/adaptation.json data/results
+	$(ADAPT) --config data/configs/diffusionclip_published.json --target toyworld:sketch --seeds 0 --num_images 240
+	cp data/runs/diffusionclip/adaptation.json data/results/adaptation_published.json
+	for name in satellite xray; do \
+		$(ADAPT) --config data/configs/diffusionclip_$$name.json --target toyworld:$$name --seeds 0 || exit 1; \
+		cp data/runs/diffusionclip/adaptation.json data/results/adaptation_$$name.json || exit 1; done
 	for name in ten_shots many_shots ten_sketches ten_xrays; do \
 		cp data/runs/$$name/ladder.json data/results/$$name.json || exit 1; done
 

@@ -39,6 +39,9 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
         raise DasdError(f"auto_batch_size is made for DASD's step; the method {config.method!r} compares the "
                         "samples of a micro-batch, so that its size is part of the loss: set "
                         "target_batch_size and gradient_accumulation_steps yourself.")  # fmt: skip
+    if not methods.accumulates(config):
+        raise DasdError(f"auto_batch_size divides a step into micro-batches; the method {config.method!r} "
+                        "takes one batch through several steps: set target_batch_size yourself.")  # fmt: skip
     updater = optimization.Updater(config.replace(compile_blocks=False), parts)
     fits = _tried if updater.device.type == "cuda" else _foretold(updater)
     try:

@@ -58,6 +58,27 @@ def _line(axes: Axes, rows: Rows, x: str, chosen: Mapping[str, Any], number: int
 
 
 @style()
+def curve_chart(rows: Rows, x: str, ylabel: str, marker: str = "") -> Figure:
+    """Return a panel per domain: a value over x with the band of its interval, a line for each method."""
+    domains, methods = (list(dict.fromkeys(row[name] for row in rows)) for name in ("domain", "method"))
+    figure = Figure(figsize=(3.4 * len(domains), 2.9 + 0.15 * len(methods)), layout="constrained")
+    panels = figure.subplots(1, len(domains), squeeze=False, sharey=True)[0]
+    for domain, axes in zip(domains, panels, strict=True):
+        for number, method in enumerate(methods):
+            own = [row for row in rows if (row["domain"], row["method"]) == (domain, method)]
+            own = sorted(own, key=lambda row: row[x])
+            places, color = [row[x] for row in own], PALETTE[number % len(PALETTE)]
+            axes.plot(places, [row["value"] for row in own], color=color, label=method, marker=marker)
+            band = ([row[end] for row in own] for end in ("low", "high"))
+            axes.fill_between(places, *band, color=color, alpha=0.15, linewidth=0)
+        axes.set(title=domain, xlabel=x)
+    panels[0].set_ylabel(ylabel)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(methods), 3))
+    return figure
+
+
+@style()
 def difference_chart(rows: Rows, metrics: Sequence[str], domain: str) -> Figure:
     """Return a panel per metric: each method's paired difference to the first it is taken to, with intervals.
 

@@ -43,6 +43,7 @@ FREE_TO_CHANGE = (
     "classifier",
     "evaluation",
 )
+TEACHERS = {"diffusionclip": ("model.clip", "model.clip_revision")}  # method -> what its loss asks
 log = logging.getLogger(__name__)
 
 
@@ -162,7 +163,9 @@ def step_of(path: Path | None) -> int:
 def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """Return "field: saved -> present" for each config value that may not change when a run is resumed."""
     before, now = _flatten(saved), _flatten(present)
-    names = [n for n in {**before, **now} if not _is_free(n) and before.get(n) != now.get(n)]
+    teachers = TEACHERS.get(now.get("method"), ())
+    held = [n for n in {**before, **now} if n in teachers or not _is_free(n)]
+    names = [n for n in held if before.get(n) != now.get(n)]
     return [f"{n}: {before.get(n)!r} -> {now.get(n)!r}" for n in names]
 
 

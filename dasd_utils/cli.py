@@ -163,6 +163,31 @@ def generate(
 
 
 @app.command()
+def translate(
+    pictures: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    checkpoint: Checkpoint = None,
+    strength: Annotated[
+        float | None, typer.Option(help="0: the picture itself; 1: as learned. Default: as the run chooses.")
+    ] = None,
+    profile: Profile = "auto",
+    config: ConfigFile = None,
+    output_dir: OutputDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Translate pictures by a run of diffusionclip; write them into <run>/translated."""
+    from dasd_utils import checkpoints, images, translated
+
+    pipeline = open_pipeline(checkpoint, profile, config, output_dir)
+    place = checkpoints.writable(Path(pipeline.config.output_dir).absolute() / "translated")
+    files = images.files(pictures)
+    new = translated.by_settings(pipeline, [images.open_file(file) for file in files], strength)
+    paths = [place / f"{number:03d}_{file.stem}.png" for number, file in enumerate(files)]
+    for path, picture in zip(paths, new, strict=True):
+        picture.save(path)
+    show({"images": [str(p) for p in paths]}, as_json, "\n".join(str(p) for p in paths))
+
+
+@app.command()
 def classify(
     prompt: Prompt,
     checkpoint: Checkpoint = None,

@@ -19,7 +19,8 @@ PROCESS = int(os.environ.get("RANK", 0))  # of those that `accelerate launch` st
 Profile = Annotated[str, typer.Option(help="auto, tiny or sd15.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="JSON: what differs from the profile.")]
 Method = Annotated[
-    str | None, typer.Option(help="Overrides the config's method: dasd, domainstudio or indomain.")
+    str | None,
+    typer.Option(help="Overrides the config's method: dasd, domainstudio, indomain or diffusionclip."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Overrides the config's seed.")]
 OutputDir = Annotated[Path | None, typer.Option("--output_dir", "--output-dir", help="The run folder.")]

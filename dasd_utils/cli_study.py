@@ -1,4 +1,4 @@
-"""The commands of the study: calibrate, ladder, front, sweep."""
+"""The commands of the study: calibrate, ladder, front, adapt, sweep."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from dasd_utils.cli_options import (
     show,
 )
 from dasd_utils.config import Config, DasdError, resolve
+
+EPOCHS = 20  # as `probe.EPOCHS`, whose import would load torch
 
 commands = typer.Typer()
 log = logging.getLogger(__name__)
@@ -117,6 +119,60 @@ def front(
             log.info("One seed: what a line gains at equal fit takes two or more.")
         table = evaluation.ladder_table([row for row in rows if "against" not in row])
         show({"results": str(path), "rows": rows}, as_json, f"{table}\n\n{path}")
+
+
+@commands.command()
+def adapt(
+    target: Annotated[str, typer.Option(help="Data of the target domain, with the same columns.")],
+    profile: Profile = "auto",
+    config: ConfigFile = None,
+    output_dir: StudyDir = None,
+    seeds: Seeds = "0,1,2",
+    num_images: Annotated[
+        int | None,
+        typer.Option("--num_images", "--num-images", min=2, help="Labelled images. Default: the config's."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the small classifiers.")] = EPOCHS,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
+    table: Annotated[bool, typer.Option(help="Write adaptation.json at the end.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Translate a labelled domain by words, train classifiers on it, test them on the real target domain."""
+    from dasd_utils import adaptation_study, evaluation
+
+    place = output_dir or (None if config else Path("data/runs/adapt"))
+    numbers = read_seeds(seeds)
+    study = adaptation_study.Study(read_config(profile, config, output_dir=place), target, num_images, epochs)
+    study.check()
+    if workers > 1 or scheduler:
+        run_together(adapt_words(study, numbers), workers, scheduler)
+    try:
+        busy = adaptation_study.run(study, numbers)
+    except KeyboardInterrupt:  # a training that was stopped has saved
+        fail("Stopped. The same command goes on from here.", 130)
+    if busy or not table:
+        said = f"Other processes are at work on seeds {busy}" if busy else "All seeds are done."
+        show(busy, as_json, said)
+        return
+    rows = adaptation_study.table(study, numbers)
+    path = resolve(study.config.output_dir) / "adaptation.json"
+    asked = {"target": target, "num_images": study.source.num_images, "epochs": epochs}
+    evaluation.save_results(path, study.config.to_dict() | {"study": asked}, rows)
+    looks = evaluation.ladder_table([row for row in rows if row["metric"] in evaluation.LADDER])
+    tables = [adaptation_study.summary(rows), looks] if study.source.label_column else [looks]
+    show({"results": str(path), "rows": rows}, as_json, "\n\n".join([*tables, str(path)]))
+
+
+def adapt_words(study: Any, seeds: list[int]) -> list[list[str]]:
+    """Return a command for each seed."""
+    from dasd_utils import checkpoints
+
+    path = study.config.save(checkpoints.writable(study.config.output_dir) / "adapt_config.json")
+    common = ["adapt", "--config", str(path), "--output_dir", study.config.output_dir, "--no-table"]
+    common += ["--target", study.target.data, "--epochs", str(study.epochs)]
+    common += ["--num_images", str(study.source.num_images)]
+    return [[*common, "--seeds", str(seed)] for seed in seeds]
 
 
 def find(names: list[str] | None) -> list[Any]:

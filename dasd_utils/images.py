@@ -27,6 +27,28 @@ VERSION = 1  # of `_inspect_row`: a change of what it returns must not meet resu
 log = logging.getLogger(__name__)
 
 
+def files(places: Sequence[Path]) -> list[Path]:
+    """Return these image files, and those of the folders among them by name; DasdError if there is none."""
+    found = []
+    for place in places:
+        if not place.exists():
+            raise DasdError(f"There is no file or folder {place}.")
+        inside = sorted(place.iterdir()) if place.is_dir() else []
+        found += [file for file in inside if file.suffix.lower() in SUFFIXES] or [place] * place.is_file()
+    if not found:
+        raise DasdError(f"There is no image in {', '.join(map(str, places))}.")
+    return found
+
+
+def open_file(path: Path) -> Image.Image:
+    """Return an image file as RGB; DasdError if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DasdError(f"{path} cannot be read as an image: {error}") from None
+
+
 def open_rows(domain: DomainConfig, split: str) -> datasets.Dataset:
     """Return the rows of one split of a domain's folder (images, or parquet files) or hub data set.
 

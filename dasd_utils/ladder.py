@@ -136,16 +136,21 @@ def run_config(config: Config, rung: Rung, seed: int) -> Config:
 def train(config: Config, rung: Rung, seed: int, progress: bool = True) -> Config:
     """Train the rung unless its run is complete, going on from its last checkpoint; return its config."""
     wanted = run_config(config, rung, seed)
+    finish(wanted, f"{rung.name}, seed {seed}", progress)
+    return wanted
+
+
+def finish(wanted: Config, name: str, progress: bool = True) -> None:
+    """Train what is left of the run of a config: nothing, what comes after its last checkpoint, or all."""
     if runs.is_complete(wanted):
-        return wanted
-    log.info("%s, seed %d: training in %s", rung.name, seed, wanted.output_dir)
+        return
+    log.info("%s: training in %s", name, wanted.output_dir)
     training.check(wanted)
     with runs.alone(wanted):
         parts = training.setup_training(wanted)
         *_, sampler = data.create_datasets(wanted, parts.tokenizer)
         history = training.train(wanted, parts, sampler, parts.token_ids, resume=True, progress=progress)
         training.save_training_results(wanted, parts, history)
-    return wanted
 
 
 def find_or_train(config: Config, rung: Rung, seed: int, progress: bool = True) -> Path:

@@ -2,7 +2,8 @@
 
 A paper's module has `CHANGES`, the config fields that it changes in every profile, and `BY_PROFILE`, those of
 one; `check(config)`; `make_objective(config)`; `RUNGS`, its rows of the ladder; and, where it has them,
-`Settings`, what `method_settings` may hold, and `COMPARES_SAMPLES`, for a loss that the batch size changes.
+`Settings`, what `method_settings` may hold, `COMPARES_SAMPLES`, for a loss that the batch size changes, and
+`ACCUMULATES`, false where a step cannot be made of several micro-batches.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from typing import Any
 
 from dasd_utils import objectives
 from dasd_utils.config import Config, DasdError, nearest
-from dasd_utils.papers import domainstudio, indomain
+from dasd_utils.papers import diffusionclip, domainstudio, indomain
 
 DASD = "dasd"
-PAPERS: dict[str, ModuleType] = {"domainstudio": domainstudio, "indomain": indomain}
+PAPERS: dict[str, ModuleType] = {
+    "domainstudio": domainstudio,
+    "indomain": indomain,
+    "diffusionclip": diffusionclip,
+}
 
 
 def _paper(name: Any) -> ModuleType | None:
@@ -57,6 +62,11 @@ def compares_samples(config: Config) -> bool:
     DASD's is too, but its queue keeps what a smaller batch lacks.
     """
     return getattr(_paper(config.method), "COMPARES_SAMPLES", False)
+
+
+def accumulates(config: Config) -> bool:
+    """Return whether a step may be made of several micro-batches."""
+    return getattr(_paper(config.method), "ACCUMULATES", True)
 
 
 def make_objective(config: Config) -> objectives.Objective:

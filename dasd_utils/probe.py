@@ -6,7 +6,7 @@ generated images recognises real ones (train on synthetic, test on real; arXiv 1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -51,10 +51,17 @@ class Probe(nn.Module):
         return [self.names[i] for part in x.split(256) for i in self(part).argmax(dim=1).tolist()]
 
 
-def fit(x: Tensor, labels: Sequence[str], seed: int = 0) -> Probe:
+def fit(
+    x: Tensor,
+    labels: Sequence[str],
+    seed: int = 0,
+    epochs: int = EPOCHS,
+    watch: Callable[[int, Probe], None] = lambda epoch, probe: None,
+) -> Probe:
     """Return a probe trained on pixels (n, 3, 32, 32) and their labels; the global generators stay untouched.
 
-    Raises ValueError for fewer than two classes.
+    `watch` is shown the probe after each epoch, from 1. Of two classes the cross-entropy of two outputs is
+    the binary one of a sigmoid of their difference. Raises ValueError for fewer than two classes.
     """
     names = sorted(set(labels))
     if len(names) < 2:
@@ -65,11 +72,12 @@ def fit(x: Tensor, labels: Sequence[str], seed: int = 0) -> Probe:
         torch.manual_seed(seed)
         probe = Probe(names)
         optimizer = torch.optim.AdamW(probe.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        for _ in range(EPOCHS):
+        for epoch in range(1, epochs + 1):
             for rows in torch.randperm(len(x), generator=generator).split(BATCH):
                 optimizer.zero_grad()
                 F.cross_entropy(probe(x[rows]), target[rows]).backward()
                 optimizer.step()
+            watch(epoch, probe)
     return probe.eval().requires_grad_(False)
 
 

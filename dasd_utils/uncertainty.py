@@ -50,8 +50,8 @@ class Estimate:
 def half_width(terms: tuple[tuple[float, int], ...], probability: float = (1 + CONFIDENCE) / 2) -> float:
     """Return t times the root of a sum of variances, each with its degrees of freedom (Welch 1947)."""
     total = sum(variance for variance, _ in terms)
-    if not total > 0:
-        return 0.0
+    if math.isnan(total) or total == 0:
+        return total
     freedom = total**2 / sum(variance**2 / degrees for variance, degrees in terms if variance > 0)
     return float(stats.t.ppf(probability, freedom)) * math.sqrt(total)
 
@@ -63,14 +63,18 @@ def jackknife(statistic: Callable[[Tensor], float], count: int) -> tuple[float, 
     would distort, such as pairs, where a sample drawn twice meets itself (Tukey 1958). Raises ValueError for
     fewer than three samples.
     """
+    value, variance = leave_one_out(statistic, count)
+    half = half_width(((variance, count - 1),))
+    return value, value - half, value + half
+
+
+def leave_one_out(statistic: Callable[[Tensor], float], count: int) -> tuple[float, float]:
+    """Return (value, variance) of what `jackknife` gives an interval of; ValueError for fewer than three."""
     if count < 3:
         raise ValueError(f"An interval by leaving samples out needs three of them, not {count}.")
     rows = torch.arange(count)
-    value = statistic(rows)
     without = torch.tensor([statistic(rows[rows != i]) for i in range(count)], dtype=torch.float64)
-    variance = without.var(correction=0).item() * (count - 1)
-    half = half_width(((variance, count - 1),))
-    return value, value - half, value + half
+    return statistic(rows), without.var(correction=0).item() * (count - 1)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,15 @@ SMALLER: dict[str, dict[str, Any]] = {
         "num_samples": 12,
     },
     "08_guidance": {"max_train_steps": 20, "earlier_steps": [5], "num_compared": 12, "num_edited": 8},
+    "09_diffusionclip": {
+        "num_images": 8,
+        "max_train_steps": 18,
+        "published_steps": 6,
+        "num_compared": 12,
+        "num_labelled": 40,
+        "num_tested": 40,
+        "timesteps": [50, 350],
+    },
     "10_comparison": {"num_images": 24},
     "11_alignment": {"num_images": 24},
 }

@@ -74,3 +74,18 @@ def test_a_ring_is_round_what_was_chosen():
     assert ring.get_ydata()[0] == 2.0
     points = {line.get_label(): list(line.get_ydata()) for line in axes.lines if line.get_marker() == "o"}
     assert points["ddim"] == [3.0] and points["Domain Guidance, unipc"] == [2.0] and len(points) == 3
+
+
+def test_curves_have_a_panel_a_domain_and_a_band_a_method():
+    rows = [
+        {"method": method, "domain": domain, "epoch": epoch, "value": value, "low": value - 0.1, "high": 1}
+        for method, value in (("source", 0.6), ("translated", 0.8))
+        for domain in ("sketch", "painting")
+        for epoch in (3, 1, 2)
+    ]
+    figure = charts.curve_chart(rows, "epoch", "accuracy")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["sketch", "painting"]
+    lines = figure.axes[0].get_lines()
+    assert [line.get_label() for line in lines] == ["source", "translated"]
+    assert list(lines[1].get_xdata()) == [1, 2, 3] and list(lines[1].get_ydata()) == [0.8] * 3
+    assert len(figure.axes[0].collections) == 2

@@ -188,6 +188,8 @@ def test_differences_name_the_field_and_forgive_what_training_never_reads():
     saved = Config.setup("tiny").to_dict()
     free = Config.setup("tiny", max_train_steps=9, output_dir="x", sample_every=3, num_heldout=5, clip="c")
     assert checkpoints.differences(saved, free.to_dict()) == []
+    taught, other = ({"method": "diffusionclip", "model": {"clip": clip}} for clip in "ab")
+    assert checkpoints.differences(taught, other) == ["model.clip: 'a' -> 'b'"]  # half of a run each
     changed = Config.setup("tiny", rank=4, seed=1).to_dict()
     changed["domains"][0]["num_images"] = 7
     found = checkpoints.differences(saved, changed)

@@ -1,0 +1,162 @@
+"""The whole way from words to a classifier: what is kept, what is told apart, what goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import on_narrow_base
+from typer.testing import CliRunner
+
+from dasd_utils import adaptation_study, cli, data, images, samples, sampling, translated, translation
+from dasd_utils.adaptation_study import BOTH, EDGES, REAL, SOURCE, TRANSLATED, Study
+from dasd_utils.config import DasdError
+
+SETTINGS = {"return_step": 300, "forward_steps": 2, "generation_steps": 2, "form": "offset",
+            "reference": ("a painting",), "target": ("a sketch",), "strengths": (1.0, 2.0)}  # fmt: skip
+TARGET = "toyworld:sketch"
+
+
+@pytest.fixture(scope="module")
+def config(base_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapt")
+    config = on_narrow_base("tiny", base_dir, base_dir / "clip", folder, num_heldout=12, num_bootstrap=20)
+    domain = dataclasses.replace(
+        config.domains[0], name="paintings", data="toyworld:painting", token=None, label_column="house",
+        num_images=6,
+    )  # fmt: skip
+    plain = {"caption_dropout": 1.0, "lambda_align": 0.0, "validation_every": 0}
+    return config.replace(method="diffusionclip", method_settings=SETTINGS, domains=(domain,), **plain)
+
+
+@pytest.fixture(scope="module")
+def study(config):
+    return Study(config, TARGET, num_images=16, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def rows(study):
+    assert adaptation_study.run(study, [0, 1, 2]) == []
+    return adaptation_study.table(study, [0, 1, 2])
+
+
+def test_every_set_is_tested_on_both_domains_after_each_epoch(rows):
+    asked = {(r["method"], r["domain"], r["epoch"]) for r in rows if r["metric"] == "accuracy"}
+    methods, places = (SOURCE, TRANSLATED, BOTH, EDGES, REAL), ("sketch", "paintings", TRANSLATED)
+    assert asked == {(m, d, e) for m in methods for d in places for e in (1, 2)}
+    assert all({"n", "seeds", "low", "high"} <= set(row) for row in rows)
+
+
+def test_pictures_are_measured_against_their_twins(rows):
+    found = {(r["method"], r["metric"]): r["value"] for r in rows if r["metric"] != "accuracy"}
+    assert {(m, "twin_mae") for m in (SOURCE, TRANSLATED, EDGES)} <= set(found)
+    assert (REAL, "twin_mae") not in found and (REAL, "cmmd") in found
+    assert 0 < found[SOURCE, "twin_mae"] < 1 and -1 < found[EDGES, "twin_ssim"] < 1
+
+
+def test_what_is_kept_is_not_made_again(study, rows, monkeypatch):
+    monkeypatch.setattr(adaptation_study, "answers", None)
+    assert adaptation_study.run(study, [0, 1, 2]) == []
+    assert adaptation_study.table(study, [0, 1, 2]) == rows
+    assert not Study(study.config, TARGET, num_images=16, epochs=3).is_done(0)
+    assert not Study(study.config, TARGET, num_images=12, epochs=2).is_done(0)
+
+
+def test_seeds_share_the_way_to_noise_and_not_the_way_back(study, rows):
+    folder = translated.resolve(study.config.output_dir)
+    assert len(list(folder.glob("inverted-*.safetensors"))) == 3  # 6 to choose a strength, 16 and 12
+    own = [translated.pictures(study.config, seed, study.images["paintings", "test"]) for seed in (0, 1)]
+    assert len(own[0]) == 12 and own[0][0].tobytes() != own[1][0].tobytes()
+
+
+def test_nothing_that_translates_ever_loads_the_target(study, tmp_path, monkeypatch):
+    config, load = study.config.replace(output_dir=str(tmp_path / "run")), data.load_domain
+    pictures = study.images["paintings", "test"]
+
+    def refuse(domain, *rest):
+        assert domain.data != TARGET
+        return load(domain, *rest)
+
+    monkeypatch.setattr(data, "load_domain", refuse)
+    assert len(translated.pictures(config, 0, pictures)) == 12
+
+
+def test_the_strength_is_the_one_that_words_find_nearest(config, monkeypatch):
+    seen = []
+
+    def generate(pipeline, far, return_step, steps, terms):
+        seen.append(terms[-1].weight if len(terms) > 1 else 1.0)
+        return samples.load(next(translated.resolve(config.output_dir).rglob("translated-test*")))[: len(far)]
+
+    wanted = translated.train(config, 0)
+    pipeline = translated.sampling.load_trained_pipeline(wanted.output_dir, wanted)
+    distances = iter([0.7, 0.4])
+    monkeypatch.setattr(translation, "generate", generate)
+    monkeypatch.setattr(translated.diffusionclip, "direction_loss", lambda *a: torch.tensor(next(distances)))
+    assert translated.strength(pipeline, config) == 2.0 and seen == [1.0, 2.0]
+
+
+def test_a_split_is_cut_with_all_that_is_known_of_it(config):
+    whole = data.load_domain(config.domains[0], config, "test")
+    part = translated.first(whole, 5)
+    assert len(part) == len(part.labels) == len(part.told) == len(part.images) == 5
+    assert part.labels == whole.labels[:5] and part.thumbnails.shape[0] == 5
+
+
+def test_a_domain_without_labels_is_looked_at_and_not_classified(config):
+    domain = dataclasses.replace(config.domains[0], label_column=None)
+    study = Study(config.replace(domains=(domain,)), "toyworld:xray")
+    assert adaptation_study.run(study, [0, 1]) == []
+    rows = adaptation_study.table(study, [0, 1])
+    assert {row["metric"] for row in rows} == {"cmmd"}  # no twins: other scenes
+
+
+def test_what_does_not_fit_is_said_before_anything_is_trained(config, tmp_path):
+    own = config.replace(output_dir=str(tmp_path / "run"))
+    with pytest.raises(DasdError, match="has 8 images; scores need 10"):
+        Study(own.replace(num_heldout=8), TARGET).check()
+    with pytest.raises(DasdError, match="rename one"):
+        Study(own.replace(domains=(dataclasses.replace(own.domains[0], name="sketch"),)), TARGET)
+    by_scene = dataclasses.replace(own.domains[0], label_column="scene")
+    with pytest.raises(DasdError, match=r"labels of paintings .*the same, two"):
+        Study(own.replace(domains=(by_scene,)), "toyworld:satellite").check()
+    path = own.replace(method="dasd", method_settings={}).save(tmp_path / "config.json")
+    result = CliRunner().invoke(cli.app, ["adapt", "--config", str(path), "--target", TARGET])
+    assert isinstance(result.exception, DasdError) and "diffusionclip" in str(result.exception)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_writes_the_table(study, rows, tmp_path):
+    path = study.config.save(tmp_path / "config.json")
+    words = ["adapt", "--config", str(path), "--target", TARGET, "--seeds", "0,1,2", "--num_images", "16"]
+    result = CliRunner().invoke(cli.app, [*words, "--epochs", "2"])
+    assert result.exit_code == 0, result.output
+    stored = json.loads((translated.resolve(study.config.output_dir) / "adaptation.json").read_text())
+    assert stored["rows"] == rows
+    assert "| source images |" in result.output
+
+
+def test_files_are_translated_by_the_command(study, rows, tmp_path):
+    run = translated.run_config(study.config, 0).output_dir
+    chosen = [study.images["paintings", "test"].images[i] for i in range(2)]
+    (tmp_path / "in").mkdir()
+    for number, picture in enumerate(chosen):
+        picture.resize((80, 48)).save(tmp_path / "in" / f"{number}.png")
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    words = ["translate", str(tmp_path / "in"), "--checkpoint", run, "--strength", "0"]
+    result = CliRunner().invoke(cli.app, [*words, "--json"])
+    assert result.exit_code == 0, result.output
+    new = [Path(path) for path in json.loads(result.stdout)["images"]]
+    assert [path.name for path in new] == ["000_0.png", "001_1.png"]
+    back = translation.translate(
+        sampling.load_trained_pipeline(run), [images.open_file(tmp_path / "in" / "0.png")], 300, 2, 2, 0.0
+    )
+    assert images.open_file(new[0]).tobytes() == back[0].tobytes() and back[0].size == (32, 32)
+    (tmp_path / "broken.png").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    for path, said in (("broken.png", "cannot be read"), ("nowhere", "no file"), ("empty", "no image")):
+        result = CliRunner().invoke(cli.app, ["translate", str(tmp_path / path), "--checkpoint", run])
+        assert isinstance(result.exception, DasdError) and said in str(result.exception)

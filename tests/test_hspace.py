@@ -1,0 +1,75 @@
+"""Features of the bottleneck, linear classifiers on them, and sets drawn to the shares of another domain."""
+
+import narrow
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dasd_utils import editing, hspace, models, sampling
+
+
+def pictures(count):
+    small = np.random.default_rng(0).integers(0, 255, (count, 4, 4, 3), dtype=np.uint8)
+    return [Image.fromarray(each).resize((32, 32), Image.Resampling.BICUBIC) for each in small]
+
+
+@pytest.fixture
+def pipeline(adapted, tiny_config):
+    return sampling.DasdPipeline(adapted, tiny_config, batch_size=2)
+
+
+def test_features_are_the_mean_of_the_mid_block_over_space(pipeline):
+    parts, (picture,) = pipeline.parts, pictures(1)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    latents = parts.noise_scheduler.add_noise(editing.encode(parts, [picture]), noise, torch.tensor([200]))
+    with torch.no_grad(), models.lora_disabled(parts):
+        text = models.encode_prompts(parts, [""])
+        _, mid = models.unet_pass(parts.unet, latents, torch.tensor([200]), text)
+    found = hspace.features(pipeline, [picture], 200, draws=1, seed=3)
+    assert torch.allclose(found, mid.mean(dim=(2, 3)), atol=1e-5)
+
+
+def test_features_are_the_bases_and_smoother_over_more_draws(pipeline):
+    chosen = pictures(3)
+    before = hspace.features(pipeline, chosen, 500, draws=2)
+    narrow.randomise(models.trainable_parameters(pipeline.parts))
+    assert torch.equal(hspace.features(pipeline, chosen, 500, draws=2), before)
+
+    def spread(draws):
+        return torch.stack([hspace.features(pipeline, chosen, 500, draws, seed) for seed in range(6)]).var(0)
+
+    assert spread(8).mean() < spread(1).mean() / 3
+
+
+def test_a_straight_line_is_found_and_a_shift_taken_away():
+    random = torch.Generator().manual_seed(0)
+    labels = ["no", "yes"] * 100
+    x = torch.randn(200, 5, generator=random)
+    x[1::2, 0] += 4
+    made = hspace.fit(x, labels)
+    assert sum(a == b for a, b in zip(made.classify(x), labels, strict=True)) >= 190
+    moved = x + torch.tensor([9.0, 0, 0, 0, 0])
+    assert made.classify(moved) == ["yes"] * 200
+    assert made.classify(moved, moved.mean(dim=0)) == made.classify(x)
+    with pytest.raises(ValueError, match="two classes, not 1"):
+        hspace.fit(x, ["no"] * 200)
+
+
+def test_shares_of_a_set_without_labels_by_hand():
+    labels = ["no"] * 10 + ["yes"] * 10
+    told = ["no"] * 9 + ["yes"] + ["no"] * 3 + ["yes"] * 7  # 0.1 of "no" and 0.3 of "yes" are mistaken
+    said = ["yes"] * 52 + ["no"] * 48  # 0.7 of p and 0.1 of 1 - p: p = 0.7
+    assert hspace.label_shares(said, told, labels, ["no", "yes"]).tolist() == pytest.approx([0.3, 0.7])
+    none = hspace.label_shares(["no"] * 10, told, labels, ["no", "yes"])
+    assert none.tolist() == pytest.approx([1, 0])  # fewer than mistakes alone would give
+    with pytest.raises(ValueError, match="labelled yes"):
+        hspace.label_shares(said, told[:10], labels[:10], ["no", "yes"])
+
+
+def test_a_set_is_drawn_to_shares():
+    labels = ["no"] * 90 + ["yes"] * 10
+    rows = hspace.resample(labels, ["no", "yes"], torch.tensor([0.25, 0.75], dtype=torch.float64), seed=1)
+    assert len(rows) == 100 and 60 <= sum(labels[row] == "yes" for row in rows) <= 88
+    assert rows == hspace.resample(labels, ["no", "yes"], torch.tensor([0.25, 0.75]), seed=1)
+    assert len(hspace.resample(labels, ["no", "yes"], torch.tensor([0.85, 0.15]))) == 100
