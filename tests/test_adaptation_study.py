@@ -11,7 +11,18 @@ import torch
 from conftest import on_narrow_base
 from typer.testing import CliRunner
 
-from dasd_utils import adaptation_study, cli, data, images, samples, sampling, translated, translation
+from dasd_utils import (
+    adaptation,
+    adaptation_study,
+    cli,
+    data,
+    images,
+    probe,
+    samples,
+    sampling,
+    translated,
+    translation,
+)
 from dasd_utils.adaptation_study import BOTH, EDGES, REAL, SOURCE, TRANSLATED, Study
 from dasd_utils.config import DasdError
 
@@ -97,6 +108,38 @@ def test_the_strength_is_the_one_that_words_find_nearest(config, monkeypatch):
     monkeypatch.setattr(translation, "generate", generate)
     monkeypatch.setattr(translated.diffusionclip, "direction_loss", lambda *a: torch.tensor(next(distances)))
     assert translated.strength(pipeline, config) == 2.0 and seen == [1.0, 2.0]
+
+
+def test_each_set_is_what_its_name_says(study, rows, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        adaptation, "answers", lambda train, test, *_: seen.update(train=train, test=test) or {}
+    )
+    own = {split: study.images["paintings", split] for split in ("train", "test")}
+    new = {split: translated.pictures(study.config, 0, each) for split, each in own.items()}
+    adaptation_study.classified(study, 0, new)
+
+    def shows(found, pictures, like):
+        return torch.equal(found.pixels, probe.pixels(pictures)) and found.labels == like.labels
+
+    assert shows(seen["train"][SOURCE], own["train"].images, own["train"])
+    assert shows(seen["train"][TRANSLATED], new["train"], own["train"])
+    assert shows(seen["train"][EDGES], [adaptation.edges(p) for p in own["train"].images], own["train"])
+    assert shows(seen["train"][REAL], study.images["sketch", "train"].images, study.images["sketch", "train"])
+    assert seen["train"][BOTH].labels == own["train"].labels * 2
+    assert shows(seen["test"][TRANSLATED], new["test"], own["test"])
+    assert shows(
+        seen["test"]["sketch"], study.images["sketch", "test"].images, study.images["sketch", "test"]
+    )
+
+
+def test_what_comes_back_unchanged_is_the_bases(config, study, monkeypatch):
+    asked = []
+    monkeypatch.setattr(translation, "generate", lambda *arguments: asked.append(arguments[-1]) or [])
+    wanted = translated.train(config, 0)
+    pipeline = sampling.load_trained_pipeline(wanted.output_dir, wanted)
+    translated.reconstructed(pipeline, config, study.images["paintings", "test"])
+    assert asked == [translation.rule(0)]
 
 
 def test_a_split_is_cut_with_all_that_is_known_of_it(config):

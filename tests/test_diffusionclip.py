@@ -269,6 +269,17 @@ def test_strength_mixes_base_and_learner(pipeline, monkeypatch):
     assert not torch.allclose(found[0], found[1]) and not torch.allclose(found[0.5], found[1])
 
 
+def test_there_and_back_are_opposite_ways(pipeline, monkeypatch):
+    walked, follow = [], denoising.follow
+    monkeypatch.setattr(
+        denoising,
+        "follow",
+        lambda p, x, times, *rest: walked.append(list(times)) or follow(p, x, times, *rest),
+    )
+    translation.translate(pipeline, pictures(1), 300, 3, 2)
+    assert walked == [[-1, 99, 199, 299], [299, 149, -1]]
+
+
 def test_a_picture_is_translated_alike_whatever_is_beside_it(pipeline, monkeypatch):
     chosen, steps = pictures(3), {"return_step": 300, "forward_steps": 6, "generation_steps": 3}
     together = latents_of(pipeline, monkeypatch, chosen, **steps)
