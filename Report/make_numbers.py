@@ -73,6 +73,7 @@ def speed_block() -> str:
     for path in sorted(RESULTS.glob("bench_method_step_*.json")):
         lines += _method_lines(evaluation.load_results(path))
     lines += _guidance_lines(evaluation.load_results(RESULTS / "bench_guidance.json"))
+    lines += _translation_lines(evaluation.load_results(RESULTS / "bench_translation.json"))
     stored = evaluation.load_results(RESULTS / "bench_sample.json")
     sampled, machine = stored["rows"], stored["config"]["machine"]
     for row in (r for r in sampled if r["metric"] == "ratio" and r["method"].startswith("ours")):
@@ -128,6 +129,16 @@ def _guidance_lines(stored: dict) -> list[str]:
         what = f"sampling, tiny, {row['steps']} steps, {device}: {row['guidance']}"
         lines.append(f"| {what} | {plain['guidance']} guidance | {_interval(_inverse(row), 2)} | |")
     return lines
+
+
+def _translation_lines(stored: dict) -> list[str]:
+    """A row for learning to translate by a loss at each step back, against one through all of them."""
+    device = stored["config"]["machine"]["device"]
+    own = {row["metric"]: row for row in stored["rows"] if row["against"]}
+    ratio, memory = _interval(_inverse(own["times_as_long"]), 2), own["share_of_memory"]["value"]
+    row = own["seconds"]
+    what = f"{row['operation']}, tiny, {row['n']} turns, {device}"
+    return [f"| {what} | {row['against']} | {ratio} | {memory:.2f} |"]
 
 
 def _inverse(row: dict) -> dict:
