@@ -74,7 +74,7 @@ def curve_chart(rows: Rows, x: str, ylabel: str, marker: str = "") -> Figure:
         axes.set(title=domain, xlabel=x)
     panels[0].set_ylabel(ylabel)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(methods), 3))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(methods), 1 + len(domains)))
     return figure
 
 
