@@ -104,11 +104,15 @@ def label_shares(
 
 
 def resample(labels: Sequence[str], names: Sequence[str], shares: Tensor, seed: int = 0) -> list[int]:
-    """Return rows, as many as there are labels, drawn with replacement so that classes have these shares."""
+    """Return rows, as many as there are labels, drawn with replacement, so that classes have these shares.
+
+    Each class is drawn once at least: a classifier needs to have seen it.
+    """
     random, own = np.random.default_rng(seed), np.asarray(labels)
     wanted = shares.double().numpy()
     drawn = random.choice(len(names), len(own), p=wanted / wanted.sum())
-    counts = np.bincount(drawn, minlength=len(names))
+    counts = np.maximum(np.bincount(drawn, minlength=len(names)), 1)
+    counts[counts.argmax()] -= counts.sum() - len(own)
     rows = [
         random.choice(np.flatnonzero(own == name), count) for name, count in zip(names, counts, strict=True)
     ]

@@ -73,3 +73,5 @@ def test_a_set_is_drawn_to_shares():
     assert len(rows) == 100 and 60 <= sum(labels[row] == "yes" for row in rows) <= 88
     assert rows == hspace.resample(labels, ["no", "yes"], torch.tensor([0.25, 0.75]), seed=1)
     assert len(hspace.resample(labels, ["no", "yes"], torch.tensor([0.85, 0.15]))) == 100
+    none = [labels[row] for row in hspace.resample(labels, ["no", "yes"], torch.tensor([1.0, 0.0]))]
+    assert none.count("yes") == 1 and len(none) == 100  # so that a classifier can be trained
