@@ -202,8 +202,9 @@ def classified(
 def table(study: Study, seeds: Sequence[int]) -> list[Row]:
     """Return the rows of seeds that are done: each has method, metric, value, low, high, n and seeds.
 
-    "accuracy" by trained on (method), tested on (domain) and epoch; of the last epoch "share_of_gap", the way
-    from source images to labelled target ones; what the pictures of each set look like.
+    "accuracy" by trained on (method), tested on (domain) and epoch; "constant_answer", what one answer to all
+    would reach; of the last epoch "share_of_gap", the way from source images to labelled target ones; what
+    the pictures of each set look like.
     """
     by_seed = [load_file(study.path(seed)) for seed in seeds]
     end = {"seeds": list(seeds)}
@@ -238,6 +239,7 @@ def _accuracies(study: Study, by_seed: Sequence[dict[str, Tensor]], end: Row) ->
             row = {"method": method, "domain": where, "metric": "accuracy", "epoch": epoch + 1}
             rows.append(row | {"value": value, "low": low, "high": high, "n": right.shape[2]} | end)
     target = study.target.name
+    rows.append(_constant(study, target) | end)
     for method in (TRANSLATED, BOTH, EDGES) if len(by_seed) >= 3 else ():
         ends = [last[each, target] for each in (method, SOURCE, REAL)]
         value, low, high = adaptation.share_of_the_gap(*ends)
@@ -246,6 +248,16 @@ def _accuracies(study: Study, by_seed: Sequence[dict[str, Tensor]], end: Row) ->
         row = {"method": method, "domain": target, "metric": "share_of_gap", "value": value, "low": low}
         rows.append(row | {"high": high, "n": ends[0].shape[1]} | end)
     return rows
+
+
+def _constant(study: Study, domain: str) -> Row:
+    """How often one answer to all test images of a domain is right at best: what a classifier has to beat."""
+    labels = study.images[domain, "test"].labels
+    answer = max(sorted(set(labels)), key=labels.count)
+    right = torch.tensor([[float(label == answer) for label in labels]])
+    value, low, high = adaptation.estimate(right).interval()
+    row = {"method": f"always {answer!r}", "domain": domain, "metric": "constant_answer", "value": value}
+    return row | {"low": low, "high": high, "n": len(labels)}
 
 
 def summary(rows: Sequence[Row]) -> str:

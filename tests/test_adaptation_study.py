@@ -61,6 +61,14 @@ def test_every_set_is_tested_on_both_domains_after_each_epoch(rows):
     assert all({"n", "seeds", "low", "high"} <= set(row) for row in rows)
 
 
+def test_what_one_answer_to_all_would_reach_is_told(study, rows):
+    (row,) = [row for row in rows if row["metric"] == "constant_answer"]
+    labels = study.images["sketch", "test"].labels
+    most = max("no", "yes", key=labels.count)
+    assert row["method"] == f"always {most!r}" and row["value"] == labels.count(most) / len(labels)
+    assert row["domain"] == "sketch" and row["n"] == 12
+
+
 def test_pictures_are_measured_against_their_twins(rows):
     found = {(r["method"], r["metric"]): r["value"] for r in rows if r["metric"] != "accuracy"}
     assert {(m, "twin_mae") for m in (SOURCE, TRANSLATED, EDGES)} <= set(found)
