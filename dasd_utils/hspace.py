@@ -85,6 +85,37 @@ def fit(x: Tensor, labels: Sequence[str]) -> Linear:
     return Linear(names, mean, deviation, weights.detach())
 
 
+@dataclass(frozen=True)
+class Known:
+    """Features and labels of one domain, to fit on and to test on."""
+
+    train: Tensor  # (n, C)
+    train_labels: list[str]
+    test: Tensor  # (m, C)
+    test_labels: list[str]
+
+
+def transfer(source: Known, target: Known) -> dict[str, Tensor]:
+    """Return which test rows are classified right, 1 or 0, by whose labels were learned and where.
+
+    "centred": the mean of the target's training features, which need no labels, in the place of the source's.
+    """
+    line, ceiling = fit(source.train, source.train_labels), fit(target.train, target.train_labels)
+    said = {
+        "source, on source": (line.classify(source.test), source.test_labels),
+        "source, on target": (line.classify(target.test), target.test_labels),
+        "source, on target, centred": (
+            line.classify(target.test, target.train.mean(dim=0)),
+            target.test_labels,
+        ),
+        "ceiling, on target": (ceiling.classify(target.test), target.test_labels),
+    }
+    return {
+        name: torch.tensor([float(a == b) for a, b in zip(own, labels, strict=True)])
+        for name, (own, labels) in said.items()
+    }
+
+
 def label_shares(
     said: Sequence[str], told: Sequence[str], labels: Sequence[str], names: Sequence[str]
 ) -> Tensor:

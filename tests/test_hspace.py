@@ -75,3 +75,18 @@ def test_a_set_is_drawn_to_shares():
     assert len(hspace.resample(labels, ["no", "yes"], torch.tensor([0.85, 0.15]))) == 100
     none = [labels[row] for row in hspace.resample(labels, ["no", "yes"], torch.tensor([1.0, 0.0]))]
     assert none.count("yes") == 1 and len(none) == 100  # so that a classifier can be trained
+
+
+def test_a_line_of_the_source_is_tried_on_the_target_as_it_is_and_centred():
+    random = torch.Generator().manual_seed(0)
+
+    def domain(shift):
+        x, labels = torch.randn(200, 5, generator=random), ["no", "yes"] * 100
+        x[1::2, 0] += 4
+        x[:, 0] += shift
+        return hspace.Known(x[:100], labels[:100], x[100:], labels[100:])
+
+    found = {name: right.mean().item() for name, right in hspace.transfer(domain(0.0), domain(9.0)).items()}
+    assert found["source, on target"] == 0.5  # all are said to be "yes"
+    assert min(found["source, on source"], found["ceiling, on target"]) > 0.9
+    assert found["source, on target, centred"] > 0.9

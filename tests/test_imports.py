@@ -79,6 +79,8 @@ CORE = {
         "adaptation", "config", "data", "evaluation", "files", "images", "metrics", "probe", "runs",
         "sampling", "scores", "translated",
     },
+    "label_shift": {"adaptation", "hspace"},
+    "records": {"metrics", "uncertainty"},
     "hspace": {"editing", "images", "models", "objectives", "precision", "sampling"},
     "anatomy": {"config", "data", "losses", "metrics", "models", "objectives", "optimization"},
     "workers": {"config"},
