@@ -31,6 +31,7 @@ from dasd_utils.cli_options import (
     shared,
     show,
 )
+from dasd_utils.cli_share import commands as share_commands
 from dasd_utils.cli_study import commands as study_commands
 from dasd_utils.config import ROOT, Config, DasdError, resolve
 
@@ -404,6 +405,7 @@ def options(
     DEBUG.update(asked=debug)
 
 
+app.add_typer(share_commands)
 app.add_typer(study_commands)
 
 

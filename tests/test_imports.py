@@ -81,6 +81,9 @@ CORE = {
     },
     "label_shift": {"adaptation", "hspace"},
     "records": {"metrics", "uncertainty"},
+    "export": {"adapters", "checkpoints", "config", "pretrained"},
+    "model_card": {"adapters", "config", "evaluation", "export"},
+    "publish": {"checkpoints", "config", "export"},
     "hspace": {"editing", "images", "models", "objectives", "precision", "sampling"},
     "anatomy": {"config", "data", "losses", "metrics", "models", "objectives", "optimization"},
     "workers": {"config"},
@@ -99,7 +102,7 @@ CORE = {
         "sampling", "toyworld",
     },
 }  # fmt: skip
-ANY = {"cli", "cli_options", "cli_study", "__init__"}
+ANY = {"cli", "cli_options", "cli_share", "cli_study", "__init__"}
 
 
 class _WithoutTypeImports(ast.NodeTransformer):

@@ -1,0 +1,111 @@
+"""model_card.py: the card says what is known and claims nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from huggingface_hub import ModelCard
+
+from dasd_utils import adapters, model_card
+from dasd_utils.export import Exported
+
+LORA = adapters.LORA_FILE
+FILES = ("README.md", LORA, "samples.png", "satellite.safetensors")
+ROW = {"domain": "satellite", "metric": "cmmd", "low": 0.1, "high": 0.4, "n": 60, "seed": 3}
+ROWS = [ROW | {"method": "base", "value": 5.0}, ROW | {"method": "DASD", "value": 0.25}]
+
+
+@pytest.fixture
+def adapter(adapted, tmp_path):
+    adapters.save_adapter(adapted, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def exported(kind="diffusers", words=None, files=FILES):
+    return Exported(kind, "far", files, {"<satellite>": "<satellite>"} if words is None else words)
+
+
+def test_metadata_are_read_back_by_the_hubs_own_reader(adapter, tiny_config, tmp_path):
+    model_card.card(exported(), tiny_config, adapter, ROWS).save(tmp_path / "README.md")
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("diffusers", "text-to-image", "other")
+    assert "lora" in data.tags
+    [result] = data.eval_results
+    assert (result.metric_type, result.metric_value) == ("cmmd", 0.25)
+    assert result.metric_name == "cmmd, n = 60, seed 3"
+
+
+def test_results_come_with_their_number_seed_and_interval(adapter, tiny_config):
+    text = str(model_card.card(exported(), tiny_config, adapter, ROWS))
+    assert "0.25 [0.10, 0.40]" in text and "60 images a method and domain, training seed 3" in text
+    assert "Not measured" in str(model_card.card(exported(), tiny_config, adapter))
+
+
+@pytest.mark.parametrize(
+    "base, known",
+    [
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "creativeml-openrail-m"),
+        ("data/tiny-sd", "mit"),
+        ("somebody/something", "other"),
+    ],
+)
+def test_the_licence_is_the_bases(base, known):
+    assert model_card.licence(base) == known
+
+
+def test_stable_diffusions_licence_is_named_and_linked(adapter, tiny_config):
+    config = tiny_config.replace(base="stable-diffusion-v1-5/stable-diffusion-v1-5", base_revision="a" * 40)
+    card = model_card.card(exported(), config, adapter)
+    assert card.data.base_model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert "CreativeML OpenRAIL-M" in str(card) and f'revision="{"a" * 40}"' in str(card)
+
+
+def test_settings_are_those_of_the_adapter(adapter, tiny_config):
+    text = str(model_card.card(exported(), tiny_config.replace(rank=2, alpha=1.0), adapter))
+    assert "rank 4, alpha 16, convolutions: all" in text
+    assert "| max_train_steps | 4 |" in text
+
+
+@pytest.mark.parametrize(
+    "kind, words, said",
+    [
+        (
+            "a1111",
+            {"<satellite>": "far-satellite"},
+            "far-satellite a small village near a river <lora:far:1>",
+        ),
+        ("comfyui", {"<satellite>": "embedding:far-satellite"}, "embedding:far-satellite a small village"),
+        ("pipeline", None, "without the base's safety checker"),
+        ("diffusers", None, "pipe.load_lora_weights(folder)"),
+    ],
+)
+def test_each_format_says_how_it_is_used(adapter, tiny_config, kind, words, said):
+    assert said in str(model_card.card(exported(kind, words), tiny_config, adapter))
+
+
+def test_the_code_of_the_card_is_python(adapter, tiny_config):
+    for files in (FILES, (*FILES, "unet/config.json")):
+        text = str(model_card.card(exported(files=files), tiny_config, adapter))
+        code = text.split("```python\n")[1].split("```")[0]
+        compile(code, "card", "exec")
+        assert ("subfolder" in code) == ("unet/config.json" in files)
+
+
+def test_folders_of_this_machine_are_named_and_not_placed(adapter, tiny_config, base_dir, tmp_path):
+    source = tiny_config.to_dict() | {"source": tiny_config.to_dict()["source"] | {"data": str(tmp_path)}}
+    text = str(model_card.card(exported(), type(tiny_config).from_dict(source), adapter))
+    assert str(base_dir.parent) not in text and str(tmp_path) not in text
+    assert f"{tmp_path.name} (a folder)" in text
+
+
+def test_the_grid_is_shown_with_its_prompts(adapter, tiny_config):
+    text = str(model_card.card(exported(), tiny_config, adapter, prompts=["a pier", "a road"]))
+    assert "](samples.png)" in text and "“a pier”; “a road”" in text
+    assert "samples.png" not in str(model_card.card(exported(files=(LORA,)), tiny_config, adapter))
+
+
+def test_medical_pictures_are_warned_of(adapter, tiny_config):
+    assert "never for clinical use" in str(model_card.card(exported(), tiny_config, adapter))
+
+
+def test_the_address_is_the_one_of_pyproject():
+    assert model_card.address().startswith("https://")
