@@ -122,6 +122,22 @@ def test_evaluate_writes_rows(trained):
 
 
 @pytest.mark.parametrize(
+    ("kind", "lora"), [("diffusers", "pytorch_lora_weights"), ("a1111", "models/Lora/mine")]
+)
+def test_export_writes_the_files_a_card_and_samples(trained, tmp_path, kind, lora):
+    out = tmp_path / "out"
+    told = json.loads(run("export", trained[1], out, "--format", kind, "--name", "mine", "--json"))
+    assert {"README.md", "samples.png", f"{lora}.safetensors"} <= set(told["files"])
+    assert all((out / file).is_file() for file in told["files"])
+    assert "max_train_steps" in (out / "README.md").read_text()
+
+
+def test_export_refuses_a_name_that_no_prompt_can_hold(trained, tmp_path):
+    result = runner.invoke(cli.app, ["export", str(trained[1]), str(tmp_path / "out"), "--name", "a/b"])
+    assert isinstance(result.exception, DasdError) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["train", "--profile", "tny"], "profile"),
