@@ -16,7 +16,7 @@ WHOLE = --only "DomainStudio, no losses, whole UNet" --only "DomainStudio, whole
 UNCONDITIONAL = --against "DomainStudio, no losses, unconditional" --only "base, unconditional" \
 	--only "DomainStudio, no losses, unconditional" --only "DomainStudio, mild, unconditional"
 
-.PHONY: install course study test audit notebooks report clean
+.PHONY: install course study test audit notebooks report book clean
 
 install: $(VENV)/.installed
 
@@ -73,6 +73,18 @@ report: install
 	@command -v latexmk >/dev/null || { echo "latexmk is missing: install TeX Live (Debian: latexmk texlive-latex-extra texlive-fonts-recommended)"; exit 1; }
 	cd Report && latexmk -pdf -interaction=nonstopmode main.tex
 
+book: $(VENV)/.book
+	rm -rf book/_build
+	$(BIN)/python book/collect.py
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --jobs 2 -c book -d book/_build/doctrees \
+		book/_build/source book/_build/html
+	$(BIN)/python book/check_links.py book/_build/html
+	@echo "the book is in book/_build/html/index.html"
+
+$(VENV)/.book: $(VENV)/.installed book/requirements.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt --requirement book/requirements.txt
+	touch $@
+
 clean:
-	rm -rf data/runs
+	rm -rf data/runs book/_build
 	find data/cache -mindepth 1 -maxdepth 1 ! -name pretrain -exec rm -rf {} + 2>/dev/null || true  # hours of work

@@ -426,7 +426,7 @@ def test_a_run_keeps_no_secret_of_its_environment(finished):
 def published():
     """Return every file that readers get."""
     code = ("*.*", "Makefile", "benchmarks/*", "tests/*.py", "dasd_utils/**/*.py", "notebooks/*", "figures/*")
-    results = ("Report/*", "data/*.md", "data/prompts/*", "data/results/*", "data/tiny-*/**/*")
+    results = ("Report/*", "book/*.*", "data/*.md", "data/prompts/*", "data/results/*", "data/tiny-*/**/*")
     patterns = code + results
     return [path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()]
 

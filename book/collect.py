@@ -1,0 +1,75 @@
+"""Gather the pages of the book into one folder, laid out as the repository is, so that links hold.
+
+Notebooks, figures and cards are copied as they are. Written are the sections of the README, the pages of the
+API, the commands and the report.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import api
+import report
+from repository import ROOT
+
+SOURCE = ROOT / "book" / "_build" / "source"
+COPIED = (
+    "notebooks/*.ipynb", "figures/*.png", "data/README.md", "data/tiny-sd/README.md", "benchmarks/README.md",
+    "SECURITY.md", "Report/main.pdf",
+)  # fmt: skip
+
+
+def readme_sections(readme: str) -> dict[str, str]:
+    """Return the sections of a README by title, each with its headings one level up; the first by its own."""
+    head, *sections = re.split(r"^## ", readme, flags=re.MULTILINE)
+    pages = {re.search(r"^# (.*)$", head, re.MULTILINE)[1]: head}
+    for section in sections:
+        text = re.sub(r"^#(#+ )", r"\1", f"# {section}", flags=re.MULTILINE)
+        pages[section.split("\n", 1)[0].strip()] = text
+    return pages
+
+
+def index(readme: str) -> str:
+    """Return the first page: how the README begins, and the contents of the book."""
+    sections = readme_sections(readme)
+    lists = {
+        "introduction": next(iter(sections.values())),
+        "guide": "\n".join(api.slug(title) for title in list(sections)[1:]),
+        "api": "\n".join(f"api/{api.slug(title)}" for title in api.GROUPS),
+    }
+    text = (ROOT / "book" / "index.md").read_text(encoding="utf8")
+    return re.sub(r"<!-- (\w+) -->", lambda match: lists[match[1]], text)
+
+
+def pages() -> dict[str, str]:
+    """Return every page that is written, by its path."""
+    readme = (ROOT / "README.md").read_text(encoding="utf8")
+    found = {"index.md": index(readme), "commands.md": _commands()}
+    found |= {f"{api.slug(title)}.md": text for title, text in list(readme_sections(readme).items())[1:]}
+    found |= {f"api/{api.slug(title)}.rst": api.page(title, names) for title, names in api.GROUPS.items()}
+    pdf = ROOT / "Report" / "main.pdf"
+    return found | {"Report/main.rst": report.page(pdf.name if pdf.is_file() else "")}
+
+
+def _commands() -> str:
+    """Return the commands and their options as Typer tells them."""
+    command = [sys.executable, "-m", "typer", "dasd_utils.cli", "utils", "docs", "--name", "dasd"]
+    text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return text.replace("# `dasd`", "# The command `dasd`", 1)
+
+
+def main() -> None:
+    """Write the folder anew."""
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    for path, text in pages().items():
+        (SOURCE / path).parent.mkdir(parents=True, exist_ok=True)
+        (SOURCE / path).write_text(text, encoding="utf8")
+    for path in (path for pattern in COPIED for path in ROOT.glob(pattern)):
+        copy = SOURCE / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+if __name__ == "__main__":
+    main()
