@@ -57,7 +57,7 @@ def _mended(text: str) -> str:
     text = re.sub(r"(\.\. figure:: )(\S+)\n   :?name: (\S+)", r"\1../figures/\2\n   :name: \3", text)
     text = re.sub(
         r"\.\. container::\n   :name: (tab-\w+)\n\n   \.\. table:: (.*)\n",
-        r".. container::\n\n   .. table:: \2\n      :name: \1\n",
+        r".. container::\n\n   .. table:: \2\n      :name: \1\n      :widths: auto\n",
         text,
     )
     return re.sub(r"`\d+ <#((?:fig|tab)-\w+)>`__", r":numref:`{number} <\1>`", text)
