@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 COURSE = data/runs/course
 AUDIT = .venv-audit
-CODE = dasd_utils benchmarks tests/audit.py
+CODE = dasd_utils benchmarks book/*.py tests/audit.py
 PROCESSES ?= 2  # that share the tests, one thread each
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n $(PROCESSES) --dist loadfile
 LADDER = $(BIN)/dasd ladder --seeds 0,1,2 --workers 2
@@ -38,6 +38,7 @@ test: install
 audit: $(AUDIT)/.installed
 	$(AUDIT)/bin/bandit --quiet --recursive --configfile pyproject.toml $(CODE) && echo "bandit: nothing found"
 	$(AUDIT)/bin/python tests/audit.py requirements.txt
+	$(AUDIT)/bin/python tests/audit.py book/requirements.txt
 
 $(AUDIT)/.installed: Makefile
 	$(PYTHON) -m venv $(AUDIT)

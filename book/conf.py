@@ -24,6 +24,7 @@ nitpick_ignore_regex = [("py:obj", ".*"), ("py:.*", r"(?!dasd_utils\.).*")]  # n
 
 nb_execution_mode = "off"  # notebooks are shown as they are stored
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables of outputs are tables
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]
