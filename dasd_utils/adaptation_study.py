@@ -20,6 +20,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 
 from dasd_utils import (
     adaptation,
+    bars,
     data,
     evaluation,
     files,
@@ -124,7 +125,8 @@ def run(study: Study, seeds: Sequence[int]) -> list[int]:
     study.check()
     while True:
         left = [seed for seed in seeds if not study.is_done(seed)]
-        mine = [seed for seed in left if _take(study, seed)]
+        todo = bars.bar(left, "seeds", shown=bool(left), unit="seed")
+        mine = [seed for seed in todo if _take(study, seed)]
         if not mine:
             return left
 

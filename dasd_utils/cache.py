@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from tqdm.auto import tqdm
 
-from dasd_utils import locks, precision
+from dasd_utils import bars, locks, precision
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.images import to_pixels
 
@@ -82,9 +81,8 @@ def cached_latents(
     starts = range(0, len(data), SHARD)
     paths = [folder / _shard_name(data, start, size, f"{fingerprint} {dtype}") for start in starts]
     missing = {path: start for path, start in zip(paths, starts, strict=True) if not path.exists()}
-    with tqdm(
-        total=len(data), desc=f"latents of {data.config.name}", disable=not (progress and missing)
-    ) as bar:
+    what, shown = f"latents of {data.config.name}", bool(progress and missing)
+    with bars.bar(None, what, len(data), shown=shown, unit="image") as bar:
         while missing:
             free = [_encode_if_free(path, data, start, vae, dtype, bar) for path, start in missing.items()]
             missing = {path: start for path, start in missing.items() if not path.exists()}
@@ -128,7 +126,7 @@ def _shard_name(data: DomainData, start: int, resolution: int, fingerprint: str)
 
 
 def _encode_if_free(
-    path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: tqdm
+    path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: Any
 ) -> bool:
     """Encode one shard and return True, unless another process is at it."""
     try:
@@ -143,7 +141,7 @@ def _encode_if_free(
 
 
 def _write_shard(
-    path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: tqdm
+    path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: Any
 ) -> None:
     unfinished = path.with_suffix(".tmp")  # one that a killed process left is written over
     stop, rows = min(start + SHARD, len(data)), None

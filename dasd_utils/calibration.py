@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
-from dasd_utils import checkpoints, evaluation, files, metrics, sampling, scores
+from dasd_utils import bars, checkpoints, evaluation, files, metrics, sampling, scores
 from dasd_utils.config import Calibration, DasdError, DomainConfig, resolve
 from dasd_utils.uncertainty import Estimate
 
@@ -105,7 +103,8 @@ def search(
     schedules = [s for s in schedules or SCHEDULES if s[1] <= budget]
     if not schedules:
         raise DasdError(f"The budget of {budget} steps leaves no schedule to try: {SCHEDULES}.")
-    with tqdm(total=_count(scales, schedules), desc=domain.name, disable=not progress) as bar:
+    count = _count(scales, schedules)
+    with bars.bar(None, domain.name, count, shown=progress, unit="candidate") as bar:
 
         def tried(calibrations: Iterator[Calibration]) -> list[Candidate]:
             return [_try(pipeline, domain, judge, wanted, c, num_images, bar) for c in calibrations]
@@ -133,7 +132,7 @@ def _try(
     wanted: scores.Reference,
     calibration: Calibration,
     num_images: int,
-    bar: tqdm,
+    bar: Any,
 ) -> Candidate:
     prompt_of = wanted.asked.prompt_of(num_images)
     prompts, seeds = [wanted.asked.prompts[i] for i in prompt_of], [NOISE + i for i in range(num_images)]

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from dasd_utils import images, latents, splits, toyworld
+from dasd_utils import bars, images, latents, splits, toyworld
 from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig
 from dasd_utils.images import center_crop
 from dasd_utils.latents import Batch, Sampler
@@ -109,7 +109,7 @@ def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainDa
     size = config.model.resolution
     pictures = images.LazyImages(functools.partial(toyworld.draw, world, seed, size=size), len(numbers))
     ids, thumbnails = [], np.empty((len(numbers), images.THUMBNAIL, images.THUMBNAIL), dtype=np.uint8)
-    for place, picture in enumerate(pictures):
+    for place, picture in enumerate(bars.brief(pictures, f"drawing {world}", unit="image")):
         ids.append(images.content_hash(picture))
         thumbnails[place] = images.thumbnail(picture)
     shown = [toyworld.attributes(world, seed, i) for i in numbers]

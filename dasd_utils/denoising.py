@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from dasd_utils import images
+from dasd_utils import bars, images
 from dasd_utils.checks import GUIDANCE, check_choice
 from dasd_utils.config import Calibration, DasdError
 from dasd_utils.guidance import Prediction
@@ -140,7 +139,7 @@ def denoise(
     extra = {"generator": generators} if takes_generator else {}
     latents = latents if start is noise else latents * scheduler.init_noise_sigma
     steps = list(enumerate(scheduler.timesteps))[start.begin :]
-    for step, timestep in tqdm(steps, desc="sampling", disable=not progress, leave=False):
+    for step, timestep in bars.brief(steps, "sampling", shown=progress, unit="step"):
         eps = predict(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(eps, timestep, latents, **extra).prev_sample
         if start.kept is not None:

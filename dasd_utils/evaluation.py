@@ -13,7 +13,7 @@ import torch
 import transformers
 from PIL import Image
 
-from dasd_utils import files, metrics, pretrained
+from dasd_utils import bars, files, metrics, pretrained
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.reader import AttributeReader
 
@@ -56,7 +56,7 @@ class Judge:
     def embed_inception(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return Inception-v3 features (n, 2048) of images, which the file itself brings to its size."""
         found = []
-        for image in images:  # of any size
+        for image in bars.brief(images, "Inception features", unit="image"):  # of any size
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
             found.append(self.inception(pixels.to(self.clip.device), return_features=True).float().cpu())
         return torch.cat(found)

@@ -21,6 +21,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from dasd_utils import (
+    bars,
     calibration,
     data,
     evaluation,
@@ -341,7 +342,8 @@ def run(
     config = judging.config
     while True:
         left = [(seed, rung) for seed in seeds for rung in rungs if not is_done(config, rung, seed)]
-        mine = [(seed, rung) for seed, rung in left if _take(judging, rung, seed, progress)]
+        todo = bars.bar(left, "rungs", shown=progress and bool(left), unit="rung")
+        mine = [(seed, rung) for seed, rung in todo if _take(judging, rung, seed, progress)]
         if not mine:
             return [(rung.name, seed) for seed, rung in left]
 

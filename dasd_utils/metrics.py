@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from dasd_utils import losses
+from dasd_utils import bars, losses
 
 Interval = tuple[float, float]
 Values = Sequence[float] | Tensor
@@ -34,7 +34,7 @@ def embed_images(clip, processor, images: Sequence[Image.Image], batch_size: int
     if not len(images):
         raise ValueError("There are no images to embed.")
     features = []
-    for start in range(0, len(images), batch_size):
+    for start in bars.brief(range(0, len(images), batch_size), "CLIP features", unit="batch"):
         batch = list(images[start : start + batch_size])
         pixels = processor(images=batch, return_tensors="pt")["pixel_values"]
         pooled = clip.vision_model(pixel_values=pixels.to(clip.device, clip.dtype)).pooler_output

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import html
 import io
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from dasd_utils.bars import is_live
 from dasd_utils.config import Calibration, DasdError
 
 if TYPE_CHECKING:
@@ -18,18 +17,10 @@ if TYPE_CHECKING:
 
     from dasd_utils.sampling import DasdPipeline
 
+__all__ = ["is_live", "playground"]
+
 AUTO, BASE = "auto", "none (base model)"
 SHOWN_WIDTH = 320  # pixels on the screen, whatever the image has
-
-
-def is_live() -> bool:
-    """Return whether a person sits in front of this kernel.
-
-    A notebook server (JupyterLab, Notebook) names its session in JPY_SESSION_NAME, VS Code leaves VSCODE_PID,
-    and Colab's kernels have google.colab loaded. Papermill, nbval and nbconvert start kernels of their own,
-    which have none of the three.
-    """
-    return bool(os.environ.keys() & {"JPY_SESSION_NAME", "VSCODE_PID"}) or "google.colab" in sys.modules
 
 
 def playground(

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dasd_utils import bars
 from dasd_utils.images import to_pixels
 
 SIZE = 32  # pixels: enough to tell scenes, a quarter of the work of 64
@@ -72,7 +73,7 @@ def fit(
         torch.manual_seed(seed)
         probe = Probe(names)
         optimizer = torch.optim.AdamW(probe.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        for epoch in range(1, epochs + 1):
+        for epoch in bars.brief(range(1, epochs + 1), "classifier", unit="epoch"):
             for rows in torch.randperm(len(x), generator=generator).split(BATCH):
                 optimizer.zero_grad()
                 F.cross_entropy(probe(x[rows]), target[rows]).backward()

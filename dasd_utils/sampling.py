@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dasd_utils import adapters, classifier, denoising, models, precision, processes
+from dasd_utils import adapters, bars, classifier, denoising, models, precision, processes
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
 from dasd_utils.denoising import SCHEDULERS, initial_noise
 from dasd_utils.guidance import (
@@ -62,9 +62,9 @@ class DasdPipeline:
         config: Config,
         domain_classifier: classifier.DomainClassifier | None = None,
         batch_size: int = 16,
-        progress: bool = False,
+        progress: bool = True,
     ) -> None:
-        """batch_size: images a pass holds; progress: show the denoising steps. Without adapter: `base`."""
+        """batch_size: images a pass holds; progress: bars while it samples. Without adapter: `base`."""
         self.parts, self.config = parts, config
         self.batch_size, self.progress = batch_size, progress
         self._classifier = domain_classifier
@@ -280,10 +280,13 @@ class DasdPipeline:
         ]
         chunks = chunks[processes.share(len(chunks))] if self.shared else chunks
         networks = (self.parts.unet, self.parts.text_encoder, self.parts.vae, *self.learners.values())
-        with denoising.evaluating(*networks):
+        total, several = sum(map(len, chunks)), self.progress and len(chunks) > 1
+        bar = bars.brief(None, "images", total, shown=several, unit="image")
+        with denoising.evaluating(*networks), bar:
             for chunk in chunks:
                 latents = self._latents([jobs[i] for i in chunk], negative_prompt)
                 images |= zip(chunk, denoising.decode_images(self.parts.vae, latents), strict=True)
+                bar.update(len(chunk))
         images = self._gathered(images, len(jobs)) if self.shared else images
         return [images[place] for place in range(len(jobs))]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from safetensors.torch import load_file
 
-from dasd_utils import calibration, evaluation, ladder, scores, uncertainty
+from dasd_utils import bars, calibration, evaluation, ladder, scores, uncertainty
 from dasd_utils.config import Config, DomainConfig
 from dasd_utils.evaluation import Row
 from dasd_utils.ladder import CONTROL, DASD, RUNGS, Rung
@@ -25,7 +25,7 @@ def table(
     """
     config, rows = judging.config, []
     done = [rung for rung in rungs if all(ladder.is_done(config, rung, seed) for seed in seeds)]
-    for domain in (*config.domains, config.source):
+    for domain in bars.brief((*config.domains, config.source), "intervals", unit="domain"):
         asked = {rung.name: stored(config, rung, seeds, domain) for rung in done}
         found = {name: by_seed for name, by_seed in asked.items() if by_seed}
         target = domain in config.domains

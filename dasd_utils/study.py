@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
-from tqdm.auto import tqdm
 
-from dasd_utils import data, evaluation
+from dasd_utils import bars, data, evaluation
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig
 from dasd_utils.sampling import DasdPipeline
 
@@ -61,7 +60,7 @@ def evaluate(
         heldout = data.load_domain(domain, config, "test")
         count = min(config.evaluation.num_heldout, len(heldout))
         real = [heldout[i]["image"] for i in range(count)]
-        for method in tqdm(methods or compared(config), f"{domain.name}", disable=not progress):
+        for method in bars.bar(methods or compared(config), domain.name, shown=progress, unit="method"):
             made = sample_method(config, pipeline, method, domain, prompts)
             asked = _repeated(prompts, config), _repeated(told, config)
             rows += evaluation.score_method(

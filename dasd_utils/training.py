@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from dasd_utils import (
     adapters,
+    bars,
     checkpoints,
     data,
     methods,
@@ -50,7 +50,7 @@ class Watch:
     on_step: Callable[[Row], None] | None = None  # after each step, with its history row
     # every `sample_every` steps, dropout off, EMA weights in; a DasdPipeline brings its own precision
     on_sample: Callable[[int], None] | None = None
-    progress: bool = True  # the bar hides itself where the output is neither a terminal nor a notebook
+    progress: bool = True  # the bar hides itself where neither a terminal nor a live notebook would show it
 
 
 def check(config: Config) -> None:
@@ -323,8 +323,8 @@ class Run:
 def _loop(run: Run, first: int) -> None:
     training, watch = run.config.training, run.watch
     run.encode()
-    hidden = not (watch.progress and processes.is_main())
-    bar = tqdm(total=training.max_train_steps, initial=first, disable=hidden or None)
+    total = training.max_train_steps
+    bar = bars.bar(None, "training", total, shown=watch.progress, unit="step", initial=first)
     with _interruption() as asked, bar:
         for step in range(first + 1, training.max_train_steps + 1):
             begun = time.perf_counter()

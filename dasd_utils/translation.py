@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dasd_utils import denoising, editing, images
+from dasd_utils import bars, denoising, editing, images
 from dasd_utils.config import DasdError
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, Term
 from dasd_utils.sampling import DasdPipeline
@@ -29,7 +29,7 @@ def invert(
     times, told_nothing = denoising.ddim_times(return_step, steps), (Term(BASE, EMPTY),)
     found = [
         _followed(pipeline, editing.encode(pipeline.parts, chunk), times, told_nothing)
-        for chunk in _chunks(squares, pipeline.batch_size)
+        for chunk in bars.brief(_chunks(squares, pipeline.batch_size), "inverting", unit="batch")
     ]
     return torch.cat(found)
 
@@ -45,7 +45,7 @@ def generate(
     """Return the images that a rule of guidance brings back from latents (B, C, h, w) at `return_step`."""
     _check(pipeline, return_step, steps)
     times, found = denoising.ddim_times(return_step, steps)[::-1], []
-    for chunk in latents.split(pipeline.batch_size):
+    for chunk in bars.brief(latents.split(pipeline.batch_size), "translating", unit="batch"):
         clean = _followed(pipeline, chunk, times, tuple(terms))
         found += denoising.decode_images(pipeline.parts.vae, clean)
     return found

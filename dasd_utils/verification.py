@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dasd_utils import checkpoints, data, methods, training
+from dasd_utils import bars, checkpoints, data, methods, training
 from dasd_utils.config import Config, DasdError, resolve
 
 TOLERANCE = 1e-3  # relative: another machine rounds otherwise, the same one gives the same bits
@@ -40,12 +40,10 @@ def repeat_steps(config: Config, steps: int) -> list[Row]:
     *_, sampler = data.create_datasets(config, parts.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         elsewhere = config.replace(output_dir=folder)
-        run = training.Run(
-            elsewhere, parts, sampler, methods.make_objective(elsewhere), training.Watch(progress=False)
-        )
+        run = training.Run(elsewhere, parts, sampler, methods.make_objective(elsewhere), training.Watch())
         try:
             run.encode()
-            return [run.optimise(step) for step in range(1, steps + 1)]
+            return [run.optimise(step) for step in bars.brief(range(1, steps + 1), "steps", unit="step")]
         finally:
             run.release()
 

@@ -7,11 +7,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
+from dasd_utils import bars
 from dasd_utils.config import ROOT, DasdError
 
 RETRIES = 2  # of a command whose dask worker was lost
@@ -37,7 +36,9 @@ def run(
     with ThreadPoolExecutor(workers) as pool:
         waiting = [pool.submit(execute, command, threads) for command in commands]
         try:
-            return [one.result() for one in tqdm(waiting, "commands", disable=not progress)]
+            for _ in bars.bar(as_completed(waiting), "commands", len(waiting), shown=progress):
+                pass
+            return [one.result() for one in waiting]
         except KeyboardInterrupt:  # the processes had the signal too, and save
             for one in waiting:
                 one.cancel()
@@ -59,7 +60,8 @@ def execute(command: Command, threads: int | None = None) -> str | None:
 
 def _on_cluster(commands: Sequence[Command], scheduler: str, progress: bool) -> list[str | None]:
     try:
-        from distributed import Client, as_completed
+        from distributed import Client
+        from distributed import as_completed as finished
     except ImportError:
         raise DasdError("A cluster needs the package distributed: `pip install distributed`.") from None
     try:
@@ -68,6 +70,6 @@ def _on_cluster(commands: Sequence[Command], scheduler: str, progress: bool) -> 
         raise DasdError(f"No dask scheduler answers at {scheduler}: {error}.") from None
     with client:
         futures = client.map(execute, [list(command) for command in commands], retries=RETRIES, pure=False)
-        for _ in tqdm(as_completed(futures), "commands", total=len(futures), disable=not progress):
+        for _ in bars.bar(finished(futures), "commands", len(futures), shown=progress):
             pass
         return [str(one.exception()) if one.exception() else one.result() for one in futures]

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from dasd_utils import evaluation, metrics, models, runs, sampling, toyworld
+from dasd_utils import bars, evaluation, metrics, models, runs, sampling, toyworld
 from dasd_utils.config import Calibration, Config, DasdError, resolve
 from dasd_utils.images import to_pixels
 from dasd_utils.toyworld import captions
@@ -69,7 +68,7 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
         table.cmmd("yardstick", f"painting-{domain}", features["painting"], features[domain])
     samples: list[tuple[str, str]] = [("base", domain) for domain in worlds if domain != "sketch"]
     samples += [("adapted", domain.name) for domain in config.domains if adapted]
-    for method, domain in tqdm(samples, "samples"):
+    for method, domain in bars.bar(samples, "samples", unit="set"):
         world = worlds[domain]
         images, *_ = pipeline.generate(
             world.texts,

@@ -17,9 +17,8 @@ from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from dasd_utils import checkpoints
+from dasd_utils import bars, checkpoints
 from dasd_utils.config import DasdError
 from dasd_utils.pretrain.settings import PretrainConfig
 
@@ -54,7 +53,8 @@ def fit(
     log = [row for row in checkpoints.load_rows(folder / "log.jsonl") if row["step"] <= start]
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.write_rows(folder / "log.jsonl", log)
-    bar = tqdm(range(start, steps), folder.name, steps, initial=start, disable=not progress, mininterval=5)
+    left = range(start, steps)
+    bar = bars.bar(left, folder.name, steps, shown=progress, unit="step", initial=start, mininterval=5)
     for step in bar:
         factor = min((step + 1) / 100, (steps - step) / (steps - decay_starts), 1.0)
         for group in optimizer.param_groups:

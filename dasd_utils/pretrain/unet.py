@@ -11,10 +11,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from dasd_utils import losses
+from dasd_utils import bars, losses
 from dasd_utils.pretrain.clip import train_clip
 from dasd_utils.pretrain.loop import fingerprint, fit
 from dasd_utils.pretrain.settings import PretrainConfig
@@ -63,7 +62,7 @@ def _encode_paintings(vae: AutoencoderKL, work: Path, progress: bool) -> Tensor:
                 return file.get_tensor("latents")
     images, parts = Images(work, ("painting",)), []
     count = len(images.arrays[0])
-    for start in tqdm(range(0, count, 100), "latents", disable=not progress):
+    for start in bars.bar(range(0, count, 100), "latents", shown=progress, unit="batch"):
         pixels = images.pixels([(0, i) for i in range(start, min(start + 100, count))])
         with torch.autocast("cpu", torch.bfloat16):
             parts.append(vae.encode(pixels).latent_dist.mean.float())

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from dasd_utils import toyworld
+from dasd_utils import bars, toyworld
 from dasd_utils.config import DasdError
 from dasd_utils.images import to_pixels
 from dasd_utils.pretrain.settings import WORLD_SEED, PretrainConfig
@@ -37,7 +36,7 @@ def _in_parallel(work: Callable, domain: str, count: int, *extra: int, progress:
     """Yield the results of chunks of 250 scenes, in order, made on all cores."""
     jobs = [(domain, i, min(i + 250, count), *extra) for i in range(0, count, 250)]
     with Pool() as pool:
-        yield from tqdm(pool.imap(work, jobs), domain, len(jobs), disable=not progress)
+        yield from bars.bar(pool.imap(work, jobs), domain, len(jobs), shown=progress, unit="chunk")
 
 
 def _counts(config: PretrainConfig) -> dict[str, int]:
