@@ -5,8 +5,6 @@ import io
 import sys
 from pathlib import Path
 
-import pytest
-
 import dasd_utils
 from dasd_utils import bars
 
@@ -18,16 +16,16 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def screen(monkeypatch):
-    """Standard error as a terminal of the only process, outside of notebooks."""
+def terminal(monkeypatch):
+    """Make standard error a terminal of the only process, outside of notebooks; return it."""
     for name in ("RANK", "JPY_SESSION_NAME", "VSCODE_PID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "stderr", Terminal())
     return sys.stderr
 
 
-def test_a_terminal_sees_the_name_the_count_and_the_time_left(screen):
+def test_a_terminal_sees_the_name_the_count_and_the_time_left(monkeypatch):
+    screen = terminal(monkeypatch)
     for _ in bars.bar(range(4), "training", unit="step", mininterval=0):
         pass
     last = screen.getvalue().split("\r")[-1]
@@ -41,13 +39,15 @@ def test_what_goes_into_a_file_holds_no_bar(monkeypatch):
     assert sys.stderr.getvalue() == ""
 
 
-def test_a_bar_that_is_not_asked_for_is_silent(screen):
+def test_a_bar_that_is_not_asked_for_is_silent(monkeypatch):
+    screen = terminal(monkeypatch)
     with bars.bar(None, "training", 3, shown=False) as bar:
         bar.update(3)
     assert screen.getvalue() == ""
 
 
-def test_of_several_processes_the_first_draws(screen, monkeypatch):
+def test_of_several_processes_the_first_draws(monkeypatch):
+    terminal(monkeypatch)
     monkeypatch.setenv("RANK", "1")
     assert not bars.is_watched()
     monkeypatch.setenv("RANK", "0")
@@ -64,7 +64,8 @@ def test_a_kernel_draws_only_for_a_person(monkeypatch):
     assert bars.is_watched()
 
 
-def test_a_brief_step_draws_nothing(screen):
+def test_a_brief_step_draws_nothing(monkeypatch):
+    screen = terminal(monkeypatch)
     assert sum(bars.brief([1, 2, 3], "images", mininterval=0)) == 6
     assert screen.getvalue().strip("\r \n") == ""
 
