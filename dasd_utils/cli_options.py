@@ -11,32 +11,82 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from dasd_utils import completion
 from dasd_utils.config import Config, resolve
 
 DEBUG = {"asked": False}
 PROCESS = int(os.environ.get("RANK", 0))  # of those that `accelerate launch` started
+CONFIGS, COUNT = "the config's", "N"  # shown as a default, as a value
 
-Profile = Annotated[str, typer.Option(help="auto, tiny or sd15.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="JSON: what differs from the profile.")]
-Method = Annotated[
-    str | None,
-    typer.Option(help="Overrides the config's method: dasd, domainstudio, indomain or diffusionclip."),
-]
-Seed = Annotated[int | None, typer.Option(help="Overrides the config's seed.")]
-OutputDir = Annotated[Path | None, typer.Option("--output_dir", "--output-dir", help="The run folder.")]
-MaxSteps = Annotated[int | None, typer.Option("--max_steps", "--max-steps", help="Optimiser steps.")]
-Checkpoint = Annotated[
-    Path | None,
-    typer.Option("--checkpoint", help="A run folder or an adapter folder. Default: --output_dir."),
-]
-AutoBatchSize = Annotated[
-    bool,
+# what the commands are listed under
+START, RUNS, STUDY, UPKEEP = "Start here", "Train a model and use it", "Study methods", "Build and look after"
+
+Profile = Annotated[
+    str,
     typer.Option(
-        "--auto_batch_size", "--auto-batch-size", help="As few micro-batches to a step as memory allows."
+        metavar="NAME",
+        autocompletion=completion.profiles,
+        help="tiny, sd15 or auto: sd15 where a GPU has 8 GB or more, else tiny.",
     ),
 ]
-Prompt = Annotated[str, typer.Option(help="What the picture should show.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON result.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="JSON of the fields that differ from the profile's."),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        autocompletion=completion.methods,
+        help="How to train: dasd, domainstudio, indomain or diffusionclip.",
+        show_default=CONFIGS,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(metavar=COUNT, help="What all that is random is drawn from.", show_default=CONFIGS),
+]
+OutputDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--output_dir",
+        metavar="FOLDER",
+        autocompletion=completion.runs,
+        help="The run folder.",
+        show_default=CONFIGS,
+    ),
+]
+MaxSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--max_steps", metavar=COUNT, help="Optimiser steps of the whole run.", show_default=CONFIGS
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")]
+Tracking = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        autocompletion=completion.trackers,
+        help="Who is told of losses, pictures and scores: auto (TensorBoard where it is installed), none, or "
+        "names with commas, as tensorboard,wandb.",
+        show_default=CONFIGS,
+    ),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        autocompletion=completion.runs,
+        help="A run folder or an adapter folder.",
+        show_default="--output_dir",
+    ),
+]
+AutoBatchSize = Annotated[
+    bool, typer.Option("--auto_batch_size", help="As few micro-batches to a step as memory allows.")
+]
+Prompt = Annotated[str, typer.Option(metavar="TEXT", help="What the picture should show.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for a script.")]
 
 
 def read_config(profile: str, path: Path | None, method: str | None = None, **changes: Any) -> Config:
@@ -88,3 +138,10 @@ def fail(message: str, status: int) -> NoReturn:
     name = "dasd" if PROCESS == 0 else f"dasd, process {PROCESS}"
     typer.echo(f"{name}: {message}", err=True)
     sys.exit(status)
+
+
+def leave() -> None:
+    """End together with the other processes, all of which have agreed to."""
+    from dasd_utils import processes
+
+    processes.end()

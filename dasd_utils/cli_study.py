@@ -9,7 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from dasd_utils import completion
 from dasd_utils.cli_options import (
+    CONFIGS,
+    COUNT,
+    STUDY,
     AsJson,
     Checkpoint,
     ConfigFile,
@@ -26,33 +30,40 @@ EPOCHS = 20  # as `probe.EPOCHS`, whose import would load torch
 
 commands = typer.Typer()
 log = logging.getLogger(__name__)
-Workers = Annotated[int, typer.Option(min=1, help="Processes that share the cores.")]
-Seeds = Annotated[str, typer.Option(help="Comma-separated training seeds.")]
+Workers = Annotated[
+    int, typer.Option(min=1, metavar=COUNT, help="Processes that share the work and the cores.")
+]
+Seeds = Annotated[str, typer.Option(metavar="N,N,...", help="Training seeds, one run each.")]
 StudyDir = Annotated[
     Path | None,
     typer.Option(
         "--output_dir",
-        "--output-dir",
-        help="Where runs, samples and the table are. Default: that of --config, else data/runs/<command>.",
+        metavar="FOLDER",
+        autocompletion=completion.folders,
+        help="Where runs, samples and the table are.",
+        show_default="that of --config, else data/runs/<command>",
     ),
 ]
-Scheduler = Annotated[str | None, typer.Option(help="Address of a dask scheduler: its workers run.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="A dask scheduler, tcp://host:8786: its workers do the work."),
+]
 
 
-@commands.command()
+@commands.command(rich_help_panel=STUDY)
 def calibrate(
     checkpoint: Checkpoint = None,
     profile: Profile = "auto",
     config: ConfigFile = None,
     output_dir: OutputDir = None,
-    budget: Annotated[int, typer.Option(min=1, help="Most denoising steps.")] = 30,
+    budget: Annotated[int, typer.Option(min=1, metavar=COUNT, help="Most denoising steps an image.")] = 30,
     num_images: Annotated[
-        int, typer.Option("--num_images", "--num-images", min=10, help="Images a candidate.")
+        int, typer.Option("--num_images", min=10, metavar=COUNT, help="Images of each candidate.")
     ] = 64,
-    again: Annotated[bool, typer.Option(help="Search anew where a calibration is there.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Search anew where a calibration is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find each domain's guidance, scheduler and steps on the validation split; write calibration.json."""
+    """Search each domain's guidance, scheduler and steps; write calibration.json."""
     from dasd_utils import calibration, evaluation
 
     pipeline = open_pipeline(checkpoint, profile, config, output_dir)
@@ -64,20 +75,26 @@ def calibrate(
     show({"calibration": str(path), "domains": found}, as_json, "\n".join([*lines, str(path)]))
 
 
-@commands.command()
+@commands.command(rich_help_panel=STUDY)
 def ladder(
     profile: Profile = "auto",
     config: ConfigFile = None,
     output_dir: StudyDir = None,
     seeds: Seeds = "0,1,2",
-    only: Annotated[list[str] | None, typer.Option(help="The name of a rung; may be given again.")] = None,
-    against: Annotated[str | None, typer.Option(help="The rung that all are compared with.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUNG", help="Only this rung; may be given again.", show_default="DASD's"),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="RUNG", help="What all are compared with.", show_default="DASD"),
+    ] = None,
     workers: Workers = 1,
     scheduler: Scheduler = None,
-    table: Annotated[bool, typer.Option(help="Write ladder.json at the end.")] = True,
+    table: Annotated[bool, typer.Option("--table/--no-table", help="Write ladder.json at the end.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Train, sample and judge every rung that is missing; write ladder.json. It goes on where it stopped."""
+    """Compare methods: train, sample and judge what is missing; write ladder.json."""
     from dasd_utils import ladder as rungs
 
     place = output_dir or (None if config else Path("data/runs/ladder"))
@@ -92,18 +109,21 @@ def ladder(
         write_table(judging, numbers, wanted, against or rungs.DASD, as_json)
 
 
-@commands.command()
+@commands.command(rich_help_panel=STUDY)
 def front(
     profile: Profile = "auto",
     config: ConfigFile = None,
     output_dir: StudyDir = None,
     seeds: Seeds = "0,1,2",
-    only: Annotated[list[str] | None, typer.Option(help="The name of a line; may be given again.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LINE", help="Only this line; may be given again.", show_default="all"),
+    ] = None,
     workers: Workers = 1,
     scheduler: Scheduler = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train, sample and judge what is missing of guidance at all its scales; write front.json."""
+    """Compare guidance at all its scales: fit against control; write front.json."""
     from dasd_utils import evaluation, fronts
     from dasd_utils import ladder as rungs
 
@@ -121,24 +141,33 @@ def front(
         show({"results": str(path), "rows": rows}, as_json, f"{table}\n\n{path}")
 
 
-@commands.command()
+@commands.command(rich_help_panel=STUDY)
 def adapt(
-    target: Annotated[str, typer.Option(help="Data of the target domain, with the same columns.")],
+    target: Annotated[
+        str,
+        typer.Option(metavar="DATA", help="Target domain: toyworld:NAME, a folder or a hub id."),
+    ],
     profile: Profile = "auto",
     config: ConfigFile = None,
     output_dir: StudyDir = None,
     seeds: Seeds = "0,1,2",
     num_images: Annotated[
         int | None,
-        typer.Option("--num_images", "--num-images", min=2, help="Labelled images. Default: the config's."),
+        typer.Option(
+            "--num_images", min=2, metavar=COUNT, help="Labelled images to translate.", show_default=CONFIGS
+        ),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Of the small classifiers.")] = EPOCHS,
+    epochs: Annotated[
+        int, typer.Option(min=1, metavar=COUNT, help="Epochs of the small classifiers.")
+    ] = EPOCHS,
     workers: Workers = 1,
     scheduler: Scheduler = None,
-    table: Annotated[bool, typer.Option(help="Write adaptation.json at the end.")] = True,
+    table: Annotated[
+        bool, typer.Option("--table/--no-table", help="Write adaptation.json at the end.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Translate a labelled domain by words, train classifiers on it, test them on the real target domain."""
+    """Translate a labelled domain by words; test classifiers that learned from it."""
     from dasd_utils import adaptation_study, evaluation
 
     place = output_dir or (None if config else Path("data/runs/adapt"))
@@ -258,18 +287,28 @@ def run_together(commands: list[list[str]], workers: int, scheduler: str | None)
         )
 
 
-@commands.command()
+@commands.command(rich_help_panel=STUDY)
 def sweep(
-    parameters: Annotated[Path, typer.Argument(help="JSON: a list of objects of parameters.")],
-    notebook: Annotated[str, typer.Option(help="The notebook to run for each: the beginning of its name.")],
+    parameters: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON list of objects: the parameters of each run.")
+    ],
+    notebook: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=completion.notebooks,
+            help="The notebook to run for each: how its name begins.",
+        ),
+    ],
     output_dir: Annotated[
-        Path, typer.Option("--output_dir", "--output-dir", help="Where cells and the table are.")
+        Path,
+        typer.Option("--output_dir", metavar="FOLDER", help="Where executed notebooks and the table are."),
     ] = Path("data/runs/sweep"),
     workers: Workers = 1,
     scheduler: Scheduler = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run one notebook for each entry of a list that is missing; write <output_dir>/<notebook>.json."""
+    """Run one notebook for each entry of a list that is missing; collect its rows."""
     from dasd_utils import evaluation
     from dasd_utils import sweep as sweeps
 

@@ -27,7 +27,19 @@ from test_data import domain, picture, write_images
 from transformers import CLIPTokenizer
 from typer.testing import CliRunner
 
-from dasd_utils import adapters, checkpoints, cli, data, denoising, images, models, runs, sampling, training
+from dasd_utils import (
+    adapters,
+    checkpoints,
+    cli,
+    cli_train,
+    data,
+    denoising,
+    images,
+    models,
+    runs,
+    sampling,
+    training,
+)
 from dasd_utils.checks import SCHEDULERS
 from dasd_utils.config import Calibration, Config, DasdError
 
@@ -452,7 +464,7 @@ def test_odd_captions_are_trained_on(tmp_path, tiny_config, caplog):
     assert data.audit(targets["thing"], parts.tokenizer)["captions_cut"] <= 1
     history = training.train(config, parts, sampler, parts.token_ids, progress=False)
     assert [row["step"] for row in history if np.isfinite(row["loss"])] == [1, 2]
-    cli.sample_grid(config, parts, targets)(2)
+    cli_train.sample_grid(config, parts, targets)(2)
     assert (tmp_path / "run" / "samples" / "step-000002.png").is_file()
 
 
@@ -858,6 +870,6 @@ def test_debug_shows_where_an_error_arose(dasd, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(cli, "read_config", broken)
+    monkeypatch.setattr(cli_train, "read_config", broken)
     status, lines = dasd("train")
     assert status == 2 and "RuntimeError: a fault" in lines[-1] and len(lines) == 1

@@ -4,10 +4,11 @@ import json
 import sys
 
 import pytest
+import typer
 from conftest import on_narrow_base
 from typer.testing import CliRunner
 
-from dasd_utils import batch, batch_size, cli
+from dasd_utils import batch, batch_size, cli, cli_train
 from dasd_utils.config import Config, DasdError
 
 runner = CliRunner()
@@ -154,6 +155,63 @@ def test_error_is_one_line(words, message, monkeypatch, capsys):
         cli.main()
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 1 and error.startswith("dasd:") and message in error
+
+
+def ended(monkeypatch, *words):
+    """Return the exit status of a command line."""
+    monkeypatch.setattr(sys, "argv", ["dasd", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code or 0
+
+
+@pytest.mark.parametrize("words", [["trian"], ["train", "--sead", "3"], ["verify"], ["train", "--seed", "x"]])
+def test_words_that_are_not_understood_are_the_users_error(words, monkeypatch, capsys):
+    assert ended(monkeypatch, *words) == 1
+    assert "Usage" in capsys.readouterr().err
+
+
+def test_exit_status_of_help_a_stop_and_a_fault(monkeypatch, capsys):
+    assert ended(monkeypatch, "train", "--help") == 0
+
+    def raising(error):
+        def read(*_, **__):
+            raise error
+
+        monkeypatch.setattr(cli_train, "read_config", read)
+
+    raising(KeyboardInterrupt())
+    assert ended(monkeypatch, "train") == 130
+    raising(ZeroDivisionError("no"))
+    assert ended(monkeypatch, "train") == 2
+    raising(DasdError("yours"))
+    assert ended(monkeypatch, "train") == 1 and "dasd: yours" in capsys.readouterr().err
+
+
+def commands():
+    return typer.main.get_command(cli.app).commands.items()
+
+
+@pytest.mark.parametrize("name", [name for name, _ in commands()])
+def test_every_option_is_explained(name):
+    command = dict(commands())[name]
+    words = [word for param in command.params for word in param.opts if word.startswith("--")]
+    bare = [param.name for param in command.params if not getattr(param, "help", "x")]
+    assert command.help and "--json" in words
+    assert [one for one in bare if (name, one) != ("notebooks", "output_dir")] == []
+
+
+def test_underscores_and_hyphens_are_alike():
+    for spelling in ("--output-dir", "--output_dir"):
+        result = runner.invoke(cli.app, ["train", spelling, "x", "--max-steps", "0", "--profile", "tiny"])
+        assert "max_train_steps" in str(result.exception)
+
+
+def test_help_fits_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, _ in commands():
+        printed = run(name, "--help")
+        assert max(map(len, printed.splitlines())) <= 80 and "…" not in printed, name
 
 
 def test_parameters_are_read_as_json():

@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from dasd_utils import (
     adapters,
     checkpoints,
-    cli,
+    cli_train,
     evaluation,
     images,
     models,
@@ -85,7 +85,7 @@ def finished(base_dir, tmp_path_factory):
             patch.setenv(name, value)
         if _has("pwd"):  # not on Windows
             patch.setattr("pwd.getpwuid", lambda _uid: user)
-        run, _ = cli.run_training(config, resume=False, auto_batch_size=False)
+        run, _ = cli_train.run_training(config, resume=False, auto_batch_size=False)
     return config, run
 
 
@@ -166,8 +166,10 @@ def test_the_watch_sees_every_way(no_pickle):
 
 def test_training_resuming_loading_and_sampling_know_no_pickle(no_pickle, tiny_config):
     config = tiny_config.replace(sample_every=2)
-    cli.run_training(config, resume=False, auto_batch_size=False)
-    folder, history = cli.run_training(config.replace(max_train_steps=6), resume=True, auto_batch_size=False)
+    cli_train.run_training(config, resume=False, auto_batch_size=False)
+    folder, history = cli_train.run_training(
+        config.replace(max_train_steps=6), resume=True, auto_batch_size=False
+    )
     assert len(history) == 6
     adapters.load_adapter(models.load_parts(config), folder / "adapter")
     pipeline = sampling.load_trained_pipeline(folder)
@@ -223,7 +225,7 @@ def test_planted_pickles_are_ignored(copied, no_pickle, tmp_path):
     pipeline = sampling.load_trained_pipeline(run, config)
     pipeline.generate("an airport", domain="satellite", seed=1)
     evaluation.load_judge(config)
-    _, history = cli.run_training(begun, resume=True, auto_batch_size=False)
+    _, history = cli_train.run_training(begun, resume=True, auto_batch_size=False)
     assert len(history) == 5 and not marker.exists()
 
 

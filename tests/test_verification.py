@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from dasd_utils import checkpoints, cli, training, verification
+from dasd_utils import checkpoints, cli_train, training, verification
 from dasd_utils.config import DasdError
 
 
 @pytest.fixture
 def run(tiny_config):
     """Return the folder of a run as `dasd train` leaves it."""
-    folder, _ = cli.run_training(tiny_config, resume=False, auto_batch_size=False)
+    folder, _ = cli_train.run_training(tiny_config, resume=False, auto_batch_size=False)
     return folder
 
 
@@ -58,7 +58,7 @@ def test_the_same_seed_gives_the_same_files(tiny_config, tmp_path):
     """Every file of two runs but the speed: adapter, history, config, checkpoints, sample grids."""
     hashes = []
     for _ in range(2):
-        folder, _ = cli.run_training(tiny_config.replace(sample_every=2), False, False)
+        folder, _ = cli_train.run_training(tiny_config.replace(sample_every=2), False, False)
         files = [path for path in folder.rglob("*") if path.is_file() and path.name != training.SPEED]
         hashes.append({path.relative_to(folder).as_posix(): checkpoints._describe(path) for path in files})
         folder.rename(tmp_path / f"run-{len(hashes)}")

@@ -1,0 +1,169 @@
+"""The commands that make a run and measure it: train, evaluate, all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from dasd_utils.cli_options import (
+    PROCESS,
+    RUNS,
+    AsJson,
+    AutoBatchSize,
+    Checkpoint,
+    ConfigFile,
+    MaxSteps,
+    Method,
+    OutputDir,
+    Profile,
+    Resume,
+    Seed,
+    Tracking,
+    fail,
+    leave,
+    open_pipeline,
+    read_config,
+    shared,
+    show,
+)
+from dasd_utils.config import Config, resolve
+
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=RUNS)
+def train(
+    profile: Profile = "auto",
+    config: ConfigFile = None,
+    method: Method = None,
+    seed: Seed = None,
+    output_dir: OutputDir = None,
+    max_steps: MaxSteps = None,
+    resume: Resume = False,
+    auto_batch_size: AutoBatchSize = False,
+    tracking: Tracking = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train LoRA and domain tokens, by DASD or another method."""
+    given = {"seed": seed, "output_dir": output_dir, "max_train_steps": max_steps, "tracking": tracking}
+    settings = read_config(profile, config, method, **given)
+    folder, history = run_training(settings, resume, auto_batch_size)
+    newest = history[-1] if history else {"step": settings.training.max_train_steps}
+    last = {k: v for k, v in newest.items() if isinstance(v, int | float)}
+    show(
+        {"run": str(folder), **last},
+        as_json,
+        f"Trained {last['step']} steps; the adapter is in {folder}/adapter",
+    )
+
+
+@commands.command(rich_help_panel=RUNS)
+def evaluate(
+    checkpoint: Checkpoint = None,
+    profile: Profile = "auto",
+    config: ConfigFile = None,
+    seed: Seed = None,
+    output_dir: OutputDir = None,
+    tracking: Tracking = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the base, the base with style words and the run; write evaluation.json."""
+    pipeline = open_pipeline(checkpoint, profile, config, output_dir, seed=seed, tracking=tracking)
+    path, rows = run_evaluation(pipeline)
+    from dasd_utils import evaluation
+
+    show({"results": str(path), "rows": rows}, as_json, f"{evaluation.table(rows)}\n\n{path}")
+
+
+@commands.command(name="all", rich_help_panel=RUNS)
+def run_all(
+    profile: Profile = "auto",
+    config: ConfigFile = None,
+    method: Method = None,
+    seed: Seed = None,
+    output_dir: OutputDir = None,
+    max_steps: MaxSteps = None,
+    resume: Resume = False,
+    auto_batch_size: AutoBatchSize = False,
+    tracking: Tracking = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train and evaluate in one go, with a picture of every domain."""
+    given = {"seed": seed, "output_dir": output_dir, "max_train_steps": max_steps, "tracking": tracking}
+    settings = read_config(profile, config, method, **given)
+    from dasd_utils import evaluation, sampling
+
+    for domain in settings.domains:  # missing prompts are to be known before hours of training
+        evaluation.load_prompts(settings, domain.name)
+    folder, _ = run_training(settings, resume, auto_batch_size)
+    path, rows = run_evaluation(shared(sampling.load_trained_pipeline(folder, settings)))
+    show(
+        {"run": str(folder), "results": str(path), "rows": rows},
+        as_json,
+        f"{evaluation.table(rows)}\n\n{path}",
+    )
+
+
+def run_training(config: Config, resume: bool, auto_batch_size: bool) -> tuple[Path, list[dict[str, Any]]]:
+    """Train and save; return the run folder and the history."""
+    from dasd_utils import runs, training
+
+    training.check(config)
+    with runs.alone(config):
+        return _run_training(config, resume, auto_batch_size)
+
+
+def _run_training(config: Config, resume: bool, auto_batch_size: bool) -> tuple[Path, list[dict[str, Any]]]:
+    from dasd_utils import batch_size, data, training
+
+    parts = training.setup_training(config)
+    if auto_batch_size:
+        earlier = batch_size.of_checkpoint(config) if resume else None
+        config = earlier or batch_size.largest_batch(config, parts)
+    _, targets, sampler = data.create_datasets(config, parts.tokenizer)
+    watch = {"on_sample": sample_grid(config, parts, targets)} if config.training.sample_every else {}
+    try:
+        history = training.train(config, parts, sampler, parts.token_ids, resume=resume, **watch)
+    except KeyboardInterrupt as stop:  # typer would end without its message
+        if str(stop):
+            leave()  # all have agreed to stop
+        fail(str(stop) or "Stopped.", 130)
+    return training.save_training_results(config, parts, history), history
+
+
+def sample_grid(config: Config, parts: Any, targets: dict[str, Any]) -> Callable[[int], None]:
+    """Return what draws `samples/step-<step>.png` in the run folder: a row for a domain's first captions."""
+    from dasd_utils import figures, sampling
+
+    pipeline = sampling.DasdPipeline(parts, config)
+    # behind the token, as an image may have no caption
+    prompts = {name: [data.prompt(i) for i in range(min(4, len(data)))] for name, data in targets.items()}
+
+    def draw(step: int) -> None:
+        rows = {}
+        for name, texts in prompts.items():
+            rows[name], *_ = pipeline.generate(texts, name, seed=list(range(len(texts))))
+        path = resolve(config.output_dir) / "samples" / f"step-{step:06d}.png"
+        figures.save(figures.comparison_grid(rows), path)
+
+    return draw
+
+
+def run_evaluation(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:
+    """Evaluate, write the table and the comparison picture into the run folder."""
+    from dasd_utils import checkpoints, evaluation, figures, study
+
+    config = pipeline.config
+    checkpoints.writable(config.output_dir)
+    rows, images = study.evaluate(config, pipeline, progress=PROCESS == 0)
+    folder = resolve(config.output_dir)
+    path = folder / "evaluation.json"
+    if PROCESS == 0:
+        evaluation.save_results(path, config, rows)
+        for domain in config.domains:
+            grid = {method: images[method, domain.name][:8] for method in study.compared(config)}
+            figures.save(figures.comparison_grid(grid), folder / f"comparison_{domain.name}.png")
+    return path, rows
