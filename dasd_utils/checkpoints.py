@@ -37,6 +37,7 @@ FREE_TO_CHANGE = (
     "training.checkpoints_kept",
     "training.validation_every",
     "training.sample_every",
+    "training.tracking",
     "data.cache_dir",
     "model.clip",
     "model.clip_revision",
@@ -162,7 +163,7 @@ def step_of(path: Path | None) -> int:
 
 def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """Return "field: saved -> present" for each config value that may not change when a run is resumed."""
-    before, now = _flatten(saved), _flatten(present)
+    before, now = flatten(saved), flatten(present)
     teachers = TEACHERS.get(now.get("method"), ())
     held = [n for n in {**before, **now} if n in teachers or not _is_free(n)]
     names = [n for n in held if before.get(n) != now.get(n)]
@@ -323,13 +324,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values as names with dots; lists of objects by their places, other lists as they are."""
     flat = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{name}."))
+            flat.update(flatten(value, f"{prefix}{name}."))
         elif isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
-            flat.update(_flatten({str(i): v for i, v in enumerate(value)}, f"{prefix}{name}."))
+            flat.update(flatten({str(i): v for i, v in enumerate(value)}, f"{prefix}{name}."))
         else:
             flat[f"{prefix}{name}"] = value
     return flat

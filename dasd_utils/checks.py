@@ -12,6 +12,7 @@ from dasd_utils.config import SECTIONS, Calibration, Config, DasdError, Evaluati
 MAX_NAME = 64  # characters of a domain or a token: both name files
 SCHEDULERS = ("ddim", "ddpm", "dpm++", "unipc", "pndm", "euler")  # those of `denoising.SCHEDULERS`
 GUIDANCE = ("cfg", "domain", "decoupled", "unconditional")
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 LOWEST = {
     1: ("max_train_steps", "target_batch_size", "gradient_accumulation_steps", "source_every",
         "resolution", "images_per_prompt", "num_bootstrap"),
@@ -41,6 +42,9 @@ def check(config: Config) -> None:
     check_choice("attention", config.model.attention, ("fused", "plain"))
     check_choice("optimizer", training.optimizer, ("adamw", "adamw_8bit"))
     check_choice("mixed_precision", training.mixed_precision, ("auto", "no", "bf16", "fp16"))
+    for name in training.tracking.split(","):
+        choices = TRACKERS if "," in training.tracking else ("auto", "none", *TRACKERS)
+        check_choice("tracking", name.strip(), choices)
     _check_text_free(config)
     _check_batches(config)
     _check_domains(config)

@@ -134,7 +134,7 @@ def _run_training(config: Config, resume: bool, auto_batch_size: bool) -> tuple[
     return training.save_training_results(config, parts, history), history
 
 
-def sample_grid(config: Config, parts: Any, targets: dict[str, Any]) -> Callable[[int], None]:
+def sample_grid(config: Config, parts: Any, targets: dict[str, Any]) -> Callable[[int], dict[str, list[Any]]]:
     """Return what draws `samples/step-<step>.png` in the run folder: a row for a domain's first captions."""
     from dasd_utils import figures, sampling
 
@@ -142,28 +142,38 @@ def sample_grid(config: Config, parts: Any, targets: dict[str, Any]) -> Callable
     # behind the token, as an image may have no caption
     prompts = {name: [data.prompt(i) for i in range(min(4, len(data)))] for name, data in targets.items()}
 
-    def draw(step: int) -> None:
+    def draw(step: int) -> dict[str, list[Any]]:
         rows = {}
         for name, texts in prompts.items():
             rows[name], *_ = pipeline.generate(texts, name, seed=list(range(len(texts))))
         path = resolve(config.output_dir) / "samples" / f"step-{step:06d}.png"
         figures.save(figures.comparison_grid(rows), path)
+        return {f"samples/{name}": pictures for name, pictures in rows.items()}
 
     return draw
 
 
 def run_evaluation(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:
     """Evaluate, write the table and the comparison picture into the run folder."""
-    from dasd_utils import checkpoints, evaluation, figures, study
+    from dasd_utils import checkpoints, evaluation, figures, study, tracking
 
     config = pipeline.config
     checkpoints.writable(config.output_dir)
+    tracking.check(config)
     rows, images = study.evaluate(config, pipeline, progress=PROCESS == 0)
     folder = resolve(config.output_dir)
     path = folder / "evaluation.json"
     if PROCESS == 0:
         evaluation.save_results(path, config, rows)
-        for domain in config.domains:
-            grid = {method: images[method, domain.name][:8] for method in study.compared(config)}
-            figures.save(figures.comparison_grid(grid), folder / f"comparison_{domain.name}.png")
+        grids = {
+            domain.name: {method: images[method, domain.name][:8] for method in study.compared(config)}
+            for domain in config.domains
+        }
+        for name, grid in grids.items():
+            figures.save(figures.comparison_grid(grid), folder / f"comparison_{name}.png")
+        with tracking.opened(config) as trackers:
+            step = config.training.max_train_steps
+            trackers.log(tracking.of_scores(rows), step)
+            for name, grid in grids.items():
+                trackers.show({f"comparison/{name}/{method}": each for method, each in grid.items()}, step)
     return path, rows

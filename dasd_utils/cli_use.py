@@ -1,4 +1,4 @@
-"""The commands that use a run: generate, translate, classify."""
+"""The commands that use a run: generate, translate, classify, animate."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from dasd_utils.cli_options import (
     open_pipeline,
     show,
 )
+from dasd_utils.config import Config, resolve
 
 commands = typer.Typer()
 
@@ -117,6 +118,34 @@ def classify(
     """Find the domain of a prompt, or none."""
     result = open_pipeline(checkpoint, profile, config, output_dir).classify_prompt(prompt)
     show(result, as_json, f"{result['best_domain'] or 'no domain'}: {result['suggested_prompt']}")
+
+
+@commands.command(rich_help_panel=RUNS)
+def animate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="A run folder.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What to write: .webp, .gif or .png.",
+            show_default="<run>/samples.webp",
+        ),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What stands above.", show_default="the run's profile")
+    ] = None,
+    width: Annotated[int, typer.Option(min=64, metavar=COUNT, help="Pixels.")] = 640,
+    as_json: AsJson = False,
+) -> None:
+    """Make a moving picture of a run's sample grids (sample_every in the config)."""
+    from dasd_utils import animation
+
+    grids, stored = animation.of_run(run), resolve(run) / "config.json"
+    if label is None:
+        label = f"{Config.load(stored).profile} profile" if stored.exists() else ""
+    path = animation.save(grids, output or resolve(run) / "samples.webp", label, width)
+    result = {"animation": str(path), "pictures": len(grids), "bytes": path.stat().st_size}
+    show(result, as_json, f"{path}: {len(grids)} pictures, {result['bytes'] / 1e3:.0f} kB")
 
 
 def save_images(images: Any, folder: Path, domain: str, seed: int) -> list[Path]:

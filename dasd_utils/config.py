@@ -143,6 +143,9 @@ class TrainingConfig:
     validation_every: int = 100  # steps; 0: never
     validation_images: int = 32  # a domain
     sample_every: int = 0  # steps between sample grids; 0: never
+    # who is told of the run: "auto", TensorBoard where it is installed; "none"; or names of `checks.TRACKERS`
+    # with commas, "tensorboard,wandb"
+    tracking: str = "auto"
 
 
 @dataclass(frozen=True)

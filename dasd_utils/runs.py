@@ -21,7 +21,7 @@ NOT_TRAINED = ("output_dir", "shipped_run", "classifier", "evaluation")
 NOT_TRAINED_DATA = ("cache_dir",)  # the rest decides which images are held out
 NOT_TRAINED_DOMAIN = ("calibration", "descriptions", "style_suffix")
 NOT_TRAINED_TRAINING = ("checkpoint_every", "checkpoints_kept", "validation_every", "validation_images",
-                        "sample_every")  # fmt: skip
+                        "sample_every", "tracking")  # fmt: skip
 
 JOINED = {  # fields younger than stored runs, whose names stay as they were; "" is the config itself
     "": {"method": "dasd", "method_settings": {}},

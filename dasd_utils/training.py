@@ -33,6 +33,7 @@ from dasd_utils import (
     processes,
     runs,
     textfree,
+    tracking,
 )
 from dasd_utils.config import Config, DasdError, resolve
 
@@ -48,14 +49,16 @@ class Watch:
     """What looks on while the loop runs."""
 
     on_step: Callable[[Row], None] | None = None  # after each step, with its history row
-    # every `sample_every` steps, dropout off, EMA weights in; a DasdPipeline brings its own precision
-    on_sample: Callable[[int], None] | None = None
+    # every `sample_every` steps, dropout off, EMA weights in; a DasdPipeline brings its own precision.
+    # Pictures that it returns by name, {"satellite": [...]}, are shown to the trackers
+    on_sample: Callable[[int], Mapping[str, Sequence[Any]] | None] | None = None
     progress: bool = True  # the bar hides itself where neither a terminal nor a live notebook would show it
 
 
 def check(config: Config) -> None:
     """Raise DasdError for what training cannot do here, before model and data are read."""
     optimization.check(config.training)
+    tracking.check(config)
     adapters.check_place(checkpoints.writable(config.output_dir) / "adapter")
 
 
@@ -110,7 +113,8 @@ def train(
         try:
             first = run.restore() if resume else run.start_anew()
             if first < config.training.max_train_steps:
-                _loop(run, first)
+                with tracking.opened(config, first) as run.trackers:
+                    _loop(run, first)
             run.updater.keep_average()
         finally:
             run.release()
@@ -175,12 +179,14 @@ class Run:
         self.history: list[Row] = []
         self.sample_ids: list[str] = []  # of the present step, for the message of a run that fails
         self.held_out: list[data.Batch] | None = None
+        self.trackers = tracking.Trackers()
 
     def start_anew(self) -> int:
         """Remove history and checkpoints of an earlier run in the folder; return 0, the steps done."""
         if processes.is_main():
             (self.folder / checkpoints.MANIFEST).unlink(missing_ok=True)  # no finished run is here any more
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for place in (self.checkpoints, self.folder / tracking.FOLDER):
+                shutil.rmtree(place, ignore_errors=True)
             checkpoints.writable(self.checkpoints)
             for name in (HISTORY, SPEED):
                 (self.folder / name).unlink(missing_ok=True)
@@ -251,8 +257,9 @@ class Run:
         if processes.is_main():
             self._move_vae(self.updater.device)
             with self.updater.evaluating():
-                self.watch.on_sample(step)
+                pictures = self.watch.on_sample(step)
             self._move_vae("cpu")
+            self.trackers.show(pictures or {}, step)
         processes.wait()
 
     def record(self, row: Row, seconds: float) -> None:
@@ -265,6 +272,7 @@ class Run:
             speed = {"step": row["step"], "samples_per_second": len(self.sample_ids) / seconds}
             checkpoints.append_row(self.folder / HISTORY, row)
             checkpoints.append_row(self.folder / SPEED, speed)
+            self.trackers.log(tracking.of_row(row | speed), row["step"])
         last = self.history[-MAX_SKIPPED:]
         if len(last) == MAX_SKIPPED and all(r.get("skipped") for r in last):
             saved = checkpoints.newest(self.checkpoints)

@@ -43,8 +43,9 @@ CORE = {
     "checkpoints": {"config"},
     "training": {
         "adapters", "checkpoints", "config", "data", "losses", "methods", "models", "objectives",
-        "optimization", "precision", "processes", "runs", "textfree",
+        "optimization", "precision", "processes", "runs", "textfree", "tracking",
     },
+    "tracking": {"checkpoints", "config", "processes"},
     "verification": {"checkpoints", "config", "data", "methods", "training"},
     "classifier": {"config"},
     "guidance": {"config"},
@@ -92,6 +93,7 @@ CORE = {
     "workers": {"config"},
     "sweep": {"batch", "config", "evaluation"},
     "figures": set(),
+    "animation": {"config", "figures", "files"},
     "charts": {"figures"},
     "front_charts": {"figures"},
     "diagram": {"figures"},

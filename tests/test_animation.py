@@ -1,0 +1,79 @@
+"""Moving pictures: one frame a step, labelled, in order, and small."""
+
+import pytest
+from PIL import Image, ImageChops
+from typer.testing import CliRunner
+
+from dasd_utils import animation, cli, figures
+from dasd_utils.config import DasdError
+
+COLOURS = {100: "blue", 0: "red", 50: "green"}  # out of order
+
+
+@pytest.fixture
+def grids():
+    return {step: Image.new("RGB", (320, 160), colour) for step, colour in COLOURS.items()}
+
+
+def frames(path):
+    with Image.open(path) as image:
+        found = []
+        for number in range(image.n_frames):
+            image.seek(number)
+            image.load()
+            found.append((image.convert("RGB"), image.info.get("duration")))
+        return found
+
+
+@pytest.mark.parametrize("suffix", animation.FORMATS)
+def test_frames_come_in_the_order_of_steps_and_rest_at_both_ends(grids, tmp_path, suffix):
+    path = animation.save(grids, tmp_path / f"run{suffix}", "tiny profile", width=160)
+    found = frames(path)
+    assert [each.size for each, _ in found] == [(160, 80 + 30)] * 3
+    middle = [each.getpixel((80, 70)) for each, _ in found]
+    assert [max(range(3), key=pixel.__getitem__) for pixel in middle] == [0, 1, 2]  # red, green, blue
+    assert [round(time) for _, time in found] == [animation.REST, animation.FRAME, animation.REST]
+
+
+def test_the_step_and_the_label_stand_above(grids, tmp_path):
+    plain, named = (
+        animation.save(dict.fromkeys((0, step), Image.new("RGB", (320, 160), "white")),
+                       tmp_path / f"{step}{label}.png", label)
+        for step, label in ((100, ""), (100, "tiny profile"))
+    )  # fmt: skip
+    (first, _), (last, _) = frames(plain)
+    left = ImageChops.difference(first, last).getbbox()
+    assert left is not None and left[3] <= 30  # another number, a longer line, and nothing below
+    other = ImageChops.difference(last, frames(named)[-1][0]).getbbox()
+    assert other[0] > 320 and other[3] <= 30  # the label, on the right
+
+
+def test_equal_pictures_are_equal_files(grids, tmp_path):
+    one, two = (animation.save(grids, tmp_path / name).read_bytes() for name in ("a.webp", "b.webp"))
+    assert one == two
+
+
+def test_figures_are_frames_too(tmp_path):
+    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    drawn = {step: figures.image_grid(pictures, ["a harbor", "lungs"]) for step in (0, 25)}
+    assert len(frames(animation.save(drawn, tmp_path / "f.webp"))) == 2
+
+
+def test_what_cannot_be_an_animation_is_refused(grids, tmp_path):
+    with pytest.raises(DasdError, match="two pictures"):
+        animation.save({0: grids[0]}, tmp_path / "a.webp")
+    with pytest.raises(DasdError, match=r"must end in \.webp"):
+        animation.save(grids, tmp_path / "a.jpg")
+    with pytest.raises(DasdError, match="sample_every"):
+        animation.of_run(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_takes_the_grids_of_a_run(grids, tmp_path):
+    for step, grid in grids.items():
+        file = tmp_path / "samples" / f"step-{step:06d}.png"
+        file.parent.mkdir(exist_ok=True)
+        grid.save(file)
+    result = CliRunner().invoke(cli.app, ["animate", str(tmp_path), "--width", "160"])
+    assert result.exit_code == 0 and "3 pictures" in result.stdout
+    assert len(frames(tmp_path / "samples.webp")) == 3
