@@ -156,9 +156,14 @@ def _is_installed(name: str) -> bool:
 
 
 def _wandb_is_ready() -> bool:
-    import wandb
-
-    return os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun") or bool(wandb.api.api_key)
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return True
+    try:
+        import wandb
+    except ImportError as error:  # installed in part
+        raise DasdError(f"wandb cannot be imported: {error}. Install it anew, or set tracking to "
+                        "none.") from None  # fmt: skip
+    return bool(wandb.api.api_key)
 
 
 def _wandb_options(run: Path) -> dict[str, str]:
