@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dasd_utils import cli_start, cli_study, cli_train, cli_upkeep, cli_use
+from dasd_utils import cli_share, cli_start, cli_study, cli_train, cli_upkeep, cli_use
 from dasd_utils.cli_options import DEBUG, PROCESS, AsJson, Profile, Seed, fail, leave, read_config, show
 from dasd_utils.config import ROOT, DasdError
 
@@ -82,7 +82,7 @@ def options(
     DEBUG.update(asked=debug)
 
 
-for module in (cli_start, cli_train, cli_use, cli_study, cli_upkeep):
+for module in (cli_start, cli_train, cli_use, cli_share, cli_study, cli_upkeep):
     app.add_typer(module.commands)
 
 

@@ -19,7 +19,8 @@ PROCESS = int(os.environ.get("RANK", 0))  # of those that `accelerate launch` st
 CONFIGS, COUNT = "the config's", "N"  # shown as a default, as a value
 
 # what the commands are listed under
-START, RUNS, STUDY, UPKEEP = "Start here", "Train a model and use it", "Study methods", "Build and look after"
+START, RUNS, SHARE = "Start here", "Train a model and use it", "Hand it to others"
+STUDY, UPKEEP = "Study methods", "Build and look after"
 
 Profile = Annotated[
     str,

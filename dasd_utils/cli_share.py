@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from dasd_utils.cli_options import AsJson, ConfigFile, Profile, open_pipeline, show
+from dasd_utils.cli_options import SHARE, AsJson, ConfigFile, Profile, open_pipeline, show
 from dasd_utils.config import Config, DasdError, resolve
 
 NUM_SAMPLES = 4  # a domain, in the picture of the card
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(rich_help_panel=SHARE)
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder or an adapter folder.")],
     out: Annotated[Path, typer.Argument(help="A folder that is new, empty, or of an earlier export.")],
@@ -99,7 +99,7 @@ def card_prompts(config: Config, domain: str) -> list[str]:
     return prompts[:: max(len(prompts) // NUM_SAMPLES, 1)][:NUM_SAMPLES]
 
 
-@commands.command()
+@commands.command(rich_help_panel=SHARE)
 def push(
     folder: Annotated[Path, typer.Argument(help="What `dasd export` wrote.")],
     repo_id: Annotated[str, typer.Argument(help="owner/name of a repository on the Hugging Face hub.")],
