@@ -201,19 +201,27 @@ class Config:
         A `method` brings its own defaults, which the other changes then alter.
         Raises DasdError for an unknown profile, method or field, naming the nearest one.
         """
-        from dasd_utils.profiles import PROFILES  # the profiles are made of the classes above
-
-        if profile == "auto":
-            profile, reason = choose_profile()
-            log.info("profile %s: %s", profile, reason)
-        if not isinstance(profile, str) or profile not in PROFILES:
-            raise DasdError(f"There is no profile {profile!r}. Profiles: auto, {', '.join(PROFILES)}.")
-        config = PROFILES[profile]()
+        config = cls._of_profile(profile, changes)
         if changes.get("method", config.method) != config.method:
             from dasd_utils import methods  # the methods are made of the classes above, and of torch
 
-            changes = {**methods.changes(changes["method"], profile), **changes}
+            changes = {**methods.changes(changes["method"], config.profile), **changes}
         return config.replace(**changes)
+
+    @classmethod
+    def _of_profile(cls, profile: Any, given: dict[str, Any]) -> Config:
+        """Return a profile's config; "auto" is fitted to the machine, as far as the given fields allow."""
+        from dasd_utils import machines
+        from dasd_utils.profiles import PROFILES  # the profiles are made of the classes above
+
+        fitting: dict[str, Any] = {}
+        if profile == "auto":
+            choice = machines.choose(given)
+            profile, fitting = choice.profile, choice.changes
+            log.info("profile %s: %s", profile, choice.reason)
+        if not isinstance(profile, str) or profile not in PROFILES:
+            raise DasdError(f"There is no profile {profile!r}. Profiles: auto, {', '.join(PROFILES)}.")
+        return PROFILES[profile]().replace(**fitting)
 
     def replace(self, **changes: Any) -> Config:
         """Return a copy with fields changed; a field of a section is found by its name alone."""
@@ -245,7 +253,10 @@ class Config:
         """Read what `to_dict` wrote, or the part of it that differs from the named profile."""
         if not isinstance(values, dict):
             raise DasdError(f"A config is a JSON object of sections, not {type(values).__name__}.")
-        base = cls.setup(values.get("profile", "auto")).to_dict()
+        given = dict(values)
+        for section in SECTIONS:
+            given |= values[section] if isinstance(values.get(section), dict) else {}
+        base = cls._of_profile(values.get("profile", "auto"), given).to_dict()
         if values.get("method", base["method"]) != base["method"]:
             from dasd_utils import methods  # as in `setup`
 
@@ -284,19 +295,6 @@ class Config:
             settings = values.get("method_settings") if values.get("method", method) == method else None
             values = values | {"method": method, "method_settings": settings or {}}
         return cls.from_dict(values)
-
-
-def choose_profile() -> tuple[str, str]:
-    """Return ("sd15" or "tiny", why): Stable Diffusion needs CUDA with at least 8 GB."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return "tiny", "no CUDA device here"
-    gigabytes = torch.cuda.get_device_properties(0).total_memory / 2**30
-    name = torch.cuda.get_device_name(0)
-    if gigabytes < 7.5:  # an "8 GB" card reports a little less
-        return "tiny", f"{name} has {gigabytes:.1f} GB, Stable Diffusion 1.5 needs 8"
-    return "sd15", f"{name} with {gigabytes:.0f} GB"
 
 
 def resolve(path: str | Path) -> Path:
