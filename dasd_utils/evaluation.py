@@ -68,8 +68,7 @@ def load_judge(config: Config, device: str | None = None) -> Judge:
     Raises DasdError if it is missing or unreachable.
     """
     source = pretrained.find(config.model.clip, config.model.clip_revision)
-    # the PIL processor gives the same pixels with and without torchvision
-    kinds = transformers.CLIPModel, transformers.CLIPTokenizer, transformers.CLIPImageProcessorPil
+    kinds = transformers.CLIPModel, transformers.CLIPTokenizer, pretrained.CLIP_PROCESSOR
     clip, tokenizer, processor = (source.load(kind) for kind in kinds)
     if clip.config.text_config.vocab_size != len(tokenizer):  # absent tokenizer files raise no error
         raise DasdError(

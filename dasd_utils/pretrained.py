@@ -18,6 +18,9 @@ from dasd_utils import config as cfg
 transformers.logging.disable_progress_bar()  # a bar per loaded part says nothing; downloads keep theirs
 huggingface_hub.utils.enable_progress_bars()
 log = logging.getLogger(__name__)
+# PIL's gives the same pixels with and without torchvision; early versions of transformers 5 know it by the
+# plain name, which later is torchvision's
+CLIP_PROCESSOR = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
 
 
 @dataclass(frozen=True)

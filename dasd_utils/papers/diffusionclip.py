@@ -119,7 +119,7 @@ class Words:
 
     def __init__(self, config: Config, own: Settings, device: torch.device) -> None:
         source = pretrained.find(config.model.clip, config.model.clip_revision)
-        kinds = transformers.CLIPModel, transformers.CLIPTokenizer, transformers.CLIPImageProcessorPil
+        kinds = transformers.CLIPModel, transformers.CLIPTokenizer, pretrained.CLIP_PROCESSOR
         clip, tokenizer, self.processor = (source.load(kind) for kind in kinds)
         self.clip = clip.to(device).eval().requires_grad_(False)
         with torch.autocast(device.type, enabled=False):
