@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import shutil
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dasd_utils import freshness
 from dasd_utils.config import ROOT, DasdError
 
 log = logging.getLogger(__name__)
@@ -18,11 +20,12 @@ NOTEBOOKS = ROOT / "notebooks"
 
 @dataclass(frozen=True)
 class Executed:
-    """One notebook that ran: its copy with outputs, and how long it took."""
+    """One notebook that ran: its copy with outputs, how long it took, and the stamp of what made it."""
 
     name: str
     path: Path
     seconds: float
+    stamp: freshness.Stamp
 
 
 def find(only: list[str] | None = None, folder: Path = NOTEBOOKS) -> list[Path]:
@@ -62,8 +65,9 @@ def run(
     for path in paths:
         started = time.perf_counter()
         copy = output_dir / path.name
+        stamp = freshness.stamp_of(path)  # before it runs: code that changes meanwhile did not make it
         _execute(path, copy, parameters, progress)
-        done.append(Executed(path.stem, copy, time.perf_counter() - started))
+        done.append(Executed(path.stem, copy, time.perf_counter() - started, stamp))
         report(done[-1])
     return done
 
@@ -81,6 +85,18 @@ def check_parameters(paths: list[Path], parameters: dict[str, Any]) -> None:
         if name not in declared:
             known = ", ".join(sorted(declared))
             raise DasdError(f"No notebook has a parameter {name!r}. Parameters: {known}.")
+
+
+def check_defaults(paths: list[Path], parameters: dict[str, Any]) -> None:
+    """Raise DasdError for a value that a notebook does not say itself: its outputs would be of another."""
+    import papermill
+
+    for path in paths:
+        for name, said in papermill.inspect_notebook(str(path)).items():
+            own = said["default"]
+            if name in parameters and parameters[name] != ast.literal_eval(own):
+                raise DasdError(f"{path.name} says {name} = {own}, and its stored outputs must be of that: "
+                                f"leave out {name} = {parameters[name]!r} or --update.")  # fmt: skip
 
 
 def _execute(path: Path, copy: Path, parameters: dict[str, Any], progress: bool) -> None:
@@ -103,7 +119,8 @@ def _execute(path: Path, copy: Path, parameters: dict[str, Any], progress: bool)
 def store(done: list[Executed], root: Path = ROOT) -> None:
     """Make executed copies the tracked notebooks, and their figures and results the tracked ones.
 
-    What papermill and the editor leave behind goes: the injected cell, times, widget states.
+    What papermill and the editor leave behind goes: the injected cell, times, widget states. What made the
+    outputs is added, as `freshness.stamp` tells it.
     """
     import nbformat
 
@@ -114,7 +131,7 @@ def store(done: list[Executed], root: Path = ROOT) -> None:
             tags = cell.metadata.get("tags", [])
             cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         kept = {name: notebook.metadata[name] for name in ("kernelspec", "language_info")}
-        notebook.cells, notebook.metadata = cells, nbformat.from_dict(kept)
+        notebook.cells, notebook.metadata = cells, nbformat.from_dict(kept | {freshness.KEY: one.stamp})
         nbformat.write(notebook, root / "notebooks" / one.path.name)
     folder = done[0].path.parent
     for kind, target in (("figures", root / "figures"), ("results", root / "data" / "results")):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from dasd_utils import cli_share, cli_start, cli_study, cli_train, cli_upkeep, cli_use
-from dasd_utils.cli_options import DEBUG, PROCESS, AsJson, Profile, Seed, fail, leave, read_config, show
-from dasd_utils.config import ROOT, DasdError
+from dasd_utils import cli_course, cli_share, cli_start, cli_study, cli_train, cli_upkeep, cli_use
+from dasd_utils.cli_options import DEBUG, PROCESS, fail, leave
+from dasd_utils.config import DasdError
 
 ALIKE = {"token_normalize_func": lambda name: name.replace("-", "_")}  # --output-dir is --output_dir
 app = typer.Typer(
@@ -22,52 +20,6 @@ app = typer.Typer(
     context_settings=ALIKE,
     epilog="Exit status: 0 done, 1 an error that you can mend, 2 a fault of the program, 130 stopped.",
 )
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def notebooks(
-    context: typer.Context,
-    profile: Profile = "auto",
-    output_dir: Annotated[Path, typer.Option("--output_dir", "--output-dir")] = Path("data/runs/course"),
-    only: Annotated[str | None, typer.Option(help="Comma-separated beginnings of names: 03,04")] = None,
-    seed: Seed = None,
-    update: Annotated[bool, typer.Option(help="Make the copies the tracked notebooks.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Run the notebooks in order through papermill; `-p NAME VALUE` sets a parameter."""
-    from dasd_utils import batch
-
-    values = {"profile": read_config(profile, None).profile, **read_parameters(context.args)}
-    place = output_dir.resolve()
-    if place.is_relative_to(ROOT):  # results name their run: a path of this machine means nothing elsewhere
-        place = place.relative_to(ROOT)
-    values |= {"output_dir": str(place), **({"seed": seed} if seed is not None else {})}
-    done = batch.run(
-        batch.find(only.split(",") if only else None),
-        output_dir,
-        values,
-        report=lambda one: typer.echo(f"{one.name}: {one.seconds:.0f} s", err=True),
-    )
-    if update:
-        batch.store(done)
-    rows = [{"notebook": one.name, "path": str(one.path), "seconds": round(one.seconds, 1)} for one in done]
-    total = sum(one.seconds for one in done)
-    show(rows, as_json, f"{len(done)} notebooks in {total:.0f} s: {Path(output_dir).resolve()}")
-
-
-def read_parameters(words: list[str]) -> dict[str, Any]:
-    """Read `-p NAME VALUE` triples; a value that is JSON (a number, true, a list) is read as such."""
-    values, rest = {}, list(words)
-    while rest:
-        if rest[0] not in ("-p", "--parameter") or len(rest) < 3:
-            raise DasdError(f"Unknown option {rest[0]!r}. Parameters are given as: -p NAME VALUE")
-        _, name, text = rest[:3]
-        rest = rest[3:]
-        try:
-            values[name] = json.loads(text)
-        except ValueError:
-            values[name] = text
-    return values
 
 
 @app.callback()
@@ -82,7 +34,7 @@ def options(
     DEBUG.update(asked=debug)
 
 
-for module in (cli_start, cli_train, cli_use, cli_share, cli_study, cli_upkeep):
+for module in (cli_start, cli_train, cli_use, cli_share, cli_course, cli_study, cli_upkeep):
     app.add_typer(module.commands)
 
 

@@ -8,7 +8,7 @@ import typer
 from conftest import on_narrow_base
 from typer.testing import CliRunner
 
-from dasd_utils import batch, batch_size, cli, cli_train
+from dasd_utils import batch_size, cli, cli_train
 from dasd_utils.config import Config, DasdError
 
 runner = CliRunner()
@@ -197,8 +197,7 @@ def test_every_option_is_explained(name):
     command = dict(commands())[name]
     words = [word for param in command.params for word in param.opts if word.startswith("--")]
     bare = [param.name for param in command.params if not getattr(param, "help", "x")]
-    assert command.help and "--json" in words
-    assert [one for one in bare if (name, one) != ("notebooks", "output_dir")] == []
+    assert command.help and "--json" in words and bare == []
 
 
 def test_underscores_and_hyphens_are_alike():
@@ -212,49 +211,3 @@ def test_help_fits_80_columns(monkeypatch):
     for name, _ in commands():
         printed = run(name, "--help")
         assert max(map(len, printed.splitlines())) <= 80 and "…" not in printed, name
-
-
-def test_parameters_are_read_as_json():
-    assert cli.read_parameters(["-p", "steps", "3", "-p", "name", "x"]) == {"steps": 3, "name": "x"}
-    with pytest.raises(DasdError, match="NAME VALUE"):
-        cli.read_parameters(["-p", "steps"])
-
-
-NOTEBOOK = {
-    "cells": [
-        {"cell_type": "code", "execution_count": None, "id": "a", "metadata": {"tags": ["parameters"]},
-         "outputs": [], "source": "value = 1"},
-        {"cell_type": "code", "execution_count": None, "id": "b", "metadata": {}, "outputs": [],
-         "source": "assert value < 5, 'too large'\nvalue"},
-    ],
-    "metadata": {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    },
-    "nbformat": 4, "nbformat_minor": 5,
-}  # fmt: skip
-
-
-@pytest.fixture
-def notebook(tmp_path):
-    path = tmp_path / "00_small.ipynb"
-    path.write_text(json.dumps(NOTEBOOK))
-    return path
-
-
-def test_notebook_runs_with_parameters(notebook, tmp_path):
-    (done,) = batch.run([notebook], tmp_path / "out", {"value": 3}, progress=False)
-    assert '"3"' in done.path.read_text()
-
-
-def test_failing_notebook_names_cell_and_error(notebook, tmp_path):
-    with pytest.raises(DasdError, match=r"00_small\.ipynb failed in cell 3 with AssertionError: too large"):
-        batch.run([notebook], tmp_path / "out", {"value": 7}, progress=False)
-
-
-def test_stored_notebook_has_no_injected_cell(notebook, tmp_path):
-    done = batch.run([notebook], tmp_path / "out", {"value": 3}, progress=False)
-    (tmp_path / "repo" / "notebooks").mkdir(parents=True)
-    batch.store(done, tmp_path / "repo")
-    stored = json.loads((tmp_path / "repo" / "notebooks" / "00_small.ipynb").read_text())
-    assert len(stored["cells"]) == 2 and set(stored["metadata"]) == {"kernelspec", "language_info"}
