@@ -16,7 +16,7 @@ WHOLE = --only "DomainStudio, no losses, whole UNet" --only "DomainStudio, whole
 UNCONDITIONAL = --against "DomainStudio, no losses, unconditional" --only "base, unconditional" \
 	--only "DomainStudio, no losses, unconditional" --only "DomainStudio, mild, unconditional"
 
-.PHONY: install course study test audit notebooks report book clean
+.PHONY: install course study test audit hooks notebooks report book clean
 
 install: $(VENV)/.installed
 
@@ -45,6 +45,10 @@ $(AUDIT)/.installed: Makefile
 	$(AUDIT)/bin/python -m pip install --quiet bandit==1.9.4 pip-audit==2.10.1
 	touch $@
 
+hooks: install
+	$(BIN)/python -m pip install --quiet pre-commit==4.7.0
+	$(BIN)/pre-commit install
+
 study: install  # hours
 	$(LADDER) --profile tiny
 	$(BIN)/dasd sweep data/configs/alignment_sweep.json --notebook 11 --workers 2
@@ -66,7 +70,7 @@ study: install  # hours
 	for name in ten_shots many_shots ten_sketches ten_xrays; do \
 		cp data/runs/$$name/ladder.json data/results/$$name.json || exit 1; done
 
-notebooks: install
+notebooks: install  # `dasd notebooks --stale --profile tiny --update` renews only those that need it
 	$(BIN)/dasd notebooks --profile tiny --output_dir data/runs/notebooks --update
 
 report: install

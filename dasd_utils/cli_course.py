@@ -89,9 +89,8 @@ def fresh(only: Only = None, as_json: AsJson = False) -> None:
     lines = [f"{row['notebook']}: {', '.join([*row['faults'], *row['changed']])}" for row in wrong]
     show(rows, as_json, "\n".join(lines) or f"{len(rows)} notebooks are fresh.")
     if wrong:
-        names = ",".join(row["notebook"] for row in wrong)
-        raise DasdError(f"{len(wrong)} of {len(rows)} notebooks are to be run again: `make notebooks`, or "
-                        f"`dasd notebooks --profile tiny --only {names} --update`.")  # fmt: skip
+        raise DasdError(f"{len(wrong)} of {len(rows)} notebooks are to be run again: `make notebooks` "
+                        "runs all, `dasd notebooks --profile tiny --stale --update` these.")  # fmt: skip
 
 
 @commands.command(rich_help_panel=UPKEEP)

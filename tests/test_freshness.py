@@ -180,5 +180,7 @@ def test_the_package_itself_is_followed(tmp_path):
 @pytest.mark.parametrize("path", batch.find(), ids=lambda path: path.stem)
 def test_committed_outputs_were_made_by_the_committed_code(path):
     changed = freshness.faults(path) + freshness.stale(path)
-    one = f"`dasd notebooks --profile tiny --only {path.stem} --update`"
-    assert not changed, f"{path.name}: {', '.join(changed)}. `make notebooks` renews all, {one} this one."
+    assert not changed, (
+        f"{path.name}: {', '.join(changed)}. `make notebooks` renews all notebooks, "
+        "`dasd notebooks --profile tiny --stale --update` those that need it."
+    )
