@@ -7,6 +7,7 @@ import shutil
 import nbformat
 import pytest
 
+import dasd_utils
 from dasd_utils import badges, batch
 from dasd_utils.config import ROOT, DasdError
 
@@ -48,6 +49,7 @@ def test_writing_again_changes_nothing(moved):
 
 
 def test_committed_notebooks_say_what_pyproject_says():
+    assert badges.source().tag == f"v{dasd_utils.__version__}"
     old = [path.name for path in badges.outdated(batch.find())]
     assert not old, f"`dasd badges` writes them anew: {old}"
 
