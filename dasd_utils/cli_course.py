@@ -12,17 +12,18 @@ from dasd_utils.cli_options import UPKEEP, AsJson, Profile, Seed, read_config, s
 from dasd_utils.config import ROOT, DasdError
 
 commands = typer.Typer()
-Only = Annotated[
-    str | None, typer.Option(metavar="NAMES", help="Comma-separated beginnings of names: 03,04")
-]
+Only = Annotated[str | None, typer.Option(metavar="NAMES", help="Comma-separated beginnings of names: 03,04")]
 
 
-@commands.command(rich_help_panel=UPKEEP, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@commands.command(
+    rich_help_panel=UPKEEP, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
 def notebooks(
     context: typer.Context,
     profile: Profile = "auto",
     output_dir: Annotated[
-        Path, typer.Option("--output_dir", metavar="FOLDER", help="Of executed copies, runs, figures and results.")
+        Path,
+        typer.Option("--output_dir", metavar="FOLDER", help="Of executed copies, runs, figures and results."),
     ] = Path("data/runs/course"),
     only: Only = None,
     seed: Seed = None,

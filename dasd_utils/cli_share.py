@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dasd_utils import completion
 from dasd_utils.cli_options import SHARE, AsJson, ConfigFile, Profile, open_pipeline, show
 from dasd_utils.config import Config, DasdError, resolve
 
@@ -16,17 +17,24 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel=SHARE)
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder or an adapter folder.")],
+    run: Annotated[
+        Path,
+        typer.Argument(autocompletion=completion.runs, help="A run folder or an adapter folder."),
+    ],
     out: Annotated[Path, typer.Argument(help="A folder that is new, empty, or of an earlier export.")],
     kind: Annotated[
         str,
         typer.Option(
             "--format",
+            metavar="NAME",
             help="diffusers: LoRA and tokens; a1111, comfyui: for these programs; pipeline: the whole model.",
         ),
     ] = "diffusers",
     name: Annotated[
-        str | None, typer.Option(help="Of the LoRA, and before the embeddings' words. Default: the run's.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Of the LoRA, and before the embeddings' words.", show_default="the run's"
+        ),
     ] = None,
     samples: Annotated[bool, typer.Option(help="Draw a picture for the model card.")] = True,
     profile: Profile = "auto",
@@ -104,9 +112,11 @@ def push(
     folder: Annotated[Path, typer.Argument(help="What `dasd export` wrote.")],
     repo_id: Annotated[str, typer.Argument(help="owner/name of a repository on the Hugging Face hub.")],
     private: Annotated[bool, typer.Option(help="Of a repository that is made for it.")] = True,
-    revision: Annotated[str | None, typer.Option(help="A branch. Default: main.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A branch.", show_default="main")
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry_run", "--dry-run", help="Print what would go; ask nothing of the hub.")
+        bool, typer.Option("--dry_run", help="Print what would go; ask nothing of the hub.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

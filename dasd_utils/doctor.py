@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dasd_utils.config import ROOT, Config, DomainConfig, choose_profile, is_pinned, resolve
+from dasd_utils import machines
+from dasd_utils.config import ROOT, Config, DomainConfig, is_pinned, resolve
 
 OK, NOTE, MISSING = "ok", "note", "missing"  # note: worth knowing, and nothing that stops the tiny profile
 PATIENCE = 3.0  # seconds that the hub has to answer, the look-up of its address included
@@ -247,7 +248,7 @@ def tools() -> Iterator[Row]:
 def chosen() -> Row:
     """Return the profile that auto picks here, and why."""
     try:
-        profile, reason = choose_profile()
+        found = machines.choose()
     except ImportError:
         return Row("profile auto", "would be", "unknown without PyTorch", MISSING)
-    return Row("profile auto", "would be", f"{profile}: {reason}")
+    return Row("profile auto", "would be", f"{found.profile}: {found.reason}")
