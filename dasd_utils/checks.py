@@ -193,6 +193,9 @@ def _check_domains(config: Config) -> None:
     for domain in (config.source, *config.domains):
         if not domain.data.strip():
             raise DasdError(f"`data` of domain {domain.name} is empty: name a folder or a hub id.")
+        if domain.caption_file and (domain.caption_column or domain.data.startswith("toyworld:")):
+            raise DasdError(f"caption_file of domain {domain.name} is {domain.caption_file!r}: it names the "
+                            "captions of a folder's images, in the place of a caption_column.")  # fmt: skip
     learning = [d for d in config.domains if d.token is not None]
     if config.lora.rank == 0 and not learning and not config.training.whole_unet:
         raise DasdError("rank is 0 and no domain has a token, so nothing would learn: set one of them.")

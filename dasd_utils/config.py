@@ -51,6 +51,7 @@ class DomainConfig:
     initial_word: str = ""  # the token starts at the mean of this word's pieces
     image_column: str = "image"
     caption_column: str | None = None  # a sentence, or a list of which one is drawn at each step
+    caption_file: str | None = None  # JSON lines {"file_name", "text"}, for a folder that is to stay as it is
     label_column: str | None = None
     label_captions: dict[str, str] = field(default_factory=dict)  # label name -> sentence
     caption: str | None = None  # one sentence for all, where neither column says more; "" for no text

@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from dasd_utils import bars, images, latents, splits, toyworld
+from dasd_utils import captions as caption_files
 from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig
 from dasd_utils.images import center_crop
 from dasd_utils.latents import Batch, Sampler
@@ -165,6 +166,7 @@ def _open_table(domain: DomainConfig, split: str) -> _Table:
     columns = rows.remove_columns([domain.image_column])
     labels = _label_names(columns, domain.label_column) if domain.label_column else None
     values = columns[domain.caption_column][:] if domain.caption_column else None
+    values = caption_files.of_rows(domain, rows) if domain.caption_file else values
     try:
         return _Table(rows, _captions(domain, values, labels, len(rows)), labels)
     except DasdError as error:
@@ -184,8 +186,10 @@ def _captions(
     """Return the sentences of each row: of the caption column, else of its label, else the constant one."""
     table = domain.label_captions if labels else {}
     if values is None and not table and domain.caption is None:
-        raise DasdError(f"Domain {domain.name} has no captions: set its caption_column, its label_column "
-                        "with label_captions, or one caption for all, which may be empty.")  # fmt: skip
+        raise DasdError(
+            f"Domain {domain.name} has no captions: set its caption_column or caption_file, its label_column "
+            "with label_captions, or one caption for all, which may be empty."
+        )
     unknown = [label for label in labels or () if label not in table] if table else []
     if unknown:
         raise DasdError(f"The label {unknown[0]!r} of domain {domain.name} is not in its label_captions, "
@@ -195,14 +199,21 @@ def _captions(
     if values is not None:
         captions = [_sentences(domain, value) or other[i] for i, value in enumerate(values)]
     if values is not None and not any(any(found) for found in captions):
-        raise DasdError(f"The column {domain.caption_column!r} of domain {domain.name} has no caption.")
+        raise DasdError(f"The {_caption_place(domain)} has no caption.")
     return captions
+
+
+def _caption_place(domain: DomainConfig) -> str:
+    where = (
+        f"caption file {domain.caption_file}" if domain.caption_file else f"column {domain.caption_column!r}"
+    )
+    return f"{where} of domain {domain.name}"
 
 
 def _sentences(domain: DomainConfig, value: Any) -> list[str]:
     values = value if isinstance(value, list | tuple) else [value]
     if not all(v is None or isinstance(v, str) for v in values):
-        raise DasdError(f"The column {domain.caption_column!r} of domain {domain.name} holds {value!r}; "
+        raise DasdError(f"The {_caption_place(domain)} holds {value!r}; "
                         "a caption is a sentence or a list of sentences.")  # fmt: skip
     return [v.strip() for v in values if v and v.strip()]
 

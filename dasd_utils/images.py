@@ -66,6 +66,15 @@ def open_rows(domain: DomainConfig, split: str) -> datasets.Dataset:
 
 
 def _from_folder(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
+    loaded = open_folder(domain, folder)
+    if split not in loaded:
+        raise DasdError(f"The folder {folder} (domain {domain.name}) has no split {split!r}. "
+                        f"Splits: {', '.join(loaded)}.")  # fmt: skip
+    return loaded[split]
+
+
+def open_folder(domain: DomainConfig, folder: Path) -> datasets.DatasetDict:
+    """Return all splits of a domain's folder; DasdError if it has no images or cannot be read."""
     files = [path for path in folder.rglob("[!.]*") if path.is_file()]
     count = sum(path.suffix.lower() in SUFFIXES for path in files)
     if not count and not any(path.suffix == ".parquet" for path in files):
@@ -83,10 +92,7 @@ def _from_folder(domain: DomainConfig, folder: Path, split: str) -> datasets.Dat
     unlisted = count - sum(loaded.num_rows.values())
     if unlisted > 0:
         log.warning("%s: %d images have no row in the metadata and are not used", folder, unlisted)
-    if split not in loaded:
-        raise DasdError(f"The folder {folder} (domain {domain.name}) has no split {split!r}. "
-                        f"Splits: {', '.join(loaded)}.")  # fmt: skip
-    return loaded[split]
+    return loaded
 
 
 @functools.lru_cache(maxsize=16)

@@ -195,7 +195,7 @@ class Task:
     @property
     def folder(self) -> Path:
         """Return where its files are: named by all that decides the pictures."""
-        domain = dataclasses.asdict(self.domain)
+        domain = runs.drop_joined(dataclasses.asdict(self.domain))
         unseen = ("calibration", "descriptions", *(() if self.rung.style_words else ("style_suffix",)))
         named = {
             "run": self.run.name if self.run else dataclasses.asdict(self.config.model),

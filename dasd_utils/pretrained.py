@@ -74,8 +74,9 @@ def find(name: str, revision: str | None = None, variant: str | None = None) -> 
         raise cfg.DasdError(f"{name!r} is not there: no folder {folder}. Name a folder in the layout of "
                             f"diffusers or transformers, or a hub id like 'owner/name'.")  # fmt: skip
     if not cfg.is_pinned(revision):
-        log.warning("The model %s is read at revision %s, which may hold other files tomorrow. Pin it: set "
-                    "base_revision or clip_revision to a commit hash.", name, revision or "main")  # fmt: skip
+        log.warning("The model %s is read at revision %s, which may hold other files tomorrow. Pin it to a "
+                    "commit hash: base_revision, clip_revision, or NAME@HASH of a captioning model.", name,
+                    revision or "main")  # fmt: skip
     try:
         huggingface_hub.HfApi().model_info(name, revision=revision, timeout=10)
     except Exception as error:  # offline mode, no network, no such repository, no permission

@@ -29,6 +29,7 @@ JOINED = {  # fields younger than stored runs, whose names stay as they were; ""
     "data": {"source_images": "real"},
     "training": {"whole_unet": False, "text_free": False},
 }
+JOINED_DOMAIN = {"caption_file": None}  # and of a domain
 
 
 def trained_part(config: Config) -> dict[str, Any]:
@@ -55,8 +56,18 @@ def key(config: Config) -> str:
         for name, default in fields.items():
             if part[name] == default:
                 del part[name]
+    for domain in (values["source"], *values["domains"]):
+        drop_joined(domain)
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def drop_joined(domain: dict[str, Any]) -> dict[str, Any]:
+    """Take out of a domain's values, which name files, the fields that are younger than the names."""
+    for name, default in JOINED_DOMAIN.items():
+        if domain[name] == default:
+            del domain[name]
+    return domain
 
 
 def is_complete(config: Config) -> bool:

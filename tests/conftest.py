@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests need no network; read when huggingface_hub is imported
 
 import narrow
+import numpy as np
 import pytest
 import sd15_files
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
+from PIL import Image
 
 from dasd_utils import denoising, models
 from dasd_utils.config import Calibration, Config
@@ -117,6 +119,19 @@ def adapted(parts) -> models.Parts:
     models.add_domain_tokens(parts, parts.config.domains)
     narrow.randomise(models.trainable_parameters(parts))
     return parts
+
+
+def picture_files(
+    folder: Path, names: Sequence[str], first: int = 0, grey: bool = False, size: int = 32
+) -> list[str]:
+    """Write a small picture under each name, unlike all others; return the names."""
+    for number, name in enumerate(names, start=first):
+        noise = np.random.default_rng(number).integers(0, 256, (4, 4, 1 if grey else 3), np.uint8)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(noise.repeat(3 if grey else 1, axis=2))
+        image.resize((size, size), Image.Resampling.NEAREST).save(path)
+    return list(names)
 
 
 def plain_pipeline(

@@ -35,3 +35,31 @@ def test_a_full_disk_is_told(tmp_path):
     below = tmp_path / "file" / "a"
     with pytest.raises(DasdError, match="The sums cannot be written"), files.whole(below, "The sums"):
         pass
+
+
+def test_a_folder_takes_the_place_of_the_old_whole(tmp_path):
+    path = tmp_path / "a"
+    for name in ("one", "two"):
+        with files.whole_folder(path, "It") as new:
+            (new / name).write_text("")
+            assert not (path / name).exists()
+    assert [file.name for file in path.iterdir()] == ["two"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_after_an_error_the_old_folder_stays(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.mkdir()
+    (path / "old").write_text("")
+    with pytest.raises(DasdError, match="It cannot be written"), files.whole_folder(path, "It"):
+        raise OSError(28, "No space left on device")
+    rename = type(path).rename
+
+    def fail(self, target):
+        if self.name == "new":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(type(path), "rename", fail)
+    with pytest.raises(DasdError, match="It cannot be written"), files.whole_folder(path, "It"):
+        pass
+    assert [file.name for file in path.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [path]
