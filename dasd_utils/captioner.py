@@ -9,7 +9,7 @@ import transformers
 from tqdm.auto import tqdm
 
 from dasd_utils import images, pretrained
-from dasd_utils.captions import Album, Captions
+from dasd_utils.captions import CAPTIONER, Album, Captions
 from dasd_utils.config import DasdError
 
 LONGEST = 40  # new tokens of a caption
@@ -57,7 +57,7 @@ def _caption(album: Album, names: list[str], processor: Any, model: Any) -> dict
     except (TypeError, ValueError, AttributeError, KeyError) as error:  # it wants a chat, or other inputs
         raise DasdError(
             f"The model {type(model).__name__} does not caption images by themselves: {error}. Name one that "
-            "does, like Salesforce/blip-image-captioning-base."
+            f"does, like {CAPTIONER}."
         ) from error
     said = zip(pictures, (" ".join(text.split()) for text in texts), strict=True)
     return {name: text for name, text in said if text}

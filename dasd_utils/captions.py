@@ -19,6 +19,7 @@ FILE = "metadata.jsonl"  # of a caption file: the layout `imagefolder` of datase
 COLUMNS = ("text", "caption", "captions", "sentence", "sentences", "description", "prompt")
 LABELS = ("label", "labels", "class", "category")
 SIDECARS = (".txt", ".caption")
+CAPTIONER = "Salesforce/blip-image-captioning-base@9cfcdbcaccbcadb2b53b36d4b50042c4eeaa0c25"  # safetensors
 MOST_LABELS = 200  # more are no classes
 # what cameras, scanners and programs write into file names: no caption starts or ends with it
 CAMERA = set(re.findall(r"\w+", """
@@ -235,6 +236,6 @@ def first(album: Album, names: Iterable[str] = SOURCES) -> Captions:
             missing.append(f"{name}: {str(error).rstrip('.')}")
     raise DasdError(
         f"{album.folder} has no captions ({'; '.join(missing)}). Give one sentence for all (--captions "
-        '"a pencil sketch"), a captioning model (--captions Salesforce/blip-image-captioning-base), or write '
+        f'"a pencil sketch"), a captioning model (--captions {CAPTIONER}), or write '
         f'{FILE} beside the images, a line an image: {{"file_name": "1.png", "text": "..."}}.'
     )

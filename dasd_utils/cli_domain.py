@@ -34,7 +34,7 @@ def new_domain(
     """Look through a folder of images; write a config with token, captions and prompts for it."""
     from dasd_utils import new_domain as domains
 
-    place = out or Path(f"{name}.json")
+    place = domains.check_place(out or Path(f"{name}.json"), folder, force)
     found = domains.propose(name, folder, read_config(profile, None), captions, progress=not as_json)
     written = domains.write(found, place, force)
     result = {

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import transformers
 
@@ -50,7 +51,7 @@ class Proposal:
         broken = {"data": {"skip_corrupt": True}} if self.audit["unreadable"] else {}
         return {
             "profile": self.profile,
-            "output_dir": f"data/runs/{entry['name']}",
+            "output_dir": f"data/runs/{out.stem}",
             "domains": [entry],
             **broken,
             "classifier": {"prompts": portable(beside / "classifier.json")},
@@ -84,13 +85,15 @@ def propose(
     how: "auto", one of `captions.SOURCES`, a captioning model, a sentence for all, or one with {label}.
     Raises DasdError for a name that cannot be one, images without captions, and too few images to split.
     """
-    album = _open(name, folder, config)
-    tokenizer = pretrained.find(config.model.base, config.model.base_revision).load(
-        transformers.CLIPTokenizer, "tokenizer"
-    )
-    found = find_captions(album, how, progress)
-    entry = _plain_entry(name, album) | found.entry
-    splits = load_splits(entry, found, config)
+    base = pretrained.find(config.model.base, config.model.base_revision)
+    tokenizer = base.load(transformers.CLIPTokenizer, "tokenizer")
+    with _bars(progress):
+        album = _open(name, folder, config)
+        plain, uncaptioned = _plain_entry(name, album), Captions("none yet", {"caption": ""})
+        load_splits(plain, uncaptioned, config)  # too few images are refused before a model sees them
+        found = find_captions(album, how, progress)
+        entry = plain | found.entry
+        splits = load_splits(entry, found, config)
     told = {split: [c for each in part.captions for c in each if c] for split, part in splits.items()}
     word, why = wordings.initial_word(name, told["train"], tokenizer)
     entry |= {"token": wordings.free_token(name, tokenizer), "initial_word": word}
@@ -105,6 +108,19 @@ def propose(
     rows = wordings.labelled(name, entry["style_suffix"], told["validation"] or told["train"], others)
     warned = warnings(report, config)
     return Proposal(config.profile, album.folder, entry, found, prompts, rows, report, reasons, warned)
+
+
+@contextlib.contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    """Keep the bars of `datasets` away inside the `with`, unless they are to be shown."""
+    hidden = datasets.are_progress_bars_disabled()
+    if not shown:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            datasets.enable_progress_bars()
 
 
 def _open(name: str, folder: str | Path, config: Config) -> Album:
@@ -149,7 +165,7 @@ def _plain_entry(name: str, album: Album) -> dict[str, Any]:
 def load_splits(entry: dict[str, Any], found: Captions, config: Config) -> dict[str, data.DomainData]:
     """Return the three splits with these captions; DasdError, with the counts, for too few images."""
     with _caption_file(found) as place:
-        domain = DomainConfig(**entry, **place, num_images=ALL)
+        domain = DomainConfig(**entry | found.entry | place, num_images=ALL)
         asked = config.replace(domains=(domain,), skip_corrupt=True)
         splits = {split: data.load_domain(domain, asked, split) for split in data.SPLITS}
     counts = {split: len(part) for split, part in splits.items()}
@@ -238,21 +254,27 @@ def warnings(report: dict[str, Any], config: Config) -> list[str]:
     return [text for text, holds in texts.items() if holds]
 
 
+def check_place(out: str | Path, folder: str | Path, force: bool = False) -> Path:
+    """Return where a config goes; DasdError, as of `write`, if it may not, before captions take hours."""
+    out = Path(out).expanduser()
+    if out.resolve().is_relative_to(resolve(folder).resolve()):
+        raise DasdError(f"{out} is inside the folder of images, which stays as it is: --out another place.")
+    if out.is_dir():
+        raise DasdError(f"{out} is a folder: --out names the config file.")
+    there = [place for place in (out, extras(out)) if place.exists()]
+    if there and not force:
+        raise DasdError(f"{there[0]} is there already: name another file by --out, or replace it by --force.")
+    return out
+
+
 def write(proposal: Proposal, out: str | Path, force: bool = False) -> list[Path]:
     """Write the config, and prompts and captions in a folder beside it; return the files, the config first.
 
     All is there or nothing is new. Raises DasdError for what is there already, unless `force` replaces it,
     and for a place inside the folder of images, which stays as it is.
     """
-    out = Path(out).expanduser()
+    out = check_place(out, proposal.folder, force)
     beside = extras(out)
-    if out.resolve().is_relative_to(proposal.folder.resolve()):
-        raise DasdError(f"{out} is inside the folder of images, which stays as it is: --out another place.")
-    if out.is_dir():
-        raise DasdError(f"{out} is a folder: --out names the config file.")
-    there = [place for place in (out, beside) if place.exists()]
-    if there and not force:
-        raise DasdError(f"{there[0]} is there already: name another file by --out, or replace it by --force.")
     values = proposal.values(out)
     Config.from_dict(values)  # a proposal that no command would read is not written
     with files.whole(out, "The config") as config, files.whole_folder(beside, "Prompts and captions") as new:

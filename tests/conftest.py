@@ -9,6 +9,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests need no network; read when huggingface_hub is imported
 
+import datasets
 import narrow
 import numpy as np
 import pytest
@@ -132,6 +133,12 @@ def picture_files(
         image = Image.fromarray(noise.repeat(3 if grey else 1, axis=2))
         image.resize((size, size), Image.Resampling.NEAREST).save(path)
     return list(names)
+
+
+@pytest.fixture
+def own_datasets_cache(tmp_path_factory, monkeypatch) -> None:
+    """Keep what `datasets` writes in a folder of the test's own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
 
 
 def plain_pipeline(

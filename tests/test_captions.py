@@ -12,6 +12,8 @@ from dasd_utils import captions
 from dasd_utils.captions import words_of
 from dasd_utils.config import DasdError
 
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
+
 
 def album(folder, names, rows=None):
     picture_files(folder, names)

@@ -100,7 +100,9 @@ CORE = {
     "charts": {"figures"},
     "front_charts": {"figures"},
     "diagram": {"figures"},
-    "new_domain": {"captioner", "captions", "classifier", "config", "data", "files", "pretrained", "wordings"},
+    "new_domain": {
+        "captioner", "captions", "classifier", "config", "data", "files", "pretrained", "wordings",
+    },
     "wordings": {"captions"},
     "study": {"config", "data", "evaluation", "sampling"},
     "badges": {"config", "files"},

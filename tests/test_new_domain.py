@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from dasd_utils import cache, cli, data, evaluation, models, new_domain, runs
 from dasd_utils.config import ROOT, Config, DasdError
 
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 runner = CliRunner()
 THINGS = ("house", "boat", "tree", "mountain", "bottle")
 NAMES = [f"{colour}-{thing}_{i}.png" for thing in THINGS for i, colour in enumerate(("red", "blue", "green"))]
@@ -106,6 +107,16 @@ def test_too_few_images(tmp_path, tiny_config):
     place = numbered(tmp_path, count=4)
     with pytest.raises(DasdError, match="too few images to split"):
         propose(place, tiny_config, "a line drawing")
+
+
+def test_what_fails_does_so_before_a_model_captions(folder, tmp_path, tiny_config, monkeypatch):
+    monkeypatch.setattr("dasd_utils.captioner.from_model", lambda *_, **__: pytest.fail("asked too early"))
+    with pytest.raises(DasdError, match="too few images"):
+        propose(numbered(tmp_path / "few", count=4), tiny_config, "owner/name")
+    (tmp_path / "there.json").write_text("{}")
+    asked = ["new-domain", "sketch", str(folder), "--captions", "owner/name", "--profile", "tiny"]
+    result = runner.invoke(cli.app, [*asked, "--out", str(tmp_path / "there.json")])
+    assert isinstance(result.exception, DasdError) and "is there already" in str(result.exception)
 
 
 def test_split_folders_are_used(tmp_path, tiny_config):
