@@ -42,7 +42,7 @@ def settings(folder: Path, base: str | None = None) -> Config:
     """Return a short run with all that a resume could get wrong: dropout, moving average, queue, samples."""
     changes: dict[str, Any] = dict(max_train_steps=STEPS, checkpoint_every=3, sample_every=4, ema_decay=0.9)
     changes |= dict(target_batch_size=4, source_batch_size=2, validation_every=5, validation_images=4)
-    changes |= dict(dropout=0.1, queue_size=8, lr_warmup_steps=2, output_dir=folder / "run")
+    changes |= dict(dropout=0.1, queue_size=8, lr_warmup_steps=2, output_dir=folder / "run", tracking="none")
     if base:
         changes |= dict(base=base, clip=f"{base}/clip", resolution=32)
     tiny = Config.setup("tiny")
