@@ -16,7 +16,7 @@ WHOLE = --only "DomainStudio, no losses, whole UNet" --only "DomainStudio, whole
 UNCONDITIONAL = --against "DomainStudio, no losses, unconditional" --only "base, unconditional" \
 	--only "DomainStudio, no losses, unconditional" --only "DomainStudio, mild, unconditional"
 
-.PHONY: install course study test audit hooks notebooks report book clean
+.PHONY: install course study test browser audit hooks notebooks report book clean
 
 install: $(VENV)/.installed
 
@@ -32,8 +32,15 @@ course: install
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(PYTEST) --no-loadscope-reorder
+	$(PYTEST) --no-loadscope-reorder -m "not browser"
 	$(PYTEST) --nbval-lax --nbval-cell-timeout=1500 notebooks
+
+browser: $(VENV)/.browser  # the pages, clicked through in an installed Chromium or Chrome
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet tests/test_browser.py
+
+$(VENV)/.browser: $(VENV)/.installed requirements-browser.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements-browser.txt
+	touch $@
 
 audit: $(AUDIT)/.installed
 	$(AUDIT)/bin/bandit --quiet --recursive --configfile pyproject.toml $(CODE) && echo "bandit: nothing found"

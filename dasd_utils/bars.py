@@ -9,17 +9,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from dasd_utils.live import is_live
+
 QUIET = 2.0  # seconds that a step may take before its bar appears, where most are over by then
-
-
-def is_live() -> bool:
-    """Return whether a person sits in front of this kernel.
-
-    A notebook server (JupyterLab, Notebook) names its session in JPY_SESSION_NAME, VS Code leaves VSCODE_PID,
-    and Colab's kernels have google.colab loaded. Papermill, nbval and nbconvert start kernels of their own,
-    which have none of the three.
-    """
-    return bool(os.environ.keys() & {"JPY_SESSION_NAME", "VSCODE_PID"}) or "google.colab" in sys.modules
 
 
 def is_watched() -> bool:

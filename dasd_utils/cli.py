@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from dasd_utils import cli_course, cli_domain, cli_share, cli_start, cli_study, cli_train, cli_upkeep, cli_use
+from dasd_utils import (
+    cli_course,
+    cli_domain,
+    cli_playground,
+    cli_share,
+    cli_start,
+    cli_study,
+    cli_train,
+    cli_upkeep,
+    cli_use,
+)  # fmt: skip
 from dasd_utils.cli_options import DEBUG, PROCESS, fail, leave
 from dasd_utils.config import DasdError
 
@@ -34,7 +44,17 @@ def options(
     DEBUG.update(asked=debug)
 
 
-for module in (cli_start, cli_domain, cli_train, cli_use, cli_share, cli_course, cli_study, cli_upkeep):
+for module in (
+    cli_start,
+    cli_domain,
+    cli_train,
+    cli_use,
+    cli_playground,
+    cli_share,
+    cli_course,
+    cli_study,
+    cli_upkeep,
+):
     app.add_typer(module.commands)
 
 

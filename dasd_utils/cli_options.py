@@ -111,6 +111,14 @@ def open_pipeline(
     which the command line may have named when it trained."""
     from dasd_utils import sampling
 
+    folder, settings = run_settings(checkpoint, profile, config, output_dir, **changes)
+    return shared(sampling.load_trained_pipeline(folder, settings))
+
+
+def run_settings(
+    checkpoint: Path | None, profile: str, config: Path | None, output_dir: Path | None, **changes: Any
+) -> tuple[Path, Config]:
+    """Return the run's folder and the config that `open_pipeline` loads it with."""
     settings = read_config(profile, config, output_dir=output_dir, **changes)
     folder = checkpoint or resolve(settings.output_dir)
     stored = Path(folder) / "config.json"
@@ -121,7 +129,7 @@ def open_pipeline(
         given = {name: value for name, value in changes.items() if value is not None}
         given["output_dir"] = str(output_dir or folder)
         settings = Config.load(stored).replace(**given)
-    return shared(sampling.load_trained_pipeline(folder, settings))
+    return Path(folder), settings
 
 
 def shared(pipeline: Any) -> Any:

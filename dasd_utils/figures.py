@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,7 @@ METRIC_TITLES = {
     "synthetic_to_real": "right on real images (higher is better)",
 }
 History = Sequence[Mapping[str, Any]]
+_STYLING = threading.RLock()
 
 
 class Figure(matplotlib.figure.Figure):
@@ -85,9 +88,11 @@ def _few_colours(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def style() -> Any:
-    """Return the style as a context, for own plots: `with figures.style(): ...`."""
-    return matplotlib.rc_context(STYLE)
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """The style as a context, for own plots, in one thread at a time: `with figures.style(): ...`."""
+    with _STYLING, matplotlib.rc_context(STYLE):  # settings of the whole process
+        yield
 
 
 def save(figure: matplotlib.figure.Figure, path: str | Path, dpi: int = 120) -> Path:

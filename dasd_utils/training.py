@@ -53,6 +53,7 @@ class Watch:
     # Pictures that it returns by name, {"satellite": [...]}, are shown to the trackers
     on_sample: Callable[[int], Mapping[str, Sequence[Any]] | None] | None = None
     progress: bool = True  # the bar hides itself where neither a terminal nor a live notebook would show it
+    stop: threading.Event | None = None  # set by another thread, it ends the run as Ctrl-C does
 
 
 def check(config: Config) -> None:
@@ -100,7 +101,7 @@ def train(
     With `resume` the run in `config.output_dir` goes on from its newest whole checkpoint, from the start if
     there is none, and returns at once if it is finished. Without, history and checkpoints of an earlier run
     in that folder are replaced; its `adapter/` and `config.json` stay until `save_training_results`.
-    Ctrl-C or SIGTERM ends the present step, writes a checkpoint and raises KeyboardInterrupt.
+    Ctrl-C, SIGTERM or `stop` ends the present step, writes a checkpoint and raises KeyboardInterrupt.
     Of several processes (`accelerate launch`) each trains on its share of every batch; the first one writes.
     Raises DasdError before any work for a folder that cannot be written or where another run is at work, or
     a checkpoint of another config, base or data; later after MAX_SKIPPED steps in a row whose loss or
@@ -333,7 +334,7 @@ def _loop(run: Run, first: int) -> None:
     run.encode()
     total = training.max_train_steps
     bar = bars.bar(None, "training", total, shown=watch.progress, unit="step", initial=first)
-    with _interruption() as asked, bar:
+    with _interruption(watch.stop) as asked, bar:
         for step in range(first + 1, training.max_train_steps + 1):
             begun = time.perf_counter()
             row = run.optimise(step)
@@ -358,9 +359,9 @@ def _loop(run: Run, first: int) -> None:
 
 
 @contextlib.contextmanager
-def _interruption() -> Iterator[threading.Event]:
+def _interruption(stop: threading.Event | None) -> Iterator[threading.Event]:
     """Yield an event that the first Ctrl-C or SIGTERM sets; the second stops at once, as ever."""
-    asked = threading.Event()
+    asked = stop or threading.Event()
 
     def handle(_number: int, _frame: Any) -> None:
         if asked.is_set():

@@ -197,7 +197,8 @@ def test_every_option_is_explained(name):
     command = dict(commands())[name]
     words = [word for param in command.params for word in param.opts if word.startswith("--")]
     bare = [param.name for param in command.params if not getattr(param, "help", "x")]
-    assert command.help and "--json" in words and bare == []
+    assert command.help and bare == []
+    assert "--json" in words or name == "playground"  # which has no result
 
 
 def test_underscores_and_hyphens_are_alike():

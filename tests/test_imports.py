@@ -8,7 +8,7 @@ import dasd_utils
 PACKAGE = Path(dasd_utils.__file__).parent
 CORE = {
     "config": set(),
-    "bars": set(),
+    "bars": {"live"},
     "checks": {"config"},
     "completion": {"checks", "config", "profiles"},
     "doctor": {"config", "machines", "precision", "profiles"},
@@ -110,7 +110,11 @@ CORE = {
     "freshness": {"badges", "config"},
     "batch": {"config", "freshness"},
     "runs": {"checkpoints", "config", "locks", "processes"},
-    "playground": {"config", "sampling"},
+    "live": set(),
+    "drawings": {"adapters", "config", "files", "guidance", "sampling"},
+    "playground_fields": {"config", "drawings", "guidance", "live"},
+    "playground": {"config", "drawings", "live", "playground_fields", "runs", "sampling"},
+    "monitor": {"config", "figures", "live", "training"},
     "reader": {"config", "images"},
     "pretrain": {
         "checkpoints", "config", "evaluation", "images", "losses", "metrics", "models", "reader", "runs",

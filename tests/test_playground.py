@@ -1,92 +1,243 @@
-"""The form of notebook 04: what a click does, without a browser."""
+"""The form: what typing, choosing and clicking do, without a browser."""
 
+import contextlib
+import dataclasses
 import io
-import sys
+import json
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from dasd_utils import playground
-from dasd_utils.config import Config, DasdError
+from dasd_utils import drawings, playground, playground_fields
+from dasd_utils.config import Calibration, Config, DasdError
 
-CONFIG = Config.setup("tiny")
+CONFIG = Config.setup("tiny", shipped_run=None)
+SCALES = {"satellite": 5.0, "xray": 3.0}
 
 
 class FakePipeline:
-    """Records what is asked of it; the classifier finds what `found` says."""
+    """Records what is asked of it; the classifier finds the domain whose name is in the prompt."""
 
-    def __init__(self, found=None):
-        self.config, self.found, self.calls = CONFIG, found, []
-        self.domain_tokens = {d.name: d.token for d in CONFIG.domains}
+    def __init__(self):
+        domains = [
+            dataclasses.replace(d, calibration=Calibration(SCALES[d.name], 8, "ddim")) for d in CONFIG.domains
+        ]
+        self.config, self.calls, self.is_base = CONFIG.replace(domains=tuple(domains)), [], False
+        self.classifier = SimpleNamespace(threshold=0.5, classify=self.classify)
 
-    def classify_prompt(self, prompt):
-        return {"best_domain": self.found}
+    def classify(self, prompt):
+        if not prompt.strip():
+            raise DasdError("The prompt is empty: <b>write</b>.")
+        scores = {name: 0.9 if name in prompt else 0.1 for name in SCALES}
+        best = max(scores, key=scores.get)
+        return {"best_domain": best if scores[best] > 0.5 else None, "all_similarities": scores}
+
+    def base(self):
+        return contextlib.nullcontext()
 
     def generate(self, prompt, domain=None, seed=None, settings=None):
         if not prompt.strip():
             raise DasdError("The prompt is empty: <b>write</b>.")
         self.calls.append(SimpleNamespace(prompt=prompt, domain=domain, seed=seed, settings=settings))
-        token = self.domain_tokens.get(domain)
-        used = {"scheduler": settings.scheduler, "num_inference_steps": settings.num_inference_steps}
-        return Image.new("RGB", (8, 8), "red"), domain, used | {"token": token}
+        return Image.new("RGB", (8, 8), (seed % 256, 0, 0)), domain, {"token": None}
 
 
-def parts_of(form):
-    names = ("prompt", "domain", "guidance", "seed", "button", "picture", "said")
-    return SimpleNamespace(**dict(zip(names, form.children, strict=True)))
+def fake(folder, name="one"):
+    (folder / name / "adapter").mkdir(parents=True)
+    (folder / name / "adapter/adapter.json").write_text(name)
+    return drawings.Loaded(FakePipeline(), folder / name)
 
 
-def test_a_click_draws_what_the_form_says():
-    pipeline = FakePipeline()
-    form = parts_of(playground.playground(pipeline))
-    form.prompt.value, form.domain.value, form.guidance.value, form.seed.value = "a heart", "xray", 3.0, 7
-    form.button.click()
-    (call,) = pipeline.calls
-    assert (call.prompt, call.domain, call.seed, call.settings.guidance_scale) == ("a heart", "xray", 7, 3.0)
-    assert Image.open(io.BytesIO(form.picture.value)).size == (8, 8)
-    assert form.picture.layout.visibility == "visible" and not form.button.disabled
-    assert "&lt;xray&gt;" in form.said.value and "guidance 3" in form.said.value
+@pytest.fixture
+def form(tmp_path, monkeypatch):
+    """Return a form whose work is done at once, beside a second run."""
+    monkeypatch.setattr(drawings, "find_runs", lambda _config: [tmp_path / "two"])
+    return playground.Playground(fake(tmp_path), "a satellite", work=lambda task: task(), pause=0)
 
 
-@pytest.mark.parametrize("found", ["satellite", None])
-def test_auto_takes_the_domain_that_the_classifier_finds(found):
-    pipeline = FakePipeline(found)
-    _, said = playground.draw(pipeline, "an airport", playground.AUTO, 2.0, 0)
-    assert pipeline.calls[0].domain == found
-    assert said.startswith(found or "base model")
+def shown(form):
+    return [Image.open(io.BytesIO(box.children[0].value)) for box in form.fields.pictures.children]
 
 
-def test_a_domain_brings_its_calibrated_guidance():
-    domains = [
-        {**CONFIG.to_dict()["domains"][0], "calibration": {"guidance_scale": 5.0}},
-        {**CONFIG.to_dict()["domains"][1], "calibration": {"guidance_scale": 3.0}},
-    ]
-    pipeline = FakePipeline()
-    pipeline.config = Config.from_dict({**CONFIG.to_dict(), "domains": domains})
-    form = parts_of(playground.playground(pipeline))
-    assert form.guidance.value == 5.0
-    form.domain.value = "xray"
-    assert form.guidance.value == 3.0
-    form.domain.value = playground.BASE
-    assert form.guidance.value == CONFIG.source.calibration.guidance_scale
+def calls(form):
+    return form.loaded.pipeline.calls
 
 
-def test_what_the_pipeline_refuses_is_said_and_the_form_stays_usable():
-    form = parts_of(playground.playground(FakePipeline(), prompt=" "))
-    form.button.click()
-    assert form.said.value == "The prompt is empty: &lt;b&gt;write&lt;/b&gt;."
-    assert not form.button.disabled and form.picture.layout.visibility == "hidden"
+def test_a_click_draws_what_the_form_says(form):
+    fields = form.fields
+    fields.prompt.value, fields.domain.value, fields.scale.value, fields.seed.value = (
+        "a heart",
+        "xray",
+        4.5,
+        7,
+    )
+    fields.guidance.value, fields.domain_scale.value = "decoupled", 2.0
+    fields.generate.click()
+    (call,) = calls(form)
+    assert (call.prompt, call.domain, call.seed) == ("a heart", "xray", 7)
+    assert call.settings == Calibration(4.5, 8, "ddim", "decoupled", 2.0)
+    assert shown(form)[0].size == (8, 8) and not fields.generate.disabled
+    assert "xray · decoupled 4.5 + 2 · 8 steps of ddim · seed 7" in fields.said.value
 
 
-def test_live_means_that_a_notebook_server_vs_code_or_colab_started_the_kernel(monkeypatch):
-    for name in ("JPY_SESSION_NAME", "VSCODE_PID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
-    assert not playground.is_live()
-    with monkeypatch.context() as patch:
-        patch.setenv("JPY_SESSION_NAME", "notebooks/04_sampling.ipynb")
-        assert playground.is_live()
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "google.colab", object())
-        assert playground.is_live()
+def test_typing_shows_the_scores_and_brings_the_calibration(form):
+    fields = form.fields
+    assert "<b>satellite</b>" in fields.scores.value and fields.scale.value == 5.0
+    fields.prompt.value = "an xray"
+    assert "<b>xray</b>" in fields.scores.value and fields.scale.value == 3.0
+    assert 'data-domain="xray"' in fields.scores.value and "left:50.0%" in fields.scores.value
+    fields.scale.value = 3.0000000000000004  # as a browser answers to 3
+    assert fields.is_calibrated()
+    fields.scale.value = 3.5  # chosen by hand: it stays
+    fields.prompt.value = "a satellite"
+    assert "<b>satellite</b>" in fields.scores.value and fields.scale.value == 3.5
+    fields.prompt.value = "a house"
+    assert "<b>none</b>" in fields.scores.value
+    fields.prompt.value = ""
+    assert "&lt;b&gt;write" in fields.scores.value and not calls(form)
+
+
+def test_scores_wait_for_the_keys_to_be_still(tmp_path, monkeypatch):
+    monkeypatch.setattr(drawings, "find_runs", lambda _config: [])
+    form = playground.Playground(fake(tmp_path), "a house", work=lambda task: task(), pause=0.05)
+    asked, before = [], form.loaded.pipeline.classify
+    form.loaded.pipeline.classifier.classify = lambda prompt: asked.append(prompt) or before(prompt)
+    for text in ("an x", "an xr", "an xray"):
+        form.fields.prompt.value = text
+    for _ in range(100):
+        if "<b>xray</b>" in form.fields.scores.value:
+            break
+        time.sleep(0.02)
+    assert asked == ["an xray"] and "<b>xray</b>" in form.fields.scores.value
+
+
+def test_a_domain_brings_its_calibration(form):
+    form.fields.scale.value = 9.0
+    form.fields.domain.value = "xray"
+    assert (form.fields.scale.value, form.fields.steps.value) == (3.0, 8)
+    form.fields.domain.value = None
+    assert form.fields.scale.value == CONFIG.source.calibration.guidance_scale
+
+
+def test_a_value_beyond_a_slider_moves_its_end(form):
+    form.fields.calibrate(Calibration(20.0, 250, "ddim"))
+    assert form.fields.calibration() == Calibration(20.0, 250, "ddim")
+
+
+def test_what_the_pipeline_refuses_is_said_and_the_form_stays_usable(form):
+    form.fields.domain.value, form.fields.prompt.value = "xray", " "
+    form.fields.generate.click()
+    assert "The prompt is empty: &lt;b&gt;write" in form.fields.said.value
+    assert not form.fields.generate.disabled and not shown(form) and form.fields.save.disabled
+
+
+def test_a_fault_is_said_too(form):
+    form.loaded.pipeline.generate = lambda *_words, **_options: 1 / 0
+    form.fields.generate.click()
+    assert "ZeroDivisionError" in form.fields.said.value and not form.fields.generate.disabled
+
+
+def test_the_history_puts_settings_back(form):
+    fields = form.fields
+    fields.prompt.value, fields.seed.value, fields.scale.value = "an xray", 1, 6.0
+    fields.generate.click()
+    fields.prompt.value, fields.seed.value, fields.scale.value, fields.beside.value = (
+        "a satellite",
+        2,
+        2.0,
+        True,
+    )
+    fields.generate.click()
+    assert len(fields.history.children) == 3 and len(shown(form)) == 2
+    oldest = fields.history.children[-1].children[0]
+    assert "dasd-thumbnail" in oldest._dom_classes and "an xray" in oldest.tooltip
+    oldest.click()
+    assert (fields.prompt.value, fields.domain.value, fields.seed.value) == ("an xray", "xray", 1)
+    assert fields.scale.value == 6.0 and shown(form)[0].getpixel((0, 0)) == (1, 0, 0)
+
+
+def test_the_history_ends_somewhere(form, monkeypatch):
+    monkeypatch.setattr(playground, "KEPT", 2)
+    for _ in range(3):
+        form.fields.generate.click()
+    assert len(form.fields.history.children) == 2
+
+
+def test_save_writes_what_is_on_show(form, tmp_path):
+    form.fields.beside.value = True
+    form.fields.generate.click()
+    form.fields.folder.value = str(tmp_path / "saved")
+    form.fields.save.click()
+    names = sorted(path.name for path in (tmp_path / "saved").iterdir())
+    assert names == ["satellite_adapted_0_0.png", "satellite_base_0_0.png"]
+    assert all(drawings.read(tmp_path / "saved" / name)["prompt"] == "a satellite" for name in names)
+    (tmp_path / "file").write_text("")
+    form.fields.folder.value = str(tmp_path / "file/below")
+    form.fields.save.click()
+    assert "cannot be written" in form.fields.said.value
+
+
+def test_another_run_is_loaded_and_nothing_typed_is_lost(form, tmp_path, monkeypatch):
+    monkeypatch.setattr(drawings, "load", lambda run: fake(tmp_path, run.name))
+    form.fields.prompt.value, form.fields.domain.value = "an xray of mine", "xray"
+    form.fields.run.value = tmp_path / "two"
+    assert form.loaded.run == tmp_path / "two" and "two is loaded" in form.fields.said.value
+    assert (form.fields.prompt.value, form.fields.domain.value) == ("an xray of mine", "xray")
+    assert form.fields.folder.value == str(tmp_path / "two" / "generated")
+    form.fields.generate.click()
+    assert form.shown[0].settings["run"] == "two"
+
+
+def test_a_run_that_cannot_be_loaded_leaves_the_old_one(form, tmp_path):
+    before = form.loaded
+    form.fields.run.value = tmp_path / "two"
+    assert form.loaded is before and form.fields.run.value == before.run
+    assert "There is no adapter" in form.fields.said.value and not form.fields.run.disabled
+
+
+def test_the_history_brings_the_run_back(form, tmp_path, monkeypatch):
+    made = {"one": form.loaded}
+    monkeypatch.setattr(drawings, "load", lambda run: made.get(run.name) or fake(tmp_path, run.name))
+    form.fields.generate.click()
+    form.fields.run.value = tmp_path / "two"
+    form.fields.history.children[0].children[0].click()
+    assert form.loaded is made["one"] and form.fields.run.value == tmp_path / "one"
+
+
+def test_work_is_done_beside_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(drawings, "find_runs", lambda _config: [])
+    form, gate = playground.Playground(fake(tmp_path), "a satellite", pause=0), threading.Event()
+    before = form.loaded.pipeline.generate
+    form.loaded.pipeline.generate = lambda *words, **options: gate.wait(10) and before(*words, **options)
+    form.fields.generate.click()
+    assert form.fields.generate.disabled and "Drawing" in form.fields.said.value
+    form.fields.prompt.value = "an xray"  # answered while it draws
+    assert "<b>xray</b>" in form.fields.scores.value
+    gate.set()
+    for _ in range(200):
+        if not form.fields.generate.disabled:
+            break
+        time.sleep(0.02)
+    assert shown(form) and calls(form)[0].prompt == "a satellite"
+
+
+def test_names_are_no_html():
+    answer = {"best_domain": "<i>", "all_similarities": {"<i>": -0.2}, "threshold": 2.0}
+    text = playground_fields.bars(answer)
+    assert "<i>" not in text and "width:0.0%" in text and "left:100.0%" in text
+
+
+def test_a_served_page_takes_its_run_from_the_environment(tmp_path, monkeypatch):
+    asked = []
+
+    def load(run, config):
+        asked.append((run, config.seed))
+        raise DasdError("no <run>")
+
+    monkeypatch.setattr(drawings, "load", load)
+    given = {"run": str(tmp_path), "config": Config.setup("tiny", seed=5).to_dict()}
+    monkeypatch.setenv("DASD_PLAYGROUND", json.dumps(given))
+    assert "no &lt;run&gt;" in playground.served().value and asked == [(str(tmp_path), 5)]

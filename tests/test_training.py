@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import threading
 from dataclasses import replace
 
 import narrow
@@ -419,3 +420,11 @@ def test_setup_is_seeded(tiny_config):
 def test_a_block_that_the_unet_lacks_is_refused_before_the_data_is_read(tiny_config):
     with pytest.raises(DasdError, match=r"no block 'down\.7'"):
         training.setup_training(tiny_config.replace(layer="down.7"))
+
+
+def test_an_event_of_another_thread_stops_as_ctrl_c_does(config):
+    stop = threading.Event()
+    with pytest.raises(KeyboardInterrupt, match="Stopped after step 3 of 6"):
+        start(config, stop=stop, on_step=lambda row: row["step"] == 3 and stop.set())
+    _, resumed = start(config, resume=True)
+    assert [row["step"] for row in resumed] == [1, 2, 3, 4, 5, 6]

@@ -1,0 +1,115 @@
+"""A headless Chromium's pages, and servers on free ports of this machine that end with their test."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from dasd_utils.config import ROOT
+
+HOST = "127.0.0.1"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SLOW = 90  # seconds that a busy machine may take to answer
+
+
+def find_browser(*packages: str) -> str:
+    """Return the path of the installed browser, or skip the test and say what is missing."""
+    for package in ("playwright", *packages):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is missing: `make browser` installs it")
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"No browser is installed here: one of {', '.join(BROWSERS)}")
+    return found
+
+
+def screenshot(page, folder: Path, name: str) -> None:
+    """Save a picture of the page, into DASD_SCREENSHOTS if that is set."""
+    place = Path(os.environ.get("DASD_SCREENSHOTS") or folder)
+    place.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=place / f"{folder.name}_{name}.png", full_page=True)
+
+
+def free_port() -> int:
+    """Return a port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(words: list[str], port: int, folder: Path) -> Iterator[Path]:
+    """Run a server of a module inside the `with`, its settings in the folder; yield what it says, a file."""
+    said = folder / "server.log"
+    env = {name: value for name, value in os.environ.items() if name != "JPY_SESSION_NAME"}
+    env |= {"PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(folder / "jupyter")}
+    env |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
+    env |= {"JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
+    with said.open("wb") as log:
+        server = subprocess.Popen([sys.executable, "-m", *words], stdout=log, stderr=log, env=env, cwd=folder)
+        try:
+            _wait(server, port, said)
+            yield said
+        finally:
+            server.terminate()
+            try:
+                server.wait(15)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _wait(server: subprocess.Popen, port: int, said: Path) -> None:
+    end = time.monotonic() + SLOW
+    while time.monotonic() < end:
+        assert server.poll() is None, said.read_text(errors="replace")
+        with contextlib.suppress(OSError):
+            socket.create_connection((HOST, port), 5).close()
+            return
+        time.sleep(0.3)
+    raise AssertionError(f"The server does not answer: {said.read_text(errors='replace')}")
+
+
+@contextlib.contextmanager
+def jupyterlab(folder: Path) -> Iterator[str]:
+    """Run JupyterLab on a folder inside the `with`; yield its address."""
+    port = free_port()
+    words = [
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        f"--ip={HOST}",
+        f"--port={port}",
+        "--port-retries=0",
+    ]
+    words += ["--IdentityProvider.token=", f"--notebook-dir={folder}"]
+    place = folder / "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+    place.parent.mkdir(parents=True)
+    place.write_text('{"fetchNews": "false"}')  # else a question lies over the page
+    with serving(words, port, folder):
+        yield f"http://{HOST}:{port}"
+
+
+def run_all(page, address: str, name: str, folder: Path, cells: tuple[str, ...]) -> None:
+    """Write a notebook of these cells, open it in JupyterLab, and run all cells by the menu."""
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook.metadata["kernelspec"] = kernel
+    nbformat.write(notebook, folder / "page.ipynb")
+    page.goto(f"{address}/lab/tree/{name}/page.ipynb")
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()

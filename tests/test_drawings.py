@@ -1,0 +1,140 @@
+"""A drawing is its choices: drawn, saved, read, and drawn again bit for bit."""
+
+import json
+import os
+import shutil
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from dasd_utils import adapters, checkpoints, drawings
+from dasd_utils.config import Calibration, DasdError
+from dasd_utils.drawings import AUTO, Choices, Loaded
+from dasd_utils.sampling import DasdPipeline
+
+HOW = Calibration(guidance_scale=2.0, num_inference_steps=2, scheduler="ddpm")
+
+
+class Finding:
+    """A classifier that always finds the same."""
+
+    threshold = 0.5
+
+    def __init__(self, found):
+        self.found = found
+
+    def classify(self, prompt):
+        one = {
+            "best_domain": self.found,
+            "best_score": 0.7,
+            "all_similarities": {"satellite": 0.7, "xray": 0.1},
+        }
+        return one if isinstance(prompt, str) else [one for _ in prompt]
+
+
+@pytest.fixture
+def run(tiny_config, adapted, tmp_path):
+    """Return the folder of a run."""
+    folder = checkpoints.writable(tmp_path / "run")
+    adapters.save_adapter(adapted, folder / "adapter")
+    adapted.config.save(folder / "config.json")
+    return folder
+
+
+@pytest.fixture
+def loaded(adapted, run):
+    return Loaded(DasdPipeline(adapted, adapted.config, Finding("xray")), run)
+
+
+def test_a_saved_image_can_be_drawn_again(loaded, run, tmp_path):
+    (drawing,) = drawings.draw(loaded, Choices("clear lungs", "xray", HOW, seed=3))
+    path = drawings.save(drawing, tmp_path / "images")
+    assert path.name == "xray_adapted_3_0.png" and Image.open(path).tobytes() == drawing.image.tobytes()
+    assert drawings.read(path) == drawing.settings
+    assert drawings.draw_again(path, loaded).tobytes() == drawing.image.tobytes()
+    assert drawings.draw_again({**drawing.settings, "run": str(run)}).tobytes() == drawing.image.tobytes()
+    assert drawings.draw_again({**drawing.settings, "seed": 4}, loaded).tobytes() != drawing.image.tobytes()
+    assert drawings.save(drawing, tmp_path / "images").name == "xray_adapted_3_1.png"  # none is lost
+
+
+def test_beside_is_the_base_with_the_same_noise(loaded):
+    base, ours = drawings.draw(loaded, Choices("clear lungs", "xray", HOW, seed=3, beside=True))
+    assert (base.settings["model"], ours.settings["model"]) == ("base", "adapted")
+    assert base.settings | {"model": 0, "token": 0} == ours.settings | {"model": 0, "token": 0}
+    with loaded.pipeline.base():
+        alone, *_ = loaded.pipeline.generate("clear lungs", domain="xray", seed=3, settings=HOW)
+    assert base.image.tobytes() == alone.tobytes() != ours.image.tobytes()
+    assert drawings.draw_again(base.settings, loaded).tobytes() == base.image.tobytes()
+
+
+@pytest.mark.parametrize(("chosen", "found", "model"), [(AUTO, "xray", "adapted"), (None, None, "base")])
+def test_the_domain_is_found_or_none(loaded, chosen, found, model):
+    (drawing,) = drawings.draw(loaded, Choices("a house", chosen, HOW))
+    assert (drawing.settings["domain"], drawing.settings["model"]) == (found, model)
+    assert drawings.draw_again(drawing.settings, loaded).tobytes() == drawing.image.tobytes()
+
+
+def test_the_scores_come_with_their_threshold(loaded):
+    assert loaded.classify("a house")["threshold"] == 0.5
+
+
+def test_every_guidance_is_kept(loaded):
+    for rule in ("domain", "decoupled", "unconditional"):
+        how = Calibration(3.0, 2, "ddim", rule, 1.5)
+        (drawing,) = drawings.draw(loaded, Choices("lungs", "xray", how))
+        assert drawing.settings["guidance"] == rule
+        assert drawings.draw_again(drawing.settings, loaded).tobytes() == drawing.image.tobytes()
+
+
+def test_another_adapter_is_refused(loaded):
+    (drawing,) = drawings.draw(loaded, Choices("lungs", "xray", HOW))
+    with pytest.raises(DasdError, match="another one"):
+        drawings.draw_again({**drawing.settings, "adapter": "0"}, loaded)
+
+
+def test_no_path_of_this_machine_is_in_the_image(loaded, run, tmp_path):
+    (drawing,) = drawings.draw(loaded, Choices("lungs", "xray", HOW))
+    path = drawings.save(drawing, tmp_path)
+    assert drawing.settings["run"] == "run" and str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_other_programs_read_the_parameters(loaded, tmp_path):
+    (drawing,) = drawings.draw(loaded, Choices("lungs", "xray", HOW, seed=3))
+    text = Image.open(drawings.save(drawing, tmp_path)).text["parameters"]
+    assert text.splitlines()[0] == "<xray> lungs"
+    assert "Steps: 2, Sampler: DDPM, CFG scale: 2.0, Seed: 3, Size: 32x32" in text
+
+
+def test_what_holds_no_settings_is_said(tmp_path):
+    plain = tmp_path / "plain.png"
+    Image.new("RGB", (2, 2)).save(plain)
+    with pytest.raises(DasdError, match="does not say how"):
+        drawings.read(plain)
+    for text in ("[1]", "{", '{"prompt": "x"}'):
+        info = PngImagePlugin.PngInfo()
+        info.add_text("dasd", text)
+        Image.new("RGB", (2, 2)).save(plain, pnginfo=info)
+        with pytest.raises(DasdError, match="does not say how"):
+            drawings.read(plain)
+    plain.write_bytes(b"no image")
+    with pytest.raises(DasdError, match="cannot be read"):
+        drawings.read(plain)
+
+
+def test_runs_of_the_same_base_are_found(tiny_config, run, tmp_path):
+    place = tmp_path / "runs"
+    for number, name in enumerate(["old", "deep/down/new", "broken", "other"]):
+        shutil.copytree(run, place / name)
+        os.utime(place / name / "adapter", (number, number))
+    (place / "broken/adapter/adapter.json").write_text("{")
+    other = json.loads((run / "config.json").read_text())
+    other["model"]["base"] = "another/base"
+    (place / "other/config.json").write_text(json.dumps(other))
+    found = drawings.find_runs(tiny_config.replace(shipped_run=str(run)), place)
+    assert found == [run, place / "deep/down/new", place / "old"]
+
+
+def test_saved_images_go_to_the_run_but_not_into_a_shipped_one(loaded, run):
+    assert drawings.place_for(loaded) == str(run / "generated")
+    loaded.pipeline.config = loaded.pipeline.config.replace(shipped_run=str(run))
+    assert drawings.place_for(loaded) == "data/runs/playground"
