@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -81,9 +81,11 @@ class Monitor:
             self.curves.layout.display = None
 
     def on_sample(self, step: int, made: Any) -> None:
-        """Show what a sampling callback returned: images, one image, or a figure; None is nothing to show."""
+        """Show what a sampling callback returned: images, by name or not, one image, or a figure; or None."""
         if made is None:
             return
+        if isinstance(made, Mapping):
+            made = figures.comparison_grid(made, title=f"step {step}")
         if isinstance(made, Sequence):
             made = figures.image_grid(made, title=f"step {step}")
         self.pictures.value = live.png(made) if isinstance(made, Image.Image) else made.encode("png")
@@ -197,8 +199,10 @@ def _joined(
             on_step(row)
         _show(monitor.on_step, row)
 
-    def sample(number: int) -> None:
-        _show(monitor.on_sample, number, on_sample(number))
+    def sample(number: int) -> Any:
+        made = on_sample(number)
+        _show(monitor.on_sample, number, made)
+        return made
 
     return {"on_step": step, "on_sample": sample if on_sample else None}
 

@@ -51,7 +51,7 @@ class Watch:
     on_step: Callable[[Row], None] | None = None  # after each step, with its history row
     # every `sample_every` steps, dropout off, EMA weights in; a DasdPipeline brings its own precision.
     # Pictures that it returns by name, {"satellite": [...]}, are shown to the trackers
-    on_sample: Callable[[int], Mapping[str, Sequence[Any]] | None] | None = None
+    on_sample: Callable[[int], Any] | None = None
     progress: bool = True  # the bar hides itself where neither a terminal nor a live notebook would show it
     stop: threading.Event | None = None  # set by another thread, it ends the run as Ctrl-C does
 
@@ -260,7 +260,7 @@ class Run:
             with self.updater.evaluating():
                 pictures = self.watch.on_sample(step)
             self._move_vae("cpu")
-            self.trackers.show(pictures or {}, step)
+            self.trackers.show(pictures if isinstance(pictures, Mapping) else {}, step)
         processes.wait()
 
     def record(self, row: Row, seconds: float) -> None:
