@@ -6,39 +6,48 @@ import re
 import dasd_utils
 
 GROUPS = {
-    "Configuration": ["dasd_utils", "config", "profiles", "checks", "processes"],
+    "Configuration": ["dasd_utils", "config", "profiles", "checks", "machines", "processes"],
     "Toy world": [
         "toyworld", "toyworld.captions", "toyworld.wordings", "toyworld.everyday", "toyworld.canvas",
         "toyworld.scenery", "toyworld.painting", "toyworld.satellite", "toyworld.xray",
     ],
-    "Data and latents": ["images", "splits", "data", "prior", "locks", "cache", "latents"],
+    "Data and latents": [
+        "images", "splits", "captions", "captioner", "data", "prior", "locks", "cache", "latents",
+        "new_domain", "wordings",
+    ],
     "Models and adapters": ["pretrained", "models", "cross_attention", "textfree", "adapters"],
     "Losses, objectives and methods": [
         "losses", "objectives", "methods", "papers", "papers.domainstudio", "papers.indomain",
         "papers.diffusionclip",
     ],
     "Training": [
-        "precision", "optimization", "batch_size", "checkpoints", "runs", "training", "verification",
+        "precision", "optimization", "batch_size", "checkpoints", "runs", "training", "tracking",
+        "verification",
     ],
     "Classifier": ["classifier"],
     "Guidance, sampling and editing": [
         "guidance", "denoising", "jobs", "sampling", "editing", "translation", "hspace", "calibration",
-        "playground",
     ],
+    "Live pages": ["live", "bars", "monitor", "drawings", "playground_fields", "playground"],
+    "For other programs": ["export", "model_card", "publish"],
     "Metrics and evaluation": [
         "metrics", "manifold", "uncertainty", "probe", "reader", "files", "samples", "evaluation", "scores",
         "study",
     ],
     "The study": [
-        "ladder", "standings", "fronts", "adaptation", "translated", "adaptation_study", "anatomy", "sweep",
-        "workers", "batch",
+        "ladder", "standings", "fronts", "adaptation", "translated", "adaptation_study", "label_shift",
+        "anatomy", "records", "sweep", "workers",
     ],
-    "Figures": ["figures", "charts", "front_charts", "diagram"],
+    "Figures": ["figures", "charts", "front_charts", "diagram", "animation"],
+    "The course": ["batch", "freshness", "badges", "colab", "doctor"],
     "Pretraining": [
         "pretrain", "pretrain.settings", "pretrain.world", "pretrain.loop", "pretrain.vae", "pretrain.clip",
         "pretrain.reader", "pretrain.unet", "pretrain.evaluate",
     ],
-    "Command line": ["cli", "cli_options", "cli_study"],
+    "Command line": [
+        "cli", "cli_options", "completion", "cli_start", "cli_domain", "cli_train", "cli_use",
+        "cli_playground", "cli_share", "cli_course", "cli_study", "cli_upkeep",
+    ],
 }  # fmt: skip
 
 
