@@ -1,7 +1,7 @@
 """Training that is watched while it runs: curves, pictures, and a button that stops it.
 
-A kernel handles a click only between two cells, so a watched run trains in a thread beside them. Nothing of
-its randomness depends on that: the weights are the same in every bit.
+A kernel handles most clicks only between two cells, so a watched run trains in a thread beside them. Nothing
+of its randomness depends on that: the weights are the same in every bit.
 """
 
 from __future__ import annotations
@@ -42,12 +42,22 @@ class Monitor:
         self.curves = widgets.Image(format="png", layout=hidden)
         self.pictures = widgets.Image(format="png", layout=hidden)
         self.button.on_click(lambda _button: self.ask_to_stop())
+        if self.button.comm is not None:  # ipykernel 7 asks this as a message arrives, others never
+            self.button.comm._reply_subshell_for = self._arrived
         head = {"display": "flex", "flex_flow": "row wrap", "align_items": "center", "width": "100%"}
         top = widgets.Box([self.button, self.bar, self.numbers], layout=head)
         self.widget = widgets.VBox([top, self.said, self.curves, self.pictures])
 
+    def _arrived(self, data: Any, subshell: str | None) -> str | None:
+        """Take a click while a cell is at work: one that waits for the run, say."""
+        if isinstance(data, dict) and data.get("method") == "custom":
+            self.ask_to_stop()
+        return subshell
+
     def ask_to_stop(self) -> None:
         """Let the run end after its present step."""
+        if self.stop.is_set():
+            return
         self.stop.set()
         self.button.disabled = True
         self.said.value = live.note("Stopping after this step …")

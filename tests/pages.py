@@ -22,6 +22,8 @@ from dasd_utils.config import ROOT
 HOST = "127.0.0.1"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CONNECTED = """path => fetch("/api/sessions").then(answer => answer.json()).then(all => all.some(
+        one => one.path === path && one.kernel.connections && one.kernel.execution_state === "idle"))"""
 SLOW = 90  # seconds that a busy machine may take to answer
 
 
@@ -111,5 +113,6 @@ def run_all(page, address: str, name: str, folder: Path, cells: tuple[str, ...])
     nbformat.write(notebook, folder / "page.ipynb")
     page.goto(f"{address}/lab/tree/{name}/page.ipynb")
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    page.wait_for_function(CONNECTED, arg=f"{name}/page.ipynb")  # else it asks which kernel to take
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()

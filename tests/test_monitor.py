@@ -165,3 +165,13 @@ def test_a_chart_that_fails_costs_no_run(config, displayed, monkeypatch, caplog)
     monkeypatch.setattr(monitor.Monitor, "on_step", lambda *_words: 1 / 0)
     _, running = start(config)
     assert len(running.result()) == 4 and "cannot show" in caplog.text
+
+
+def test_a_click_counts_on_arrival_and_once():
+    watching = monitor.Monitor(3)
+    assert watching._arrived({"method": "update", "state": {}}, "s") == "s" and not watching.stop.is_set()
+    assert watching._arrived({"method": "custom", "content": {"event": "click"}}, None) is None
+    assert watching.stop.is_set()
+    watching.end("Stopped after step 2.")
+    watching.button.click()  # handled once more when the cell has ended
+    assert "Stopped after step 2." in watching.said.value
