@@ -25,7 +25,7 @@ class Executed:
     name: str
     path: Path
     seconds: float
-    stamp: freshness.Stamp
+    begun: float = 0.0  # when, in seconds of the system's clock
 
 
 def find(only: list[str] | None = None, folder: Path = NOTEBOOKS) -> list[Path]:
@@ -49,9 +49,11 @@ def run(
     parameters: dict[str, Any],
     progress: bool = True,
     report: Callable[[Executed], None] = lambda done: None,
+    stamped: bool = False,
 ) -> list[Executed]:
     """Execute each notebook with the parameters it declares; write executed copies to `output_dir`.
 
+    stamped: put into the copies what made them, as `freshness.stamp` tells it, for `store`.
     Raises DasdError at the first failure: notebook, cell and error. The copy then holds the traceback.
     """
     output_dir = Path(output_dir).resolve()
@@ -63,11 +65,14 @@ def run(
                         "to another one.") from None  # fmt: skip
     done = []
     for path in paths:
-        started = time.perf_counter()
+        started, begun = time.perf_counter(), time.time()
         copy = output_dir / path.name
-        stamp = freshness.stamp_of(path)  # before it runs: code that changes meanwhile did not make it
+        # before it runs: code that changes meanwhile did not make it
+        stamp = freshness.stamp_of(path) if stamped else None
         _execute(path, copy, parameters, progress)
-        done.append(Executed(path.stem, copy, time.perf_counter() - started, stamp))
+        if stamp:
+            freshness.write(copy, stamp)
+        done.append(Executed(path.stem, copy, time.perf_counter() - started, begun))
         report(done[-1])
     return done
 
@@ -94,9 +99,30 @@ def check_defaults(paths: list[Path], parameters: dict[str, Any]) -> None:
     for path in paths:
         for name, said in papermill.inspect_notebook(str(path)).items():
             own = said["default"]
-            if name in parameters and parameters[name] != ast.literal_eval(own):
+            if name in parameters and repr(parameters[name]) != own and parameters[name] != _value(own):
                 raise DasdError(f"{path.name} says {name} = {own}, and its stored outputs must be of that: "
                                 f"leave out {name} = {parameters[name]!r} or --update.")  # fmt: skip
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):  # an expression
+        return None
+
+
+def check_maker(paths: list[Path], output_dir: str | Path) -> None:
+    """Raise DasdError where a notebook would load a run of other code than the present one: of the lesson
+    that trains it, which must run in the same call, or have left a fresh copy in the folder."""
+    maker = ROOT / freshness.MAKER
+    loading = [path.name for path in paths if freshness.loads_run(freshness.load(path))]
+    if not loading or maker in [path.resolve() for path in paths]:
+        return
+    copy = Path(output_dir) / maker.name
+    if not copy.is_file() or freshness.load(copy).metadata.get(freshness.KEY) != freshness.stamp_of(maker):
+        both = f"{maker.name[:2]},{loading[0][:2]}"
+        raise DasdError(f"{loading[0]} loads the run that {maker.name} trains, and {output_dir} has none of "
+                        f"the present code: run both, --only {both}.")  # fmt: skip
 
 
 def _execute(path: Path, copy: Path, parameters: dict[str, Any], progress: bool) -> None:
@@ -119,8 +145,8 @@ def _execute(path: Path, copy: Path, parameters: dict[str, Any], progress: bool)
 def store(done: list[Executed], root: Path = ROOT) -> None:
     """Make executed copies the tracked notebooks, and their figures and results the tracked ones.
 
-    What papermill and the editor leave behind goes: the injected cell, times, widget states. What made the
-    outputs is added, as `freshness.stamp` tells it.
+    What papermill and the editor leave behind goes: the injected cell, times, widget states. Figures and
+    results are those written since the first of the notebooks began: the folder may hold older ones.
     """
     import nbformat
 
@@ -130,11 +156,12 @@ def store(done: list[Executed], root: Path = ROOT) -> None:
         for cell in cells:
             tags = cell.metadata.get("tags", [])
             cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-        kept = {name: notebook.metadata[name] for name in ("kernelspec", "language_info")}
-        notebook.cells, notebook.metadata = cells, nbformat.from_dict(kept | {freshness.KEY: one.stamp})
+        names = ("kernelspec", "language_info", freshness.KEY)
+        kept = {name: notebook.metadata[name] for name in names if name in notebook.metadata}
+        notebook.cells, notebook.metadata = cells, nbformat.from_dict(kept)
         nbformat.write(notebook, root / "notebooks" / one.path.name)
-    folder = done[0].path.parent
+    folder, begun = done[0].path.parent, min(one.begun for one in done)
     for kind, target in (("figures", root / "figures"), ("results", root / "data" / "results")):
-        for path in sorted((folder / kind).glob("*")):
+        for path in sorted(path for path in (folder / kind).glob("*") if path.stat().st_mtime >= begun):
             target.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target / path.name)

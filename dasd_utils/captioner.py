@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 import transformers
-from tqdm.auto import tqdm
 
-from dasd_utils import images, pretrained
+from dasd_utils import bars, images, precision, pretrained
 from dasd_utils.captions import CAPTIONER, Album, Captions
 from dasd_utils.config import DasdError
 
@@ -22,11 +21,11 @@ def from_model(album: Album, name: str, device: str | None = None, progress: boo
     Raises DasdError where the model is not reachable, or is not one that captions.
     """
     names = album.files()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or precision.default_device()
     processor, model = _load(name)
     model.to(device).eval()
     texts, starts = {}, range(0, len(names), BATCH)
-    for start in tqdm(starts, "captions", disable=not progress):
+    for start in bars.bar(starts, "captions", shown=progress, unit="batch"):
         texts |= _caption(album, names[start : start + BATCH], processor, model)
     if not texts:
         raise DasdError(f"The model {name!r} gave no caption for any of {len(names)} images.")

@@ -37,6 +37,7 @@ FREE_TO_CHANGE = (
     "training.checkpoints_kept",
     "training.validation_every",
     "training.sample_every",
+    "training.gradient_checkpointing",  # the same numbers, computed twice
     "training.tracking",
     "data.cache_dir",
     "model.clip",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +35,7 @@ def notebooks(
     as_json: AsJson = False,
 ) -> None:
     """Run the notebooks in order through papermill; `-p NAME VALUE` sets a parameter."""
+    needs_notebooks()
     from dasd_utils import batch, freshness
 
     values = {"profile": read_config(profile, None).profile, **read_parameters(context.args)}
@@ -45,6 +47,7 @@ def notebooks(
     paths = freshness.to_renew(paths) if stale else paths
     if update:
         batch.check_defaults(paths, values)
+        batch.check_maker(paths, place if place.is_absolute() else ROOT / place)
     done: list[batch.Executed] = []
     if paths:  # else none is stale
         values |= {"output_dir": str(place)}
@@ -53,12 +56,21 @@ def notebooks(
             output_dir,
             values,
             report=lambda one: typer.echo(f"{one.name}: {one.seconds:.0f} s", err=True),
+            stamped=update,
         )
     if update and done:
         batch.store(done)
     rows = [{"notebook": one.name, "path": str(one.path), "seconds": round(one.seconds, 1)} for one in done]
     total = sum(one.seconds for one in done)
     show(rows, as_json, f"{len(done)} notebooks in {total:.0f} s: {Path(output_dir).resolve()}")
+
+
+def needs_notebooks() -> None:
+    """Raise DasdError where the packages that read and run notebooks are missing."""
+    missing = [name for name in ("nbformat", "papermill") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DasdError(f"{' and '.join(missing)} is missing here: pip install papermill nbformat ipykernel "
+                        "(or dasd-utils[batch]).")  # fmt: skip
 
 
 def read_parameters(words: list[str]) -> dict[str, Any]:
@@ -77,14 +89,21 @@ def read_parameters(words: list[str]) -> dict[str, Any]:
 
 
 @commands.command(rich_help_panel=UPKEEP)
-def fresh(only: Only = None, as_json: AsJson = False) -> None:
+def fresh(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Notebooks to look at.", show_default="all of them")
+    ] = None,
+    only: Only = None,
+    as_json: AsJson = False,
+) -> None:
     """Say of which notebooks the stored outputs were not made, or not wholly, by the present code.
 
     Exit status 1 if there are any: `dasd notebooks --stale --update` renews them.
     """
+    needs_notebooks()
     from dasd_utils import batch, freshness
 
-    paths = batch.find(only.split(",") if only else None)
+    paths = files or batch.find(only.split(",") if only else None)
     rows = [{"notebook": p.stem, "faults": freshness.faults(p), "changed": freshness.stale(p)} for p in paths]
     wrong = [row for row in rows if row["faults"] or row["changed"]]
     lines = [f"{row['notebook']}: {', '.join([*row['faults'], *row['changed']])}" for row in wrong]
@@ -100,6 +119,7 @@ def badges(
     as_json: AsJson = False,
 ) -> None:
     """Write Colab badges and setup cells of the notebooks, from address and version in pyproject.toml."""
+    needs_notebooks()
     from dasd_utils import badges as cells
     from dasd_utils import batch
 

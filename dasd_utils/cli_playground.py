@@ -56,6 +56,7 @@ def find(checkpoint: Path | None, profile: str, config: Path | None) -> tuple[Pa
     if checkpoint is None:
         settings = read_config(profile, config)
         return runs.find_run(settings), settings
+    checkpoint = resolve(checkpoint)
     adapters.read_summary(checkpoint / "adapter" if (checkpoint / "adapter").is_dir() else checkpoint)
     return run_settings(sampling.run_folder(checkpoint), profile, config, None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def train(
     """Train LoRA and domain tokens, by DASD or another method."""
     given = {"seed": seed, "output_dir": output_dir, "max_train_steps": max_steps, "tracking": tracking}
     settings = read_config(profile, config, method, **given)
-    folder, history = run_training(settings, resume, auto_batch_size)
+    folder, history = run_training(settings, resume, auto_batch_size, by_auto(profile, config))
     newest = history[-1] if history else {"step": settings.training.max_train_steps}
     last = {k: v for k, v in newest.items() if isinstance(v, int | float)}
     show(
@@ -98,7 +99,7 @@ def run_all(
 
     for domain in settings.domains:  # missing prompts are to be known before hours of training
         evaluation.load_prompts(settings, domain.name)
-    folder, _ = run_training(settings, resume, auto_batch_size)
+    folder, _ = run_training(settings, resume, auto_batch_size, by_auto(profile, config))
     path, rows = run_evaluation(shared(sampling.load_trained_pipeline(folder, settings)))
     show(
         {"run": str(folder), "results": str(path), "rows": rows},
@@ -107,21 +108,35 @@ def run_all(
     )
 
 
-def run_training(config: Config, resume: bool, auto_batch_size: bool) -> tuple[Path, list[dict[str, Any]]]:
-    """Train and save; return the run folder and the history."""
+def by_auto(profile: str, file: Path | None) -> bool:
+    """Return whether "auto" chose the profile, and with it the sizes that the file does not name."""
+    if file is None:
+        return profile == "auto"
+    return json.loads(file.read_text(encoding="utf8")).get("profile", "auto") == "auto"
+
+
+def run_training(
+    config: Config, resume: bool, auto_batch_size: bool, fitted: bool = False
+) -> tuple[Path, list[dict[str, Any]]]:
+    """Train and save; return the run folder and the history.
+
+    fitted: the sizes of micro-batches are those that "auto" chose here, and a resumed run keeps its own.
+    """
     from dasd_utils import runs, training
 
     training.check(config)
     with runs.alone(config):
-        return _run_training(config, resume, auto_batch_size)
+        return _run_training(config, resume, auto_batch_size, fitted)
 
 
-def _run_training(config: Config, resume: bool, auto_batch_size: bool) -> tuple[Path, list[dict[str, Any]]]:
+def _run_training(
+    config: Config, resume: bool, auto_batch_size: bool, fitted: bool
+) -> tuple[Path, list[dict[str, Any]]]:
     from dasd_utils import batch_size, data, training
 
     parts = training.setup_training(config)
-    if auto_batch_size:
-        earlier = batch_size.of_checkpoint(config) if resume else None
+    earlier = batch_size.of_checkpoint(config) if resume and (auto_batch_size or fitted) else None
+    if earlier or auto_batch_size:
         config = earlier or batch_size.largest_batch(config, parts)
     _, targets, sampler = data.create_datasets(config, parts.tokenizer)
     watch = {"on_sample": sample_grid(config, parts, targets)} if config.training.sample_every else {}

@@ -83,6 +83,8 @@ def install(before: dict[str, str]) -> None:
         if not said:
             break
     else:
+        if "conflict" not in said.lower():  # no network, say, or a full disk
+            raise RuntimeError(said)
         raise RuntimeError(
             f"{said}\n\nNothing was changed. The course needs {', '.join(requirements())}; here are "
             f"{', '.join(kept(before))}, which are left as they are. Choose another runtime version (Runtime "

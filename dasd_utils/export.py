@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dasd_utils import adapters, checkpoints, pretrained
+from dasd_utils import adapters, checkpoints, files, pretrained
 from dasd_utils.config import Config, DasdError, nearest
 
 CARD, SAMPLES = "README.md", "samples.png"
@@ -100,23 +99,22 @@ def export(
     check(adapter, out, kind)
     adapter, out = Path(adapter), Path(out).absolute()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-            new = Path(temporary) / "new"
-            new.mkdir()
+        with files.whole_folder(out, "The export") as new:
             words = _write(adapter, new, kind, config, name)
             if samples is not None:
                 samples.save(new / SAMPLES)
             exported = Exported(kind, name, (CARD, *_files(new)), words)
             (new / CARD).write_text(str(card(exported)), encoding="utf8")
             checkpoints.write_manifest(new, [new / file for file in _files(new)], **_facts(config, exported))
-            if out.exists():
-                out.rename(Path(temporary) / "old")
-            new.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise DasdError(f"The export cannot be written to {out}: {error}. Make room there, or name another "
-                        "folder.") from None  # fmt: skip
+    except SafetensorError as error:
+        raise DasdError(f"The export cannot be written to {out}: {error}.") from None
     return exported
+
+
+def told_base(config: Config) -> str:
+    """Return the base's name for strangers: of a folder somewhere on this machine the last part."""
+    base = config.model.base
+    return Path(base).name if Path(base).expanduser().is_absolute() else base
 
 
 def _files(folder: Path) -> tuple[str, ...]:
@@ -127,7 +125,7 @@ def _facts(config: Config, exported: Exported) -> dict[str, Any]:
     return {
         "export": exported.kind,
         "name": exported.name,
-        "base": config.model.base,
+        "base": told_base(config),
         "words": exported.words,
     }
 
@@ -140,6 +138,8 @@ def _write(adapter: Path, out: Path, kind: str, config: Config, name: str) -> di
         return {token: token for token in summary["tokens"]}
     if kind == "diffusers":
         shutil.copytree(adapter, out, dirs_exist_ok=True)
+        told = json.dumps(summary | {"base": told_base(config)}, indent=2) + "\n"
+        (out / adapters.SUMMARY_FILE).write_text(told, encoding="utf8")
         return {token: token for token in summary["tokens"]}
     loras, embeddings = (out / folder for folder in FOLDERS[kind])
     if summary["lora"]:
@@ -184,7 +184,7 @@ def _kohya_metadata(summary: dict[str, Any], config: Config, name: str) -> dict[
         "ss_network_alpha": str(alpha),
         "ss_network_args": json.dumps(convolutions if summary["lora"]["convolutions"] != "none" else {}),
         "ss_base_model_version": "sd_v1",
-        "ss_sd_model_name": config.model.base,
+        "ss_sd_model_name": told_base(config),
         "ss_output_name": name,
         "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.title": name,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -52,9 +51,20 @@ def loads_run(notebook: nbformat.NotebookNode) -> bool:
 def to_renew(paths: list[Path], root: Path = ROOT) -> list[Path]:
     """Return the stale notebooks, and before those that load its run, the lesson that trains it."""
     old = {path for path in paths if stale(path, root)}
-    loading = any(loads_run(nbformat.read(path, as_version=4)) for path in old)
-    maker = {path for path in paths if loading and path.name == Path(MAKER).name}
-    return [path for path in paths if path in old | maker]
+    maker = {root / MAKER} if any(loads_run(load(path)) for path in old) else set()
+    return sorted(old | maker)
+
+
+def load(path: Path) -> nbformat.NotebookNode:
+    """Return the notebook of a file."""
+    return nbformat.read(path, as_version=4)
+
+
+def write(path: Path, made: Stamp) -> None:
+    """Put the stamp into a notebook that was just executed."""
+    notebook = load(path)
+    notebook.metadata[KEY] = made
+    nbformat.write(notebook, path)
 
 
 def _made_by(path: Path, root: Path) -> str:
@@ -64,12 +74,12 @@ def _made_by(path: Path, root: Path) -> str:
 
 def stamp_of(path: Path, root: Path = ROOT) -> Stamp:
     """Return the stamp of a notebook's file."""
-    return stamp(nbformat.read(path, as_version=4), root)
+    return stamp(load(path), root)
 
 
 def stale(path: Path, root: Path = ROOT) -> list[str]:
     """Return what changed since a notebook's outputs were made; an empty list if they are fresh."""
-    notebook = nbformat.read(path, as_version=4)
+    notebook = load(path)
     made, now = notebook.metadata.get(KEY), stamp(notebook, root)
     if not made or set(made) != set(now):
         return ["no stamp: its outputs are not of a whole run"]
@@ -82,7 +92,7 @@ def stale(path: Path, root: Path = ROOT) -> list[str]:
 
 def faults(path: Path) -> list[str]:
     """Return what a whole run would not have left: widget states, errors, execution counts out of order."""
-    notebook = nbformat.read(path, as_version=4)
+    notebook = load(path)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     counts = [cell.execution_count for cell in cells]
     found = ["widget states"] if "widgets" in notebook.metadata else []
@@ -207,14 +217,17 @@ def composed_data(cells: Iterable[Facts], root: Path = ROOT) -> set[str]:
 
 
 def _content(path: Path) -> bytes:
-    """Return a file's content, or a folder's: names and contents of all its files but prose."""
-    if path.is_file():
-        return path.read_bytes()
-    buffer = io.BytesIO()
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file.suffix != ".md" and "__pycache__" not in file.parts:
-            buffer.write(file.relative_to(path).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    return buffer.getvalue()
+    """Return a file's content, or a folder's: names and contents of its files but prose.
+
+    Of a folder with a manifest, such as a run, the manifest alone, which has the hash of each file: what is
+    drawn or measured beside it is not what it was made of.
+    """
+    for file in (path, path / "manifest.json"):
+        if file.is_file():
+            return file.read_bytes()
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    kept = (name for name in names if not name.endswith(".md") and not re.search(r"(^|/)[._]", name))
+    return b"".join(name.encode() + b"\0" + (path / name).read_bytes() + b"\0" for name in kept)
 
 
 def _short(content: bytes) -> str:

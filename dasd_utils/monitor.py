@@ -1,11 +1,13 @@
 """Training that is watched while it runs: curves, pictures, and a button that stops it.
 
 A kernel handles most clicks only between two cells, so a watched run trains in a thread beside them. Nothing
-of its randomness depends on that: the weights are the same in every bit.
+of its randomness depends on that: the weights are the same in every bit, as long as no other cell uses the
+model meanwhile.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -22,6 +24,7 @@ from dasd_utils.config import Config, DasdError
 
 EVERY = 2.0  # seconds at least between two drawings of the curves
 SHARE = 0.02  # of the time, at most, that drawing them may take
+GRACE = 30.0  # seconds that a run has to end in, when the kernel does
 LINE = 0.3  # seconds between two updates of the line of numbers
 log = logging.getLogger(__name__)
 
@@ -80,7 +83,7 @@ class Monitor:
         text = f"step {row['step']} of {self.bar.max}" + (f", loss {loss:.4f}" if loss is not None else "")
         if row["step"] == first:
             return text
-        speed = (row["step"] - first) / (now - begun)
+        speed = (row["step"] - first) / max(now - begun, 1e-9)
         left = (self.bar.max - row["step"]) / speed
         return f"{text}, {speed:.2g} steps a second, {_duration(left)} left"
 
@@ -103,7 +106,7 @@ class Monitor:
 
     def end(self, text: str, error: bool = False) -> None:
         """Draw the last state and say how the run ended."""
-        self.draw_curves()
+        _show(self.draw_curves)
         self.bar.bar_style = "danger" if error else "success"
         self.button.disabled, self.button.layout.display = True, "none"
         self.said.value = live.note(text, live.RED if error else "inherit")
@@ -193,8 +196,16 @@ def _watched(
         monitor.end(f"Trained {len(history)} steps.")
         return history
 
-    threading.Thread(target=running.run, args=(task,), name="training", daemon=True).start()
+    thread = threading.Thread(target=running.run, args=(task,), name="training", daemon=True)
+    atexit.register(_finish, thread, monitor.stop)
+    thread.start()
     return running
+
+
+def _finish(thread: threading.Thread, stop: threading.Event) -> None:
+    """Let a run that is still at work when the kernel ends write its checkpoint first."""
+    stop.set()
+    thread.join(GRACE)
 
 
 def _joined(

@@ -53,7 +53,7 @@ def push(folder: str | Path, repo_id: str, private: bool = True, revision: str |
             f"The hub refused {repo_id}: {said} Check the name, and that your token may write."
         ) from None
     except (OSError, httpx.HTTPError, OfflineModeIsEnabled) as error:
-        said = str(error).splitlines()[0]
+        said = next(iter(str(error).splitlines()), type(error).__name__)
         raise DasdError(
             f"The hub cannot be reached: {said} Files go in one commit, so none is there."
         ) from None

@@ -101,7 +101,19 @@ def _misfit(folder: Path, config: Config) -> str | None:
     """Return why the run cannot be used, None if it can."""
     if not (folder / "adapter").is_dir() or not (folder / "config.json").exists():
         return "no adapter there"
-    return difference(trained_part(Config.load(folder / "config.json")), trained_part(config))
+    return difference(_undivided(Config.load(folder / "config.json")), _undivided(config))
+
+
+def _undivided(config: Config) -> dict[str, Any]:
+    """Return `trained_part` with the samples of a step in the place of its micro-batches: "auto" divides a
+    step by the memory of the GPU, and a run is found on another machine too."""
+    values = trained_part(config)
+    training = values["training"]
+    count = training.pop("gradient_accumulation_steps")
+    for name in ("target_batch_size", "source_batch_size"):
+        training[name] *= count
+    del training["gradient_checkpointing"]
+    return values
 
 
 def difference(a: Any, b: Any, where: str = "") -> str | None:

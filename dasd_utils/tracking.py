@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 def chosen(config: Config) -> list[str]:
     """Return the names of the trackers that the config asks for: of "auto", TensorBoard if it is there."""
-    asked = config.training.tracking
+    asked = config.training.tracking.strip()
     if asked == "auto":
         return [TENSORBOARD] if _is_installed(TENSORBOARD) else []
     return [] if asked == "none" else [name.strip() for name in asked.split(",")]

@@ -46,6 +46,25 @@ def test_train_resumes(trained):
     assert (folder / "history.jsonl").read_text().count("\n") == 3
 
 
+def test_a_run_by_auto_is_resumed_with_its_own_sizes(base_dir, tmp_path):
+    config = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path)
+    first = config.replace(target_batch_size=3, source_batch_size=1, gradient_accumulation_steps=2)
+    cli_train.run_training(first.replace(max_train_steps=1), False, False)
+    other = config.replace(max_train_steps=2, gradient_checkpointing=True)  # as on another GPU
+    with pytest.raises(DasdError, match="target_batch_size"):
+        cli_train.run_training(other, True, False)
+    folder, history = cli_train.run_training(other, True, False, fitted=True)
+    assert [row["step"] for row in history] == [1, 2]
+    assert Config.load(folder / "config.json").training.target_batch_size == 3
+
+
+def test_auto_is_known_from_the_command_line_or_the_file(tmp_path):
+    assert cli_train.by_auto("auto", None) and not cli_train.by_auto("tiny", None)
+    for text, found in (("{}", True), ('{"profile": "auto"}', True), ('{"profile": "sd15"}', False)):
+        (tmp_path / "a.json").write_text(text)
+        assert cli_train.by_auto("auto", tmp_path / "a.json") == found
+
+
 def test_encode_fills_the_cache_and_clean_empties_it(base_dir, tmp_path):
     config = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path)
     path = config.save(tmp_path / "config.json")

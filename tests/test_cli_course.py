@@ -1,6 +1,8 @@
 """The commands of the course: notebooks by papermill, which are stale, badges."""
 
+import importlib.util
 import json
+import os
 import shutil
 import sys
 
@@ -50,13 +52,42 @@ def test_failing_notebook_names_cell_and_error(notebook, tmp_path):
 
 
 def test_stored_notebook_has_no_injected_cell_and_says_what_made_it(notebook, tmp_path):
-    done = batch.run([notebook], tmp_path / "out", {"value": 3}, progress=False)
+    (old := tmp_path / "out" / "figures" / "06_old.png").parent.mkdir(parents=True)
+    old.write_bytes(b"of an earlier run with other settings")
+    os.utime(old, (1e9, 1e9))
+    done = batch.run([notebook], tmp_path / "out", {"value": 3}, progress=False, stamped=True)
+    (tmp_path / "out" / "figures" / "00_new.png").write_bytes(b"of this one")
     (tmp_path / "repo" / "notebooks").mkdir(parents=True)
     batch.store(done, tmp_path / "repo")
+    assert [file.name for file in (tmp_path / "repo" / "figures").iterdir()] == ["00_new.png"]
     path = tmp_path / "repo" / "notebooks" / "00_small.ipynb"
     stored = json.loads(path.read_text())
     assert len(stored["cells"]) == 2 and set(stored["metadata"]) == {"kernelspec", "language_info", "dasd"}
     assert freshness.stale(path) == [] and freshness.faults(path) == []
+
+
+def test_a_notebook_that_loads_the_run_needs_the_lesson_that_trains_it(tmp_path, monkeypatch):
+    for name, line in (("03_training", "value = 1"), ("06_loads", "runs.find_run(1)")):
+        path = tmp_path / "notebooks" / f"{name}.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(NOTEBOOK).replace("value = 1", line))
+    monkeypatch.setattr(batch, "ROOT", tmp_path)
+    maker, loading = sorted((tmp_path / "notebooks").iterdir())
+    batch.check_maker([maker, loading], tmp_path / "out")
+    batch.check_maker([maker], tmp_path / "out")
+    with pytest.raises(DasdError, match="--only 03,06"):
+        batch.check_maker([loading], tmp_path / "out")
+    batch.run([maker], tmp_path / "out", {}, progress=False)  # whose copy does not say what made it
+    with pytest.raises(DasdError, match="--only 03,06"):
+        batch.check_maker([loading], tmp_path / "out")
+    freshness.write(tmp_path / "out" / maker.name, freshness.stamp_of(maker))
+    batch.check_maker([loading], tmp_path / "out")
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DasdError, match="nbformat and papermill is missing"):
+        cli_course.needs_notebooks()
 
 
 def test_outputs_of_other_values_are_not_stored(notebook):
@@ -86,7 +117,6 @@ def course(notebook, monkeypatch):
 
 def batch_store(done, notebook):
     made = nbformat.read(done[0].path, as_version=4)
-    made.metadata["dasd"] = done[0].stamp
     made.cells = [c for c in made.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     nbformat.write(made, notebook)
 

@@ -166,9 +166,11 @@ def test_the_manifest_describes_every_file(adapted, tmp_path):
 def test_no_file_says_where_it_was_made(adapted, tmp_path, kind):
     out, _ = written(adapted, tmp_path, kind)
     for path in (*out.rglob("*.json"), *out.rglob("*.md")):
-        if path.name in ("adapter.json", "manifest.json"):
-            continue  # these name the base as the config does
-        assert str(tmp_path) not in path.read_text() and "name_or_path" not in path.read_text(), path
+        text = path.read_text()
+        assert str(tmp_path) not in text and adapted.config.model.base not in text, path
+        assert "name_or_path" not in text, path
+    for path in out.rglob("*.safetensors"):
+        assert adapted.config.model.base.encode() not in path.read_bytes(), path
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else_is(adapted, tmp_path):
@@ -190,10 +192,10 @@ def test_a_run_is_never_replaced(adapted, tmp_path):
 
 def test_nothing_is_left_of_an_export_that_fails(adapted, tmp_path):
     def broken(exported):
-        raise OSError("no space left on device")
+        raise OSError(28, "No space left on device")
 
     adapters.save_adapter(adapted, tmp_path / "adapter")
-    with pytest.raises(DasdError, match="no space left"):
+    with pytest.raises(DasdError, match="No space left"):
         export.export(tmp_path / "adapter", tmp_path / "out", "a1111", adapted.config, "dasd", broken)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 

@@ -184,3 +184,34 @@ def test_committed_outputs_were_made_by_the_committed_code(path):
         f"{path.name}: {', '.join(changed)}. `make notebooks` renews all notebooks, "
         "`dasd notebooks --profile tiny --stale --update` those that need it."
     )
+
+
+def test_of_a_run_its_manifest_counts_and_nothing_that_lies_beside(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"files": {}}')
+    before = freshness._content(folder)
+    (folder / "evaluation.json").write_text("{}")
+    assert freshness._content(folder) == before
+    (folder / "manifest.json").write_text('{"files": {"a": 1}}')
+    assert freshness._content(folder) != before
+
+
+def test_files_of_the_machine_are_no_data(tmp_path):
+    (tmp_path / "a.bin").write_text("1")
+    before = freshness._content(tmp_path)
+    (tmp_path / ".DS_Store").write_text("finder")
+    assert freshness._content(tmp_path) == before
+    (tmp_path / "b.bin").write_text("1")
+    assert freshness._content(tmp_path) != before
+
+
+def test_the_maker_runs_before_what_loads_its_run_whatever_is_asked_for(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "dasd_utils").mkdir()
+    (tmp_path / "dasd_utils" / "__init__.py").write_text("")
+    for name, source in (("03_training", "1"), ("06_loads", "runs.find_run(1)")):
+        path = tmp_path / "notebooks" / f"{name}.ipynb"
+        nbformat.write(new_notebook(cells=[new_code_cell(source)]), path)
+    found = freshness.to_renew([tmp_path / "notebooks" / "06_loads.ipynb"], tmp_path)
+    assert [path.stem for path in found] == ["03_training", "06_loads"]

@@ -19,7 +19,7 @@ CORE = {
     "images": {"config"},
     "splits": set(),
     "captions": {"config", "images"},
-    "captioner": {"captions", "config", "images", "pretrained"},
+    "captioner": {"captions", "config", "images", "precision", "pretrained"},
     "data": {"captions", "config", "images", "latents", "prior", "splits", "toyworld"},
     "prior": {
         "adapters", "cache", "checkpoints", "config", "data", "images", "locks", "models", "precision",
@@ -88,7 +88,7 @@ CORE = {
     },
     "label_shift": {"adaptation", "hspace"},
     "records": {"metrics", "uncertainty"},
-    "export": {"adapters", "checkpoints", "config", "pretrained"},
+    "export": {"adapters", "checkpoints", "config", "files", "pretrained"},
     "model_card": {"adapters", "config", "evaluation", "export"},
     "publish": {"checkpoints", "config", "export"},
     "hspace": {"editing", "images", "models", "objectives", "precision", "sampling"},

@@ -175,3 +175,16 @@ def test_a_click_counts_on_arrival_and_once():
     watching.end("Stopped after step 2.")
     watching.button.click()  # handled once more when the cell has ended
     assert "Stopped after step 2." in watching.said.value
+
+
+def test_a_run_that_is_at_work_when_the_kernel_ends_is_waited_for():
+    stop, saved = threading.Event(), []
+
+    def work():
+        stop.wait(5)
+        saved.append("checkpoint")
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    monitor._finish(thread, stop)
+    assert saved == ["checkpoint"]

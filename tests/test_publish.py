@@ -86,6 +86,7 @@ REQUEST = httpx.Request("POST", "https://huggingface.co/api")
         ),
         (OfflineModeIsEnabled("offline mode is enabled."), "cannot be reached: offline mode"),
         (httpx.ConnectError("no route to host."), "cannot be reached: no route"),
+        (httpx.ConnectTimeout(""), "cannot be reached: ConnectTimeout"),
     ],
 )
 def test_a_refusal_is_a_sentence(exported, hub, error, said):

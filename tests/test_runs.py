@@ -38,6 +38,15 @@ def test_what_does_not_train_may_differ(config, tmp_path):
     assert runs.find_run(config.replace(domains=(calm, config.domains[1]))) == own
 
 
+def test_a_run_is_found_where_auto_divides_its_steps_otherwise(config, tmp_path):
+    sizes = {"target_batch_size": 8, "source_batch_size": 8, "gradient_accumulation_steps": 3}
+    halves = {"target_batch_size": 12, "source_batch_size": 4, "gradient_accumulation_steps": 2}
+    own = make_run(config.replace(**halves, gradient_checkpointing=True), tmp_path / "own")
+    assert runs.find_run(config) == own
+    with pytest.raises(DasdError, match=r"training\.source_batch_size is 8 there and 24 here"):
+        runs.find_run(config.replace(**sizes))
+
+
 def test_no_run_names_the_difference(config, tmp_path):
     make_run(config.replace(rank=2), tmp_path / "own")
     with pytest.raises(DasdError, match=r"lora\.rank is 2 there and 32 here"):
