@@ -111,8 +111,14 @@ def run_all(page, address: str, name: str, folder: Path, cells: tuple[str, ...])
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     notebook.metadata["kernelspec"] = kernel
     nbformat.write(notebook, folder / "page.ipynb")
-    page.goto(f"{address}/lab/tree/{name}/page.ipynb")
+    page.goto(f"{address}/lab/workspaces/{name}/tree/{name}/page.ipynb")  # no tabs of another test
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
     page.wait_for_function(CONNECTED, arg=f"{name}/page.ipynb")  # else it asks which kernel to take
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+    prompt = page.locator(".jp-InputPrompt").first
+    for _ in range(5):  # a click before the notebook is ready does nothing
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+        page.wait_for_timeout(2000)
+        if prompt.inner_text() != "[ ]:":
+            return
+    raise AssertionError("JupyterLab does not run the cells.")
