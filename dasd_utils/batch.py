@@ -25,7 +25,7 @@ class Executed:
     name: str
     path: Path
     seconds: float
-    begun: float = 0.0  # when, in seconds of the system's clock
+    folder: Path  # of its figures and results
 
 
 def find(only: list[str] | None = None, folder: Path = NOTEBOOKS) -> list[Path]:
@@ -49,11 +49,12 @@ def run(
     parameters: dict[str, Any],
     progress: bool = True,
     report: Callable[[Executed], None] = lambda done: None,
-    stamped: bool = False,
+    to_store: bool = False,
 ) -> list[Executed]:
     """Execute each notebook with the parameters it declares; write executed copies to `output_dir`.
 
-    stamped: put into the copies what made them, as `freshness.stamp` tells it, for `store`.
+    to_store: each runs in a new folder of its own, `output_dir/<name>`, so that its outputs are of the code
+    and the data of the repository alone; its copy says what made it, as `freshness.stamp` tells it.
     Raises DasdError at the first failure: notebook, cell and error. The copy then holds the traceback.
     """
     output_dir = Path(output_dir).resolve()
@@ -65,16 +66,24 @@ def run(
                         "to another one.") from None  # fmt: skip
     done = []
     for path in paths:
-        started, begun = time.perf_counter(), time.time()
-        copy = output_dir / path.name
-        # before it runs: code that changes meanwhile did not make it
-        stamp = freshness.stamp_of(path) if stamped else None
-        _execute(path, copy, parameters, progress)
+        started, copy, folder = time.perf_counter(), output_dir / path.name, output_dir
+        values, stamp = parameters, None
+        if to_store:
+            folder = output_dir / path.stem
+            shutil.rmtree(folder, ignore_errors=True)
+            values = parameters | {"output_dir": told(folder)}
+            stamp = freshness.stamp_of(path)  # before it runs: code that changes meanwhile did not make it
+        _execute(path, copy, values, progress)
         if stamp:
             freshness.write(copy, stamp)
-        done.append(Executed(path.stem, copy, time.perf_counter() - started, begun))
+        done.append(Executed(path.stem, copy, time.perf_counter() - started, folder))
         report(done[-1])
     return done
+
+
+def told(folder: Path) -> str:
+    """Return a folder's name for results, which name their run: below ROOT without a path of this machine."""
+    return str(folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder)
 
 
 def _declared(path: Path) -> set[str]:
@@ -111,20 +120,6 @@ def _value(text: str) -> Any:
         return None
 
 
-def check_maker(paths: list[Path], output_dir: str | Path) -> None:
-    """Raise DasdError where a notebook would load a run of other code than the present one: of the lesson
-    that trains it, which must run in the same call, or have left a fresh copy in the folder."""
-    maker = ROOT / freshness.MAKER
-    loading = [path.name for path in paths if freshness.loads_run(freshness.load(path))]
-    if not loading or maker in [path.resolve() for path in paths]:
-        return
-    copy = Path(output_dir) / maker.name
-    if not copy.is_file() or freshness.load(copy).metadata.get(freshness.KEY) != freshness.stamp_of(maker):
-        both = f"{maker.name[:2]},{loading[0][:2]}"
-        raise DasdError(f"{loading[0]} loads the run that {maker.name} trains, and {output_dir} has none of "
-                        f"the present code: run both, --only {both}.")  # fmt: skip
-
-
 def _execute(path: Path, copy: Path, parameters: dict[str, Any], progress: bool) -> None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -145,8 +140,7 @@ def _execute(path: Path, copy: Path, parameters: dict[str, Any], progress: bool)
 def store(done: list[Executed], root: Path = ROOT) -> None:
     """Make executed copies the tracked notebooks, and their figures and results the tracked ones.
 
-    What papermill and the editor leave behind goes: the injected cell, times, widget states. Figures and
-    results are those written since the first of the notebooks began: the folder may hold older ones.
+    What papermill and the editor leave behind goes: the injected cell, times, widget states.
     """
     import nbformat
 
@@ -160,8 +154,7 @@ def store(done: list[Executed], root: Path = ROOT) -> None:
         kept = {name: notebook.metadata[name] for name in names if name in notebook.metadata}
         notebook.cells, notebook.metadata = cells, nbformat.from_dict(kept)
         nbformat.write(notebook, root / "notebooks" / one.path.name)
-    folder, begun = done[0].path.parent, min(one.begun for one in done)
-    for kind, target in (("figures", root / "figures"), ("results", root / "data" / "results")):
-        for path in sorted(path for path in (folder / kind).glob("*") if path.stat().st_mtime >= begun):
-            target.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, target / path.name)
+        for kind, target in (("figures", root / "figures"), ("results", root / "data" / "results")):
+            for path in sorted((one.folder / kind).glob("*")):
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, target / path.name)

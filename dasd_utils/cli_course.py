@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dasd_utils.cli_options import UPKEEP, AsJson, Profile, Seed, read_config, show
-from dasd_utils.config import ROOT, DasdError
+from dasd_utils.config import DasdError
 
 commands = typer.Typer()
 Only = Annotated[str | None, typer.Option(metavar="NAMES", help="Comma-separated beginnings of names: 03,04")]
@@ -39,24 +39,20 @@ def notebooks(
     from dasd_utils import batch, freshness
 
     values = {"profile": read_config(profile, None).profile, **read_parameters(context.args)}
-    place = output_dir.resolve()
-    if place.is_relative_to(ROOT):  # results name their run: a path of this machine means nothing elsewhere
-        place = place.relative_to(ROOT)
     values |= {"seed": seed} if seed is not None else {}
     paths = batch.find(only.split(",") if only else None)
-    paths = freshness.to_renew(paths) if stale else paths
+    paths = [path for path in paths if freshness.stale(path)] if stale else paths
     if update:
         batch.check_defaults(paths, values)
-        batch.check_maker(paths, place if place.is_absolute() else ROOT / place)
     done: list[batch.Executed] = []
     if paths:  # else none is stale
-        values |= {"output_dir": str(place)}
+        values |= {"output_dir": batch.told(output_dir.resolve())}
         done = batch.run(
             paths,
             output_dir,
             values,
             report=lambda one: typer.echo(f"{one.name}: {one.seconds:.0f} s", err=True),
-            stamped=update,
+            to_store=update,
         )
     if update and done:
         batch.store(done)

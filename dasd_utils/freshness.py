@@ -1,9 +1,10 @@
 """Were a notebook's stored outputs made by the committed code? Its stamp says what made them.
 
 A stamp is written when a notebook is executed, and by nothing else. It holds a hash of the notebook's code
-cells, of each module of the package that they reach, of the data that cells and modules name, and of the
-lesson that trains the run they load. Prose is not in it: markdown, comments, docstrings; nor is the setup
-cell, which acts in Colab alone. Cells that print sources are compared by nbval.
+cells, of each module of the package that they reach, and of the data that cells and modules name. A lesson
+whose outputs are stored runs in a folder of its own, where the one run it finds is the shipped one: data.
+Prose is not in it, markdown, comments, docstrings; nor is the setup cell, which acts in Colab alone. Cells
+that print sources are compared by nbval.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from dasd_utils.config import ROOT, DasdError
 PACKAGE = "dasd_utils"
 KEY = "dasd"  # of the notebook's metadata
 DIGITS = 8
-MAKER = "notebooks/03_training.ipynb"  # trains the run that other lessons load
 MADE = ("data/cache", "data/runs", "data/results")  # folders that runs write; files in the last are data
 Stamp = dict[str, Any]  # {"code": hash, "package": {module: hash}, "data": {path: hash}}
 
@@ -38,21 +38,8 @@ def stamp(notebook: nbformat.NotebookNode, root: Path = ROOT) -> Stamp:
     return {
         "code": _short("\n".join(one.hash for one in cells).encode()),
         "package": {name: one.hash for name, one in sorted(reached.items())},
-        "data": {name: _short(_content(root / name)) for name in sorted(data | composed_data(cells, root))}
-        | ({MAKER: _made_by(root / MAKER, root)} if loads_run(notebook) else {}),
+        "data": {name: _short(_content(root / name)) for name in sorted(data | composed_data(cells, root))},
     }
-
-
-def loads_run(notebook: nbformat.NotebookNode) -> bool:
-    """Return whether a notebook loads the run that the lesson on training leaves."""
-    return any("find_run(" in source for source in code(notebook))
-
-
-def to_renew(paths: list[Path], root: Path = ROOT) -> list[Path]:
-    """Return the stale notebooks, and before those that load its run, the lesson that trains it."""
-    old = {path for path in paths if stale(path, root)}
-    maker = {root / MAKER} if any(loads_run(load(path)) for path in old) else set()
-    return sorted(old | maker)
 
 
 def load(path: Path) -> nbformat.NotebookNode:
@@ -65,11 +52,6 @@ def write(path: Path, made: Stamp) -> None:
     notebook = load(path)
     notebook.metadata[KEY] = made
     nbformat.write(notebook, path)
-
-
-def _made_by(path: Path, root: Path) -> str:
-    made = stamp_of(path, root)
-    return _short(repr((made["code"], made["package"])).encode())
 
 
 def stamp_of(path: Path, root: Path = ROOT) -> Stamp:

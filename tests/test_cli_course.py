@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import sys
 
@@ -52,11 +51,12 @@ def test_failing_notebook_names_cell_and_error(notebook, tmp_path):
 
 
 def test_stored_notebook_has_no_injected_cell_and_says_what_made_it(notebook, tmp_path):
-    (old := tmp_path / "out" / "figures" / "06_old.png").parent.mkdir(parents=True)
-    old.write_bytes(b"of an earlier run with other settings")
-    os.utime(old, (1e9, 1e9))
-    done = batch.run([notebook], tmp_path / "out", {"value": 3}, progress=False, stamped=True)
-    (tmp_path / "out" / "figures" / "00_new.png").write_bytes(b"of this one")
+    for folder in ("", "00_small"):
+        (old := tmp_path / "out" / folder / "figures" / "old.png").parent.mkdir(parents=True)
+        old.write_bytes(b"of an earlier run with other settings")
+    done = batch.run([notebook], tmp_path / "out", {"value": 3}, progress=False, to_store=True)
+    (figures := tmp_path / "out" / "00_small" / "figures").mkdir(parents=True)
+    (figures / "00_new.png").write_bytes(b"of this one")
     (tmp_path / "repo" / "notebooks").mkdir(parents=True)
     batch.store(done, tmp_path / "repo")
     assert [file.name for file in (tmp_path / "repo" / "figures").iterdir()] == ["00_new.png"]
@@ -66,22 +66,14 @@ def test_stored_notebook_has_no_injected_cell_and_says_what_made_it(notebook, tm
     assert freshness.stale(path) == [] and freshness.faults(path) == []
 
 
-def test_a_notebook_that_loads_the_run_needs_the_lesson_that_trains_it(tmp_path, monkeypatch):
-    for name, line in (("03_training", "value = 1"), ("06_loads", "runs.find_run(1)")):
-        path = tmp_path / "notebooks" / f"{name}.ipynb"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(NOTEBOOK).replace("value = 1", line))
-    monkeypatch.setattr(batch, "ROOT", tmp_path)
-    maker, loading = sorted((tmp_path / "notebooks").iterdir())
-    batch.check_maker([maker, loading], tmp_path / "out")
-    batch.check_maker([maker], tmp_path / "out")
-    with pytest.raises(DasdError, match="--only 03,06"):
-        batch.check_maker([loading], tmp_path / "out")
-    batch.run([maker], tmp_path / "out", {}, progress=False)  # whose copy does not say what made it
-    with pytest.raises(DasdError, match="--only 03,06"):
-        batch.check_maker([loading], tmp_path / "out")
-    freshness.write(tmp_path / "out" / maker.name, freshness.stamp_of(maker))
-    batch.check_maker([loading], tmp_path / "out")
+def test_what_is_stored_ran_in_a_folder_of_its_own(notebook, tmp_path):
+    text = notebook.read_text().replace("value = 1", 'value = 1\\noutput_dir = \\"data/runs/course\\"')
+    notebook.write_text(text.replace(r"'too large'\nvalue", r"'too large'\noutput_dir"))
+    parameters = {"output_dir": str(tmp_path / "out")}
+    (done,) = batch.run([notebook], tmp_path / "out", parameters, progress=False)
+    assert done.folder == tmp_path / "out" and f"{tmp_path}/out'" in done.path.read_text()
+    (done,) = batch.run([notebook], tmp_path / "out", parameters, progress=False, to_store=True)
+    assert done.folder == tmp_path / "out/00_small" and f"{tmp_path}/out/00_small'" in done.path.read_text()
 
 
 def test_missing_packages_are_named(monkeypatch):

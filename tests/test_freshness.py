@@ -125,23 +125,6 @@ def test_a_published_name_reaches_the_module_that_holds_it(repository):
     assert reached.keys() == {"dasd_utils/__init__.py", "dasd_utils/published.py"}
 
 
-def test_who_loads_the_run_depends_on_the_lesson_that_trains_it(repository):
-    folder = repository / "notebooks"
-    lesson, loading = folder / "03_training.ipynb", folder / "04_sampling.ipynb"
-    nbformat.write(new_notebook(cells=[new_code_cell("steps = 1")]), lesson)
-    for path, code in ((lesson, "steps = 1"), (loading, "run = find_run(config)")):
-        notebook = new_notebook(cells=[new_code_cell(code)])
-        notebook.metadata["dasd"] = freshness.stamp(notebook, repository)
-        nbformat.write(notebook, path)
-    paths = [folder / "00_small.ipynb", lesson, loading]
-    assert freshness.to_renew(paths, repository) == []
-    loading.write_text(loading.read_text().replace("(config)", "(other)"))
-    assert freshness.to_renew(paths, repository) == [lesson, loading]  # fresh, but its run may be gone
-    loading.write_text(loading.read_text().replace("(other)", "(config)"))
-    lesson.write_text(lesson.read_text().replace("steps = 1", "steps = 2"))
-    assert freshness.stale(loading, repository) == [freshness.MAKER]
-
-
 def test_what_a_whole_run_would_not_leave_is_named(repository):
     path = repository / "notebooks" / "00_small.ipynb"
     assert freshness.faults(path) == []
@@ -204,14 +187,3 @@ def test_files_of_the_machine_are_no_data(tmp_path):
     assert freshness._content(tmp_path) == before
     (tmp_path / "b.bin").write_text("1")
     assert freshness._content(tmp_path) != before
-
-
-def test_the_maker_runs_before_what_loads_its_run_whatever_is_asked_for(tmp_path):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "dasd_utils").mkdir()
-    (tmp_path / "dasd_utils" / "__init__.py").write_text("")
-    for name, source in (("03_training", "1"), ("06_loads", "runs.find_run(1)")):
-        path = tmp_path / "notebooks" / f"{name}.ipynb"
-        nbformat.write(new_notebook(cells=[new_code_cell(source)]), path)
-    found = freshness.to_renew([tmp_path / "notebooks" / "06_loads.ipynb"], tmp_path)
-    assert [path.stem for path in found] == ["03_training", "06_loads"]
