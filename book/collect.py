@@ -15,8 +15,8 @@ from repository import ROOT
 
 SOURCE = ROOT / "book" / "_build" / "source"
 COPIED = (
-    "notebooks/*.ipynb", "figures/*.png", "data/README.md", "data/tiny-sd/README.md", "benchmarks/README.md",
-    "SECURITY.md", "Report/main.pdf",
+    "notebooks/*.ipynb", "figures/*.png", "figures/*.webp", "data/README.md", "data/tiny-sd/README.md",
+    "benchmarks/README.md", "CONTRIBUTING.md", "SECURITY.md", "Report/main.pdf",
 )  # fmt: skip
 
 
