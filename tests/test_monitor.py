@@ -1,7 +1,6 @@
 """A watched run is the run that nobody watches, and its button leaves one that goes on."""
 
 import io
-import signal
 import threading
 
 import pytest
@@ -137,18 +136,25 @@ def test_the_button_leaves_a_run_that_goes_on(config, displayed):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_an_interrupt_of_the_waiting_cell_stops_like_the_button(config, displayed):
-    reached = threading.Event()
+def test_an_interrupt_of_the_waiting_cell_stops_like_the_button(config, displayed, monkeypatch):
+    reached, interrupted, wait = threading.Event(), threading.Event(), monitor.futures.wait
 
     def look(row):
         if row["step"] == 2:
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            reached.wait(2)
+            reached.set()
+            assert interrupted.wait(30)
 
-    _, running = start(config.replace(max_train_steps=6), on_step=look)
+    def interrupt(*arguments, **options):
+        if reached.wait(30) and not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+        return wait(*arguments, **options)
+
+    _, running = start(config.replace(max_train_steps=60), on_step=look)
+    monkeypatch.setattr(monitor.futures, "wait", interrupt)
     with pytest.raises(KeyboardInterrupt, match="Stopped after step"):
         running.result()
-    assert running.done() and training.load_history(config.output_dir)
+    assert running.done() and len(training.load_history(config.output_dir)) < 60
 
 
 def test_an_error_is_shown_and_raised(config, displayed):
