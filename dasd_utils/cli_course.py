@@ -100,6 +100,9 @@ def fresh(
     from dasd_utils import batch, freshness
 
     paths = files or batch.find(only.split(",") if only else None)
+    for path in paths:
+        if not path.is_file():
+            raise DasdError(f"There is no notebook {path}.")
     rows = [{"notebook": p.stem, "faults": freshness.faults(p), "changed": freshness.stale(p)} for p in paths]
     wrong = [row for row in rows if row["faults"] or row["changed"]]
     lines = [f"{row['notebook']}: {', '.join([*row['faults'], *row['changed']])}" for row in wrong]

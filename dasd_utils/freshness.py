@@ -127,12 +127,14 @@ class _OnlyCode(ast.NodeTransformer):
     """Drops docstrings and `if TYPE_CHECKING:`."""
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
+        """Return the node without its docstring."""
         kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
         if isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
         return super().generic_visit(node)
 
     def visit_If(self, node: ast.If) -> ast.AST | None:
+        """Return nothing for what only type checkers read."""
         return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
 
 

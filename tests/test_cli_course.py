@@ -129,6 +129,11 @@ def test_only_stale_notebooks_are_run_again(course, notebook, capsys, tmp_path):
     assert said.out.strip() == "00_small: its code cells" and "make notebooks" in said.err
 
 
+def test_a_notebook_that_is_not_there_is_the_users_error(course, capsys):
+    assert course("fresh", "nowhere.ipynb") == 1
+    assert "There is no notebook nowhere.ipynb" in capsys.readouterr().err
+
+
 def test_badges_are_checked_and_written(tmp_path, monkeypatch, capsys):
     path = tmp_path / "03_training.ipynb"
     shutil.copy(ROOT / "notebooks" / path.name, path)
