@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from dasd_utils import diagram, evaluation, figures
+from dasd_utils import evaluation, figures
+from dasd_utils.apps import diagram
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"

@@ -15,12 +15,21 @@ import common
 import psutil
 import typer
 
-from dasd_utils import batch
+from dasd_utils.apps import batch
 
 
 def measure(name: str, output_dir: str, profile: str) -> common.Row:
     """Run one notebook in processes of its own; return seconds and the peak of their resident memory."""
-    command = [sys.executable, "-m", "dasd_utils.cli", "notebooks", "--profile", profile, "--only", name]
+    command = [
+        sys.executable,
+        "-m",
+        "dasd_utils.apps.cli.main",
+        "notebooks",
+        "--profile",
+        profile,
+        "--only",
+        name,
+    ]
     started, peak = time.perf_counter(), 0
     process = psutil.Popen(
         [*command, "--output_dir", output_dir], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dasd_utils import models
-from dasd_utils.batch_size import Kept
+from dasd_utils.apps.batch_size import Kept
 from dasd_utils.config import Calibration
 from dasd_utils.sampling import DasdPipeline
 

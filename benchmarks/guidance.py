@@ -12,9 +12,10 @@ import common
 import torch
 import typer
 
-from dasd_utils import models, sampling, textfree
+from dasd_utils import models, sampling
 from dasd_utils.config import Calibration, Config, resolve
 from dasd_utils.guidance import BASE, EMPTY, GIVEN, Term, rule
+from dasd_utils.papers import textfree
 from dasd_utils.pretrain.evaluate import heldout
 
 PLAIN, COPY = "classifier-free", "decoupled, text-free copy"

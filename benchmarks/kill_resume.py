@@ -25,14 +25,15 @@ import common
 import torch
 import typer
 
-from dasd_utils import cache, checkpoints, sampling, training
+from dasd_utils import sampling, training
 from dasd_utils.config import Config
+from dasd_utils.runtime import checkpoints, latent_cache
 
 STEPS = 12
 PHASES: dict[str, tuple[Any, str]] = {  # what a kill interrupts
     "step": (training.Run, "optimise"),
     "checkpoint": (checkpoints, "_write_files"),
-    "latent cache": (cache, "_write_shard"),
+    "latent cache": (latent_cache, "_write_shard"),
     "sample grid": (sampling.DasdPipeline, "generate"),
 }
 NOT_REPEATED = training.SPEED  # the one file that two equal runs do not share
@@ -62,7 +63,7 @@ def child(order: dict[str, Any]) -> None:
     if order["kill"]:
         owner, name = PHASES[order["kill"]["phase"]]
         setattr(owner, name, _armed(getattr(owner, name), order["kill"]["entry"], order["kill"]["after"]))
-    from dasd_utils import cli
+    from dasd_utils.apps.cli import main as cli
 
     sys.argv = ["dasd", *order["arguments"]]
     cli.main()
@@ -127,7 +128,7 @@ def undisturbed(folder: Path, base: str | None) -> dict[str, str]:
 
 def lengths(base: str | None) -> tuple[dict[str, float], dict[str, int]]:
     """Return how long each phase takes, and how often it comes, in a run here."""
-    from dasd_utils import cli_train
+    from dasd_utils.apps.cli import train as cli_train
 
     seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
     with tempfile.TemporaryDirectory() as folder, common.Stopwatch() as watch:

@@ -14,11 +14,12 @@ import typer
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from dasd_utils import evaluation, metrics, runs, sampling
+from dasd_utils import evaluation, metrics, sampling
 from dasd_utils.config import Calibration, Config, DomainConfig, resolve
 from dasd_utils.denoising import initial_noise, make_scheduler
-from dasd_utils.precision import autocast
 from dasd_utils.pretrain.evaluate import heldout
+from dasd_utils.runtime import runs
+from dasd_utils.runtime.precision import autocast
 
 PUBLISHED = {"num_inference_steps": 30, "scheduler": "ddim"}
 VARIANTS = {  # name -> (who samples, what differs from the domain's calibration)

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 import typer
 
-from dasd_utils import cache, data, precision, training
+from dasd_utils import data, training
 from dasd_utils.config import Config
+from dasd_utils.runtime import latent_cache, precision
 
 STEPS = 20  # timed training steps
 TOLD = 10_000_000  # images that the table tells of, as a line through what was measured
@@ -40,9 +41,11 @@ def stages(images: int, folder: str) -> common.Operations:
         made["sampler"] = data.create_datasets(config, parts.tokenizer)[-1]
 
     def encode() -> list[int]:
-        with mock.patch.object(cache, "_write_shard", side_effect=cache._write_shard) as written:
+        with mock.patch.object(
+            latent_cache, "_write_shard", side_effect=latent_cache._write_shard
+        ) as written:
             made["sampler"].encode(parts.vae, precision.default_device(), progress=False)
-        return [min(cache.SHARD, len(call.args[1]) - call.args[2]) for call in written.call_args_list]
+        return [min(latent_cache.SHARD, len(call.args[1]) - call.args[2]) for call in written.call_args_list]
 
     def train() -> None:
         training.train(config, parts, made["sampler"], progress=False)
@@ -75,7 +78,7 @@ def measure(images: int, threads: int) -> list[common.Row]:
             row = {"images": images, "workers": 1, "stage": stage, "n": 1}
             row |= {"seconds": common.exactly(seconds), "peak_gb": common.exactly(peak)}
             if stage == "encode":
-                row["disk_gb"] = common.exactly(cache.stored(settings(images, folder))[1] / 1e9)
+                row["disk_gb"] = common.exactly(latent_cache.stored(settings(images, folder))[1] / 1e9)
             rows.append(row)
         worker.close()
     return rows

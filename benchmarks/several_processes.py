@@ -19,8 +19,9 @@ import torch
 import typer
 from safetensors.torch import load_file
 
-from dasd_utils import checkpoints, training
+from dasd_utils import training
 from dasd_utils.config import Config
+from dasd_utils.runtime import checkpoints
 
 STEPS = 20
 LAUNCH = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
@@ -41,7 +42,7 @@ def trained(folder: Path, count: int, images: int) -> tuple[torch.Tensor, list[d
     """Train in so many processes; return (all weights, history, seconds)."""
     path = settings(folder, images).save(folder.parent / f"{count}.json")
     launcher = [*LAUNCH, "--num_processes", str(count), "-m"] if count > 1 else []
-    command = [sys.executable, "-m", *launcher, "dasd_utils.cli", "train", "--config", path]
+    command = [sys.executable, "-m", *launcher, "dasd_utils.apps.cli.main", "train", "--config", path]
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:

@@ -22,9 +22,11 @@ from common import Operations
 from PIL import Image
 from torch import Tensor
 
-from dasd_utils import cache, latents, losses, methods, models, objectives, textfree, training
+from dasd_utils import latents, losses, methods, models, objectives, training
 from dasd_utils.config import ROOT, Config
-from dasd_utils.precision import DTYPES, autocast, choose_precision, default_device, frozen_dtype
+from dasd_utils.papers import textfree
+from dasd_utils.runtime import latent_cache
+from dasd_utils.runtime.precision import DTYPES, autocast, choose_precision, default_device, frozen_dtype
 
 PROMPT = "a dense forest beside a winding river with a bridge and a few houses"
 IMAGES = 300 + 2 * 400  # of the published study, source and both targets: what a cache has to hold
@@ -148,7 +150,7 @@ def ours(model: str, resolution: int, precision: str, **changes: Any) -> Operati
 
     def encode() -> None:  # as the cache does
         device = default_device()
-        cache._encode(parts.vae.to(device), [image], frozen_dtype(config, device) or torch.float32)
+        latent_cache._encode(parts.vae.to(device), [image], frozen_dtype(config, device) or torch.float32)
 
     run = training.Run(
         config,

@@ -13,9 +13,10 @@ import steps
 import torch
 import typer
 
-from dasd_utils import methods, models, optimization, sampling, training, translation
+from dasd_utils import methods, models, optimization, sampling, training
 from dasd_utils.config import Config
-from dasd_utils.papers import diffusionclip
+from dasd_utils.papers.diffusionclip import objective as diffusionclip
+from dasd_utils.papers.diffusionclip import translation
 from dasd_utils.toyworld import draw
 
 EACH, ALL = "a loss at each step back", "through all steps back"

@@ -54,7 +54,7 @@ def pages() -> dict[str, str]:
 
 def _commands() -> str:
     """Return the commands and their options as Typer tells them."""
-    command = [sys.executable, "-m", "typer", "dasd_utils.cli", "utils", "docs", "--name", "dasd"]
+    command = [sys.executable, "-m", "typer", "dasd_utils.apps.cli.main", "utils", "docs", "--name", "dasd"]
     text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return text.replace("# `dasd`", "# The command `dasd`", 1)
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dasd_utils import config as cfg
-from dasd_utils import cross_attention, models
+from dasd_utils import models
+from dasd_utils.papers import cross_attention
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # where diffusers looks for it
 SUMMARY_FILE = "adapter.json"

@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from dasd_utils import bars, images, latents, splits, toyworld
-from dasd_utils import captions as caption_files
+from dasd_utils import latents, toyworld
+from dasd_utils.apps.new_domain import captions as caption_files
 from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig
-from dasd_utils.images import center_crop
 from dasd_utils.latents import Batch, Sampler
+from dasd_utils.runtime import bars, images, splits
+from dasd_utils.runtime.images import center_crop
 
 __all__ = [
     "Batch", "DomainData", "Sampler", "audit", "center_crop", "create_datasets", "load_domain",
@@ -309,9 +310,9 @@ def create_datasets(
 def _source(config: Config) -> DomainData:
     if config.data.source_images == "real":
         return load_domain(config.source, config)
-    from dasd_utils import prior  # it samples, and its pictures are a DomainData
+    from dasd_utils.papers import prior_images  # it samples, and its pictures are a DomainData
 
-    return prior.source_images(config)
+    return prior_images.source_images(config)
 
 
 def _log_audit(report: dict[str, Any], limit: int) -> None:

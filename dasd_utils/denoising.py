@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dasd_utils import bars, images
 from dasd_utils.checks import GUIDANCE, check_choice
 from dasd_utils.config import Calibration, DasdError
 from dasd_utils.guidance import Prediction
+from dasd_utils.runtime import bars, images
 
 SCHEDULERS: dict[str, type] = {
     "ddim": diffusers.DDIMScheduler,

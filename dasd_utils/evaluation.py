@@ -13,9 +13,10 @@ import torch
 import transformers
 from PIL import Image
 
-from dasd_utils import bars, files, metrics, pretrained
+from dasd_utils import metrics
 from dasd_utils.config import Config, DasdError, resolve
-from dasd_utils.reader import AttributeReader
+from dasd_utils.runtime import bars, files, pretrained
+from dasd_utils.toyworld.attribute_classifier import AttributeReader
 
 Row = dict[str, Any]
 METRICS = {  # name in a row -> (title, decimals)

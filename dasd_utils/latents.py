@@ -15,9 +15,9 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import PreTrainedTokenizerBase
 
-from dasd_utils import processes
-from dasd_utils.cache import Latents, cached_latents, vae_fingerprint
 from dasd_utils.config import Config, DasdError
+from dasd_utils.runtime import processes
+from dasd_utils.runtime.latent_cache import Latents, cached_latents, vae_fingerprint
 
 if TYPE_CHECKING:
     from dasd_utils.data import DomainData

@@ -14,7 +14,8 @@ from typing import Any
 
 from dasd_utils import objectives
 from dasd_utils.config import Config, DasdError, nearest
-from dasd_utils.papers import diffusionclip, domainstudio, indomain
+from dasd_utils.papers import domainstudio, indomain
+from dasd_utils.papers.diffusionclip import objective as diffusionclip
 
 DASD = "dasd"
 PAPERS: dict[str, ModuleType] = {

@@ -15,7 +15,8 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from dasd_utils import bars, losses
+from dasd_utils import losses
+from dasd_utils.runtime import bars
 
 Interval = tuple[float, float]
 Values = Sequence[float] | Tensor

@@ -20,7 +20,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dasd_utils import config as cfg
-from dasd_utils import cross_attention, pretrained
+from dasd_utils.papers import cross_attention
+from dasd_utils.runtime import pretrained
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dasd_utils import losses, models, processes
+from dasd_utils import losses, models
 from dasd_utils.config import AlignmentConfig, Config
 from dasd_utils.data import Batch
+from dasd_utils.runtime import processes
 
 TIMES_APART = 10.0
 Objective = Callable[[models.Parts, Batch, Config], tuple[Tensor, dict[str, float]]]

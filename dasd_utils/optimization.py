@@ -20,9 +20,10 @@ from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from dasd_utils import adapters, checkpoints, models, processes
+from dasd_utils import adapters, models
 from dasd_utils.config import Config, DasdError, TrainingConfig
-from dasd_utils.precision import choose_precision
+from dasd_utils.runtime import checkpoints, processes
+from dasd_utils.runtime.precision import choose_precision
 
 BY_STEP_ALONE = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 

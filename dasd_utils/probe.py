@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dasd_utils import bars
-from dasd_utils.images import to_pixels
+from dasd_utils.runtime import bars
+from dasd_utils.runtime.images import to_pixels
 
 SIZE = 32  # pixels: enough to tell scenes, a quarter of the work of 64
 CHANNELS = (32, 64, 128)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dasd_utils import adapters, bars, classifier, denoising, models, precision, processes
+from dasd_utils import adapters, classifier, denoising, models
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
 from dasd_utils.denoising import SCHEDULERS, initial_noise
 from dasd_utils.guidance import (
@@ -35,6 +35,7 @@ from dasd_utils.guidance import (
     weights,
 )
 from dasd_utils.jobs import Job
+from dasd_utils.runtime import bars, precision, processes
 
 __all__ = [
     "SCHEDULERS",

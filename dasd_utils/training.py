@@ -20,22 +20,10 @@ from typing import Any
 
 import torch
 
-from dasd_utils import (
-    adapters,
-    bars,
-    checkpoints,
-    data,
-    methods,
-    models,
-    objectives,
-    optimization,
-    precision,
-    processes,
-    runs,
-    textfree,
-    tracking,
-)
+from dasd_utils import adapters, data, methods, models, objectives, optimization
 from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils.papers import textfree
+from dasd_utils.runtime import bars, checkpoints, precision, processes, runs, tracking
 
 HISTORY, SPEED = "history.jsonl", "speed.jsonl"
 STATE = {"step", "updater", "config", "base", "data"}  # what a checkpoint's state holds

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dasd_utils import adaptation, probe
-from dasd_utils.adaptation import Labelled
+from dasd_utils import probe
+from dasd_utils.papers.diffusionclip import adaptation
+from dasd_utils.papers.diffusionclip.adaptation import Labelled
 
 
 def disc(colour, background=(255, 255, 255)):

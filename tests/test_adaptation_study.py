@@ -11,20 +11,12 @@ import torch
 from conftest import on_narrow_base
 from typer.testing import CliRunner
 
-from dasd_utils import (
-    adaptation,
-    adaptation_study,
-    cli,
-    data,
-    images,
-    probe,
-    samples,
-    sampling,
-    translated,
-    translation,
-)
-from dasd_utils.adaptation_study import BOTH, EDGES, REAL, SOURCE, TRANSLATED, Study
+from dasd_utils import data, probe, sampling
+from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import DasdError
+from dasd_utils.papers.diffusionclip import adaptation, adaptation_study, translated, translation
+from dasd_utils.papers.diffusionclip.adaptation_study import BOTH, EDGES, REAL, SOURCE, TRANSLATED, Study
+from dasd_utils.runtime import images, samples
 
 SETTINGS = {"return_step": 300, "forward_steps": 2, "generation_steps": 2, "form": "offset",
             "reference": ("a painting",), "target": ("a sketch",), "strengths": (1.0, 2.0)}  # fmt: skip

@@ -4,7 +4,8 @@ import pytest
 import torch
 from synthetic import make_parts, make_sampler
 
-from dasd_utils import anatomy, models, objectives
+from dasd_utils import models, objectives
+from dasd_utils.study import alignment
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def gradients(parts, loss):
 
 def test_the_two_pulls_add_up_to_the_gradient_of_training(config, vae):
     parts, sampler = make_parts(config), make_sampler(config, vae)
-    (pull,) = anatomy.gradient_pulls(parts, sampler, config, [3])
+    (pull,) = alignment.gradient_pulls(parts, sampler, config, [3])
     loss, _ = objectives.DasdObjective(config)(parts, sampler.batch(3).to("cpu", torch.float32), config)
     whole = gradients(parts, loss).norm().item()
     expected = pull.noise**2 + pull.align**2 + 2 * pull.cosine * pull.noise * pull.align
@@ -32,28 +33,28 @@ def test_the_two_pulls_add_up_to_the_gradient_of_training(config, vae):
 
 def test_the_pull_grows_with_lambda_alone(config, vae):
     parts, sampler = make_parts(config), make_sampler(config, vae)
-    (one,) = anatomy.gradient_pulls(parts, sampler, config, [0])
-    (ten,) = anatomy.gradient_pulls(parts, sampler, config.replace(lambda_align=5.0), [0])
+    (one,) = alignment.gradient_pulls(parts, sampler, config, [0])
+    (ten,) = alignment.gradient_pulls(parts, sampler, config.replace(lambda_align=5.0), [0])
     assert ten.align == pytest.approx(10 * one.align, rel=1e-3) and ten.noise == pytest.approx(one.noise)
 
 
 def test_the_queue_is_filled_before_the_first_step(config, vae):
     parts, sampler = make_parts(config), make_sampler(config, vae)
     queued = config.replace(queue_size=16)
-    warm, cold = (anatomy.gradient_pulls(parts, sampler, queued, [6], warm=n)[0] for n in (4, 0))
+    warm, cold = (alignment.gradient_pulls(parts, sampler, queued, [6], warm=n)[0] for n in (4, 0))
     assert warm.align < cold.align
 
 
 def test_nothing_to_compare_is_refused(config, vae):
     with pytest.raises(ValueError, match="lambda_align is 0"):
-        anatomy.gradient_pulls(
+        alignment.gradient_pulls(
             make_parts(config), make_sampler(config, vae), config.replace(lambda_align=0.0), [0]
         )
 
 
 def test_features_are_those_of_the_batches(config, vae):
     parts, sampler = make_parts(config), make_sampler(config, vae)
-    found = anatomy.features(parts, sampler, config, 2)
+    found = alignment.features(parts, sampler, config, 2)
     assert {name: len(rows) for name, rows in found.items()} == {"painting": 8, "satellite": 8, "xray": 8}
     batch = sampler.batch(0).to("cpu", torch.float32)
     with torch.no_grad():
@@ -65,7 +66,7 @@ def test_features_are_those_of_the_batches(config, vae):
 def test_the_plane_holds_the_largest_spread():
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(60, 5, generator=generator) * torch.tensor([0.1, 9.0, 0.1, 3.0, 0.1])
-    found = anatomy.plane({"a": rows[:20], "b": rows[20:]})
+    found = alignment.plane({"a": rows[:20], "b": rows[20:]})
     together = torch.cat([found["a"], found["b"]])
     assert together.shape == (60, 2) and together.mean(dim=0).abs().max() < 1e-4
     assert together.var(dim=0).tolist() == pytest.approx(rows.var(dim=0)[[1, 3]].tolist(), rel=0.02)
@@ -74,7 +75,7 @@ def test_the_plane_holds_the_largest_spread():
 def test_separation_is_zero_for_one_distribution_and_large_for_two():
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randn(100, 4, generator=generator), torch.randn(100, 4, generator=generator)
-    (alike, low, high), apart = anatomy.separation(x, y), anatomy.separation(x, y + 3)
+    (alike, low, high), apart = alignment.separation(x, y), alignment.separation(x, y + 3)
     assert low < 0 < high and low < alike < high and abs(alike) < 0.02
     assert 0.2 < apart[1] < apart[0] < apart[2]
-    assert anatomy.separation(10 * x, 10 * (y + 3)) == pytest.approx(apart, rel=1e-4)
+    assert alignment.separation(10 * x, 10 * (y + 3)) == pytest.approx(apart, rel=1e-4)

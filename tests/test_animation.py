@@ -4,7 +4,9 @@ import pytest
 from PIL import Image, ImageChops
 from typer.testing import CliRunner
 
-from dasd_utils import animation, cli, figures
+from dasd_utils import figures
+from dasd_utils.apps import animation
+from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import DasdError
 
 COLOURS = {100: "blue", 0: "red", 50: "green"}  # out of order

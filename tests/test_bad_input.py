@@ -27,21 +27,12 @@ from test_data import domain, picture, write_images
 from transformers import CLIPTokenizer
 from typer.testing import CliRunner
 
-from dasd_utils import (
-    adapters,
-    checkpoints,
-    cli,
-    cli_train,
-    data,
-    denoising,
-    images,
-    models,
-    runs,
-    sampling,
-    training,
-)
+from dasd_utils import adapters, data, denoising, models, sampling, training
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.cli import train as cli_train
 from dasd_utils.checks import SCHEDULERS
 from dasd_utils.config import Calibration, Config, DasdError
+from dasd_utils.runtime import checkpoints, images, runs
 
 NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**400
 

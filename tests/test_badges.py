@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 import dasd_utils
-from dasd_utils import badges, batch
+from dasd_utils.apps import badges, batch
 from dasd_utils.config import ROOT, DasdError
 
 NEW = ("https://github.com/somebody/far-domains", "v2.3.4")

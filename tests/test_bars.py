@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import dasd_utils
-from dasd_utils import bars
+from dasd_utils.runtime import bars
 
 PACKAGE = Path(dasd_utils.__file__).parent
 

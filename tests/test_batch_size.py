@@ -10,7 +10,8 @@ import pytest
 import torch
 from synthetic import make_parts
 
-from dasd_utils import batch_size, optimization
+from dasd_utils import optimization
+from dasd_utils.apps import batch_size
 from dasd_utils.config import Config, DasdError
 
 

@@ -10,8 +10,10 @@ import pages
 import pytest
 from PIL import Image
 
-from dasd_utils import checkpoints, data, drawings, training
+from dasd_utils import data, training
+from dasd_utils.apps.playground import drawings
 from dasd_utils.config import ROOT, Config
+from dasd_utils.runtime import checkpoints
 
 pytestmark = pytest.mark.browser
 
@@ -74,7 +76,13 @@ def voila(tmp_path):
     """Return the address that `dasd playground` prints for the run that ships with the repository."""
     pages.find_browser("voila")
     port = pages.free_port()
-    words = ["dasd_utils.cli", "playground", "--checkpoint", str(ROOT / "data/tiny-run"), "--no-browser"]
+    words = [
+        "dasd_utils.apps.cli.main",
+        "playground",
+        "--checkpoint",
+        str(ROOT / "data/tiny-run"),
+        "--no-browser",
+    ]
     with pages.serving([*words, "--port", str(port)], port, tmp_path) as said:
         yield re.search(r"http://\S+", said.read_text()).group()
 

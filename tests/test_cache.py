@@ -12,8 +12,9 @@ import torch
 from diffusers import AutoencoderKL
 from synthetic import make_sampler, same_batch
 
-from dasd_utils import cache, data
+from dasd_utils import data
 from dasd_utils.config import DasdError
+from dasd_utils.runtime import latent_cache
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_cache_is_never_stale(make, config, vae, change):
     source = data.load_domain(settings.source, settings)
     source.ids = source.ids if change == "images" else sampler._members["train"][0].ids
     before = set(cache_of(config).iterdir())
-    cache.cached_latents(source, settings, other, cache.vae_fingerprint(other), progress=False)
+    latent_cache.cached_latents(source, settings, other, latent_cache.vae_fingerprint(other), progress=False)
     assert len(set(cache_of(config).iterdir()) - before) == 1
 
 
@@ -73,7 +74,7 @@ def test_interrupted_encoding_leaves_nothing(make, config, monkeypatch):
             raise KeyboardInterrupt
         return np.zeros((len(images), 2, 4, 4, 4), np.float32)
 
-    monkeypatch.setattr(cache, "_encode", fail)
+    monkeypatch.setattr(latent_cache, "_encode", fail)
     with pytest.raises(KeyboardInterrupt):
         make()
     assert list(cache_of(config).iterdir()) == []
@@ -96,18 +97,20 @@ def test_latents_that_are_not_finite(make, vae, monkeypatch):
 @pytest.fixture
 def shards(config, vae, monkeypatch):
     """Return `shards() -> Latents` of 24 source images in shards of 10."""
-    monkeypatch.setattr(cache, "SHARD", 10)
+    monkeypatch.setattr(latent_cache, "SHARD", 10)
     source = data.load_domain(config.source, config)
-    mark = cache.vae_fingerprint(vae)
-    return lambda: cache.cached_latents(source, config, vae, mark, progress=False)
+    mark = latent_cache.vae_fingerprint(vae)
+    return lambda: latent_cache.cached_latents(source, config, vae, mark, progress=False)
 
 
 def test_shards_are_one_array(shards, config, vae, monkeypatch):
     many = shards()
     assert [len(shard) for shard in many.shards] == [10, 10, 4]
-    monkeypatch.setattr(cache, "SHARD", 1024)
+    monkeypatch.setattr(latent_cache, "SHARD", 1024)
     source = data.load_domain(config.source, config)
-    (whole,) = cache.cached_latents(source, config, vae, cache.vae_fingerprint(vae), progress=False).shards
+    (whole,) = latent_cache.cached_latents(
+        source, config, vae, latent_cache.vae_fingerprint(vae), progress=False
+    ).shards
     assert many.shape == whole.shape == (24, 2, 4, 4, 4)
     assert many.dtype == whole.dtype and many.nbytes == whole.nbytes
     for key in (0, 10, -1, slice(None), slice(8, 12), (slice(3, 21, 5), 0), (19, 1), slice(0, 0)):
@@ -130,22 +133,22 @@ def test_cached_moments_are_those_of_the_vae(shards, config, vae):
 def test_a_full_cache_shows_no_bar(shards, config, vae, capsys):
     shards()
     source = data.load_domain(config.source, config)
-    cache.cached_latents(source, config, vae, cache.vae_fingerprint(vae), progress=True)
+    latent_cache.cached_latents(source, config, vae, latent_cache.vae_fingerprint(vae), progress=True)
     assert capsys.readouterr() == ("", "")
 
 
 def test_large_images_go_through_the_vae_a_few_at_a_time(shards, monkeypatch):
-    encode, sizes = cache._encode, []
-    monkeypatch.setattr(cache, "ENCODE_PIXELS", 3 * 16 * 16)
+    encode, sizes = latent_cache._encode, []
+    monkeypatch.setattr(latent_cache, "ENCODE_PIXELS", 3 * 16 * 16)
     monkeypatch.setattr(
-        cache, "_encode", lambda vae, some, dtype: sizes.append(len(some)) or encode(vae, some, dtype)
+        latent_cache, "_encode", lambda vae, some, dtype: sizes.append(len(some)) or encode(vae, some, dtype)
     )
     assert len(shards()) == 24
     assert sizes == [3, 3, 3, 1, 3, 3, 3, 1, 3, 1]
 
 
 def test_an_interrupted_encoding_goes_on_where_it_stopped(shards, config, monkeypatch):
-    encode, calls = cache._encode, []
+    encode, calls = latent_cache._encode, []
 
     def fail(vae, images, dtype):
         calls.append(len(images))
@@ -153,7 +156,7 @@ def test_an_interrupted_encoding_goes_on_where_it_stopped(shards, config, monkey
             raise KeyboardInterrupt
         return encode(vae, images, dtype)
 
-    monkeypatch.setattr(cache, "_encode", fail)
+    monkeypatch.setattr(latent_cache, "_encode", fail)
     with pytest.raises(KeyboardInterrupt):
         shards()
     assert len(list(cache_of(config).iterdir())) == 1
@@ -164,7 +167,7 @@ def test_an_interrupted_encoding_goes_on_where_it_stopped(shards, config, monkey
 
 
 def test_several_workers_encode_each_shard_once(shards, config, monkeypatch):
-    encode, encoded, both = cache._encode, [], threading.Barrier(2, timeout=30)
+    encode, encoded, both = latent_cache._encode, [], threading.Barrier(2, timeout=30)
 
     def count(vae, images, dtype):
         if len(encoded) < 2:
@@ -172,8 +175,8 @@ def test_several_workers_encode_each_shard_once(shards, config, monkeypatch):
         encoded.append(len(images))
         return encode(vae, images, dtype)
 
-    monkeypatch.setattr(cache, "_encode", count)
-    monkeypatch.setattr(cache, "POLL", 0.01)
+    monkeypatch.setattr(latent_cache, "_encode", count)
+    monkeypatch.setattr(latent_cache, "POLL", 0.01)
     results = []
     workers = [threading.Thread(target=lambda: results.append(shards()[:])) for _ in range(2)]
     for worker in workers:
@@ -190,7 +193,7 @@ def test_a_changed_image_costs_its_shard_alone(shards, config, vae):
     before = set(cache_of(config).iterdir())
     source = data.load_domain(config.source, config)
     source.ids[-1] = "another image"
-    cache.cached_latents(source, config, vae, cache.vae_fingerprint(vae), progress=False)
+    latent_cache.cached_latents(source, config, vae, latent_cache.vae_fingerprint(vae), progress=False)
     assert len(set(cache_of(config).iterdir()) - before) == 1
 
 

@@ -7,9 +7,11 @@ import torch
 from conftest import on_narrow_base
 from typer.testing import CliRunner
 
-from dasd_utils import calibration, cli, evaluation, sampling, training
-from dasd_utils.calibration import Candidate
+from dasd_utils import evaluation, sampling, training
+from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import Calibration, DasdError
+from dasd_utils.study import calibration
+from dasd_utils.study.calibration import Candidate
 from dasd_utils.uncertainty import Estimate
 
 

@@ -5,7 +5,7 @@ import torch
 import transformers
 from conftest import picture_files
 
-from dasd_utils import captioner, captions
+from dasd_utils.apps.new_domain import captioner, captions
 from dasd_utils.config import DasdError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", "a", "house", "boat", "tree"]

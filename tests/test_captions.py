@@ -8,8 +8,8 @@ import pytest
 from conftest import picture_files
 from PIL import Image
 
-from dasd_utils import captions
-from dasd_utils.captions import words_of
+from dasd_utils.apps.new_domain import captions
+from dasd_utils.apps.new_domain.captions import words_of
 from dasd_utils.config import DasdError
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")

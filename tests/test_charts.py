@@ -2,7 +2,7 @@
 
 import pytest
 
-from dasd_utils import charts
+from dasd_utils.study import charts
 
 
 def swept(value=1.0, **more):

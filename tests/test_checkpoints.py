@@ -11,8 +11,8 @@ import sys
 import pytest
 import torch
 
-from dasd_utils import checkpoints
 from dasd_utils.config import Config, DasdError
+from dasd_utils.runtime import checkpoints
 
 
 def tensors(value: float = 1.0) -> dict[str, dict[str, torch.Tensor]]:

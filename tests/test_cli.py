@@ -8,7 +8,9 @@ import typer
 from conftest import on_narrow_base
 from typer.testing import CliRunner
 
-from dasd_utils import batch_size, cli, cli_train
+from dasd_utils.apps import batch_size
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.cli import train as cli_train
 from dasd_utils.config import Config, DasdError
 
 runner = CliRunner()

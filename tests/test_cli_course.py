@@ -8,7 +8,9 @@ import sys
 import nbformat
 import pytest
 
-from dasd_utils import batch, cli, cli_course, freshness
+from dasd_utils.apps import batch, freshness
+from dasd_utils.apps.cli import course as cli_course
+from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import ROOT, DasdError
 
 

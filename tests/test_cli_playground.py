@@ -8,7 +8,9 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from dasd_utils import cli, cli_playground, playground
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.cli import playground as cli_playground
+from dasd_utils.apps.playground import form as playground
 from dasd_utils.config import ROOT, Config, DasdError
 
 runner = CliRunner()

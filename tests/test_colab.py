@@ -20,7 +20,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dasd_utils import badges, colab
+from dasd_utils.apps import badges, colab
 from dasd_utils.config import ROOT
 
 THERE = {"torch": "2.7.1", "numpy": "1.25.2", "transformers": "5.0.0", "tokenizers": "0.22.2"}

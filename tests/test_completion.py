@@ -8,7 +8,9 @@ import sys
 import pytest
 import typer
 
-from dasd_utils import checks, cli, completion, methods
+from dasd_utils import checks, methods
+from dasd_utils.apps.cli import completion
+from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import ROOT
 
 

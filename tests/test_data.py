@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dasd_utils import data, images, toyworld
+from dasd_utils import data, toyworld
 from dasd_utils.config import Config, DasdError, DomainConfig
+from dasd_utils.runtime import images
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from synthetic import NoiseSampler, make_batch
 
-from dasd_utils import denoising, methods, models, sampling, training, translation
+from dasd_utils import denoising, methods, models, sampling, training
 from dasd_utils.config import Config, DasdError
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, Term
-from dasd_utils.papers import diffusionclip
+from dasd_utils.papers.diffusionclip import objective as diffusionclip
+from dasd_utils.papers.diffusionclip import translation
 
 SHORT = {"return_step": 300, "forward_steps": 6, "generation_steps": 3}
 SHORT |= {"reference": ("a painting",), "target": ("a satellite image",)}
@@ -118,7 +119,8 @@ def test_the_loss_is_of_pixels_and_of_words(config, parts):
 
 
 def test_features_are_those_of_the_judge(config, parts):
-    from dasd_utils import evaluation, images
+    from dasd_utils import evaluation
+    from dasd_utils.runtime import images
 
     judge, own = (
         evaluation.load_judge(config, "cpu"),
@@ -307,7 +309,7 @@ def test_words_that_clip_cannot_tell_apart_are_refused(config):
 
 
 def test_a_step_of_micro_batches_is_refused(config, parts):
-    from dasd_utils import batch_size
+    from dasd_utils.apps import batch_size
 
     with pytest.raises(DasdError, match="takes one batch through several steps"):
         batch_size.largest_batch(config, parts)

@@ -9,7 +9,10 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from dasd_utils import cli, cli_start, doctor, machines
+from dasd_utils import machines
+from dasd_utils.apps import doctor
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.cli import start as cli_start
 from dasd_utils.config import Config
 
 PROJECT = """

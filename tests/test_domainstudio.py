@@ -11,10 +11,11 @@ import pywt
 import torch
 from synthetic import NoiseSampler, make_batch, make_parts
 
-from dasd_utils import ladder, methods, models, objectives, training
+from dasd_utils import methods, models, objectives, training
 from dasd_utils.config import Config, DasdError
 from dasd_utils.papers import domainstudio
 from dasd_utils.papers.domainstudio import Settings
+from dasd_utils.study import ladder
 
 TERMS = ("loss_img", "loss_hf", "loss_hfmse")
 

@@ -7,9 +7,11 @@ import shutil
 import pytest
 from PIL import Image, PngImagePlugin
 
-from dasd_utils import adapters, checkpoints, drawings
+from dasd_utils import adapters
+from dasd_utils.apps.playground import drawings
+from dasd_utils.apps.playground.drawings import AUTO, Choices, Loaded
 from dasd_utils.config import Calibration, DasdError
-from dasd_utils.drawings import AUTO, Choices, Loaded
+from dasd_utils.runtime import checkpoints
 from dasd_utils.sampling import DasdPipeline
 
 HOW = Calibration(guidance_scale=2.0, num_inference_steps=2, scheduler="ddpm")

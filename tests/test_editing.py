@@ -11,8 +11,9 @@ from conftest import plain_pipeline
 from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
-from dasd_utils import data, denoising, editing, models, sampling
+from dasd_utils import data, denoising, models, sampling
 from dasd_utils.config import Calibration, Config, DasdError
+from dasd_utils.papers import editing
 
 PROMPTS = ["a river near a forest", "a house"]
 QUICK = Calibration(2.0, 6, "ddim")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dasd_utils import evaluation, metrics
 from dasd_utils.config import Config, DasdError
-from dasd_utils.reader import AttributeTable
+from dasd_utils.toyworld.attribute_classifier import AttributeTable
 
 PROMPTS = [p for p in ("aerial view", "a river", "a harbor", "a dark forest") for _ in range(2)]
 

@@ -17,8 +17,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dasd_utils import adapters, checkpoints, export, models, sampling
+from dasd_utils import adapters, models, sampling
+from dasd_utils.apps import export
 from dasd_utils.config import Calibration, DasdError
+from dasd_utils.runtime import checkpoints
 
 READER = Path(__file__).with_name("plain_reader.py")
 QUICK = Calibration(guidance_scale=3.0, num_inference_steps=3, scheduler="ddim")

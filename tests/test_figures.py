@@ -12,7 +12,8 @@ from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from dasd_utils import diagram, figures, toyworld
+from dasd_utils import figures, toyworld
+from dasd_utils.apps import diagram
 
 
 @pytest.fixture(autouse=True)

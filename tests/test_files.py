@@ -2,8 +2,8 @@
 
 import pytest
 
-from dasd_utils import files
 from dasd_utils.config import DasdError
+from dasd_utils.runtime import files
 
 
 def test_the_new_takes_the_place_of_the_old_at_the_end(tmp_path):

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from dasd_utils import badges, batch, freshness
+from dasd_utils.apps import badges, batch, freshness
 from dasd_utils.config import ROOT, DasdError
 
 USED = '''"""Docs."""
@@ -153,7 +153,7 @@ def test_the_package_itself_is_followed(tmp_path):
     cells = [freshness.facts("from dasd_utils import training")]
     before = freshness.modules(cells, tmp_path)
     assert {"dasd_utils/papers/domainstudio.py", "dasd_utils/profiles.py"} <= before.keys()
-    assert "dasd_utils/cli.py" not in before
+    assert "dasd_utils/apps/cli/main.py" not in before
     path = tmp_path / "dasd_utils" / "losses.py"
     path.write_text(path.read_text().replace("def mmd(", "def mmd_(", 1))
     after = freshness.modules(cells, tmp_path)

@@ -8,8 +8,10 @@ import torch
 from conftest import on_narrow_base
 from typer.testing import CliRunner
 
-from dasd_utils import cli, front_charts, fronts, ladder, runs
+from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import Calibration, Config, DasdError
+from dasd_utils.runtime import runs
+from dasd_utils.study import front_charts, ladder, tradeoff
 from dasd_utils.uncertainty import Estimate
 
 
@@ -26,18 +28,18 @@ def settings(config, point):
 
 
 def test_points_have_names_of_their_own_that_the_command_knows():
-    names = [point.name for point in fronts.points()]
+    names = [point.name for point in tradeoff.points()]
     assert len(set(names)) == len(names)
     assert not set(names) & {rung.name for rung in (*ladder.RUNGS, *ladder.PAPERS)}
-    assert not any(point.sees_source for point in fronts.points())
-    asked = [line.name for line in fronts.find([fronts.PLANE, f"{fronts.PLANE}, over training"])]
-    assert asked == [fronts.PLANE] + [f"{fronts.PLANE}, over training"] * len(fronts.LENGTHS)
+    assert not any(point.sees_source for point in tradeoff.points())
+    asked = [line.name for line in tradeoff.find([tradeoff.PLANE, f"{tradeoff.PLANE}, over training"])]
+    assert asked == [tradeoff.PLANE] + [f"{tradeoff.PLANE}, over training"] * len(tradeoff.LENGTHS)
     with pytest.raises(DasdError, match=r"no line 'DASD'.*DASD, "):
-        fronts.find(["DASD"])
+        tradeoff.find(["DASD"])
 
 
 def test_a_line_shares_one_training_and_differs_in_its_scales(config):
-    (line,) = fronts.find([fronts.PLANE])
+    (line,) = tradeoff.find([tradeoff.PLANE])
     found = {point.name: settings(config, point) for point in line.points()}
     assert len({runs.key(point.config(config)) for point in line.points()}) == 1
     steps = config.evaluation.num_inference_steps, config.evaluation.scheduler
@@ -48,19 +50,19 @@ def test_a_line_shares_one_training_and_differs_in_its_scales(config):
 
 
 def test_the_same_question_after_other_lengths_of_training(config):
-    points = fronts.points(fronts.find(["captions, classifier-free, over training"]))
-    assert [point.config(config).training.max_train_steps for point in points] == list(fronts.LENGTHS)
+    points = tradeoff.points(tradeoff.find(["captions, classifier-free, over training"]))
+    assert [point.config(config).training.max_train_steps for point in points] == list(tradeoff.LENGTHS)
     assert [point.config(config).alignment.lambda_align for point in points] == [0.0] * 3  # the rung's own
     (one,) = {settings(config, point) for point in points}
     assert (one.guidance, one.guidance_scale) == ("cfg", 2.5)
     same = config.replace(max_train_steps=200)
     at = {point.config(same).training.max_train_steps: runs.key(point.config(same)) for point in points}
-    (line,) = fronts.find(["captions, classifier-free"])
+    (line,) = tradeoff.find(["captions, classifier-free"])
     assert at[200] == runs.key(line.points()[0].config(same))  # no second training of that length
 
 
 def test_a_learner_without_prompts_is_asked_what_its_line_says(config, monkeypatch):
-    (line,) = fronts.find(["images alone, classifier-free"])
+    (line,) = tradeoff.find(["images alone, classifier-free"])
     point, asked = line.points()[0], {}
 
     class Pipeline:
@@ -89,7 +91,7 @@ def test_gains_are_of_points_that_the_other_seeds_choose():
         "far": made((2.0, 2.0, 2.0), (1.0, 1.0, 1.0)),  # shows more, but lies further away
     }
     against = {"w 1": made((1.0, 1.0, 1.0), (0.3, 0.3, 0.3)), "w 9": made((0.1, 0.1, 0.1), (0.0, 0.0, 0.0))}
-    fit, control = fronts.gains(own, against)  # none is as near as w 9
+    fit, control = tradeoff.gains(own, against)  # none is as near as w 9
     assert control["points"] == ["steady", "lucky", "lucky"]
     assert control["value"] == pytest.approx((0.1 - 0.2 - 0.2) / 3)
     assert (fit["metric"], fit["value"], fit["against"]) == ("cmmd", pytest.approx(-0.5), "w 1")
@@ -99,7 +101,7 @@ def test_gains_are_of_points_that_the_other_seeds_choose():
 def test_no_gain_is_claimed_over_a_point_that_its_own_line_beats():
     own = {"a": made((0.9, 0.9), (0.65, 0.65))}
     against = {"w 1": made((1.0, 1.0), (0.6, 0.6)), "w 3": made((0.3, 0.3), (0.75, 0.75))}
-    assert fronts.gains(own, against) == []  # of w 1, w 3 is nearer and shows more; a is not as near as w 3
+    assert tradeoff.gains(own, against) == []  # of w 1, w 3 is nearer and shows more; a is not as near as w 3
 
 
 def test_the_choice_is_made_anew_in_each_draw():
@@ -116,23 +118,23 @@ def test_the_choice_is_made_anew_in_each_draw():
     level = torch.full((2,), 0.5, dtype=torch.float64)
     point = {"cmmd": Estimate(torch.ones(2), torch.ones(2, 2), 12),
              "attribute_accuracy": Estimate(level, level.expand(2, 2), 12)}  # fmt: skip
-    _, control = fronts.gains(own, {"p": point})
+    _, control = tradeoff.gains(own, {"p": point})
     assert (control["low"], control["value"]) == pytest.approx((0.1, 0.1))  # 0.6 in either draw
 
 
 def test_without_attributes_control_is_the_clip_score():
     points = {"a": {"cmmd": estimate(1.0, 1.0), "clip_score": estimate(0.3, 0.5)}}
-    assert [row["metric"] for row in fronts.gains(points, points)] == ["cmmd", "clip_score"]
+    assert [row["metric"] for row in tradeoff.gains(points, points)] == ["cmmd", "clip_score"]
 
 
 def test_one_seed_chooses_for_nobody():
     one = {"a": made((0.5,), (0.5,))}
-    assert fronts.gains(one, one) == []
+    assert tradeoff.gains(one, one) == []
 
 
 @pytest.fixture(scope="module")
 def lines():
-    cfg, plane = fronts.find(["captions, classifier-free", fronts.PLANE])
+    cfg, plane = tradeoff.find(["captions, classifier-free", tradeoff.PLANE])
     return [
         dataclasses.replace(cfg, scales=cfg.scales[:2]),
         dataclasses.replace(plane, scales=plane.scales[6:8]),
@@ -141,29 +143,29 @@ def lines():
 
 
 def test_the_command_asks_every_point_and_writes_the_front(config, lines, tmp_path, monkeypatch):
-    monkeypatch.setattr(fronts, "LINES", lines)
+    monkeypatch.setattr(tradeoff, "LINES", lines)
     path = config.save(tmp_path / "config.json")
     asked = ["front", "--config", str(path), "--seeds", "0,1", "--json"]
     done = CliRunner().invoke(cli.app, asked)
     assert done.exit_code == 0, done.output
     stored = json.loads((ladder.resolve(config.output_dir) / "front.json").read_text())
     scored = [row for row in stored["rows"] if "against" not in row]
-    assert {row["method"] for row in scored} == {point.name for point in fronts.points(lines)}
+    assert {row["method"] for row in scored} == {point.name for point in tradeoff.points(lines)}
     (one,) = (r for r in scored if r["method"].endswith("domain 1, guidance 4") and r["metric"] == "cmmd")
-    assert (one["line"], one["domain_scale"], one["guidance_scale"]) == (fronts.PLANE, 1.0, 4.0)
+    assert (one["line"], one["domain_scale"], one["guidance_scale"]) == (tradeoff.PLANE, 1.0, 4.0)
     assert (one["n"], one["seeds"], one["low"] < one["value"] < one["high"]) == (24, [0, 1], True)
     assert {r["max_train_steps"] for r in scored if r["line"] == "longer"} == {3}
     gained = [r for r in stored["rows"] if "against" in r]
-    assert {r["method"] for r in gained} <= {fronts.PLANE} and {r["n"] for r in stored["rows"]} == {24}
+    assert {r["method"] for r in gained} <= {tradeoff.PLANE} and {r["n"] for r in stored["rows"]} == {24}
 
 
 def test_a_line_that_does_not_go_with_the_config_is_named(tmp_path):
     two = Config.setup("tiny", output_dir=str(tmp_path / "run"))
-    fronts.check(two, fronts.find(["DASD, Domain Guidance"]))
+    tradeoff.check(two, tradeoff.find(["DASD, Domain Guidance"]))
     with pytest.raises(
         DasdError, match=r"'images alone, Domain Guidance'.*one domain.*--only.*guidance.json"
     ):
-        fronts.check(two, fronts.find(["DASD, Domain Guidance", "images alone, Domain Guidance"]))
+        tradeoff.check(two, tradeoff.find(["DASD, Domain Guidance", "images alone, Domain Guidance"]))
     path = two.save(tmp_path / "config.json")
     result = CliRunner().invoke(cli.app, ["front", "--config", str(path), "--seeds", "0"])
     assert isinstance(result.exception, DasdError)

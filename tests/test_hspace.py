@@ -6,7 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dasd_utils import editing, hspace, models, sampling
+from dasd_utils import models, sampling
+from dasd_utils.papers import editing
+from dasd_utils.papers.diffusionclip import hspace
 
 
 def pictures(count):

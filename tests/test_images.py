@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from synthetic import plain, saved
 
-from dasd_utils import images
+from dasd_utils.runtime import images
 
 
 def palette_with_a_hole() -> Image.Image:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dasd_utils import hspace, label_shift
-from dasd_utils.adaptation import Labelled
+from dasd_utils.papers.diffusionclip import hspace, label_shift
+from dasd_utils.papers.diffusionclip.adaptation import Labelled
 
 
 @pytest.fixture

@@ -8,23 +8,13 @@ import pytest
 from conftest import on_narrow_base
 from typer.testing import CliRunner
 
-from dasd_utils import (
-    calibration,
-    cli,
-    cli_study,
-    evaluation,
-    ladder,
-    locks,
-    methods,
-    objectives,
-    runs,
-    samples,
-    sampling,
-    standings,
-    training,
-)
+from dasd_utils import evaluation, methods, objectives, sampling, training
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.cli import study as cli_study
 from dasd_utils.config import Calibration, Config, DasdError
-from dasd_utils.ladder import Rung
+from dasd_utils.runtime import locks, runs, samples
+from dasd_utils.study import calibration, ladder, standings
+from dasd_utils.study.ladder import Rung
 
 QUICK = (("ddim", 1), ("dpm++", 2))
 RUNGS = ladder.find(["base", "base + style words", "token only", "LoRA only", "DASD", "DASD, calibrated",

@@ -6,7 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
-from dasd_utils import live
+from dasd_utils.runtime import live
 
 
 @pytest.fixture(autouse=True)

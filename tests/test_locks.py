@@ -5,7 +5,7 @@ from __future__ import annotations
 import filelock
 import pytest
 
-from dasd_utils import locks
+from dasd_utils.runtime import locks
 
 
 def test_one_at_a_time_and_no_file_left(tmp_path):

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dasd_utils import denoising, machines, precision
+from dasd_utils import denoising, machines
 from dasd_utils.config import ROOT, Config
 from dasd_utils.profiles import PROFILES
+from dasd_utils.runtime import precision
 
 SIZES = ("target_batch_size", "source_batch_size", "gradient_accumulation_steps", "gradient_checkpointing")
 CARDS = [  # name, memory in GiB as CUDA reports it, bf16, profile, sizes, precision

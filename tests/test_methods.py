@@ -8,10 +8,15 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from dasd_utils import cli, cli_study, evaluation, methods, objectives, runs, study, verification
-from dasd_utils.cli_options import open_pipeline, read_config
+from dasd_utils import comparison, evaluation, methods, objectives
+from dasd_utils.apps import verify
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.cli import study as cli_study
+from dasd_utils.apps.cli.options import open_pipeline, read_config
 from dasd_utils.config import Calibration, Config, DasdError, resolve
-from dasd_utils.papers import diffusionclip, domainstudio
+from dasd_utils.papers import domainstudio
+from dasd_utils.papers.diffusionclip import objective as diffusionclip
+from dasd_utils.runtime import runs
 
 
 def test_the_default_is_dasd(tiny_config):
@@ -74,9 +79,9 @@ def test_names_of_runs_are_what_they_were():
 
 
 def test_the_comparison_names_what_trained(tiny_config):
-    assert study.compared(tiny_config) == study.METHODS
+    assert comparison.compared(tiny_config) == comparison.METHODS
     other = tiny_config.replace(method="domainstudio", lambda_align=0.0)
-    assert study.compared(other) == ("base", "base + style words", "domainstudio")
+    assert comparison.compared(other) == ("base", "base + style words", "domainstudio")
 
 
 def test_a_method_trains_by_the_command_and_its_run_is_verified(tiny_config, tmp_path):
@@ -93,9 +98,12 @@ def test_a_method_trains_by_the_command_and_its_run_is_verified(tiny_config, tmp
     assert said["step"] == 4 and said["loss_img"] >= 0 and "loss_prior" in said
     stored = Config.load(tmp_path / "run" / "config.json")
     assert stored.method == "domainstudio" and stored.alignment.lambda_align == 0
-    assert all(row["ok"] for row in verification.verify(tmp_path / "run", 2))
+    assert all(row["ok"] for row in verify.verify(tmp_path / "run", 2))
     pipeline = open_pipeline(None, "tiny", path, None)  # the file does not name the method, the run does
-    assert pipeline.config.method == "domainstudio" and study.compared(pipeline.config)[-1] == "domainstudio"
+    assert (
+        pipeline.config.method == "domainstudio"
+        and comparison.compared(pipeline.config)[-1] == "domainstudio"
+    )
     refused = CliRunner().invoke(cli.app, [*words, "--auto_batch_size"])
     assert isinstance(refused.exception, DasdError) and "made for DASD's step" in str(refused.exception)
 

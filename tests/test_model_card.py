@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from huggingface_hub import ModelCard
 
-from dasd_utils import adapters, model_card
-from dasd_utils.export import Exported
+from dasd_utils import adapters
+from dasd_utils.apps import model_card
+from dasd_utils.apps.export import Exported
 
 LORA = adapters.LORA_FILE
 FILES = ("README.md", LORA, "samples.png", "satellite.safetensors")

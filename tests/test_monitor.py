@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 from synthetic import NoiseSampler, make_parts
 
-from dasd_utils import adapters, figures, live, monitor, training
+from dasd_utils import adapters, figures, training
+from dasd_utils.apps import monitor
 from dasd_utils.config import DasdError
+from dasd_utils.runtime import live
 
 
 @pytest.fixture

@@ -7,8 +7,11 @@ import pytest
 from conftest import picture_files
 from typer.testing import CliRunner
 
-from dasd_utils import cache, cli, data, evaluation, models, new_domain, runs
+from dasd_utils import data, evaluation, models
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.new_domain import proposal
 from dasd_utils.config import ROOT, Config, DasdError
+from dasd_utils.runtime import latent_cache, runs
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 runner = CliRunner()
@@ -26,7 +29,7 @@ def folder(tmp_path_factory):
 
 
 def propose(folder, config, how="auto", name="sketch"):
-    return new_domain.propose(name, folder, config, how)
+    return proposal.propose(name, folder, config, how)
 
 
 def numbered(folder, count=25, **how):
@@ -77,9 +80,9 @@ def classes(folder):
 
 def test_a_model_can_be_asked_for(tmp_path, tiny_config, monkeypatch):
     def from_model(album, name, progress):
-        return new_domain.Captions(name, {}, dict.fromkeys(album.files(), f"seen by {name}"))
+        return proposal.Captions(name, {}, dict.fromkeys(album.files(), f"seen by {name}"))
 
-    monkeypatch.setattr("dasd_utils.captioner.from_model", from_model)
+    monkeypatch.setattr("dasd_utils.apps.new_domain.captioner.from_model", from_model)
     place = numbered(tmp_path / "images")
     for how in ("owner/name", "owner/name@0123abc", str(tmp_path)):
         assert set(propose(place, tiny_config, how).captions.texts.values()) == {f"seen by {how}"}
@@ -110,7 +113,9 @@ def test_too_few_images(tmp_path, tiny_config):
 
 
 def test_what_fails_does_so_before_a_model_captions(folder, tmp_path, tiny_config, monkeypatch):
-    monkeypatch.setattr("dasd_utils.captioner.from_model", lambda *_, **__: pytest.fail("asked too early"))
+    monkeypatch.setattr(
+        "dasd_utils.apps.new_domain.captioner.from_model", lambda *_, **__: pytest.fail("asked too early")
+    )
     with pytest.raises(DasdError, match="too few images"):
         propose(numbered(tmp_path / "few", count=4), tiny_config, "owner/name")
     (tmp_path / "there.json").write_text("{}")
@@ -129,7 +134,7 @@ def test_split_folders_are_used(tmp_path, tiny_config):
 
 def test_written_and_loaded(folder, tiny_config, tmp_path):
     found, out = propose(folder, tiny_config), tmp_path / "mine.json"
-    written = new_domain.write(found, out)
+    written = proposal.write(found, out)
     assert [path.name for path in written] == [
         "mine.json",
         "classifier.json",
@@ -146,13 +151,13 @@ def test_written_and_loaded(folder, tiny_config, tmp_path):
 
 def test_nothing_is_replaced_unless_asked(folder, tiny_config, tmp_path):
     found, out = propose(folder, tiny_config), tmp_path / "mine.json"
-    new_domain.write(found, out)
+    proposal.write(found, out)
     (tmp_path / "mine_files" / "old").write_text("")
     for there in (out, tmp_path / "mine_files"):
         with pytest.raises(DasdError, match=rf"{there.name} is there already"):
-            new_domain.write(found, out)
+            proposal.write(found, out)
         out.unlink(missing_ok=True)
-    new_domain.write(found, out, force=True)
+    proposal.write(found, out, force=True)
     assert out.exists() and not (tmp_path / "mine_files" / "old").exists()
 
 
@@ -161,25 +166,25 @@ def test_nothing_is_half_written(folder, tiny_config, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     found = propose(folder, tiny_config)
-    new_domain.write(found, tmp_path / "mine.json")
+    proposal.write(found, tmp_path / "mine.json")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr(new_domain, "caption_lines", fail)
+    monkeypatch.setattr(proposal, "caption_lines", fail)
     for out in (tmp_path / "mine.json", tmp_path / "other.json"):
         with pytest.raises(DasdError, match="No space left"):
-            new_domain.write(found, out, force=True)
+            proposal.write(found, out, force=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_the_folder_of_images_stays_as_it_is(folder, tiny_config):
     found = propose(folder, tiny_config)
     with pytest.raises(DasdError, match="inside the folder of images"):
-        new_domain.write(found, folder / "mine.json")
+        proposal.write(found, folder / "mine.json")
     with pytest.raises(DasdError, match="is a folder"):
-        new_domain.write(found, folder.parent, force=True)
+        proposal.write(found, folder.parent, force=True)
 
 
 def test_paths_inside_the_repository_are_relative():
-    assert new_domain.portable(ROOT / "data" / "x") == "data/x"
+    assert proposal.portable(ROOT / "data" / "x") == "data/x"
 
 
 def test_prompts_are_no_captions_of_training_images(folder, tmp_path, tiny_config):
@@ -192,7 +197,7 @@ def test_prompts_are_no_captions_of_training_images(folder, tmp_path, tiny_confi
         (folder, "a line drawing"),
     ):
         found = propose(place, tiny_config, how)
-        config = Config.load(new_domain.write(found, tmp_path / f"{how}.json")[0])
+        config = Config.load(proposal.write(found, tmp_path / f"{how}.json")[0])
         trained = {
             plain(caption)
             for split in ("train", "validation")
@@ -242,14 +247,14 @@ def test_the_command_says_it_in_words(folder, tmp_path):
 
 
 def test_other_captions_are_another_run_on_the_same_latents(folder, tiny_config, tmp_path):
-    new_domain.write(propose(folder, tiny_config), tmp_path / "a.json")
+    proposal.write(propose(folder, tiny_config), tmp_path / "a.json")
     config = run_config(Config.load(tmp_path / "a.json"), tiny_config)
     parts = models.load_parts(config)
 
     def sampler():
         *_, made = data.create_datasets(config, parts.tokenizer)
         made.encode(parts.vae, progress=False)
-        return made.fingerprint, cache.stored(config)
+        return made.fingerprint, latent_cache.stored(config)
 
     before, again = sampler(), sampler()
     path = tmp_path / "a_files" / "metadata.jsonl"
@@ -259,7 +264,7 @@ def test_other_captions_are_another_run_on_the_same_latents(folder, tiny_config,
 
 
 def test_a_caption_file_is_checked(folder, tiny_config, tmp_path):
-    new_domain.write(propose(folder, tiny_config), tmp_path / "a.json")
+    proposal.write(propose(folder, tiny_config), tmp_path / "a.json")
     config = Config.load(tmp_path / "a.json")
     path = tmp_path / "a_files" / "metadata.jsonl"
     path.write_text('{"file_name": "elsewhere.png", "text": "a tree"}\n')

@@ -11,8 +11,9 @@ import pytest
 import torch
 from synthetic import make_batch, make_parts
 
-from dasd_utils import models, objectives, optimization, processes, training
+from dasd_utils import models, objectives, optimization, training
 from dasd_utils.config import DasdError
+from dasd_utils.runtime import processes
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from dasd_utils import drawings, playground, playground_fields
+from dasd_utils.apps.playground import drawings, fields
+from dasd_utils.apps.playground import form as playground
 from dasd_utils.config import Calibration, Config, DasdError
 
 CONFIG = Config.setup("tiny", shipped_run=None)
@@ -226,7 +227,7 @@ def test_work_is_done_beside_the_page(tmp_path, monkeypatch):
 
 def test_names_are_no_html():
     answer = {"best_domain": "<i>", "all_similarities": {"<i>": -0.2}, "threshold": 2.0}
-    text = playground_fields.bars(answer)
+    text = fields.bars(answer)
     assert "<i>" not in text and "width:0.0%" in text and "left:100.0%" in text
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dasd_utils import precision
 from dasd_utils.config import DasdError
+from dasd_utils.runtime import precision
 
 
 def test_precision_by_device(monkeypatch):

@@ -15,7 +15,7 @@ from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.pretrain import evaluate, loop, vae
 from dasd_utils.pretrain.clip import Text, contrastive
 from dasd_utils.pretrain.world import Images
-from dasd_utils.reader import AttributeReader
+from dasd_utils.toyworld.attribute_classifier import AttributeReader
 
 SMALL = dict(
     paintings=40, others=40, vae_channels=(16, 16, 16), vae_steps=4, vae_batch_size=4, clip_width=(32, 32),

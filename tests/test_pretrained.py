@@ -9,8 +9,8 @@ import pytest
 from diffusers import UNet2DConditionModel
 from huggingface_hub import constants
 
-from dasd_utils import pretrained
 from dasd_utils.config import DasdError
+from dasd_utils.runtime import pretrained
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 

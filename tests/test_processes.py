@@ -19,8 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from synthetic import make_batch, make_parts
 
-from dasd_utils import checkpoints, objectives, processes
+from dasd_utils import objectives
 from dasd_utils.config import Config
+from dasd_utils.runtime import checkpoints, processes
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
@@ -29,7 +30,7 @@ LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_
 def launch(count: int, *words: object) -> subprocess.Popen:
     """Start `dasd` in so many processes, of one thread each."""
     several = [*LAUNCH, "--num_processes", str(count)] if count > 1 else [sys.executable]
-    command = [*several, "-m", "dasd_utils.cli", *map(str, words)]
+    command = [*several, "-m", "dasd_utils.apps.cli.main", *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

@@ -10,8 +10,10 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from typer.testing import CliRunner
 
-from dasd_utils import checkpoints, cli, publish
+from dasd_utils.apps import publish
+from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import DasdError
+from dasd_utils.runtime import checkpoints
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from dasd_utils.config import DasdError
-from dasd_utils.reader import AttributeReader, AttributeTable
+from dasd_utils.toyworld.attribute_classifier import AttributeReader, AttributeTable
 
 TABLE = {
     "field": {"scene": ["square", "stripe"], "side": ["left", "right"]},

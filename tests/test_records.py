@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dasd_utils.records import Records, table
+from dasd_utils.study.records import Records, table
 
 
 def test_rows_hold_all_that_results_need():

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from dasd_utils import checkpoints, runs
 from dasd_utils.config import Calibration, Config, DasdError, resolve
+from dasd_utils.runtime import checkpoints, runs
 
 
 def make_run(config, folder):

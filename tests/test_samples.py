@@ -6,8 +6,8 @@ import pandas
 import pytest
 from synthetic import plain
 
-from dasd_utils import samples
 from dasd_utils.config import DasdError
+from dasd_utils.runtime import samples
 
 IMAGES = [plain("RGB", (i, 2 * i, 7)) for i in range(5)]
 

@@ -15,8 +15,9 @@ from conftest import plain_pipeline
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from dasd_utils import adapters, classifier, denoising, guidance, models, precision, sampling
+from dasd_utils import adapters, classifier, denoising, guidance, models, sampling
 from dasd_utils.config import Calibration, DasdError
+from dasd_utils.runtime import precision
 
 PROMPT = "a river near a forest"
 

@@ -28,19 +28,11 @@ from huggingface_hub import HfApi
 from PIL import Image
 from safetensors.torch import load_file
 
-from dasd_utils import (
-    adapters,
-    checkpoints,
-    cli_train,
-    evaluation,
-    images,
-    models,
-    pretrained,
-    sampling,
-    tracking,
-)
+from dasd_utils import adapters, evaluation, models, sampling
+from dasd_utils.apps.cli import train as cli_train
 from dasd_utils.config import ROOT, Config, DasdError, DomainConfig, is_pinned, resolve
 from dasd_utils.profiles import PROFILES
+from dasd_utils.runtime import checkpoints, images, pretrained, tracking
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 # Their commits are not known here: who writes one into profiles.py takes the name out.

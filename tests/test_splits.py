@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageEnhance
 from synthetic import plain, saved
 
-from dasd_utils import images, splits, toyworld
+from dasd_utils import toyworld
+from dasd_utils.runtime import images, splits
 
 
 def grouped(*pictures: Image.Image) -> list[int]:

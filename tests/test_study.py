@@ -6,9 +6,9 @@ import pytest
 from conftest import on_narrow_base
 from PIL import Image
 
-from dasd_utils import study
+from dasd_utils import comparison
 from dasd_utils.config import DasdError
-from dasd_utils.reader import AttributeTable
+from dasd_utils.toyworld.attribute_classifier import AttributeTable
 
 
 class Recorder:
@@ -33,8 +33,8 @@ def config(base_dir, tmp_path):
 
 def calls(config, prompts=("a harbor", "a forest")):
     recorder = Recorder()
-    for method in study.METHODS:
-        study.sample_method(config, recorder, method, config.domains[0], list(prompts))
+    for method in comparison.METHODS:
+        comparison.sample_method(config, recorder, method, config.domains[0], list(prompts))
     return recorder.calls
 
 
@@ -56,29 +56,29 @@ def test_each_prompt_has_noise_of_its_own(config):
 @pytest.mark.parametrize("count", [1, 2])
 def test_images_come_prompt_by_prompt(config, count):
     config = config.replace(images_per_prompt=count)
-    made = study.sample_method(config, Recorder(), "DASD", config.domains[0], ["a", "b"])
+    made = comparison.sample_method(config, Recorder(), "DASD", config.domains[0], ["a", "b"])
     assert [image.getpixel((0, 0))[:2] for image in made] == [(p, i) for p in range(2) for i in range(count)]
 
 
 def test_unknown_method(config):
     with pytest.raises(DasdError, match="DASD"):
-        study.sample_method(config, Recorder(), "dasd", config.domains[0], ["a"])
+        comparison.sample_method(config, Recorder(), "dasd", config.domains[0], ["a"])
 
 
 def test_protocol_is_that_of_the_config(config):
     """Not that of the run which the pipeline was loaded from."""
     recorder = Recorder()
     recorder.config = config.replace(images_per_prompt=5)
-    rows, images = study.evaluate(config, recorder, methods=("base",), progress=False)
+    rows, images = comparison.evaluate(config, recorder, methods=("base",), progress=False)
     assert len(images["base", "satellite"]) == rows[0]["n"] == 40
     assert {row["metric"] for row in rows} == {"clip_score", "clip_floor", "cmmd", "kid"}
 
 
 def test_wrong_attributes_are_refused_before_any_sampling(config, monkeypatch):
     table = AttributeTable({"satellite": {"scene": ["harbor"]}})
-    judge = study.evaluation.Judge(None, None, None, SimpleNamespace(table=table))
-    monkeypatch.setattr(study.evaluation, "load_judge", lambda config: judge)
+    judge = comparison.evaluation.Judge(None, None, None, SimpleNamespace(table=table))
+    monkeypatch.setattr(comparison.evaluation, "load_judge", lambda config: judge)
     recorder = Recorder()
     with pytest.raises(DasdError, match="no scene = 'airport'"):
-        study.evaluate(config, recorder, progress=False)
+        comparison.evaluate(config, recorder, progress=False)
     assert recorder.calls == []

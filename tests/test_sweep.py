@@ -6,7 +6,10 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from dasd_utils import batch, cli, cli_study, evaluation, sweep
+from dasd_utils import evaluation
+from dasd_utils.apps import batch, sweep
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.cli import study as cli_study
 from dasd_utils.config import DasdError
 
 CODE = """

@@ -11,19 +11,11 @@ from diffusers import UNet2DConditionModel
 from synthetic import NoiseSampler, make_batch, make_sampler
 from typer.testing import CliRunner
 
-from dasd_utils import (
-    adapters,
-    cli,
-    cross_attention,
-    data,
-    ladder,
-    methods,
-    models,
-    sampling,
-    textfree,
-    training,
-)
+from dasd_utils import adapters, data, methods, models, sampling, training
+from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import Calibration, Config, DasdError
+from dasd_utils.papers import cross_attention, textfree
+from dasd_utils.study import ladder
 
 EMPTY = {"whole_unet": True, "text_free": True, "caption_dropout": 1.0, "lambda_align": 0.0}
 

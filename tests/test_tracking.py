@@ -8,8 +8,9 @@ from accelerate import tracking as known
 from PIL import Image
 from synthetic import NoiseSampler, make_parts
 
-from dasd_utils import adapters, checkpoints, checks, runs, tracking, training
+from dasd_utils import adapters, checks, training
 from dasd_utils.config import Config, DasdError
+from dasd_utils.runtime import checkpoints, runs, tracking
 
 needs_tensorboard = pytest.mark.skipif(
     not tracking._is_installed("tensorboard"), reason="tensorboard is not installed"

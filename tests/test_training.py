@@ -14,8 +14,9 @@ import pytest
 import torch
 from synthetic import NoiseSampler, SpoiltSampler, make_parts, make_sampler
 
-from dasd_utils import adapters, checkpoints, models, objectives, sampling, training
+from dasd_utils import adapters, models, objectives, sampling, training
 from dasd_utils.config import DasdError
+from dasd_utils.runtime import checkpoints
 
 
 @pytest.fixture

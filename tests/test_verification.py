@@ -6,8 +6,11 @@ import json
 
 import pytest
 
-from dasd_utils import checkpoints, cli_train, training, verification
+from dasd_utils import training
+from dasd_utils.apps import verify
+from dasd_utils.apps.cli import train as cli_train
 from dasd_utils.config import DasdError
+from dasd_utils.runtime import checkpoints
 
 
 @pytest.fixture
@@ -18,11 +21,11 @@ def run(tiny_config):
 
 
 def verdicts(folder) -> dict[str, bool]:
-    return {row["what"]: row["ok"] for row in verification.verify(folder)}
+    return {row["what"]: row["ok"] for row in verify.verify(folder)}
 
 
 def test_a_true_run_passes_to_the_bit(run):
-    rows = verification.verify(run)
+    rows = verify.verify(run)
     names = ["the run's files", "step-000002", "step-000004", "step 1", "step 2", "step 3"]
     assert [row["what"] for row in rows] == names
     assert all(row["ok"] for row in rows)
@@ -51,7 +54,7 @@ def test_a_history_that_was_not_this_run_is_found(run):
 
 def test_an_unfinished_run_is_an_error(tmp_path):
     with pytest.raises(DasdError, match="no finished run"):
-        verification.verify(tmp_path)
+        verify.verify(tmp_path)
 
 
 def test_the_same_seed_gives_the_same_files(tiny_config, tmp_path):

@@ -3,7 +3,7 @@
 import narrow
 import pytest
 
-from dasd_utils import wordings
+from dasd_utils.apps.new_domain import words
 
 TOKENIZER = narrow.make_tokenizer()
 
@@ -19,40 +19,40 @@ TOKENIZER = narrow.make_tokenizer()
     ],
 )
 def test_initial_word_is_one_piece(name, captions, word, why):
-    found, said = wordings.initial_word(name, captions, TOKENIZER)
+    found, said = words.initial_word(name, captions, TOKENIZER)
     assert found == word and why in said
 
 
 def test_a_token_that_is_taken_is_numbered():
     tokenizer = narrow.make_tokenizer()
     tokenizer.add_tokens(["<sketch>", "<Sketch-2>"])
-    assert wordings.free_token("Sketch", tokenizer) == "<sketch-3>"
+    assert words.free_token("Sketch", tokenizer) == "<sketch-3>"
 
 
 def test_descriptions_are_english():
-    found = wordings.describe("ink", "drawing")
+    found = words.describe("ink", "drawing")
     assert found["descriptions"] == ["an ink", "a picture in the style of an ink drawing"]
     assert found["style_suffix"] == "ink drawing"
 
 
 def test_fresh_captions_come_first():
     heldout = ["A dog.", "one", "two", "one"]
-    prompts, reworded = wordings.evaluation_prompts(["a dog", "Two"], heldout)
-    assert prompts[0] == "one" and len(prompts) == wordings.ENOUGH_PROMPTS and reworded == len(prompts) - 1
+    prompts, reworded = words.evaluation_prompts(["a dog", "Two"], heldout)
+    assert prompts[0] == "one" and len(prompts) == words.ENOUGH_PROMPTS and reworded == len(prompts) - 1
     assert not {"a dog", "A dog.", "two", "Two"} & set(prompts) and len(set(prompts)) == len(prompts)
     many = [f"number {i}" for i in range(50)]
-    assert wordings.evaluation_prompts([], many) == (many[: wordings.MANY_PROMPTS], 0)
+    assert words.evaluation_prompts([], many) == (many[: words.MANY_PROMPTS], 0)
 
 
 def test_one_sentence_for_all_gives_two_prompts_or_more():
-    prompts, reworded = wordings.evaluation_prompts(["a dog"], ["a dog"])
-    assert len(prompts) == reworded == len(wordings.WORDINGS) and "a dog" not in prompts
-    assert wordings.evaluation_prompts(["a dog"], [])[0] == prompts
+    prompts, reworded = words.evaluation_prompts(["a dog"], ["a dog"])
+    assert len(prompts) == reworded == len(words.WORDINGS) and "a dog" not in prompts
+    assert words.evaluation_prompts(["a dog"], [])[0] == prompts
 
 
 def test_labelled_prompts_name_the_domain():
     others = [{"prompt": "a cat", "domain": None}, {"prompt": "old", "domain": "sketch"}]
-    rows = wordings.labelled("sketch", "sketch", ["a sketch of a dog", "a dog", "a dog"], others)
+    rows = words.labelled("sketch", "sketch", ["a sketch of a dog", "a dog", "a dog"], others)
     assert rows[0] == others[0] and [row["prompt"] for row in rows[1:]] == [
         "a sketch of a dog",
         "a dog, sketch",

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from dasd_utils import cli_study, workers
+from dasd_utils.apps import workers
+from dasd_utils.apps.cli import study as cli_study
 from dasd_utils.config import DasdError
 
 VERSION = ["--help"]

@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dasd_utils import classifier, models, objectives, processes
+from dasd_utils import classifier, models, objectives
 from dasd_utils.checks import check_choice
 from dasd_utils.config import Config, DasdError, read_object
 from dasd_utils.latents import Batch
 from dasd_utils.papers import whole_unet
+from dasd_utils.runtime import processes
 
 LEAST = 3
 COMPARES_SAMPLES = True

@@ -18,8 +18,8 @@ from dasd_utils import toyworld
 from dasd_utils.pretrain.loop import fit
 from dasd_utils.pretrain.settings import PretrainConfig
 from dasd_utils.pretrain.world import Images, read_rows
-from dasd_utils.reader import AttributeTable
 from dasd_utils.toyworld import captions, everyday
+from dasd_utils.toyworld.attribute_classifier import AttributeTable
 
 BARE, FRAMED = 0.06, 0.10  # shares of texts that tell a domain alone, or put a thing from elsewhere into it
 

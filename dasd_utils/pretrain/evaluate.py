@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dasd_utils import bars, evaluation, metrics, models, runs, sampling, toyworld
+from dasd_utils import evaluation, metrics, models, sampling, toyworld
 from dasd_utils.config import Calibration, Config, DasdError, resolve
-from dasd_utils.images import to_pixels
+from dasd_utils.runtime import bars, runs
+from dasd_utils.runtime.images import to_pixels
 from dasd_utils.toyworld import captions
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dasd_utils import bars, checkpoints
 from dasd_utils.config import DasdError
 from dasd_utils.pretrain.settings import PretrainConfig
+from dasd_utils.runtime import bars, checkpoints
 
 Loss = Callable[[int], Tensor]  # step -> scalar
 Preview = Callable[[nn.Module, Path], None]  # writes a picture of what the model can do

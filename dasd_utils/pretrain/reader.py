@@ -14,7 +14,7 @@ from dasd_utils.pretrain.loop import fingerprint, fit
 from dasd_utils.pretrain.settings import PretrainConfig
 from dasd_utils.pretrain.vae import train_vae
 from dasd_utils.pretrain.world import Images, read_rows
-from dasd_utils.reader import SIZE, AttributeReader
+from dasd_utils.toyworld.attribute_classifier import SIZE, AttributeReader
 
 
 def train_reader(config: PretrainConfig, work: Path, progress: bool = True) -> AttributeReader:

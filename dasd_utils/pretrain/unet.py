@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from dasd_utils import bars, losses
+from dasd_utils import losses
 from dasd_utils.pretrain.clip import train_clip
 from dasd_utils.pretrain.loop import fingerprint, fit
 from dasd_utils.pretrain.settings import PretrainConfig
 from dasd_utils.pretrain.vae import train_vae
 from dasd_utils.pretrain.world import Images, grid, read_rows
+from dasd_utils.runtime import bars
 
 PREVIEW_PROMPTS = (
     "a lighthouse at night",

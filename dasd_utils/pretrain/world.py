@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dasd_utils import bars, toyworld
+from dasd_utils import toyworld
 from dasd_utils.config import DasdError
-from dasd_utils.images import to_pixels
 from dasd_utils.pretrain.settings import WORLD_SEED, PretrainConfig
+from dasd_utils.runtime import bars
+from dasd_utils.runtime.images import to_pixels
 
 
 def _render_chunk(job: tuple[str, int, int, int]) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Tools for users: the command line, the playground, exports, notebooks."""

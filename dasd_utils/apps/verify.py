@@ -1,0 +1,70 @@
+"""Does a run hold what it says: its files against their hashes, its first steps against its history."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dasd_utils import data, methods, training
+from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils.runtime import bars, checkpoints
+
+TOLERANCE = 1e-3  # relative: another machine rounds otherwise, the same one gives the same bits
+COMPARED = ("loss", "loss_noise", "grad_norm")
+Row = dict[str, Any]  # what, ok, found
+
+
+def verify(folder: str | Path, steps: int = 3) -> list[Row]:
+    """Return one row for the files of a run, one for each checkpoint, and one for each step done again.
+
+    The steps start, as the run did, from the base; they need the data and the base model that the run names.
+    Raises DasdError if there is no finished run.
+    """
+    folder = resolve(folder)
+    if not (folder / checkpoints.MANIFEST).is_file() or not (folder / "config.json").is_file():
+        raise DasdError(
+            f"There is no finished run in {folder}: it lacks {checkpoints.MANIFEST} or config.json."
+        )
+    rows = [_files("the run's files", folder)]
+    rows += [_files(path.name, path) for path in sorted((folder / "checkpoints").glob("step-*"))]
+    config, history = Config.load(folder / "config.json"), training.load_history(folder)
+    steps = min(steps, len(history))
+    again = repeat_steps(config, steps)
+    return rows + [_step(told, found) for told, found in zip(history[:steps], again, strict=True)]
+
+
+def repeat_steps(config: Config, steps: int) -> list[Row]:
+    """Return the history rows of the first steps of a run, done anew in a folder of their own."""
+    parts = training.setup_training(config)
+    *_, sampler = data.create_datasets(config, parts.tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        elsewhere = config.replace(output_dir=folder)
+        run = training.Run(elsewhere, parts, sampler, methods.make_objective(elsewhere), training.Watch())
+        try:
+            run.encode()
+            return [run.optimise(step) for step in bars.brief(range(1, steps + 1), "steps", unit="step")]
+        finally:
+            run.release()
+
+
+def _files(what: str, folder: Path) -> Row:
+    try:
+        names = checkpoints.verify(folder)
+        return {"what": what, "ok": True, "found": f"{len(names)} files as they were written"}
+    except DasdError as error:
+        return {"what": what, "ok": False, "found": str(error)}
+
+
+def _step(told: Row, found: Row) -> Row:
+    """Compare two rows by their largest relative difference."""
+    apart = max(_apart(told.get(name), found[name]) for name in COMPARED if name in found)
+    text = "the same bits" if apart == 0 else f"{apart:.1e} apart, relative"
+    return {"what": f"step {found['step']}", "ok": apart <= TOLERANCE, "found": text}
+
+
+def _apart(told: float | None, found: float) -> float:
+    if told is None or not math.isfinite(found):  # a step that was skipped
+        return 0.0 if told is None and not math.isfinite(found) else math.inf
+    return abs(told - found) / max(abs(told), 1e-12)

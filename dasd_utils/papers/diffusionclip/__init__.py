@@ -1,0 +1,1 @@
+"""DiffusionCLIP (arXiv 2110.02711)."""

@@ -1,0 +1,238 @@
+"""DiffusionCLIP (arXiv 2110.02711): images translated into a domain that words alone describe.
+
+The frozen base takes an image to noise as far as `return_step`, by DDIM without chance; the adapted model
+brings it back, and learns to bring it back changed as the words change in the space of CLIP:
+L = direction_weight L_dir + l1_weight |x0^ - x0|,
+L_dir = 1 - cos(E_I(x0^) - E_I(x0), E_T(target) - E_T(reference)).
+A cosine knows no length: a change too small to see can point the right way. The form "offset", which is this
+project's own, asks for the length too: L_dir = |E_I(x0^) - E_I(x0) - d|^2 / |d|^2, d the difference of words.
+The loss is taken at every step back, of the clean image foretold there, and nothing is remembered from one
+step to the next (the paper's GPU-efficient mode), so that one batch in `generation_steps` of the sampler's is
+used. Its identity term for faces is out of scope.
+
+The domain's images are those to be translated; none of the target is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+
+from dasd_utils import denoising, metrics, models
+from dasd_utils.checks import check_choice, check_promptless
+from dasd_utils.config import Config, DasdError, read_object
+from dasd_utils.latents import Batch
+from dasd_utils.papers.domainstudio import clean_latents, decode
+from dasd_utils.runtime import pretrained
+
+CHANGES: dict[str, Any] = {
+    "caption_dropout": 1.0, "lambda_align": 0.0, "prior_loss_weight": 0.0, "gradient_accumulation_steps": 1,
+    "validation_every": 0,
+}  # fmt: skip
+BY_PROFILE: dict[str, dict[str, Any]] = {
+    "tiny": {"target_batch_size": 8, "learning_rate": 5e-4},
+    "sd15": {"target_batch_size": 1, "whole_unet": True, "learning_rate": 4e-6},
+}
+RUNGS: dict[str, dict[str, Any]] = {}  # it answers no prompt, so it has no place on the ladder
+FORMS = ("released", "paper", "offset")
+ACCUMULATES = False  # a batch goes through several updates
+FAR = "far/"  # before the name of an inverted sample, in a checkpoint
+LEAST = 1e-3  # length of a direction that says something
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of the method, as in the released code."""
+
+    target: tuple[str, ...] = ()  # sentences of the target domain: their mean counts
+    reference: tuple[str, ...] = ()  # of the images as they are
+    return_step: int = 500  # t0: how far into the noise, 300 to 600 of 1000
+    forward_steps: int = 40  # S_for, to the noise
+    generation_steps: int = 6  # S_gen, back
+    form: str = "released"  # of L_dir: -log((2 - L_dir) / 2); "paper": L_dir itself; "offset": see above
+    direction_weight: float = 3.0
+    l1_weight: float = 0.3
+    every_step: bool = True  # the GPU-efficient mode; False: one loss at the end, through all the steps
+    strengths: tuple[float, ...] = (1.0,)  # of a translation; of several that which words say is nearest
+
+
+def settings(config: Config) -> Settings:
+    """Return the config's `method_settings` over the defaults; DasdError for one that does not exist."""
+    return read_object(Settings, config.method_settings, "method_settings")
+
+
+def check(config: Config) -> None:
+    """Raise DasdError for prompts, settings that do not exist or fit, and accumulated steps."""
+    check_promptless(config, "The method diffusionclip")
+    own = settings(config)
+    check_choice("form in method_settings", own.form, FORMS)
+    for name in ("target", "reference"):
+        if not getattr(own, name):
+            raise DasdError(f"method_settings lacks {name}: say what is there and what is wanted, as "
+                            '{"reference": ["a photo"], "target": ["a sketch"]}.')  # fmt: skip
+    for name in ("return_step", "forward_steps", "generation_steps"):
+        if not 1 <= getattr(own, name) <= 1000:
+            raise DasdError(f"{name} in method_settings is {getattr(own, name)}; it must be from 1 to 1000.")
+    if max(own.forward_steps, own.generation_steps) > own.return_step:
+        raise DasdError(f"return_step in method_settings is {own.return_step}, fewer than forward_steps "
+                        f"({own.forward_steps}) or generation_steps ({own.generation_steps}).")  # fmt: skip
+    if not own.strengths:
+        raise DasdError("strengths in method_settings is empty; 1.0 is what was learned.")
+    for name in ("direction_weight", "l1_weight"):
+        if getattr(own, name) < 0:
+            raise DasdError(f"{name} in method_settings is {getattr(own, name)}; it must be 0 or more.")
+    if own.target == own.reference:
+        raise DasdError(f"target and reference in method_settings are both {own.target}: there is no "
+                        "direction from one to the other.")  # fmt: skip
+    if config.training.gradient_accumulation_steps > 1:
+        raise DasdError("gradient_accumulation_steps is above 1, but diffusionclip updates at every step on "
+                        "the way back: set it to 1.")  # fmt: skip
+
+
+def make_objective(config: Config) -> DirectionObjective:
+    """Return the objective of a config."""
+    return DirectionObjective(config)
+
+
+# losses
+
+
+def direction_loss(images: Tensor, before: Tensor, direction: Tensor, form: str = "paper") -> Tensor:
+    """Return L_dir of features (B, d) against those before, and a direction (d,): the mean over images.
+
+    "paper": 1 - cos, from 0 to 2; "released": -log((2 - L_dir) / 2), which grows without bound towards 2;
+    "offset": the squared distance from where the direction ends, in squares of its length.
+    """
+    if form == "offset":
+        return (images - before - direction).square().sum(dim=1).mean() / direction.square().sum()
+    apart = 1 - F.cosine_similarity(images - before, direction[None], dim=1)
+    return (apart if form == "paper" else -torch.log((2 - apart).clamp_min(1e-6) / 2)).mean()
+
+
+class Words:
+    """A frozen CLIP and the direction from the reference's sentences to the target's."""
+
+    def __init__(self, config: Config, own: Settings, device: torch.device) -> None:
+        source = pretrained.find(config.model.clip, config.model.clip_revision)
+        kinds = transformers.CLIPModel, transformers.CLIPTokenizer, pretrained.CLIP_PROCESSOR
+        clip, tokenizer, self.processor = (source.load(kind) for kind in kinds)
+        self.clip = clip.to(device).eval().requires_grad_(False)
+        with torch.autocast(device.type, enabled=False):
+            target, reference = (
+                F.normalize(metrics.embed_texts(self.clip, tokenizer, words).mean(dim=0), dim=0)
+                for words in (own.target, own.reference)
+            )
+        self.direction = (target - reference).to(device)
+        if self.direction.norm() < LEAST:
+            raise DasdError(f"To the CLIP in {config.model.clip}, target {own.target} and reference "
+                            f"{own.reference} are the same: there is no direction between them.")  # fmt: skip
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Return unit-norm features (B, d) of pixels (B, 3, H, W) in [-1, 1]; gradients pass."""
+        side = self.clip.config.vision_config.image_size
+        mean, deviation = (
+            torch.tensor(values, device=pixels.device)[:, None, None]
+            for values in (self.processor.image_mean, self.processor.image_std)
+        )
+        with torch.autocast(pixels.device.type, enabled=False):
+            fitting = F.interpolate(pixels.float(), (side, side), mode="bicubic", antialias=True)
+            normal = ((fitting.clamp(-1, 1) + 1) / 2 - mean) / deviation
+            pooled = self.clip.vision_model(pixel_values=normal).pooler_output
+            return F.normalize(self.clip.visual_projection(pooled), dim=1)
+
+
+class DirectionObjective:
+    """The loss of the module's head, in the project's signature: (parts, batch, config) -> (loss, logs).
+
+    A batch is on its way for `generation_steps` calls, one step back each; the next batch starts after it.
+    Each of several processes takes the whole batch: their mean is then the loss itself, and no sooner there.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.settings = settings(config)
+        self.way: dict[str, Tensor] = {}  # x: the latents now; clean: those of the images; done: steps back
+        self.inverted: dict[str, Tensor] = {}  # id -> latents at return_step, for the next pass
+        self._words: Words | None = None
+
+    def __call__(self, parts: models.Parts, batch: Batch, config: Config) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss and its parts, loss_direction and loss_l1."""
+        self._words = self._words or Words(config, self.settings, batch.target_latents.device)
+        device = batch.target_latents.device  # what a checkpoint gave back is on the CPU
+        way = {name: value.to(device) for name, value in self.way.items()} or self.begin(parts, batch)
+        found, self.way = self.step(parts, way) if self.settings.every_step else self.all_steps(parts, way)
+        return self.losses(parts, found, way["clean"], config)
+
+    @torch.no_grad()
+    def begin(self, parts: models.Parts, batch: Batch) -> dict[str, Tensor]:
+        """Return the way back of a batch at its beginning; what was inverted before is not inverted again."""
+        names = batch.sample_ids[: len(batch.target_latents)]
+        missing = [i for i, name in enumerate(names) if name not in self.inverted]
+        if missing:
+            times = denoising.ddim_times(self.settings.return_step, self.settings.forward_steps)
+            with models.lora_disabled(parts):
+                far = denoising.follow(unprompted(parts), batch.target_latents[missing], times, alphas(parts))
+            self.inverted |= {names[i]: x.cpu() for i, x in zip(missing, far, strict=True)}
+        x = torch.stack([self.inverted[name] for name in names])
+        return {"x": x.to(batch.target_latents), "clean": batch.target_latents, "done": torch.tensor(0)}
+
+    def step(self, parts: models.Parts, way: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the clean latents foretold at this step, and the way after it, cut off from this step."""
+        own, done = self.settings, int(way["done"])
+        now, after = denoising.ddim_times(own.return_step, own.generation_steps)[::-1][done : done + 2]
+        eps, alpha = unprompted(parts)(way["x"], torch.tensor(now)), denoising.alpha_at(alphas(parts), now)
+        foretold = clean_latents(way["x"], eps, alpha.to(eps.device).expand(len(eps)))
+        if done + 1 == own.generation_steps:
+            return foretold, {}
+        x = denoising.ddim_step(way["x"], eps.detach(), now, after, alphas(parts))
+        return foretold, {**way, "x": x, "done": torch.tensor(done + 1)}
+
+    def all_steps(self, parts: models.Parts, way: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the clean latents after all the steps back, which gradients pass, and no way left."""
+        times = denoising.ddim_times(self.settings.return_step, self.settings.generation_steps)[::-1]
+        return denoising.follow(unprompted(parts), way["x"], times, alphas(parts)), {}
+
+    def losses(
+        self, parts: models.Parts, found: Tensor, clean: Tensor, config: Config
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of clean latents (B, C, h, w) against those of the images, and its parts."""
+        own, checkpointing = self.settings, config.training.gradient_checkpointing
+        pixels = decode(parts, found, checkpointing)
+        with torch.no_grad():
+            before = decode(parts, clean)
+            was = self._words.embed(before)
+        direction = direction_loss(self._words.embed(pixels), was, self._words.direction, own.form)
+        l1 = F.l1_loss(pixels.float(), before.float())
+        logs = {"loss_direction": direction.item(), "loss_l1": l1.item()}
+        return own.direction_weight * direction + own.l1_weight * l1, logs
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return where the present batch is on its way, and what was inverted."""
+        return self.way | {f"{FAR}{name}": x for name, x in self.inverted.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put it back as `state_dict` returned it."""
+        self.way = {name: value for name, value in state.items() if not name.startswith(FAR)}
+        self.inverted = {k.removeprefix(FAR): x for k, x in state.items() if k.startswith(FAR)}
+
+
+def alphas(parts: models.Parts) -> Tensor:
+    """Return the base's noise schedule, (T,)."""
+    return parts.noise_scheduler.alphas_cumprod
+
+
+def unprompted(parts: models.Parts) -> denoising.Prediction:
+    """Return the function that predicts the noise of the empty prompt."""
+    with torch.no_grad():
+        empty = models.encode_prompts(parts, [""])
+
+    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+        text = empty.expand(len(latents), -1, -1)
+        return parts.unet(latents, timestep.to(latents.device), encoder_hidden_states=text).sample
+
+    return predict

@@ -1,0 +1,80 @@
+"""What the base draws of its own source domain: the images that prior preservation holds on to."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+
+from dasd_utils import adapters, data, models, sampling
+from dasd_utils.config import Config, resolve
+from dasd_utils.runtime import checkpoints, images, latent_cache, locks, precision, samples
+
+POLL = 0.5  # seconds between two looks at a file that another process makes
+log = logging.getLogger(__name__)
+
+
+def source_images(config: Config) -> data.DomainData:
+    """Return the source's training split with what the base draws for its captions (arXiv 2208.12242).
+
+    They are drawn once, with the source's calibration and one seed a caption, and kept as a parquet file in
+    the cache folder, named by base, precision, captions and settings; ids are made of that name, since
+    another machine rounds otherwise. Of several processes one draws. Raises DasdError where that folder
+    cannot be written.
+    """
+    real = data.load_domain(config.source, config)
+    parts = models.load_parts(config)
+    prompts = [captions[0] for captions in real.captions]
+    path = (
+        resolve(config.data.cache_dir)
+        / f"generated-{config.source.name}-{_key(config, parts, prompts)}.parquet"
+    )
+    while not path.is_file():
+        with locks.held(_lock(path)) as mine:
+            if mine and not path.is_file():
+                _draw(path, parts, config, prompts)
+        if not mine:
+            log.info("Waiting for another process that draws %s.", path)
+            time.sleep(POLL)
+    pictures = samples.load(path)
+    return dataclasses.replace(
+        real,
+        images=pictures,
+        captions=[[prompt] for prompt in prompts],
+        ids=[_hash([path.stem, number]) for number in range(len(pictures))],
+        thumbnails=np.stack([images.thumbnail(picture) for picture in pictures]),
+        sizes=[picture.size for picture in pictures],
+        attributes=None,
+        told=None,
+    )
+
+
+def _key(config: Config, parts: models.Parts, prompts: list[str]) -> str:
+    """Return 24 hex digits of all that decides the pictures."""
+    base = [adapters.base_fingerprint(parts), latent_cache.vae_fingerprint(parts.vae)]
+    schedule = {k: v for k, v in parts.noise_scheduler.config.items() if not k.startswith("_")}
+    computing = precision.possible(config.training.mixed_precision, precision.default_device())
+    settings = [config.model.resolution, computing, config.source.calibration.settings()]
+    return _hash([*base, schedule, *settings, prompts])[:24]
+
+
+def _hash(named: list) -> str:
+    return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _lock(path: Path) -> Path:
+    checkpoints.writable(path.parent)
+    return path.with_suffix(".lock")
+
+
+def _draw(path: Path, parts: models.Parts, config: Config, prompts: list[str]) -> None:
+    log.info("The base draws %d images of %s, once: %s", len(prompts), config.source.name, path)
+    pipeline = sampling.DasdPipeline(parts.to(precision.default_device()), config)
+    asked, seeds = [prompt or config.source.name for prompt in prompts], list(range(len(prompts)))
+    pictures, *_ = pipeline.generate(asked, seed=seeds, settings=config.source.calibration)
+    samples.save(path, pictures, asked, seeds)

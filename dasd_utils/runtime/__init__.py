@@ -1,0 +1,1 @@
+"""What no lesson opens: processes, precision, progress bars, files, caches, checkpoints."""

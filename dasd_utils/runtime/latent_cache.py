@@ -1,0 +1,176 @@
+"""VAE latents on disk, in shards keyed by what they are made of; each written once, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils.runtime import bars, locks, precision
+from dasd_utils.runtime.images import to_pixels
+
+if TYPE_CHECKING:
+    from dasd_utils.data import DomainData
+
+VERSION = "3"  # of what the cache holds; a change here makes every older file unused
+SHARD = 1024  # images a file: what an interrupted encoding can lose
+ENCODE_BATCH = 8  # images at once through the VAE, fewer of large ones
+ENCODE_PIXELS = 8 * 256 * 256  # at once: a gigabyte of Stable Diffusion's VAE
+POLL = 0.5  # seconds between two looks at a shard that another process encodes
+log = logging.getLogger(__name__)
+
+
+class Latents(Sequence):
+    """Mean and deviation of scaled latents (n, 2, C, h, w); indexed as an array, read from disk.
+
+    float32, or float16 where the VAE computed in a half precision.
+    """
+
+    def __init__(self, shards: Sequence[np.ndarray]) -> None:
+        self.shards = list(shards)
+        self.starts = np.cumsum([0, *map(len, self.shards)])
+        self.shape, self.dtype = (int(self.starts[-1]), *self.shards[0].shape[1:]), self.shards[0].dtype
+        self.nbytes = sum(shard.nbytes for shard in self.shards)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        if not isinstance(first, slice):
+            return self._row(int(first))[tuple(rest)]
+        rows = [self._row(i) for i in range(len(self))[first]]
+        return np.stack(rows)[(slice(None), *rest)] if rows else np.empty((0, *self.shape[1:]), self.dtype)
+
+    def _row(self, index: int) -> np.ndarray:
+        place = range(len(self))[index]  # a negative index, and IndexError beyond the end
+        shard = int(np.searchsorted(self.starts, place, side="right")) - 1
+        return self.shards[shard][place - self.starts[shard]]
+
+
+def vae_fingerprint(vae: AutoencoderKL) -> str:
+    """Return the SHA-256 of everything about a VAE that decides its latents."""
+    digest = hashlib.sha256(repr(vae.config.scaling_factor).encode())
+    for name, value in sorted(vae.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def cached_latents(
+    data: DomainData, config: Config, vae: AutoencoderKL, fingerprint: str, progress: bool = True
+) -> Latents:
+    """Return the latents of all images, memory-mapped; shards that are not there yet are made.
+
+    A shard's name tells its images, their size, the VAE and the precision it computed in, so none is ever
+    stale. Several processes, on one machine or on several that share the folder, may call this at once: each
+    shard is encoded by one of them.
+    Raises DasdError if the cache folder cannot be written or the VAE gives numbers that are not finite.
+    """
+    folder, size, waiting = resolve(config.data.cache_dir), config.model.resolution, False
+    dtype = precision.frozen_dtype(config, vae.device) or torch.float32
+    starts = range(0, len(data), SHARD)
+    paths = [folder / _shard_name(data, start, size, f"{fingerprint} {dtype}") for start in starts]
+    missing = {path: start for path, start in zip(paths, starts, strict=True) if not path.exists()}
+    what, shown = f"latents of {data.config.name}", bool(progress and missing)
+    with bars.bar(None, what, len(data), shown=shown, unit="image") as bar:
+        while missing:
+            free = [_encode_if_free(path, data, start, vae, dtype, bar) for path, start in missing.items()]
+            missing = {path: start for path, start in missing.items() if not path.exists()}
+            if missing and not any(free):
+                if not waiting:
+                    log.info("Waiting for another process that encodes %s.", next(iter(missing)))
+                waiting = True
+                time.sleep(POLL)
+    return Latents([np.load(path, mmap_mode="r").view(np.ndarray) for path in paths])
+
+
+def stored(config: Config) -> tuple[int, int]:
+    """Return how many shards the cache folder holds and their bytes."""
+    sizes = [path.stat().st_size for path in _shards(config)]
+    return len(sizes), sum(sizes)
+
+
+def clear(config: Config) -> tuple[int, int]:
+    """Remove every shard, and what interrupted processes left; return how many shards there were, and bytes.
+
+    Raises DasdError if one cannot be removed.
+    """
+    found = stored(config)
+    try:
+        for path in _shards(config, ".npy", ".tmp", ".lock"):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise DasdError(f"{path} cannot be removed: {error.strerror}.") from error
+    return found
+
+
+def _shards(config: Config, *endings: str) -> list[Path]:
+    folder = resolve(config.data.cache_dir)
+    return [p for p in sorted(folder.glob("*-*-*")) if p.is_file() and p.suffix in (endings or (".npy",))]
+
+
+def _shard_name(data: DomainData, start: int, resolution: int, fingerprint: str) -> str:
+    parts = [VERSION, str(resolution), fingerprint, *data.ids[start : start + SHARD]]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return f"{data.config.name}-{data.split}-{key[:24]}.npy"
+
+
+def _encode_if_free(
+    path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: Any
+) -> bool:
+    """Encode one shard and return True, unless another process is at it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locks.held(path.with_suffix(".lock")) as mine:
+            if mine and not path.exists():
+                _write_shard(path, data, start, vae, dtype, bar)
+            return mine
+    except OSError as error:
+        raise DasdError(f"The latent cache {path} cannot be written: {error.strerror}. Set cache_dir to a "
+                        "folder that can be.") from error  # fmt: skip
+
+
+def _write_shard(
+    path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: Any
+) -> None:
+    unfinished = path.with_suffix(".tmp")  # one that a killed process left is written over
+    stop, rows = min(start + SHARD, len(data)), None
+    width, height = data.images[start].size
+    size = max(min(ENCODE_BATCH, ENCODE_PIXELS // (width * height)), 1)
+    try:
+        for first in range(start, stop, size):
+            moments = _encode(vae, data.images[first : min(first + size, stop)], dtype)
+            if rows is None:
+                shape = (stop - start, *moments.shape[1:])
+                rows = np.lib.format.open_memmap(unfinished, "w+", moments.dtype, shape)
+            rows[first - start : first - start + len(moments)] = moments
+            bar.update(len(moments))
+        rows.flush()
+        del rows  # an open file cannot be renamed everywhere
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def _encode(vae: AutoencoderKL, images: Sequence, dtype: torch.dtype) -> np.ndarray:
+    """Return (B, 2, C, h, w): mean and standard deviation of q(z|x), times the VAE's scaling factor."""
+    with torch.autocast(vae.device.type, dtype, enabled=dtype != torch.float32):
+        posterior = vae.encode(to_pixels(images).to(vae.device, vae.dtype)).latent_dist
+    moments = torch.stack([posterior.mean, posterior.std], dim=1).float() * vae.config.scaling_factor
+    if dtype != torch.float32:
+        moments = moments.half()  # finer than bfloat16, and all that it holds
+    if not torch.isfinite(moments).all():
+        raise DasdError(f"The VAE gives latents that are not finite in {dtype}: set half_weights to false, "
+                        "or mixed_precision to 'no'.")  # fmt: skip
+    return moments.cpu().numpy()

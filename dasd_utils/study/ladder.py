@@ -1,0 +1,362 @@
+"""The ladder of methods: each rung changes one thing, and every rung is trained, asked and judged alike.
+
+What is done is kept: a trained run in `<output_dir>/trained/<key>`, named by all that decides its weights,
+and its samples and scores in `<output_dir>/samples/<key>`, named by all that decides its pictures. A ladder
+that was stopped goes on where it was, and a rung that joins costs only itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from safetensors.torch import save_file
+
+from dasd_utils import data, evaluation, methods, models, probe, profiles, sampling, scores, training
+from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, nearest, resolve
+from dasd_utils.runtime import bars, files, runs, samples
+from dasd_utils.study import calibration
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+DASD = "DASD"
+CONTROL = "training images"  # real ones in the place of samples: what a perfect copy scores
+SEED_STEP = 100_000  # between the noise of one training seed and the next
+PROTOCOL, PUBLISHED, CALIBRATED, DOMAIN = "protocol", "published", "calibrated", "domain guidance"
+UNCONDITIONAL, DECOUPLED = "unconditional", "decoupled"
+GUIDANCE = {DOMAIN: "domain", UNCONDITIONAL: "unconditional", DECOUPLED: "decoupled"}
+UNSEEN_DATA = ("cache_dir", "source_images")  # fields that no held-out image depends on
+log = logging.getLogger(__name__)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One method: what is trained, and how it is asked."""
+
+    name: str
+    trained: bool = True  # False: the base model
+    # config fields of its training, or what makes them of the ladder's config
+    changes: Mapping[str, Any] | Callable[[Config], Mapping[str, Any]] = field(
+        default_factory=lambda: NOTHING
+    )
+    tokens: bool = True  # a learned token leads each prompt
+    style_words: bool = False  # the domain's style words follow each prompt
+    settings: str = PROTOCOL  # or PUBLISHED, CALIBRATED, DOMAIN, UNCONDITIONAL, DECOUPLED
+    scales: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # instead of those of the settings
+    method: str = methods.DASD  # whose objective trains it, with that method's changes under its own
+    after: str = DASD  # the rung that it is one step from: their difference is in the table too
+
+    def config(self, config: Config) -> Config:
+        """Return the config that this rung trains with; DasdError for one that names a method itself."""
+        check(config)
+        domains = config.domains
+        if not self.tokens:
+            domains = tuple(dataclasses.replace(domain, token=None) for domain in domains)
+        changes = self.changes(config) if callable(self.changes) else self.changes
+        named = {} if self.method == methods.DASD else {"method": self.method}
+        return config.replace(domains=domains, **{**named, **methods.changes(self.method), **changes})
+
+    @property
+    def sees_source(self) -> bool:
+        """Return whether it is asked prompts of the source too: one rung of each training is."""
+        return self.settings == PROTOCOL and not self.style_words and not self.scales
+
+
+LORA_AND_TOKEN = {"lambda_align": 0.0}
+PLAIN = "LoRA + token"
+PUBLISHED_MMD = {"kernel": "gaussian", "pooling": "flat", "unbiased": False, "queue_size": 0, "pairs": True}
+RUNGS = (
+    Rung("base", trained=False),
+    Rung("base + style words", trained=False, style_words=True, after="base"),
+    Rung("token only", changes={"rank": 0, "lambda_align": 0.0}, after="base"),
+    Rung("LoRA only", changes=LORA_AND_TOKEN, tokens=False, after="base"),
+    Rung(PLAIN, changes=LORA_AND_TOKEN, after="LoRA only"),
+    Rung("+ published MMD, Gaussian", changes=PUBLISHED_MMD, after=PLAIN),
+    Rung("+ published MMD, linear", changes=PUBLISHED_MMD | {"kernel": "linear"}, after=PLAIN),
+    Rung(DASD, after=PLAIN),
+    Rung("DASD, frozen source", changes={"source_features": "frozen"}, after=PLAIN),
+    Rung(
+        "LoRA + token + prior preservation", changes=LORA_AND_TOKEN | {"prior_loss_weight": 1.0}, after=PLAIN
+    ),
+    Rung("DASD, published sampling", settings=PUBLISHED),
+    Rung("DASD, calibrated", settings=CALIBRATED, after="DASD, published sampling"),
+    Rung("DASD, Domain Guidance", settings=DOMAIN),
+)
+
+
+def check(config: Config) -> None:
+    """Raise DasdError for a config that names a method."""
+    if config.method != methods.DASD:
+        raise DasdError(f"The config names the method {config.method!r}, but each rung of a ladder has its "
+                        "own: leave method and method_settings out.")  # fmt: skip
+
+
+PAPERS = tuple(Rung(name, method=method, **fields) for method, name, fields in methods.rungs())
+
+
+def find(names: Sequence[str] | None, rungs: Sequence[Rung] = (*RUNGS, *PAPERS)) -> list[Rung]:
+    """Return the rungs of these names, DASD's ladder if None; DasdError for an unknown one."""
+    known = {rung.name: rung for rung in rungs}
+    for name in names or ():
+        if name not in known:
+            raise DasdError(f"There is no rung {name!r}. {nearest(name, known)}")
+    return list(RUNGS) if names is None else [known[name] for name in names]
+
+
+# training
+
+
+def run_config(config: Config, rung: Rung, seed: int) -> Config:
+    """Return the config of a rung's training, whose output_dir is named by what decides the weights."""
+    asked = rung.config(config.replace(seed=seed, validation_every=0))
+    name = runs.key(asked)
+    return asked.replace(output_dir=str(Path(config.output_dir) / "trained" / name))
+
+
+def train(config: Config, rung: Rung, seed: int, progress: bool = True) -> Config:
+    """Train the rung unless its run is complete, going on from its last checkpoint; return its config."""
+    wanted = run_config(config, rung, seed)
+    finish(wanted, f"{rung.name}, seed {seed}", progress)
+    return wanted
+
+
+def finish(wanted: Config, name: str, progress: bool = True) -> None:
+    """Train what is left of the run of a config: nothing, what comes after its last checkpoint, or all."""
+    if runs.is_complete(wanted):
+        return
+    log.info("%s: training in %s", name, wanted.output_dir)
+    training.check(wanted)
+    with runs.alone(wanted):
+        parts = training.setup_training(wanted)
+        *_, sampler = data.create_datasets(wanted, parts.tokenizer)
+        history = training.train(wanted, parts, sampler, parts.token_ids, resume=True, progress=progress)
+        training.save_training_results(wanted, parts, history)
+
+
+def find_or_train(config: Config, rung: Rung, seed: int, progress: bool = True) -> Path:
+    """Return the folder of a run that fits the rung: its own, the shipped one, or one that is trained now."""
+    wanted = run_config(config, rung, seed)
+    try:
+        return runs.find_run(wanted)
+    except DasdError as reason:
+        log.info("%s", reason)
+    return resolve(train(config, rung, seed, progress).output_dir)
+
+
+# sampling
+
+
+def settings(config: Config, rung: Rung, domain: DomainConfig, run: Path | None) -> Calibration:
+    """Return how the rung is sampled in a domain; DasdError where its calibration was not made."""
+    protocol = config.evaluation
+    found = Calibration(protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler)
+    if rung.settings in GUIDANCE:
+        found = dataclasses.replace(found, guidance=GUIDANCE[rung.settings])
+    if rung.settings == PUBLISHED:
+        found = profiles.PUBLISHED_CALIBRATION.get(domain.name, profiles.PUBLISHED_CALIBRATION["default"])
+    if rung.settings == CALIBRATED:
+        found = sampling.calibrated(config, calibration.file(run)).domain(domain.name).calibration
+    return dataclasses.replace(found, **rung.scales)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The samples of one rung, one training seed and one domain."""
+
+    config: Config
+    rung: Rung
+    seed: int
+    domain: DomainConfig
+    calibration: Calibration
+    count: int
+    run: Path | None  # of the trained weights
+
+    @property
+    def folder(self) -> Path:
+        """Return where its files are: named by all that decides the pictures."""
+        domain = runs.drop_joined(dataclasses.asdict(self.domain))
+        unseen = ("calibration", "descriptions", *(() if self.rung.style_words else ("style_suffix",)))
+        named = {
+            "run": self.run.name if self.run else dataclasses.asdict(self.config.model),
+            "domain": {name: value for name, value in domain.items() if name not in unseen},
+            "split": {k: v for k, v in vars(self.config.data).items() if k not in UNSEEN_DATA},
+            "calibration": self.calibration.settings(),
+            "count": self.count,
+            "seed": self.seed,
+        }
+        return resolve(self.config.output_dir) / "samples" / _name(named)
+
+    @property
+    def scores(self) -> Path:
+        """Return the file of the scores, the last that is written: named by all that judges the pictures."""
+        model, members = self.config.model, (self.config.source, *self.config.domains)
+        named = {
+            "judge": [model.base, model.base_revision, model.clip, model.clip_revision],
+            "inception": self.config.evaluation.inception,
+            "heldout": self.config.evaluation.num_heldout,
+            "domains": [[d.name, d.data, d.revision, d.num_images] for d in members],  # of their classifier
+        }
+        return self.folder / f"scores-{_name(named)}.safetensors"
+
+    def asks(self, wanted: scores.Reference) -> tuple[list[str], list[int]]:
+        """Return the prompt and the seed of each image."""
+        prompts = [wanted.asked.prompts[i] for i in wanted.asked.prompt_of(self.count)]
+        words = [f"{p}, {self.domain.style_suffix}" for p in prompts] if self.rung.style_words else prompts
+        return words, [SEED_STEP * self.seed + i for i in range(self.count)]
+
+
+def _name(named: Any) -> str:
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def tasks(config: Config, rung: Rung, seed: int) -> list[Task]:
+    """Return the tasks of a rung and a seed: its target domains, and the source where it answers there."""
+    run = Path(run_config(config, rung, seed).output_dir) if rung.trained else None
+    count = config.evaluation.num_heldout
+    domains = [(domain, count) for domain in config.domains]
+    domains += [(config.source, max(count // 2, 10))] if rung.sees_source else []
+    return [
+        Task(config, rung, seed, domain, settings(config, rung, domain, run), number, run)
+        for domain, number in domains
+    ]
+
+
+def is_done(config: Config, rung: Rung, seed: int) -> bool:
+    """Return whether all of a rung and a seed is scored."""
+    if (
+        rung.settings == CALIBRATED
+        and not calibration.file(run_config(config, rung, seed).output_dir).is_file()
+    ):
+        return False
+    return all(task.scores.is_file() for task in tasks(config, rung, seed))
+
+
+def sample(task: Task, wanted: scores.Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
+    """Return the task's images, read from its file or made now and written there."""
+    path = task.folder / "samples.parquet"
+    if path.is_file():
+        return samples.load(path)
+    images = answers(task, wanted, pipeline)
+    samples.save(path, images, *task.asks(wanted))
+    return images
+
+
+def answers(task: Task, wanted: scores.Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
+    """Return the task's images, made now.
+
+    The noise of image i is the same for all rungs of a seed. The source is asked with the adapter on: what
+    does adaptation do to what the model knew?
+    """
+    prompts, seeds = task.asks(wanted)
+    target = task.rung.trained and task.domain in task.config.domains
+    images, *_ = pipeline.generate(
+        prompts,
+        domain=task.domain.name if target else None,
+        seed=seeds,
+        settings=task.calibration,
+        guidance=task.calibration.guidance,  # by name: a learner without prompts is asked what the rung says
+        adapter=task.rung.trained,
+    )
+    return images
+
+
+def open_pipeline(config: Config, rung: Rung, seed: int) -> sampling.DasdPipeline:
+    """Return the rung's pipeline: the base model's, or that of its trained run."""
+    if not rung.trained:
+        return sampling.DasdPipeline(models.load_parts(config), config)
+    wanted = run_config(config, rung, seed)
+    return sampling.load_trained_pipeline(resolve(wanted.output_dir), wanted)
+
+
+# judging
+
+
+class Judging:
+    """What all rungs are judged by, each made at its first use and once."""
+
+    def __init__(self, config: Config) -> None:
+        check(config)
+        self.config = config
+
+    @functools.cached_property
+    def judge(self) -> evaluation.Judge:
+        """The CLIP that scores."""
+        return evaluation.load_judge(self.config)
+
+    @functools.cached_property
+    def references(self) -> dict[str, scores.Reference]:
+        """The first `num_heldout` held-out images of each domain, by its name."""
+        count = self.config.evaluation.num_heldout
+        members = (self.config.source, *self.config.domains)
+        return {domain.name: scores.reference(domain, self.config, self.judge, count) for domain in members}
+
+    @functools.cached_property
+    def domains(self) -> probe.Probe:
+        """The classifier of domains."""
+        return scores.domain_probe(self.config)
+
+    def score(self, task: Task, images: Sequence[Any]) -> None:
+        """Write the scores of a task's images."""
+        wanted = self.references[task.domain.name]
+        found = scores.score(images, wanted, self.judge, self.domains, task.seed)
+        with files.whole(task.scores, "The scores") as temporary:
+            save_file(found, temporary)
+
+    def control(self, domain: DomainConfig) -> scores.Scores:
+        """Return the scores of training images in the place of samples."""
+        wanted, train = self.references[domain.name], data.load_domain(domain, self.config)
+        count = min(self.config.evaluation.num_heldout, len(train))
+        pictures = [train.images[i] for i in range(count)]
+        own = scores.asked(train, self.judge, count)
+        return scores.score(pictures, wanted, self.judge, self.domains, 0, own)
+
+
+def run(
+    judging: Judging, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS, progress: bool = True
+) -> list[tuple[str, int]]:
+    """Train, sample and score what is missing; return the (rung, seed) that other processes have in hand.
+
+    Several processes may share one ladder: each takes what no other has taken.
+    """
+    config = judging.config
+    while True:
+        left = [(seed, rung) for seed in seeds for rung in rungs if not is_done(config, rung, seed)]
+        todo = bars.bar(left, "rungs", shown=progress and bool(left), unit="rung")
+        mine = [(seed, rung) for seed, rung in todo if _take(judging, rung, seed, progress)]
+        if not mine:
+            return [(rung.name, seed) for seed, rung in left]
+
+
+def _take(judging: Judging, rung: Rung, seed: int, progress: bool) -> bool:
+    """Do a rung of a seed unless another process is at it, or at one that shares its weights."""
+    config = judging.config
+    wanted = run_config(config, rung, seed)
+    if not rung.trained:
+        wanted = wanted.replace(output_dir=str(Path(config.output_dir) / "trained" / f"base-{seed}"))
+    with runs.taken(wanted) as mine:
+        if mine and not is_done(config, rung, seed):
+            log.info("%s, seed %d", rung.name, seed)
+            if rung.trained:
+                train(config, rung, seed, progress)
+            _answer(judging, rung, seed)
+        return mine
+
+
+def _answer(judging: Judging, rung: Rung, seed: int) -> None:
+    """Sample and score a rung of a seed whose weights are there."""
+    config = judging.config
+    pipeline = open_pipeline(config, rung, seed)
+    if rung.settings == CALIBRATED:
+        calibration.make(pipeline, judging.judge, calibration.file(pipeline.config.output_dir))
+    for task in tasks(config, rung, seed):
+        if not task.scores.is_file():
+            wanted = judging.references[task.domain.name]
+            judging.score(task, sample(task, wanted, pipeline))
