@@ -36,7 +36,7 @@ test: install
 	$(PYTEST) --nbval-lax --nbval-cell-timeout=1500 notebooks
 
 browser: $(VENV)/.browser  # the pages, clicked through in an installed Chromium or Chrome
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet tests/test_browser.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet tests/apps/test_browser.py
 
 $(VENV)/.browser: $(VENV)/.installed requirements-browser.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements-browser.txt

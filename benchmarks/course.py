@@ -15,7 +15,7 @@ import common
 import psutil
 import typer
 
-from dasd_utils.apps import batch
+from dasd_utils.apps import notebooks
 
 
 def measure(name: str, output_dir: str, profile: str) -> common.Row:
@@ -61,7 +61,7 @@ def main(
     profile: str = "tiny", only: Annotated[str, typer.Option(help="names with commas; all if empty")] = ""
 ) -> None:
     """Print a table and write data/results/bench_course.json."""
-    names = [path.stem for path in batch.find(only.split(",") if only else None)]
+    names = [path.stem for path in notebooks.find_notebooks(only.split(",") if only else None)]
     rows, columns = [], {"notebook": "", "seconds": ".0f", "peak_gb": ".2f"}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:

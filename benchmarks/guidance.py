@@ -15,7 +15,7 @@ import typer
 from dasd_utils import models, sampling
 from dasd_utils.config import Calibration, Config, resolve
 from dasd_utils.guidance import BASE, EMPTY, GIVEN, Term, rule
-from dasd_utils.papers import textfree
+from dasd_utils.papers import text_free
 from dasd_utils.pretrain.evaluate import heldout
 
 PLAIN, COPY = "classifier-free", "decoupled, text-free copy"
@@ -37,7 +37,7 @@ def factory(name: str, precision: str, batch_size: int) -> common.Operations:
     domain = config.domains[0]
     if name == COPY:
         parts = models.load_parts(config)
-        textfree.open_text_free(parts)
+        text_free.open_text_free(parts)
         pipeline.learners["copy"] = parts.unet.to(pipeline.parts.unet.device)
     prompts = heldout(domain.name, batch_size).texts
     seeds, how = list(range(batch_size)), {"domain": domain.name, "settings": HOW, "guidance": RULES[name]}

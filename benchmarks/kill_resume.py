@@ -102,7 +102,7 @@ def attempt(folder: Path, place: dict[str, Any], base: str | None, expected: dic
     path = config.save(folder / "config.json")
     killed = train(path, kill=place)
     rows = checkpoints.load_rows(folder / "run" / training.HISTORY)
-    saved = checkpoints.newest(folder / "run" / "checkpoints")
+    saved = checkpoints.newest_checkpoint(folder / "run" / "checkpoints")
     resumed = train(path, "--resume")
     history = checkpoints.load_rows(folder / "run" / training.HISTORY)
     return {
@@ -110,7 +110,7 @@ def attempt(folder: Path, place: dict[str, Any], base: str | None, expected: dic
         "after": round(place["after"], 4),
         "killed": killed.returncode == -signal.SIGKILL,
         "step": len(rows),
-        "resumed_from": checkpoints.step_of(saved),
+        "resumed_from": checkpoints.checkpoint_step(saved),
         "resumed": resumed.returncode == 0,
         "each_step_once": [row["step"] for row in history] == list(range(1, STEPS + 1)),
         "equal": files(folder / "run") == expected,

@@ -12,7 +12,7 @@ import steps
 import torch
 import typer
 
-from dasd_utils.methods import DASD
+from dasd_utils.config import DASD
 from dasd_utils.papers import domainstudio
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -16,10 +16,10 @@ from PIL import Image
 
 from dasd_utils import evaluation, metrics, sampling
 from dasd_utils.config import Calibration, Config, DomainConfig, resolve
-from dasd_utils.denoising import initial_noise, make_scheduler
 from dasd_utils.pretrain.evaluate import heldout
-from dasd_utils.runtime import runs
+from dasd_utils.runtime import checkpoints
 from dasd_utils.runtime.precision import autocast
+from dasd_utils.sampling import initial_noise, make_scheduler
 
 PUBLISHED = {"num_inference_steps": 30, "scheduler": "ddim"}
 VARIANTS = {  # name -> (who samples, what differs from the domain's calibration)
@@ -53,7 +53,7 @@ def factory(variant: str, precision: str, batch_size: int, num_images: int) -> c
 
 
 def _ours(config: Config) -> Sampler:
-    pipeline = sampling.load_trained_pipeline(runs.find_run(Config.setup("tiny")), config)
+    pipeline = sampling.load_trained_pipeline(checkpoints.find_run(Config.setup("tiny")), config)
 
     def sample(domain: DomainConfig, prompts: Sequence[str], first: int, settings: Calibration) -> list:
         seeds = list(range(first, first + len(prompts)))
@@ -64,7 +64,7 @@ def _ours(config: Config) -> Sampler:
 
 def _diffusers(config: Config) -> Sampler:
     """Return the pipeline that a user of diffusers has: base, LoRA, tokens, nothing merged."""
-    adapter = resolve(runs.find_run(Config.setup("tiny"))) / "adapter"
+    adapter = resolve(checkpoints.find_run(Config.setup("tiny"))) / "adapter"
     pipe = StableDiffusionPipeline.from_pretrained(
         resolve(config.model.base), safety_checker=None, dtype=torch.float32
     )
@@ -90,7 +90,7 @@ def _diffusers(config: Config) -> Sampler:
     return sample
 
 
-def score(images: list[Image.Image], domain: str, judge: evaluation.Judge, seed: int) -> common.Row:
+def score(images: list[Image.Image], domain: str, judge: evaluation.Scorer, seed: int) -> common.Row:
     """Return CMMD to held-out renders and attributes shown, each with its interval."""
     world = heldout(domain, len(images))
     real, made = judge.embed(world.images), judge.embed(images)
@@ -120,7 +120,7 @@ def main(
     options = {"precision": precision, "batch_size": batch_size, "num_images": num_images}
     workers = {name: common.Worker(factory, threads, variant=name, **options) for name in VARIANTS}
     times = common.alternate(workers, dict.fromkeys(workers, domains), repeats)
-    judge, rows = evaluation.load_judge(config, "cpu"), []
+    judge, rows = evaluation.load_scorer(config, "cpu"), []
     for name, worker in workers.items():
         for domain in domains:
             first, seconds = times[next(iter(VARIANTS))][domain], times[name][domain]

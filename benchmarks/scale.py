@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import typer
 
-from dasd_utils import data, training
+from dasd_utils import latents, training
 from dasd_utils.config import Config
 from dasd_utils.runtime import latent_cache, precision
 
@@ -38,7 +38,7 @@ def stages(images: int, folder: str) -> common.Operations:
     made: dict[str, Any] = {}
 
     def prepare() -> None:
-        made["sampler"] = data.create_datasets(config, parts.tokenizer)[-1]
+        made["sampler"] = latents.create_datasets(config, parts.tokenizer)[-1]
 
     def encode() -> list[int]:
         with mock.patch.object(

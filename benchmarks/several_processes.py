@@ -47,7 +47,7 @@ def trained(folder: Path, count: int, images: int) -> tuple[torch.Tensor, list[d
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise SystemExit(done.stderr)
-    tensors = load_file(checkpoints.path_of(folder / "checkpoints", STEPS) / "adapter.safetensors")
+    tensors = load_file(checkpoints.checkpoint_path(folder / "checkpoints", STEPS) / "adapter.safetensors")
     weights = torch.cat([tensors[name].flatten() for name in sorted(tensors)])
     return weights, training.load_history(folder), time.perf_counter() - started
 

@@ -22,9 +22,9 @@ from common import Operations
 from PIL import Image
 from torch import Tensor
 
-from dasd_utils import latents, losses, methods, models, objectives, training
+from dasd_utils import latents, losses, models, training
 from dasd_utils.config import ROOT, Config
-from dasd_utils.papers import textfree
+from dasd_utils.papers import text_free
 from dasd_utils.runtime import latent_cache
 from dasd_utils.runtime.precision import DTYPES, autocast, choose_precision, default_device, frozen_dtype
 
@@ -69,7 +69,7 @@ def base(model: str, config: Config) -> models.Parts:
     if config.training.whole_unet:
         models.open_unet(parts)
         if config.training.text_free:
-            textfree.open_text_free(parts.to(default_device()))
+            text_free.open_text_free(parts.to(default_device()))
     else:
         models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)
@@ -87,9 +87,7 @@ def sd15_unet(dtype: torch.dtype) -> diffusers.UNet2DConditionModel:
         torch.set_default_dtype(before)
 
 
-def settings(
-    model: str, resolution: int, precision: str, method: str = methods.DASD, **changes: Any
-) -> Config:
+def settings(model: str, resolution: int, precision: str, method: str = "dasd", **changes: Any) -> Config:
     """Return the config of one measurement: the model's own domains, LoRA and batch, no accumulation."""
     checkpointing = {} if model == "tiny" else {"gradient_checkpointing": False}
     sizes = {"resolution": resolution, "mixed_precision": precision, "output_dir": tempfile.mkdtemp()}
@@ -156,7 +154,7 @@ def ours(model: str, resolution: int, precision: str, **changes: Any) -> Operati
         config,
         parts,
         RandomSampler(config, side),
-        methods.make_objective(config),
+        losses.make_objective(config),
         training.Watch(progress=False),
     )
     run.encode()
@@ -176,7 +174,7 @@ def ours(model: str, resolution: int, precision: str, **changes: Any) -> Operati
             alone.watch(models, "unet_pass", "target")
             for micro in range(config.training.gradient_accumulation_steps):
                 batch = run.sampler.batch(0, micro).to(run.updater.device)
-                objectives.predict(parts, batch, with_source=False)
+                losses.predict_noise(parts, batch, with_source=False)
         source = max(watch.seconds.pop("UNet") - alone.seconds["target"], 0.0)
         return {**watch.seconds, **alone.seconds, "source": source}
 

@@ -13,7 +13,7 @@ import steps
 import torch
 import typer
 
-from dasd_utils import methods, models, optimization, sampling, training
+from dasd_utils import losses, models, sampling, training
 from dasd_utils.config import Config
 from dasd_utils.papers.diffusionclip import objective as diffusionclip
 from dasd_utils.papers.diffusionclip import translation
@@ -33,7 +33,7 @@ def factory(every_step: bool, batch_size: int, precision: str) -> common.Operati
         target_batch_size=batch_size, lr_warmup_steps=1,
     )  # fmt: skip
     parts = training.setup_training(config)
-    updater, objective = optimization.Updater(config, parts), methods.make_objective(config)
+    updater, objective = training.Updater(config, parts), losses.make_objective(config)
     batch = steps.RandomSampler(config, models.latent_shape(parts)[-1]).batch(0)
     batch = dataclasses.replace(batch, sample_ids=[str(i) for i in range(len(batch.sample_ids))])
     batch = batch.to(updater.device, torch.float32)

@@ -13,7 +13,7 @@ _HOME = {
     "DasdError": "config",
     "DomainConfig": "config",
     "DomainClassifier": "classifier",
-    "create_datasets": "data",
+    "create_datasets": "latents",
     "load_trained_pipeline": "sampling",
     "plot_losses": "figures",
     "save_training_results": "training",

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from dasd_utils import config as cfg
 from dasd_utils import models
-from dasd_utils.papers import cross_attention
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # where diffusers looks for it
 SUMMARY_FILE = "adapter.json"
@@ -133,7 +132,6 @@ def _write(parts: models.Parts, folder: Path) -> None:
         "lora": None if lora is None else _lora_settings(lora),
         "tokens": files,
         **({"unet": UNET} if parts.base_weights else {}),
-        **({"text_free": True} if cross_attention.is_text_free(parts.unet) else {}),
     }
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf8")
 
@@ -193,8 +191,6 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
         with torch.no_grad():
             for name, parameter in parts.unet.named_parameters():
                 parameter.copy_(whole[name])
-        if summary.get("text_free"):
-            cross_attention.install(parts.unet)
     if state is not None:
         models.add_lora(parts.unet, lora)
         _fill_lora(parts, {name.removeprefix("unet."): value for name, value in state.items()}, folder)

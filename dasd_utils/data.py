@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -15,16 +18,11 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from dasd_utils import latents, toyworld
-from dasd_utils.apps.new_domain import captions as caption_files
-from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig
-from dasd_utils.latents import Batch, Sampler
+from dasd_utils import toyworld
+from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig, resolve
 from dasd_utils.runtime import bars, images, splits
-from dasd_utils.runtime.images import center_crop
 
 __all__ = [
-    "Batch", "DomainData", "Sampler", "audit", "center_crop", "create_datasets", "load_domain",
-    "with_token",
 ]  # fmt: skip
 SPLITS = ("train", "validation", "test")
 TOY_SEEDS = {"train": 1, "validation": 2, "test": 3}  # independent of Config.seed: one world for all runs
@@ -111,7 +109,7 @@ def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainDa
     size = config.model.resolution
     pictures = images.LazyImages(functools.partial(toyworld.draw, world, seed, size=size), len(numbers))
     ids, thumbnails = [], np.empty((len(numbers), images.THUMBNAIL, images.THUMBNAIL), dtype=np.uint8)
-    for place, picture in enumerate(bars.brief(pictures, f"drawing {world}", unit="image")):
+    for place, picture in enumerate(bars.short_bar(pictures, f"drawing {world}", unit="image")):
         ids.append(images.content_hash(picture))
         thumbnails[place] = images.thumbnail(picture)
     shown = [toyworld.attributes(world, seed, i) for i in numbers]
@@ -167,7 +165,7 @@ def _open_table(domain: DomainConfig, split: str) -> _Table:
     columns = rows.remove_columns([domain.image_column])
     labels = _label_names(columns, domain.label_column) if domain.label_column else None
     values = columns[domain.caption_column][:] if domain.caption_column else None
-    values = caption_files.of_rows(domain, rows) if domain.caption_file else values
+    values = captions_of_rows(domain, rows) if domain.caption_file else values
     try:
         return _Table(rows, _captions(domain, values, labels, len(rows)), labels)
     except DasdError as error:
@@ -217,6 +215,52 @@ def _sentences(domain: DomainConfig, value: Any) -> list[str]:
         raise DasdError(f"The {_caption_place(domain)} holds {value!r}; "
                         "a caption is a sentence or a list of sentences.")  # fmt: skip
     return [v.strip() for v in values if v and v.strip()]
+
+
+def files_of_rows(rows: datasets.Dataset, column: str, folder: Path) -> list[str]:
+    """Return each row's file relative to the folder; DasdError for images inside a table."""
+    items = images.undecoded(rows, column)[column]
+    if not all(item and item["path"] and item["bytes"] is None for item in items):
+        raise DasdError(f"The images of {folder} are inside tables, so captions cannot be told by file.")
+    return [Path(os.path.relpath(item["path"], folder)).as_posix() for item in items]
+
+
+def read_caption_file(path: str | Path) -> dict[str, Any]:
+    """Return file name -> caption (a sentence, or a list) of JSON lines {"file_name", "text"}.
+
+    Raises DasdError, naming the line, for what is none.
+    """
+    path = resolve(path)
+    try:
+        lines = path.read_text(encoding="utf8").split("\n")  # a caption may hold other ends of lines
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8"
+        raise DasdError(f"The caption file {path} cannot be read: {reason}.") from None
+    found = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            found[Path(row["file_name"]).as_posix()] = row["text"]
+        except (ValueError, KeyError, TypeError):
+            raise DasdError(
+                f'{path}, line {number}: expected an object {{"file_name": ..., "text": ...}}.'
+            ) from None
+    return found
+
+
+def captions_of_rows(domain: DomainConfig, rows: datasets.Dataset) -> list[Any]:
+    """Return what the domain's caption file says of each row, None where nothing.
+
+    Raises DasdError if it names none of the images.
+    """
+    known = read_caption_file(domain.caption_file)
+    found = [known.get(name) for name in files_of_rows(rows, domain.image_column, resolve(domain.data))]
+    if not any(value is not None for value in found):
+        raise DasdError(f"The caption file {resolve(domain.caption_file)} names no image of {domain.data} "
+                        f"(domain {domain.name}): its file_name starts at that folder.")  # fmt: skip
+    return found
 
 
 def _inspect(domain: DomainConfig, config: Config, table: _Table) -> images.Inspection:
@@ -291,38 +335,3 @@ def _count_cut(data: DomainData, tokenizer: PreTrainedTokenizerBase) -> int:
         lengths = tokenizer(some, truncation=False, verbose=False)["input_ids"]
         count += sum(len(ids) > tokenizer.model_max_length for ids in lengths)
     return count
-
-
-def create_datasets(
-    config: Config, tokenizer: PreTrainedTokenizerBase
-) -> tuple[DomainData, dict[str, DomainData], latents.Sampler]:
-    """Return the source's training images, those of each target domain by name, and the sampler over them.
-
-    With `source_images` "generated" the base draws those of the source (see `prior`).
-    """
-    source = _source(config)
-    targets = {domain.name: load_domain(domain, config) for domain in config.domains}
-    for data in (source, *targets.values()):
-        _log_audit(audit(data, tokenizer), tokenizer.model_max_length)
-    return source, targets, Sampler(config, source, list(targets.values()), tokenizer)
-
-
-def _source(config: Config) -> DomainData:
-    if config.data.source_images == "real":
-        return load_domain(config.source, config)
-    from dasd_utils.papers import prior_images  # it samples, and its pictures are a DomainData
-
-    return prior_images.source_images(config)
-
-
-def _log_audit(report: dict[str, Any], limit: int) -> None:
-    log.info("%s", ", ".join(f"{name} {value}" for name, value in report.items() if value))
-    concerns = {
-        "captions_missing": "images without a caption (trained with an empty one)",
-        "captions_cut": f"captions longer than {limit} tokens (cut at their end)",
-        "skipped_corrupt": "images that cannot be read (left out)",
-        "duplicates_of_test": "images that the test split has too (left out)",
-    }
-    for name, text in concerns.items():
-        if report[name]:
-            log.warning("%s: %d %s", report["domain"], report[name], text)

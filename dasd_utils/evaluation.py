@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,16 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from dasd_utils import metrics
-from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils import data, metrics
+from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
+from dasd_utils.metrics import Estimate
 from dasd_utils.runtime import bars, files, pretrained
-from dasd_utils.toyworld.attribute_classifier import AttributeReader
+from dasd_utils.runtime.images import to_pixels
+from dasd_utils.sampling import DasdPipeline
+from dasd_utils.toyworld.attribute_classifier import AttributeClassifier
 
 Row = dict[str, Any]
 METRICS = {  # name in a row -> (title, decimals)
@@ -40,13 +45,13 @@ LADDER = METRICS | {  # and those of the ladder alone
 
 
 @dataclass(frozen=True)
-class Judge:
+class Scorer:
     """The CLIP that scores, a copy of its own in which nothing is trained, and the toy world's reader."""
 
     clip: transformers.CLIPModel
     tokenizer: transformers.CLIPTokenizer
     processor: Any  # its CLIPImageProcessor
-    reader: AttributeReader | None = None  # beside a base of the toy world only
+    reader: AttributeClassifier | None = None  # beside a base of the toy world only
     inception: Any = None  # where the config names its file
 
     def embed(self, images: Sequence[Image.Image]) -> torch.Tensor:
@@ -57,13 +62,13 @@ class Judge:
     def embed_inception(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return Inception-v3 features (n, 2048) of images, which the file itself brings to its size."""
         found = []
-        for image in bars.brief(images, "Inception features", unit="image"):  # of any size
+        for image in bars.short_bar(images, "Inception features", unit="image"):  # of any size
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
             found.append(self.inception(pixels.to(self.clip.device), return_features=True).float().cpu())
         return torch.cat(found)
 
 
-def load_judge(config: Config, device: str | None = None) -> Judge:
+def load_scorer(config: Config, device: str | None = None) -> Scorer:
     """Return the CLIP of `config.model.clip`, frozen; on the GPU if there is one and no device is named.
 
     Raises DasdError if it is missing or unreachable.
@@ -77,9 +82,9 @@ def load_judge(config: Config, device: str | None = None) -> Judge:
             f"{len(tokenizer)} tokens, its text tower {clip.config.text_config.vocab_size}."
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    reader = AttributeReader.load(resolve(config.model.base) / "reader")
+    reader = AttributeClassifier.load(resolve(config.model.base) / "reader")
     inception = _load_inception(config.evaluation.inception, device)
-    return Judge(clip.to(device).eval().requires_grad_(False), tokenizer, processor, reader, inception)
+    return Scorer(clip.to(device).eval().requires_grad_(False), tokenizer, processor, reader, inception)
 
 
 def _load_inception(path: str | None, device: str) -> Any:
@@ -110,7 +115,7 @@ def load_prompts(config: Config, domain: str) -> list[str]:
     return prompts
 
 
-def load_told(config: Config, domain: str) -> list[dict[str, str]] | None:
+def load_mentioned(config: Config, domain: str) -> list[dict[str, str]] | None:
     """Return the "attributes" that each evaluation prompt tells, None unless every prompt has some.
 
     Raises DasdError where they are no object of texts.
@@ -125,7 +130,7 @@ def load_told(config: Config, domain: str) -> list[dict[str, str]] | None:
     return told
 
 
-def check_told(judge: Judge, domain: str, told: Sequence[dict[str, str]] | None) -> None:
+def check_mentioned(judge: Scorer, domain: str, told: Sequence[dict[str, str]] | None) -> None:
     """Raise DasdError for an attribute or value that the judge's reader, if it has one, does not know."""
     known = judge.reader.table.values.get(domain, {}) if judge.reader else {}
     for values in told if told and judge.reader else ():
@@ -150,7 +155,7 @@ def score_method(
     images: Sequence[Image.Image],
     prompts: Sequence[str],
     heldout: Sequence[Image.Image] | torch.Tensor,
-    judge: Judge,
+    judge: Scorer,
     config: Config,
     told: Sequence[dict[str, str]] | None = None,
 ) -> list[Row]:
@@ -164,7 +169,7 @@ def score_method(
     """
     _check_sizes(images, prompts, heldout)
     told = told if judge.reader and told and all(told) else None
-    check_told(judge, domain, told)
+    check_mentioned(judge, domain, told)
     texts = sorted(set(prompts))
     groups = [texts.index(p) for p in prompts]
     image_features = judge.embed(images)
@@ -210,7 +215,7 @@ def save_results(path: str | Path, config: Config | dict[str, Any], rows: Sequen
     options = {"allow_nan": False, "ensure_ascii": False}
     lines = ",\n".join("  " + json.dumps(row, **options) for row in rows)
     text = f'{{"config": {json.dumps(settings, indent=2, **options)},\n"rows": [\n{lines}\n]}}\n'
-    with files.whole(path, "The results") as temporary:
+    with files.atomic_write(path, "The results") as temporary:
         temporary.write_text(text, encoding="utf8")
     return path
 
@@ -283,3 +288,352 @@ def _read_json(path: Path, what: str) -> Any:
         raise DasdError(f"{what} cannot be read from {path}: {error.strerror}.") from None
     except ValueError as error:
         raise DasdError(f"{path} is no JSON: {error}.") from None
+
+
+# A small classifier of images, trained from nothing in seconds: what can be learned from a set of pictures.
+
+
+CNN_SIZE = 32  # pixels: enough to tell scenes, a quarter of the work of 64
+CNN_CHANNELS = (32, 64, 128)
+CNN_EPOCHS, CNN_BATCH, CNN_LEARNING_RATE, CNN_WEIGHT_DECAY = 20, 32, 1e-3, 1e-2
+
+
+def cnn_pixels(images: Sequence[Image.Image]) -> Tensor:
+    """Return images as (n, 3, 32, 32) in [-1, 1]."""
+    size = (CNN_SIZE, CNN_SIZE)
+    return to_pixels([image.convert("RGB").resize(size, Image.Resampling.BOX) for image in images])
+
+
+class SmallCNN(nn.Module):
+    """Three convolutions, each with max pooling, and two fully connected layers."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = list(names)
+        before = (3, *CNN_CHANNELS[:-1])
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(before, CNN_CHANNELS, strict=True)
+        )
+        self.hidden = nn.Linear(CNN_CHANNELS[-1] * (CNN_SIZE // 8) ** 2, 128)
+        self.head = nn.Linear(128, len(self.names))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (n, classes) of pixels (n, 3, 32, 32)."""
+        for convolution in self.convolutions:
+            x = F.max_pool2d(F.relu(convolution(x)), 2)
+        return self.head(F.relu(self.hidden(x.flatten(1))))
+
+    @torch.no_grad()
+    def classify(self, x: Tensor) -> list[str]:
+        """Return the likeliest class of each image."""
+        return [self.names[i] for part in x.split(256) for i in self(part).argmax(dim=1).tolist()]
+
+
+def train_small_cnn(
+    x: Tensor,
+    labels: Sequence[str],
+    seed: int = 0,
+    epochs: int = CNN_EPOCHS,
+    watch: Callable[[int, SmallCNN], None] = lambda epoch, probe: None,
+) -> SmallCNN:
+    """Return a probe trained on pixels (n, 3, 32, 32) and their labels; the global generators stay untouched.
+
+    `watch` is shown the probe after each epoch, from 1. Of two classes the cross-entropy of two outputs is
+    the binary one of a sigmoid of their difference. Raises ValueError for fewer than two classes.
+    """
+    names = sorted(set(labels))
+    if len(names) < 2:
+        raise ValueError(f"A classifier needs two classes, not {len(names)}.")
+    target = torch.tensor([names.index(label) for label in labels])
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        probe = SmallCNN(names)
+        optimizer = torch.optim.AdamW(probe.parameters(), lr=CNN_LEARNING_RATE, weight_decay=CNN_WEIGHT_DECAY)
+        for epoch in bars.short_bar(range(1, epochs + 1), "classifier", unit="epoch"):
+            for rows in torch.randperm(len(x), generator=generator).split(CNN_BATCH):
+                optimizer.zero_grad()
+                F.cross_entropy(probe(x[rows]), target[rows]).backward()
+                optimizer.step()
+            watch(epoch, probe)
+    return probe.eval().requires_grad_(False)
+
+
+def synthetic_to_real(
+    x: Tensor, labels: Sequence[str], real: Tensor, real_labels: Sequence[str], seed: int = 0
+) -> Tensor:
+    """Return which real images a probe trained on x gets right; (m,) 1 or 0."""
+    found = train_small_cnn(x, labels, seed).classify(real)
+    return torch.tensor([float(a == b) for a, b in zip(found, real_labels, strict=True)])
+
+
+# What the samples of a method are worth: every score per image, and estimates over training seeds.
+
+
+Scores = dict[str, Tensor]
+OF_IMAGES = ("clip_score", "clip_floor", "attribute_accuracy", "domain_accuracy", "precision", "density",
+             "copy_rank")  # fmt: skip
+OF_REAL = ("recall", "coverage", "synthetic_to_real")
+DOMAIN_SHARE = 300  # training images a domain that teach the classifier of domains
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What samples answer: captions without token, and what they tell."""
+
+    prompts: list[str]
+    texts: Tensor  # (P, d) CLIP features
+    told: list[dict[str, str]] | None = None  # attributes that each prompt tells
+    labels: list[str] | None = None  # of the captioned images
+
+    def prompt_of(self, count: int) -> Tensor:
+        """Return which prompt each of `count` samples answers, (count,): they take turns."""
+        return torch.arange(count) % len(self.prompts)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the samples of one domain are judged by: prompts, and real images that no training saw."""
+
+    domain: str
+    asked: Prompts  # the captions of the held-out images
+    heldout: Tensor  # (P, d) CLIP features of these images
+    train: Tensor  # (k, d) CLIP features of the training images
+    pixels: Tensor  # (P, 3, 32, 32) held-out images for the probe
+    inception: Tensor | None = None  # (P, 2048) held-out images, where the judge has an Inception
+
+
+def prompts_of(images: data.DomainData, judge: Scorer, count: int) -> Prompts:
+    """Return the first caption of each of the first `count` images, with its attributes and label."""
+    rows = range(min(count, len(images)))
+    prompts = [images.captions[i][0] for i in rows]
+    told = [images.told[i][0] for i in rows] if images.told and judge.reader else None
+    check_mentioned(judge, images.config.name, told)
+    labels = [images.labels[i] for i in rows] if images.labels and len(set(images.labels)) > 1 else None
+    return Prompts(prompts, metrics.embed_texts(judge.clip, judge.tokenizer, prompts), told, labels)
+
+
+def load_reference(
+    domain: DomainConfig, config: Config, judge: Scorer, count: int, split: str = "test"
+) -> Reference:
+    """Return the reference of a domain: at most `count` images of the split, and the training images.
+
+    Raises DasdError where the split has fewer than 10 images.
+    """
+    sizes = {"num_heldout": count, "validation_images": count}  # what the toy world draws
+    heldout, train = (
+        data.load_domain(domain, config.replace(**sizes), split),
+        data.load_domain(domain, config),
+    )
+    pictures = [heldout.images[i] for i in range(min(count, len(heldout)))]
+    if len(pictures) < 10:
+        raise DasdError(
+            f"The {split} split of domain {domain.name} has {len(pictures)} images; scores need 10 or more."
+        )
+    return Reference(
+        domain.name,
+        prompts_of(heldout, judge, count),
+        judge.embed(pictures),
+        judge.embed(list(train.images)),
+        cnn_pixels(pictures),
+        judge.embed_inception(pictures) if judge.inception else None,
+    )
+
+
+def train_domain_cnn(config: Config) -> SmallCNN:
+    """Return a classifier of source and target domains, trained on their training images."""
+    pictures, names = [], []
+    for domain in (config.source, *config.domains):
+        train = data.load_domain(domain, config)
+        count = min(DOMAIN_SHARE, len(train))
+        pictures.append(cnn_pixels([train.images[i] for i in range(count)]))
+        names += [domain.name] * count
+    return train_small_cnn(torch.cat(pictures), names)
+
+
+def score_images(
+    images: Sequence[Image.Image],
+    wanted: Reference,
+    judge: Scorer,
+    domains: SmallCNN,
+    seed: int = 0,
+    own: Prompts | None = None,
+) -> Scores:
+    """Return every score of a method's images, one number an image (or a held-out image), and their features.
+
+    images[i] answers prompt i % P; `own` are the captions of real images in the place of samples. Seed: of
+    the classifier that is trained on them.
+    """
+    asked = own or wanted.asked
+    features, prompt_of = judge.embed(images), asked.prompt_of(len(images))
+    texts, distinct = asked.texts[prompt_of], sorted(set(asked.prompts))
+    groups = torch.tensor([distinct.index(asked.prompts[i]) for i in prompt_of])
+    small = cnn_pixels(images)
+    found = metrics.precision_recall(features, wanted.heldout)
+    scores = {
+        "features": features,
+        "clip_score": metrics.clip_scores(features, texts),
+        "domain_accuracy": torch.tensor([float(n == wanted.domain) for n in domains.classify(small)]),
+        "copy_rank": metrics.copy_rank(features, wanted.train, wanted.heldout),
+        **found._asdict(),
+    }
+    if len(distinct) > 1:  # one caption for all images leaves no wrong one
+        scores["clip_floor"] = metrics.shuffled_scores(features, texts, groups)
+    if asked.told and judge.reader:
+        told = [asked.told[i] for i in prompt_of]
+        scores["attribute_accuracy"] = metrics.attribute_accuracy(
+            judge.reader.read(images, wanted.domain), told
+        )
+    if judge.inception:
+        scores["inception"] = judge.embed_inception(images)
+    if asked.labels and wanted.asked.labels:
+        labels, real = [asked.labels[i] for i in prompt_of], wanted.asked.labels
+        scores["synthetic_to_real"] = synthetic_to_real(small, labels, wanted.pixels, real, seed)
+    return {name: value.float().contiguous() for name, value in scores.items()}
+
+
+def estimates(by_seed: Sequence[Scores], wanted: Reference, num_bootstrap: int = 1000) -> dict[str, Estimate]:
+    """Return each metric's estimate over training seeds; prompts and held-out images are drawn again.
+
+    The draws are the same for every method of a domain, so that estimates can be subtracted.
+    """
+    images, real = len(by_seed[0]["features"]), len(wanted.heldout)
+    prompt_of = wanted.asked.prompt_of(images)
+    units = min(images, real)
+    drawn = metrics.bootstrap_counts(units, num_bootstrap, seed=0)[:, prompt_of]
+    drawn_real = metrics.bootstrap_counts(real, num_bootstrap, seed=1)
+    found = {}
+    for names, weights in ((OF_IMAGES, drawn), (OF_REAL, drawn_real)):
+        for name in names:
+            if name in by_seed[0]:
+                table = torch.stack([scores[name].double() for scores in by_seed])  # (S, n)
+                found[name] = Estimate(table.mean(dim=1), _weighted_mean(table, weights), units)
+    found |= _of_sets(by_seed, wanted, prompt_of, (drawn, drawn_real), units)
+    return found
+
+
+def _weighted_mean(table: Tensor, weights: Tensor) -> Tensor:
+    """(S, n) and (B, n) -> (B, S)."""
+    return (weights @ table.T) / weights.sum(dim=1, keepdim=True)
+
+
+def _of_sets(
+    by_seed: Sequence[Scores],
+    wanted: Reference,
+    prompt_of: Tensor,
+    drawn: tuple[Tensor, Tensor],
+    units: int,
+) -> dict[str, Estimate]:
+    """Estimates of what no single image has: distances of distributions, and diversity."""
+    pairs = {name: ([], []) for name in ("cmmd", "kid", "intra_cluster")}
+    once = tuple(torch.ones(1, weights.shape[1], dtype=torch.float64) for weights in drawn)
+    groups = (prompt_of, torch.arange(len(wanted.heldout)))
+    for scores in by_seed:
+        features = scores["features"]
+        for name, kernel in (("cmmd", metrics.cmmd_kernel), ("kid", metrics.kid_kernel)):
+            terms = metrics.kernel_terms(features, wanted.heldout, kernel)
+            pairs[name][0].append(metrics.weighted_mmd(terms, groups, once))
+            pairs[name][1].append(metrics.weighted_mmd(terms, groups, drawn))
+        for place, weights in enumerate((once, drawn)):
+            inside = metrics.intra_cluster_distance(features, wanted.train, weights=weights[0])
+            pairs["intra_cluster"][place].append(inside)
+            if wanted.inception is not None and "inception" in scores:
+                value = metrics.frechet_distance(scores["inception"], wanted.inception, *weights)
+                pairs.setdefault("fid", ([], []))[place].append(value)
+    found = {}
+    for name, (values, resampled) in pairs.items():
+        estimate = Estimate(torch.cat(values), torch.stack(resampled, dim=1), units)
+        if estimate.values.isfinite().all():
+            found[name] = Estimate(estimate.values, estimate.draws.nan_to_num(estimate.values.mean()), units)
+    return found
+
+
+def result_rows(
+    named: Mapping[str, dict[str, Estimate]], start: Mapping[str, object], against: str | None = None
+) -> list[dict]:
+    """Return a row per method and metric, and per method the paired difference to `against`.
+
+    named: method -> metric -> estimate. A difference whose interval holds 0 is not `separable`.
+    """
+    found = []
+    for method, table in named.items():
+        for metric, estimate in table.items():
+            value, low, high = estimate.interval()
+            found.append(
+                {"method": method, **start, "metric": metric, "value": value, "low": low, "high": high}
+            )
+    base = named.get(against or "", {})
+    for method, table in named.items():
+        for metric in table if method != against else ():
+            if metric in base and len(base[metric].values) == len(table[metric].values):
+                value, low, high = table[metric].minus(base[metric]).interval()
+                row = {"method": method, "against": against, **start, "metric": metric, "value": value}
+                found.append(row | {"low": low, "high": high, "separable": low > 0 or high < 0})
+    return found
+
+
+# The fair comparison: base, base with style words and DASD, on the same prompts, seeds and settings.
+
+
+BASE, STYLED = "base", "base + style words"
+METHODS = (BASE, STYLED, "DASD")
+
+
+def compared_methods(config: Config) -> tuple[str, ...]:
+    """Return the methods that are compared: the base, with style words too, and the one that trained."""
+    return METHODS if config.method == "dasd" else (BASE, STYLED, config.method)
+
+
+def sample_method(
+    config: Config, pipeline: DasdPipeline, method: str, domain: DomainConfig, prompts: Sequence[str]
+) -> list[Image.Image]:
+    """Return `images_per_prompt` images of each prompt, prompt by prompt, with the evaluation's settings.
+
+    The methods differ in nothing but what is compared: adapter off, words added, or adapter and token on.
+    Each prompt starts from noise of its own, the same for all methods, so that prompts are independent.
+    Raises DasdError for an unknown method.
+    """
+    known = compared_methods(config)
+    if method not in known:
+        raise DasdError(f"There is no method {method!r}. Methods: {', '.join(known)}.")
+    protocol = config.evaluation
+    words = [f"{p}, {domain.style_suffix}" for p in prompts] if method == STYLED else list(prompts)
+    images, *_ = pipeline.generate(
+        words,
+        domain=domain.name if method == known[-1] else None,
+        num_images=protocol.images_per_prompt,
+        seed=[1000 * config.seed + number for number in range(len(prompts))],
+        settings=Calibration(protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler),
+    )
+    if protocol.images_per_prompt == 1:
+        return list(images)
+    return [image for group in images for image in group]
+
+
+def evaluate(
+    config: Config, pipeline: DasdPipeline, methods: Sequence[str] | None = None, progress: bool = True
+) -> tuple[list[dict[str, Any]], dict[tuple[str, str], list[Image.Image]]]:
+    """Sample and score every method (of `compared` if None) on every domain; return rows and images by
+    (method, domain)."""
+    judge = load_scorer(config)
+    rows, images = [], {}
+    for domain in config.domains:
+        prompts = load_prompts(config, domain.name)
+        told = load_mentioned(config, domain.name)
+        check_mentioned(judge, domain.name, told)  # before hours of sampling
+        heldout = data.load_domain(domain, config, "test")
+        count = min(config.evaluation.num_heldout, len(heldout))
+        real = [heldout[i]["image"] for i in range(count)]
+        for method in bars.bar(
+            methods or compared_methods(config), domain.name, shown=progress, unit="method"
+        ):
+            made = sample_method(config, pipeline, method, domain, prompts)
+            asked = _repeated(prompts, config), _repeated(told, config)
+            rows += score_method(method, domain.name, made, asked[0], real, judge, config, told=asked[1])
+            images[method, domain.name] = made
+    return rows, images
+
+
+def _repeated(values: Sequence | None, config: Config) -> list | None:
+    """Return each value `images_per_prompt` times, as the images of one prompt follow each other."""
+    return values and [value for value in values for _ in range(config.evaluation.images_per_prompt)]

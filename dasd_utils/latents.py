@@ -8,14 +8,15 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from transformers import PreTrainedTokenizerBase
 
-from dasd_utils.config import Config, DasdError
+from dasd_utils import data
+from dasd_utils.config import Config, DasdError, paper
 from dasd_utils.runtime import processes
 from dasd_utils.runtime.latent_cache import Latents, cached_latents, vae_fingerprint
 
@@ -114,8 +115,8 @@ class Sampler:
     def fingerprint(self) -> str:
         """Return the SHA-256 of the training images and captions, in order: what a resumed run must share."""
         digest = hashlib.sha256()
-        for data in self._members["train"]:
-            for image_id, captions in zip(data.ids, data.captions, strict=True):
+        for member in self._members["train"]:
+            for image_id, captions in zip(member.ids, member.captions, strict=True):
                 digest.update("\0".join([image_id, *captions, "\n"]).encode())
         return digest.hexdigest()
 
@@ -227,3 +228,36 @@ class Sampler:
         normal = np.stack([p.generator.standard_normal(moments.shape[1:], np.float32) for p in picks])
         latents = moments[:, 0] + moments[:, 1] * normal[:, 0]
         return torch.from_numpy(latents), torch.from_numpy(normal[:, 1].copy())
+
+
+def create_datasets(
+    config: Config, tokenizer: PreTrainedTokenizerBase
+) -> tuple[data.DomainData, dict[str, data.DomainData], Sampler]:
+    """Return the source's training images, those of each target domain by name, and the sampler over them.
+
+    With `source_images` "generated" the base draws those of the source (papers/prior_images).
+    """
+    source = _source(config)
+    targets = {domain.name: data.load_domain(domain, config) for domain in config.domains}
+    for found in (source, *targets.values()):
+        _log_audit(data.audit(found, tokenizer), tokenizer.model_max_length)
+    return source, targets, Sampler(config, source, list(targets.values()), tokenizer)
+
+
+def _source(config: Config) -> data.DomainData:
+    if config.data.source_images == "real":
+        return data.load_domain(config.source, config)
+    return paper("prior_images").source_images(config)
+
+
+def _log_audit(report: dict[str, Any], limit: int) -> None:
+    log.info("%s", ", ".join(f"{name} {value}" for name, value in report.items() if value))
+    concerns = {
+        "captions_missing": "images without a caption (trained with an empty one)",
+        "captions_cut": f"captions longer than {limit} tokens (cut at their end)",
+        "skipped_corrupt": "images that cannot be read (left out)",
+        "duplicates_of_test": "images that the test split has too (left out)",
+    }
+    for name, text in concerns.items():
+        if report[name]:
+            log.warning("%s: %d %s", report["domain"], report[name], text)

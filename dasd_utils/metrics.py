@@ -6,7 +6,10 @@ of each image's prompt, makes the prompt the unit; without it each image is one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +38,7 @@ def embed_images(clip, processor, images: Sequence[Image.Image], batch_size: int
     if not len(images):
         raise ValueError("There are no images to embed.")
     features = []
-    for start in bars.brief(range(0, len(images), batch_size), "CLIP features", unit="batch"):
+    for start in bars.short_bar(range(0, len(images), batch_size), "CLIP features", unit="batch"):
         batch = list(images[start : start + batch_size])
         pixels = processor(images=batch, return_tensors="pt")["pixel_values"]
         pooled = clip.vision_model(pixel_values=pixels.to(clip.device, clip.dtype)).pooler_output
@@ -221,27 +224,6 @@ def _weighted_pairs(k: Tensor, group: Tensor, weights: Tensor) -> Tensor:
     return ((weights @ (k * different)) * weights).sum(1) / ((weights @ different) * weights).sum(1)
 
 
-# detail
-
-
-def radial_spectrum(pixels: Tensor) -> Tensor:
-    """Return the mean power of grey pictures at 0 to s / 2 cycles a picture, (n, 3, s, s) -> (n, s // 2 + 1).
-
-    Under a Hann window, so that the jump from one border to the other is no detail. Frequencies are rounded
-    to whole cycles. pixels: in [0, 1].
-    """
-    grey = pixels.double().mean(dim=1)
-    side = grey.shape[-1]
-    window = torch.hann_window(side, periodic=False, dtype=grey.dtype, device=grey.device)
-    grey = (grey - grey.mean(dim=(1, 2), keepdim=True)) * window[:, None] * window[None]
-    power = torch.fft.fft2(grey, norm="forward").abs().square()
-    cycles = torch.fft.fftfreq(side, 1 / side, dtype=grey.dtype, device=grey.device)
-    radius = torch.hypot(cycles[:, None], cycles[None]).round().long().flatten()
-    inside = radius <= side // 2
-    bins = F.one_hot(radius[inside], side // 2 + 1).to(grey.dtype)  # (pixels, bins)
-    return power.flatten(1)[:, inside] @ bins / bins.sum(dim=0)
-
-
 # intervals of a mean
 
 
@@ -287,3 +269,232 @@ def _group_index(groups: Groups, n: int) -> tuple[Tensor, int]:
         raise ValueError(f"There are {len(groups)} groups for {n} samples.")
     index = torch.unique(groups, return_inverse=True)[1]
     return index, int(index.max()) + 1
+
+
+# Metrics of two sets of features beyond a distance of distributions: fidelity, diversity, copying.
+
+
+class PrecisionRecall(NamedTuple):
+    """How two sets cover each other, by balls around each sample to its k-th neighbour: means of each."""
+
+    precision: Tensor  # (n,) 1 where a generated sample is inside a real ball
+    recall: Tensor  # (m,) 1 where a real sample is inside a generated ball
+    density: Tensor  # (n,) real balls that hold the generated sample, over k
+    coverage: Tensor  # (m,) 1 where the real ball holds a generated sample
+
+
+def euclidean_distances(x: Tensor, y: Tensor) -> Tensor:
+    """Return Euclidean distances, (n, d), (m, d) -> (n, m), in float64 and without cancellation."""
+    return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def precision_recall(generated: Tensor, real: Tensor, k: int = 5) -> PrecisionRecall:
+    """Return precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797).
+
+    generated: (n, d); real: (m, d). Raises ValueError unless each set has more than k samples.
+    """
+    if min(len(generated), len(real)) <= k:
+        counts = f"{len(generated)} generated and {len(real)} real"
+        raise ValueError(f"There are {counts} samples; each set takes more than k = {k}.")
+    across = euclidean_distances(generated, real)  # (n, m)
+    real_inside = across <= _radii(real, k)[None]
+    generated_inside = across <= _radii(generated, k)[:, None]
+    return PrecisionRecall(
+        precision=real_inside.any(dim=1).double(),
+        recall=generated_inside.any(dim=0).double(),
+        density=real_inside.sum(dim=1).double() / k,
+        coverage=real_inside.any(dim=0).double(),
+    )
+
+
+def _radii(x: Tensor, k: int) -> Tensor:
+    """The distance (n,) of each sample to its k-th neighbour; the nearest of all is itself."""
+    return euclidean_distances(x, x).kthvalue(k + 1, dim=1).values
+
+
+def frechet_distance(
+    x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None
+) -> Tensor:
+    """Return the Frechet distance of Gaussians fitted to two sets, (B,): with Inception's features, the FID.
+
+    |m_x - m_y|^2 + tr C_x + tr C_y - 2 tr (C_x C_y)^(1/2), arXiv 1706.08500. With C = A^T A the last trace is
+    the sum of the singular values of A_x A_y^T, (n, m): cheap where features are more than samples. Weights
+    (B, n) and (B, m), how often each sample counts, give B values; without them there is one. It is biased
+    upwards where the sets are few: give n with it, and compare equal n only.
+    """
+    weights = [torch.ones(1, len(z)) if w is None else w for z, w in ((x, x_weights), (y, y_weights))]
+    values = []
+    for rows in zip(*(w.double().broadcast_to(max(map(len, weights)), -1) for w in weights), strict=True):
+        (m_x, a_x), (m_y, a_y) = (_gaussian(z.double(), w) for z, w in zip((x, y), rows, strict=True))
+        traces = a_x.square().sum() + a_y.square().sum()
+        values.append((m_x - m_y).square().sum() + traces - 2 * torch.linalg.svdvals(a_x @ a_y.T).sum())
+    return torch.stack(values)
+
+
+def _gaussian(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean (d,), and A (n, d) whose A^T A is the covariance, of samples that count so often."""
+    mean = weights @ x / weights.sum()
+    return mean, (weights / (weights.sum() - 1)).sqrt()[:, None] * (x - mean)
+
+
+def nearest_neighbours(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distance (n,) of each row of x to the nearest row of y, and which row that is."""
+    found = euclidean_distances(x, y).min(dim=1)
+    return found.values, found.indices
+
+
+def copy_rank(generated: Tensor, train: Tensor, heldout: Tensor) -> Tensor:
+    """Return how near to training images each generated one lies, compared with held-out real ones; (n,).
+
+    The rank of its nearest training distance among those of held-out images, from 0 to 1: a mean of 0.5 is as
+    near as new real images are, 0 is nearer than all of them (copies), 1 is farther than all.
+    """
+    ours, theirs = nearest_neighbours(generated, train)[0], nearest_neighbours(heldout, train)[0]
+    below = (theirs[None] < ours[:, None]).double() + 0.5 * (theirs[None] == ours[:, None]).double()
+    return below.mean(dim=1)
+
+
+def intra_cluster_distance(
+    generated: Tensor, train: Tensor, pairwise: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
+    """Return the mean distance inside clusters, (B,): few-shot diversity, 0 for copies.
+
+    Each generated sample (n, d) joins the nearest of the training samples (k, d); the mean pairwise distance
+    inside each cluster of two or more is averaged over those clusters (Ojha et al. 2021, arXiv 2104.06820).
+    `pairwise` (n, n) replaces the Euclidean distances inside, by LPIPS for instance. `weights` (B, n), how
+    often each sample counts, gives B values; nan where no cluster has two samples. One value without them.
+    """
+    apart = (euclidean_distances(generated, generated) if pairwise is None else pairwise).double()
+    member = torch.nn.functional.one_hot(
+        nearest_neighbours(generated, train)[1].unique(return_inverse=True)[1]
+    ).double()
+    weights = torch.ones(1, len(generated)) if weights is None else weights
+    values = []
+    for row in weights.double():
+        inside = row[:, None] * member  # (n, clusters)
+        pairs = inside.sum(dim=0).square() - inside.square().sum(dim=0)  # of different samples
+        sums = (inside * (apart @ inside)).sum(dim=0)
+        values.append((sums[pairs > 0] / pairs[pairs > 0]).mean())
+    return torch.stack(values)
+
+
+# What can be told apart: intervals over prompts and training seeds together, paired differences, power.
+
+
+CONFIDENCE = 0.95
+POWER = 0.8
+MOST_PROMPTS = 100_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic of S training seeds, and what it becomes when prompts and real images are drawn again."""
+
+    values: Tensor  # (S,), nan-free
+    draws: Tensor  # (B, S), the same draws for all seeds and all methods
+    units: int  # independent prompts
+
+    def minus(self, other: Estimate) -> Estimate:
+        """Return the paired difference: seed with seed, draw with draw."""
+        return Estimate(self.values - other.values, self.draws - other.draws, self.units)
+
+    def interval(self) -> tuple[float, float, float]:
+        """Return (mean over seeds, low, high) at 95 %.
+
+        The variance of the mean is that over draws of prompts (times P / (P - 1), which a bootstrap lacks)
+        plus that over seeds, s^2 / S; the degrees of freedom of their sum are Welch and Satterthwaite's, so
+        that few seeds widen the interval as Student's t does. What prompts and seeds do together is counted
+        in both: the interval is a little wide rather than narrow. One seed adds nothing: the interval is then
+        of this one training.
+        """
+        value, seeds = self.values.mean().item(), len(self.values)
+        of_prompts = self.draws.mean(dim=1).var().item() * self.units / (self.units - 1)
+        of_seeds = self.values.var().item() / seeds if seeds > 1 else 0.0
+        half = half_width(((of_prompts, self.units - 1), (of_seeds, seeds - 1)))
+        return value, value - half, value + half
+
+
+def half_width(terms: tuple[tuple[float, int], ...], probability: float = (1 + CONFIDENCE) / 2) -> float:
+    """Return t times the root of a sum of variances, each with its degrees of freedom (Welch 1947)."""
+    total = sum(variance for variance, _ in terms)
+    if math.isnan(total) or total == 0:
+        return total
+    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in terms if variance > 0)
+    return float(stats.t.ppf(probability, freedom)) * math.sqrt(total)
+
+
+def jackknife(statistic: Callable[[Tensor], float], count: int) -> tuple[float, float, float]:
+    """Return (value, low, high) at 95 % of a statistic of `count` samples, by leaving each out once.
+
+    statistic: takes the indices of the samples that it is of, (k,) long. For what draws with replacement
+    would distort, such as pairs, where a sample drawn twice meets itself (Tukey 1958). Raises ValueError for
+    fewer than three samples.
+    """
+    value, variance = jackknife_variance(statistic, count)
+    half = half_width(((variance, count - 1),))
+    return value, value - half, value + half
+
+
+def jackknife_variance(statistic: Callable[[Tensor], float], count: int) -> tuple[float, float]:
+    """Return (value, variance) of what `jackknife` gives an interval of; ValueError for fewer than three."""
+    if count < 3:
+        raise ValueError(f"An interval by leaving samples out needs three of them, not {count}.")
+    rows = torch.arange(count)
+    without = torch.tensor([statistic(rows[rows != i]) for i in range(count)], dtype=torch.float64)
+    return statistic(rows), without.var(correction=0).item() * (count - 1)
+
+
+@dataclass(frozen=True)
+class VarianceComponents:
+    """Variances of one image's paired difference: between seeds, between prompts, and the rest."""
+
+    seeds: float
+    prompts: float
+    rest: float
+
+
+def variance_components(differences: Tensor) -> VarianceComponents:
+    """Return the variance components of differences (S, P) by the mean squares of a two-way table.
+
+    Raises ValueError for fewer than two seeds or prompts.
+    """
+    if differences.ndim != 2 or min(differences.shape) < 2:
+        raise ValueError(f"Variance components need two seeds and prompts, not {tuple(differences.shape)}.")
+    table = differences.double()
+    (seeds, prompts), mean = table.shape, table.mean()
+    of_seeds, of_prompts = table.mean(dim=1, keepdim=True), table.mean(dim=0, keepdim=True)
+    squares = (table - of_seeds - of_prompts + mean).square().sum().item()
+    rest = squares / ((seeds - 1) * (prompts - 1))
+    between_seeds = prompts * of_seeds.var().item() - rest
+    between_prompts = seeds * of_prompts.var().item() - rest
+    return VarianceComponents(max(between_seeds / prompts, 0.0), max(between_prompts / seeds, 0.0), rest)
+
+
+def prompts_needed(parts: VarianceComponents, effect: float, seeds: int) -> int | None:
+    """Return how many prompts show a difference of `effect` with a power of 80 %, or None if no number does.
+
+    Two-sided at 95 %, with `seeds` trainings, at least 2, one image a prompt. Spread between seeds does not
+    shrink with prompts: where it is the larger part, only more seeds help.
+    """
+
+    def enough(prompts: int) -> bool:
+        terms = ((parts.seeds / seeds + parts.rest / (seeds * prompts), seeds - 1),
+                 (parts.prompts / prompts, prompts - 1))  # fmt: skip
+        found, missed = half_width(terms), half_width(terms, POWER)
+        return found + missed <= effect
+
+    if not enough(MOST_PROMPTS):
+        return None
+    low, high = 1, MOST_PROMPTS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def bootstrap_counts(units: int, num_bootstrap: int, seed: int) -> Tensor:
+    """Return how often each of `units` is in each draw with replacement, (B, units) float64."""
+    generator = torch.Generator().manual_seed(seed)
+    picked = torch.randint(units, (num_bootstrap, units), generator=generator)
+    counts = torch.zeros(num_bootstrap, units, dtype=torch.float64)
+    return counts.scatter_add_(1, picked, torch.ones_like(counts))

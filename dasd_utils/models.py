@@ -20,7 +20,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dasd_utils import config as cfg
-from dasd_utils.papers import cross_attention
 from dasd_utils.runtime import pretrained
 
 log = logging.getLogger(__name__)
@@ -50,6 +49,7 @@ class Parts:
     cut_prompts: set[str] = field(default_factory=set, repr=False)  # already warned about
     kept_texts: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `keep_texts`
     base_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `open_unet`
+    frozen_names: set[str] = field(default_factory=set, repr=False)  # UNet weights that never train
 
     def __getitem__(self, name: str) -> Any:
         return vars(self)[name]
@@ -228,7 +228,6 @@ def _whole_switch(parts: Parts) -> Iterator[Callable[[bool], None]]:
     """Yield a switch between all the weights of the base and those that learned; these stay afterwards."""
     weights = dict(parts.unet.named_parameters())
     learned = {name: p.data for name, p in weights.items()}
-    constant = cross_attention.is_active(parts.unet)  # not inside another switch that is off
 
     def switch(adapted: bool) -> None:
         torch.clear_autocast_cache()  # it knows weights by their place, not by their values
@@ -236,7 +235,6 @@ def _whole_switch(parts: Parts) -> Iterator[Callable[[bool], None]]:
             if not adapted and parts.base_weights[name].device != p.device:
                 parts.base_weights[name] = parts.base_weights[name].to(p.device)
             p.data = learned[name] if adapted else parts.base_weights[name]
-        cross_attention.switch(parts.unet, adapted and constant)
 
     try:
         yield switch
@@ -304,9 +302,8 @@ def trainable_parameters(parts: Parts) -> dict[str, list[nn.Parameter]]:
     After `open_unet` the first is "unet", all of its parameters that count.
     """
     kind = "unet" if parts.base_weights else "lora"
-    named, text_free = parts.unet.named_parameters(), cross_attention.is_text_free(parts.unet)
-    named = [(name, p) for name, p in named if kind == "unet" or "lora_" in name]
-    inner = [p for name, p in named if not (text_free and cross_attention.is_idle(name))]
+    named = parts.unet.named_parameters()
+    inner = [p for name, p in named if (kind == "unet" or "lora_" in name) and name not in parts.frozen_names]
     tokens = [] if parts.tokens is None else [parts.tokens.weight]
     for module in (parts.text_encoder, parts.unet, parts.vae):
         if module is not None:

@@ -1,134 +1,124 @@
-"""The two profiles, `tiny` and `sd15`, and the published settings by name: nothing but config values."""
+"""The profiles `tiny` and `sd15`, what `auto` picks, and the published settings: values alone.
+
+A profile holds the fields that differ from the defaults in `config`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from dasd_utils.config import (
-    Calibration,
-    Config,
-    DomainConfig,
-    EvaluationConfig,
-    LoraSettings,
-    ModelConfig,
-    TrainingConfig,
-)
-
-SATELLITE_WORDS = (
-    "a satellite image",
-    "an aerial view",
-    "an overhead photograph from above",
-    "a top-down remote sensing image",
-)
-XRAY_WORDS = (
-    "a chest x-ray",
-    "a medical radiograph",
-    "a scan of the lungs",
-    "a frontal radiograph of the thorax",
-)
-
-
-def _tiny() -> Config:
-    """The embedded default: a small latent diffusion model and the toy world, on a CPU in minutes."""
-    calibrated = Calibration(guidance_scale=4.0, num_inference_steps=15, scheduler="dpm++")
-    calibrated_xray = Calibration(guidance_scale=5.0, num_inference_steps=15, scheduler="dpm++")
-    return Config(
-        profile="tiny",
-        shipped_run="data/tiny-run",
-        model=ModelConfig(attention="plain", half_weights=False),
-        lora=LoraSettings(rank=32, alpha=128.0, dropout=0.0),  # dropout is slow on a CPU
-        source=DomainConfig("painting", "toyworld:painting", num_images=300, calibration=calibrated),
-        domains=(
-            DomainConfig(
-                "satellite",
-                "toyworld:satellite",
-                token="<satellite>",
-                initial_word="aerial",
-                descriptions=SATELLITE_WORDS,
-                style_suffix="satellite image from above",
-                calibration=calibrated,
-            ),
-            DomainConfig(
-                "xray",
-                "toyworld:xray",
-                token="<xray>",
-                initial_word="radiograph",
-                descriptions=XRAY_WORDS,
-                style_suffix="chest x-ray radiograph",
-                calibration=calibrated_xray,
-            ),
-        ),
-        evaluation=EvaluationConfig(num_inference_steps=15, scheduler="dpm++"),
-    )
+SATELLITE: dict[str, Any] = {  # what both profiles say of the domain
+    "name": "satellite",
+    "token": "<satellite>",
+    "initial_word": "aerial",
+    "descriptions": [
+        "a satellite image",
+        "an aerial view",
+        "an overhead photograph from above",
+        "a top-down remote sensing image",
+    ],
+    "style_suffix": "satellite image from above",
+}
+XRAY: dict[str, Any] = {
+    "name": "xray",
+    "token": "<xray>",
+    "initial_word": "radiograph",
+    "descriptions": [
+        "a chest x-ray",
+        "a medical radiograph",
+        "a scan of the lungs",
+        "a frontal radiograph of the thorax",
+    ],
+    "style_suffix": "chest x-ray radiograph",
+}
 
 
-def _sd15() -> Config:
-    """Stable Diffusion 1.5 and the three hub data sets; better defaults than the published ones."""
-    return Config(
-        profile="sd15",
-        model=ModelConfig(
-            base="stable-diffusion-v1-5/stable-diffusion-v1-5",
-            base_revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-            base_variant="fp16",
-            clip="openai/clip-vit-base-patch32",
-            clip_revision="3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
-            resolution=512,
-        ),
-        source=DomainConfig("painting", "huggan/few-shot-art-painting", caption="a painting", num_images=300),
-        domains=(_rsicd(), _chest_xray()),
-        lora=LoraSettings(dropout=0.0),  # it would keep a copy of each layer's input for the backward pass
-        training=TrainingConfig(
-            max_train_steps=1500,
-            target_batch_size=3,
-            source_batch_size=1,
-            gradient_accumulation_steps=4,
-            learning_rate=1e-4,
-            token_learning_rate=5e-4,
-            gradient_checkpointing=True,
-        ),
-        evaluation=EvaluationConfig(guidance_scale=7.5),
-    )
+def _sampling(guidance_scale: float, num_inference_steps: int, scheduler: str) -> dict[str, Any]:
+    return {
+        "guidance_scale": guidance_scale,
+        "num_inference_steps": num_inference_steps,
+        "scheduler": scheduler,
+    }
 
 
-def _rsicd() -> DomainConfig:
-    return DomainConfig(
-        "satellite",
-        "arampacha/rsicd",
-        token="<satellite>",
-        initial_word="aerial",
-        caption_column="captions",
-        test_split="test",
-        descriptions=SATELLITE_WORDS,
-        style_suffix="satellite image from above",
-        calibration=Calibration(7.0, 30, "ddim"),
-    )
-
-
-def _chest_xray() -> DomainConfig:
-    return DomainConfig(
-        "xray",
-        "hf-vision/chest-xray-pneumonia",
-        token="<xray>",
-        initial_word="radiograph",
-        label_column="label",
-        label_captions={
-            "NORMAL": "a chest x-ray of a child with clear lungs",
-            "PNEUMONIA": "a chest x-ray of a child with pneumonia",
-        },
-        test_split="test",
-        descriptions=XRAY_WORDS,
-        style_suffix="chest x-ray radiograph",
-        calibration=Calibration(7.5, 30, "ddim"),
-    )
-
-
-PROFILES = {"tiny": _tiny, "sd15": _sd15}
+# The embedded default: a small latent diffusion model and the toy world, on a CPU in minutes.
+TINY: dict[str, Any] = {
+    "profile": "tiny",
+    "shipped_run": "data/tiny-run",
+    "model": {"attention": "plain", "half_weights": False},
+    "lora": {"rank": 32, "alpha": 128.0, "dropout": 0.0},  # dropout is slow on a CPU
+    "source": {
+        "name": "painting",
+        "data": "toyworld:painting",
+        "num_images": 300,
+        "calibration": _sampling(4.0, 15, "dpm++"),
+    },
+    "domains": [
+        SATELLITE | {"data": "toyworld:satellite", "calibration": _sampling(4.0, 15, "dpm++")},
+        XRAY | {"data": "toyworld:xray", "calibration": _sampling(5.0, 15, "dpm++")},
+    ],
+    "evaluation": {"num_inference_steps": 15, "scheduler": "dpm++"},
+}
 
 PUBLISHED_CALIBRATION = {
-    "satellite": Calibration(7.0, 30, "ddim"),
-    "xray": Calibration(7.5, 30, "ddim"),
-    "default": Calibration(7.5, 30, "ddpm"),
+    "satellite": _sampling(7.0, 30, "ddim"),
+    "xray": _sampling(7.5, 30, "ddim"),
+    "default": _sampling(7.5, 30, "ddpm"),
 }
+
+# Stable Diffusion 1.5 and the three hub data sets; better defaults than the published ones.
+SD15: dict[str, Any] = {
+    "profile": "sd15",
+    "model": {
+        "base": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "base_revision": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+        "base_variant": "fp16",
+        "clip": "openai/clip-vit-base-patch32",
+        "clip_revision": "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
+        "resolution": 512,
+    },
+    "source": {
+        "name": "painting",
+        "data": "huggan/few-shot-art-painting",
+        "caption": "a painting",
+        "num_images": 300,
+    },
+    "domains": [
+        SATELLITE
+        | {
+            "data": "arampacha/rsicd",
+            "caption_column": "captions",
+            "test_split": "test",
+            "calibration": PUBLISHED_CALIBRATION["satellite"],
+        },
+        XRAY
+        | {
+            "data": "hf-vision/chest-xray-pneumonia",
+            "label_column": "label",
+            "label_captions": {
+                "NORMAL": "a chest x-ray of a child with clear lungs",
+                "PNEUMONIA": "a chest x-ray of a child with pneumonia",
+            },
+            "test_split": "test",
+            "calibration": PUBLISHED_CALIBRATION["xray"],
+        },
+    ],
+    "lora": {"dropout": 0.0},  # it would keep a copy of each layer's input for the backward pass
+    "training": {
+        "max_train_steps": 1500,
+        "target_batch_size": 3,
+        "source_batch_size": 1,
+        "gradient_accumulation_steps": 4,
+        "learning_rate": 1e-4,
+        "token_learning_rate": 5e-4,
+        "gradient_checkpointing": True,
+    },
+    "evaluation": {"guidance_scale": 7.5},
+}
+
+PROFILES = {"tiny": TINY, "sd15": SD15}
 
 # The published settings by name: Config.setup("sd15", **PUBLISHED).
 PUBLISHED: dict[str, Any] = {
@@ -149,3 +139,74 @@ PUBLISHED: dict[str, Any] = {
     "lr_scheduler": "constant",
     "lr_warmup_steps": 0,
 }
+
+
+LEAST_GIB = 7.5  # of Stable Diffusion 1.5; an "8 GB" card reports a little less
+
+# profile -> (a GPU of at least so many GB, fields), the largest first; a smaller one gets the profile as it
+# is. Samples to an optimiser step are the profile's, 12 + 4 in sd15. The peaks are those of
+# data/results/bench_gpu.json, counted for bf16, of which fp16 takes as many bytes; a tenth stays free.
+FITTED_SIZES: dict[str, tuple[tuple[float, dict[str, Any]], ...]] = {
+    "sd15": (
+        (20.0, {"target_batch_size": 12, "source_batch_size": 4, "gradient_accumulation_steps": 1,
+                "gradient_checkpointing": False}),
+        (12.0, {"target_batch_size": 6, "source_batch_size": 2, "gradient_accumulation_steps": 2,
+                "gradient_checkpointing": False}),
+    ),
+}  # fmt: skip
+
+# Fields that change what a micro-batch takes, or that are the sizes themselves: who sets one sets all.
+SIZE_FIELDS = {
+    "attention", "base", "gradient_accumulation_steps", "gradient_checkpointing", "half_weights",
+    "mixed_precision", "resolution", "source_batch_size", "source_every", "target_batch_size", "whole_unet",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AutoChoice:
+    """What `auto` picks: a profile, the fields that fit it to this machine, and why."""
+
+    profile: str
+    changes: dict[str, Any]
+    reason: str
+
+
+def choose_profile(given: Mapping[str, Any] | None = None) -> AutoChoice:
+    """Return what `auto` picks: Stable Diffusion where CUDA has at least 8 GB, else `tiny`.
+
+    given: the fields that the user sets. Sizes are left alone where these decide them, or name a method:
+    its loss may depend on them.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return AutoChoice("tiny", {}, "no CUDA device here")
+    size, name = torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
+    if size / 2**30 < LEAST_GIB:
+        return AutoChoice("tiny", {}, f"{name} has {size / 2**30:.1f} GB, Stable Diffusion 1.5 needs 8")
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    reason = f"{name} with {size / 2**30:.0f} GB, which computes in {'bf16' if native else 'fp16'}"
+    own = sorted(SIZE_FIELDS & set(given or ()))
+    if (given or {}).get("method", "dasd") != "dasd":
+        own.append("method")
+    if own:
+        return AutoChoice("sd15", {}, f"{reason}; sizes are not fitted to it, as {', '.join(own)} is given")
+    changes = fitted_sizes("sd15", size / 1e9)
+    return AutoChoice("sd15", changes, f"{reason}; {_said(changes)}")
+
+
+def fitted_sizes(profile: str, gigabytes: float) -> dict[str, Any]:
+    """Return the fields that fit a profile to a GPU of so many GB; none where it is to stay as it is."""
+    for least, changes in FITTED_SIZES.get(profile, ()):
+        if gigabytes >= least:
+            return dict(changes)
+    return {}
+
+
+def _said(changes: Mapping[str, Any]) -> str:
+    if not changes:
+        return "micro-batches are those of the profile"
+    targets, sources, count = (changes[n] for n in ("target_batch_size", "source_batch_size",
+                                                    "gradient_accumulation_steps"))  # fmt: skip
+    return (f"{targets} + {sources} images at once, {count} times a step, "
+            f"gradient checkpointing {'on' if changes['gradient_checkpointing'] else 'off'}")  # fmt: skip

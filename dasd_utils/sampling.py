@@ -1,30 +1,36 @@
-"""Prompts -> images: which domain, settings and adapter a prompt gets, and the pipeline that samples it."""
+"""Noise -> images: schedulers, counted noise, and the loop over any scheduler."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
+import inspect
 import json
 import math
+import numbers
+import secrets
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from dasd_utils import adapters, classifier, denoising, models
-from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
-from dasd_utils.denoising import SCHEDULERS, initial_noise
+from dasd_utils import adapters, classifier, models
+from dasd_utils.config import GUIDANCE, Calibration, Config, DasdError, DomainConfig, check_choice, resolve
 from dasd_utils.guidance import (
     ADAPTED,
     BASE,
     EMPTY,
     TOKEN,
     Branch,
+    Job,
     Prediction,
     Term,
     check_rule,
@@ -34,8 +40,174 @@ from dasd_utils.guidance import (
     takes_negative,
     weights,
 )
-from dasd_utils.jobs import Job
-from dasd_utils.runtime import bars, precision, processes
+from dasd_utils.runtime import bars, images, precision, processes
+
+SCHEDULERS: dict[str, type] = {
+    "ddim": diffusers.DDIMScheduler,
+    "ddpm": diffusers.DDPMScheduler,
+    "dpm++": diffusers.DPMSolverMultistepScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "pndm": diffusers.PNDMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+}
+DECODED_PIXELS = 2 * 512**2  # at once: Stable Diffusion's decoder takes 0.8 GB an image of 512 px, in fp32
+MAX_SEED = 2**128  # what numpy's seed sequence holds
+
+
+@contextlib.contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside: a LoRA added to a model in eval mode starts in training mode."""
+    training = [part for module in modules for part in module.modules() if part.training]
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def fresh_seed() -> int:
+    """Return a random seed; the global generators stay untouched."""
+    return secrets.randbits(32)
+
+
+def seeds_for(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    """Return one seed a prompt: those given, the same for all, or, for None, the same fresh one."""
+    seed = fresh_seed() if seed is None else seed
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * count
+    if len(seeds) != count:
+        raise DasdError(
+            f"There are {len(seeds)} seeds for {count} prompts: give one for all, or one a prompt."
+        )
+    for number in seeds:
+        if not isinstance(number, numbers.Integral):
+            raise DasdError(f"A seed is a whole number, not {number!r}.")
+        if not 0 <= number < MAX_SEED:
+            raise DasdError(f"A seed must be 0 or more, not {number}, and below 2**128.")
+    return [int(number) for number in seeds]
+
+
+def _generator(seed: int, index: int, stream: int) -> torch.Generator:
+    state = np.random.SeedSequence([seed, index, stream]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
+def initial_noise(shape: Sequence[int], seed: int, index: int) -> Tensor:
+    """Return standard normal noise of one image (C, h, w): counted, so it depends on (seed, index) alone."""
+    return torch.randn(tuple(shape), generator=_generator(seed, index, 0))
+
+
+def step_generator(seed: int, index: int) -> torch.Generator:
+    """Return the generator of the noise that a stochastic scheduler adds to one image at each step."""
+    return _generator(seed, index, 1)
+
+
+def make_scheduler(name: str, base_scheduler: Any) -> Any:
+    """Return the scheduler of that name with the noise schedule of the base's own scheduler.
+
+    Latents have no bounds, so they are never clipped, whatever the scheduler's default says.
+    """
+    _check_scheduler(name)
+    return SCHEDULERS[name].from_config(base_scheduler.config, clip_sample=False)
+
+
+def _check_scheduler(name: str) -> None:
+    if name not in SCHEDULERS:
+        raise DasdError(f"There is no scheduler {name!r}. Schedulers: {', '.join(SCHEDULERS)}.")
+
+
+def check_calibration(calibration: Calibration, base_scheduler: Any) -> None:
+    """Raise DasdError for an unknown scheduler, a negative guidance scale, and too few or many steps."""
+    steps = calibration.num_inference_steps
+    _check_scheduler(calibration.scheduler)
+    check_choice("guidance", calibration.guidance, GUIDANCE)
+    for name in ("guidance_scale", "domain_scale"):
+        if not 0 <= getattr(calibration, name) < float("inf"):
+            raise DasdError(f"{name} is {getattr(calibration, name)}; it must be 0 or more.")
+    limit = base_scheduler.config.num_train_timesteps
+    if not 1 <= steps <= limit:
+        raise DasdError(f"num_inference_steps is {steps}; it must be from 1 to {limit}.")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the denoising of a picture begins, and what of it stays."""
+
+    begin: int  # the first of the scheduler's steps that is done
+    at: Callable[[int], Tensor]  # step -> the picture before it, (B, C, h, w) in the scheduler's scale
+    kept: Tensor | None = None  # (1, 1, h, w): 1 where the picture stays
+
+
+@torch.no_grad()
+def denoise(
+    predict: Prediction,
+    scheduler: Any,
+    noise: Tensor | Start,
+    num_inference_steps: int,
+    generators: list[torch.Generator] | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Return latents (B, C, h, w) denoised from standard normal noise of that shape, or from a picture.
+
+    generators: one an image, for schedulers that add noise at each step. Raises DasdError for numbers that
+    grow beyond all bounds.
+    """
+    start = noise if isinstance(noise, Start) else Start(0, lambda step: noise)
+    latents = start.at(start.begin)
+    scheduler.set_timesteps(num_inference_steps, device=latents.device)
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    extra = {"generator": generators} if takes_generator else {}
+    latents = latents if start is noise else latents * scheduler.init_noise_sigma
+    steps = list(enumerate(scheduler.timesteps))[start.begin :]
+    for step, timestep in bars.short_bar(steps, "sampling", shown=progress, unit="step"):
+        eps = predict(scheduler.scale_model_input(latents, timestep), timestep)
+        latents = scheduler.step(eps, timestep, latents, **extra).prev_sample
+        if start.kept is not None:
+            latents = torch.lerp(latents, start.at(step + 1), start.kept)
+    if not torch.isfinite(latents).all():
+        raise DasdError("The sampled latents are not finite: lower guidance_scale, or set mixed_precision to "
+                        "'no'.")  # fmt: skip
+    return latents
+
+
+def clean_latents(noisy: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """Return x0~ = (x_t - sqrt(1 - a) eps) / sqrt(a) in fp32; (B, C, h, w) twice, a (B,)."""
+    a = alphas_cumprod.float()[:, None, None, None]
+    return (noisy.float() - (1 - a).sqrt() * eps.float()) / a.sqrt()
+
+
+def decode(parts: models.Parts, latents: Tensor, step_by_step: bool = False) -> Tensor:
+    """Return pixels in about [-1, 1], (B, 3, H, W), of scaled latents; gradients pass.
+
+    step_by_step: one image at a time, decoded again for its gradient: the memory is that of one image.
+    """
+    vae = parts.vae.to(latents.device)
+    scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
+    if not (step_by_step and scaled.requires_grad):
+        return _decode(vae, scaled).float()
+    pixels = [checkpoint(_decode, vae, one, use_reentrant=False) for one in scaled.split(1)]
+    return torch.cat(pixels).float()
+
+
+def _decode(vae: Any, latents: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):  # there a VAE of a few channels is faster in fp32
+        return vae.decode(latents).sample
+
+
+@torch.no_grad()
+def decode_images(vae: Any, latents: Tensor) -> list[Image.Image]:
+    """Return RGB images of latents (B, C, h, w) in the scaling of the UNet, decoded a few at a time."""
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels to a latent's side
+    count = max(1, DECODED_PIXELS // (scale**2 * latents.shape[-2] * latents.shape[-1]))
+    found: list[Image.Image] = []
+    for few in (latents / vae.config.scaling_factor).to(vae.device, vae.dtype).split(count):
+        found += images.from_pixels(vae.decode(few).sample)
+    return found
+
+
+# Prompts -> images: which domain, settings and adapter a prompt gets, and the pipeline that samples it.
+
 
 __all__ = [
     "SCHEDULERS",
@@ -95,7 +267,7 @@ class DasdPipeline:
     def scheduler(self, name: str) -> Any:
         """Return the scheduler of that name, made once."""
         if name not in self._schedulers:
-            self._schedulers[name] = denoising.make_scheduler(name, self.parts.noise_scheduler)
+            self._schedulers[name] = make_scheduler(name, self.parts.noise_scheduler)
         return self._schedulers[name]
 
     @contextlib.contextmanager
@@ -158,7 +330,7 @@ class DasdPipeline:
         """Return {"domain", "image", "settings", "prompt"} of the source and each domain, from one noise."""
         classifier.check_prompts([prompt])
         plain = classifier.without_tokens(prompt, self.config.domains)
-        seed = denoising.fresh_seed() if seed is None else seed
+        seed = fresh_seed() if seed is None else seed
         rows = []
         for domain in (self.config.source, *self.config.domains):
             image, name, settings, used = self._run(plain, domain=domain.name, seed=seed)
@@ -201,8 +373,8 @@ class DasdPipeline:
         if num_images < 1:
             raise DasdError(f"num_images is {num_images}; it must be at least 1.")
         if seed is None and self.shared:
-            seed = processes.from_main(denoising.fresh_seed())
-        seeds, plans = denoising.seeds_for(seed, len(prompts)), []
+            seed = processes.from_main(fresh_seed())
+        seeds, plans = seeds_for(seed, len(prompts)), []
         domains = self._domains(prompts, domain, auto_domain)
         for text, found, number in zip(prompts, domains, seeds, strict=True):
             calibration = settings or (found or self.config.source).calibration
@@ -231,7 +403,7 @@ class DasdPipeline:
             guidance = "decoupled"
         if isinstance(guidance, str):
             calibration = dataclasses.replace(calibration, guidance=guidance)
-        denoising.check_calibration(calibration, self.parts.noise_scheduler)
+        check_calibration(calibration, self.parts.noise_scheduler)
         if guidance is None or isinstance(guidance, str):
             return calibration, rule(calibration)
         check_rule(guidance, tuple(self.learners))
@@ -282,11 +454,11 @@ class DasdPipeline:
         chunks = chunks[processes.share(len(chunks))] if self.shared else chunks
         networks = (self.parts.unet, self.parts.text_encoder, self.parts.vae, *self.learners.values())
         total, several = sum(map(len, chunks)), self.progress and len(chunks) > 1
-        bar = bars.brief(None, "images", total, shown=several, unit="image")
-        with denoising.evaluating(*networks), bar:
+        bar = bars.short_bar(None, "images", total, shown=several, unit="image")
+        with evaluating(*networks), bar:
             for chunk in chunks:
                 latents = self._latents([jobs[i] for i in chunk], negative_prompt)
-                images |= zip(chunk, denoising.decode_images(self.parts.vae, latents), strict=True)
+                images |= zip(chunk, decode_images(self.parts.vae, latents), strict=True)
                 bar.update(len(chunk))
         images = self._gathered(images, len(jobs)) if self.shared else images
         return [images[place] for place in range(len(jobs))]
@@ -304,12 +476,12 @@ class DasdPipeline:
         """Denoise jobs of equal settings as one batch."""
         calibration = jobs[0].calibration
         with self.predicting(jobs, negative_prompt) as predict:
-            return denoising.denoise(
+            return denoise(
                 predict,
                 self.scheduler(calibration.scheduler),
                 self.noise(jobs),
                 calibration.num_inference_steps,
-                [denoising.step_generator(job.seed, job.index) for job in jobs],
+                [step_generator(job.seed, job.index) for job in jobs],
                 self.progress,
             )
 

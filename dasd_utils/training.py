@@ -7,6 +7,7 @@ the learning rate. A resumed run therefore repeats, bit for bit on a CPU, what a
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import math
 import shutil
@@ -18,12 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
+from diffusers.optimization import SchedulerType, get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor
 
-from dasd_utils import adapters, data, methods, models, objectives, optimization
-from dasd_utils.config import Config, DasdError, resolve
-from dasd_utils.papers import textfree
-from dasd_utils.runtime import bars, checkpoints, precision, processes, runs, tracking
+from dasd_utils import adapters, latents, losses, models
+from dasd_utils.config import Config, DasdError, TrainingConfig, paper, resolve
+from dasd_utils.runtime import bars, checkpoints, precision, processes, tracking
+from dasd_utils.runtime.precision import choose_precision
 
 HISTORY, SPEED = "history.jsonl", "speed.jsonl"
 STATE = {"step", "updater", "config", "base", "data"}  # what a checkpoint's state holds
@@ -44,9 +52,9 @@ class Watch:
     stop: threading.Event | None = None  # set by another thread, it ends the run as Ctrl-C does
 
 
-def check(config: Config) -> None:
+def check_training(config: Config) -> None:
     """Raise DasdError for what training cannot do here, before model and data are read."""
-    optimization.check(config.training)
+    check_updates(config.training)
     tracking.check(config)
     adapters.check_place(checkpoints.writable(config.output_dir) / "adapter")
 
@@ -65,7 +73,7 @@ def setup_training(config: Config) -> models.Parts:
     if whole:
         models.open_unet(parts)
         if config.training.text_free:
-            textfree.open_text_free(parts.to(processes.state().device))
+            paper("text_free").open_text_free(parts.to(processes.state().device))
     elif config.lora.rank > 0:
         models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)
@@ -76,10 +84,10 @@ def setup_training(config: Config) -> models.Parts:
 def train(
     config: Config,
     parts: models.Parts,
-    sampler: data.Sampler,
+    sampler: latents.Sampler,
     token_ids: Mapping[str, int] | None = None,
     *,
-    objective: objectives.Objective | None = None,
+    objective: losses.Objective | None = None,
     resume: bool = False,
     **watch: Any,
 ) -> list[Row]:
@@ -97,8 +105,8 @@ def train(
     """
     onlooker = Watch(**watch)
     _check(config, parts, token_ids)
-    with runs.alone(config):
-        run = Run(config, parts, sampler, objective or methods.make_objective(config), onlooker)
+    with checkpoints.lock_run(config):
+        run = Run(config, parts, sampler, objective or losses.make_objective(config), onlooker)
         try:
             first = run.restore() if resume else run.start_anew()
             if first < config.training.max_train_steps:
@@ -110,6 +118,19 @@ def train(
     return run.history
 
 
+def train_or_resume(config: Config, name: str, progress: bool = True) -> None:
+    """Train what is left of the run of a config: nothing, what comes after its last checkpoint, or all."""
+    if checkpoints.is_complete(config):
+        return
+    log.info("%s: training in %s", name, config.output_dir)
+    check_training(config)
+    with checkpoints.lock_run(config):
+        parts = setup_training(config)
+        *_, sampler = latents.create_datasets(config, parts.tokenizer)
+        history = train(config, parts, sampler, parts.token_ids, resume=True, progress=progress)
+        save_training_results(config, parts, history)
+
+
 def save_training_results(config: Config, parts: models.Parts, losses: Sequence[Row]) -> Path:
     """Write `adapter/`, `history.jsonl` and `config.json` into the run's folder and return it.
 
@@ -117,7 +138,7 @@ def save_training_results(config: Config, parts: models.Parts, losses: Sequence[
     processes one writes.
     """
     folder = checkpoints.writable(config.output_dir)
-    with runs.alone(config):
+    with checkpoints.lock_run(config):
         if processes.is_main():
             _write_results(folder, config, parts, losses)
         processes.wait()
@@ -156,18 +177,18 @@ class Run:
 
     config: Config
     parts: models.Parts
-    sampler: data.Sampler
-    objective: objectives.Objective
+    sampler: latents.Sampler
+    objective: losses.Objective
     watch: Watch
 
     def __post_init__(self) -> None:
         self.folder = checkpoints.writable(self.config.output_dir)
         self.checkpoints = self.folder / "checkpoints"
         self.base_fingerprint = adapters.base_fingerprint(self.parts)
-        self.updater = optimization.Updater(self.config, self.parts)
+        self.updater = Updater(self.config, self.parts)
         self.history: list[Row] = []
         self.sample_ids: list[str] = []  # of the present step, for the message of a run that fails
-        self.held_out: list[data.Batch] | None = None
+        self.held_out: list[latents.Batch] | None = None
         self.trackers = tracking.Trackers()
 
     def start_anew(self) -> int:
@@ -184,12 +205,12 @@ class Run:
 
     def restore(self) -> int:
         """Take up the newest whole checkpoint and return the number of steps done."""
-        path = checkpoints.newest(self.checkpoints)
-        processes.same(checkpoints.step_of(path), "the newest checkpoint's step")
+        path = checkpoints.newest_checkpoint(self.checkpoints)
+        processes.same(checkpoints.checkpoint_step(path), "the newest checkpoint's step")
         if path is None:
             log.info("There is no checkpoint in %s: training starts at step 0.", self.checkpoints)
             return self.start_anew()
-        tensors, state = checkpoints.read(path)
+        tensors, state = checkpoints.read_checkpoint(path)
         if not state.keys() >= STATE:
             raise DasdError(f"{path} is no checkpoint of a training run: its state.json lacks "
                             f"{', '.join(sorted(STATE - state.keys()))}. Train without resume.")  # fmt: skip
@@ -216,7 +237,7 @@ class Run:
         self.sample_ids, logs = [], []
         for micro in range(training.gradient_accumulation_steps):
             logs.append(self._accumulate(step, micro))
-        row = {"step": step, **processes.mean_values(objectives.mean_logs(logs))}
+        row = {"step": step, **processes.mean_values(losses.mean_logs(logs))}
         norm, stepped = self.updater.update(math.isfinite(row["loss"]))
         return row | {"grad_norm": norm, **rates} | ({} if stepped else {"skipped": True})
 
@@ -237,7 +258,7 @@ class Run:
             self.held_out = self.sampler.fixed_batch("validation")
         with self.updater.evaluating(), self.updater.autocast():
             batches = [batch.to(self.updater.device, torch.float32) for batch in self.held_out]
-            row |= objectives.validation_losses(self.parts, batches, self.config)
+            row |= losses.validation_losses(self.parts, batches, self.config)
 
     def sample(self, step: int) -> None:
         """Have the onlooker of the first process draw samples, every `sample_every` steps."""
@@ -264,7 +285,7 @@ class Run:
             self.trackers.log(tracking.of_row(row | speed), row["step"])
         last = self.history[-MAX_SKIPPED:]
         if len(last) == MAX_SKIPPED and all(r.get("skipped") for r in last):
-            saved = checkpoints.newest(self.checkpoints)
+            saved = checkpoints.newest_checkpoint(self.checkpoints)
             raise DasdError(
                 f"Loss or gradient was not finite in {MAX_SKIPPED} steps in a row, last in step "
                 f"{row['step']} with the samples {', '.join(self.sample_ids)}. The last checkpoint is "
@@ -278,7 +299,9 @@ class Run:
             tensors["objective"] = self.objective.state_dict()
         state = {"step": step, "updater": values, "config": self.config.to_dict(), **self._fingerprints()}
         if processes.is_main():
-            checkpoints.write(self.checkpoints, step, tensors, state, self.config.training.checkpoints_kept)
+            checkpoints.write_checkpoint(
+                self.checkpoints, step, tensors, state, self.config.training.checkpoints_kept
+            )
         processes.wait()
 
     def release(self) -> None:
@@ -293,7 +316,7 @@ class Run:
         if self.parts.vae is not None:
             self.sampler.encode(self.parts.vae, self.updater.device, self.watch.progress)
             self._move_vae("cpu")
-        if objectives.needs_source(self.config):
+        if losses.needs_source(self.config):
             with self.updater.autocast():
                 models.keep_texts(self.parts, self.sampler.source_prompts())
 
@@ -378,4 +401,186 @@ def _check(config: Config, parts: models.Parts, token_ids: Mapping[str, int] | N
         raise DasdError(f"The parts lack the token {missing[0]}: make them with setup_training(config).")
     if token_ids is not None and dict(token_ids) != dict(parts.token_ids):
         raise DasdError(f"token_ids are {dict(token_ids)}, those of the parts {parts.token_ids}.")
-    check(config)
+    check_training(config)
+
+
+# One optimiser step: precision, backward, clipping, AdamW, learning rates, token norm, moving average.
+
+
+BY_STEP_ALONE = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+
+
+def check_updates(training: TrainingConfig) -> None:
+    """Raise DasdError for a schedule or a precision that cannot work here."""
+    if training.lr_scheduler not in BY_STEP_ALONE:
+        raise DasdError(f"lr_scheduler is {training.lr_scheduler!r}. Choices: {', '.join(BY_STEP_ALONE)}.")
+    if training.target_batch_size < processes.count():
+        raise DasdError(f"target_batch_size is {training.target_batch_size}, too little for "
+                        f"{processes.count()} processes to share: enlarge it, with fewer accumulation "
+                        "steps, or launch fewer.")  # fmt: skip
+    choose_precision(training.mixed_precision, processes.state().device)
+    if training.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise DasdError("optimizer 'adamw_8bit' needs the package bitsandbytes, which is not installed: "
+                        "`pip install bitsandbytes`, or set optimizer to 'adamw'.")  # fmt: skip
+
+
+class Updater:
+    """Turns losses into updates of LoRA, or of the whole UNet, and token rows."""
+
+    def __init__(self, config: Config, parts: models.Parts) -> None:
+        self.config, self.parts = config, parts
+        training = config.training
+        self.accelerator = _accelerator(training)
+        groups = models.trainable_parameters(parts)
+        for module in (parts.unet, parts.text_encoder, parts.tokens):
+            if module is not None:
+                module.to(self.accelerator.device)
+        if training.gradient_checkpointing:
+            parts.unet.enable_gradient_checkpointing()
+        self.parameters = [parameter for group in groups.values() for parameter in group]
+        if training.compile_blocks:
+            parts.unet.compile_repeated_blocks()
+        optimizer = _optimizer(_groups(groups, training), training)
+        self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        self.rate_factor = _rate_factor(optimizer, training)  # step -> factor of the base rates
+        self.optimizer = self.accelerator.prepare(optimizer)
+        self.ema = None if training.ema_decay is None else EMAModel(self.parameters, decay=training.ema_decay)
+        vocabulary = parts.text_encoder.get_input_embeddings().weight.detach()
+        self.vocabulary_norm = vocabulary.float().norm(dim=1).mean()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return self.accelerator.device
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Return the context in which the network computes at the chosen precision."""
+        return self.accelerator.autocast()
+
+    def set_rates(self, step: int) -> dict[str, float]:
+        """Set the learning rates of the step that follows `step` done ones and return them by name."""
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * self.rate_factor(step)
+        return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+
+    def seed_dropout(self, step: int, micro: int) -> None:
+        """Make what torch draws from here on a function of the seed and the step."""
+        place = [processes.index()] if processes.index() else []  # other samples, other dropout
+        counter = np.random.SeedSequence([self.config.seed, step, micro, *place])
+        torch.manual_seed(int(counter.generate_state(1, np.uint64)[0]))
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one of `gradient_accumulation_steps` micro-batches."""
+        self.accelerator.backward(loss)  # divides by their number
+
+    def update(self, finite_loss: bool) -> tuple[float, bool]:
+        """Clip, step, and clear the gradients; return (their norm before clipping, whether it stepped).
+
+        Without a finite loss and norm nothing changes but the scale of fp16.
+        """
+        processes.mean_gradients(self.parameters)
+        limit = self.config.training.max_grad_norm
+        norm = self.accelerator.clip_grad_norm_(self.parameters, limit if limit > 0 else float("inf")).item()
+        stepped = finite_loss and norm < float("inf")  # False for nan too
+        if stepped:
+            self.optimizer.step()
+            self._restore_token_norm()
+            if self.ema is not None:
+                self.ema.step(self.parameters)
+        elif self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
+        self.optimizer.zero_grad()
+        return norm, stepped
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside the `with`: no dropout, and the moving average as weights, if there is one."""
+        self.parts.unet.eval()
+        if self.ema is not None:
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            if self.ema is not None:
+                self.ema.restore(self.parameters)
+
+    def keep_average(self) -> None:
+        """Leave the moving average, if there is one, in the weights for good."""
+        if self.ema is not None:
+            self.ema.copy_to(self.parameters)
+
+    def release(self) -> None:
+        """Leave the network as it was before training, but for what trained."""
+        self.parts.unet.disable_gradient_checkpointing()
+        for module in self.parts.unet.modules():
+            module._compiled_call_impl = None  # undoes `compile_repeated_blocks`, as torch has no other way
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Return (groups of tensors, JSON values) from which `load` goes on exactly."""
+        tensors = {
+            "adapter": adapters.adapter_state(self.parts),
+            "optimizer": checkpoints.optimizer_tensors(self.optimizer.optimizer),
+        }
+        scaler = self.accelerator.scaler
+        values = {"scaler": scaler.state_dict() if scaler is not None else None}
+        if self.ema is not None:
+            tensors["ema"] = {str(i): value for i, value in enumerate(self.ema.shadow_params)}
+            values["ema_steps"] = self.ema.optimization_step
+        return tensors, values
+
+    def load(self, tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> None:
+        """Put back what `state` returned."""
+        adapters.load_adapter_state(self.parts, tensors["adapter"])
+        checkpoints.load_optimizer(self.optimizer.optimizer, tensors.get("optimizer", {}))
+        if self.accelerator.scaler is not None and values["scaler"]:
+            self.accelerator.scaler.load_state_dict(values["scaler"])
+        if self.ema is not None:
+            shadows = [tensors["ema"][str(i)] for i in range(len(self.parameters))]
+            self.ema.load_state_dict({"shadow_params": shadows, "optimization_step": values["ema_steps"]})
+            self.ema.to(self.device)
+
+    @torch.no_grad()
+    def _restore_token_norm(self) -> None:
+        """Pivotal tuning: a new row keeps the mean norm of the vocabulary's, only its direction learns."""
+        if self.parts.tokens is None:
+            return
+        rows = self.parts.tokens.weight
+        rows.mul_(self.vocabulary_norm / rows.norm(dim=1, keepdim=True))
+
+
+def _accelerator(training: TrainingConfig) -> Accelerator:
+    precision = choose_precision(training.mixed_precision, processes.state().device)
+    shared = AcceleratorState._shared_state  # one for the process, and it refuses a second precision
+    if shared and shared.get("_mixed_precision") != precision:
+        AcceleratorState._reset_state()
+    # as a plugin, since `accelerate launch` overrides the plain number through the environment
+    accumulation = GradientAccumulationPlugin(num_steps=training.gradient_accumulation_steps)
+    cpu = processes.state().device.type == "cpu"
+    return Accelerator(cpu=cpu, mixed_precision=precision, gradient_accumulation_plugin=accumulation)
+
+
+def _groups(groups: Mapping[str, list[torch.nn.Parameter]], training: TrainingConfig) -> list[dict[str, Any]]:
+    """The UNet's weights decay, LoRA or all of them; tokens do not: they keep their norm instead."""
+    inner = {"name": "learning_rate", "lr": training.learning_rate, "weight_decay": training.weight_decay}
+    tokens = {"name": "token_learning_rate", "lr": training.token_learning_rate, "weight_decay": 0.0}
+    settings = {"lora": inner, "unet": inner, "tokens": tokens}
+    return [{"params": found, **settings[kind]} for kind, found in groups.items() if found]
+
+
+def _optimizer(groups: list[dict[str, Any]], training: TrainingConfig) -> torch.optim.Optimizer:
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=True)
+    from bitsandbytes.optim import AdamW8bit  # optional, and slow to import
+
+    return AdamW8bit(groups)
+
+
+def _rate_factor(optimizer: torch.optim.Optimizer, training: TrainingConfig) -> Any:
+    schedule = get_scheduler(
+        SchedulerType(training.lr_scheduler),
+        optimizer,
+        num_warmup_steps=training.lr_warmup_steps,
+        num_training_steps=training.max_train_steps,
+    )
+    return schedule.lr_lambdas[0]

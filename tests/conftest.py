@@ -18,7 +18,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 
-from dasd_utils import denoising, models
+from dasd_utils import models, sampling
 from dasd_utils.config import Calibration, Config
 
 torch.set_num_threads(1)  # tests are small, and threads that wait for each other cost more than they give
@@ -150,7 +150,7 @@ def plain_pipeline(
         text_encoder=parts.text_encoder,
         tokenizer=parts.tokenizer,
         unet=parts.unet,
-        scheduler=denoising.make_scheduler(scheduler, parts.noise_scheduler),
+        scheduler=sampling.make_scheduler(scheduler, parts.noise_scheduler),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

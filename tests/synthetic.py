@@ -11,9 +11,9 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from dasd_utils import data, models, training
+from dasd_utils import data, latents, models, training
 from dasd_utils.config import Config, ModelConfig
-from dasd_utils.data import Batch
+from dasd_utils.latents import Batch
 
 DOMAINS = (0, 1, 0, 1, 0, 1)  # of the six targets that the narrow config asks for
 
@@ -58,10 +58,10 @@ def same_batch(one: Batch, two: Batch) -> bool:
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
-def make_sampler(config: Config, vae: AutoencoderKL) -> data.Sampler:
+def make_sampler(config: Config, vae: AutoencoderKL) -> latents.Sampler:
     """Return an encoded sampler over the config's domains."""
     source, *targets = (data.load_domain(domain, config) for domain in (config.source, *config.domains))
-    sampler = data.Sampler(config, source, targets)
+    sampler = latents.Sampler(config, source, targets)
     sampler.encode(vae, progress=False)
     return sampler
 

@@ -47,7 +47,7 @@ def save(
     durations = [FRAME] * len(drawn)
     durations[0] = durations[-1] = REST
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole(path, "The animation") as temporary:
+    with files.atomic_write(path, "The animation") as temporary:
         temporary.write_bytes(_encoded(drawn, durations, path.suffix))
     return path
 

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
-from dasd_utils import methods, models, optimization
+from dasd_utils import losses, models, training
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.latents import Batch
 from dasd_utils.runtime import checkpoints, processes
@@ -36,14 +36,14 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
     if processes.count() > 1:
         raise DasdError("The batch size is found in one process: run it without the launcher, then write its "
                         "sizes, times the number of processes, into the config.")  # fmt: skip
-    if methods.compares_samples(config):
+    if losses.compares_samples(config):
         raise DasdError(f"auto_batch_size is made for DASD's step; the method {config.method!r} compares the "
                         "samples of a micro-batch, so that its size is part of the loss: set "
                         "target_batch_size and gradient_accumulation_steps yourself.")  # fmt: skip
-    if not methods.accumulates(config):
+    if not losses.accumulates(config):
         raise DasdError(f"auto_batch_size divides a step into micro-batches; the method {config.method!r} "
                         "takes one batch through several steps: set target_batch_size yourself.")  # fmt: skip
-    updater = optimization.Updater(config.replace(compile_blocks=False), parts)
+    updater = training.Updater(config.replace(compile_blocks=False), parts)
     fits = _tried if updater.device.type == "cuda" else _foretold(updater)
     try:
         for sizes in candidates(config):
@@ -62,7 +62,7 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
 
 def of_checkpoint(config: Config) -> Config | None:
     """Return the config with the sizes that the run in its folder was begun with, None if there is none."""
-    path = checkpoints.newest(resolve(config.output_dir) / "checkpoints")
+    path = checkpoints.newest_checkpoint(resolve(config.output_dir) / "checkpoints")
     if path is None:
         return None
     training = checkpoints.read_state(path).get("config", {}).get("training", {})
@@ -88,7 +88,7 @@ def candidates(config: Config) -> Iterator[Sizes]:
         yield sizes
 
 
-def _tried(updater: optimization.Updater, config: Config) -> bool:
+def _tried(updater: training.Updater, config: Config) -> bool:
     """Take a step's memory for a moment; False if there is not enough."""
     try:
         _take(updater, config)
@@ -102,7 +102,7 @@ def _tried(updater: optimization.Updater, config: Config) -> bool:
         clear_device_cache(garbage_collection=True)
 
 
-def _take(updater: optimization.Updater, config: Config) -> None:
+def _take(updater: training.Updater, config: Config) -> None:
     """Do a pass beside what the optimiser will hold, and beside what is to stay free."""
     free, _ = torch.cuda.mem_get_info()
     _spare = torch.empty(int(SPARE * free), dtype=torch.uint8, device=updater.device)
@@ -110,7 +110,7 @@ def _take(updater: optimization.Updater, config: Config) -> None:
     _pass(updater, config)
 
 
-def _foretold(updater: optimization.Updater) -> Any:
+def _foretold(updater: training.Updater) -> Any:
     """Return a judge of sizes: a step keeps a constant, and so much for each target and each source."""
     learned = 16 * sum(p.numel() for p in updater.parameters)  # gradient, two moments, one to spare
     free = (1 - SPARE) * psutil.virtual_memory().available - learned
@@ -127,7 +127,7 @@ def _foretold(updater: optimization.Updater) -> Any:
     base = kept(1, 1)
     target, source = kept(2, 1) - base, kept(1, 2) - base
 
-    def fits(_updater: optimization.Updater, config: Config) -> bool:
+    def fits(_updater: training.Updater, config: Config) -> bool:
         targets, sources = config.training.target_batch_size, config.training.source_batch_size
         needed = factor * (base + (targets - 1) * target + (sources - 1) * source)
         log.info("%d + %d samples take about %.1f GB.", targets, sources, (needed + learned) / 1e9)
@@ -179,19 +179,19 @@ class _Held:
         self.record.count(self.tensor, -1)
 
 
-def _pass(updater: optimization.Updater, config: Config) -> None:
+def _pass(updater: training.Updater, config: Config) -> None:
     """Do forward and backward pass of one micro-batch as training does, of no picture in particular."""
     updater.parts.unet.train()
     with updater.autocast():
-        loss, _ = methods.make_objective(config)(updater.parts, _batch(updater, config), config)
+        loss, _ = losses.make_objective(config)(updater.parts, _batch(updater, config), config)
     updater.backward(loss)
     updater.parts.unet.eval()
 
 
-def _batch(updater: optimization.Updater, config: Config) -> Batch:
-    training, parts = config.training, updater.parts
+def _batch(updater: training.Updater, config: Config) -> Batch:
+    sizes, parts = config.training, updater.parts
     side = config.model.resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
-    targets, sources = training.target_batch_size, training.source_batch_size
+    targets, sources = sizes.target_batch_size, sizes.source_batch_size
     channels = parts.unet.config.in_channels
     target, source = torch.zeros(targets, channels, side, side), torch.zeros(sources, channels, side, side)
     return Batch(

@@ -136,9 +136,9 @@ def report(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 def about_machine() -> list[str]:
     """Return a line on the GPU, the profile that `auto` picks, and its sizes."""
-    from dasd_utils import machines
+    from dasd_utils import profiles
 
-    choice = machines.choose()
+    choice = profiles.choose_profile()
     return [f'profile "auto" is {choice.profile!r} here: {choice.reason}']
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dasd_utils import machines
+from dasd_utils import profiles
 from dasd_utils.config import ROOT, Config, DomainConfig, is_pinned, resolve
 
 OK, NOTE, MISSING = "ok", "note", "missing"  # note: worth knowing, and nothing that stops the tiny profile
@@ -42,12 +42,11 @@ def examine(patience: float = PATIENCE) -> list[Row]:
 
     Nothing is written, downloaded or started. A Hugging Face token is named as set or not, never shown.
     """
-    from dasd_utils.profiles import PROFILES
-
-    hub, tiny = ask_hub(patience), PROFILES["tiny"]()
+    hub = ask_hub(patience)
+    tiny = Config.setup("tiny")
     rows = [*packages(), *devices(), *room(tiny), *hugging_face(hub)]
-    for name, make in PROFILES.items():
-        rows += sources(name, make(), hub)
+    for name in profiles.PROFILES:
+        rows += sources(name, Config.setup(name), hub)
     return [*rows, *tools(), chosen()]
 
 
@@ -248,7 +247,7 @@ def tools() -> Iterator[Row]:
 def chosen() -> Row:
     """Return the profile that auto picks here, and why."""
     try:
-        found = machines.choose()
+        found = profiles.choose_profile()
     except ImportError:
         return Row("profile auto", "would be", "unknown without PyTorch", MISSING)
     return Row("profile auto", "would be", f"{found.profile}: {found.reason}")

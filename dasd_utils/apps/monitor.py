@@ -21,7 +21,7 @@ from PIL import Image
 
 from dasd_utils import figures, training
 from dasd_utils.config import Config, DasdError
-from dasd_utils.runtime import live
+from dasd_utils.runtime import bars
 
 EVERY = 2.0  # seconds at least between two drawings of the curves
 SHARE = 0.02  # of the time, at most, that drawing them may take
@@ -64,7 +64,7 @@ class Monitor:
             return
         self.stop.set()
         self.button.disabled = True
-        self.said.value = live.note("Stopping after this step …")
+        self.said.value = bars.note("Stopping after this step …")
 
     def on_step(self, row: training.Row) -> None:
         """Take a history row; draw what is due, so seldom that the run loses next to nothing."""
@@ -73,7 +73,7 @@ class Monitor:
         self._first = self._first or (row["step"], now)
         if now >= self._line_due or row["step"] == self.bar.max:
             self._line_due = now + LINE
-            self.bar.value, self.numbers.value = row["step"], live.note(self._line(row, now))
+            self.bar.value, self.numbers.value = row["step"], bars.note(self._line(row, now))
         if now >= self._curves_due and len(self.rows) > 1:
             self.draw_curves()
             cost = time.monotonic() - now
@@ -102,7 +102,7 @@ class Monitor:
             made = figures.comparison_grid(made, title=f"step {step}")
         if isinstance(made, Sequence):
             made = figures.image_grid(made, title=f"step {step}")
-        self.pictures.value = live.png(made) if isinstance(made, Image.Image) else made.encode("png")
+        self.pictures.value = bars.png_widget(made) if isinstance(made, Image.Image) else made.encode("png")
         self.pictures.layout.display = None
 
     def end(self, text: str, error: bool = False) -> None:
@@ -110,7 +110,7 @@ class Monitor:
         _show(self.draw_curves)
         self.bar.bar_style = "danger" if error else "success"
         self.button.disabled, self.button.layout.display = True, "none"
-        self.said.value = live.note(text, live.RED if error else "inherit")
+        self.said.value = bars.note(text, bars.RED if error else "inherit")
 
 
 class Running:
@@ -167,7 +167,7 @@ def train(
     it trains before it returns, and nothing is displayed.
     """
     callbacks = {"on_step": on_step, "on_sample": on_sample}
-    if not live.is_live():
+    if not bars.is_live():
         running = Running()
         options.setdefault("progress", False)
         history = training.train(config, parts, sampler, token_ids, **callbacks, **options)

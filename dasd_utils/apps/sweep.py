@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dasd_utils import evaluation
-from dasd_utils.apps import batch
+from dasd_utils.apps import notebooks
 from dasd_utils.config import DasdError, resolve
 
 Parameters = dict[str, Any]
@@ -73,11 +73,11 @@ def _product(entry: Parameters) -> list[Parameters]:
 
 def cells(notebook: str, entries: Sequence[Parameters], output_dir: str | Path) -> list[Cell]:
     """Return a cell for each entry; DasdError for a parameter that the notebook does not declare."""
-    path, *others = batch.find([notebook])
+    path, *others = notebooks.find_notebooks([notebook])
     if others:
         raise DasdError(f"{notebook!r} begins several notebooks, {path.stem} and {others[0].stem}: name one.")
     for entry in entries:
-        batch.check_parameters([path], entry)
+        notebooks.check_parameters([path], entry)
     return [Cell(path.stem, entry, str(output_dir)) for entry in entries]
 
 

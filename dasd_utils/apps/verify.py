@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dasd_utils import data, methods, training
+from dasd_utils import latents, losses, training
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.runtime import bars, checkpoints
 
@@ -38,20 +38,20 @@ def verify(folder: str | Path, steps: int = 3) -> list[Row]:
 def repeat_steps(config: Config, steps: int) -> list[Row]:
     """Return the history rows of the first steps of a run, done anew in a folder of their own."""
     parts = training.setup_training(config)
-    *_, sampler = data.create_datasets(config, parts.tokenizer)
+    *_, sampler = latents.create_datasets(config, parts.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         elsewhere = config.replace(output_dir=folder)
-        run = training.Run(elsewhere, parts, sampler, methods.make_objective(elsewhere), training.Watch())
+        run = training.Run(elsewhere, parts, sampler, losses.make_objective(elsewhere), training.Watch())
         try:
             run.encode()
-            return [run.optimise(step) for step in bars.brief(range(1, steps + 1), "steps", unit="step")]
+            return [run.optimise(step) for step in bars.short_bar(range(1, steps + 1), "steps", unit="step")]
         finally:
             run.release()
 
 
 def _files(what: str, folder: Path) -> Row:
     try:
-        names = checkpoints.verify(folder)
+        names = checkpoints.verify_manifest(folder)
         return {"what": what, "ok": True, "found": f"{len(names)} files as they were written"}
     except DasdError as error:
         return {"what": what, "ok": False, "found": str(error)}

@@ -21,13 +21,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from dasd_utils import classifier, models, objectives
-from dasd_utils.checks import check_choice
-from dasd_utils.config import Config, DasdError, read_object
+from dasd_utils import classifier, losses, models, sampling
+from dasd_utils.config import Config, DasdError, check_choice, read_object
 from dasd_utils.latents import Batch
-from dasd_utils.papers import whole_unet
+from dasd_utils.losses import whole_unet
 from dasd_utils.runtime import processes
 
 LEAST = 3
@@ -178,13 +176,13 @@ class DomainStudioObjective:
         """
         batch = one_timestep(batch) if self.settings.timesteps == "shared" else batch
         part, places = batch.share()
-        eps, _ = objectives.predict_batch(parts, part, config)
-        loss, logs = objectives.denoising_losses(parts, part, eps, batch, config)
+        eps, _ = losses.predict_batch(parts, part, config)
+        loss, logs = losses.denoising_losses(parts, part, eps, batch, config)
         if not self.settings.compares:
             return loss, logs
         own = len(part.target_latents)
         eps = processes.gather_rows(eps[:own], places[:own], len(batch.target_latents))
-        groups = [rows[: self.settings.samples] for rows in objectives.domain_rows(batch, config).values()]
+        groups = [rows[: self.settings.samples] for rows in losses.domain_rows(batch, config).values()]
         rows = torch.cat(groups)
         samples = self.foretold(parts, targets(batch, rows), eps[rows], config)
         among = torch.arange(len(rows)).split([len(group) for group in groups])
@@ -203,12 +201,12 @@ class DomainStudioObjective:
         """
         noisy = noisy_targets(parts, batch)
         a = parts.noise_scheduler.alphas_cumprod.to(noisy.device)[batch.target_timesteps]
-        base = clean_latents(noisy, base_prediction(parts, batch, config), a)
-        found = (clean_latents(noisy, eps, a), base, batch.target_latents)
+        base = sampling.clean_latents(noisy, base_prediction(parts, batch, config), a)
+        found = (sampling.clean_latents(noisy, eps, a), base, batch.target_latents)
         if self.settings.space == "latents":
             return found
         step_by_step = config.training.gradient_checkpointing
-        return tuple(decode(parts, latents, step_by_step) for latents in found)
+        return tuple(sampling.decode(parts, latents, step_by_step) for latents in found)
 
 
 def targets(batch: Batch, rows: Tensor) -> Batch:
@@ -239,30 +237,6 @@ def base_prediction(parts: models.Parts, batch: Batch, config: Config) -> Tensor
     with models.lora_disabled(parts):
         eps = parts.unet(noisy_targets(parts, batch), batch.target_timesteps, encoder_hidden_states=text)
     return eps.sample
-
-
-def clean_latents(noisy: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """Return x0~ = (x_t - sqrt(1 - a) eps) / sqrt(a) in fp32; (B, C, h, w) twice, a (B,)."""
-    a = alphas_cumprod.float()[:, None, None, None]
-    return (noisy.float() - (1 - a).sqrt() * eps.float()) / a.sqrt()
-
-
-def decode(parts: models.Parts, latents: Tensor, step_by_step: bool = False) -> Tensor:
-    """Return pixels in about [-1, 1], (B, 3, H, W), of scaled latents; gradients pass.
-
-    step_by_step: one image at a time, decoded again for its gradient: the memory is that of one image.
-    """
-    vae = parts.vae.to(latents.device)
-    scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
-    if not (step_by_step and scaled.requires_grad):
-        return _decode(vae, scaled).float()
-    pixels = [checkpoint(_decode, vae, one, use_reentrant=False) for one in scaled.split(1)]
-    return torch.cat(pixels).float()
-
-
-def _decode(vae: Any, latents: Tensor) -> Tensor:
-    with torch.autocast("cpu", enabled=False):  # there a VAE of a few channels is faster in fp32
-        return vae.decode(latents).sample
 
 
 def relations(
@@ -342,3 +316,21 @@ def high_frequencies(x: Tensor, detail: str = "haar") -> Tensor:
 def _each_channel(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
     channels = x.shape[1]
     return F.conv2d(x, kernel.expand(channels, 1, *kernel.shape), stride=stride, groups=channels)
+
+
+def radial_spectrum(pixels: Tensor) -> Tensor:
+    """Return the mean power of grey pictures at 0 to s / 2 cycles a picture, (n, 3, s, s) -> (n, s // 2 + 1).
+
+    Under a Hann window, so that the jump from one border to the other is no detail. Frequencies are rounded
+    to whole cycles. pixels: in [0, 1].
+    """
+    grey = pixels.double().mean(dim=1)
+    side = grey.shape[-1]
+    window = torch.hann_window(side, periodic=False, dtype=grey.dtype, device=grey.device)
+    grey = (grey - grey.mean(dim=(1, 2), keepdim=True)) * window[:, None] * window[None]
+    power = torch.fft.fft2(grey, norm="forward").abs().square()
+    cycles = torch.fft.fftfreq(side, 1 / side, dtype=grey.dtype, device=grey.device)
+    radius = torch.hypot(cycles[:, None], cycles[None]).round().long().flatten()
+    inside = radius <= side // 2
+    bins = F.one_hot(radius[inside], side // 2 + 1).to(grey.dtype)  # (pixels, bins)
+    return power.flatten(1)[:, inside] @ bins / bins.sum(dim=0)

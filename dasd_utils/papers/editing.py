@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dasd_utils import denoising, models
+from dasd_utils import models, sampling
 from dasd_utils.config import DasdError
-from dasd_utils.guidance import BASE, EMPTY, GIVEN, Term
-from dasd_utils.jobs import Job
+from dasd_utils.guidance import BASE, EMPTY, GIVEN, Job, Term
 from dasd_utils.runtime import images
 from dasd_utils.sampling import DasdPipeline
 
@@ -57,7 +56,7 @@ def edit(
         rows = slice(start, start + pipeline.batch_size)
         told = None if shown is None else list(shown[rows])
         latents = _edited(pipeline, jobs[rows], squares[rows], strength, kept, invert, told)
-        changed += denoising.decode_images(pipeline.parts.vae, latents)
+        changed += sampling.decode_images(pipeline.parts.vae, latents)
     return changed
 
 
@@ -107,10 +106,10 @@ def _edited(
         at = _inverted(pipeline, jobs, clean, begin, shown)
     else:
         at = _noised(scheduler, clean, pipeline.noise(jobs))
-    start = denoising.Start(begin, at, None if kept is None else kept.to(clean))
-    generators = [denoising.step_generator(job.seed, job.index) for job in jobs]
-    with denoising.evaluating(parts.unet, parts.text_encoder), pipeline.predicting(jobs) as predict:
-        return denoising.denoise(predict, scheduler, start, steps, generators, pipeline.progress)
+    start = sampling.Start(begin, at, None if kept is None else kept.to(clean))
+    generators = [sampling.step_generator(job.seed, job.index) for job in jobs]
+    with sampling.evaluating(parts.unet, parts.text_encoder), pipeline.predicting(jobs) as predict:
+        return sampling.denoise(predict, scheduler, start, steps, generators, pipeline.progress)
 
 
 def _noised(scheduler: Any, clean: Tensor, noise: Tensor) -> Callable[[int], Tensor]:
@@ -139,7 +138,7 @@ def _inverted(
     inverse = diffusers.DDIMInverseScheduler.from_config(pipeline.scheduler("ddim").config, clip_sample=False)
     inverse.set_timesteps(steps, device=clean.device)
     trail = [clean]
-    with denoising.evaluating(pipeline.parts.unet), pipeline.predicting(asked) as predict:
+    with sampling.evaluating(pipeline.parts.unet), pipeline.predicting(asked) as predict:
         for timestep in inverse.timesteps[: steps - begin]:
             eps = predict(trail[-1], timestep)
             trail.append(inverse.step(eps, timestep, trail[-1]).prev_sample)

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dasd_utils import objectives
-from dasd_utils.checks import check_promptless
-from dasd_utils.config import Config
-from dasd_utils.papers import whole_unet
+from dasd_utils import losses
+from dasd_utils.config import Config, check_promptless
+from dasd_utils.losses import whole_unet
 
 CHANGES: dict[str, Any] = {"caption_dropout": 1.0, "lambda_align": 0.0, "prior_loss_weight": 0.0}
 BY_PROFILE: dict[str, dict[str, Any]] = {}
@@ -35,6 +34,6 @@ def check(config: Config) -> None:
     check_promptless(config, "The method indomain")
 
 
-def make_objective(config: Config) -> objectives.Objective:
+def make_objective(config: Config) -> losses.Objective:
     """Return the noise prediction of DASD, without alignment."""
-    return objectives.DasdObjective(config)
+    return losses.DasdObjective(config)

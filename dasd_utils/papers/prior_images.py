@@ -13,7 +13,7 @@ import numpy as np
 
 from dasd_utils import adapters, data, models, sampling
 from dasd_utils.config import Config, resolve
-from dasd_utils.runtime import checkpoints, images, latent_cache, locks, precision, samples
+from dasd_utils.runtime import checkpoints, files, images, latent_cache, precision
 
 POLL = 0.5  # seconds between two looks at a file that another process makes
 log = logging.getLogger(__name__)
@@ -35,13 +35,13 @@ def source_images(config: Config) -> data.DomainData:
         / f"generated-{config.source.name}-{_key(config, parts, prompts)}.parquet"
     )
     while not path.is_file():
-        with locks.held(_lock(path)) as mine:
+        with files.try_lock(_lock(path)) as mine:
             if mine and not path.is_file():
                 _draw(path, parts, config, prompts)
         if not mine:
             log.info("Waiting for another process that draws %s.", path)
             time.sleep(POLL)
-    pictures = samples.load(path)
+    pictures = images.load_samples(path)
     return dataclasses.replace(
         real,
         images=pictures,
@@ -77,4 +77,4 @@ def _draw(path: Path, parts: models.Parts, config: Config, prompts: list[str]) -
     pipeline = sampling.DasdPipeline(parts.to(precision.default_device()), config)
     asked, seeds = [prompt or config.source.name for prompt in prompts], list(range(len(prompts)))
     pictures, *_ = pipeline.generate(asked, seed=seeds, settings=config.source.calibration)
-    samples.save(path, pictures, asked, seeds)
+    images.save_samples(path, pictures, asked, seeds)

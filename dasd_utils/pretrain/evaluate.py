@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dasd_utils import evaluation, metrics, models, sampling, toyworld
 from dasd_utils.config import Calibration, Config, DasdError, resolve
-from dasd_utils.runtime import bars, runs
+from dasd_utils.runtime import bars, checkpoints
 from dasd_utils.runtime.images import to_pixels
 from dasd_utils.toyworld import captions
 
@@ -53,7 +53,7 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
     num_images: renders and samples a domain, at least 2, sampled with the domain's calibration (the base with
     that of the source). Raises DasdError for fewer, and for a base without an attribute reader.
     """
-    judge = evaluation.load_judge(config, "cpu")
+    judge = evaluation.load_scorer(config, "cpu")
     if num_images < 2:
         raise DasdError(f"At least two images a domain are needed, not {num_images}.")
     if judge.reader is None:
@@ -84,7 +84,7 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
 def _pipeline(config: Config) -> tuple[sampling.DasdPipeline, bool]:
     """Return a pipeline on the CPU, with the adapter of a run that fits if there is one."""
     try:
-        return sampling.load_trained_pipeline(runs.find_run(config), config, device="cpu"), True
+        return sampling.load_trained_pipeline(checkpoints.find_run(config), config, device="cpu"), True
     except DasdError as reason:
         log.warning("Only the base is measured: %s", reason)
         return sampling.DasdPipeline(models.load_parts(config), config), False
@@ -94,7 +94,7 @@ def _pipeline(config: Config) -> tuple[sampling.DasdPipeline, bool]:
 def _score_parts(
     table: _Table,
     vae: Any,
-    judge: evaluation.Judge,
+    judge: evaluation.Scorer,
     worlds: dict[str, Heldout],
     features: dict[str, Tensor],
 ) -> None:
@@ -170,7 +170,7 @@ def deviation_ratio(vae: Any, images: Sequence[Image.Image]) -> float:
     return (deviations.max() / deviations.min()).item()
 
 
-def retrieval(judge: evaluation.Judge, world: Heldout) -> Tensor:
+def retrieval(judge: evaluation.Scorer, world: Heldout) -> Tensor:
     """Return whether the caption nearest to each image tells nothing false of it; (n,)."""
     texts = metrics.embed_texts(judge.clip, judge.tokenizer, world.texts)
     found = (judge.embed(world.images) @ texts.T).argmax(dim=1).tolist()
@@ -179,7 +179,7 @@ def retrieval(judge: evaluation.Judge, world: Heldout) -> Tensor:
     )
 
 
-def zero_shot(judge: evaluation.Judge, features: Tensor) -> np.ndarray:
+def zero_shot(judge: evaluation.Scorer, features: Tensor) -> np.ndarray:
     """Return the domain whose bare prompts are nearest to each image; (n,) names."""
     rng = np.random.default_rng(0)
     means = []
@@ -190,6 +190,6 @@ def zero_shot(judge: evaluation.Judge, features: Tensor) -> np.ndarray:
     return np.array(toyworld.DOMAINS)[(features @ torch.stack(means).T).argmax(dim=1)]
 
 
-def _read(judge: evaluation.Judge, images: Sequence[Image.Image], world: Heldout) -> Tensor:
+def _read(judge: evaluation.Scorer, images: Sequence[Image.Image], world: Heldout) -> Tensor:
     """Return the share of the caption's attributes that each image shows, as the reader sees it; (n,)."""
     return metrics.attribute_accuracy(judge.reader.read(images, world.domain), world.told)

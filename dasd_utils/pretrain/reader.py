@@ -14,15 +14,15 @@ from dasd_utils.pretrain.loop import fingerprint, fit
 from dasd_utils.pretrain.settings import PretrainConfig
 from dasd_utils.pretrain.vae import train_vae
 from dasd_utils.pretrain.world import Images, read_rows
-from dasd_utils.toyworld.attribute_classifier import SIZE, AttributeReader
+from dasd_utils.toyworld.attribute_classifier import SIZE, AttributeClassifier
 
 
-def train_reader(config: PretrainConfig, work: Path, progress: bool = True) -> AttributeReader:
+def train_reader(config: PretrainConfig, work: Path, progress: bool = True) -> AttributeClassifier:
     """Cross-entropy of every attribute that a scene has, on augmented renders of all domains."""
     if config.resolution != SIZE:
         raise DasdError(f"The attribute reader sees {SIZE} pixels, not {config.resolution}.")
     torch.manual_seed(config.seed)
-    reader = AttributeReader(toyworld.ATTRIBUTES)
+    reader = AttributeClassifier(toyworld.ATTRIBUTES)
     vae = train_vae(config, work, progress)
     images = Images(work, toyworld.DOMAINS)
     rows = [read_rows(work, domain) for domain in toyworld.DOMAINS]

@@ -7,6 +7,7 @@ recognised and never loaded.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -15,7 +16,8 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dasd_utils.config import DasdError, resolve
+from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils.runtime import files, processes
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".writing-"
@@ -62,7 +65,7 @@ def writable(output_dir: str | Path) -> Path:
     return folder
 
 
-def write(
+def write_checkpoint(
     folder: Path,
     step: int,
     tensors: Mapping[str, Mapping[str, Tensor]],
@@ -75,7 +78,7 @@ def write(
     Checkpoints of later steps are of a future that was given up, and go too.
     Raises DasdError when the disk refuses; what stood there before then still stands.
     """
-    final, temporary = path_of(folder, step), folder / f"{UNFINISHED}{step:06d}"
+    final, temporary = checkpoint_path(folder, step), folder / f"{UNFINISHED}{step:06d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(f"{UNFINISHED}*"):
@@ -89,15 +92,17 @@ def write(
         _prune(folder, step, keep)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        left = newest(folder) if folder.is_dir() else None
+        left = newest_checkpoint(folder) if folder.is_dir() else None
         raise DasdError(f"The checkpoint {final} cannot be written: {error}. Make room, then go on with "
                         f"resume: the newest whole checkpoint is {left or 'none'}.") from error  # fmt: skip
     return final
 
 
-def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Return (tensors, state) as `write` got them, on the CPU; DasdError if a file is missing or changed."""
-    names = sorted(name for name in verify(path) if name.endswith(".safetensors"))  # no file beside those
+    names = sorted(
+        name for name in verify_manifest(path) if name.endswith(".safetensors")
+    )  # no file beside those
     try:
         tensors = {Path(name).stem: load_file(path / name) for name in names}
     except (OSError, SafetensorError) as error:
@@ -110,7 +115,7 @@ def read_state(path: Path) -> dict[str, Any]:
     return _read_json(path / "state.json")
 
 
-def verify(path: Path) -> list[str]:
+def verify_manifest(path: Path) -> list[str]:
     """Return the files of the folder's manifest; DasdError unless each has the size and SHA-256 it names."""
     if not path.is_dir():
         raise DasdError(f"There is no folder {path}.")
@@ -135,7 +140,7 @@ def write_manifest(folder: Path, files: Iterable[Path], **more: Any) -> None:
     _sync(manifest)
 
 
-def newest(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint that is whole, None where there is none at all.
 
     A broken one is passed over with a warning. Raises DasdError if every one is broken.
@@ -143,7 +148,7 @@ def newest(folder: Path) -> Path | None:
     found = _all(folder)
     for path in found:
         try:
-            verify(path)
+            verify_manifest(path)
             return path
         except DasdError as error:
             log.warning("%s It is passed over.", error)
@@ -152,12 +157,12 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def path_of(folder: Path, step: int) -> Path:
+def checkpoint_path(folder: Path, step: int) -> Path:
     """Return where the checkpoint of a step stands."""
     return folder / f"step-{step:06d}"
 
 
-def step_of(path: Path | None) -> int:
+def checkpoint_step(path: Path | None) -> int:
     """Return the step of a checkpoint's folder, 0 where there is none."""
     return int(path.name.removeprefix("step-")) if path else 0
 
@@ -342,3 +347,146 @@ def _is_free(name: str) -> bool:
     parts = name.split(".")
     sampling_only = any(p in ("calibration", "descriptions", "style_suffix") for p in parts[1:])
     return sampling_only or any(name == free or name.startswith(free + ".") for free in FREE_TO_CHANGE)
+
+
+# Run folders: which one a lesson should use, and one run at a time in each.
+
+
+LOCK = ".lock"
+_held: set[tuple[int, Path]] = set()  # (thread, folder) of the runs at work in this process
+
+# What may differ between a run and the config that asks for it, without the weights being others.
+NOT_TRAINED = ("output_dir", "shipped_run", "classifier", "evaluation")
+NOT_TRAINED_DATA = ("cache_dir",)  # the rest decides which images are held out
+NOT_TRAINED_DOMAIN = ("calibration", "descriptions", "style_suffix")
+NOT_TRAINED_TRAINING = ("checkpoint_every", "checkpoints_kept", "validation_every", "validation_images",
+                        "sample_every", "tracking")  # fmt: skip
+
+JOINED = {  # fields younger than stored runs, whose names stay as they were; "" is the config itself
+    "": {"method": "dasd", "method_settings": {}},
+    "alignment": {"layer": "mid"},
+    "data": {"source_images": "real"},
+    "training": {"whole_unet": False, "text_free": False},
+}
+JOINED_DOMAIN = {"caption_file": None}  # and of a domain
+
+
+def trained_part(config: Config) -> dict[str, Any]:
+    """Return the fields that decide which weights a run ends with."""
+    values = {name: value for name, value in config.to_dict().items() if name not in NOT_TRAINED}
+    drawn = values["data"]["source_images"] == "generated"  # by the source's calibration
+    for domain in (values["source"], *values["domains"]):
+        for name in NOT_TRAINED_DOMAIN:
+            if not (drawn and name == "calibration" and domain is values["source"]):
+                del domain[name]
+    for section, names in (("training", NOT_TRAINED_TRAINING), ("data", NOT_TRAINED_DATA)):
+        for name in names:
+            del values[section][name]
+    return values
+
+
+def run_key(config: Config) -> str:
+    """Return 12 hex digits that name a run: equal for configs that end with the same weights."""
+    values = trained_part(config)
+    if "calibration" in values["source"]:
+        values["source"]["calibration"] = config.source.calibration.settings()
+    for section, fields in JOINED.items():
+        part = values[section] if section else values
+        for name, default in fields.items():
+            if part[name] == default:
+                del part[name]
+    for domain in (values["source"], *values["domains"]):
+        drop_new_fields(domain)
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def drop_new_fields(domain: dict[str, Any]) -> dict[str, Any]:
+    """Take out of a domain's values, which name files, the fields that are younger than the names."""
+    for name, default in JOINED_DOMAIN.items():
+        if domain[name] == default:
+            del domain[name]
+    return domain
+
+
+def is_complete(config: Config) -> bool:
+    """Return whether the run of this config was saved whole."""
+    folder = resolve(config.output_dir)
+    return (folder / MANIFEST).is_file() and (folder / "adapter").is_dir()
+
+
+def find_run(config: Config) -> Path:
+    """Return the run folder with an adapter for this config: its own, else the shipped one.
+
+    The config's own run is used if its `config.json` agrees in all that decides the weights. Raises
+    DasdError, naming the field that differs, where neither folder fits.
+    """
+    problems = []
+    for place in (config.output_dir, config.shipped_run):
+        if place is None:
+            continue
+        folder = resolve(place)
+        problem = _misfit(folder, config)
+        if problem is None:
+            return folder
+        problems.append(f"{folder}: {problem}")
+    raise DasdError(
+        f"No trained run fits this config ({'; '.join(problems)}). "
+        f"Train one first: notebook 03, or `dasd train --output_dir {config.output_dir}`."
+    )
+
+
+def _misfit(folder: Path, config: Config) -> str | None:
+    """Return why the run cannot be used, None if it can."""
+    if not (folder / "adapter").is_dir() or not (folder / "config.json").exists():
+        return "no adapter there"
+    return first_difference(_undivided(Config.load(folder / "config.json")), _undivided(config))
+
+
+def _undivided(config: Config) -> dict[str, Any]:
+    """Return `trained_part` with the samples of a step in the place of its micro-batches: "auto" divides a
+    step by the memory of the GPU, and a run is found on another machine too."""
+    values = trained_part(config)
+    training = values["training"]
+    count = training.pop("gradient_accumulation_steps")
+    for name in ("target_batch_size", "source_batch_size"):
+        training[name] *= count
+    del training["gradient_checkpointing"]
+    return values
+
+
+def first_difference(a: Any, b: Any, where: str = "") -> str | None:
+    """Return the first field in which two nested configs differ, with both values; None if equal."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        found = (first_difference(a[name], b[name], f"{where}.{name}".lstrip(".")) for name in a)
+        return next((text for text in found if text), None)
+    return None if a == b else f"{where} is {a!r} there and {b!r} here"
+
+
+@contextlib.contextmanager
+def try_lock_run(config: Config) -> Iterator[bool]:
+    """Yield whether the run's folder is this process's inside the `with`; other runs are then kept out."""
+    folder = writable(config.output_dir)
+    key = threading.get_ident(), folder
+    if key in _held:  # as `save_training_results` inside the lock of the command
+        yield True
+        return
+    with files.try_lock(folder / LOCK) if processes.is_main() else contextlib.nullcontext(True) as mine:
+        if processes.any_of(not mine):
+            yield False
+            return
+        _held.add(key)
+        try:
+            yield True
+        finally:
+            _held.discard(key)
+
+
+@contextlib.contextmanager
+def lock_run(config: Config) -> Iterator[None]:
+    """Keep other runs out of the run's folder inside the `with`; DasdError if one is at work there."""
+    with try_lock_run(config) as mine:
+        if not mine:
+            raise DasdError(f"Another run is at work in {resolve(config.output_dir)}: wait for its end, or "
+                            "set output_dir to another folder.")  # fmt: skip
+        yield

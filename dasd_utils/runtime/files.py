@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
+
 from dasd_utils.config import DasdError
 
 
 @contextlib.contextmanager
-def whole(path: Path, what: str) -> Iterator[Path]:
+def atomic_write(path: Path, what: str) -> Iterator[Path]:
     """Yield the path of a new file that takes the place of `path` at the end of the `with`.
 
     After an error inside nothing of it is left, and what was at `path` stays. Raises DasdError, which says
@@ -36,7 +39,7 @@ def whole(path: Path, what: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path, what: str) -> Iterator[Path]:
+def atomic_folder(path: Path, what: str) -> Iterator[Path]:
     """Yield a new empty folder that takes the place of `path`, whatever it held, at the end of the `with`.
 
     As in `whole`, an error inside leaves what was there.
@@ -61,3 +64,33 @@ def whole_folder(path: Path, what: str) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+# A file that one process at a time holds.
+
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Yield whether the lock file is this process's inside the `with`; it does not wait for another's.
+
+    The system ends a lock with its process: a file that a killed one leaves stops nobody. Where a file system
+    has no locks it warns, and yields True.
+    """
+    lock = filelock.FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        yield False
+        return
+    except (NotImplementedError, OSError) as error:  # no reason not to work
+        log.warning("%s cannot be locked: %s. See to it that one process works there.", path, error)
+    try:
+        yield True
+    finally:
+        if lock.is_locked:
+            with contextlib.suppress(OSError):  # where an open file cannot be removed
+                path.unlink(missing_ok=True)
+            lock.release()

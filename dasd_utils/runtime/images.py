@@ -15,10 +15,12 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageOps
 
 from dasd_utils.config import DasdError, DomainConfig, is_pinned, resolve
+from dasd_utils.runtime import files
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -27,7 +29,7 @@ VERSION = 1  # of `_inspect_row`: a change of what it returns must not meet resu
 log = logging.getLogger(__name__)
 
 
-def files(places: Sequence[Path]) -> list[Path]:
+def find_image_files(places: Sequence[Path]) -> list[Path]:
     """Return these image files, and those of the folders among them by name; DasdError if there is none."""
     found = []
     for place in places:
@@ -280,3 +282,36 @@ def _inspect_row(row: dict[str, Any], column: str, version: int) -> dict[str, An
     facts["id"], facts["thumbnail"] = content_hash(image), thumbnail(image).tobytes()
     facts["width"], facts["height"] = image.size
     return facts
+
+
+# Generated images as one parquet file: image, prompt, seed. `datasets`, pandas and others read it.
+
+
+SAMPLE_FEATURES = datasets.Features(
+    {"image": datasets.Image(), "prompt": datasets.Value("string"), "seed": datasets.Value("int64")}
+)
+
+
+def save_samples(
+    path: str | Path, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]
+) -> Path:
+    """Write the images as PNG bytes with prompt and seed, whole or not at all; return the path."""
+    path = Path(path)
+    columns = {"image": list(images), "prompt": list(prompts), "seed": list(seeds)}
+    with files.atomic_write(path, "The samples") as temporary:
+        table = datasets.Dataset.from_dict(columns, features=SAMPLE_FEATURES).data.table
+        pq.write_table(
+            table.cast(SAMPLE_FEATURES.arrow_schema), temporary
+        )  # `to_parquet` would draw a progress bar
+    return path
+
+
+def load_samples(path: str | Path) -> list[Image.Image]:
+    """Return the images of a file that `save` wrote, RGB; DasdError if it cannot be read."""
+    try:
+        column = pq.read_table(path, columns=["image"]).column("image").to_pylist()
+        return [Image.open(io.BytesIO(row["bytes"])).convert("RGB") for row in column]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DasdError(
+            f"The samples {path} cannot be read: {error}. Remove the file to make them again."
+        ) from None

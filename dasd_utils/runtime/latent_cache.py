@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from dasd_utils.config import Config, DasdError, resolve
-from dasd_utils.runtime import bars, locks, precision
+from dasd_utils.runtime import bars, files, precision
 from dasd_utils.runtime.images import to_pixels
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _encode_if_free(
     """Encode one shard and return True, unless another process is at it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locks.held(path.with_suffix(".lock")) as mine:
+        with files.try_lock(path.with_suffix(".lock")) as mine:
             if mine and not path.exists():
                 _write_shard(path, data, start, vae, dtype, bar)
             return mine

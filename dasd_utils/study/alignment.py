@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dasd_utils import losses, metrics, models, objectives, optimization
+from dasd_utils import losses, metrics, models, training
 from dasd_utils.config import Config
-from dasd_utils.data import Sampler
+from dasd_utils.latents import Sampler
 
 
 class Pull(NamedTuple):
@@ -33,15 +33,15 @@ def gradient_pulls(
     """
     if config.alignment.lambda_align == 0:
         raise ValueError("lambda_align is 0: the alignment pulls nowhere.")
-    updater = optimization.Updater(config, parts)
-    objective, found = objectives.DasdObjective(config), []
+    updater = training.Updater(config, parts)
+    objective, found = losses.DasdObjective(config), []
     first = min(steps)
     for step in (*range(max(first - warm, 0), first), *steps):
         batch = sampler.batch(step).to(updater.device, torch.float32)
         with updater.autocast():
-            eps, mid = objectives.predict_batch(parts, batch, config)
-            noise = objectives.noise_loss(parts, batch, eps, config)
-            rows = objectives.alignment_features(mid, batch, parts, config)
+            eps, mid = losses.predict_batch(parts, batch, config)
+            noise = losses.noise_loss(parts, batch, eps, config)
+            rows = losses.alignment_features(mid, batch, parts, config)
             distances = objective.distances(rows, batch, config)
         if step >= first and distances:
             mmd = config.alignment.lambda_align * torch.stack(list(distances.values())).mean()
@@ -70,10 +70,10 @@ def features(parts: models.Parts, sampler: Sampler, config: Config, steps: int) 
     found: dict[str, list[Tensor]] = {}
     for step in range(steps):
         batch = sampler.batch(step).to(parts.unet.device, torch.float32)
-        _, mid = objectives.predict(parts, batch, with_source=True, layer=config.alignment.layer)
-        rows, count = objectives.pool(mid.float(), "mean"), len(batch.target_latents)
+        _, mid = losses.predict_noise(parts, batch, with_source=True, layer=config.alignment.layer)
+        rows, count = losses.pool_features(mid.float(), "mean"), len(batch.target_latents)
         found.setdefault(config.source.name, []).append(rows[count:])
-        for name, places in objectives.domain_rows(batch, config).items():
+        for name, places in losses.domain_rows(batch, config).items():
             found.setdefault(name, []).append(rows[:count][places])
     return {name: torch.cat(each) for name, each in found.items()}
 

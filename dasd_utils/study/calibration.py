@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dasd_utils import evaluation, metrics, sampling, scores
+from dasd_utils import evaluation, metrics, sampling
 from dasd_utils.config import Calibration, DasdError, DomainConfig, resolve
+from dasd_utils.metrics import Estimate
 from dasd_utils.runtime import bars, checkpoints, files
-from dasd_utils.uncertainty import Estimate
 
 SCALES = {"cfg": (1.5, 2.0, 3.0, 4.0, 5.5, 7.5), "domain": (1.5, 2.0, 3.0, 4.0, 5.5)}
 SCHEDULES = (
@@ -47,9 +47,9 @@ class Candidate:
         return branches * self.calibration.num_inference_steps
 
 
-def make(
+def calibrate(
     pipeline: sampling.DasdPipeline,
-    judge: evaluation.Judge,
+    judge: evaluation.Scorer,
     path: Path,
     budget: int = BUDGET,
     num_images: int = IMAGES,
@@ -67,18 +67,18 @@ def make(
     table, found = {}, []
     for domain in pipeline.config.domains:
         candidates = search(pipeline, domain, judge, budget, num_images)
-        best = choose(candidates)
+        best = choose_candidate(candidates)
         table[domain.name] = dataclasses.asdict(best.calibration)
         found += [
             row for each in candidates for row in _rows(each, domain, each is best, pipeline.config.seed)
         ]
         log.info("%s: %s", domain.name, table[domain.name])
     evaluation.save_results(path.with_name(SEARCH), pipeline.config, found)
-    with files.whole(path, "The calibration") as temporary:  # last: where it is, the search was whole
+    with files.atomic_write(path, "The calibration") as temporary:  # last: where it is, the search was whole
         temporary.write_text(json.dumps(table, indent=2) + "\n", encoding="utf8")
 
 
-def file(run: str | Path) -> Path:
+def calibration_file(run: str | Path) -> Path:
     """Return where the calibrations of a run, or of an adapter's folder in it, are."""
     return sampling.run_folder(resolve(run)) / sampling.CALIBRATION_FILE
 
@@ -86,7 +86,7 @@ def file(run: str | Path) -> Path:
 def search(
     pipeline: sampling.DasdPipeline,
     domain: DomainConfig,
-    judge: evaluation.Judge,
+    judge: evaluation.Scorer,
     budget: int = BUDGET,
     num_images: int = IMAGES,
     scales: dict[str, Sequence[float]] | None = None,
@@ -97,7 +97,7 @@ def search(
 
     budget: most denoising steps. All candidates answer the same validation captions from the same noise.
     """
-    wanted = scores.reference(domain, pipeline.config, judge, num_images, "validation")
+    wanted = evaluation.load_reference(domain, pipeline.config, judge, num_images, "validation")
     start = domain.calibration
     if start.num_inference_steps > budget:
         start = dataclasses.replace(start, num_inference_steps=budget)
@@ -111,7 +111,7 @@ def search(
             return [_try(pipeline, domain, judge, wanted, c, num_images, bar) for c in calibrations]
 
         first = tried(_guidances(start, scales or SCALES))
-        best = choose(first).calibration
+        best = choose_candidate(first).calibration
         more = (dataclasses.replace(best, scheduler=s, num_inference_steps=n) for s, n in schedules)
         return first + tried(c for c in more if c != best)
 
@@ -129,8 +129,8 @@ def _guidances(start: Calibration, scales: dict[str, Sequence[float]]) -> Iterat
 def _try(
     pipeline: sampling.DasdPipeline,
     domain: DomainConfig,
-    judge: evaluation.Judge,
-    wanted: scores.Reference,
+    judge: evaluation.Scorer,
+    wanted: evaluation.Reference,
     calibration: Calibration,
     num_images: int,
     bar: Any,
@@ -148,12 +148,12 @@ def _try(
         found["attribute_accuracy"] = metrics.attribute_accuracy(judge.reader.read(images, domain.name), told)
     else:
         found["clip_score"] = metrics.clip_scores(features, wanted.asked.texts[prompt_of])
-    table = scores.estimates([found], wanted, pipeline.config.evaluation.num_bootstrap)
+    table = evaluation.estimates([found], wanted, pipeline.config.evaluation.num_bootstrap)
     measure = "attribute_accuracy" if wanted.asked.told else "clip_score"
     return Candidate(calibration, table["cmmd"], measure, table[measure], seconds)
 
 
-def choose(candidates: Sequence[Candidate]) -> Candidate:
+def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:
     """Return the best by the rule of one standard error, which does not chase noise.
 
     Of those whose CMMD is within one standard error of the least, those that follow the prompt within one

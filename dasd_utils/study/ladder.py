@@ -18,11 +18,26 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 
-from dasd_utils import data, evaluation, methods, models, probe, profiles, sampling, scores, training
-from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, nearest, resolve
-from dasd_utils.runtime import bars, files, runs, samples
+from dasd_utils import data, evaluation, metrics, models, profiles, sampling, training
+from dasd_utils.config import (
+    DASD as DASD_METHOD,
+)
+from dasd_utils.config import (
+    Calibration,
+    Config,
+    DasdError,
+    DomainConfig,
+    known_methods,
+    method_changes,
+    method_module,
+    nearest,
+    resolve,
+)
+from dasd_utils.evaluation import Row
+from dasd_utils.runtime import bars, checkpoints, files, images
 from dasd_utils.study import calibration
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -34,11 +49,10 @@ UNCONDITIONAL, DECOUPLED = "unconditional", "decoupled"
 GUIDANCE = {DOMAIN: "domain", UNCONDITIONAL: "unconditional", DECOUPLED: "decoupled"}
 UNSEEN_DATA = ("cache_dir", "source_images")  # fields that no held-out image depends on
 log = logging.getLogger(__name__)
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Rung:
+class Method:
     """One method: what is trained, and how it is asked."""
 
     name: str
@@ -51,18 +65,18 @@ class Rung:
     style_words: bool = False  # the domain's style words follow each prompt
     settings: str = PROTOCOL  # or PUBLISHED, CALIBRATED, DOMAIN, UNCONDITIONAL, DECOUPLED
     scales: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # instead of those of the settings
-    method: str = methods.DASD  # whose objective trains it, with that method's changes under its own
+    method: str = DASD_METHOD  # whose objective trains it, with that method's changes under its own
     after: str = DASD  # the rung that it is one step from: their difference is in the table too
 
     def config(self, config: Config) -> Config:
         """Return the config that this rung trains with; DasdError for one that names a method itself."""
-        check(config)
+        check_ladder(config)
         domains = config.domains
         if not self.tokens:
             domains = tuple(dataclasses.replace(domain, token=None) for domain in domains)
         changes = self.changes(config) if callable(self.changes) else self.changes
-        named = {} if self.method == methods.DASD else {"method": self.method}
-        return config.replace(domains=domains, **{**named, **methods.changes(self.method), **changes})
+        named = {} if self.method == DASD_METHOD else {"method": self.method}
+        return config.replace(domains=domains, **{**named, **method_changes(self.method), **changes})
 
     @property
     def sees_source(self) -> bool:
@@ -73,79 +87,72 @@ class Rung:
 LORA_AND_TOKEN = {"lambda_align": 0.0}
 PLAIN = "LoRA + token"
 PUBLISHED_MMD = {"kernel": "gaussian", "pooling": "flat", "unbiased": False, "queue_size": 0, "pairs": True}
-RUNGS = (
-    Rung("base", trained=False),
-    Rung("base + style words", trained=False, style_words=True, after="base"),
-    Rung("token only", changes={"rank": 0, "lambda_align": 0.0}, after="base"),
-    Rung("LoRA only", changes=LORA_AND_TOKEN, tokens=False, after="base"),
-    Rung(PLAIN, changes=LORA_AND_TOKEN, after="LoRA only"),
-    Rung("+ published MMD, Gaussian", changes=PUBLISHED_MMD, after=PLAIN),
-    Rung("+ published MMD, linear", changes=PUBLISHED_MMD | {"kernel": "linear"}, after=PLAIN),
-    Rung(DASD, after=PLAIN),
-    Rung("DASD, frozen source", changes={"source_features": "frozen"}, after=PLAIN),
-    Rung(
+METHODS = (
+    Method("base", trained=False),
+    Method("base + style words", trained=False, style_words=True, after="base"),
+    Method("token only", changes={"rank": 0, "lambda_align": 0.0}, after="base"),
+    Method("LoRA only", changes=LORA_AND_TOKEN, tokens=False, after="base"),
+    Method(PLAIN, changes=LORA_AND_TOKEN, after="LoRA only"),
+    Method("+ published MMD, Gaussian", changes=PUBLISHED_MMD, after=PLAIN),
+    Method("+ published MMD, linear", changes=PUBLISHED_MMD | {"kernel": "linear"}, after=PLAIN),
+    Method(DASD, after=PLAIN),
+    Method("DASD, frozen source", changes={"source_features": "frozen"}, after=PLAIN),
+    Method(
         "LoRA + token + prior preservation", changes=LORA_AND_TOKEN | {"prior_loss_weight": 1.0}, after=PLAIN
     ),
-    Rung("DASD, published sampling", settings=PUBLISHED),
-    Rung("DASD, calibrated", settings=CALIBRATED, after="DASD, published sampling"),
-    Rung("DASD, Domain Guidance", settings=DOMAIN),
+    Method("DASD, published sampling", settings=PUBLISHED),
+    Method("DASD, calibrated", settings=CALIBRATED, after="DASD, published sampling"),
+    Method("DASD, Domain Guidance", settings=DOMAIN),
 )
 
 
-def check(config: Config) -> None:
+def check_ladder(config: Config) -> None:
     """Raise DasdError for a config that names a method."""
-    if config.method != methods.DASD:
+    if config.method != DASD_METHOD:
         raise DasdError(f"The config names the method {config.method!r}, but each rung of a ladder has its "
                         "own: leave method and method_settings out.")  # fmt: skip
 
 
-PAPERS = tuple(Rung(name, method=method, **fields) for method, name, fields in methods.rungs())
+PAPER_METHODS = tuple(
+    Method(name, method=method, **fields)
+    for method in known_methods()
+    for name, fields in method_module(method).RUNGS.items()
+)
 
 
-def find(names: Sequence[str] | None, rungs: Sequence[Rung] = (*RUNGS, *PAPERS)) -> list[Rung]:
+def find_methods(
+    names: Sequence[str] | None, rungs: Sequence[Method] = (*METHODS, *PAPER_METHODS)
+) -> list[Method]:
     """Return the rungs of these names, DASD's ladder if None; DasdError for an unknown one."""
     known = {rung.name: rung for rung in rungs}
     for name in names or ():
         if name not in known:
             raise DasdError(f"There is no rung {name!r}. {nearest(name, known)}")
-    return list(RUNGS) if names is None else [known[name] for name in names]
+    return list(METHODS) if names is None else [known[name] for name in names]
 
 
 # training
 
 
-def run_config(config: Config, rung: Rung, seed: int) -> Config:
+def run_config(config: Config, rung: Method, seed: int) -> Config:
     """Return the config of a rung's training, whose output_dir is named by what decides the weights."""
     asked = rung.config(config.replace(seed=seed, validation_every=0))
-    name = runs.key(asked)
+    name = checkpoints.run_key(asked)
     return asked.replace(output_dir=str(Path(config.output_dir) / "trained" / name))
 
 
-def train(config: Config, rung: Rung, seed: int, progress: bool = True) -> Config:
+def train(config: Config, rung: Method, seed: int, progress: bool = True) -> Config:
     """Train the rung unless its run is complete, going on from its last checkpoint; return its config."""
     wanted = run_config(config, rung, seed)
-    finish(wanted, f"{rung.name}, seed {seed}", progress)
+    training.train_or_resume(wanted, f"{rung.name}, seed {seed}", progress)
     return wanted
 
 
-def finish(wanted: Config, name: str, progress: bool = True) -> None:
-    """Train what is left of the run of a config: nothing, what comes after its last checkpoint, or all."""
-    if runs.is_complete(wanted):
-        return
-    log.info("%s: training in %s", name, wanted.output_dir)
-    training.check(wanted)
-    with runs.alone(wanted):
-        parts = training.setup_training(wanted)
-        *_, sampler = data.create_datasets(wanted, parts.tokenizer)
-        history = training.train(wanted, parts, sampler, parts.token_ids, resume=True, progress=progress)
-        training.save_training_results(wanted, parts, history)
-
-
-def find_or_train(config: Config, rung: Rung, seed: int, progress: bool = True) -> Path:
+def find_or_train(config: Config, rung: Method, seed: int, progress: bool = True) -> Path:
     """Return the folder of a run that fits the rung: its own, the shipped one, or one that is trained now."""
     wanted = run_config(config, rung, seed)
     try:
-        return runs.find_run(wanted)
+        return checkpoints.find_run(wanted)
     except DasdError as reason:
         log.info("%s", reason)
     return resolve(train(config, rung, seed, progress).output_dir)
@@ -154,16 +161,17 @@ def find_or_train(config: Config, rung: Rung, seed: int, progress: bool = True) 
 # sampling
 
 
-def settings(config: Config, rung: Rung, domain: DomainConfig, run: Path | None) -> Calibration:
+def settings(config: Config, rung: Method, domain: DomainConfig, run: Path | None) -> Calibration:
     """Return how the rung is sampled in a domain; DasdError where its calibration was not made."""
     protocol = config.evaluation
     found = Calibration(protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler)
     if rung.settings in GUIDANCE:
         found = dataclasses.replace(found, guidance=GUIDANCE[rung.settings])
+    published = profiles.PUBLISHED_CALIBRATION
     if rung.settings == PUBLISHED:
-        found = profiles.PUBLISHED_CALIBRATION.get(domain.name, profiles.PUBLISHED_CALIBRATION["default"])
+        found = Calibration(**published.get(domain.name, published["default"]))
     if rung.settings == CALIBRATED:
-        found = sampling.calibrated(config, calibration.file(run)).domain(domain.name).calibration
+        found = sampling.calibrated(config, calibration.calibration_file(run)).domain(domain.name).calibration
     return dataclasses.replace(found, **rung.scales)
 
 
@@ -172,7 +180,7 @@ class Task:
     """The samples of one rung, one training seed and one domain."""
 
     config: Config
-    rung: Rung
+    rung: Method
     seed: int
     domain: DomainConfig
     calibration: Calibration
@@ -182,7 +190,7 @@ class Task:
     @property
     def folder(self) -> Path:
         """Return where its files are: named by all that decides the pictures."""
-        domain = runs.drop_joined(dataclasses.asdict(self.domain))
+        domain = checkpoints.drop_new_fields(dataclasses.asdict(self.domain))
         unseen = ("calibration", "descriptions", *(() if self.rung.style_words else ("style_suffix",)))
         named = {
             "run": self.run.name if self.run else dataclasses.asdict(self.config.model),
@@ -206,7 +214,7 @@ class Task:
         }
         return self.folder / f"scores-{_name(named)}.safetensors"
 
-    def asks(self, wanted: scores.Reference) -> tuple[list[str], list[int]]:
+    def asks(self, wanted: evaluation.Reference) -> tuple[list[str], list[int]]:
         """Return the prompt and the seed of each image."""
         prompts = [wanted.asked.prompts[i] for i in wanted.asked.prompt_of(self.count)]
         words = [f"{p}, {self.domain.style_suffix}" for p in prompts] if self.rung.style_words else prompts
@@ -217,7 +225,7 @@ def _name(named: Any) -> str:
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def tasks(config: Config, rung: Rung, seed: int) -> list[Task]:
+def tasks(config: Config, rung: Method, seed: int) -> list[Task]:
     """Return the tasks of a rung and a seed: its target domains, and the source where it answers there."""
     run = Path(run_config(config, rung, seed).output_dir) if rung.trained else None
     count = config.evaluation.num_heldout
@@ -229,27 +237,27 @@ def tasks(config: Config, rung: Rung, seed: int) -> list[Task]:
     ]
 
 
-def is_done(config: Config, rung: Rung, seed: int) -> bool:
+def is_done(config: Config, rung: Method, seed: int) -> bool:
     """Return whether all of a rung and a seed is scored."""
     if (
         rung.settings == CALIBRATED
-        and not calibration.file(run_config(config, rung, seed).output_dir).is_file()
+        and not calibration.calibration_file(run_config(config, rung, seed).output_dir).is_file()
     ):
         return False
     return all(task.scores.is_file() for task in tasks(config, rung, seed))
 
 
-def sample(task: Task, wanted: scores.Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
+def sample(task: Task, wanted: evaluation.Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
     """Return the task's images, read from its file or made now and written there."""
     path = task.folder / "samples.parquet"
     if path.is_file():
-        return samples.load(path)
-    images = answers(task, wanted, pipeline)
-    samples.save(path, images, *task.asks(wanted))
-    return images
+        return images.load_samples(path)
+    drawn = draw_images(task, wanted, pipeline)
+    images.save_samples(path, drawn, *task.asks(wanted))
+    return drawn
 
 
-def answers(task: Task, wanted: scores.Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
+def draw_images(task: Task, wanted: evaluation.Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
     """Return the task's images, made now.
 
     The noise of image i is the same for all rungs of a seed. The source is asked with the adapter on: what
@@ -268,7 +276,7 @@ def answers(task: Task, wanted: scores.Reference, pipeline: sampling.DasdPipelin
     return images
 
 
-def open_pipeline(config: Config, rung: Rung, seed: int) -> sampling.DasdPipeline:
+def open_pipeline(config: Config, rung: Method, seed: int) -> sampling.DasdPipeline:
     """Return the rung's pipeline: the base model's, or that of its trained run."""
     if not rung.trained:
         return sampling.DasdPipeline(models.load_parts(config), config)
@@ -279,48 +287,51 @@ def open_pipeline(config: Config, rung: Rung, seed: int) -> sampling.DasdPipelin
 # judging
 
 
-class Judging:
+class Scoring:
     """What all rungs are judged by, each made at its first use and once."""
 
     def __init__(self, config: Config) -> None:
-        check(config)
+        check_ladder(config)
         self.config = config
 
     @functools.cached_property
-    def judge(self) -> evaluation.Judge:
+    def judge(self) -> evaluation.Scorer:
         """The CLIP that scores."""
-        return evaluation.load_judge(self.config)
+        return evaluation.load_scorer(self.config)
 
     @functools.cached_property
-    def references(self) -> dict[str, scores.Reference]:
+    def references(self) -> dict[str, evaluation.Reference]:
         """The first `num_heldout` held-out images of each domain, by its name."""
         count = self.config.evaluation.num_heldout
         members = (self.config.source, *self.config.domains)
-        return {domain.name: scores.reference(domain, self.config, self.judge, count) for domain in members}
+        return {
+            domain.name: evaluation.load_reference(domain, self.config, self.judge, count)
+            for domain in members
+        }
 
     @functools.cached_property
-    def domains(self) -> probe.Probe:
+    def domains(self) -> evaluation.SmallCNN:
         """The classifier of domains."""
-        return scores.domain_probe(self.config)
+        return evaluation.train_domain_cnn(self.config)
 
     def score(self, task: Task, images: Sequence[Any]) -> None:
         """Write the scores of a task's images."""
         wanted = self.references[task.domain.name]
-        found = scores.score(images, wanted, self.judge, self.domains, task.seed)
-        with files.whole(task.scores, "The scores") as temporary:
+        found = evaluation.score_images(images, wanted, self.judge, self.domains, task.seed)
+        with files.atomic_write(task.scores, "The scores") as temporary:
             save_file(found, temporary)
 
-    def control(self, domain: DomainConfig) -> scores.Scores:
+    def control(self, domain: DomainConfig) -> evaluation.Scores:
         """Return the scores of training images in the place of samples."""
         wanted, train = self.references[domain.name], data.load_domain(domain, self.config)
         count = min(self.config.evaluation.num_heldout, len(train))
         pictures = [train.images[i] for i in range(count)]
-        own = scores.asked(train, self.judge, count)
-        return scores.score(pictures, wanted, self.judge, self.domains, 0, own)
+        own = evaluation.prompts_of(train, self.judge, count)
+        return evaluation.score_images(pictures, wanted, self.judge, self.domains, 0, own)
 
 
-def run(
-    judging: Judging, seeds: Sequence[int], rungs: Sequence[Rung] = RUNGS, progress: bool = True
+def run_ladder(
+    judging: Scoring, seeds: Sequence[int], rungs: Sequence[Method] = METHODS, progress: bool = True
 ) -> list[tuple[str, int]]:
     """Train, sample and score what is missing; return the (rung, seed) that other processes have in hand.
 
@@ -335,13 +346,13 @@ def run(
             return [(rung.name, seed) for seed, rung in left]
 
 
-def _take(judging: Judging, rung: Rung, seed: int, progress: bool) -> bool:
+def _take(judging: Scoring, rung: Method, seed: int, progress: bool) -> bool:
     """Do a rung of a seed unless another process is at it, or at one that shares its weights."""
     config = judging.config
     wanted = run_config(config, rung, seed)
     if not rung.trained:
         wanted = wanted.replace(output_dir=str(Path(config.output_dir) / "trained" / f"base-{seed}"))
-    with runs.taken(wanted) as mine:
+    with checkpoints.try_lock_run(wanted) as mine:
         if mine and not is_done(config, rung, seed):
             log.info("%s, seed %d", rung.name, seed)
             if rung.trained:
@@ -350,13 +361,101 @@ def _take(judging: Judging, rung: Rung, seed: int, progress: bool) -> bool:
         return mine
 
 
-def _answer(judging: Judging, rung: Rung, seed: int) -> None:
+def _answer(judging: Scoring, rung: Method, seed: int) -> None:
     """Sample and score a rung of a seed whose weights are there."""
     config = judging.config
     pipeline = open_pipeline(config, rung, seed)
     if rung.settings == CALIBRATED:
-        calibration.make(pipeline, judging.judge, calibration.file(pipeline.config.output_dir))
+        calibration.calibrate(
+            pipeline, judging.judge, calibration.calibration_file(pipeline.config.output_dir)
+        )
     for task in tasks(config, rung, seed):
         if not task.scores.is_file():
             wanted = judging.references[task.domain.name]
             judging.score(task, sample(task, wanted, pipeline))
+
+
+# Where the rungs of a ladder stand: scores, paired differences, and how much evidence a difference needs.
+
+
+EFFECT, MANY_SEEDS = 0.01, (3, 5, 10, 20)  # of the note on power
+
+
+def ladder_rows(
+    judging: Scoring, seeds: Sequence[int], rungs: Sequence[Method] = METHODS, against: str = DASD
+) -> list[Row]:
+    """Return the rows of all rungs that are done for all seeds: scores, differences to one of them, power.
+
+    A row has method, domain, metric, value, low, high, n (images of all seeds) and seeds; a difference, to
+    `against` or to the rung before it, also `against` and `separable`.
+    """
+    config, rows = judging.config, []
+    done = [rung for rung in rungs if all(is_done(config, rung, seed) for seed in seeds)]
+    for domain in bars.short_bar((*config.domains, config.source), "intervals", unit="domain"):
+        asked = {rung.name: stored(config, rung, seeds, domain) for rung in done}
+        found = {name: by_seed for name, by_seed in asked.items() if by_seed}
+        target = domain in config.domains
+        control = {CONTROL: [judging.control(domain)]} if target else {}
+        rows += _compare(judging, domain, found | control, done, seeds, against)
+        rows += power(found, domain.name, against) if target else []
+    return rows
+
+
+def _compare(
+    judging: Scoring,
+    domain: DomainConfig,
+    found: Mapping[str, Sequence[evaluation.Scores]],
+    done: Sequence[Method],
+    seeds: Sequence[int],
+    against: str,
+) -> list[Row]:
+    wanted, draws = judging.references[domain.name], judging.config.evaluation.num_bootstrap
+    named = {name: evaluation.estimates(by_seed, wanted, draws) for name, by_seed in found.items()}
+    rows = evaluation.result_rows(named, {"domain": domain.name}, against)
+    for rung in (rung for rung in done if rung.after != against):
+        two = {name: named[name] for name in (rung.name, rung.after) if name in named}
+        rows += [
+            row
+            for row in evaluation.result_rows(two, {"domain": domain.name}, rung.after)
+            if "against" in row
+        ]
+    sizes = {name: sum(len(each["features"]) for each in by_seed) for name, by_seed in found.items()}
+    trained = {name: [] if name == CONTROL else list(seeds) for name in found}
+    return [row | {"n": sizes[row["method"]], "seeds": trained[row["method"]]} for row in rows]
+
+
+def stored(
+    config: Config, rung: Method, seeds: Sequence[int], domain: DomainConfig
+) -> list[evaluation.Scores]:
+    """Return the scores of a rung in a domain, a training seed each; none where it was not asked there."""
+    found = [task for seed in seeds for task in tasks(config, rung, seed) if task.domain == domain]
+    return [load_file(task.scores) for task in found]
+
+
+def power(found: Mapping[str, Sequence[evaluation.Scores]], domain: str, against: str = DASD) -> list[Row]:
+    """Return how many prompts would show a CLIP score 0.01 above or below another's, by number of seeds."""
+    rows = []
+    for name, by_seed in found.items():
+        if name == against or against not in found or len(by_seed) < 2:
+            continue
+        pairs = zip(by_seed, found[against], strict=True)
+        table = torch.stack([one["clip_score"] - other["clip_score"] for one, other in pairs])
+        parts = metrics.variance_components(table)
+        row = {
+            "method": name,
+            "against": against,
+            "domain": domain,
+            "metric": "prompts_needed",
+            "effect": EFFECT,
+        }
+        row |= {"deviation_of_seeds": parts.seeds**0.5, "deviation_of_prompts": parts.prompts**0.5}
+        rows += [row | {"seeds": n, "value": metrics.prompts_needed(parts, EFFECT, n)} for n in MANY_SEEDS]
+    return rows
+
+
+def searches(config: Config, seeds: Sequence[int], rungs: Sequence[Method] = METHODS) -> list[Row]:
+    """Return the rows of every search for a calibration that the rungs are sampled with."""
+    asked = [rung for rung in rungs if rung.settings == CALIBRATED]
+    runs = [run_config(config, rung, seed).output_dir for rung in asked for seed in seeds]
+    paths = [calibration.calibration_file(run).with_name(calibration.SEARCH) for run in runs]
+    return [row for path in paths if path.is_file() for row in evaluation.load_results(path)["rows"]]

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dasd_utils import scores
+from dasd_utils import evaluation
 from dasd_utils.config import Config, DasdError, nearest
 from dasd_utils.evaluation import Row
-from dasd_utils.study import ladder, standings
-from dasd_utils.study.ladder import NOTHING, Rung
-from dasd_utils.uncertainty import Estimate
+from dasd_utils.metrics import Estimate
+from dasd_utils.study import ladder
+from dasd_utils.study.ladder import NOTHING, Method
 
 FIT = "cmmd"  # lower is nearer to the domain
 CONTROL = (
@@ -31,7 +31,7 @@ Scales = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """One method: a rung's training, asked with one kind of guidance at several scales."""
 
     name: str
@@ -40,9 +40,9 @@ class Line:
     scales: Sequence[Scales]  # one point each
     changes: Mapping[str, Any] = field(default_factory=lambda: NOTHING)  # of the rung's training
 
-    def points(self) -> list[Rung]:
+    def points(self) -> list[Method]:
         """Return a rung for each point; DasdError for a rung that is none."""
-        (rung,) = ladder.find([self.rung])
+        (rung,) = ladder.find_methods([self.rung])
         changes = _more(rung.changes, self.changes) if self.changes else rung.changes
         rung = dataclasses.replace(rung, settings=self.guidance, after="", changes=changes)
         return [dataclasses.replace(rung, name=self.point(each), scales=each) for each in self.scales]
@@ -72,14 +72,14 @@ FINE_TUNED, LEARNER = "captions", "images alone"
 PLANE = f"{LEARNER}, decoupled"
 LEARNING, TEXT_FREE = "decoupled guidance", "decoupled guidance, text-free"  # rungs whose training is meant
 FRONT = (
-    Line(f"{FINE_TUNED}, classifier-free", ladder.PLAIN, ladder.PROTOCOL, CFG),
-    Line(f"{FINE_TUNED}, Domain Guidance", ladder.PLAIN, ladder.DOMAIN, DOMAIN),
-    Line("DASD, classifier-free", ladder.DASD, ladder.PROTOCOL, CFG),
-    Line("DASD, Domain Guidance", ladder.DASD, ladder.DOMAIN, DOMAIN),
-    Line(f"{LEARNER}, classifier-free", LEARNING, ladder.PROTOCOL, CFG),
-    Line(f"{LEARNER}, Domain Guidance", LEARNING, ladder.DOMAIN, DOMAIN),
-    Line(PLANE, LEARNING, ladder.DECOUPLED, _plane((0.0, 1.0, 2.0, 4.0), (0.0, 2.0, 4.0, 8.0, 16.0))),
-    Line(
+    Curve(f"{FINE_TUNED}, classifier-free", ladder.PLAIN, ladder.PROTOCOL, CFG),
+    Curve(f"{FINE_TUNED}, Domain Guidance", ladder.PLAIN, ladder.DOMAIN, DOMAIN),
+    Curve("DASD, classifier-free", ladder.DASD, ladder.PROTOCOL, CFG),
+    Curve("DASD, Domain Guidance", ladder.DASD, ladder.DOMAIN, DOMAIN),
+    Curve(f"{LEARNER}, classifier-free", LEARNING, ladder.PROTOCOL, CFG),
+    Curve(f"{LEARNER}, Domain Guidance", LEARNING, ladder.DOMAIN, DOMAIN),
+    Curve(PLANE, LEARNING, ladder.DECOUPLED, _plane((0.0, 1.0, 2.0, 4.0), (0.0, 2.0, 4.0, 8.0, 16.0))),
+    Curve(
         "text-free copy, decoupled",
         TEXT_FREE,
         ladder.DECOUPLED,
@@ -98,28 +98,28 @@ LONGER = (
     (PLANE, LEARNING, ladder.DECOUPLED, MIDDLE),
 )
 LENGTHENED = tuple(  # the same question after trainings of other lengths, each with its own schedule
-    Line(f"{name}, over training", rung, kind, [scales], {"max_train_steps": steps})
+    Curve(f"{name}, over training", rung, kind, [scales], {"max_train_steps": steps})
     for name, rung, kind, scales in LONGER
     for steps in LENGTHS
 )
-LINES = (*FRONT, *LENGTHENED)
+CURVES = (*FRONT, *LENGTHENED)
 
 
-def find(names: Sequence[str] | None) -> list[Line]:
+def find_curves(names: Sequence[str] | None) -> list[Curve]:
     """Return the lines of these names, all if None; DasdError for an unknown one."""
-    known = dict.fromkeys(line.name for line in LINES)
+    known = dict.fromkeys(line.name for line in CURVES)
     for name in names or ():
         if name not in known:
             raise DasdError(f"There is no line {name!r}. {nearest(name, known)}")
-    return [line for line in LINES if names is None or line.name in names]
+    return [line for line in CURVES if names is None or line.name in names]
 
 
-def points(lines: Sequence[Line] = LINES) -> list[Rung]:
+def points(lines: Sequence[Curve] = CURVES) -> list[Method]:
     """Return the rungs of all lines."""
     return [point for line in lines for point in line.points()]
 
 
-def check(config: Config, lines: Sequence[Line]) -> None:
+def check_curves(config: Config, lines: Sequence[Curve]) -> None:
     """Raise DasdError for a line whose training does not go with the config, before any work."""
     for line in lines:
         try:
@@ -129,7 +129,9 @@ def check(config: Config, lines: Sequence[Line]) -> None:
                             "data/configs/guidance.json is a config for all.") from None  # fmt: skip
 
 
-def table(judging: ladder.Judging, seeds: Sequence[int], lines: Sequence[Line] = LINES) -> list[Row]:
+def tradeoff_rows(
+    judging: ladder.Scoring, seeds: Sequence[int], lines: Sequence[Curve] = CURVES
+) -> list[Row]:
     """Return the scores of every point that is done for all seeds, and what each line gains at equal fit.
 
     A row has method, line, the point's scales, domain, metric, value, low, high, n (images of all seeds) and
@@ -141,10 +143,10 @@ def table(judging: ladder.Judging, seeds: Sequence[int], lines: Sequence[Line] =
         size = {"n": len(seeds) * config.evaluation.num_heldout, "seeds": list(seeds)}
         for line, point in ((each, point) for each in lines for point in each.points()):
             if all(ladder.is_done(config, point, seed) for seed in seeds):
-                stored = standings.stored(config, point, seeds, domain)
-                estimates = scores.estimates(stored, wanted, config.evaluation.num_bootstrap)
+                stored = ladder.stored(config, point, seeds, domain)
+                estimates = evaluation.estimates(stored, wanted, config.evaluation.num_bootstrap)
                 what = {"line": line.name, **line.changes, **point.scales, "domain": domain.name}
-                rows += [row | size for row in scores.rows({point.name: estimates}, what)]
+                rows += [row | size for row in evaluation.result_rows({point.name: estimates}, what)]
                 if not line.changes:
                     found.setdefault(line.name, {})[point.name] = estimates
         for against in (name for name in GUIDED if name in found):

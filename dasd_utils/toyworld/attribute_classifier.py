@@ -9,14 +9,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from dasd_utils.config import DasdError
-from dasd_utils.runtime.images import to_pixels
 
 Attributes = dict[str, str]
 SIZE = 64  # pixels
@@ -54,7 +52,7 @@ class AttributeTable:
     def read(self, logits: Tensor, domain: str) -> list[Attributes]:
         """Return the likeliest value of every attribute of the domain, for each row."""
         if domain not in self.values:
-            raise DasdError(
+            raise ValueError(
                 f"No attributes are known of the domain {domain!r}, only of {', '.join(self.values)}."
             )
         best = {
@@ -64,7 +62,7 @@ class AttributeTable:
         return [{name: values[i] for name, values in best.items()} for i in range(len(logits))]
 
 
-class AttributeReader(nn.Module):
+class AttributeClassifier(nn.Module):
     """A small residual network: images (n, 3, 64, 64) in [-1, 1] to attribute logits (n, size)."""
 
     def __init__(self, attributes: dict[str, dict[str, Sequence[str]]], width: int = 16) -> None:
@@ -95,7 +93,8 @@ class AttributeReader(nn.Module):
         for a domain that the reader has not learned.
         """
         squares = [im.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC) for im in images]
-        pixels = to_pixels(squares)
+        rows = np.stack([np.asarray(square) for square in squares])
+        pixels = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1
         logits = torch.cat([self(part) for part in pixels.split(256)])
         return self.table.read(logits, domain)
 
@@ -110,7 +109,7 @@ class AttributeReader(nn.Module):
         )
 
     @classmethod
-    def load(cls, folder: str | Path) -> AttributeReader | None:
+    def load(cls, folder: str | Path) -> AttributeClassifier | None:
         """Return the reader of a folder, None if the folder has none (a base of another world)."""
         path = Path(folder)
         if not (path / "config.json").exists():

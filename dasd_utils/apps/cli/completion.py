@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from dasd_utils.config import ROOT, DasdError, resolve
+from dasd_utils.config import DASD, ROOT, DasdError, known_methods, resolve
 
 RUNS = "data/runs"
 
@@ -23,13 +23,12 @@ def profiles(incomplete: str) -> list[str]:
 
 def methods(incomplete: str) -> list[str]:
     """Return the methods: DASD's own and a module of `papers` each."""
-    papers = (ROOT / "dasd_utils" / "papers").glob("[!_]*.py")
-    return _begin(["dasd", *sorted(path.stem for path in papers)], incomplete)
+    return _begin([DASD, *known_methods()], incomplete)
 
 
 def guidances(incomplete: str) -> list[str]:
     """Return the rules of guidance that have a name."""
-    from dasd_utils.checks import GUIDANCE
+    from dasd_utils.config import GUIDANCE
 
     return _begin(GUIDANCE, incomplete)
 
@@ -44,7 +43,7 @@ def domains(context: typer.Context, incomplete: str) -> list[str]:
             return _begin([domain["name"] for domain in found], incomplete)
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    known = [domain.name for make in PROFILES.values() for domain in make().domains]
+    known = [domain["name"] for profile in PROFILES.values() for domain in profile["domains"]]
     return _begin(dict.fromkeys(known), incomplete)
 
 

@@ -36,18 +36,18 @@ def notebooks(
 ) -> None:
     """Run the notebooks in order through papermill; `-p NAME VALUE` sets a parameter."""
     needs_notebooks()
-    from dasd_utils.apps import batch, freshness
+    from dasd_utils.apps import notebooks
 
     values = {"profile": read_config(profile, None).profile, **read_parameters(context.args)}
     values |= {"seed": seed} if seed is not None else {}
-    paths = batch.find(only.split(",") if only else None)
-    paths = [path for path in paths if freshness.stale(path)] if stale else paths
+    paths = notebooks.find_notebooks(only.split(",") if only else None)
+    paths = [path for path in paths if notebooks.stale(path)] if stale else paths
     if update:
-        batch.check_defaults(paths, values)
-    done: list[batch.Executed] = []
+        notebooks.check_defaults(paths, values)
+    done: list[notebooks.Executed] = []
     if paths:  # else none is stale
-        values |= {"output_dir": batch.told(output_dir.resolve())}
-        done = batch.run(
+        values |= {"output_dir": notebooks.parameter_path(output_dir.resolve())}
+        done = notebooks.run_notebook(
             paths,
             output_dir,
             values,
@@ -55,7 +55,7 @@ def notebooks(
             to_store=update,
         )
     if update and done:
-        batch.store(done)
+        notebooks.store_outputs(done)
     rows = [{"notebook": one.name, "path": str(one.path), "seconds": round(one.seconds, 1)} for one in done]
     total = sum(one.seconds for one in done)
     show(rows, as_json, f"{len(done)} notebooks in {total:.0f} s: {Path(output_dir).resolve()}")
@@ -97,13 +97,13 @@ def fresh(
     Exit status 1 if there are any: `dasd notebooks --stale --update` renews them.
     """
     needs_notebooks()
-    from dasd_utils.apps import batch, freshness
+    from dasd_utils.apps import notebooks
 
-    paths = files or batch.find(only.split(",") if only else None)
+    paths = files or notebooks.find_notebooks(only.split(",") if only else None)
     for path in paths:
         if not path.is_file():
             raise DasdError(f"There is no notebook {path}.")
-    rows = [{"notebook": p.stem, "faults": freshness.faults(p), "changed": freshness.stale(p)} for p in paths]
+    rows = [{"notebook": p.stem, "faults": notebooks.faults(p), "changed": notebooks.stale(p)} for p in paths]
     wrong = [row for row in rows if row["faults"] or row["changed"]]
     lines = [f"{row['notebook']}: {', '.join([*row['faults'], *row['changed']])}" for row in wrong]
     show(rows, as_json, "\n".join(lines) or f"{len(rows)} notebooks are fresh.")
@@ -119,12 +119,12 @@ def badges(
 ) -> None:
     """Write Colab badges and setup cells of the notebooks, from address and version in pyproject.toml."""
     needs_notebooks()
-    from dasd_utils.apps import badges as cells
-    from dasd_utils.apps import batch
+    from dasd_utils.apps import notebooks
+    from dasd_utils.apps import notebooks as cells
 
-    paths = batch.find()
-    found = [path.name for path in (cells.outdated(paths) if check else cells.write(paths))]
-    where = cells.source()
+    paths = notebooks.find_notebooks()
+    found = [path.name for path in (cells.outdated_badges(paths) if check else cells.write_badges(paths))]
+    where = cells.repository()
     said = f"{len(found)} of {len(paths)} notebooks {'are old' if check else 'changed'}"
     show(found, as_json, "\n".join([*found, f"{said}: {where.address}, {where.tag}"]))
     if check and found:

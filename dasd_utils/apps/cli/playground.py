@@ -52,11 +52,11 @@ def playground(
 def find(checkpoint: Path | None, profile: str, config: Path | None) -> tuple[Path, Config]:
     """Return the run to serve, that of the command line or the one a lesson would take, and its config."""
     from dasd_utils import adapters, sampling
-    from dasd_utils.runtime import runs
+    from dasd_utils.runtime import checkpoints
 
     if checkpoint is None:
         settings = read_config(profile, config)
-        return runs.find_run(settings), settings
+        return checkpoints.find_run(settings), settings
     checkpoint = resolve(checkpoint)
     adapters.read_summary(checkpoint / "adapter" if (checkpoint / "adapter").is_dir() else checkpoint)
     return run_settings(sampling.run_folder(checkpoint), profile, config, None)

@@ -122,11 +122,11 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Upload an export to the Hugging Face hub, in one commit."""
-    from dasd_utils.apps import publish
+    from dasd_utils.apps import export
 
-    rows = publish.planned(folder, repo_id)
+    rows = export.planned_files(folder, repo_id)
     total = sum(row["bytes"] for row in rows)
     lines = [f"{row['bytes']:12,}  {row['file']}" for row in rows]
-    address = None if dry_run else publish.push(folder, repo_id, private, revision)
+    address = None if dry_run else export.push(folder, repo_id, private, revision)
     done = f"{len(rows)} files, {total / 1e6:.1f} MB: " + (address or f"would go to {repo_id}")
     show({"repo_id": repo_id, "url": address, "files": rows}, as_json, "\n".join([*lines, done]))

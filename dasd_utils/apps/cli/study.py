@@ -69,8 +69,8 @@ def calibrate(
 
     pipeline = open_pipeline(checkpoint, profile, config, output_dir)
     run = checkpoint or Path(pipeline.config.output_dir)
-    path = calibration.file(run)
-    calibration.make(pipeline, evaluation.load_judge(pipeline.config), path, budget, num_images, again)
+    path = calibration.calibration_file(run)
+    calibration.calibrate(pipeline, evaluation.load_scorer(pipeline.config), path, budget, num_images, again)
     found = json.loads(path.read_text(encoding="utf8"))
     lines = [f"{name}: {', '.join(f'{k} {v}' for k, v in each.items())}" for name, each in found.items()]
     show({"calibration": str(path), "domains": found}, as_json, "\n".join([*lines, str(path)]))
@@ -105,7 +105,7 @@ def ladder(
         raise DasdError(
             f"--against is {against!r}, which is not among the rungs asked for: add it by --only."
         )
-    judging = rungs.Judging(settings)
+    judging = rungs.Scoring(settings)
     if climb(judging, numbers, wanted, workers, scheduler, as_json, table):
         write_table(judging, numbers, wanted, against or rungs.DASD, as_json)
 
@@ -130,11 +130,11 @@ def front(
     from dasd_utils.study import tradeoff
 
     place = output_dir or (None if config else Path("data/runs/front"))
-    lines, numbers = tradeoff.find(only), read_seeds(seeds)
-    judging = rungs.Judging(read_config(profile, config, output_dir=place))
-    tradeoff.check(judging.config, lines)
+    lines, numbers = tradeoff.find_curves(only), read_seeds(seeds)
+    judging = rungs.Scoring(read_config(profile, config, output_dir=place))
+    tradeoff.check_curves(judging.config, lines)
     if climb(judging, numbers, tradeoff.points(lines), workers, scheduler, as_json):
-        rows = tradeoff.table(judging, numbers, lines)
+        rows = tradeoff.tradeoff_rows(judging, numbers, lines)
         path = resolve(judging.config.output_dir) / "front.json"
         evaluation.save_results(path, judging.config, rows)
         if len(numbers) < 2:
@@ -171,28 +171,28 @@ def adapt(
 ) -> None:
     """Translate a labelled domain by words; test classifiers that learned from it."""
     from dasd_utils import evaluation
-    from dasd_utils.papers.diffusionclip import adaptation_study
+    from dasd_utils.papers.diffusionclip import adaptation
 
     place = output_dir or (None if config else Path("data/runs/adapt"))
     numbers = read_seeds(seeds)
-    study = adaptation_study.Study(read_config(profile, config, output_dir=place), target, num_images, epochs)
+    study = adaptation.Study(read_config(profile, config, output_dir=place), target, num_images, epochs)
     study.check()
     if workers > 1 or scheduler:
         run_together(adapt_words(study, numbers), workers, scheduler)
     try:
-        busy = adaptation_study.run(study, numbers)
+        busy = adaptation.run_study(study, numbers)
     except KeyboardInterrupt:  # a training that was stopped has saved
         fail("Stopped. The same command goes on from here.", 130)
     if busy or not table:
         said = f"Other processes are at work on seeds {busy}" if busy else "All seeds are done."
         show(busy, as_json, said)
         return
-    rows = adaptation_study.table(study, numbers)
+    rows = adaptation.table(study, numbers)
     path = resolve(study.config.output_dir) / "adaptation.json"
     asked = {"target": target, "num_images": study.source.num_images, "epochs": epochs}
     evaluation.save_results(path, study.config.to_dict() | {"study": asked}, rows)
     looks = evaluation.ladder_table([row for row in rows if row["metric"] in evaluation.LADDER])
-    tables = [adaptation_study.summary(rows), looks] if study.source.label_column else [looks]
+    tables = [adaptation.summary(rows), looks] if study.source.label_column else [looks]
     show({"results": str(path), "rows": rows}, as_json, "\n\n".join([*tables, str(path)]))
 
 
@@ -211,7 +211,7 @@ def find(names: list[str] | None) -> list[Any]:
     """Return the rungs of these names, those of papers and the points of fronts too; None: DASD's ladder."""
     from dasd_utils.study import ladder, tradeoff
 
-    return ladder.find(names, (*ladder.RUNGS, *ladder.PAPERS, *tradeoff.points()))
+    return ladder.find_methods(names, (*ladder.METHODS, *ladder.PAPER_METHODS, *tradeoff.points()))
 
 
 def climb(
@@ -229,7 +229,7 @@ def climb(
     if workers > 1 or scheduler:
         run_together(ladder_words(judging.config, seeds, wanted), workers, scheduler)
     try:
-        busy = ladder.run(judging, seeds, wanted)
+        busy = ladder.run_ladder(judging, seeds, wanted)
     except KeyboardInterrupt:  # a training that was stopped has saved
         fail("Stopped. The same command goes on from here.", 130)
     if busy or not table:
@@ -242,12 +242,12 @@ def climb(
 def write_table(judging: Any, seeds: list[int], wanted: list[Any], against: str, as_json: bool) -> None:
     """Write ladder.json and what the searches tried into the ladder's folder; show the table."""
     from dasd_utils import evaluation
-    from dasd_utils.study import calibration, standings
+    from dasd_utils.study import calibration, ladder
 
     path = resolve(judging.config.output_dir) / "ladder.json"
-    rows = standings.table(judging, seeds, wanted, against)
+    rows = ladder.ladder_rows(judging, seeds, wanted, against)
     evaluation.save_results(path, judging.config, rows)
-    searched = standings.searches(judging.config, seeds, wanted)
+    searched = ladder.searches(judging.config, seeds, wanted)
     evaluation.save_results(path.with_name(calibration.SEARCH), judging.config, searched)
     show({"results": str(path), "rows": rows}, as_json, f"{evaluation.ladder_table(rows)}\n\n{path}")
 

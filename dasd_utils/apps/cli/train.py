@@ -123,24 +123,24 @@ def run_training(
     fitted: the sizes of micro-batches are those that "auto" chose here, and a resumed run keeps its own.
     """
     from dasd_utils import training
-    from dasd_utils.runtime import runs
+    from dasd_utils.runtime import checkpoints
 
-    training.check(config)
-    with runs.alone(config):
+    training.check_training(config)
+    with checkpoints.lock_run(config):
         return _run_training(config, resume, auto_batch_size, fitted)
 
 
 def _run_training(
     config: Config, resume: bool, auto_batch_size: bool, fitted: bool
 ) -> tuple[Path, list[dict[str, Any]]]:
-    from dasd_utils import data, training
+    from dasd_utils import latents, training
     from dasd_utils.apps import batch_size
 
     parts = training.setup_training(config)
     earlier = batch_size.of_checkpoint(config) if resume and (auto_batch_size or fitted) else None
     if earlier or auto_batch_size:
         config = earlier or batch_size.largest_batch(config, parts)
-    _, targets, sampler = data.create_datasets(config, parts.tokenizer)
+    _, targets, sampler = latents.create_datasets(config, parts.tokenizer)
     watch = {"on_sample": sample_grid(config, parts, targets)} if config.training.sample_every else {}
     try:
         history = training.train(config, parts, sampler, parts.token_ids, resume=resume, **watch)
@@ -172,19 +172,21 @@ def sample_grid(config: Config, parts: Any, targets: dict[str, Any]) -> Callable
 
 def run_evaluation(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:
     """Evaluate, write the table and the comparison picture into the run folder."""
-    from dasd_utils import comparison, evaluation, figures
+    from dasd_utils import evaluation, figures
     from dasd_utils.runtime import checkpoints, tracking
 
     config = pipeline.config
     checkpoints.writable(config.output_dir)
     tracking.check(config)
-    rows, images = comparison.evaluate(config, pipeline, progress=PROCESS == 0)
+    rows, images = evaluation.evaluate(config, pipeline, progress=PROCESS == 0)
     folder = resolve(config.output_dir)
     path = folder / "evaluation.json"
     if PROCESS == 0:
         evaluation.save_results(path, config, rows)
         grids = {
-            domain.name: {method: images[method, domain.name][:8] for method in comparison.compared(config)}
+            domain.name: {
+                method: images[method, domain.name][:8] for method in evaluation.compared_methods(config)
+            }
             for domain in config.domains
         }
         for name, grid in grids.items():

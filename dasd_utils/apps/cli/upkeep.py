@@ -21,13 +21,13 @@ def encode(
     as_json: AsJson = False,
 ) -> None:
     """Fill the latent cache. Processes that share it, here or elsewhere, divide the work."""
-    from dasd_utils import data, models
+    from dasd_utils import latents, models
     from dasd_utils.runtime import latent_cache, precision
 
     settings = read_config(profile, config)
     parts = models.load_parts(settings)
     models.add_domain_tokens(parts, settings.domains)  # captions are counted with them
-    *_, sampler = data.create_datasets(settings, parts.tokenizer)
+    *_, sampler = latents.create_datasets(settings, parts.tokenizer)
     sampler.encode(parts.vae, precision.default_device())
     show_cache(settings, latent_cache.stored(settings), "There are", as_json)
 

@@ -94,13 +94,13 @@ def translate(
     as_json: AsJson = False,
 ) -> None:
     """Translate pictures by a run of the method diffusionclip, into <run>/translated."""
-    from dasd_utils.papers.diffusionclip import translated
+    from dasd_utils.papers.diffusionclip import translation
     from dasd_utils.runtime import checkpoints, images
 
     pipeline = open_pipeline(checkpoint, profile, config, output_dir)
     place = checkpoints.writable(Path(pipeline.config.output_dir).absolute() / "translated")
-    files = images.files(pictures)
-    new = translated.by_settings(pipeline, [images.open_file(file) for file in files], strength)
+    files = images.find_image_files(pictures)
+    new = translation.by_settings(pipeline, [images.open_file(file) for file in files], strength)
     paths = [place / f"{number:03d}_{file.stem}.png" for number, file in enumerate(files)]
     for path, picture in zip(paths, new, strict=True):
         picture.save(path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
+import transformers
 
+from dasd_utils import data
 from dasd_utils.config import DasdError, DomainConfig, resolve
-from dasd_utils.runtime import images
+from dasd_utils.runtime import bars, images, precision, pretrained
 
 FILE = "metadata.jsonl"  # of a caption file: the layout `imagefolder` of datasets
 COLUMNS = ("text", "caption", "captions", "sentence", "sentences", "description", "prompt")
@@ -49,7 +50,11 @@ class Album:
 
     def files(self) -> list[str]:
         """Return the file of every image relative to the folder; DasdError where they are no files."""
-        return [name for rows in self.splits.values() for name in files(rows, self.column, self.folder)]
+        return [
+            name
+            for rows in self.splits.values()
+            for name in data.files_of_rows(rows, self.column, self.folder)
+        ]
 
 
 @dataclass(frozen=True)
@@ -72,52 +77,6 @@ def open_album(folder: str | Path, name: str = "new") -> Album:
     if not columns:
         raise DasdError(f"{place} has no column of images. Columns: {', '.join(features)}.")
     return Album(place, splits, columns[0])
-
-
-def files(rows: datasets.Dataset, column: str, folder: Path) -> list[str]:
-    """Return each row's file relative to the folder; DasdError for images inside a table."""
-    items = images.undecoded(rows, column)[column]
-    if not all(item and item["path"] and item["bytes"] is None for item in items):
-        raise DasdError(f"The images of {folder} are inside tables, so captions cannot be told by file.")
-    return [Path(os.path.relpath(item["path"], folder)).as_posix() for item in items]
-
-
-def read_file(path: str | Path) -> dict[str, Any]:
-    """Return file name -> caption (a sentence, or a list) of JSON lines {"file_name", "text"}.
-
-    Raises DasdError, naming the line, for what is none.
-    """
-    path = resolve(path)
-    try:
-        lines = path.read_text(encoding="utf8").split("\n")  # a caption may hold other ends of lines
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8"
-        raise DasdError(f"The caption file {path} cannot be read: {reason}.") from None
-    found = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            found[Path(row["file_name"]).as_posix()] = row["text"]
-        except (ValueError, KeyError, TypeError):
-            raise DasdError(
-                f'{path}, line {number}: expected an object {{"file_name": ..., "text": ...}}.'
-            ) from None
-    return found
-
-
-def of_rows(domain: DomainConfig, rows: datasets.Dataset) -> list[Any]:
-    """Return what the domain's caption file says of each row, None where nothing.
-
-    Raises DasdError if it names none of the images.
-    """
-    known = read_file(domain.caption_file)
-    found = [known.get(name) for name in files(rows, domain.image_column, resolve(domain.data))]
-    if not any(value is not None for value in found):
-        raise DasdError(f"The caption file {resolve(domain.caption_file)} names no image of {domain.data} "
-                        f"(domain {domain.name}): its file_name starts at that folder.")  # fmt: skip
-    return found
 
 
 def words_of(name: str) -> str:
@@ -239,3 +198,57 @@ def first(album: Album, names: Iterable[str] = SOURCES) -> Captions:
         f'"a pencil sketch"), a captioning model (--captions {CAPTIONER}), or write '
         f'{FILE} beside the images, a line an image: {{"file_name": "1.png", "text": "..."}}.'
     )
+
+
+# Captions by a model that sees the images: BLIP, GIT and others of its kind, by folder or hub id.
+
+
+LONGEST = 40  # new tokens of a caption
+BATCH = 8
+
+
+def from_model(album: Album, name: str, device: str | None = None, progress: bool = False) -> Captions:
+    """Return a caption of each readable image by the model `name`, or `name@revision` of the hub.
+
+    Raises DasdError where the model is not reachable, or is not one that captions.
+    """
+    names = album.files()
+    device = device or precision.default_device()
+    processor, model = _load(name)
+    model.to(device).eval()
+    texts, starts = {}, range(0, len(names), BATCH)
+    for start in bars.bar(starts, "captions", shown=progress, unit="batch"):
+        texts |= _caption(album, names[start : start + BATCH], processor, model)
+    if not texts:
+        raise DasdError(f"The model {name!r} gave no caption for any of {len(names)} images.")
+    return Captions(f"the model {name}", {}, texts)
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    base, _, revision = name.partition("@")
+    source = pretrained.find(base, revision or None)
+    model = source.load(transformers.AutoModelForImageTextToText, use_safetensors=True)
+    return source.load(transformers.AutoProcessor), model
+
+
+@torch.no_grad()
+def _caption(album: Album, names: list[str], processor: Any, model: Any) -> dict[str, str]:
+    pictures = {}
+    for name in names:
+        try:
+            pictures[name] = images.open_file(album.folder / name)
+        except DasdError:
+            continue  # the audit counts it
+    if not pictures:
+        return {}
+    try:
+        inputs = processor(images=list(pictures.values()), return_tensors="pt").to(model.device)
+        found = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
+        texts = processor.batch_decode(found, skip_special_tokens=True)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # it wants a chat, or other inputs
+        raise DasdError(
+            f"The model {type(model).__name__} does not caption images by themselves: {error}. Name one that "
+            f"does, like {CAPTIONER}."
+        ) from error
+    said = zip(pictures, (" ".join(text.split()) for text in texts), strict=True)
+    return {name: text for name, text in said if text}

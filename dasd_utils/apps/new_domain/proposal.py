@@ -143,9 +143,9 @@ def find_captions(album: Album, how: str = "auto", progress: bool = False) -> Ca
         except DasdError as error:
             raise DasdError(f"{album.folder} has no labels for {how!r}: {error}.") from None
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+(@\w+)?", how) or (how and resolve(how).is_dir()):
-        from dasd_utils.apps.new_domain import captioner
+        from dasd_utils.apps.new_domain import captions
 
-        return captioner.from_model(album, how, progress=progress)
+        return captions.from_model(album, how, progress=progress)
     if " " not in how.strip():
         known = nearest(how, ("auto", *sources.SOURCES))
         raise DasdError(
@@ -279,7 +279,10 @@ def write(proposal: Proposal, out: str | Path, force: bool = False) -> list[Path
     beside = extras(out)
     values = proposal.values(out)
     Config.from_dict(values)  # a proposal that no command would read is not written
-    with files.whole(out, "The config") as config, files.whole_folder(beside, "Prompts and captions") as new:
+    with (
+        files.atomic_write(out, "The config") as config,
+        files.atomic_folder(beside, "Prompts and captions") as new,
+    ):
         config.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
         _write_extras(proposal, new)
     return [out, *sorted(path for path in beside.rglob("*") if path.is_file())]

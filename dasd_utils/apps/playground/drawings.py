@@ -160,7 +160,7 @@ def save(drawing: Drawing, folder: str | Path) -> Path:
     name = f"{settings['domain'] or 'none'}_{settings['model']}_{settings['seed']}"
     numbers = (resolve(folder) / f"{name}_{number}.png" for number in itertools.count())
     path = next(path for path in numbers if not path.exists())
-    with files.whole(path, "The image") as temporary:
+    with files.atomic_write(path, "The image") as temporary:
         drawing.image.save(temporary, format="PNG", pnginfo=info)
     return path
 

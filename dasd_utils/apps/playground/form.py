@@ -17,8 +17,8 @@ from dasd_utils import sampling
 from dasd_utils.apps.playground import drawings, fields
 from dasd_utils.apps.playground.drawings import AUTO, Drawing, Loaded
 from dasd_utils.config import Config, DasdError
-from dasd_utils.runtime import runs
-from dasd_utils.runtime.live import RED, note
+from dasd_utils.runtime import checkpoints
+from dasd_utils.runtime.bars import RED, note
 
 SETTINGS = "DASD_PLAYGROUND"  # the variable that tells a served page its run and config
 KEPT = 24  # drawings in the history
@@ -174,6 +174,6 @@ def served() -> widgets.Widget:
     try:
         given = json.loads(os.environ.get(SETTINGS, "{}"))
         config = Config.from_dict(given["config"]) if "config" in given else Config.setup("auto")
-        return Playground(drawings.load(given.get("run") or runs.find_run(config), config)).widget
+        return Playground(drawings.load(given.get("run") or checkpoints.find_run(config), config)).widget
     except DasdError as error:
         return widgets.HTML(note(str(error), RED))

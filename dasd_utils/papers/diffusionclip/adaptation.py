@@ -5,18 +5,31 @@ The question is how much of the way from source images to labelled target images
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure as structural_similarity
 
-from dasd_utils import probe, uncertainty
-from dasd_utils.uncertainty import Estimate
+from dasd_utils import data, evaluation, metrics, sampling
+from dasd_utils.config import Config, DasdError, DomainConfig, resolve
+from dasd_utils.evaluation import Row
+from dasd_utils.metrics import Estimate
+from dasd_utils.papers.diffusionclip import translation
+from dasd_utils.runtime import bars, checkpoints, files, images
 
 STRONGEST = 98  # percentile of the gradient that is drawn black
 DRAWS = 1000  # of test images, for intervals
@@ -34,7 +47,7 @@ class Labelled:
         """Return images with their labels; ValueError where their numbers differ."""
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images came with {len(labels)} labels.")
-        return cls(probe.pixels(images), list(labels))
+        return cls(evaluation.cnn_pixels(images), list(labels))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,25 +70,25 @@ def answers(
     train: Mapping[str, Labelled],
     test: Mapping[str, Labelled],
     seed: int,
-    epochs: int = probe.EPOCHS,
+    epochs: int = evaluation.CNN_EPOCHS,
 ) -> dict[tuple[str, str], Tensor]:
     """Return (trained on, tested on) -> which images are got right after each epoch, (E, n); 1 or 0."""
     found = {(name, where): torch.zeros(epochs, len(own)) for name in train for where, own in test.items()}
     for name, own in train.items():
 
-        def watch(epoch: int, made: probe.Probe, name: str = name) -> None:
+        def watch(epoch: int, made: evaluation.SmallCNN, name: str = name) -> None:
             for where, asked in test.items():
                 said = made.classify(asked.pixels)
                 right = [a == b for a, b in zip(said, asked.labels, strict=True)]
                 found[name, where][epoch - 1] = torch.tensor(right, dtype=torch.float32)
 
-        probe.fit(own.pixels, own.labels, seed, epochs, watch)
+        evaluation.train_small_cnn(own.pixels, own.labels, seed, epochs, watch)
     return found
 
 
 def estimate(right: Tensor) -> Estimate:
     """Return the share of ones in (S, n), S seeds and n images, with what other images would make of it."""
-    weights = uncertainty.draws(right.shape[1], DRAWS, seed=0)
+    weights = metrics.bootstrap_counts(right.shape[1], DRAWS, seed=0)
     return Estimate(right.double().mean(dim=1), weights @ right.double().T / right.shape[1], right.shape[1])
 
 
@@ -95,9 +108,263 @@ def share_of_the_gap(own: Tensor, low: Tensor, high: Tensor) -> tuple[float, flo
         return (values[0] - values[1]).mean(dim=-1) / (values[2] - values[1]).mean(dim=-1)
 
     seeds, images = own.shape
-    value, of_seeds = uncertainty.leave_one_out(
+    value, of_seeds = metrics.jackknife_variance(
         lambda rows: share([each.values[rows] for each in counted]).item(), seeds
     )
     of_images = share([each.draws for each in counted]).var().item() * images / (images - 1)
-    half = uncertainty.half_width(((of_images, images - 1), (of_seeds, seeds - 1)))
+    half = metrics.half_width(((of_images, images - 1), (of_seeds, seeds - 1)))
     return value, value - half, value + half
+
+
+# Ways to a classifier for a domain of which only words are known, beside what true labels would give.
+
+
+SOURCE, TRANSLATED, BOTH = "source images", "translated", "source + translated"
+EDGES, REAL = "edges of the source", "labelled target images"
+BACK = "brought back unchanged"
+LEAST = 10  # images of the target that a score is of
+ORDER = (SOURCE, BACK, TRANSLATED, BOTH, EDGES, REAL)
+log = logging.getLogger(__name__)
+
+
+class Study:
+    """One config of diffusionclip, whose domain is translated, and the real images of the target.
+
+    The config's `num_images` teach the translation; this one's are translated and labelled, and as many of
+    the target are the ceiling. Only that ceiling sees images of the target. Where the domain has a
+    `label_column`, so must the target: small classifiers are then trained on each set of images and tested
+    on both domains.
+    """
+
+    def __init__(
+        self, config: Config, target: str, num_images: int | None = None, epochs: int = evaluation.CNN_EPOCHS
+    ) -> None:
+        self.config, self.epochs = config, epochs
+        name = Path(target).name.rpartition(":")[2]
+        count = num_images or config.domains[0].num_images
+        self.source = dataclasses.replace(config.domains[0], num_images=count)
+        self.target: DomainConfig = dataclasses.replace(self.source, name=name, data=target, revision=None)
+        if self.source.name == name:
+            raise DasdError(f"The target is named {name}, as the domain that is translated: rename one.")
+
+    @functools.cached_property
+    def judge(self) -> evaluation.Scorer:
+        """The CLIP that scores: the same that taught, so that CMMD flatters translations."""
+        return evaluation.load_scorer(self.config)
+
+    @functools.cached_property
+    def images(self) -> dict[tuple[str, str], data.DomainData]:
+        """(domain, split) -> images; test splits have at most `num_heldout`."""
+        counts = {"train": self.source.num_images, "test": self.config.evaluation.num_heldout}
+        return {
+            (domain.name, split): translation.first_images(
+                data.load_domain(domain, self.config, split), count
+            )
+            for domain in (self.source, self.target)
+            for split, count in counts.items()
+        }
+
+    def check(self) -> None:
+        """Raise DasdError for what cannot be classified or translated, before anything is trained."""
+        translation.run_config(self.config, 0)
+        if (count := len(self.images[self.target.name, "test"])) < LEAST:
+            raise DasdError(f"The test split of {self.target.name} has {count} images; scores need {LEAST}.")
+        if self.source.label_column is None:
+            return
+        found = {key: set(members.labels) for key, members in self.images.items()}
+        own = found[self.source.name, "train"]
+        for (name, split), other in found.items():
+            if len(own) < 2 or own != other:
+                said = [", ".join(sorted(each)) for each in (own, other)]
+                raise DasdError(f"The labels of {self.source.name} (train) are {said[0]}; of {name} "
+                                f"({split}) they are {said[1]}. It takes the same, two or more.")  # fmt: skip
+
+    @functools.cached_property
+    def reference(self) -> evaluation.Reference:
+        """What translations are judged by: the held-out images of the target."""
+        return evaluation.load_reference(
+            self.target, self.config, self.judge, self.config.evaluation.num_heldout
+        )
+
+    @property
+    def has_twins(self) -> bool:
+        """Return whether each test image of the target shows the scene of the source's, as toy worlds can."""
+        own, other = (self.images[domain.name, "test"].attributes for domain in (self.source, self.target))
+        if not own or not other:
+            return False
+        return all(b.items() <= a.items() for a, b in zip(own, other, strict=True))
+
+    def path(self, seed: int) -> Path:
+        """Return the file of a seed's answers, named by all that decides them but the run."""
+        named = [(*key, each.ids, each.labels) for key, each in self.images.items()]
+        named += [self.config.model.clip, self.config.model.clip_revision, self.epochs]
+        key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]
+        run = resolve(translation.run_config(self.config, seed).output_dir)
+        return run / f"answers-{key}.safetensors"
+
+    def is_done(self, seed: int) -> bool:
+        """Return whether a seed's answers are kept."""
+        return self.path(seed).is_file()
+
+
+def run_study(study: Study, seeds: Sequence[int]) -> list[int]:
+    """Train, translate, classify and measure what is missing; return the seeds that other processes have."""
+    study.check()
+    while True:
+        left = [seed for seed in seeds if not study.is_done(seed)]
+        todo = bars.bar(left, "seeds", shown=bool(left), unit="seed")
+        mine = [seed for seed in todo if _take(study, seed)]
+        if not mine:
+            return left
+
+
+def _take(study: Study, seed: int) -> bool:
+    wanted = translation.run_config(study.config, seed)
+    with checkpoints.try_lock_run(wanted) as mine:
+        if mine and not study.is_done(seed):
+            log.info("Seed %d", seed)
+            found = classifier_answers(study, seed)
+            with files.atomic_write(study.path(seed), "The answers") as temporary:
+                save_file({name: value.contiguous() for name, value in found.items()}, temporary)
+        return mine
+
+
+def classifier_answers(study: Study, seed: int) -> dict[str, Tensor]:
+    """Return what a seed's translations look like, and what classifiers of each set say, by name."""
+    name, config = study.source.name, study.config
+    new = {
+        split: translation.pictures(config, seed, study.images[name, split]) for split in ("train", "test")
+    }
+    own, wanted = study.images[name, "test"], translation.run_config(config, seed)
+    pipeline = sampling.load_trained_pipeline(wanted.output_dir, wanted)
+    back = translation.reconstructed(pipeline, config, own)
+    shown = {SOURCE: own.images, BACK: back, TRANSLATED: new["test"]}
+    shown[EDGES] = [edges(picture) for picture in own.images]
+    shown[REAL] = study.images[study.target.name, "train"].images[: len(own)]
+    found = {}
+    for method, pictures in shown.items():
+        measured = likeness(study, pictures, paired=method != REAL)
+        found |= {f"{method}|{metric}": value for metric, value in measured.items()}
+    if study.source.label_column:
+        for (method, where), right in classified(study, seed, new).items():
+            found[f"{method}|right|{where}"] = right
+    return found
+
+
+def likeness(study: Study, pictures: Sequence[Image.Image], paired: bool) -> dict[str, Tensor]:
+    """Return the CLIP features of pictures and, of those that have one, how far each is from its twin."""
+    found = {"features": study.judge.embed(pictures)}
+    if not (paired and study.has_twins):
+        return found
+    twins = list(study.images[study.target.name, "test"].images)
+    found |= {f"twin_{name}": value for name, value in difference(pictures, twins).items()}
+    told = study.reference.asked.told
+    if told:
+        read = study.judge.reader.read(pictures, study.target.name)
+        found["attribute_accuracy"] = metrics.attribute_accuracy(read, told)
+    return found
+
+
+def difference(pictures: Sequence[Image.Image], others: Sequence[Image.Image]) -> dict[str, Tensor]:
+    """Return mean absolute difference (of 1) and structural similarity of pairs, (n,) each."""
+    a, b = ((images.to_pixels([p.convert("RGB") for p in each]) + 1) / 2 for each in (pictures, others))
+    similar = structural_similarity(a, b, data_range=1.0, reduction="none")
+    return {"mae": (a - b).abs().mean(dim=(1, 2, 3)), "ssim": similar}
+
+
+def classified(
+    study: Study, seed: int, new: dict[str, Sequence[Image.Image]]
+) -> dict[tuple[str, str], Tensor]:
+    """Return which test images the classifiers trained on each set get right after each epoch, (E, n)."""
+    source, target = study.source.name, study.target.name
+    sets = {
+        key: Labelled.of(list(members.images), members.labels or []) for key, members in study.images.items()
+    }
+    own = sets[source, "train"]
+    train = {SOURCE: own, TRANSLATED: Labelled.of(new["train"], own.labels)}
+    train[BOTH] = own + train[TRANSLATED]
+    edged = [edges(picture) for picture in study.images[source, "train"].images]
+    train |= {EDGES: Labelled.of(edged, own.labels), REAL: sets[target, "train"]}
+    tests = {target: sets[target, "test"], source: sets[source, "test"]}
+    tests[TRANSLATED] = Labelled.of(new["test"], tests[source].labels)  # is the label still there?
+    return answers(train, tests, seed, study.epochs)
+
+
+def table(study: Study, seeds: Sequence[int]) -> list[Row]:
+    """Return the rows of seeds that are done: each has method, metric, value, low, high, n and seeds.
+
+    "accuracy" by trained on (method), tested on (domain) and epoch; "constant_answer", what one answer to all
+    would reach; of the last epoch "share_of_gap", the way from source images to labelled target ones; what
+    the pictures of each set look like.
+    """
+    by_seed = [load_file(study.path(seed)) for seed in seeds]
+    end = {"seeds": list(seeds)}
+    rows = _looks(study, by_seed, end)
+    return rows + _accuracies(study, by_seed, end) if study.source.label_column else rows
+
+
+def _looks(study: Study, by_seed: Sequence[dict[str, Tensor]], end: Row) -> list[Row]:
+    rows, target = [], study.target.name
+    for method in (name for name in ORDER if f"{name}|features" in by_seed[0]):
+        start = f"{method}|"
+        own = [{k.removeprefix(start): v for k, v in each.items() if k.startswith(start)} for each in by_seed]
+        found = evaluation.estimates(own, study.reference, study.config.evaluation.num_bootstrap)
+        for metric in ("twin_mae", "twin_ssim"):
+            if metric in own[0]:
+                found[metric] = estimate(torch.stack([each[metric] for each in own]))
+        wanted = ("cmmd", "attribute_accuracy", "twin_mae", "twin_ssim")
+        chosen = {method: {metric: found[metric] for metric in wanted if metric in found}}
+        count = {"n": len(own[0]["features"])}  # images of each seed
+        rows += [row | count | end for row in evaluation.result_rows(chosen, {"domain": target})]
+    return rows
+
+
+def _accuracies(study: Study, by_seed: Sequence[dict[str, Tensor]], end: Row) -> list[Row]:
+    rows, last = [], {}
+    tested = (study.target.name, study.source.name, TRANSLATED)
+    for method, where in itertools.product((name for name in ORDER if name != BACK), tested):
+        right = torch.stack([each[f"{method}|right|{where}"] for each in by_seed])  # (S, E, n)
+        last[method, where] = right[:, -1]
+        for epoch in range(right.shape[1]):
+            value, low, high = estimate(right[:, epoch]).interval()
+            row = {"method": method, "domain": where, "metric": "accuracy", "epoch": epoch + 1}
+            rows.append(row | {"value": value, "low": low, "high": high, "n": right.shape[2]} | end)
+    target = study.target.name
+    rows.append(_constant(study, target) | end)
+    for method in (TRANSLATED, BOTH, EDGES) if len(by_seed) >= 3 else ():
+        ends = [last[each, target] for each in (method, SOURCE, REAL)]
+        value, low, high = share_of_the_gap(*ends)
+        if not all(map(math.isfinite, (value, low, high))):
+            continue  # labelled target images teach no more than the source's: there is no gap
+        row = {"method": method, "domain": target, "metric": "share_of_gap", "value": value, "low": low}
+        rows.append(row | {"high": high, "n": ends[0].shape[1]} | end)
+    return rows
+
+
+def _constant(study: Study, domain: str) -> Row:
+    """How often one answer to all test images of a domain is right at best: what a classifier has to beat."""
+    labels = study.images[domain, "test"].labels
+    answer = max(sorted(set(labels)), key=labels.count)
+    right = torch.tensor([[float(label == answer) for label in labels]])
+    value, low, high = estimate(right).interval()
+    row = {"method": f"always {answer!r}", "domain": domain, "metric": "constant_answer", "value": value}
+    return row | {"low": low, "high": high, "n": len(labels)}
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Return Markdown: what was trained on, how often it is right in the end in each domain, and the gap."""
+    places = list(dict.fromkeys(row["domain"] for row in rows if row["metric"] == "accuracy"))
+    places = [place for place in places if place != TRANSLATED]
+    last = max((row["epoch"] for row in rows if row["metric"] == "accuracy"), default=0)
+    heads = ["trained on", *(f"right on {place}" for place in places), "share of the gap"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for method in dict.fromkeys(row["method"] for row in rows if row["metric"] == "accuracy"):
+        own = [row for row in rows if row["method"] == method and row.get("epoch", last) == last]
+        found = {(row["metric"], row["domain"]): row for row in own}
+        keys = [*(("accuracy", place) for place in places), ("share_of_gap", places[0])]  # the target
+        lines.append("| " + " | ".join([method, *(_said(found.get(key)) for key in keys)]) + " |")
+    return "\n".join(lines)
+
+
+def _said(row: Row | None) -> str:
+    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" if row else ""

@@ -6,7 +6,7 @@ and over draws of noise, are read by a straight line (arXiv 2210.10960 found the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dasd_utils import models, objectives
+from dasd_utils import losses, models
 from dasd_utils.papers import editing
+from dasd_utils.papers.diffusionclip import adaptation
+from dasd_utils.papers.diffusionclip.adaptation import Labelled
 from dasd_utils.runtime import images, precision
 from dasd_utils.sampling import DasdPipeline
 
@@ -42,7 +44,7 @@ def features(
                 noisy = parts.noise_scheduler.add_noise(clean, noise, times.to(clean.device))
                 text = empty.expand(len(clean), -1, -1)
                 _, mid = models.unet_pass(parts.unet, noisy.to(text), times.to(clean.device), text)
-                rows.append(objectives.pool(mid.float(), "mean"))
+                rows.append(losses.pool_features(mid.float(), "mean"))
             found.append(torch.stack(rows).mean(dim=0))
     return torch.cat(found).cpu()
 
@@ -154,3 +156,50 @@ def resample(labels: Sequence[str], names: Sequence[str], shares: Tensor, seed: 
 
 def _with_one(x: Tensor) -> Tensor:
     return torch.cat([x, torch.ones(len(x), 1)], dim=1)
+
+
+# A label that is rare in the source and common in a target without labels: does drawing anew help?
+
+
+AS_IT_IS, ESTIMATED, TRUE = "as it is", "balanced by the bottleneck", "balanced by true labels"
+SHARE = "estimated share"
+
+
+def label_shift_trial(
+    source: Known,
+    target: Known,
+    teach: Labelled,
+    real: Labelled,
+    shares: Mapping[str, Sequence[float]],
+    seed: int,
+) -> dict[str, float]:
+    """Return how often classifiers are right on the target, by how their training set was drawn.
+
+    teach: what `source.train` became, picture by picture; real: the pictures of `target.test`. shares: of the
+    classes in alphabetical order, "source" for training and "target" for the test, where the drawing does not
+    know them: a line through features of the source says them. Also what it says of the last class.
+    """
+    names = sorted(set(source.train_labels))
+    wanted = {where: torch.tensor(values) for where, values in shares.items()}
+    mine = resample(source.train_labels, names, wanted["source"], seed)
+    asked = resample(target.test_labels, names, wanted["target"], 100 + seed)
+    small, where = _of(teach, mine), _of(real, asked)
+    line = fit(source.train[mine], small.labels)
+    told, here = line.classify(source.test), line.classify(target.test[asked])
+    found = label_shares(here, told, source.test_labels, names)
+    train = {
+        AS_IT_IS: small,
+        ESTIMATED: _of(small, resample(small.labels, names, found, seed)),
+        TRUE: _of(small, resample(small.labels, names, wanted["target"], seed)),
+    }
+    right = adaptation.answers(train, {"target": where}, seed)
+    return {name: right[name, "target"][-1].mean().item() for name in train} | {SHARE: found[-1].item()}
+
+
+def label_shift_estimates(trials: Sequence[Mapping[str, float]]) -> dict[str, Tensor]:
+    """Return (S,) of each number of S trials."""
+    return {name: torch.tensor([each[name] for each in trials]) for name in trials[0]}
+
+
+def _of(images: Labelled, rows: Sequence[int]) -> Labelled:
+    return Labelled(images.pixels[rows], [images.labels[row] for row in rows])

@@ -24,12 +24,12 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from dasd_utils import denoising, metrics, models
-from dasd_utils.checks import check_choice, check_promptless
-from dasd_utils.config import Config, DasdError, read_object
+from dasd_utils import metrics, models, sampling
+from dasd_utils.config import Config, DasdError, check_choice, check_promptless, read_object
 from dasd_utils.latents import Batch
-from dasd_utils.papers.domainstudio import clean_latents, decode
+from dasd_utils.papers import ddim
 from dasd_utils.runtime import pretrained
+from dasd_utils.sampling import clean_latents, decode
 
 CHANGES: dict[str, Any] = {
     "caption_dropout": 1.0, "lambda_align": 0.0, "prior_loss_weight": 0.0, "gradient_accumulation_steps": 1,
@@ -174,9 +174,9 @@ class DirectionObjective:
         names = batch.sample_ids[: len(batch.target_latents)]
         missing = [i for i, name in enumerate(names) if name not in self.inverted]
         if missing:
-            times = denoising.ddim_times(self.settings.return_step, self.settings.forward_steps)
+            times = ddim.ddim_times(self.settings.return_step, self.settings.forward_steps)
             with models.lora_disabled(parts):
-                far = denoising.follow(unprompted(parts), batch.target_latents[missing], times, alphas(parts))
+                far = ddim.follow(unprompted(parts), batch.target_latents[missing], times, alphas(parts))
             self.inverted |= {names[i]: x.cpu() for i, x in zip(missing, far, strict=True)}
         x = torch.stack([self.inverted[name] for name in names])
         return {"x": x.to(batch.target_latents), "clean": batch.target_latents, "done": torch.tensor(0)}
@@ -184,18 +184,18 @@ class DirectionObjective:
     def step(self, parts: models.Parts, way: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the clean latents foretold at this step, and the way after it, cut off from this step."""
         own, done = self.settings, int(way["done"])
-        now, after = denoising.ddim_times(own.return_step, own.generation_steps)[::-1][done : done + 2]
-        eps, alpha = unprompted(parts)(way["x"], torch.tensor(now)), denoising.alpha_at(alphas(parts), now)
+        now, after = ddim.ddim_times(own.return_step, own.generation_steps)[::-1][done : done + 2]
+        eps, alpha = unprompted(parts)(way["x"], torch.tensor(now)), ddim.alpha_at(alphas(parts), now)
         foretold = clean_latents(way["x"], eps, alpha.to(eps.device).expand(len(eps)))
         if done + 1 == own.generation_steps:
             return foretold, {}
-        x = denoising.ddim_step(way["x"], eps.detach(), now, after, alphas(parts))
+        x = ddim.ddim_step(way["x"], eps.detach(), now, after, alphas(parts))
         return foretold, {**way, "x": x, "done": torch.tensor(done + 1)}
 
     def all_steps(self, parts: models.Parts, way: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the clean latents after all the steps back, which gradients pass, and no way left."""
-        times = denoising.ddim_times(self.settings.return_step, self.settings.generation_steps)[::-1]
-        return denoising.follow(unprompted(parts), way["x"], times, alphas(parts)), {}
+        times = ddim.ddim_times(self.settings.return_step, self.settings.generation_steps)[::-1]
+        return ddim.follow(unprompted(parts), way["x"], times, alphas(parts)), {}
 
     def losses(
         self, parts: models.Parts, found: Tensor, clean: Tensor, config: Config
@@ -226,7 +226,7 @@ def alphas(parts: models.Parts) -> Tensor:
     return parts.noise_scheduler.alphas_cumprod
 
 
-def unprompted(parts: models.Parts) -> denoising.Prediction:
+def unprompted(parts: models.Parts) -> sampling.Prediction:
     """Return the function that predicts the noise of the empty prompt."""
     with torch.no_grad():
         empty = models.encode_prompts(parts, [""])

@@ -1,0 +1,197 @@
+"""The playground and the training monitor as a person meets them: in JupyterLab and served by Voilà."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+
+import pages
+import pytest
+from PIL import Image
+
+from dasd_utils import latents, training
+from dasd_utils.apps.playground import drawings
+from dasd_utils.config import ROOT, Config
+from dasd_utils.runtime import checkpoints
+
+pytestmark = pytest.mark.browser
+
+PLAYGROUND = f"""
+from dasd_utils import drawings, playground
+playground.Playground(drawings.load({str(ROOT / "data/tiny-run")!r})).widget
+"""
+TRAINING = """
+import dataclasses
+from dasd_utils import data, figures, monitor, sampling, training
+from dasd_utils.config import Config
+
+config = Config.load("config.json")
+parts = training.setup_training(config)
+*_, sampler = latents.create_datasets(config, parts.tokenizer)
+pipeline = sampling.DasdPipeline(parts, config)
+
+
+def look(step):
+    return pipeline.generate(["a river", "a harbor"], "satellite", seed=[0, 1])[0]
+
+
+running = monitor.train(config, parts, sampler, on_sample=look)
+"""
+DRAWN = """() => {const all = [...document.querySelectorAll("img.widget-image")];
+        return all.filter(image => image.naturalWidth).length === 2}"""  # curves and pictures
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Return a headless Chromium."""
+    path = pages.find_browser()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=pages.FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser, tmp_path):
+    """Return a new page that waits for a busy machine; a picture of its last state stays."""
+    opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened.set_default_timeout(1000 * pages.SLOW)
+    yield opened
+    with contextlib.suppress(Exception):  # a page that crashed has no picture
+        pages.screenshot(opened, tmp_path, "last")
+    opened.close()
+
+
+@pytest.fixture
+def take(page, tmp_path):
+    """Return a function that saves a named picture of the page."""
+    return lambda name: pages.screenshot(page, tmp_path, name)
+
+
+@pytest.fixture
+def voila(tmp_path):
+    """Return the address that `dasd playground` prints for the run that ships with the repository."""
+    pages.find_browser("voila")
+    port = pages.free_port()
+    words = [
+        "dasd_utils.apps.cli.main",
+        "playground",
+        "--checkpoint",
+        str(ROOT / "data/tiny-run"),
+        "--no-browser",
+    ]
+    with pages.serving([*words, "--port", str(port)], port, tmp_path) as said:
+        yield re.search(r"http://\S+", said.read_text()).group()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Return the address of a JupyterLab and its folder."""
+    pages.find_browser()
+    folder = tmp_path_factory.mktemp("lab")
+    with pages.jupyterlab(folder) as address:
+        yield address, folder
+
+
+@pytest.fixture
+def lab(server, page, tmp_path):
+    """Return a function that opens a notebook of given cells in JupyterLab and runs all of it."""
+    address, folder = server
+    (folder / tmp_path.name).symlink_to(tmp_path, target_is_directory=True)
+    return lambda *cells: pages.run_all(page, address, tmp_path.name, tmp_path, cells)
+
+
+def picture(page) -> str:
+    """Return the address of the picture on show, which changes with its pixels."""
+    return page.locator("img.widget-image").last.get_attribute("src")
+
+
+def wait_for_another(page, before: str | None) -> str:
+    """Wait until the picture on show is another one."""
+    script = """before => {const all = [...document.querySelectorAll("img.widget-image")];
+                return all.length && all.at(-1).src !== before && all.at(-1).naturalWidth}"""
+    page.wait_for_function(script, arg=before)
+    return picture(page)
+
+
+def try_out(page, folder, take) -> None:
+    """Type, see the bar, draw, change the seed, put settings back, save."""
+    prompt = page.locator("textarea.widget-input, .widget-textarea textarea").first
+    prompt.wait_for()
+    prompt.fill("a chest x-ray with clear lungs")
+    page.locator("b", has_text="xray").wait_for()  # nothing was pressed
+    readout = page.locator(".widget-readout").first  # of the guidance scale, as calibrated
+    assert readout.inner_text() == "5.00"
+    prompt.fill("a slice of pizza")
+    page.locator("b", has_text="none").wait_for()
+    assert readout.inner_text() == "4.00"
+    prompt.fill("a chest x-ray with clear lungs")
+    page.locator("b", has_text="xray").wait_for()
+    page.locator("button.jupyter-button", has_text="Generate").click()
+    first = wait_for_another(page, None)
+    seed = page.locator(".widget-text input[type=number]").first
+    seed.fill("7")
+    seed.press("Tab")
+    page.get_by_label("base model beside it").check()
+    page.locator("button.jupyter-button", has_text="Generate").click()
+    second = wait_for_another(page, first)
+    assert page.locator("img.widget-image").count() == 2  # the base model's beside it
+    take("wide")
+    page.set_viewport_size({"width": 420, "height": 900})
+    take("narrow")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.locator("button.dasd-thumbnail").last.click()  # the oldest
+    wait_for_another(page, second)
+    page.wait_for_function("document.querySelector('.widget-text input[type=number]').value === '0'")
+    saved = page.locator(".widget-text input[type=text]").last
+    saved.fill(str(folder))
+    saved.press("Tab")
+    page.locator("button.jupyter-button", has_text="Save").click()
+    page.get_by_text("Saved:").wait_for()
+    file = folder / "xray_adapted_0_0.png"
+    assert drawings.read(file)["prompt"] == "a chest x-ray with clear lungs"
+    assert drawings.draw_again(file).tobytes() == Image.open(file).tobytes()
+
+
+def test_the_playground_served_by_voila(voila, page, tmp_path, take):
+    page.goto(voila)
+    try_out(page, tmp_path, take)
+
+
+def test_the_playground_in_jupyterlab(lab, page, tmp_path, take):
+    lab(PLAYGROUND)
+    try_out(page, tmp_path, take)
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    """Return a small run of the embedded base that nobody would wait for, saved where the notebook looks."""
+    config = Config.setup("tiny")
+    few = [dataclasses.replace(each, num_images=16) for each in (config.source, *config.domains)]
+    config = config.replace(source=few[0], domains=tuple(few[1:]), output_dir=tmp_path / "run")
+    config = config.replace(cache_dir=tmp_path / "cache", target_batch_size=4, source_batch_size=2)
+    config = config.replace(max_train_steps=5000, checkpoint_every=0, validation_every=0, sample_every=5)
+    config.save(tmp_path / "config.json")
+    return config
+
+
+@pytest.mark.parametrize("next_cell", ["1 + 1", "history = running.result()"], ids=["free", "waiting"])
+def test_the_stop_button_leaves_a_run_that_goes_on(lab, page, config, tmp_path, take, next_cell):
+    """Also where the next cell waits for the run, as "run all cells" makes it."""
+    lab(TRAINING, next_cell)
+    page.wait_for_function(DRAWN)
+    take("running")
+    page.locator("button.jupyter-button", has_text="Stop").click()
+    page.get_by_text("Stopped after step").first.wait_for()
+    take("stopped")
+    newest = checkpoints.newest_checkpoint(tmp_path / "run" / "checkpoints")
+    done = checkpoints.checkpoint_step(newest)
+    assert 5 <= done < 5000 and len(training.load_history(tmp_path / "run")) == done
+    longer = config.replace(max_train_steps=done + 1, sample_every=0)
+    parts = training.setup_training(longer)
+    *_, sampler = latents.create_datasets(longer, parts.tokenizer)
+    history = training.train(longer, parts, sampler, resume=True, progress=False)
+    assert [row["step"] for row in history] == list(range(1, done + 2))

@@ -1,0 +1,149 @@
+"""The commands of the course: notebooks by papermill, which are stale, badges."""
+
+import importlib.util
+import json
+import shutil
+import sys
+
+import nbformat
+import pytest
+
+from dasd_utils.apps import notebooks
+from dasd_utils.apps.cli import course as cli_course
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.config import ROOT, DasdError
+
+
+def test_parameters_are_read_as_json():
+    assert cli_course.read_parameters(["-p", "steps", "3", "-p", "name", "x"]) == {"steps": 3, "name": "x"}
+    with pytest.raises(DasdError, match="NAME VALUE"):
+        cli_course.read_parameters(["-p", "steps"])
+
+
+NOTEBOOK = {
+    "cells": [
+        {"cell_type": "code", "execution_count": None, "id": "a", "metadata": {"tags": ["parameters"]},
+         "outputs": [], "source": "value = 1"},
+        {"cell_type": "code", "execution_count": None, "id": "b", "metadata": {}, "outputs": [],
+         "source": "assert value < 5, 'too large'\nvalue"},
+    ],
+    "metadata": {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    },
+    "nbformat": 4, "nbformat_minor": 5,
+}  # fmt: skip
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    path = tmp_path / "00_small.ipynb"
+    path.write_text(json.dumps(NOTEBOOK))
+    return path
+
+
+def test_notebook_runs_with_parameters(notebook, tmp_path):
+    (done,) = notebooks.run_notebook([notebook], tmp_path / "out", {"value": 3}, progress=False)
+    assert '"3"' in done.path.read_text()
+
+
+def test_failing_notebook_names_cell_and_error(notebook, tmp_path):
+    with pytest.raises(DasdError, match=r"00_small\.ipynb failed in cell 3 with AssertionError: too large"):
+        notebooks.run_notebook([notebook], tmp_path / "out", {"value": 7}, progress=False)
+
+
+def test_stored_notebook_has_no_injected_cell_and_says_what_made_it(notebook, tmp_path):
+    for folder in ("", "00_small"):
+        (old := tmp_path / "out" / folder / "figures" / "old.png").parent.mkdir(parents=True)
+        old.write_bytes(b"of an earlier run with other settings")
+    done = notebooks.run_notebook([notebook], tmp_path / "out", {"value": 3}, progress=False, to_store=True)
+    (figures := tmp_path / "out" / "00_small" / "figures").mkdir(parents=True)
+    (figures / "00_new.png").write_bytes(b"of this one")
+    (tmp_path / "repo" / "notebooks").mkdir(parents=True)
+    notebooks.store_outputs(done, tmp_path / "repo")
+    assert [file.name for file in (tmp_path / "repo" / "figures").iterdir()] == ["00_new.png"]
+    path = tmp_path / "repo" / "notebooks" / "00_small.ipynb"
+    stored = json.loads(path.read_text())
+    assert len(stored["cells"]) == 2 and set(stored["metadata"]) == {"kernelspec", "language_info", "dasd"}
+    assert notebooks.stale(path) == [] and notebooks.faults(path) == []
+
+
+def test_what_is_stored_ran_in_a_folder_of_its_own(notebook, tmp_path):
+    text = notebook.read_text().replace("value = 1", 'value = 1\\noutput_dir = \\"data/runs/course\\"')
+    notebook.write_text(text.replace(r"'too large'\nvalue", r"'too large'\noutput_dir"))
+    parameters = {"output_dir": str(tmp_path / "out")}
+    (done,) = notebooks.run_notebook([notebook], tmp_path / "out", parameters, progress=False)
+    assert done.folder == tmp_path / "out" and f"{tmp_path}/out'" in done.path.read_text()
+    (done,) = notebooks.run_notebook([notebook], tmp_path / "out", parameters, progress=False, to_store=True)
+    assert done.folder == tmp_path / "out/00_small" and f"{tmp_path}/out/00_small'" in done.path.read_text()
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DasdError, match="nbformat and papermill is missing"):
+        cli_course.needs_notebooks()
+
+
+def test_outputs_of_other_values_are_not_stored(notebook):
+    notebooks.check_defaults([notebook], {"value": 1, "profile": "tiny"})
+    with pytest.raises(DasdError, match="says value = 1"):
+        notebooks.check_defaults([notebook], {"value": 3})
+
+
+@pytest.fixture
+def course(notebook, monkeypatch):
+    """Return a command's (status, output, error) in a repository of one small notebook."""
+    declared = 'value = 1\\nprofile = \\"tiny\\"\\noutput_dir = \\"\\"'
+    notebook.write_text(notebook.read_text().replace("value = 1", declared))
+    monkeypatch.setattr(notebooks, "find_notebooks", lambda only=None: [notebook])
+
+    def run(*words):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["dasd", *words])
+            patch.setattr(notebooks, "store_outputs", lambda done: batch_store(done, notebook))
+            try:
+                cli.main()
+            except SystemExit as stop:
+                return stop.code
+
+    return run
+
+
+def batch_store(done, notebook):
+    made = nbformat.read(done[0].path, as_version=4)
+    made.cells = [c for c in made.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    nbformat.write(made, notebook)
+
+
+def test_only_stale_notebooks_are_run_again(course, notebook, capsys, tmp_path):
+    place = ("--profile", "tiny", "--output_dir", str(tmp_path / "out"), "--stale", "--update", "--json")
+    assert course("fresh") == 1
+    assert "no stamp" in capsys.readouterr().out
+    assert course("notebooks", *place) == 0
+    assert [row["notebook"] for row in json.loads(capsys.readouterr().out)] == ["00_small"]
+    assert course("fresh", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == [{"notebook": "00_small", "faults": [], "changed": []}]
+    assert course("notebooks", *place) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    notebook.write_text(notebook.read_text().replace("value < 5", "value < 6"))
+    assert course("fresh") == 1
+    said = capsys.readouterr()
+    assert said.out.strip() == "00_small: its code cells" and "make notebooks" in said.err
+
+
+def test_a_notebook_that_is_not_there_is_the_users_error(course, capsys):
+    assert course("fresh", "nowhere.ipynb") == 1
+    assert "There is no notebook nowhere.ipynb" in capsys.readouterr().err
+
+
+def test_badges_are_checked_and_written(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "03_training.ipynb"
+    shutil.copy(ROOT / "notebooks" / path.name, path)
+    path.write_text(path.read_text().replace("/notebooks/03_training", "/notebooks/03_trained"))
+    monkeypatch.setattr(notebooks, "find_notebooks", lambda: [path])
+    for words, status in ((["--check"], 1), ([], 0), (["--check"], 0)):
+        monkeypatch.setattr(sys, "argv", ["dasd", "badges", *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == status, capsys.readouterr()
+    assert "/notebooks/03_training.ipynb" in path.read_text()

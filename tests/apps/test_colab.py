@@ -1,0 +1,234 @@
+"""The setup cell, run as in Colab against wheels on disk: torch, numpy and transformers stay as they are.
+
+An environment of its own has them at other versions than the lock's, and newer ones are on offer. The wheels
+are empty, but ask for what the real packages ask for.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from dasd_utils.apps import colab, notebooks
+from dasd_utils.config import ROOT
+
+THERE = {"torch": "2.7.1", "numpy": "1.25.2", "transformers": "5.0.0", "tokenizers": "0.22.2"}
+OTHERS = {  # older releases that go with what is there, with what they ask for
+    "tokenizers": {"0.22.2": []},
+    "transformers": {"5.0.0": ["tokenizers<=0.23.0,>=0.22.0"], "4.57.1": ["tokenizers<=0.23.0,>=0.22.0"]},
+    "torch": {"2.7.1": []},
+    "numpy": {"1.25.2": []},
+    "scipy": {"1.11.4": ["numpy<1.28.0,>=1.21.6"]},
+    "pandas": {"2.2.2": ["numpy>=1.22.4"]},
+    "pillow": {"11.3.0": []},
+    "psutil": {"5.9.5": []},
+}
+ADDRESS = "https://github.com/somebody/far-domains"
+TORCH = "class cuda:\n    is_available = staticmethod(lambda: False)\n"
+VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
+PROGRAM = """import sys, types
+sys.modules["google.colab"] = types.ModuleType("google.colab")
+import psutil
+{cell}
+import dasd_utils.config, importlib.metadata
+print("FOUND", dasd_utils.__file__, importlib.metadata.version("dasd-utils"))"""
+
+
+def write_wheel(folder, name, version, needs, code=""):
+    """Write a wheel of one module that is empty but for the code."""
+    module, info = re.sub(r"\W+", "_", name), f"{re.sub(r'[-_.]+', '_', name)}-{version}.dist-info"
+    lines = [
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}",
+        *(f"Requires-Dist: {n}" for n in needs),
+    ]
+    files = {
+        f"{module}/__init__.py": code,
+        f"{info}/METADATA": "\n".join(lines) + "\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    zip_wheel(folder / f"{info.removesuffix('.dist-info')}-py3-none-any.whl", files, info)
+
+
+def zip_wheel(path, files, info):
+    """Write the files of a wheel, and the list of them."""
+    contents = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
+    digests = {
+        n: base64.urlsafe_b64encode(hashlib.sha256(c).digest()).decode().rstrip("=")
+        for n, c in contents.items()
+    }
+    record = [f"{name},sha256={digests[name]},{len(content)}" for name, content in contents.items()]
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name, content in contents.items():
+            wheel.writestr(name, content)
+        wheel.writestr(f"{info}/RECORD", "\n".join([*record, f"{info}/RECORD,,"]) + "\n")
+
+
+def write_setuptools(folder):
+    """Write the installed setuptools as the wheel that it came from: the package is built by it."""
+    found = metadata.distribution("setuptools")
+    kept = [
+        f
+        for f in found.files
+        if ".." not in f.parts and f.suffix != ".pyc" and f.name not in ("RECORD", "INSTALLER")
+    ]
+    info = next(f.parts[0] for f in kept if f.parts[0].endswith(".dist-info"))
+    files = {file.as_posix(): Path(file.locate()).read_bytes() for file in kept}
+    zip_wheel(folder / f"{info.removesuffix('.dist-info')}-py3-none-any.whl", files, info)
+
+
+def needed(names):
+    """Yield (name, version, what it asks for) of installed packages and all that they need."""
+    seen, left = set(), [colab.normalised(name) for name in names]
+    while left:
+        name = left.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            asks = [ask for ask in metadata.requires(name) or () if "extra ==" not in ask]
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:  # of another system
+            continue
+        yield name, version, asks
+        left += [colab.normalised(re.split(r"[^\w.-]", ask)[0]) for ask in asks]
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory):
+    """Return a folder of wheels: what the lock installs, and what is in the environment."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for name, version, asks in needed(re.split(r"[^\w.-]", each)[0] for each in colab.requirements()):
+        version = version.partition("+")[0]
+        write_wheel(folder, name, version, asks, TORCH if name == "torch" else "")
+    for name, versions in OTHERS.items():
+        for version, asks in versions.items():
+            write_wheel(folder, name, version, asks, TORCH if name == "torch" else "")
+    write_setuptools(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """Return (folder, setup cell) of a repository with a tag, whose cell `dasd badges` wrote."""
+    folder = tmp_path_factory.mktemp("published") / "dasd"
+    shutil.copytree(ROOT / "dasd_utils", folder / "dasd_utils", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "requirements.txt", folder)
+    (folder / "README.md").write_text("# DASD\n")
+    text = (ROOT / "pyproject.toml").read_text().replace(notebooks.repository().address, ADDRESS)
+    (folder / "pyproject.toml").write_text(text)
+    notebook = folder / "notebooks" / "00_start.ipynb"
+    notebook.parent.mkdir()
+    shutil.copy(ROOT / "notebooks" / notebook.name, notebook)
+    notebooks.write_badges([notebook], folder)
+    cell = next(c for c in nbformat.read(notebook, as_version=4).cells if notebooks.is_setup(c))
+    git = [
+        "git",
+        "-C",
+        str(folder),
+        "-c",
+        "user.name=a",
+        "-c",
+        "user.email=a@b",
+        "-c",
+        "init.defaultBranch=main",
+    ]
+    for words in (["init"], ["add", "."], ["commit", "-m", "all"], ["tag", notebooks.repository().tag]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    return folder, cell.source
+
+
+class Environment:
+    """A virtual environment whose pip sees the wheels and nothing else, and git the repository."""
+
+    def __init__(self, folder, wheels, repository, there):
+        venv.create(folder)
+        scripts, library = ("Scripts", "Lib") if os.name == "nt" else ("bin", f"lib/{VERSION}")
+        self.python, site = folder / scripts / "python", folder / library / "site-packages"
+        for name in ("pip", f"pip-{metadata.version('pip')}.dist-info"):
+            shutil.copytree(metadata.distribution("pip").locate_file(name), site / name)
+        for name, version in there.items():
+            with zipfile.ZipFile(wheels / f"{name}-{version}-py3-none-any.whl") as wheel:
+                wheel.extractall(site)
+        self.variables = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON", "GIT_"))}
+        self.variables |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
+        self.variables |= {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_VALUE_0": ADDRESS}
+        self.variables |= {"GIT_CONFIG_KEY_0": f"url.{repository[0].as_uri()}.insteadOf"}
+
+    def run(self, *words, cwd=None):
+        """Run its python; return the finished process."""
+        words = [str(self.python), *words]
+        return subprocess.run(words, cwd=cwd, env=self.variables, capture_output=True, text=True, check=False)
+
+    def installed(self):
+        """Return versions by name."""
+        program = "import importlib.metadata as m, json; d = m.distributions()\n"
+        program += "print(json.dumps({each.metadata['Name']: each.version for each in d}))"
+        rows = json.loads(self.run("-c", program).stdout)
+        return {colab.normalised(name): version for name, version in rows.items()}
+
+
+@pytest.fixture(scope="module")
+def in_colab(wheels, repository, tmp_path_factory):
+    """Return (environment, before, what the setup cell did) with packages at other versions."""
+    there = THERE | {"psutil": "5.9.5", "pillow": "11.3.0"}
+    environment = Environment(tmp_path_factory.mktemp("colab") / "venv", wheels, repository, there)
+    before = environment.installed()
+    place = tmp_path_factory.mktemp("content")
+    return environment, before, environment.run("-c", PROGRAM.format(cell=repository[1]), cwd=place)
+
+
+def test_torch_numpy_and_transformers_are_not_touched(in_colab):
+    environment, before, done = in_colab
+    assert done.returncode == 0, done.stderr
+    after = environment.installed()
+    assert {name for name in before if after[name] != before[name]} == {"psutil"}  # IPython asks for a newer
+    assert before.items() >= THERE.items()
+    needs = {colab.normalised(re.split(r"[^\w.-]", each)[0]) for each in colab.requirements()}
+    assert needs < after.keys()
+    lock = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().split())
+    assert after["diffusers"] == lock["diffusers"] and after["scipy"] == "1.11.4"  # numpy's, not the lock's
+
+
+def test_the_running_kernel_sees_the_package_of_that_version(in_colab):
+    _, _, done = in_colab
+    version = notebooks.repository().tag
+    place, found = done.stdout.rpartition("FOUND ")[2].split()
+    assert Path(place).parts[-3:] == (f"dasd-{version}", "dasd_utils", "__init__.py") and found == version[1:]
+
+
+def test_it_says_what_is_there_and_which_profile_fits(in_colab):
+    _, _, done = in_colab
+    assert "left as they were: torch==2.7.1, numpy==1.25.2, transformers==5.0.0" in done.stdout
+    assert re.search(r"added: .*diffusers \d", done.stdout) and "changed: psutil 5.9.5 -> " in done.stdout
+    assert "still holds the former psutil: Runtime > Restart session" in done.stdout  # it was imported before
+    assert "profile \"auto\" is 'tiny' here: no CUDA device here" in done.stdout
+
+
+def test_without_the_pins_the_same_install_would_have_changed_numpy(wheels, repository, tmp_path):
+    environment = Environment(tmp_path / "venv", wheels, repository, THERE)
+    done = environment.run("-m", "pip", "install", "--dry-run", *colab.requirements())
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"Would install .*\bnumpy-", done.stdout)
+
+
+def test_too_old_a_transformers_is_said_and_nothing_changes(wheels, repository, tmp_path):
+    environment = Environment(tmp_path / "venv", wheels, repository, THERE | {"transformers": "4.57.1"})
+    before = environment.installed()
+    done = environment.run(
+        "-c", PROGRAM.format(cell=repository[1]).replace("import psutil\n", ""), cwd=tmp_path
+    )
+    assert done.returncode == 1
+    said = done.stderr[done.stderr.index("RuntimeError") :]
+    assert "transformers==4.57.1" in said and "transformers>=5" in said and "Nothing was changed" in said
+    assert environment.installed() == before

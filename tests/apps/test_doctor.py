@@ -1,0 +1,148 @@
+"""The doctor: what is missing, too old or out of reach is said, and nothing hangs or leaks."""
+
+import dataclasses
+import json
+import sys
+import threading
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from dasd_utils import profiles
+from dasd_utils.apps import doctor
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.cli import start as cli_start
+from dasd_utils.config import Config
+
+PROJECT = """
+[project]
+requires-python = ">=3.{minor}"
+dependencies = ["typer>={typer}", "{name}"]
+optional-dependencies = {{ gpu = ["no-such-extra"], test = ["no-such-test"] }}
+"""
+
+
+def states(rows):
+    return {row.what: row.state for row in rows}
+
+
+def found(tmp_path, minor=11, typer="0.1", name="numpy"):
+    file = tmp_path / "pyproject.toml"
+    file.write_text(PROJECT.format(minor=minor, typer=typer, name=name))
+    return states(doctor.packages(file))
+
+
+def test_packages_are_held_against_the_bounds(tmp_path):
+    assert found(tmp_path) == {"Python": "ok", "typer": "ok", "numpy": "ok", "no-such-extra": "note"}
+    assert found(tmp_path, minor=99)["Python"] == "missing"
+    assert found(tmp_path, typer="999")["typer"] == "missing"
+    assert found(tmp_path, name="no-such-package")["no-such-package"] == "missing"
+
+
+def test_a_package_that_is_too_old_says_what_is_wanted(tmp_path):
+    file = tmp_path / "pyproject.toml"
+    file.write_text(PROJECT.format(minor=11, typer="999", name="numpy"))
+    said = next(row.found for row in doctor.packages(file) if row.what == "typer")
+    assert ">=999" in said and "pip install" in said
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """Return the folder that is the hub's cache here."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def place(name="owner/name", revision=None, reason="no network", needed="note"):
+    return doctor._place(name, revision, "models", lambda: reason, needed)
+
+
+def test_a_model_is_looked_for_in_folders_the_cache_and_the_hub(cached, tmp_path):
+    assert place()[1] == "note" and "not cached" in place()[0]
+    assert place(reason="") == ("owner/name, to be fetched from the hub", "ok")
+    snapshot = cached / "models--owner--name" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    assert place()[1] == "note"  # a download that was cut off before its first file
+    (snapshot / "config.json").write_text("{}")
+    assert place() == ("owner/name, in the hub's cache", "ok")
+    assert place(revision="a" * 40)[1] == "ok" and place(revision="b" * 40)[1] == "note"
+    assert place(str(tmp_path))[1] == "ok" and place("data/no-such-base", needed="missing")[1] == "missing"
+
+
+def test_only_what_the_tiny_profile_needs_stops_it(cached):
+    rows = list(doctor.sources("sd15", Config.setup("sd15"), lambda: "no network"))
+    assert "note" in states(rows).values() and doctor.can_run(rows)
+    lost = Config.setup("tiny", base="data/no-such-base")
+    rows = list(doctor.sources("tiny", lost, lambda: "no network"))
+    assert states(rows)["base"] == "missing" and not doctor.can_run(rows)
+
+
+def test_a_hub_that_says_nothing_is_not_waited_for(monkeypatch):
+    import huggingface_hub
+
+    never = threading.Event()
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: never.wait(30))
+    started = time.monotonic()
+    assert "not answer" in doctor.ask_hub(0.2)()
+    never.set()
+    assert time.monotonic() - started < 5
+
+
+def test_a_hub_that_is_off_says_why():
+    assert "ffline" in doctor.ask_hub(5.0)()  # as `conftest` has it
+    assert doctor.ask_hub(5.0)() != ""
+
+
+def test_a_token_is_never_shown(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
+    rows = list(doctor.hugging_face(lambda: ""))
+    assert states(rows)["token"] == "ok" and "hf_" not in repr(rows)
+    assert next(row.found for row in rows if row.what == "token") == "set"
+
+
+def test_no_disk_to_write_on_is_missing(monkeypatch):
+    monkeypatch.setattr(doctor.os, "access", lambda *_: False)
+    assert states(doctor.room(Config.setup("tiny")))["disk for runs"] == "missing"
+
+
+def test_without_pytorch_it_still_answers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert states(doctor.devices()) == {"PyTorch": "missing"}
+    assert doctor.chosen().state == "missing"
+
+
+def test_the_profile_of_auto_has_its_reason(monkeypatch):
+    found = profiles.AutoChoice("sd15", {}, "a card with 24 GB")
+    monkeypatch.setattr(profiles, "choose_profile", lambda: found)
+    assert doctor.chosen().found == "sd15: a card with 24 GB"
+
+
+def run(monkeypatch, rows, *words):
+    monkeypatch.setattr(doctor, "examine", lambda: rows)
+    return CliRunner().invoke(cli.app, ["doctor", *words])
+
+
+def test_the_command_ends_with_1_where_something_is_missing(monkeypatch):
+    good, bad = doctor.Row("packages", "numpy", "2.0"), doctor.Row("packages", "torch", "old", "missing")
+    assert run(monkeypatch, [good]).exit_code == 0
+    result = run(monkeypatch, [good, bad])
+    assert result.exit_code == 1 and "! torch" in result.stdout
+    result = run(monkeypatch, [good, bad], "--json")
+    said = json.loads(result.stdout)
+    assert result.exit_code == 1 and said == {"ok": False, "rows": [*map(dataclasses.asdict, [good, bad])]}
+
+
+def test_the_report_fits_a_terminal():
+    rows = [doctor.Row("packages", "numpy", "word " * 40), doctor.Row("devices", "CPU", "2 cores", "note")]
+    lines = cli_start.report(rows)
+    assert max(map(len, lines)) <= 79 and lines[0] == "packages" and "devices" in lines
+    assert any(line.startswith("~ CPU") for line in lines)
+
+
+def test_this_machine_can_run_the_tiny_profile(cached):
+    rows = doctor.examine(patience=1.0)
+    assert {row.part for row in rows} >= {"packages", "devices", "room", "profile tiny", "profile sd15"}
+    assert [row for row in rows if row.part == "profile tiny" and row.state != "ok"] == []

@@ -1,0 +1,230 @@
+"""export.py: what other programs read gives the image that this project's pipeline gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import narrow
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from dasd_utils import adapters, models, sampling
+from dasd_utils.apps import export
+from dasd_utils.config import Calibration, DasdError
+from dasd_utils.runtime import checkpoints
+
+READER = Path(__file__).parents[1] / "plain_reader.py"
+QUICK = Calibration(guidance_scale=3.0, num_inference_steps=3, scheduler="ddim")
+WORDS = "a small village near a river"
+
+
+def trained(config):
+    """Return parts as if trained, with another strength than the rank's own."""
+    parts = models.load_parts(config)
+    torch.manual_seed(0)
+    models.add_lora(parts.unet, config.lora)
+    models.add_domain_tokens(parts, config.domains)
+    narrow.randomise(models.trainable_parameters(parts))
+    return parts
+
+
+def plain_card(exported):
+    return ModelCard(f"---\nlicense: mit\n---\n# {exported.name}\n")
+
+
+def written(parts, folder, kind, name="dasd"):
+    adapters.save_adapter(parts, folder / "adapter")
+    out = folder / kind
+    return out, export.export(folder / "adapter", out, kind, parts.config, name, plain_card)
+
+
+def own_image(parts, folder):
+    """Return what this project's pipeline makes of <satellite>, before rounding; write its first noise."""
+    pipeline = sampling.DasdPipeline(parts, parts.config)
+    [[job]] = pipeline.plan([WORDS], domain="satellite", seed=7, settings=QUICK)
+    np.save(folder / "noise.npy", pipeline.noise([job]).numpy())
+    return unrounded(pipeline, job)
+
+
+def unrounded(pipeline, job):
+    vae = pipeline.parts.vae
+    with torch.no_grad():
+        image = vae.decode(pipeline._latents([job], "") / vae.config.scaling_factor).sample
+    return (image / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).numpy()
+
+
+def request(parts, folder, kind, exported, out):
+    lora = next((f for f in exported.files if f.endswith(".safetensors") and "embeddings" not in f), "")
+    tokens = {}
+    for token, word in exported.words.items():
+        word = word.removeprefix("embedding:")
+        file = f"{export.FOLDERS[kind][1]}/{word}" if kind in export.FOLDERS else token.strip("<>")
+        tokens[f"{file}.safetensors"] = word
+    lead = exported.words["<satellite>"].removeprefix("embedding:")
+    return {
+        "base": str(parts.config.model.base),
+        "variant": parts.config.model.base_variant,
+        "folder": str(out),
+        "kind": kind,
+        "lora": adapters.LORA_FILE if kind == "diffusers" else lora,
+        "tokens": tokens,
+        "prompt": f"{lead} {WORDS}",
+        "guidance_scale": QUICK.guidance_scale,
+        "num_inference_steps": QUICK.num_inference_steps,
+        "noise": str(folder / "noise.npy"),
+        "image": str(folder / f"{kind}.npy"),
+    }
+
+
+def read_by_strangers(requests, folder):
+    (folder / "requests.json").write_text(json.dumps(requests))
+    command = [sys.executable, str(READER), str(folder / "requests.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {one["kind"]: np.load(one["image"]) for one in requests}
+
+
+@pytest.fixture
+def fixture(request):
+    return request.getfixturevalue
+
+
+@pytest.mark.parametrize("profile", ["tiny_config", "sd15_config"])
+def test_every_format_gives_strangers_the_image_of_this_projects_pipeline(profile, tmp_path, fixture):
+    config = fixture(profile).replace(rank=8, alpha=32.0, convolutions="all")
+    parts = trained(config)
+    requests = []
+    for kind in export.FORMATS:
+        out, exported = written(parts, tmp_path, kind)
+        requests.append(request(parts, tmp_path, kind, exported, out))
+    own = own_image(parts, tmp_path)
+    found = read_by_strangers(requests, tmp_path)
+    assert set(found) == set(export.FORMATS)
+    for kind, image in found.items():
+        assert np.abs(image - own).max() < 1e-4, kind
+    with sampling.DasdPipeline(parts, config).base() as base:
+        [[job]] = base.plan([WORDS], domain="satellite", seed=7, settings=QUICK)
+        assert not np.allclose(own, unrounded(base, job), atol=1e-2)  # the adapter matters to this image
+
+
+def test_the_update_of_kohyas_keys_is_alpha_over_rank_times_up_times_down(adapted, tmp_path):
+    """As A1111 and ComfyUI compute it: a module's key is its name with _ for dots, alpha its own."""
+    out, _ = written(adapted, tmp_path, "comfyui")
+    state = load_file(out / "models/loras/dasd.safetensors")
+    merged = 0
+    for name, module in adapted.unet.named_modules():
+        key = f"lora_unet_{name.replace('.', '_')}"
+        if not hasattr(module, "get_delta_weight"):
+            assert f"{key}.alpha" not in state
+            continue
+        down, up = state[f"{key}.lora_down.weight"], state[f"{key}.lora_up.weight"]
+        assert state[f"{key}.alpha"].item() == 16.0 and down.shape[0] == up.shape[1] == 4
+        update = torch.einsum("or,ri->oi", up.flatten(1), down.flatten(1)).view(module.weight.shape)
+        difference = update * (state[f"{key}.alpha"] / len(down)) - module.get_delta_weight("default")
+        assert difference.abs().max() < 1e-6
+        merged += 1
+    assert 3 * merged == len(state) and any("resnets" in key for key in state)
+
+
+def test_alpha_32_at_rank_8_is_written_as_such(tiny_config, tmp_path):
+    parts = trained(tiny_config.replace(rank=8, alpha=32.0))
+    out, _ = written(parts, tmp_path, "a1111")
+    with safe_open(out / "models/Lora/dasd.safetensors", "pt") as file:
+        keys = [key for key in file.keys() if key.endswith(".alpha")]  # noqa: SIM118 (no mapping)
+        alphas = {file.get_tensor(key).item() for key in keys}
+        told = file.metadata()
+    assert alphas == {32.0}
+    assert (told["ss_network_dim"], told["ss_network_alpha"]) == ("8", "32.0")
+    assert json.loads(told["ss_network_args"]) == {"conv_dim": "8", "conv_alpha": "32.0"}
+
+
+def test_embeddings_are_one_vector_under_a_word_of_their_own(adapted, tmp_path):
+    out, exported = written(adapted, tmp_path, "a1111", name="far")
+    assert exported.words == {"<satellite>": "far-satellite", "<xray>": "far-xray"}
+    found = load_file(out / "embeddings/far-xray.safetensors")
+    assert list(found) == ["emb_params"]
+    assert torch.equal(found["emb_params"], adapted.tokens.weight[1:2].detach())
+
+
+def test_the_manifest_describes_every_file(adapted, tmp_path):
+    out, exported = written(adapted, tmp_path, "a1111")
+    assert set(exported.files) == set(checkpoints.verify_manifest(out)) == {
+        "README.md", "embeddings/dasd-satellite.safetensors", "embeddings/dasd-xray.safetensors",
+        "models/Lora/dasd.safetensors",
+    }  # fmt: skip
+    assert export.read_facts(out)["export"] == "a1111"
+
+
+@pytest.mark.parametrize("kind", export.FORMATS)
+def test_no_file_says_where_it_was_made(adapted, tmp_path, kind):
+    out, _ = written(adapted, tmp_path, kind)
+    for path in (*out.rglob("*.json"), *out.rglob("*.md")):
+        text = path.read_text()
+        assert str(tmp_path) not in text and adapted.config.model.base not in text, path
+        assert "name_or_path" not in text, path
+    for path in out.rglob("*.safetensors"):
+        assert adapted.config.model.base.encode() not in path.read_bytes(), path
+
+
+def test_an_earlier_export_is_replaced_and_nothing_else_is(adapted, tmp_path):
+    out, _ = written(adapted, tmp_path, "a1111")
+    assert export.export(tmp_path / "adapter", out, "diffusers", adapted.config, "dasd", plain_card)
+    assert not (out / "embeddings").exists() and (out / adapters.LORA_FILE).is_file()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(DasdError, match="holds files that no export wrote"):
+        export.check(tmp_path / "adapter", out, "a1111")
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_is_never_replaced(adapted, tmp_path):
+    adapters.save_adapter(adapted, tmp_path / "run/adapter")
+    checkpoints.write_manifest(tmp_path / "run", list((tmp_path / "run/adapter").iterdir()))
+    with pytest.raises(DasdError, match="no export wrote"):
+        export.check(tmp_path / "run/adapter", tmp_path / "run", "diffusers")
+
+
+def test_nothing_is_left_of_an_export_that_fails(adapted, tmp_path):
+    def broken(exported):
+        raise OSError(28, "No space left on device")
+
+    adapters.save_adapter(adapted, tmp_path / "adapter")
+    with pytest.raises(DasdError, match="No space left"):
+        export.export(tmp_path / "adapter", tmp_path / "out", "a1111", adapted.config, "dasd", broken)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_unknown_formats_and_whole_unets_are_refused_before_any_work(tiny_config, tmp_path):
+    parts = models.load_parts(tiny_config)
+    models.open_unet(parts)
+    models.trainable_parameters(parts)
+    adapters.save_adapter(parts, tmp_path / "adapter")
+    with pytest.raises(DasdError, match="Did you mean 'diffusers'"):
+        export.check(tmp_path / "adapter", tmp_path / "out", "difusers")
+    with pytest.raises(DasdError, match="All of the UNet learned"):
+        export.check(tmp_path / "adapter", tmp_path / "out", "comfyui")
+
+
+def test_a_unet_that_learned_whole_is_in_the_pipeline(tiny_config, tmp_path):
+    parts = models.load_parts(tiny_config)
+    models.open_unet(parts)
+    narrow.randomise(models.trainable_parameters(parts), scale=0.01)
+    out, _ = written(parts, tmp_path, "pipeline")
+    state = load_file(out / "unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(state[name], p) for name, p in parts.unet.named_parameters())
+
+
+def test_samples_are_written_beside_the_card(adapted, tmp_path):
+    adapters.save_adapter(adapted, tmp_path / "adapter")
+    picture = Image.new("RGB", (8, 8))
+    arguments = (tmp_path / "adapter", tmp_path / "out", "a1111", adapted.config, "dasd", plain_card)
+    assert "samples.png" in export.export(*arguments, samples=picture).files
+    assert "# dasd" in (tmp_path / "out/README.md").read_text()

@@ -1,0 +1,285 @@
+"""A folder becomes a domain: proposed, written whole or not at all, trained and evaluated."""
+
+import dataclasses
+import json
+
+import pytest
+from conftest import picture_files
+from typer.testing import CliRunner
+
+from dasd_utils import data, evaluation, latents, models
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.new_domain import proposal
+from dasd_utils.config import ROOT, Config, DasdError
+from dasd_utils.runtime import checkpoints, latent_cache
+
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
+runner = CliRunner()
+THINGS = ("house", "boat", "tree", "mountain", "bottle")
+NAMES = [f"{colour}-{thing}_{i}.png" for thing in THINGS for i, colour in enumerate(("red", "blue", "green"))]
+NAMES += [f"large {thing} {i}.png" for i, thing in enumerate(THINGS * 2)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder of 25 images whose captions are their names. Do not write to it."""
+    place = tmp_path_factory.mktemp("images") / "sketches"
+    picture_files(place, NAMES)
+    return place
+
+
+def propose(folder, config, how="auto", name="sketch"):
+    return proposal.propose(name, folder, config, how)
+
+
+def numbered(folder, count=25, **how):
+    picture_files(folder, [f"{i:04}.png" for i in range(count)], **how)
+    return folder
+
+
+def test_a_proposal_says_what_is_there(folder, tiny_config):
+    found = propose(folder, tiny_config)
+    audit = found.audit
+    assert audit["images"] == 25 == sum(audit[split] for split in data.SPLITS)
+    assert audit["captions_missing"] == audit["captions_cut"] == audit["exact_duplicates"] == 0
+    assert audit["captions_different"] == 20 and audit["width"] == audit["height"] == [32, 32, 32]
+    assert audit["grey"] == 0 and not audit["smaller_than_resolution"] and not audit["unreadable"]
+    assert found.entry["token"] == "<sketch>" and found.entry["initial_word"] == "sketch"
+    assert found.warnings[0].startswith(f"{audit['train']} training images are few")
+    assert not list(folder.glob("*.jsonl"))
+
+
+def test_the_audit_finds_what_is_wrong(tmp_path, tiny_config):
+    picture_files(tmp_path, ["big tree.png", *NAMES], grey=True, size=20)
+    (tmp_path / "copy of red-house_0.png").write_bytes((tmp_path / "red-house_0.png").read_bytes())
+    (tmp_path / "0001.png").write_bytes((tmp_path / "big tree.png").read_bytes())
+    (tmp_path / "broken boat.png").write_bytes(b"no image")
+    (tmp_path / f"{'long ' * 45}tree.png").write_bytes((tmp_path / NAMES[5]).read_bytes())
+    found = propose(tmp_path, tiny_config, "names")
+    audit = found.audit
+    assert (audit["images"], audit["exact_duplicates"], audit["captions_missing"]) == (29, 3, 1)
+    assert (audit["captions_cut"], audit["grey"], audit["smaller_than_resolution"]) == (1, 1.0, 29)
+    assert len(audit["unreadable"]) == 1 and "broken boat.png" in audit["unreadable"][0]
+    told = " ".join(found.warnings)
+    for words in ("cannot be read", "have no caption", "longer than", "smaller than 32"):
+        assert words in told
+    assert found.values(tmp_path / "x.json")["data"] == {"skip_corrupt": True}
+
+
+def test_all_sources_can_be_asked_for(tmp_path, tiny_config, folder):
+    label = propose(classes(tmp_path / "classes"), tiny_config, "a sketch of a {label}")
+    assert label.entry["label_captions"] == {"tree": "a sketch of a tree", "house": "a sketch of a house"}
+    one = propose(numbered(tmp_path / "one"), tiny_config, "a line drawing")
+    assert one.entry["caption"] == "a line drawing" and "Captions differ in nothing" in str(one.warnings)
+    assert propose(folder, tiny_config, "names").captions.texts[NAMES[0]] == "red house"
+
+
+def classes(folder):
+    return numbered(folder / "tree").parent if numbered(folder / "house", first=100) else folder
+
+
+def test_a_model_can_be_asked_for(tmp_path, tiny_config, monkeypatch):
+    def from_model(album, name, progress):
+        return proposal.Captions(name, {}, dict.fromkeys(album.files(), f"seen by {name}"))
+
+    monkeypatch.setattr("dasd_utils.apps.new_domain.captions.from_model", from_model)
+    place = numbered(tmp_path / "images")
+    for how in ("owner/name", "owner/name@0123abc", str(tmp_path)):
+        assert set(propose(place, tiny_config, how).captions.texts.values()) == {f"seen by {how}"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "no name"}, "letters, digits"),
+        ({"name": "painting"}, "Two domains have one name"),
+        ({"name": "x" * 63}, "longer than 64"),
+        ({"how": "name"}, "Did you mean 'names'"),
+        ({"how": ""}, "Or give a sentence"),
+        ({"how": "metadata"}, "metadata: no metadata"),
+        ({"how": "a {label}"}, "has no labels for 'a {label}'"),
+        ({"folder": "nowhere"}, "There is no folder"),
+    ],
+)
+def test_what_cannot_be_proposed(folder, tiny_config, change, words):
+    with pytest.raises(DasdError, match=words):
+        propose(**({"folder": folder, "config": tiny_config} | change))
+
+
+def test_too_few_images(tmp_path, tiny_config):
+    place = numbered(tmp_path, count=4)
+    with pytest.raises(DasdError, match="too few images to split"):
+        propose(place, tiny_config, "a line drawing")
+
+
+def test_what_fails_does_so_before_a_model_captions(folder, tmp_path, tiny_config, monkeypatch):
+    monkeypatch.setattr(
+        "dasd_utils.apps.new_domain.captions.from_model", lambda *_, **__: pytest.fail("asked too early")
+    )
+    with pytest.raises(DasdError, match="too few images"):
+        propose(numbered(tmp_path / "few", count=4), tiny_config, "owner/name")
+    (tmp_path / "there.json").write_text("{}")
+    asked = ["new-domain", "sketch", str(folder), "--captions", "owner/name", "--profile", "tiny"]
+    result = runner.invoke(cli.app, [*asked, "--out", str(tmp_path / "there.json")])
+    assert isinstance(result.exception, DasdError) and "is there already" in str(result.exception)
+
+
+def test_split_folders_are_used(tmp_path, tiny_config):
+    picture_files(tmp_path, [f"train/{name}" for name in NAMES])
+    picture_files(tmp_path, [f"test/yellow vase {i}.png" for i in range(4)], first=500)
+    found = propose(tmp_path, tiny_config)
+    assert found.entry["test_split"] == "test" and found.audit["test"] == 4
+    assert set(found.captions.texts) >= {f"train/{NAMES[0]}", "test/yellow vase 0.png"}
+
+
+def test_written_and_loaded(folder, tiny_config, tmp_path):
+    found, out = propose(folder, tiny_config), tmp_path / "mine.json"
+    written = proposal.write(found, out)
+    assert [path.name for path in written] == [
+        "mine.json",
+        "classifier.json",
+        "metadata.jsonl",
+        "sketch.json",
+    ]
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in written)
+    config = Config.load(out)
+    loaded = data.load_domain(config.domain("sketch"), config)
+    assert loaded.prompt(0).startswith("<sketch> ") and all(c[0] for c in loaded.captions)
+    assert evaluation.load_prompts(config, "sketch") == found.prompts
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "mine_files"}
+
+
+def test_nothing_is_replaced_unless_asked(folder, tiny_config, tmp_path):
+    found, out = propose(folder, tiny_config), tmp_path / "mine.json"
+    proposal.write(found, out)
+    (tmp_path / "mine_files" / "old").write_text("")
+    for there in (out, tmp_path / "mine_files"):
+        with pytest.raises(DasdError, match=rf"{there.name} is there already"):
+            proposal.write(found, out)
+        out.unlink(missing_ok=True)
+    proposal.write(found, out, force=True)
+    assert out.exists() and not (tmp_path / "mine_files" / "old").exists()
+
+
+def test_nothing_is_half_written(folder, tiny_config, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    found = propose(folder, tiny_config)
+    proposal.write(found, tmp_path / "mine.json")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(proposal, "caption_lines", fail)
+    for out in (tmp_path / "mine.json", tmp_path / "other.json"):
+        with pytest.raises(DasdError, match="No space left"):
+            proposal.write(found, out, force=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_folder_of_images_stays_as_it_is(folder, tiny_config):
+    found = propose(folder, tiny_config)
+    with pytest.raises(DasdError, match="inside the folder of images"):
+        proposal.write(found, folder / "mine.json")
+    with pytest.raises(DasdError, match="is a folder"):
+        proposal.write(found, folder.parent, force=True)
+
+
+def test_paths_inside_the_repository_are_relative():
+    assert proposal.portable(ROOT / "data" / "x") == "data/x"
+
+
+def test_prompts_are_no_captions_of_training_images(folder, tmp_path, tiny_config):
+    def plain(text):
+        return text.lower().rstrip(".")
+
+    for place, how in (
+        (folder, "names"),
+        (classes(tmp_path / "images"), "labels"),
+        (folder, "a line drawing"),
+    ):
+        found = propose(place, tiny_config, how)
+        config = Config.load(proposal.write(found, tmp_path / f"{how}.json")[0])
+        trained = {
+            plain(caption)
+            for split in ("train", "validation")
+            for each in data.load_domain(config.domain("sketch"), config, split).captions
+            for caption in each
+        }
+        assert trained and len(set(found.prompts)) >= 2
+        assert not trained & {plain(prompt) for prompt in found.prompts}
+
+
+def run_config(written, tiny_config):
+    """Return the written config on the narrow base, with its few steps."""
+    protocol = dataclasses.replace(tiny_config.evaluation, prompts_dir=written.evaluation.prompts_dir)
+    return dataclasses.replace(
+        tiny_config, domains=written.domains, classifier=written.classifier, evaluation=protocol
+    )
+
+
+def test_trained_and_evaluated_by_commands_alone(folder, tiny_config, tmp_path):
+    asked = ["new-domain", "sketch", str(folder), "--profile", "tiny", "--out", str(tmp_path / "a.json")]
+    result = runner.invoke(cli.app, [*asked, "--json"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    told = json.loads(result.stdout)
+    assert [line.split()[1] for line in told["next"]] == ["train", "generate", "evaluate"]
+    path = run_config(Config.load(told["config"]), tiny_config).save(tmp_path / "narrow.json")
+    result = runner.invoke(cli.app, ["all", "--config", str(path), "--max_steps", "2", "--json"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    rows = json.loads(result.stdout)["rows"]
+    assert {row["domain"] for row in rows} == {"sketch"} and {"cmmd", "clip_score"} <= {
+        r["metric"] for r in rows
+    }
+    asked = ["classify", "--config", str(path), "--prompt", "<sketch> a house", "--json"]
+    assert json.loads(runner.invoke(cli.app, asked).stdout)["best_domain"] == "sketch"
+
+
+def test_the_command_says_it_in_words(folder, tmp_path):
+    asked = ["new-domain", "sketch", str(folder), "--profile", "tiny", "--out", str(tmp_path / "b.json")]
+    result = runner.invoke(cli.app, asked)
+    assert result.exit_code == 0, (result.output, result.exception)
+    for words in (
+        "25: ",
+        "the file names: 20 different",
+        "<sketch>",
+        f"dasd train --config {tmp_path}/b.json",
+    ):
+        assert words in result.stdout
+
+
+def test_other_captions_are_another_run_on_the_same_latents(folder, tiny_config, tmp_path):
+    proposal.write(propose(folder, tiny_config), tmp_path / "a.json")
+    config = run_config(Config.load(tmp_path / "a.json"), tiny_config)
+    parts = models.load_parts(config)
+
+    def sampler():
+        *_, made = latents.create_datasets(config, parts.tokenizer)
+        made.encode(parts.vae, progress=False)
+        return made.fingerprint, latent_cache.stored(config)
+
+    before, again = sampler(), sampler()
+    path = tmp_path / "a_files" / "metadata.jsonl"
+    path.write_text(path.read_text().replace("red house", "a red house"))
+    after = sampler()
+    assert before == again and before[0] != after[0] and before[1] == after[1]
+
+
+def test_a_caption_file_is_checked(folder, tiny_config, tmp_path):
+    proposal.write(propose(folder, tiny_config), tmp_path / "a.json")
+    config = Config.load(tmp_path / "a.json")
+    path = tmp_path / "a_files" / "metadata.jsonl"
+    path.write_text('{"file_name": "elsewhere.png", "text": "a tree"}\n')
+    with pytest.raises(DasdError, match="names no image"):
+        data.load_domain(config.domain("sketch"), config)
+    path.write_text(json.dumps({"file_name": NAMES[0], "text": 3}))
+    with pytest.raises(DasdError, match=r"caption file .* of domain sketch holds 3"):
+        data.load_domain(config.domain("sketch"), config)
+    both = dataclasses.replace(config.domains[0], caption_column="text")
+    with pytest.raises(DasdError, match="in the place of a caption_column"):
+        config.replace(domains=(both,))
+
+
+def test_a_caption_file_is_part_of_a_runs_name_only_where_there_is_one():
+    config = Config.setup("tiny")
+    named = dataclasses.replace(config.domains[0], data="folder", caption_file="captions.jsonl")
+    others = [config.replace(domains=(dataclasses.replace(named, caption_file=c),)) for c in (None, "a", "b")]
+    assert len({checkpoints.run_key(other) for other in others}) == 3

@@ -1,0 +1,360 @@
+"""The objective: its formula, the shared pass, the feature queue."""
+
+from __future__ import annotations
+
+import math
+
+import narrow
+import pytest
+import torch
+from synthetic import make_batch, make_parts
+
+from dasd_utils import losses, models
+from dasd_utils.config import AlignmentConfig
+from dasd_utils.latents import Batch
+
+
+@pytest.fixture
+def parts(tiny_config):
+    return make_parts(tiny_config)
+
+
+def test_loss_is_noise_prediction_plus_weighted_mmd(tiny_config, parts):
+    config = tiny_config.replace(lambda_align=0.5, queue_size=0, kernel="gaussian", min_snr_gamma=5.0)
+    batch = make_batch(config)
+    loss, logs = losses.DasdObjective(config)(parts, batch, config)
+
+    t = torch.cat([batch.target_timesteps, batch.source_timesteps])
+    clean = torch.cat([batch.target_latents, batch.source_latents])
+    noise = torch.cat([batch.target_noise, batch.source_noise])
+    a = parts.noise_scheduler.alphas_cumprod[t][:, None, None, None]
+    text = models.encode_prompts(parts, [*batch.target_prompts, *batch.source_prompts])
+    mids = []
+    hook = parts.unet.mid_block.register_forward_hook(lambda _m, _a, out: mids.append(out))
+    eps = parts.unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t, text).sample
+    hook.remove()
+    features = mids[0].mean(dim=(2, 3))
+    mmd = [losses.mmd(features[6:], features[:6][batch.target_domains == d], "gaussian") for d in (0, 1)]
+    weights = (5 * (1 - a) / a).clamp(max=1)[:6].flatten()
+    expected = ((eps[:6] - noise[:6]).square().mean(dim=(1, 2, 3)) * weights).mean()
+
+    assert logs["loss_noise"] == pytest.approx(expected.item(), rel=1e-4)
+    assert logs["mmd"] == pytest.approx((sum(mmd) / 2).item(), rel=1e-3, abs=1e-6)
+    assert logs["mmd_xray"] == pytest.approx(mmd[1].item(), rel=1e-3, abs=1e-6)
+    assert loss.item() == pytest.approx((expected + 0.5 * sum(mmd) / 2).item(), rel=1e-4)
+
+
+def test_prompts_of_the_source_carry_no_gradient(tiny_config, parts, monkeypatch):
+    """No token of theirs learns; everything else is as if they had been encoded with the others."""
+    batch, encode, seen = make_batch(tiny_config), models.encode_prompts, []
+    parts.unet.eval()
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "encode_prompts", lambda *a: seen.append(encode(*a)) or seen[-1])
+        eps, mid = losses.predict_noise(parts, batch, with_source=True)
+    assert [text.requires_grad for text in seen] == [True, False]
+    prompts = [*batch.target_prompts, *batch.source_prompts]
+    timesteps = torch.cat([batch.target_timesteps, batch.source_timesteps])
+    latents, noise = (
+        torch.cat([getattr(batch, f"{kind}_{what}") for kind in ("target", "source")])
+        for what in ("latents", "noise")
+    )
+    noisy = parts.noise_scheduler.add_noise(latents, noise, timesteps)
+    text = models.encode_prompts(parts, prompts)
+    whole = models.unet_pass(parts.unet, noisy, timesteps, text, num_target=6)
+    weights = [p for group in models.trainable_parameters(parts).values() for p in group]
+    for ours, theirs in zip((eps, mid), whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    gradients = [
+        torch.autograd.grad(e.square().mean() + m.square().mean(), weights) for e, m in ((eps, mid), whole)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-9
+
+
+def test_loss_and_gradients_are_those_of_two_whole_passes(tiny_config, parts):
+    """What makes a step fast changes nothing: kept texts, the shared pass, the source that stops early."""
+    config = tiny_config.replace(lambda_align=0.5, queue_size=0, dropout=0.0)
+    batch = make_batch(config)
+    parts.unet.train()
+    generator = torch.Generator().manual_seed(3)
+    groups = models.trainable_parameters(parts)
+    with torch.no_grad():
+        for weight in groups["lora"]:
+            weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
+    weights = [p for group in groups.values() for p in group]
+
+    def whole_pass(kind):
+        latents, noise, timesteps = (getattr(batch, f"{kind}_{x}") for x in ("latents", "noise", "timesteps"))
+        text = models.encode_prompts(parts, getattr(batch, f"{kind}_prompts"))
+        noisy, mids = parts.noise_scheduler.add_noise(latents, noise, timesteps), []
+        hook = parts.unet.mid_block.register_forward_hook(lambda _m, _a, out: mids.append(out))
+        eps = parts.unet(noisy, timesteps, text).sample
+        hook.remove()
+        return eps, mids[0].mean(dim=(2, 3))
+
+    (eps, target), (_, source) = whole_pass("target"), whole_pass("source")
+    mmd = [losses.mmd(source, target[batch.target_domains == d], "multi") for d in (0, 1)]
+    plain = losses.noise_loss(parts, batch, eps, config) + 0.5 * sum(mmd) / 2
+    expected = torch.autograd.grad(plain, weights)
+
+    models.keep_texts(parts, batch.source_prompts)
+    loss, _ = losses.DasdObjective(config)(parts, batch, config)
+    found = torch.autograd.grad(loss, weights)
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-9
+
+
+def test_gradients_reach_lora_and_every_token(tiny_config, parts):
+    loss, _ = losses.DasdObjective(tiny_config)(parts, make_batch(tiny_config), tiny_config)
+    loss.backward()
+    gradients = [p.grad for group in models.trainable_parameters(parts).values() for p in group]
+    assert all(g is not None for g in gradients)
+    assert (parts.tokens.weight.grad.norm(dim=1) > 0).all()
+    assert parts.text_encoder.get_input_embeddings().weight.grad is None
+
+
+@pytest.mark.parametrize("layer", ["mid", "down.1", "up.0"])
+@pytest.mark.parametrize("source_features", ["adapted", "frozen"])
+def test_the_gradient_of_the_mmd_reaches_lora(tiny_config, parts, source_features, layer):
+    """Through the targets, and through the sources that the adapted model sees."""
+    config = tiny_config.replace(queue_size=0, dropout=0.0, source_features=source_features, layer=layer)
+    weights, batch = models.trainable_parameters(parts)["lora"], make_batch(config)
+    narrow.randomise({"lora": weights}, scale=0.02)
+    found = []
+    for weight in (1.0, 0.0):
+        loss, _ = losses.DasdObjective(config)(parts, batch, config.replace(lambda_align=weight))
+        gradient = torch.autograd.grad(loss, weights, materialize_grads=True)
+        found.append(torch.cat([g.flatten() for g in gradient]))
+    features = losses.pool_features(losses.predict_noise(parts, batch, True, layer=layer)[1], "mean")
+    source = features[6:]
+    if source_features == "frozen":
+        with torch.no_grad(), models.lora_disabled(parts):
+            source = losses.pool_features(losses.predict_noise(parts, batch, True, layer=layer)[1], "mean")[
+                6:
+            ]
+    mmd = sum(losses.mmd(source, features[:6][batch.target_domains == d], "multi") for d in (0, 1)) / 2
+    gradient = torch.autograd.grad(mmd, weights, materialize_grads=True)
+    expected = torch.cat([g.flatten() for g in gradient])
+    assert (found[0] - found[1] - expected).norm() < 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    "weight, source_features, prior, entered, left",
+    [
+        (0.0, "adapted", 0.0, [6], 6),
+        (0.01, "adapted", 0.0, [8], 6),
+        (0.01, "frozen", 0.0, [6, 2], 6),
+        (0.0, "frozen", 0.5, [8], 8),
+        (0.01, "adapted", 0.5, [8], 8),
+        (0.01, "frozen", 0.5, [8, 2], 8),
+    ],
+)
+def test_the_source_passes_as_far_as_it_is_looked_at(
+    tiny_config, parts, weight, source_features, prior, entered, left
+):
+    changes = dict(lambda_align=weight, source_features=source_features, prior_loss_weight=prior)
+    config, seen = tiny_config.replace(**changes), {"conv_in": [], "conv_out": []}
+    for name, rows in seen.items():
+        hook = parts.unet.get_submodule(name).register_forward_hook
+        hook(lambda _m, args, _out, rows=rows: rows.append(len(args[0])))
+    _, logs = losses.DasdObjective(config)(parts, make_batch(config), config)
+    assert (seen["conv_in"], seen["conv_out"][0]) == (entered, left)
+    assert ("mmd" in logs, "loss_prior" in logs) == (weight > 0, prior > 0)
+    assert losses.needs_source(config) == (weight > 0 or prior > 0)
+    losses.DasdObjective(config)(parts, make_batch(config, sources=0), config)
+    assert seen["conv_in"][len(entered) :] == [6]
+
+
+def test_a_whole_pass_predicts_the_noise_of_the_sources_too(tiny_config, parts):
+    batch = make_batch(tiny_config)
+    eps, mid = losses.predict_noise(parts, batch, with_source=True)
+    whole, same = losses.predict_noise(parts, batch, with_source=True, whole=True)
+    noisy = parts.noise_scheduler.add_noise(batch.source_latents, batch.source_noise, batch.source_timesteps)
+    text = models.encode_prompts(parts, batch.source_prompts)
+    source = parts.unet(noisy, batch.source_timesteps, text).sample
+    assert (len(eps), len(whole)) == (6, 8)
+    for one, other in ((whole[:6], eps), (whole[6:], source), (same, mid)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    alike = [losses.noise_loss(parts, batch, each, tiny_config).item() for each in (eps, whole)]
+    assert alike[0] == pytest.approx(alike[1], rel=1e-5)
+
+
+def test_the_sources_own_loss_is_added_with_its_weight(tiny_config, parts):
+    config = tiny_config.replace(lambda_align=0.0, prior_loss_weight=0.5, min_snr_gamma=5.0, dropout=0.0)
+    weights, batch = models.trainable_parameters(parts)["lora"], make_batch(config, sources=3)
+    narrow.randomise({"lora": weights}, scale=0.02)
+    a = parts.noise_scheduler.alphas_cumprod[batch.source_timesteps][:, None, None, None]
+    noisy = a.sqrt() * batch.source_latents + (1 - a).sqrt() * batch.source_noise
+    text = models.encode_prompts(parts, batch.source_prompts)
+    error = parts.unet(noisy, batch.source_timesteps, text).sample - batch.source_noise
+    prior = (error.square().mean(dim=(1, 2, 3)) * (5 * (1 - a) / a).clamp(max=1).flatten()).mean()
+    without = config.replace(prior_loss_weight=0.0)
+    plain, _ = losses.DasdObjective(without)(parts, batch, without)
+
+    loss, logs = losses.DasdObjective(config)(parts, batch, config)
+    assert set(logs) == {"loss_noise", "loss_prior"}
+    assert logs["loss_prior"] == pytest.approx(prior.item(), rel=1e-4)
+    assert logs["loss_noise"] == pytest.approx(plain.item(), rel=1e-5)
+    assert loss.item() == pytest.approx((plain + 0.5 * prior).item(), rel=1e-5)
+    gradients = [torch.autograd.grad(value, weights) for value in (loss, plain + 0.5 * prior)]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours - theirs).norm() <= 1e-3 * theirs.norm() + 1e-7
+    _, logs = losses.DasdObjective(config)(parts, make_batch(config, sources=0), config)
+    assert set(logs) == {"loss_noise"}
+
+
+def test_frozen_features_are_those_of_the_base_and_stay(tiny_config, parts):
+    groups, batch = models.trainable_parameters(parts), make_batch(tiny_config)
+    narrow.randomise({"lora": groups["lora"]})
+    before = losses.frozen_features(parts, batch)
+    with models.lora_disabled(parts):
+        expected = losses.predict_noise(parts, batch, with_source=True)[1][6:]
+    adapted = losses.predict_noise(parts, batch, with_source=True)[1][6:]
+    torch.testing.assert_close(before, expected, rtol=1e-4, atol=1e-5)
+    assert not before.requires_grad and all(p.requires_grad for p in groups["lora"])
+    narrow.randomise({"lora": groups["lora"]}, seed=2)
+    again = losses.predict_noise(parts, batch, with_source=True)[1][6:]
+    assert torch.equal(losses.frozen_features(parts, batch), before)
+    assert (again - adapted).abs().max() > 0.01 and (adapted - before).abs().max() > 0.01
+
+
+def test_the_mmd_compares_with_frozen_features(tiny_config, parts):
+    changes = dict(lambda_align=1.0, queue_size=0, source_features="frozen", kernel="gaussian", dropout=0.0)
+    for prior in (0.0, 1.0):
+        config = tiny_config.replace(**changes, prior_loss_weight=prior)
+        batch = make_batch(config)
+        narrow.randomise(models.trainable_parameters(parts), scale=0.02)
+        _, logs = losses.DasdObjective(config)(parts, batch, config)
+        target = losses.pool_features(losses.predict_noise(parts, batch, with_source=False)[1], "mean")
+        source = losses.pool_features(losses.frozen_features(parts, batch), "mean")
+        expected = losses.mmd(source, target[batch.target_domains == 1], "gaussian").item()
+        assert logs["mmd_xray"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_pooling(tiny_config):
+    features = torch.arange(16.0).reshape(2, 2, 2, 2)
+    assert losses.pool_features(features, "mean").tolist() == [[1.5, 5.5], [9.5, 13.5]]
+    assert losses.pool_features(features, "flat").shape == (2, 8)
+
+
+def features_of(batch: Batch, seed: int) -> torch.Tensor:
+    count = len(batch.target_latents) + len(batch.source_latents)
+    return torch.randn(count, 3, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+
+
+def test_queue_enlarges_both_samples_and_carries_no_gradient(tiny_config):
+    config = tiny_config.replace(queue_size=100, kernel="gaussian")
+    objective, batch = losses.DasdObjective(config), make_batch(tiny_config)
+    first, second = features_of(batch, 1), features_of(batch, 2)
+    objective.distances(first, batch, config)
+    found = objective.distances(second, batch, config)["xray"]
+    both = torch.stack([first, second])
+    source, xray = both[:, 6:].flatten(0, 1), both[:, 1:6:2].flatten(0, 1)
+    assert found.item() == pytest.approx(losses.mmd(source, xray, "gaussian").item(), abs=1e-6)
+    found.backward()
+    assert first.grad is None and second.grad[6:].abs().sum() > 0
+
+
+def test_queue_keeps_the_newest_finite_rows():
+    queue = losses.FeatureQueue(3)
+    queue.push("x", torch.tensor([[1.0], [2.0]]))
+    queue.push("x", torch.tensor([[3.0], [float("nan")], [4.0]], requires_grad=True))
+    assert queue.rows["x"].tolist() == [[2.0], [3.0], [4.0]]
+    assert not queue.rows["x"].requires_grad
+    assert queue.extend("x", torch.tensor([[5.0]])).tolist() == [[2.0], [3.0], [4.0], [5.0]]
+    assert queue.extend("other", torch.tensor([[5.0]])).tolist() == [[5.0]]
+    off = losses.FeatureQueue(0)
+    off.push("x", torch.ones(2, 1))
+    assert off.rows == {}
+
+
+def test_a_domain_with_one_sample_waits_until_the_queue_has_another(tiny_config):
+    config = tiny_config.replace(queue_size=4)
+    objective, batch = losses.DasdObjective(config), make_batch(config, domains=(0, 0, 0, 1))
+    assert set(objective.distances(features_of(batch, 1), batch, config)) == {"satellite"}
+    assert set(objective.distances(features_of(batch, 2), batch, config)) == {"satellite", "xray"}
+    single = make_batch(config, domains=(0, 0, 1, 1), sources=1)
+    fresh = losses.DasdObjective(config)
+    assert fresh.distances(features_of(single, 1), single, config) == {}
+
+
+def test_a_batch_without_source_compares_with_the_queue(tiny_config, parts):
+    config = tiny_config.replace(queue_size=8, source_every=3)
+    objective = losses.DasdObjective(config)
+    objective(parts, make_batch(config, seed=1), config)
+    queued = objective.queue.rows["painting"].clone()
+    loss, logs = objective(parts, make_batch(config, seed=2, sources=0), config)
+    assert set(logs) >= {"mmd_satellite", "mmd_xray"} and loss.isfinite()
+    assert torch.equal(objective.queue.rows["painting"], queued)
+    loss.backward()
+    assert all(p.grad is not None for p in models.trainable_parameters(parts)["lora"])
+
+
+def test_the_biased_estimator_takes_one_sample(tiny_config):
+    config = tiny_config.replace(queue_size=0, unbiased=False, kernel="linear")
+    batch = make_batch(config, domains=(0, 1), sources=1)
+    features = features_of(batch, 1)
+    found = losses.DasdObjective(config).distances(features, batch, config)
+    assert found["satellite"].item() == pytest.approx(
+        (features[0] - features[2]).square().sum().item(), rel=1e-4
+    )
+
+
+def test_pairs_are_compared_one_by_one(tiny_config):
+    config = tiny_config.replace(queue_size=0, unbiased=False, pairs=True, kernel="linear")
+    batch = make_batch(config, sources=3)
+    features = features_of(batch, 1)
+    found = losses.DasdObjective(config).distances(features, batch, config)["xray"]
+    pairs = [(features[i] - features[j]).square().sum() for i in (1, 3, 5) for j in (6, 7, 8)]
+    torch.testing.assert_close(found, torch.stack(pairs).mean())
+
+
+def test_near_timesteps_are_compared(tiny_config):
+    """Features 0 and 1, each at times 0 and 0.1: a tenth of the range counts as much as the features do."""
+    settings = AlignmentConfig(kernel="gaussian", unbiased=False, match_timesteps=True)
+    source, target = torch.tensor([[0.0, 0.0], [0.0, 0.1]]), torch.tensor([[1.0, 0.0], [1.0, 0.1]])
+    assert losses.alignment_distance(source, target, settings).item() == pytest.approx(1 - math.exp(-1))
+    scaled = losses.alignment_distance(*(x * torch.tensor([3.0, 1.0]) for x in (source, target)), settings)
+    assert scaled.item() == pytest.approx(1 - math.exp(-1))
+    apart = target + torch.tensor([0.0, 0.5])
+    assert losses.alignment_distance(source, apart, settings) > losses.alignment_distance(
+        source, target, settings
+    )
+    mixed, same = features_of(make_batch(tiny_config), 3), torch.full((8, 1), 0.3)
+    plain = losses.mmd(mixed[6:], mixed[:6], "gaussian", unbiased=False)
+    found = losses.alignment_distance(*torch.cat([mixed, same], dim=1).split([6, 2])[::-1], settings)
+    torch.testing.assert_close(found, plain)
+
+
+def test_times_are_the_last_column_of_the_features(tiny_config, parts):
+    batch, mid = make_batch(tiny_config), torch.ones(8, 5, 2, 2, dtype=torch.bfloat16)
+    rows = losses.alignment_features(mid, batch, parts, tiny_config)
+    assert torch.equal(rows, torch.ones(8, 5))
+    timed = losses.alignment_features(mid, batch, parts, tiny_config.replace(match_timesteps=True))
+    times = torch.cat([batch.target_timesteps, batch.source_timesteps]) / 1000
+    torch.testing.assert_close(timed, torch.cat([rows, times[:, None]], dim=1))
+
+
+def test_state_is_the_queue(tiny_config):
+    config = tiny_config.replace(queue_size=5)
+    objective, batch = losses.DasdObjective(config), make_batch(config)
+    objective.distances(features_of(batch, 1), batch, config)
+    other = losses.DasdObjective(config)
+    other.load_state_dict(objective.state_dict())
+    features = features_of(batch, 2)
+    first, second = (o.distances(features, batch, config) for o in (objective, other))
+    assert set(objective.state_dict()) == {"painting", "satellite", "xray"}
+    assert {n: v.item() for n, v in first.items()} == {n: v.item() for n, v in second.items()}
+
+
+def test_validation_loss_of_each_domain(tiny_config, parts):
+    config = tiny_config.replace(min_snr_gamma=None)
+    batches = [make_batch(config, seed=1), make_batch(config, seed=2, domains=(1,))]
+    found = losses.validation_losses(parts, batches, config)
+    errors = []
+    for batch in batches:
+        eps, _ = losses.predict_noise(parts, batch, with_source=False)
+        errors.append((eps - batch.target_noise).square().mean(dim=(1, 2, 3))[batch.target_domains == 1])
+    assert set(found) == {"validation_satellite", "validation_xray"}
+    assert found["validation_xray"] == pytest.approx(torch.cat(errors).mean().item(), rel=1e-5)

@@ -1,0 +1,224 @@
+"""One optimiser step: groups, rates, clipping, accumulation, token norm, moving average, precision."""
+
+from __future__ import annotations
+
+import sys
+import types
+from dataclasses import replace
+
+import diffusers
+import pytest
+import torch
+from synthetic import make_batch, make_parts
+
+from dasd_utils import losses, models, training
+from dasd_utils.config import DasdError
+from dasd_utils.runtime import processes
+
+
+@pytest.fixture
+def updater(tiny_config):
+    return training.Updater(tiny_config, make_parts(tiny_config))
+
+
+def backward(updater, seed: int = 0) -> None:
+    config = updater.config
+    torch.manual_seed(seed)
+    loss, _ = losses.DasdObjective(config)(updater.parts, make_batch(config, seed), config)
+    updater.backward(loss)
+
+
+def test_tokens_have_their_own_rate_and_no_decay(updater):
+    lora, tokens = updater.optimizer.param_groups
+    training = updater.config.training
+    assert lora["weight_decay"] == training.weight_decay > 0 and tokens["weight_decay"] == 0
+    assert tokens["params"] == [updater.parts.tokens.weight]
+    assert set(lora["params"]) == set(models.trainable_parameters(updater.parts)["lora"])
+
+
+@pytest.mark.parametrize(
+    "rank, tokens, name", [(0, True, "token_learning_rate"), (4, False, "learning_rate")]
+)
+def test_what_is_not_there_has_no_group(tiny_config, rank, tokens, name):
+    domains = tiny_config.domains if tokens else [replace(d, token=None) for d in tiny_config.domains]
+    config = tiny_config.replace(rank=rank, domains=tuple(domains), ema_decay=0.5)
+    updater = training.Updater(config, training.setup_training(config))
+    assert list(updater.set_rates(1)) == [name]
+    before = [p.detach().clone() for p in updater.parameters]
+    backward(updater)
+    assert updater.update(finite_loss=True)[1]
+    assert any(not torch.equal(p, b) for p, b in zip(updater.parameters, before, strict=True))
+
+
+def test_rates_are_a_function_of_the_step(tiny_config):
+    config = tiny_config.replace(lr_scheduler="linear", lr_warmup_steps=2, max_train_steps=6)
+    updater = training.Updater(config, make_parts(config))
+    rates = [updater.set_rates(step) for step in range(7)]
+    factors = [0, 0.5, 1, 0.75, 0.5, 0.25, 0]
+    assert [r["learning_rate"] for r in rates] == pytest.approx([2e-3 * f for f in factors])
+    assert [r["token_learning_rate"] for r in rates] == pytest.approx([5e-3 * f for f in factors])
+    updater.set_rates(3)
+    assert [g["lr"] for g in updater.optimizer.param_groups] == pytest.approx([1.5e-3, 3.75e-3])
+
+
+def test_gradients_are_clipped_to_the_norm_that_is_returned_before(tiny_config):
+    config = tiny_config.replace(max_grad_norm=0.01)
+    updater = training.Updater(config, make_parts(config))
+    backward(updater)
+    before = torch.stack([p.grad.norm() for p in updater.parameters]).norm().item()
+    seen = []
+    updater.optimizer.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(torch.stack([p.grad.norm() for p in updater.parameters]).norm().item())
+    )
+    norm, stepped = updater.update(finite_loss=True)
+    assert stepped and norm == pytest.approx(before, rel=1e-5) and before > 0.01
+    assert seen == pytest.approx([0.01], rel=1e-3)
+    assert all(p.grad is None for p in updater.parameters)
+
+
+def test_micro_batches_are_averaged(tiny_config, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")  # as `accelerate launch` does
+    gradients = []
+    for count in (1, 3):
+        config = tiny_config.replace(gradient_accumulation_steps=count)
+        updater = training.Updater(config, make_parts(config))
+        updater.parts.unet.eval()
+        for _ in range(count):
+            backward(updater)
+        gradients.append(torch.cat([p.grad.flatten() for p in updater.parameters]))
+    whole, in_three = gradients
+    assert (whole - in_three).norm() <= 1e-5 * whole.norm()
+
+
+def test_new_rows_keep_the_norm_of_the_vocabulary(updater):
+    vocabulary = updater.parts.text_encoder.get_input_embeddings().weight.clone()
+    before = updater.parts.tokens.weight.detach().clone()
+    updater.set_rates(1)
+    backward(updater)
+    updater.update(finite_loss=True)
+    rows = updater.parts.tokens.weight.detach()
+    norm = vocabulary.norm(dim=1).mean()
+    assert rows.norm(dim=1).tolist() == pytest.approx([norm.item()] * 2, rel=1e-5)
+    directions = torch.nn.functional.cosine_similarity(rows, before)
+    assert ((directions > 0.9) & (directions < 1 - 1e-7)).all()
+    assert torch.equal(updater.parts.text_encoder.get_input_embeddings().weight, vocabulary)
+
+
+@pytest.mark.parametrize("loss, gradient", [(False, 1.0), (True, float("nan")), (True, float("inf"))])
+def test_nothing_moves_without_finite_loss_and_gradient(updater, loss, gradient):
+    updater.set_rates(1)
+    backward(updater)
+    updater.parameters[0].grad[0, 0] = gradient
+    before = [p.detach().clone() for p in updater.parameters]
+    assert updater.update(finite_loss=loss)[1] is False
+    assert all(torch.equal(b, p) for b, p in zip(before, updater.parameters, strict=True))
+    assert all(p.grad is None for p in updater.parameters) and not updater.optimizer.state
+
+
+def test_the_moving_average_is_in_only_while_asked_for(tiny_config):
+    config = tiny_config.replace(ema_decay=0.5, lr_scheduler="constant")
+    updater = training.Updater(config, make_parts(config))
+    seen, average = [], None
+    for step in range(4):
+        updater.set_rates(step)
+        backward(updater, step)
+        updater.update(finite_loss=True)
+        seen.append(updater.parts.tokens.weight.detach().clone())
+        decay = min(0.5, (1 + step) / (10 + step))  # EMAModel warms up
+        average = seen[0] if average is None else decay * average + (1 - decay) * seen[-1]
+    with updater.evaluating():
+        assert not updater.parts.unet.training
+        inside = updater.parts.tokens.weight.detach().clone()
+    torch.testing.assert_close(inside, average, rtol=1e-5, atol=1e-7)
+    assert torch.equal(updater.parts.tokens.weight, seen[-1]) and not torch.equal(inside, seen[-1])
+    updater.keep_average()
+    assert torch.equal(updater.parts.tokens.weight, inside)
+
+
+def test_precision_may_change_within_a_process(tiny_config):
+    for precision, dtype in (("bf16", torch.bfloat16), ("no", torch.float32), ("bf16", torch.bfloat16)):
+        config = tiny_config.replace(mixed_precision=precision)
+        updater = training.Updater(config, make_parts(config))
+        with updater.autocast():
+            eps, mid = losses.predict_noise(updater.parts, make_batch(config), with_source=True)
+        assert eps.dtype == mid.dtype == dtype
+        assert all(p.dtype == torch.float32 for p in updater.parameters)
+
+
+@pytest.mark.parametrize("name", ["cosinus", "piecewise_constant"])
+def test_a_schedule_that_cannot_work_is_refused(tiny_config, name):
+    with pytest.raises(DasdError, match=name):
+        training.check_updates(tiny_config.replace(lr_scheduler=name).training)
+
+
+def test_more_processes_than_targets_are_refused(tiny_config, monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 7)
+    with pytest.raises(DasdError, match="7 processes"):
+        training.check_updates(tiny_config.training)
+
+
+def test_checkpointed_gradients_are_those_without(tiny_config):
+    gradients = []
+    for checkpointing in (False, True):
+        config = tiny_config.replace(gradient_checkpointing=checkpointing, dropout=0.3)
+        updater = training.Updater(config, make_parts(config))
+        updater.parts.unet.train()
+        backward(updater)
+        assert updater.parts.unet.is_gradient_checkpointing == checkpointing
+        gradients.append(torch.cat([p.grad.flatten() for p in updater.parameters]))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+    updater.release()
+    assert not updater.parts.unet.is_gradient_checkpointing
+
+
+def test_a_frozen_unet_in_half_precision_trains_lora_in_full(tiny_config):
+    config = tiny_config.replace(mixed_precision="bf16", half_weights=True)
+    updater = training.Updater(config, training.setup_training(config))
+    unet = updater.parts.unet
+    before = {n: p.detach().clone() for n, p in unet.named_parameters() if not p.requires_grad}
+    assert {p.dtype for p in before.values()} == {torch.bfloat16}
+    assert {p.dtype for p in updater.parameters} == {torch.float32}
+    with updater.autocast():
+        loss, _ = losses.DasdObjective(config)(updater.parts, make_batch(config), config)
+    updater.backward(loss)
+    assert all(p.grad.dtype == torch.float32 for p in updater.parameters)
+    updater.set_rates(3)
+    updater.update(finite_loss=True)
+    assert all(torch.equal(p, before[n]) for n, p in unet.named_parameters() if n in before)
+
+
+def test_compiled_blocks_give_the_same_gradients(tiny_config, monkeypatch):
+    plain = diffusers.UNet2DConditionModel.compile_repeated_blocks
+    monkeypatch.setattr(
+        diffusers.UNet2DConditionModel, "compile_repeated_blocks", lambda unet: plain(unet, backend="eager")
+    )
+    gradients = []
+    for compiled in (False, True):
+        config = tiny_config.replace(compile_blocks=compiled)
+        updater = training.Updater(config, make_parts(config))
+        backward(updater)
+        gradients.append(torch.cat([p.grad.flatten() for p in updater.parameters]))
+        blocks = [m for m in updater.parts.unet.modules() if m._compiled_call_impl is not None]
+        assert bool(blocks) == compiled
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+    updater.release()
+    assert all(m._compiled_call_impl is None for m in updater.parts.unet.modules())
+
+
+def test_8bit_adamw_needs_its_package(tiny_config, monkeypatch):
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(DasdError, match="pip install bitsandbytes"):
+        training.check_updates(tiny_config.replace(optimizer="adamw_8bit").training)
+
+
+def test_8bit_adamw_is_that_of_bitsandbytes(tiny_config, monkeypatch):
+    class AdamW8bit(torch.optim.AdamW):
+        """Stands for the one of bitsandbytes, which is not installed here."""
+
+    found = types.SimpleNamespace(AdamW8bit=AdamW8bit)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.SimpleNamespace(optim=found))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", found)
+    config = tiny_config.replace(optimizer="adamw_8bit")
+    updater = training.Updater(config, make_parts(config))
+    assert isinstance(updater.optimizer.optimizer, AdamW8bit)
+    assert [group["weight_decay"] for group in updater.optimizer.param_groups] == [0.01, 0.0]

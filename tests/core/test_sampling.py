@@ -1,0 +1,478 @@
+"""Sampling on a narrow random base with a random adapter: equal to diffusers, counted noise, shapes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from conftest import plain_pipeline
+from diffusers import DDPMScheduler
+from PIL import Image
+
+from dasd_utils import adapters, classifier, guidance, models, sampling
+from dasd_utils.config import Calibration, DasdError
+from dasd_utils.runtime import precision
+
+PROMPT = "a river near a forest"
+
+
+def strengthen(parts) -> None:
+    """Give the LoRA, which starts at zero, an effect."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, weight in parts.unet.named_parameters():
+            if "lora_" in name:
+                weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+
+
+@pytest.fixture
+def adapted(tiny_config):
+    parts = models.load_parts(tiny_config)
+    models.add_domain_tokens(parts, tiny_config.domains)
+    models.add_lora(parts.unet, tiny_config.lora)
+    strengthen(parts)
+    parts.unet.eval()
+    return parts
+
+
+@pytest.fixture
+def pipeline(adapted, tiny_config):
+    judge = classifier.DomainClassifier(adapted.text_encoder, adapted.tokenizer, tiny_config.domains, 0.9)
+    return sampling.DasdPipeline(adapted, tiny_config, judge)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=int)
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return np.abs(pixels(one) - pixels(other)).max() <= 1  # rounding of a value between two integers
+
+
+@pytest.mark.parametrize("name", sampling.SCHEDULERS)
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_the_loop_equals_the_pipeline_of_diffusers(adapted, name, guidance_scale):
+    prompts, shape = [f"<satellite> {PROMPT}", "a house"], (4, 8, 8)
+    noise = torch.stack([sampling.initial_noise(shape, 3, i) for i in range(2)])
+    reference = plain_pipeline(adapted, name)
+    options = dict(guidance_scale=guidance_scale, num_inference_steps=5, output_type="latent")
+    expected = reference(
+        prompts,
+        latents=noise,
+        negative_prompt=["dark", "dark"],
+        generator=[sampling.step_generator(3, i) for i in range(2)],
+        **options,
+    ).images
+    with torch.no_grad():
+        text, empty = models.encode_prompts(adapted, [*prompts, "dark", "dark"]).chunk(2)
+    branches = [guidance.Branch(empty), guidance.Branch(text)]
+    latents = sampling.denoise(
+        guidance.guided_prediction(lambda model: adapted.unet, branches, lambda t: [guidance_scale]),
+        sampling.make_scheduler(name, adapted.noise_scheduler),
+        noise,
+        5,
+        [sampling.step_generator(3, i) for i in range(2)],
+    )
+    assert latents.std() > 0.01
+    torch.testing.assert_close(latents, expected, atol=1e-4, rtol=0)
+    images = reference.image_processor.postprocess(
+        adapted.vae.decode(latents / adapted.vae.config.scaling_factor).sample.detach()
+    )
+    for image, other in zip(sampling.decode_images(adapted.vae, latents), images, strict=True):
+        assert same(image, other)
+
+
+def test_generate_equals_the_pipeline_of_diffusers(pipeline, adapted):
+    quick = Calibration(4.0, 3, "ddim")
+    image, _, _ = pipeline.generate(PROMPT, domain="xray", seed=7, settings=quick, negative_prompt="dark")
+    reference = plain_pipeline(adapted, "ddim")
+    noise = sampling.initial_noise(pipeline.latent_shape, 7, 0)[None]
+    expected = reference(
+        f"<xray> {PROMPT}",
+        latents=noise,
+        guidance_scale=4.0,
+        num_inference_steps=3,
+        negative_prompt="dark",
+    ).images[0]
+    assert same(image, expected)
+    assert image.size == (32, 32)
+    assert image.mode == "RGB"
+
+
+def test_dropout_is_off_while_sampling_and_on_again_after(pipeline, adapted):
+    expected, _, _ = pipeline.generate(PROMPT, domain="xray", seed=7)
+    adapted.unet.train()
+    assert same(pipeline.generate(PROMPT, domain="xray", seed=7)[0], expected)
+    assert all(module.training for module in adapted.unet.modules())
+
+
+def test_sampling_computes_at_the_precision_of_the_config(adapted, tiny_config, monkeypatch):
+    seen, narrowed, step = [], [], diffusers.DDIMScheduler.step
+
+    def watched(*arguments, **options):
+        narrowed.append(torch.is_autocast_enabled("cpu"))
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(diffusers.DDIMScheduler, "step", functools.wraps(step)(watched))
+    adapted.unet.conv_out.register_forward_hook(lambda _m, _a, output: seen.append(output.dtype))
+    images = []
+    for setting in ("no", "bf16"):
+        pipeline = sampling.DasdPipeline(adapted, tiny_config.replace(mixed_precision=setting))
+        images.append(pipeline.generate(PROMPT, domain="xray", seed=3)[0])
+    steps = tiny_config.domains[1].calibration.num_inference_steps
+    assert narrowed == [False] * 2 * steps  # UniPC solves a linear system in its step
+    assert seen == [torch.float32] * steps + [torch.bfloat16] * steps
+    assert 0 < np.abs(pixels(images[0]) - pixels(images[1])).max() < 30  # other digits, not another image
+
+
+def test_each_text_is_encoded_once(pipeline, adapted, monkeypatch):
+    seen, encode = [], models.encode_prompts
+    monkeypatch.setattr(
+        models, "encode_prompts", lambda parts, texts: seen.append(texts) or encode(parts, texts)
+    )
+    pipeline.generate([PROMPT, "a house", PROMPT], domain="xray", num_images=2, seed=0)
+    assert seen == [["", f"<xray> {PROMPT}", "<xray> a house"]]
+
+
+def test_a_base_kept_in_half_precision_gives_nearly_the_same_image(run, tiny_config, monkeypatch):
+    whole = sampling.load_trained_pipeline(run, device="cpu")
+    monkeypatch.setattr(precision, "frozen_dtype", lambda *a: torch.bfloat16)
+    half = sampling.load_trained_pipeline(run, device="cpu")
+    kinds = {("lora" in name, p.dtype) for name, p in half.parts.unet.named_parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+    options = {"domain": "xray", "seed": 0}
+    images = [pixels(pipe.generate(PROMPT, **options)[0]) for pipe in (whole, half)]
+    assert 0 < np.abs(images[0] - images[1]).mean() < 4  # levels of 255
+
+
+def test_guidance_is_the_line_through_both_branches():
+    uncond, cond = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 0.0])
+    assert sampling.classifier_free_guidance(uncond, cond, 3.0).tolist() == [4.0, -4.0]
+    assert sampling.classifier_free_guidance(uncond, cond, 1.0).tolist() == cond.tolist()
+
+
+@pytest.mark.parametrize(
+    ("guidance_scale", "uncond_adapted", "calls"),
+    [
+        (1.0, True, [(True, 2)]),
+        (2.0, True, [(True, 4)]),
+        (1.0, False, [(True, 2)]),
+        (2.0, False, [(False, 2), (True, 2)]),
+    ],
+)
+def test_branches_of_one_model_go_through_in_one_batch(guidance_scale, uncond_adapted, calls):
+    """Without guidance there is one branch; of two models each is called, the base first."""
+    seen, switched = [], []
+
+    class Counting(torch.nn.Module):
+        dtype = torch.float32
+
+        def forward(self, latents, timestep, encoder_hidden_states):
+            seen.append((switched[-1], len(latents)))
+            rows = encoder_hidden_states.mean(dim=(1, 2)) * (1 if switched[-1] else -1)
+            return type("Output", (), {"sample": latents + rows[:, None, None, None]})
+
+    branches = [
+        guidance.Branch(torch.ones(2, 77, 8), "adapted" if uncond_adapted else "base"),
+        guidance.Branch(torch.ones(2, 77, 8) * 5),
+    ]
+    network = Counting()
+
+    def choose(model):
+        switched.append(model == "adapted")
+        return network
+
+    predict = guidance.guided_prediction(choose, branches, lambda t: [guidance_scale])
+    eps = predict(torch.zeros(2, 4, 8, 8), torch.tensor(3))
+    uncond = 1 if uncond_adapted else -1
+    assert torch.equal(eps, torch.full((2, 4, 8, 8), uncond + guidance_scale * (5.0 - uncond)))
+    assert seen == calls
+
+
+def by_hand(adapted, prompt: str, settings: Calibration, seed: int, base_uncond: bool) -> Image.Image:
+    """Return the image that guidance leads to, the unconditional branch of the base model or not."""
+    with torch.no_grad():
+        text, empty = models.encode_prompts(adapted, [prompt, ""]).split(1)
+
+    def predict(latents, timestep):
+        cond = adapted.unet(latents, timestep, text).sample
+        with models.lora_disabled(adapted) if base_uncond else contextlib.nullcontext():
+            uncond = adapted.unet(latents, timestep, empty).sample
+        return uncond + settings.guidance_scale * (cond - uncond)
+
+    scheduler = sampling.make_scheduler(settings.scheduler, adapted.noise_scheduler)
+    noise = sampling.initial_noise((4, 8, 8), seed, 0)[None]
+    return sampling.decode_images(
+        adapted.vae, sampling.denoise(predict, scheduler, noise, settings.num_inference_steps)
+    )[0]
+
+
+def test_domain_guidance_leads_away_from_the_base_model(pipeline, adapted):
+    plain, guided = Calibration(3.0, 2, "ddim"), Calibration(3.0, 2, "ddim", "domain")
+    options = {"domain": "xray", "seed": 7}
+    expected = by_hand(adapted, f"<xray> {PROMPT}", guided, 7, base_uncond=True)
+    image, _, used = pipeline.generate(PROMPT, settings=guided, **options)
+    assert same(image, expected) and used["guidance"] == "domain"
+    assert not same(image, pipeline.generate(PROMPT, settings=plain, **options)[0])
+    with pipeline.base():  # one model: the two kinds are one
+        images = [pipeline.generate(PROMPT, settings=each, **options)[0] for each in (plain, guided)]
+    assert pixels(images[0]).tolist() == pixels(images[1]).tolist()
+    ones = [dataclasses.replace(each, guidance_scale=1.0) for each in (plain, guided)]
+    images = [pipeline.generate(PROMPT, settings=each, **options)[0] for each in ones]
+    assert pixels(images[0]).tolist() == pixels(images[1]).tolist()
+
+
+def test_the_adapter_is_switched_against_the_domain_s_rule(pipeline, adapted, tiny_config):
+    def image(**options):
+        found, domain, used = pipeline.generate(PROMPT, seed=2, **options)
+        assert domain == options.get("domain")
+        assert (used["token"] is None) == (domain in (None, "painting") or options["adapter"] is False)
+        return found
+
+    on = by_hand(adapted, PROMPT, tiny_config.source.calibration, 2, base_uncond=False)
+    with pipeline.base():
+        off = image(domain="satellite", adapter=False)
+        assert same(image(adapter=True), off)
+    assert not same(on, off)
+    for domain in (None, "painting"):
+        assert same(image(domain=domain, adapter=True), on)
+        assert same(image(domain=domain, adapter=False), off)
+    assert same(image(domain="satellite", adapter=False), off)
+    assert same(image(domain="satellite", adapter=True), image(domain="satellite", adapter=None))
+
+
+def test_noise_is_counted():
+    shape = (4, 8, 8)
+    noise = sampling.initial_noise(shape, 1, 2)
+    assert torch.equal(noise, sampling.initial_noise(shape, 1, 2))
+    others = [(1, 3), (2, 2), (2, 1)]
+    assert not any(torch.equal(noise, sampling.initial_noise(shape, *pair)) for pair in others)
+    many = torch.stack([sampling.initial_noise(shape, 0, i) for i in range(50)])
+    assert abs(many.mean().item()) < 0.03
+    assert abs(many.std().item() - 1) < 0.03
+    step = torch.randn(shape, generator=sampling.step_generator(1, 2))
+    assert not torch.equal(noise, step)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_the_same_seed_gives_the_same_image_whatever_the_batch(pipeline, name):
+    settings, prompts = Calibration(2.0, 3, name), ["a house", PROMPT, "a dark forest"]
+    alone, _, _ = pipeline.generate(PROMPT, seed=4, domain="satellite", settings=settings)
+    lists, _, _ = pipeline.generate(prompts, num_images=3, seed=4, domain="satellite", settings=settings)
+    assert same(alone, lists[1][0])
+    pipeline.batch_size = 2
+    chunked, _, _ = pipeline.generate(prompts, num_images=3, seed=4, domain="satellite", settings=settings)
+    for group, other in zip(lists, chunked, strict=True):
+        assert all(same(a, b) for a, b in zip(group, other, strict=True))
+    assert not same(lists[1][0], lists[1][1])  # another image of the prompt
+    assert not same(lists[1][0], lists[0][0])  # another prompt
+    later, _, _ = pipeline.generate(PROMPT, seed=5, domain="satellite", settings=settings)
+    assert not same(alone, later)
+
+
+def test_each_prompt_may_have_its_own_seed(pipeline):
+    images, _, settings = pipeline.generate([PROMPT, PROMPT], seed=[1, 2])
+    for seed, image, row in zip((1, 2), images, settings, strict=True):
+        assert row["seed"] == seed
+        assert same(image, pipeline.generate(PROMPT, seed=seed)[0])
+
+
+def test_a_drawn_seed_is_recorded_and_leaves_the_global_generator(pipeline):
+    state = torch.get_rng_state()
+    image, _, settings = pipeline.generate(PROMPT)
+    assert torch.equal(state, torch.get_rng_state())
+    assert same(image, pipeline.generate(PROMPT, seed=settings["seed"])[0])
+    assert settings["seed"] != pipeline.generate(PROMPT)[2]["seed"]
+
+
+def test_shapes_that_users_of_the_published_project_know(pipeline):
+    image, domain, settings = pipeline.generate(PROMPT, seed=0)
+    assert isinstance(image, Image.Image)
+    assert domain is None
+    expected = {"guidance_scale": 2.0, "num_inference_steps": 2, "scheduler": "ddim", "guidance": "cfg"}
+    assert settings == {"domain": None, "token": None, "seed": 0} | expected
+    images, domain, settings = pipeline.generate(PROMPT, domain="satellite", num_images=2, seed=0)
+    assert [type(i) for i in images] == [Image.Image] * 2
+    assert (domain, settings["domain"], settings["token"]) == ("satellite", "satellite", "<satellite>")
+    images, domains, settings = pipeline.generate([PROMPT, "<xray> lungs"], seed=0)
+    assert [type(i) for i in images] == [Image.Image] * 2
+    assert domains == [None, "xray"]
+    assert [row["token"] for row in settings] == [None, "<xray>"]
+    assert pipeline.domain_tokens == {"satellite": "<satellite>", "xray": "<xray>"}
+
+
+def test_the_domain_is_found_in_the_prompt(pipeline, tiny_config):
+    words = tiny_config.domains[1].descriptions[0]
+    pipeline.classifier.threshold = -1.0  # random weights give any score
+    image, domain, settings = pipeline.generate(words, auto_domain=True, seed=1)
+    assert domain == settings["domain"] == "xray"
+    again = pipeline.generate_with_auto_domain(words, seed=1)
+    assert again[1:] == ("xray", settings, f"<xray> {words}")
+    assert same(again[0], image)
+    pipeline.classifier.threshold = 1.1
+    assert pipeline.generate_with_auto_domain(words)[1::2] == (None, words)
+    held = pipeline.generate_with_auto_domain([words, "lungs <satellite>"])
+    assert held[1] == [None, "satellite"]
+    assert held[3] == [words, "lungs <satellite>"]
+
+
+def test_the_classifier_is_made_and_fitted_when_it_is_needed(adapted, tiny_config):
+    pipeline = sampling.DasdPipeline(adapted, tiny_config)
+    found = pipeline.classify_prompt("a chest scan")
+    assert set(found) == {"best_domain", "best_score", "all_similarities", "suggested_prompt"}
+    assert pipeline.classifier is pipeline.classifier
+    assert pipeline.classifier.threshold is not None
+
+
+def test_without_a_domain_the_base_model_answers(pipeline, tiny_config):
+    fresh = sampling.DasdPipeline(models.load_parts(tiny_config), tiny_config)
+    expected, _, _ = fresh.generate(PROMPT, seed=2)
+    assert same(pipeline.generate(PROMPT, seed=2)[0], expected)
+    assert same(pipeline.generate(PROMPT, domain="painting", seed=2)[0], expected)
+    assert not same(pipeline.generate(PROMPT, domain="satellite", seed=2)[0], expected)
+    with pipeline.base() as base:
+        image, domain, settings = base.generate(PROMPT, domain="satellite", seed=2)
+    assert same(image, expected)
+    assert (domain, settings["token"]) == ("satellite", None)
+    mixed, _, _ = pipeline.generate([PROMPT, f"<satellite> {PROMPT}"], seed=2)
+    assert same(mixed[0], expected)
+    assert same(mixed[1], pipeline.generate(PROMPT, domain="satellite", seed=2)[0])
+    assert fresh.generate(PROMPT, domain="satellite", seed=2)[2]["token"] is None
+
+
+def test_a_comparison_has_one_row_a_domain(pipeline):
+    rows = pipeline.generate_comparison(f"<xray> {PROMPT}", seed=3)
+    assert [row["domain"] for row in rows] == ["painting", "satellite", "xray"]
+    assert [row["prompt"] for row in rows] == [PROMPT, f"<satellite> {PROMPT}", f"<xray> {PROMPT}"]
+    assert {row["settings"]["seed"] for row in rows} == {3}
+    for row in rows:
+        assert same(row["image"], pipeline.generate(PROMPT, domain=row["domain"], seed=3)[0])
+
+
+def test_schedulers_are_made_once_and_keep_the_base_noise_schedule(pipeline):
+    assert pipeline.scheduler("ddim") is pipeline.scheduler("ddim")
+    for name in sampling.SCHEDULERS:
+        scheduler = pipeline.scheduler(name)
+        torch.testing.assert_close(scheduler.alphas_cumprod, pipeline.parts.noise_scheduler.alphas_cumprod)
+        assert scheduler.config.steps_offset == 1  # of the base
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_latents_are_never_clipped(name):
+    silent = DDPMScheduler()  # its default is to clip
+    assert silent.config.clip_sample
+    assert not sampling.make_scheduler(name, silent).config.clip_sample
+
+
+BAD = {
+    "empty": (dict(prompt=" "), "prompt is empty"),
+    "empty in a list": (dict(prompt=["a", ""]), "Prompt 2 of 2 is empty"),
+    "no prompt": (dict(prompt=[]), "no prompt"),
+    "unknown domain": (dict(domain="satelite"), "Did you mean 'satellite'"),
+    "no image": (dict(num_images=0), "num_images is 0"),
+    "guidance": (dict(settings=Calibration(-1.0)), "guidance_scale is -1"),
+    "not a number": (dict(settings=Calibration(float("nan"))), "guidance_scale is nan"),
+    "steps": (dict(settings=Calibration(num_inference_steps=0)), "num_inference_steps is 0"),
+    "many steps": (dict(settings=Calibration(num_inference_steps=1001)), "from 1 to 1000"),
+    "scheduler": (dict(settings=Calibration(scheduler="dim")), "no scheduler 'dim'"),
+    "kind of guidance": (dict(settings=Calibration(guidance="cgf")), "Did you mean 'cfg'"),
+    "seeds": (dict(seed=[1, 2]), "2 seeds for 1 prompts"),
+    "negative seed": (dict(seed=-1), "0 or more, not -1"),
+    "two domains": (dict(prompt="<xray> lungs", domain="satellite"), "holds <xray>"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_before_any_work(pipeline, monkeypatch, name):
+    def fail(*_):
+        pytest.fail("the UNet ran")
+
+    monkeypatch.setattr(pipeline, "_latents", fail)
+    options, message = BAD[name]
+    with pytest.raises(DasdError, match=message):
+        pipeline.generate(**({"prompt": PROMPT, "seed": 0} | options))
+
+
+def test_a_domain_the_adapter_has_not_learned_is_refused(tiny_config):
+    parts = models.load_parts(tiny_config)
+    models.add_domain_tokens(parts, tiny_config.domains[:1])
+    pipeline = sampling.DasdPipeline(parts, tiny_config)
+    with pytest.raises(DasdError, match="has not learned <xray>"):
+        pipeline.generate(PROMPT, domain="xray")
+
+
+def test_a_long_prompt_is_sampled_with_a_warning(pipeline, caplog):
+    pipeline.generate("river " * 90 + "bridge", seed=0)
+    assert "bridge" in caplog.text
+
+
+@pytest.fixture
+def run(adapted, tiny_config, tmp_path):
+    folder = tmp_path / "saved"
+    adapters.save_adapter(adapted, folder / "adapter")
+    tiny_config.save(folder / "config.json")
+    return folder
+
+
+def test_a_run_is_loaded_from_its_folder_its_adapter_or_its_config(run, pipeline, tiny_config):
+    expected, _, _ = pipeline.generate(PROMPT, domain="xray", seed=6)
+    here = dataclasses.replace(tiny_config, output_dir=str(run))
+    for source in (run, str(run), run / "adapter", here):
+        loaded = sampling.load_trained_pipeline(source, device="cpu")
+        assert same(loaded.generate(PROMPT, domain="xray", seed=6)[0], expected)
+    named = sampling.load_trained_pipeline(run, config=tiny_config, device="cpu")
+    assert named.config is tiny_config
+
+
+def test_unconditional_is_the_empty_prompts_answer_alone(pipeline, adapted):
+    quick = Calibration(7.0, 2, "ddim", "unconditional")
+    found = [
+        pipeline.generate(text, domain="xray", seed=3, settings=quick)[0] for text in (PROMPT, "another one")
+    ]
+    assert found[0].tobytes() == found[1].tobytes()
+    guided, *_ = pipeline.generate(PROMPT, domain="xray", seed=3, settings=Calibration(7.0, 2, "ddim"))
+    base, *_ = pipeline.generate(PROMPT, domain="xray", seed=3, settings=quick, adapter=False)
+    assert found[0].tobytes() not in (guided.tobytes(), base.tobytes())
+    empty = models.encode_prompts(adapted, [""])
+    predict = guidance.guided_prediction(lambda model: adapted.unet, [guidance.Branch(empty)], lambda t: [])
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    alone = adapted.unet(noise, torch.tensor(500), encoder_hidden_states=empty).sample
+    assert torch.equal(predict(noise, torch.tensor(500)), alone)
+    with pytest.raises(DasdError, match="leave negative_prompt out"):
+        pipeline.generate(PROMPT, domain="xray", settings=quick, negative_prompt="dark")
+
+
+def test_calibrations_of_a_run_replace_those_of_the_config(run):
+    (run / "calibration.json").write_text(json.dumps({"xray": {"guidance_scale": 1}, "painting": {}}))
+    pipeline = sampling.load_trained_pipeline(run, device="cpu")
+    assert pipeline.generate(PROMPT, domain="xray")[2]["guidance_scale"] == 1.0
+    assert pipeline.generate(PROMPT, domain="satellite")[2]["guidance_scale"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "JSON object"),
+        ("{", "JSON object"),
+        ('{"xry": {}}', "xray"),
+        ('{"xray": {"steps": 1}}', "steps"),
+    ],
+)
+def test_a_wrong_calibration_file_is_refused(run, content, message):
+    (run / "calibration.json").write_text(content)
+    with pytest.raises(DasdError, match=message):
+        sampling.load_trained_pipeline(run)
+
+
+def test_a_folder_without_adapter_or_config_is_refused(run, tmp_path):
+    with pytest.raises(DasdError, match=r"no adapter in .*nowhere"):
+        sampling.load_trained_pipeline(tmp_path / "nowhere")
+    (run / "config.json").unlink()
+    with pytest.raises(DasdError, match=r"no config\.json"):
+        sampling.load_trained_pipeline(run)

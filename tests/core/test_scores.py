@@ -1,0 +1,185 @@
+"""Every score of a sample set does what it says, on sets whose answer is known."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import on_narrow_base
+
+from dasd_utils import data, evaluation, metrics
+from dasd_utils.config import DasdError
+
+COUNT = 16
+
+
+@pytest.fixture(scope="module")
+def config(base_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scores")
+    return on_narrow_base("tiny", base_dir, base_dir / "clip", folder, num_heldout=COUNT, num_bootstrap=50)
+
+
+@pytest.fixture(scope="module")
+def judge(config):
+    return evaluation.load_scorer(config, "cpu")
+
+
+@pytest.fixture(scope="module")
+def wanted(config, judge):
+    return evaluation.load_reference(config.domains[0], config, judge, COUNT)
+
+
+@pytest.fixture(scope="module")
+def domains(config):
+    more = {"source": dataclasses.replace(config.source, num_images=150)}
+    more["domains"] = tuple(dataclasses.replace(d, num_images=150) for d in config.domains)
+    return evaluation.train_domain_cnn(config.replace(**more))
+
+
+def heldout(config, count=COUNT):
+    return list(data.load_domain(config.domains[0], config.replace(num_heldout=count), "test").images)
+
+
+def test_the_reference_is_of_held_out_images(config, wanted):
+    test, train = (data.load_domain(config.domains[0], config, split) for split in ("test", "train"))
+    assert wanted.asked.prompts == [each[0] for each in test.captions]
+    assert wanted.asked.labels == test.labels and len(wanted.train) == len(train)
+    assert not set(test.ids) & set(train.ids)
+    assert not any("<satellite>" in prompt for prompt in wanted.asked.prompts)
+
+
+def test_held_out_images_themselves_are_perfect(config, judge, wanted, domains):
+    found = evaluation.score_images(heldout(config), wanted, judge, domains)
+    assert torch.equal(found["features"], wanted.heldout)
+    assert all(found[name].eq(1).all() for name in ("precision", "recall", "coverage"))
+    assert found["copy_rank"].mean() == pytest.approx(0.5)
+    texts = wanted.asked.texts
+    torch.testing.assert_close(found["clip_score"], (wanted.heldout * texts).sum(dim=1))
+    estimate = evaluation.estimates([found], wanted, 50)
+    assert abs(estimate["cmmd"].values.item()) < abs(metrics.cmmd(wanted.heldout, wanted.train)) + 0.2
+
+
+def test_training_images_are_copies(config, judge, wanted, domains):
+    train = data.load_domain(config.domains[0], config)
+    found = evaluation.score_images(
+        list(train.images)[:COUNT], wanted, judge, domains, own=evaluation.prompts_of(train, judge, COUNT)
+    )
+    assert found["copy_rank"].max() == 0
+
+
+def test_other_pictures_are_of_another_domain(config, judge, wanted, domains):
+    other = data.load_domain(config.domains[1], config.replace(num_heldout=COUNT), "test")
+    found = evaluation.score_images(list(other.images), wanted, judge, domains)
+    own = evaluation.score_images(heldout(config), wanted, judge, domains)
+    assert found["domain_accuracy"].mean() < 0.3 < 0.7 < own["domain_accuracy"].mean()
+
+
+def test_prompts_take_turns(wanted):
+    assert wanted.asked.prompt_of(COUNT + 3).tolist() == [*range(COUNT), 0, 1, 2]
+
+
+def test_the_floor_never_compares_with_an_equal_text(judge, wanted, config, domains):
+    asked = dataclasses.replace(
+        wanted.asked,
+        prompts=["a", "b"] * (COUNT // 2),
+        texts=wanted.asked.texts[[0, 1] * (COUNT // 2)],
+    )
+    found = evaluation.score_images(heldout(config), wanted, judge, domains, own=asked)
+    other = wanted.asked.texts[[1, 0] * (COUNT // 2)]
+    torch.testing.assert_close(found["clip_floor"], (wanted.heldout * other).sum(dim=1))
+
+
+def test_a_caption_for_all_images_has_no_floor(config, judge, wanted, domains):
+    asked = dataclasses.replace(
+        wanted.asked, prompts=["a dog"] * COUNT, texts=wanted.asked.texts[:1].expand(COUNT, -1)
+    )
+    alike = dataclasses.replace(wanted, asked=asked)
+    found = evaluation.score_images(heldout(config), alike, judge, domains)
+    assert "clip_floor" not in found and found["clip_score"].shape == (COUNT,)
+    assert "clip_floor" not in evaluation.estimates([found], alike, 20)
+
+
+def fake(seed, shift=0.0, n=2 * COUNT, d=8):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.nn.functional.normalize(torch.randn(n, d, generator=generator) + shift, dim=1)
+    return {"features": features, "clip_score": features[:, 0].clone()}
+
+
+def made_reference(d=8):
+    asked = evaluation.Prompts([f"prompt {i}" for i in range(COUNT)], torch.zeros(COUNT, d))
+    real = fake(99, n=COUNT, d=d)["features"]
+    return evaluation.Reference(
+        "satellite", asked, real, fake(98, n=40, d=d)["features"], torch.zeros(COUNT, 3, 1, 1)
+    )
+
+
+def test_estimates_are_the_means_over_seeds():
+    wanted, sets = made_reference(), [fake(0), fake(1), fake(2)]
+    found = evaluation.estimates(sets, wanted, 30)
+    assert found["clip_score"].values.tolist() == pytest.approx([s["clip_score"].mean().item() for s in sets])
+    groups = wanted.asked.prompt_of(2 * COUNT)
+    expected = [metrics.cmmd(s["features"], wanted.heldout, groups) for s in sets]
+    assert found["cmmd"].values.tolist() == pytest.approx(expected)
+    assert found["cmmd"].draws.shape == (30, 3) and found["cmmd"].units == COUNT
+    assert {"kid", "intra_cluster"} <= set(found) and "recall" not in found
+
+
+def test_images_of_one_prompt_are_drawn_together():
+    wanted, one = made_reference(), fake(0)
+    one["clip_score"] = wanted.asked.prompt_of(2 * COUNT).float()  # the same for both images of a prompt
+    draws = evaluation.estimates([one], wanted, 4000)["clip_score"].draws
+    spread = torch.arange(COUNT).double().var(unbiased=False) / COUNT
+    assert draws.var().item() == pytest.approx(spread.item(), rel=0.1)  # not half of it
+
+
+def test_differences_are_paired_and_marked():
+    wanted = made_reference()
+    near, far = [fake(i) for i in range(3)], [fake(i, shift=0.8) for i in range(3)]
+    near_too = [{**s, "clip_score": s["clip_score"] + 1e-3 * fake(7)["clip_score"]} for s in near]
+    named = {
+        n: evaluation.estimates(s, wanted, 200)
+        for n, s in {"DASD": near, "far": far, "as good": near_too}.items()
+    }
+    rows = evaluation.result_rows(named, {"domain": "satellite"}, "DASD")
+    marks = {(r["method"], r["metric"]): r["separable"] for r in rows if "against" in r}
+    assert marks["far", "cmmd"] and marks["far", "clip_score"] and not marks["as good", "clip_score"]
+    assert ("DASD", "cmmd") not in marks and all(r["domain"] == "satellite" for r in rows)
+    same = next(r for r in rows if r.get("against") and r["method"] == "as good" and r["metric"] == "cmmd")
+    assert same["value"] == same["low"] == same["high"] == 0
+
+
+def test_methods_of_other_seeds_have_no_pairs():
+    wanted = made_reference()
+    named = {
+        "DASD": evaluation.estimates([fake(0), fake(1)], wanted, 20),
+        "x": evaluation.estimates([fake(0)], wanted, 20),
+    }
+    assert not [r for r in evaluation.result_rows(named, {}, "DASD") if "against" in r]
+
+
+def test_too_few_held_out_images_are_refused(config, judge):
+    with pytest.raises(DasdError, match="test split of domain satellite has 5 images"):
+        evaluation.load_reference(config.domains[0], config, judge, 5)
+
+
+def test_one_label_for_all_teaches_nothing(config, judge):
+    single = data.load_domain(config.domains[0], config)
+    single = dataclasses.replace(single, labels=["one"] * len(single))
+    assert evaluation.prompts_of(single, judge, COUNT).labels is None
+
+
+def test_the_probe_of_domains_knows_them(config, domains):
+    assert domains.names == sorted(d.name for d in (config.source, *config.domains))
+    pictures = list(data.load_domain(config.source, config, "test").images)
+    named = domains.classify(evaluation.cnn_pixels(pictures))
+    assert named.count("painting") / len(named) > 0.6
+
+
+def test_with_inception_there_is_a_fid():
+    wanted = made_reference()
+    real = torch.randn(COUNT, 5, generator=torch.Generator().manual_seed(1))
+    wanted = dataclasses.replace(wanted, inception=real)
+    sets = [fake(i) | {"inception": real.repeat(2, 1) + i} for i in range(2)]
+    found = evaluation.estimates(sets, wanted, 20)["fid"]
+    assert found.values[1] - found.values[0] == pytest.approx(5, rel=1e-4)  # a shift by 1 in each of 5
+    assert found.draws.shape == (20, 2) and found.draws.var(dim=0).min() > 0
+    assert "fid" not in evaluation.estimates([fake(0)], made_reference(), 20)

@@ -1,0 +1,431 @@
+"""The loop: what trains, history, exact resume, and how a run stops."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+from dataclasses import replace
+
+import narrow
+import numpy as np
+import pytest
+import torch
+from synthetic import NoiseSampler, SpoiltSampler, make_parts, make_sampler
+
+from dasd_utils import adapters, losses, models, sampling, training
+from dasd_utils.config import DasdError
+from dasd_utils.runtime import checkpoints
+
+
+@pytest.fixture
+def config(tiny_config):
+    """Dropout, queue and schedule are on: all that a resume could get wrong."""
+    return tiny_config.replace(
+        max_train_steps=6,
+        checkpoint_every=2,
+        validation_every=0,
+        dropout=0.2,
+        queue_size=5,
+    )
+
+
+def start(config, sampler=None, **options):
+    """Train fresh parts and return (parts, history)."""
+    parts = make_parts(config)
+    sampler = sampler or NoiseSampler(config)
+    return parts, training.train(config, parts, sampler, parts["token_ids"], progress=False, **options)
+
+
+def stop_at(step: int, how=KeyboardInterrupt):
+    """Return an on_step callback that stops the run behind the loop's back, as a crash would."""
+
+    def look(row) -> None:
+        if row["step"] == step:
+            raise how
+
+    return look
+
+
+def press_ctrl_c_at(step: int):
+    return lambda row: signal.raise_signal(signal.SIGINT) if row["step"] == step else None
+
+
+def assert_same(one, two) -> None:
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
+
+
+def test_only_lora_and_new_rows_change_in_fifty_steps(tiny_config):
+    config = tiny_config.replace(
+        max_train_steps=50, validation_every=0, checkpoint_every=0, target_batch_size=2, queue_size=4
+    )
+    parts = make_parts(config)
+    groups = models.trainable_parameters(parts)
+    trained = {id(p) for group in groups.values() for p in group}
+    named = [
+        (n, p)
+        for m in (parts.unet, parts.text_encoder, parts.vae, parts.tokens)
+        for n, p in m.named_parameters()
+    ]
+    before = {name: p.detach().clone() for name, p in named}
+    rows = parts.tokens.weight.detach().clone()
+    training.train(config, parts, NoiseSampler(config), progress=False)
+    for name, parameter in named:
+        assert torch.equal(parameter, before[name]) != (id(parameter) in trained), name
+    assert (parts.tokens.weight != rows).any(dim=1).all()
+
+
+def test_the_loss_falls_on_data_that_can_be_learned(tiny_config):
+    class SameBatch(NoiseSampler):
+        def batch(self, step, micro=0):
+            return super().batch(0, 0)
+
+    config = tiny_config.replace(
+        max_train_steps=40, validation_every=0, checkpoint_every=0, dropout=0.0, learning_rate=5e-3
+    )
+    _, history = start(config, SameBatch(config))
+    losses = [row["loss_noise"] for row in history]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_source_prompts_are_encoded_once_a_run(config, monkeypatch):
+    sampler = NoiseSampler(config)
+    prompts = sorted({p for step in range(6) for p in sampler.batch(step).source_prompts})
+    _, plain = start(config, NoiseSampler(config))
+    asked, keep = [], models.keep_texts
+    monkeypatch.setattr(sampler, "source_prompts", lambda: prompts, raising=False)
+    monkeypatch.setattr(models, "keep_texts", lambda parts, texts: asked.append(texts) or keep(parts, texts))
+    parts, kept = start(config, sampler)
+    assert asked == [prompts]
+    assert not parts.kept_texts  # the parts are left as they were
+    for one, other in zip(plain, kept, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    without = config.replace(lambda_align=0.0, output_dir=f"{config.output_dir}-2")
+    start(without, NoiseSampler(without))
+    assert len(asked) == 1  # no source, no prompts
+    start(without.replace(prior_loss_weight=1.0))
+    assert len(asked) == 2
+
+
+def test_history_rows(config):
+    config = config.replace(max_train_steps=4, validation_every=2)
+    seen = []
+    _, history = start(config, on_step=seen.append)
+    assert [row["step"] for row in history] == [1, 2, 3, 4]
+    common = {"step", "loss", "loss_noise", "mmd", "mmd_satellite", "mmd_xray", "grad_norm"}
+    common |= {"learning_rate", "token_learning_rate"}
+    validation = {"validation_satellite", "validation_xray"}
+    assert [set(row) - validation for row in history] == [common] * 4
+    assert [validation <= set(row) for row in history] == [False, True, False, True]
+    row = history[-1]
+    assert row["loss"] == pytest.approx(row["loss_noise"] + 0.01 * row["mmd"], rel=1e-5)
+    assert row["mmd"] == pytest.approx((row["mmd_satellite"] + row["mmd_xray"]) / 2, rel=1e-5)
+    assert training.load_history(config.output_dir) == history == seen
+    speed = training.load_speed(config.output_dir)
+    assert len(speed) == 4 and min(speed) > 0
+
+
+@pytest.mark.parametrize(
+    "rank, tokens", [(0, ("<satellite>", "<xray>")), (4, (None, None)), (4, (None, "<xray>"))]
+)
+def test_tokens_or_lora_alone_train_save_load_and_sample(config, vae, rank, tokens):
+    domains = zip(config.domains, tokens, strict=True)
+    config = config.replace(rank=rank, domains=tuple(replace(d, token=token) for d, token in domains))
+    parts, sampler = training.setup_training(config), make_sampler(config, vae)
+    learned = [token for token in tokens if token]
+    assert list(parts.token_ids) == learned
+    before = adapters.adapter_state(parts)
+    history = training.train(config, parts, sampler, parts.token_ids, progress=False)
+    rates = {"learning_rate"} if rank else set()
+    rates |= {"token_learning_rate"} if learned else set()
+    assert {name for name in history[0] if name.endswith("learning_rate")} == rates
+    after = adapters.adapter_state(parts)
+    assert any("lora" in name for name in after) == (rank > 0) and ("tokens.weight" in after) == bool(learned)
+    assert all(not torch.equal(after[name], before[name]) for name in after)
+
+    folder = training.save_training_results(config, parts, history)
+    files = ["pytorch_lora_weights.safetensors"] * (rank > 0) + [
+        f"{token[1:-1]}.safetensors" for token in learned
+    ]
+    assert sorted(path.name for path in (folder / "adapter").iterdir()) == ["adapter.json", *files]
+    pipeline = sampling.load_trained_pipeline(folder, device="cpu")
+    assert_same(adapters.adapter_state(pipeline.parts), after)
+    again = training.setup_training(config)
+    assert training.train(config, again, sampler, resume=True, progress=False) == history
+    assert_same(adapters.adapter_state(again), after)
+    narrow.randomise(models.trainable_parameters(pipeline.parts))
+    for domain, token in zip(("satellite", "xray"), tokens, strict=True):
+        image, _, used = pipeline.generate("a river", domain=domain, seed=1)
+        with pipeline.base():
+            plain, *_ = pipeline.generate("a river", domain=domain, seed=1)
+        assert used["token"] == token
+        assert np.abs(np.asarray(image, int) - np.asarray(plain, int)).max() > 1
+
+
+def test_every_step_asks_for_its_own_micro_batches(config):
+    sampler = NoiseSampler(config)
+    start(config.replace(max_train_steps=2, gradient_accumulation_steps=2), sampler)
+    assert sampler.asked == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert sampler.encoded == 1
+
+
+def test_validation_and_samples_see_no_dropout(config):
+    config = config.replace(max_train_steps=2, validation_every=1, sample_every=2, learning_rate=1e-12)
+    config = config.replace(token_learning_rate=1e-12, dropout=0.9)
+    modes, parts = [], make_parts(config)
+    history = training.train(
+        config,
+        parts,
+        NoiseSampler(config),
+        progress=False,
+        on_sample=lambda step: modes.append((step, parts.unet.training)),
+    )
+    assert modes == [(2, False)]
+    first, second = (row["validation_xray"] for row in history)
+    assert first == pytest.approx(second, rel=1e-4)
+    assert not parts.unet.training
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ema_decay": 0.9, "gradient_accumulation_steps": 2},
+        {"mixed_precision": "bf16", "lr_scheduler": "linear"},
+        {"rank": 0},
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config, tmp_path, changes):
+    config = config.replace(**changes)
+    straight = config.replace(output_dir=tmp_path / "straight")
+    expected_parts, expected = start(straight)
+    with pytest.raises(KeyboardInterrupt):
+        start(config, on_step=stop_at(5))  # its newest checkpoint is that of step 4
+    parts, history = start(config, resume=True)
+    assert history == expected
+    assert training.load_history(config.output_dir) == expected
+    assert_same(adapters.adapter_state(parts), adapters.adapter_state(expected_parts))
+    ends = [checkpoints.checkpoint_path(tmp_path / name / "checkpoints", 6) for name in ("run", "straight")]
+    (ours, our_state), (theirs, their_state) = map(checkpoints.read_checkpoint, ends)
+    assert {"adapter", "optimizer", "objective"} <= ours.keys() == theirs.keys()
+    for group in ours:
+        assert_same(ours[group], theirs[group])
+    assert our_state["updater"] == their_state["updater"]
+
+
+def test_a_broken_checkpoint_costs_only_the_steps_since_the_one_before(config, tmp_path, caplog):
+    _, expected = start(config.replace(output_dir=tmp_path / "straight"))
+    with pytest.raises(KeyboardInterrupt):
+        start(config, on_step=stop_at(5))
+    broken = tmp_path / "run" / "checkpoints" / "step-000004" / "optimizer.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING):
+        sampler = NoiseSampler(config)
+        _, history = start(config, sampler, resume=True)
+    assert "step-000004" in caplog.text and sampler.asked[0] == (2, 0)
+    assert history == expected
+
+
+def test_ctrl_c_ends_the_step_and_leaves_a_checkpoint(config, tmp_path):
+    _, expected = start(config.replace(output_dir=tmp_path / "straight"))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="resume=True"):
+        start(config, on_step=press_ctrl_c_at(3))
+    assert signal.getsignal(signal.SIGINT) is before
+    assert checkpoints.newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-000003"
+    _, history = start(config, resume=True)
+    assert history == expected
+
+
+def test_sigterm_ends_the_step_and_leaves_a_checkpoint(config, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="resume=True"):
+        start(config, on_step=lambda row: signal.raise_signal(signal.SIGTERM) if row["step"] == 3 else None)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert checkpoints.newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-000003"
+    assert [row["step"] for row in training.load_history(config.output_dir)] == [1, 2, 3]
+
+
+def test_a_finished_run_returns_its_history_at_once(config):
+    parts, history = start(config.replace(ema_decay=0.9))
+    sampler = NoiseSampler(config)
+    again, found = start(config.replace(ema_decay=0.9), sampler, resume=True)
+    assert found == history and sampler.asked == [] and sampler.encoded == 0
+    assert_same(adapters.adapter_state(again), adapters.adapter_state(parts))
+
+
+def test_a_finished_run_goes_on_when_given_more_steps(config):
+    start(config.replace(max_train_steps=2))
+    sampler = NoiseSampler(config)
+    _, history = start(config.replace(max_train_steps=3), sampler, resume=True)
+    assert [row["step"] for row in history] == [1, 2, 3] and sampler.asked[0] == (2, 0)
+
+
+def test_resume_without_a_checkpoint_starts_at_the_beginning(config, caplog):
+    with caplog.at_level(logging.INFO):
+        _, history = start(config.replace(max_train_steps=1), resume=True)
+    assert len(history) == 1 and "no checkpoint" in caplog.text
+
+
+def test_without_resume_the_earlier_run_is_replaced(config, tmp_path):
+    start(config.replace(max_train_steps=2))
+    with pytest.raises(KeyboardInterrupt):
+        start(config.replace(rank=2), on_step=stop_at(1))  # before its first checkpoint
+    assert checkpoints.newest_checkpoint(tmp_path / "run" / "checkpoints") is None
+    assert [row["step"] for row in training.load_history(config.output_dir)] == [1]
+
+
+def test_a_run_that_begins_anew_is_no_finished_one(config, tmp_path):
+    config = config.replace(max_train_steps=2)
+    training.save_training_results(config, *start(config))
+    manifest = tmp_path / "run" / checkpoints.MANIFEST
+    assert manifest.is_file()
+    with pytest.raises(KeyboardInterrupt):
+        start(config.replace(max_train_steps=4), resume=True, on_step=stop_at(3))
+    assert not manifest.exists()
+    training.save_training_results(config, *start(config))
+    with pytest.raises(KeyboardInterrupt):
+        start(config, on_step=stop_at(1))
+    assert not manifest.exists()
+
+
+def test_a_run_from_before_a_field_existed_is_resumed(config, monkeypatch):
+    values = config.to_dict()
+    del values["training"]["source_every"], values["model"]["half_weights"]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(config), "to_dict", lambda self: values)
+        with pytest.raises(KeyboardInterrupt):
+            start(config, on_step=stop_at(3))
+    _, history = start(config, resume=True)
+    assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_resume_refuses_another_config_base_or_data(config, tiny_base):
+    start(config.replace(max_train_steps=2))
+    for other, sampler, match in (
+        (config.replace(seed=3), None, "seed: 0 -> 3"),
+        (config.replace(base=tiny_base(seed=1)), None, "base model"),
+        (config, NoiseSampler(config, "other"), "training data"),
+    ):
+        with pytest.raises(DasdError, match=match):
+            start(other, sampler, resume=True)
+    assert len(training.load_history(config.output_dir)) == 2  # nothing was touched
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(config):
+    sampler = SpoiltSampler(config, spoilt={2})
+    parts, history = start(config, sampler)
+    assert [row.get("skipped", False) for row in history] == [False, True, False, False, False, False]
+    assert history[1]["loss"] is None and history[1]["grad_norm"] is None
+    assert all(math.isfinite(row["loss"]) and math.isfinite(row["mmd"]) for row in history[2:])
+    assert all(value.isfinite().all() for value in adapters.adapter_state(parts).values())
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_though_its_loss_is(config):
+    class Steep(losses.DasdObjective):
+        """The gradient of a root at 0 is infinite."""
+
+        calls = 0
+
+        def __call__(self, parts, batch, config):
+            loss, logs = super().__call__(parts, batch, config)
+            self.calls += 1
+            spoilt = self.calls in (2, 3)
+            return loss + torch.sqrt(0 * parts.tokens.weight.sum()) if spoilt else loss, logs
+
+    parts, history = start(config, objective=Steep(config))
+    assert [row.get("skipped", False) for row in history] == [False, True, True, False, False, False]
+    assert all(math.isfinite(row["loss"]) for row in history)
+    assert history[1]["grad_norm"] is None
+    assert all(value.isfinite().all() for value in adapters.adapter_state(parts).values())
+
+
+def test_one_corrupt_latent_costs_the_steps_that_meet_it(config, vae):
+    config = config.replace(resolution=16, max_train_steps=8, ema_decay=0.5)
+    sampler = make_sampler(config, vae)
+    moments = np.array(sampler._latents["train"][1][:])  # of the satellite images
+    moments[5] = np.nan
+    spoilt = sampler._members["train"][1].ids[5]
+    sampler._latents["train"][1] = moments
+    sampler.encode = lambda *_: None
+    hit = [spoilt in sampler.batch(step).sample_ids for step in range(8)]
+    assert any(hit) and not all(hit)
+    parts, history = start(config, sampler)
+    assert [row.get("skipped", False) for row in history] == hit
+    assert all(value.isfinite().all() for value in adapters.adapter_state(parts).values())
+
+
+def test_a_run_that_stays_not_finite_stops_and_says_where(config, tmp_path):
+    sampler = SpoiltSampler(config, spoilt=set(range(4, 12)))
+    with pytest.raises(DasdError, match=r"step 8 .*id70-0.*step-000006"):
+        start(config.replace(max_train_steps=20), sampler)
+    assert [row["step"] for row in training.load_history(config.output_dir)] == list(range(1, 9))
+
+
+def test_another_objective_enters_without_an_edit(config):
+    def plain(parts, batch, config):
+        eps, _ = losses.predict_noise(parts, batch, with_source=False)
+        loss = (eps - batch.target_noise).abs().mean()
+        return loss, {"mine": loss.item()}
+
+    with pytest.raises(KeyboardInterrupt):
+        start(config, objective=plain, on_step=stop_at(3))
+    _, history = start(config, objective=plain, resume=True)
+    assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6]
+    assert all(row["mine"] == pytest.approx(row["loss"]) and "mmd" not in row for row in history)
+
+
+def test_bad_calls_are_refused_before_any_work(config, tmp_path):
+    sampler, parts = NoiseSampler(config), make_parts(config)
+    (tmp_path / "file").write_text("")
+    bare = make_parts(config)
+    bare.token_ids = {}
+    for changed, given, ids, match in (
+        (config.replace(output_dir=tmp_path / "file"), parts, None, "output_dir"),
+        (config.replace(lr_scheduler="cosinus"), parts, None, "cosinus"),
+        (config, bare, None, "setup_training"),
+        (config, parts, {"<satellite>": 1}, "token_ids"),
+    ):
+        with pytest.raises(DasdError, match=match):
+            training.train(changed, given, sampler, ids, progress=False)
+    with pytest.raises(TypeError, match="on_stop"):
+        training.train(config, parts, sampler, on_stop=print)
+    assert sampler.encoded == 0 and not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_results_are_a_folder_that_loads(config, tmp_path):
+    config = config.replace(max_train_steps=1)
+    parts, history = start(config)
+    folder = training.save_training_results(config, parts, history)
+    assert folder == tmp_path / "run"
+    assert type(config).load(folder / "config.json") == config
+    assert training.load_history(folder) == history
+    fresh = models.load_parts(config)
+    adapters.load_adapter(fresh, folder / "adapter")
+    assert_same(adapters.adapter_state(fresh), adapters.adapter_state(parts))
+    with pytest.raises(DasdError, match="no history"):
+        training.load_history(tmp_path / "nowhere")
+
+
+def test_setup_is_seeded(tiny_config):
+    one, same, other = (
+        adapters.adapter_state(training.setup_training(tiny_config.replace(seed=seed))) for seed in (0, 0, 1)
+    )
+    assert_same(one, same)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_block_that_the_unet_lacks_is_refused_before_the_data_is_read(tiny_config):
+    with pytest.raises(DasdError, match=r"no block 'down\.7'"):
+        training.setup_training(tiny_config.replace(layer="down.7"))
+
+
+def test_an_event_of_another_thread_stops_as_ctrl_c_does(config):
+    stop = threading.Event()
+    with pytest.raises(KeyboardInterrupt, match="Stopped after step 3 of 6"):
+        start(config, stop=stop, on_step=lambda row: row["step"] == 3 and stop.set())
+    _, resumed = start(config, resume=True)
+    assert [row["step"] for row in resumed] == [1, 2, 3, 4, 5, 6]

@@ -1,0 +1,152 @@
+"""A UNet that learns whole: trained, kept, loaded and exchanged for the base as a LoRA is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import narrow
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from synthetic import NoiseSampler
+
+from dasd_utils import adapters, models, sampling, training
+from dasd_utils.config import DasdError
+
+
+@pytest.fixture
+def config(tiny_config):
+    return tiny_config.replace(whole_unet=True, lambda_align=0.0, learning_rate=1e-3)
+
+
+@pytest.fixture
+def learned(config):
+    """Return parts whose UNet and tokens are as if trained."""
+    parts = training.setup_training(config)
+    narrow.randomise(models.trainable_parameters(parts), scale=0.02)
+    return parts
+
+
+def weights(parts) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in parts.unet.named_parameters()}
+
+
+def same(one: dict, two: dict) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_every_weight_of_the_unet_trains_and_no_other(config):
+    parts = training.setup_training(config)
+    groups = models.trainable_parameters(parts)
+    assert set(groups) == {"unet", "tokens"} and not hasattr(parts.unet, "peft_config")
+    assert {id(p) for p in groups["unet"]} == {id(p) for p in parts.unet.parameters()}
+    assert all(p.requires_grad for p in groups["unet"])
+    assert not any(p.requires_grad for p in (*parts.text_encoder.parameters(), *parts.vae.parameters()))
+    updater = training.Updater(config, parts)
+    assert [group["name"] for group in updater.optimizer.param_groups] == [
+        "learning_rate", "token_learning_rate",
+    ]  # fmt: skip
+
+
+def test_training_changes_all_of_it_and_keeps_the_base(config):
+    parts = training.setup_training(config)
+    before = weights(parts)
+    training.train(config, parts, NoiseSampler(config), progress=False)
+    after = weights(parts)
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    with models.lora_disabled(parts):
+        assert same(weights(parts), before)
+    assert same(weights(parts), after)
+    assert all(p.requires_grad for p in parts.unet.parameters())
+
+
+def test_base_and_learned_weights_change_places(learned, config):
+    fresh, own = weights(models.load_parts(config)), weights(learned)
+    with models.lora_merged(learned) as switch:
+        assert same(weights(learned), own)
+        switch(False)
+        assert same(weights(learned), fresh)
+        switch(True)
+        assert same(weights(learned), own)
+        switch(False)
+    assert same(weights(learned), own)
+    with pytest.raises(RuntimeError), models.lora_disabled(learned):
+        raise RuntimeError
+    assert same(weights(learned), own)
+
+
+def test_it_is_saved_for_diffusers_and_comes_back(learned, config, tmp_path):
+    adapters.save_adapter(learned, tmp_path / "adapter")
+    plain = UNet2DConditionModel.from_pretrained(tmp_path / "adapter", subfolder="unet")
+    assert same(dict(plain.named_parameters()), weights(learned))
+    text = (tmp_path / "adapter" / "unet" / "config.json").read_text()
+    assert "_name_or_path" not in json.loads(text) and str(tmp_path) not in text
+    again = models.load_parts(config)
+    adapters.load_adapter(again, tmp_path / "adapter")
+    assert same(weights(again), weights(learned)) and torch.equal(again.tokens.weight, learned.tokens.weight)
+    assert adapters.base_fingerprint(again) == adapters.base_fingerprint(models.load_parts(config))
+    with models.lora_disabled(again):
+        assert same(weights(again), weights(models.load_parts(config)))
+    with pytest.raises(DasdError, match="already have an adapter"):
+        adapters.load_adapter(again, tmp_path / "adapter")
+
+
+def test_a_damaged_or_foreign_unet_is_refused_and_nothing_changed(learned, config, tmp_path, tiny_base):
+    adapters.save_adapter(learned, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = file.read_bytes()
+    fresh = models.load_parts(config)
+    before = weights(fresh)
+    for content, message in ((whole[:100], "cannot be read"), (None, "lacks unet/diffusion_pytorch_model")):
+        file.unlink() if content is None else file.write_bytes(content)
+        with pytest.raises(DasdError, match=message):
+            adapters.load_adapter(fresh, tmp_path / "adapter")
+        assert same(weights(fresh), before) and not fresh.base_weights and fresh.tokens is None
+    other = models.load_parts(config.replace(base=tiny_base(7)))
+    file.write_bytes(whole)
+    with pytest.raises(DasdError, match="belongs to the base"):
+        adapters.load_adapter(other, tmp_path / "adapter")
+
+
+def test_a_run_goes_on_bit_for_bit_and_its_pipeline_samples(tiny_config, tmp_path):
+    config = tiny_config.replace(whole_unet=True, lambda_align=0.0, learning_rate=1e-3, validation_every=0)
+    found = []
+    for folder, stop in (("whole", 9), ("parted", 3)):
+        here = config.replace(output_dir=tmp_path / folder)
+
+        def watch(row: dict, stop: int = stop) -> None:
+            if row["step"] == stop:
+                raise KeyboardInterrupt
+
+        parts = training.setup_training(here)
+        if stop < 4:
+            with pytest.raises(KeyboardInterrupt):
+                training.train(here, parts, NoiseSampler(here), on_step=watch, progress=False)
+            parts = training.setup_training(here)
+        history = training.train(here, parts, NoiseSampler(here), resume=True, progress=False)
+        found.append((history, weights(parts)))
+        training.save_training_results(here, parts, history)
+    assert found[0][0] == found[1][0] and same(found[0][1], found[1][1])
+    names = json.loads((tmp_path / "whole" / "manifest.json").read_text())["files"]
+    assert "adapter/unet/diffusion_pytorch_model.safetensors" in names
+    pipeline = sampling.load_trained_pipeline(tmp_path / "whole")
+    adapted, *_ = pipeline.generate("a village", domain="satellite", seed=1)
+    plain, *_ = pipeline.generate("a village", seed=1, settings=config.domains[0].calibration)
+    with pipeline.base():
+        base, *_ = pipeline.generate("a village", domain="satellite", seed=1)
+    assert adapted.tobytes() != base.tobytes() and plain.tobytes() == base.tobytes()
+
+
+def test_lora_and_the_whole_unet_exclude_each_other(learned, adapted):
+    for parts in (learned, adapted):
+        with pytest.raises(DasdError, match="adapted already"):
+            models.open_unet(parts)
+
+
+def test_without_lora_and_tokens_the_unet_is_enough_to_learn(tiny_config):
+
+    blind = tuple(dataclasses.replace(d, token=None) for d in tiny_config.domains)
+    with pytest.raises(DasdError, match="nothing would learn"):
+        tiny_config.replace(domains=blind, rank=0)
+    assert tiny_config.replace(domains=blind, rank=0, whole_unet=True).training.whole_unet

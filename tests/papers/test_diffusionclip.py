@@ -1,0 +1,323 @@
+"""Images translated by words: the way to noise and back, the losses by hand, and a training that goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from synthetic import NoiseSampler, make_batch
+
+from dasd_utils import losses, models, sampling, training
+from dasd_utils.config import Config, DasdError, method_changes
+from dasd_utils.guidance import ADAPTED, BASE, EMPTY, Term
+from dasd_utils.papers import ddim
+from dasd_utils.papers.diffusionclip import objective as diffusionclip
+from dasd_utils.papers.diffusionclip import translation
+
+SHORT = {"return_step": 300, "forward_steps": 6, "generation_steps": 3}
+SHORT |= {"reference": ("a painting",), "target": ("a satellite image",)}
+
+
+class OfOneDomain(NoiseSampler):
+    """Batches of the first domain, without text; four samples that come again."""
+
+    def batch(self, step, micro=0):
+        batch = make_batch(self.config, seed=step % 2, domains=(0,) * 4)
+        ids = [f"{step % 2}-{i}" for i in range(len(batch))]
+        return dataclasses.replace(batch, target_prompts=[""] * 4, sample_ids=ids)
+
+
+@pytest.fixture
+def config(tiny_config, base_dir):
+    domain = dataclasses.replace(tiny_config.domains[0], token=None)
+    changes = method_changes("diffusionclip") | {"domains": (domain,), "clip": str(base_dir / "clip")}
+    return tiny_config.replace(method="diffusionclip", method_settings=SHORT, **changes)
+
+
+@pytest.fixture
+def parts(config):
+    return training.setup_training(config)
+
+
+def pictures(count):
+    small = np.random.default_rng(0).integers(0, 255, (count, 4, 4, 3), dtype=np.uint8)
+    return [Image.fromarray(each).resize((32, 32), Image.Resampling.BICUBIC) for each in small]
+
+
+# the way
+
+
+def test_a_step_is_that_of_ddim_in_both_directions():
+    """Between two times of a schedule of ten steps, as diffusers' own schedulers take it."""
+    schedule = {"clip_sample": False, "timestep_spacing": "leading", "set_alpha_to_one": True}
+    back, there = diffusers.DDIMScheduler(**schedule), diffusers.DDIMInverseScheduler(**schedule)
+    x, eps = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for scheduler in (back, there):
+        scheduler.set_timesteps(10)
+    alphas = back.alphas_cumprod
+    expected = back.step(eps, 600, x).prev_sample
+    assert torch.allclose(ddim.ddim_step(x, eps, 600, 500, alphas), expected, atol=1e-6)
+    expected = there.step(eps, 600, x).prev_sample  # 600 is where it arrives
+    assert torch.allclose(ddim.ddim_step(x, eps, 500, 600, alphas), expected, atol=1e-6)
+    assert torch.allclose(ddim.ddim_step(x, eps, 0, -1, alphas), back.step(eps, 0, x).prev_sample, atol=1e-6)
+
+
+def test_times_go_from_the_clean_image_to_the_return_step():
+    assert ddim.ddim_times(300, 3) == [-1, 99, 199, 299]
+    assert ddim.ddim_times(1000, 1) == [-1, 999] and ddim.ddim_times(3, 3) == [-1, 0, 1, 2]
+    assert ddim.alpha_at(torch.tensor([0.9, 0.5]), -1) == 1.0
+
+
+def test_the_way_back_is_the_way_there_where_the_noise_is_the_same():
+    eps, alphas = torch.randn(1, 4, 8, 8), torch.linspace(0.99, 0.01, 1000)
+    x, times, asked = torch.randn(1, 4, 8, 8), ddim.ddim_times(500, 7), []
+
+    def predict(_x, timestep):
+        asked.append(int(timestep))
+        return eps
+
+    far = ddim.follow(predict, x, times, alphas)
+    assert asked == [0, *times[1:-1]]  # a clean image is asked at the first time
+    assert torch.allclose(ddim.follow(predict, far, times[::-1], alphas), x, atol=1e-4)
+
+
+# the losses
+
+
+def test_the_direction_by_hand():
+    before, direction = torch.zeros(1, 2), torch.tensor([2.0, 0.0])
+    along, across, against = (
+        torch.tensor([[3.0, 0.0]]),
+        torch.tensor([[0.0, 1.0]]),
+        torch.tensor([[-1.0, 0.0]]),
+    )
+    both = torch.cat([along, across])
+    loss = diffusionclip.direction_loss
+    assert [loss(x, before, direction).item() for x in (along, across, against)] == [0.0, 1.0, 2.0]
+    assert loss(across, before, direction, "released").item() == pytest.approx(math.log(2))
+    assert loss(against, before, direction, "released").isfinite()
+    assert loss(both, before.expand(2, 2), direction).item() == 0.5  # the mean
+    found = [loss(x, before, direction, "offset").item() for x in (before, along, across, direction[None])]
+    assert found == [1.0, 0.25, 1.25, 0.0]  # of nothing, too far, aside, arrived
+
+
+def test_the_loss_is_of_pixels_and_of_words(config, parts):
+    batch = OfOneDomain(config).batch(0)
+    objective = losses.make_objective(config)
+    loss, logs = objective(parts, batch, config)
+    assert loss.item() == pytest.approx(3.0 * logs["loss_direction"] + 0.3 * logs["loss_l1"], rel=1e-5)
+    words = objective._words
+    same = words.embed(torch.zeros(2, 3, 32, 32))
+    assert torch.allclose(same.norm(dim=1), torch.ones(2)) and torch.equal(same[0], same[1])
+    assert words.direction.norm() > 0
+
+
+def test_features_are_those_of_the_judge(config, parts):
+    from dasd_utils import evaluation
+    from dasd_utils.runtime import images
+
+    judge, own = (
+        evaluation.load_scorer(config, "cpu"),
+        diffusionclip.Words(config, diffusionclip.settings(config), torch.device("cpu")),
+    )
+    chosen = pictures(3)
+    found = own.embed(images.to_pixels(chosen))
+    assert torch.nn.functional.cosine_similarity(found, judge.embed(chosen)).min() > 0.99
+
+
+# the objective
+
+
+def test_a_batch_is_on_its_way_for_all_steps_and_is_inverted_once(config, parts, monkeypatch):
+    objective, sampler = losses.make_objective(config), OfOneDomain(config)
+    calls = []
+    follow = ddim.follow
+    monkeypatch.setattr(
+        ddim, "follow", lambda predict, x, *rest: calls.append(len(x)) or follow(predict, x, *rest)
+    )
+    done = []
+    for step in range(12):
+        objective(parts, sampler.batch(step // 3), config)
+        done.append(int(objective.way["done"]) if objective.way else 0)
+        assert not any(value.requires_grad for value in objective.way.values())
+    assert done == [1, 2, 0] * 4
+    assert calls == [4, 4]  # two batches, each met twice
+
+
+def test_each_step_starts_where_the_last_one_led(config, parts):
+    objective, batch = losses.make_objective(config), OfOneDomain(config).batch(0)
+    with torch.no_grad():
+        for _ in range(2):
+            objective(parts, batch, config)
+        x = objective.inverted["0-0"][None]
+        times = ddim.ddim_times(300, 3)[::-1]
+        expected = ddim.follow(diffusionclip.unprompted(parts), x, times[:3], diffusionclip.alphas(parts))
+    assert torch.allclose(objective.way["x"][:1], expected, atol=1e-5)
+
+
+def test_the_base_inverts_whatever_has_been_learned(config, parts):
+    batch = OfOneDomain(config).batch(0)
+    fresh = losses.make_objective(config).begin(parts, batch)["x"]
+    with torch.no_grad():
+        for p in models.trainable_parameters(parts)["lora"]:
+            p.add_(0.5)
+    assert torch.equal(losses.make_objective(config).begin(parts, batch)["x"], fresh)
+
+
+def test_through_all_steps_at_once(config, parts):
+    whole = config.replace(method_settings=SHORT | {"every_step": False})
+    objective, batch = losses.make_objective(whole), OfOneDomain(config).batch(0)
+    loss, _ = objective(parts, batch, whole)
+    assert objective.way == {}
+    loss.backward()
+    assert any(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in models.trainable_parameters(parts)["lora"]
+    )
+
+
+class DrawnAnew(OfOneDomain):
+    """The same images come again as other draws of the VAE, as in training."""
+
+    def batch(self, step, micro=0):
+        found = super().batch(step, micro)
+        return dataclasses.replace(found, target_latents=found.target_latents + 0.01 * step)
+
+
+def test_a_stopped_training_goes_on_as_if_nobody_had_stopped_it(config, tmp_path):
+    def run(name, steps, resume=False):
+        own = config.replace(output_dir=str(tmp_path / name), max_train_steps=8, checkpoint_every=4)
+        made = training.setup_training(own)
+
+        def stop(row):
+            if row["step"] == steps:
+                raise KeyboardInterrupt
+
+        try:
+            return made, training.train(
+                own, made, DrawnAnew(own), {}, resume=resume, on_step=stop, progress=False
+            )
+        except KeyboardInterrupt:
+            return made, None
+
+    whole, history = run("whole", 99)
+    run("stopped", 6)  # saved after one of three steps back; the first images come again at step 7
+    again, rest = run("stopped", 99, resume=True)
+    assert [row["loss"] for row in rest] == [row["loss"] for row in history]
+    for one, other in zip(whole.unet.parameters(), again.unet.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+# what it refuses
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method_settings": SHORT | {"form": "other"}}, "form in method_settings"),
+        ({"method_settings": SHORT | {"return_step": 0}}, "return_step"),
+        ({"method_settings": SHORT | {"forward_steps": 301}}, "fewer than forward_steps"),
+        ({"method_settings": SHORT | {"l1_weight": -1.0}}, "l1_weight"),
+        ({"method_settings": SHORT | {"reference": ("a satellite image",)}}, "no direction"),
+        ({"method_settings": {"reference": ("a painting",)}}, "lacks target.*as "),
+        ({"method_settings": {"target": ("a sketch",)}}, "lacks reference"),
+        ({"method_settings": {"stepps": 1}}, "stepps"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
+        ({"caption_dropout": 0.1}, "caption_dropout"),
+    ],
+)
+def test_what_does_not_fit_is_refused(config, changes, said):
+    with pytest.raises(DasdError, match=said):
+        config.replace(**changes)
+
+
+# translation
+
+
+@pytest.fixture
+def pipeline(config, parts):
+    with torch.no_grad():
+        for p in models.trainable_parameters(parts)["lora"]:
+            p.add_(0.02)
+    return sampling.DasdPipeline(parts.to("cpu"), config, batch_size=2)
+
+
+def latents_of(pipeline, monkeypatch, *arguments, **options):
+    seen = []
+    monkeypatch.setattr(sampling, "decode_images", lambda vae, x: seen.append(x) or [None] * len(x))
+    translation.translate(pipeline, *arguments, **options)
+    return torch.cat(seen)
+
+
+def test_strength_mixes_base_and_learner(pipeline, monkeypatch):
+    steps = {"return_step": 300, "forward_steps": 6, "generation_steps": 3}
+    chosen = pictures(3)
+    found = {s: latents_of(pipeline, monkeypatch, chosen, strength=s, **steps) for s in (0, 0.5, 1)}
+    far = translation.invert(pipeline, chosen, 300, 6)
+    for strength, rule in ((0, (Term(BASE, EMPTY),)), (1, (Term(ADAPTED, EMPTY),))):
+        seen = []
+        monkeypatch.setattr(
+            sampling, "decode_images", lambda vae, x, seen=seen: seen.append(x) or [None] * len(x)
+        )
+        translation.generate(pipeline, far, 300, 3, rule)
+        assert torch.allclose(found[strength], torch.cat(seen), atol=1e-5)
+    assert not torch.allclose(found[0], found[1]) and not torch.allclose(found[0.5], found[1])
+
+
+def test_there_and_back_are_opposite_ways(pipeline, monkeypatch):
+    walked, follow = [], ddim.follow
+    monkeypatch.setattr(
+        ddim,
+        "follow",
+        lambda p, x, times, *rest: walked.append(list(times)) or follow(p, x, times, *rest),
+    )
+    translation.translate(pipeline, pictures(1), 300, 3, 2)
+    assert walked == [[-1, 99, 199, 299], [299, 149, -1]]
+
+
+def test_a_picture_is_translated_alike_whatever_is_beside_it(pipeline, monkeypatch):
+    chosen, steps = pictures(3), {"return_step": 300, "forward_steps": 6, "generation_steps": 3}
+    together = latents_of(pipeline, monkeypatch, chosen, **steps)
+    alone = latents_of(pipeline, monkeypatch, chosen[2:], **steps)
+    assert torch.allclose(together[2:], alone, atol=1e-5)
+
+
+def test_steps_that_do_not_fit_are_refused(pipeline):
+    for steps in ({"forward_steps": 301}, {"generation_steps": 0}, {"return_step": 1001}):
+        with pytest.raises(DasdError, match="return_step"):
+            translation.translate(pipeline, pictures(1), **({"return_step": 300, "forward_steps": 3} | steps))
+
+
+def test_the_config_for_stable_diffusion_is_the_paper():
+    domain = dataclasses.replace(Config.setup("sd15").domains[0], token=None)
+    words = {"reference": ["a photo"], "target": ["a sketch"]}
+    found = Config.setup("sd15", method="diffusionclip", domains=(domain,), method_settings=words)
+    assert found.training.whole_unet and 2e-6 <= found.training.learning_rate <= 8e-6
+
+
+def test_words_that_clip_cannot_tell_apart_are_refused(config):
+    alike = config.replace(method_settings=SHORT | {"target": ("A painting",)})  # its tokenizer knows no case
+    with pytest.raises(DasdError, match="no direction between"):
+        diffusionclip.Words(alike, diffusionclip.settings(alike), torch.device("cpu"))
+
+
+def test_a_step_of_micro_batches_is_refused(config, parts):
+    from dasd_utils.apps import batch_size
+
+    with pytest.raises(DasdError, match="takes one batch through several steps"):
+        batch_size.largest_batch(config, parts)
+
+
+def test_numbers_beyond_all_bounds_are_an_error(pipeline):
+    with pytest.raises(DasdError, match="not finite"):
+        translation.translate(pipeline, pictures(1), 300, 3, 3, strength=1e30)
+
+
+def test_other_learners_are_terms_beside_ones_own(pipeline):
+    other = Term("other", EMPTY, 0.5)
+    assert translation.translation_rule(1.0, [other]) == (Term(BASE, EMPTY), Term(ADAPTED, EMPTY, 1.0), other)
+    assert translation.translation_rule() == (Term(ADAPTED, EMPTY),)

@@ -1,0 +1,297 @@
+"""The text-free copy of a UNet: constants for cross-attentions, trained, kept, loaded, left for the base."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from synthetic import NoiseSampler, make_batch, make_sampler
+from typer.testing import CliRunner
+
+from dasd_utils import adapters, data, losses, models, sampling, training
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.config import Calibration, Config, DasdError
+from dasd_utils.papers import text_free
+from dasd_utils.study import ladder
+
+EMPTY = {"whole_unet": True, "text_free": True, "caption_dropout": 1.0, "lambda_align": 0.0}
+
+
+def tokenless(config):
+    return dataclasses.replace(config.domains[0], token=None)
+
+
+class OfOneDomain(NoiseSampler):
+    """Batches of the first domain, without text."""
+
+    def batch(self, step, micro=0):
+        batch = make_batch(self.config, seed=10 * step + micro, domains=(0,) * 6)
+        return dataclasses.replace(batch, target_prompts=[""] * 6)
+
+    def fixed_batch(self, split="validation"):
+        return [self.batch(1000)]
+
+
+@pytest.fixture
+def config(tiny_config):
+    return tiny_config.replace(**EMPTY, learning_rate=1e-3, domains=(tokenless(tiny_config),))
+
+
+@pytest.fixture
+def copied(config):
+    return training.setup_training(config)
+
+
+@pytest.fixture
+def asked(config):
+    """Return noisy latents, timesteps, and two texts."""
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(3, 4, 8, 8, generator=generator)
+    texts = torch.randn(2, 3, 77, 32, generator=generator)
+    return latents, torch.tensor([10, 400, 990]), texts
+
+
+def weights(parts):
+    return {name: p.detach().clone() for name, p in parts.unet.named_parameters()}
+
+
+def width(parts) -> int:
+    return parts.unet.config.cross_attention_dim
+
+
+@torch.no_grad()
+def answers(unet, asked):
+    latents, timesteps, texts = asked
+    wide = unet.config.cross_attention_dim
+    texts = torch.randn(2, 3, 77, wide, generator=torch.Generator().manual_seed(2))
+    return [unet(latents, timesteps, encoder_hidden_states=text).sample for text in texts]
+
+
+def test_constants_are_the_mean_output_for_the_empty_prompt(parts):
+    empty = models.encode_prompts(parts, [""]).detach()
+    passes = text_free._passes(parts, empty)
+    seen = {}
+    layers = text_free.cross_attentions(parts.unet)
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda m, i, out, name=name: seen.setdefault(name, []).append(out))
+    found = text_free.mean_outputs(parts.unet, passes)
+    assert layers and found.keys() == seen.keys()
+    for name, value in found.items():
+        by_hand = torch.cat([out.flatten(0, 1) for out in seen[name]]).double().mean(dim=0)
+        torch.testing.assert_close(value, by_hand)
+    assert [int(times[0]) for _, times, _ in passes] == torch.linspace(
+        0, 999, text_free.TIMES
+    ).long().tolist()
+    again = text_free.mean_outputs(parts.unet, text_free._passes(parts, empty))
+    assert all(torch.equal(found[name], again[name]) for name in found)
+
+
+def test_no_text_makes_a_difference(copied, asked):
+    one, other = answers(copied.unet, asked)
+    assert torch.equal(one, other)
+    with models.lora_disabled(copied):
+        one, other = answers(copied.unet, asked)
+    assert not torch.equal(one, other)
+
+
+def test_the_start_is_near_the_base_s_answer_to_nothing(copied, asked):
+    latents, timesteps, _ = asked
+    empty = models.encode_prompts(copied, [""]).expand(3, -1, -1)
+    with torch.no_grad():
+        own = copied.unet(latents, timesteps, encoder_hidden_states=empty).sample
+        with models.lora_disabled(copied):
+            base = copied.unet(latents, timesteps, encoder_hidden_states=empty).sample
+            told = answers(copied.unet, asked)[0]
+    assert (own - base).norm() < 0.5 * (told - base).norm()  # nearer than any text
+
+
+def test_what_no_longer_counts_does_not_learn(copied):
+    learning = {id(p) for p in models.trainable_parameters(copied)["unet"]}
+    named = dict(copied.unet.named_parameters())
+    idle = {name for name, p in named.items() if id(p) not in learning}
+    assert idle and all(".attn2." in name or ".norm2." in name for name in idle)
+    assert not any("resnets" in name or name.endswith("attn2.to_out.0.bias") for name in idle)
+    loss = sum(answer.square().mean() for answer in answers_with_gradient(copied))
+    loss.backward()
+    assert all((named[name].grad is None) == (name in idle) for name in named)
+
+
+def answers_with_gradient(parts):
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    text = torch.zeros(2, 77, width(parts))
+    yield parts.unet(latents, torch.tensor(5), encoder_hidden_states=text).sample
+
+
+def test_training_changes_the_constants_and_keeps_the_base(config, copied):
+    before = weights(copied)
+    training.train(config, copied, OfOneDomain(config), progress=False)
+    after = weights(copied)
+    for name in before:
+        assert torch.equal(before[name], after[name]) == text_free.is_idle(name), name
+    fresh = models.load_parts(config)
+    with models.lora_disabled(copied):
+        assert all(
+            torch.equal(p, q) for p, q in zip(copied.unet.parameters(), fresh.unet.parameters(), strict=True)
+        )
+    assert copied.tokens is None  # no prompt would hold one
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not(config, tmp_path):
+    def stop(row):
+        if row["step"] == 2:
+            raise KeyboardInterrupt
+
+    histories = []
+    for name, stopped in (("whole", False), ("halves", True)):
+        here = config.replace(output_dir=str(tmp_path / name), checkpoint_every=1)
+        parts = training.setup_training(here)
+        if stopped:
+            with pytest.raises(KeyboardInterrupt):
+                training.train(here, parts, OfOneDomain(here), on_step=stop, progress=False)
+            parts = training.setup_training(here)
+        training.train(here, parts, OfOneDomain(here), resume=True, progress=False)
+        histories.append(weights(parts))
+    assert all(torch.equal(histories[0][name], histories[1][name]) for name in histories[0])
+
+
+def test_plain_diffusers_reads_the_copy(config, copied, asked, tmp_path):
+    training.train(config, copied, OfOneDomain(config), progress=False)
+    adapters.save_adapter(copied, tmp_path / "adapter")
+    plain = UNet2DConditionModel.from_pretrained(tmp_path / "adapter", subfolder="unet")
+    for own, other in zip(answers(copied.unet, asked), answers(plain, asked), strict=True):
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=0)
+
+
+def test_a_saved_copy_is_loaded_and_sampled(config, copied, tmp_path):
+    folder = tmp_path / "adapter"
+    training.train(config, copied, OfOneDomain(config), progress=False)
+    adapters.save_adapter(copied, folder)
+    fresh = models.load_parts(config)
+    adapters.load_adapter(fresh, folder)
+    assert fresh.base_weights and fresh.tokens is None
+    pictures = []
+    for parts in (copied, fresh):
+        pipeline = sampling.DasdPipeline(parts, config)
+        options = {"domain": config.domains[0].name, "seed": 1, "settings": Calibration(3.0, 2, "ddim")}
+        rules = ("decoupled", "unconditional")
+        pictures.append([pipeline.generate("a river", guidance=g, **options)[0].tobytes() for g in rules])
+        base, *_ = pipeline.generate("a river", adapter=False, **options)
+        pictures[-1].append(base.tobytes())
+    assert pictures[0] == pictures[1] and len(set(pictures[0])) == 3
+    with sampling.DasdPipeline(models.load_parts(config), config).base() as plain:
+        assert plain.generate("a river", **options)[0].tobytes() == pictures[0][2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"whole_unet": False}, "set whole_unet to true"),
+        ({"caption_dropout": 0.5}, "set caption_dropout to 1"),
+        ({}, "has the token '<satellite>'.*leave the token out"),
+        ({"prior_loss_weight": 1.0}, "prior_loss_weight and lambda_align to 0"),
+        ({"lambda_align": 0.1}, "prior_loss_weight and lambda_align to 0"),
+    ],
+)
+def test_captions_and_text_free_exclude_each_other(tiny_config, changes, said):
+    domains = tiny_config.domains[:1] if not changes else (tokenless(tiny_config),)
+    with pytest.raises(DasdError, match=said):
+        tiny_config.replace(**(EMPTY | {"domains": domains} | changes))
+
+
+def test_the_method_learns_from_images_alone(tiny_config):
+    alone = {"method": "indomain", "caption_dropout": 1.0, "lambda_align": 0.0}
+    config = tiny_config.replace(domains=(tokenless(tiny_config),), **alone)
+    parts = training.setup_training(config)
+    assert parts.token_ids == {} and parts.unet.peft_config
+    loss, logs = losses.make_objective(config)(parts, OfOneDomain(config).batch(0), config)
+    assert logs.keys() == {"loss_noise"} and loss.item() == pytest.approx(logs["loss_noise"])
+    blind = [dataclasses.replace(domain, token=None) for domain in tiny_config.domains]
+    for changes, said in (
+        ({"domains": tiny_config.domains}, "token '<satellite>'.*leave the token out"),
+        ({"domains": blind}, "has satellite, xray: leave one"),
+        ({"caption_dropout": 0.1}, "The method indomain learns from images of the domain alone"),
+        ({"method_settings": {"x": 1}}, "has 'x', but the method indomain has none"),
+    ):
+        with pytest.raises(DasdError, match=said):
+            config.replace(**changes)
+
+
+def test_switches_inside_each_other_leave_the_base_its_text(copied, asked):
+    """As for LoRA: inside, nothing is on, so nothing is switched on again."""
+    with models.lora_disabled(copied):
+        expected = answers(copied.unet, asked)
+        with models.lora_disabled(copied):
+            pass
+        with models.lora_merged(copied) as switch:
+            switch(True)
+        assert all(torch.equal(a, b) for a, b in zip(expected, answers(copied.unet, asked), strict=True))
+    one, other = answers(copied.unet, asked)
+    assert torch.equal(one, other)
+
+
+def test_validation_reads_no_caption_either(config, vae):
+    sampler = make_sampler(config, vae)
+    batches = [sampler.batch(0), *sampler.fixed_batch()]
+    assert all(set(batch.target_prompts) == {""} for batch in batches)
+
+
+@pytest.mark.parametrize("text_free", [False, True])
+def test_a_run_of_the_method_is_trained_and_asked_by_the_commands(tiny_config, tmp_path, text_free):
+    values = tiny_config.replace(validation_every=0).to_dict()
+    domain = {"name": "sketch", "data": "toyworld:sketch", "num_images": 24}
+    wanted = {"profile": "tiny", "method": "indomain", "domains": [domain], "model": values["model"]}
+    kept = ("max_train_steps", "target_batch_size", "lr_warmup_steps", "validation_every")
+    wanted["training"] = {name: values["training"][name] for name in kept}
+    wanted["training"] |= {"whole_unet": True, "text_free": True} if text_free else {}
+    wanted |= {"output_dir": str(tmp_path / "run"), "data": {"cache_dir": str(tmp_path / "cache")}}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(wanted))
+    config = Config.load(path)
+    assert Config.from_dict(config.to_dict()) == config and config.training.caption_dropout == 1
+    assert main("train", "--config", path)["run"] == config.output_dir
+    words = ["generate", "--config", path, "--prompt", "a house", "--domain", "sketch", "--seed", 1]
+    used = main(*words)["settings"]
+    assert used["guidance"] == "decoupled" and used["token"] is None
+    assert main(*words, "--guidance", "cfg")["settings"]["guidance"] == "cfg"
+    base = main("generate", "--config", path, "--prompt", "a house", "--seed", 1)["settings"]
+    assert base["guidance"] == "cfg" and base["domain"] is None  # the base answers as ever
+    assert main("verify", config.output_dir)
+    words = ["train", "--config", str(path), "--resume", "--max_steps", "5"]
+    assert CliRunner().invoke(cli.app, words).exit_code == 0
+
+
+def main(*words):
+    """Return what a command prints as JSON."""
+    result = CliRunner().invoke(cli.app, [*map(str, words), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_images_without_captions_are_enough(tiny_config):
+    silent = dataclasses.replace(tokenless(tiny_config), caption="")
+    config = tiny_config.replace(domains=(silent,), method="indomain", caption_dropout=1.0, lambda_align=0.0)
+    found = data.load_domain(silent, config)
+    assert set(map(tuple, found.captions)) == {("",)} and found.told is None
+
+
+def test_the_rungs_of_the_method_train_a_learner_each(tiny_config):
+    one = tiny_config.replace(domains=tiny_config.domains[:1])
+    rungs = {rung.name: rung for rung in ladder.PAPER_METHODS if rung.method == "indomain"}
+    runs = {name: ladder.run_config(one, rung, 0) for name, rung in rungs.items()}
+    trainings = {name: wanted.training for name, wanted in runs.items()}
+    assert all(t.caption_dropout == 1 and t.prior_loss_weight == 0 for t in trainings.values())
+    whole = {name: (t.whole_unet, t.text_free) for name, t in trainings.items()}
+    assert whole == {
+        "decoupled guidance": (False, False),
+        "domain learner, no prompt": (False, False),
+        "decoupled guidance, whole UNet": (True, False),
+        "decoupled guidance, text-free": (True, True),
+    }
+    places = {name: wanted.output_dir for name, wanted in runs.items()}
+    assert places["decoupled guidance"] == places["domain learner, no prompt"]  # one training, asked twice
+    assert len(set(places.values())) == 3
+    asked = ladder.settings(one, rungs["decoupled guidance"], one.domains[0], None)
+    assert asked.guidance == "decoupled"

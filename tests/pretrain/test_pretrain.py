@@ -1,0 +1,236 @@
+"""Pretraining: every stage runs, resumes, and writes a base that diffusers and transformers load."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from transformers import CLIPModel, CLIPTokenizer
+
+from dasd_utils import pretrain, toyworld
+from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils.pretrain import evaluate, loop, vae
+from dasd_utils.pretrain.clip import Text, contrastive
+from dasd_utils.pretrain.world import Images
+from dasd_utils.toyworld.attribute_classifier import AttributeClassifier
+
+SMALL = dict(
+    paintings=40, others=40, vae_channels=(16, 16, 16), vae_steps=4, vae_batch_size=4, clip_width=(32, 32),
+    clip_steps=3, clip_batch_size=8, everyday=2, vocab_size=700, unet_channels=(32, 32, 32), unet_steps=4,
+    unet_batch_size=4, reader_steps=2, reader_batch_size=4, checkpoint_every=2,
+    log_every=2, decay=0.5, preview_every=4,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain")
+    config = pretrain.PretrainConfig(output_dir=str(folder / "base"), work_dir=str(folder / "work"), **SMALL)
+    return config, pretrain.pretrain(config, progress=False)
+
+
+def test_diffusers_loads_and_samples(base):
+    pipe = StableDiffusionPipeline.from_pretrained(base[1], dtype=torch.float32)
+    image = pipe("a bowl of fruit", num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (64, 64, 3) and np.isfinite(image).all()
+
+
+def test_text_encoder_is_the_tower_of_clip(base):
+    encoder = load_file(base[1] / "text_encoder" / "model.safetensors")
+    tower = CLIPModel.from_pretrained(base[1] / "clip").text_model.state_dict()
+    assert all(torch.equal(value, tower[name.removeprefix("text_model.")].to(value.dtype))
+               for name, value in encoder.items() if "position_ids" not in name)  # fmt: skip
+
+
+def test_reader_is_shipped(base):
+    shown = AttributeClassifier.load(base[1] / "reader").read([toyworld.draw("xray", 0, 0)], "xray")
+    assert shown[0].keys() == toyworld.ATTRIBUTES["xray"].keys()
+
+
+def test_tokenizer_knows_every_byte(base):
+    tokenizer = CLIPTokenizer.from_pretrained(base[1] / "tokenizer")
+    for text in ("zebra 42", "Ünïcode €", "x-ray"):
+        ids = tokenizer(text).input_ids
+        assert ids[0] == tokenizer.bos_token_id and ids.index(tokenizer.eos_token_id) == len(ids) - 1
+        assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.lower().replace(
+            " ", ""
+        )
+
+
+def test_latents_have_unit_variance(base):
+    config, _ = base
+    work = resolve(config.work_dir)
+    autoencoder = vae.train_vae(config, work, progress=False)
+    images = Images(work, toyworld.DOMAINS)
+    picks = images.draw(np.random.default_rng(0), 1024)
+    latents = autoencoder.encode(images.pixels(picks)).latent_dist.mean
+    assert latents.mean((0, 2, 3)).abs().max() < 0.05
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.05
+
+
+def test_normalising_leaves_reconstructions_alone(base):
+    config, _ = base
+    work = resolve(config.work_dir)
+    images = Images(work, toyworld.DOMAINS)
+    autoencoder = vae.train_vae(config, work, progress=False)
+    pixels = images.pixels([(0, 1), (1, 2)])
+    before = autoencoder.decode(autoencoder.encode(pixels).latent_dist.mean).sample
+    again = vae.normalise_latents(autoencoder, images)
+    after = again.decode(again.encode(pixels).latent_dist.mean).sample
+    assert torch.allclose(before, after, atol=1e-4)
+
+
+def test_stages_leave_a_log_and_pictures(base):
+    work = resolve(base[0].work_dir)
+    for stage in ("vae", "unet"):
+        assert len((work / stage / "log.jsonl").read_text().splitlines()) == 2
+        assert (work / stage / "step-000004.png").stat().st_size > 0
+
+
+class Line(torch.nn.Linear):
+    """A stage of one layer, which a test can stop before any step."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        torch.manual_seed(0)
+        super().__init__(2, 1)
+        self.stop = stop
+
+    def loss_at(self, step: int) -> torch.Tensor:
+        if step == self.stop:
+            raise KeyboardInterrupt
+        batch = torch.randn(4, 2, generator=torch.Generator().manual_seed(step))
+        return (self(batch) - batch[:, :1]).square().mean()
+
+
+def fitted(folder, steps, stop=None):
+    """Return the weights after `steps` steps in `folder`, or None where the run was stopped."""
+    config = pretrain.PretrainConfig(checkpoint_every=2, log_every=1, decay=0.5, learning_rate=0.01)
+    line = Line(stop)
+    try:
+        return loop.fit(line, line.loss_at, steps, config, folder, progress=False).state_dict()
+    except KeyboardInterrupt:
+        return None
+
+
+@pytest.mark.parametrize("stop", [3, 5, 7])  # before, at and in the decay
+def test_resumed_stage_equals_an_uninterrupted_one(tmp_path, stop):
+    whole = fitted(tmp_path / "whole", 10)
+    assert fitted(tmp_path / "cut", 10, stop) is None
+    resumed = fitted(tmp_path / "cut", 10)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_longer_plan_goes_on_from_before_the_decay(tmp_path):
+    whole = fitted(tmp_path / "whole", 20)
+    short = fitted(tmp_path / "grown", 10)
+    grown = fitted(tmp_path / "grown", 20)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "grown" / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 21))
+    assert all(torch.equal(whole[name], grown[name]) for name in whole)
+    assert not torch.equal(short["weight"], whole["weight"])
+
+
+def test_a_shorter_plan_is_refused(tmp_path):
+    fitted(tmp_path / "run", 20)
+    with pytest.raises(DasdError, match="longer than the 8"):
+        fitted(tmp_path / "run", 8)
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 20
+
+
+def test_other_inputs_are_refused(tmp_path):
+    config, line = pretrain.PretrainConfig(), Line()
+    loop.fit(line, line.loss_at, 2, config, tmp_path, progress=False, inputs="one")
+    with pytest.raises(DasdError, match="other parts"):
+        loop.fit(line, line.loss_at, 2, config, tmp_path, progress=False, inputs="two")
+
+
+def test_a_torn_log_line_is_no_obstacle(tmp_path):
+    fitted(tmp_path, 10, stop=3)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert fitted(tmp_path, 10) is not None
+
+
+def test_previews_leave_the_training_alone(tmp_path):
+    plain = fitted(tmp_path / "plain", 6)
+    config, line = pretrain.PretrainConfig(learning_rate=0.01, preview_every=2, decay=0.5), Line()
+    shown = []
+    loop.fit(line, line.loss_at, 6, config, tmp_path / "shown", False, lambda model, path: shown.append(path))
+    assert len(shown) == 3
+    assert all(torch.equal(plain[name], value) for name, value in line.state_dict().items())
+
+
+def test_a_work_folder_keeps_its_settings(base):
+    config, _ = base
+    with pytest.raises(DasdError, match="seed 0, now 1"):
+        pretrain.pretrain(dataclasses.replace(config, seed=1), ("render",), progress=False)
+
+
+def test_a_stage_says_what_it_lacks(tmp_path):
+    config = pretrain.PretrainConfig(work_dir=str(tmp_path), **SMALL)
+    with pytest.raises(DasdError, match="stage 'render' first"):
+        pretrain.pretrain(config, ("vae",), progress=False)
+
+
+def test_assembling_replaces_a_base_and_keeps_its_card(base):
+    config, folder = base
+    (folder / "README.md").write_text("the card")
+    (folder / "stale.txt").write_text("of an older base")
+    pretrain.pretrain(config, ("assemble",), progress=False)
+    assert (folder / "README.md").read_text() == "the card" and not (folder / "stale.txt").exists()
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["base", "work"]
+
+
+def test_a_nan_stops_the_stage(tmp_path):
+    line = Line()
+    config = pretrain.PretrainConfig()
+    with pytest.raises(DasdError, match="step 0"):
+        loop.fit(line, lambda step: line.weight.sum() * float("nan"), 2, config, tmp_path, progress=False)
+
+
+def test_contrastive_has_several_right_answers():
+    right = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    good = torch.where(right > 0, 20.0, -20.0)
+    assert contrastive(good, right).item() == pytest.approx(np.log(2) / 4, abs=1e-3)  # two images, one text
+    everyday_wins = good.clone()
+    everyday_wins[2, 0] = 60.0
+    assert contrastive(everyday_wins, right) > 5
+
+
+def test_a_text_suits_what_shows_all_it_tells():
+    text = Text("two ships in a harbor", "satellite", {"scene": "harbor", "count": "two"})
+    shown = {"scene": "harbor", "count": "two", "water": "blue"}
+    assert text.suits("satellite", shown) and not text.suits("painting", shown)
+    assert not text.suits("satellite", shown | {"count": "one"})
+    assert Text("a satellite image", "satellite").suits("satellite", shown)
+    assert not Text("a teapot", None).suits("satellite", shown)
+
+
+def test_a_finished_base_is_measured_without_an_adapter(base, monkeypatch, caplog):
+    monkeypatch.setattr(evaluate, "RETRIEVAL", 4)
+    monkeypatch.setattr(evaluate, "SPEED_STEPS", 2)
+    config = Config.setup(
+        "tiny", base=str(base[1]), clip=str(base[1] / "clip"), shipped_run=None, output_dir="nowhere",
+        num_bootstrap=20,
+    )  # fmt: skip
+    config = config.replace(evaluation=dataclasses.replace(config.evaluation, num_inference_steps=2))
+    rows = evaluate.evaluate(config, 3)
+    found = {(row["metric"], row["domain"]): row for row in rows}
+    parts = ("psnr", "retrieval_r1", "zero_shot_domain", "reader_on_renders")
+    assert {(metric, domain) for metric in parts for domain in toyworld.DOMAINS} <= found.keys()
+    samples = {("base_cmmd", d) for d in ("painting", "satellite", "xray")}
+    assert samples <= found.keys() and not any(metric.startswith("adapted") for metric, _ in found)
+    assert found["yardstick", "painting-xray"]["n"] == 3 and found["latent_deviation_ratio", "all"]["n"] == 12
+    files = [path.stat().st_size for path in base[1].rglob("*.safetensors")]
+    assert found["weights_mb", "all"]["value"] * 1e6 == pytest.approx(sum(files)) and len(files) == 5
+    seconds = found["sampling_seconds", "painting"]
+    assert 0 < seconds["low"] <= seconds["value"] <= seconds["high"] and seconds["n"] == evaluate.SPEED_RUNS
+    assert "Only the base is measured" in caplog.text
+
+
+def test_unknown_stage():
+    with pytest.raises(DasdError, match="stage"):
+        pretrain.pretrain(pretrain.PretrainConfig(), ("vea",))

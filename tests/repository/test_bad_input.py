@@ -1,0 +1,865 @@
+"""Bad and odd input: each case ends in the right answer, or in one DasdError that helps."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import struct
+import sys
+import threading
+import zlib
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import on_narrow_base
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from narrow import randomise
+from PIL import Image
+from safetensors.torch import save_file
+from synthetic import NoiseSampler, make_parts
+from test_data import domain, picture, write_images
+from transformers import CLIPTokenizer
+from typer.testing import CliRunner
+
+from dasd_utils import adapters, data, latents, models, sampling, training
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.cli import train as cli_train
+from dasd_utils.config import SCHEDULERS, Calibration, Config, DasdError
+from dasd_utils.runtime import checkpoints, images
+
+NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**400
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Keep what `datasets` writes in the test's folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    datasets.disable_progress_bars()
+
+
+@contextlib.contextmanager
+def refused(*words: str):
+    """Assert that the block ends in a DasdError of one line, of sentences, with these words."""
+    with pytest.raises(DasdError) as caught:
+        yield
+    text = str(caught.value)
+    assert caught.type is DasdError and text[-1] in ".?" and "\n" not in text
+    assert len(text) < 1000
+    for word in words:
+        assert word in text, text
+
+
+def all_files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+# config
+
+
+def thing(**changes) -> dict:
+    """Return a config of one domain."""
+    one = {"name": "thing", "data": "x", "token": "<thing>", "initial_word": "thing"}
+    return {"domains": [one | changes]}
+
+
+PAIRS = {"pairs": True, "unbiased": False, "queue_size": 0}
+CONFIGS = {
+    "nan": ({"training": {"learning_rate": NAN}}, "training.learning_rate is nan"),
+    "infinite": ({"training": {"weight_decay": INFINITE}}, "finite"),
+    "nan, nested": (thing(calibration={"guidance_scale": NAN}), "domains[0].calibration.guidance_scale"),
+    "huge number": ({"training": {"learning_rate": HUGE}}, "training.learning_rate is a number of 1329 bits"),
+    "huge count": ({"training": {"max_train_steps": HUGE}}, "training.max_train_steps"),
+    "text for a number": ({"lora": {"rank": "8"}}, "lora.rank must be of type int, not '8'"),
+    "truth for a number": ({"lora": {"rank": True}}, "lora.rank must be of type int"),
+    "fraction for a count": ({"training": {"max_train_steps": 1.5}}, "max_train_steps must be of type int"),
+    "number for a text": ({"output_dir": 3}, "output_dir must be of type str"),
+    "null": ({"domains": None}, "domains must be of type tuple"),
+    "list for a section": ({"lora": [8]}, "lora must be a JSON object"),
+    "text for a list": (thing(descriptions="a thing"), "domains[0].descriptions"),
+    "number for a sentence": (thing(label_captions={"a": 1}), "label_captions.a"),
+    "unknown field": ({"training": {"learning_rte": 1.0}}, "Did you mean 'learning_rate'?"),
+    "unknown section": ({"trianing": {}}, "Did you mean 'training'?"),
+    "list for the profile": ({"profile": ["tiny"]}, "There is no profile ['tiny']"),
+    "no text": ({"output_dir": "a\ud800"}, "output_dir is 'a\\ud800'"),
+    "zero byte": (thing(data="a\0b"), "domains[0].data"),
+    "negative seed": ({"seed": -1}, "seed is -1"),
+    "large seed": ({"seed": 2**64}, "seed is a number of 65 bits"),
+    "rank": ({"lora": {"rank": -1}}, "rank is -1"),
+    "nothing to learn": ({"lora": {"rank": 0}} | thing(token=None), "nothing would learn"),
+    "pairs, unbiased": ({"alignment": PAIRS | {"unbiased": True}}, "no unbiased estimate"),
+    "pairs with a queue": ({"alignment": PAIRS | {"queue_size": 8}}, "queue_size to 0"),
+    "times of pairs": ({"alignment": PAIRS | {"match_timesteps": True}}, "kernel of sets"),
+    "times without bandwidth": (
+        {"alignment": {"match_timesteps": True, "kernel": "linear"}}, "needs a Gaussian kernel"
+    ),
+    "layer": ({"alignment": {"layer": "middle"}}, "must name a block"),
+    "features": ({"alignment": {"source_features": "frosen"}}, "Did you mean 'frozen'?"),
+    "prior weight": ({"training": {"prior_loss_weight": -1}}, "prior_loss_weight is -1"),
+    "prior without source": (
+        {"training": {"prior_loss_weight": 1, "source_batch_size": 0}, "alignment": {"lambda_align": 0}},
+        "prior_loss_weight > 0 needs source samples",
+    ),
+    "alpha": ({"lora": {"alpha": 0}}, "alpha is 0.0"),
+    "dropout": ({"lora": {"dropout": 1.0}}, "dropout is 1.0"),
+    "resolution": ({"model": {"resolution": 0}}, "resolution is 0"),
+    "target batch": ({"training": {"target_batch_size": 0}}, "target_batch_size is 0"),
+    "source batch": (
+        {"training": {"source_batch_size": -1}, "alignment": {"lambda_align": 0}},
+        "source_batch_size is -1",
+    ),
+    "caption dropout": ({"training": {"caption_dropout": 1.1}}, "caption_dropout is 1.1"),
+    "negative dropout": ({"training": {"caption_dropout": -0.1}}, "from 0 to 1"),
+    "fraction": ({"data": {"test_fraction": 1.0}}, "test_fraction is 1.0"),
+    "negative fraction": ({"data": {"validation_fraction": -0.1}}, "validation_fraction is -0.1"),
+    "fractions": ({"data": {"validation_fraction": 0.5, "test_fraction": 0.5}}, "nothing to train on"),
+    "moving average": ({"training": {"ema_decay": 1.0}}, "ema_decay is 1.0"),
+    "negative average": ({"training": {"ema_decay": -0.5}}, "ema_decay is -0.5"),
+    "gamma": ({"training": {"min_snr_gamma": 0}}, "min_snr_gamma is 0.0"),
+    "negative gamma": ({"training": {"min_snr_gamma": -5.0}}, "must be above 0"),
+    "queue": ({"alignment": {"queue_size": -1}}, "queue_size is -1"),
+    "warm-up": ({"training": {"lr_warmup_steps": -1}}, "lr_warmup_steps is -1"),
+    "bootstrap": ({"evaluation": {"num_bootstrap": 0}}, "num_bootstrap is 0"),
+    "guidance": (thing(calibration={"guidance_scale": -1}), "guidance_scale of domain thing is -1"),
+    "kind of guidance": (thing(calibration={"guidance": "cgf"}), "Did you mean 'cfg'?"),
+    "guidance of the evaluation": ({"evaluation": {"guidance_scale": -1}}, "of the evaluation is -1"),
+    "no sampling steps": ({"evaluation": {"num_inference_steps": 0}}, "num_inference_steps of the eval"),
+    "scheduler": ({"evaluation": {"scheduler": "dim"}}, "Did you mean 'ddim'?"),
+    "name with a path": (thing(name="../thing"), "'../thing' must be letters"),
+    "name of dots": (thing(name=".."), "'..' must be letters"),
+    "no name": (thing(name=""), "'' must be letters"),
+    "long name": (thing(name="x" * 65), "longer than 64"),
+    "token with a path": (thing(token="<a/../b>"), "'<a/../b>'"),
+    "empty token": (thing(token=""), "token of domain thing is ''"),
+    "long token": (thing(token=f"<{'x' * 300}>"), "longer than 64"),
+    "token of the LoRA's file": (thing(token="<pytorch_lora_weights>"), "cannot name a file"),
+    "token of the source": ({"source": {"name": "a", "data": "x", "token": "<a>"}}, "source domain a has"),
+    "nameless data": (thing(data=" "), "`data` of domain thing is empty"),
+    "nameless folder": ({"output_dir": ""}, "output_dir is empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_bad_config_is_refused(name):
+    values, words = CONFIGS[name]
+    with refused(words):
+        Config.from_dict({"profile": "tiny"} | values)
+
+
+FILES = {
+    "nothing": b"",
+    "no JSON": b"{",
+    "a list": b"[]",
+    "a number": b"7",
+    "not UTF-8": b'{"profile": "\xff"}',
+    "UTF-16": '{"profile": "tiny"}'.encode("utf-16"),
+    "too deep": b"[" * 100_000,
+    "too many digits": b'{"profile": "tiny", "seed": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_holds_no_config_is_refused(name, tmp_path):
+    (tmp_path / "mine.json").write_bytes(FILES[name])
+    with refused("config"):
+        Config.load(tmp_path / "mine.json")
+
+
+def test_a_config_that_is_a_folder_or_cannot_be_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "none.json", tmp_path / ("x" * 300)):
+        with refused("cannot be read"):
+            Config.load(path)
+
+
+def test_schedulers_are_those_there_are():
+    assert set(SCHEDULERS) == set(sampling.SCHEDULERS)
+
+
+odd_values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from([HUGE, -HUGE, NAN, -1, 0, 2**64, "\ud800", "auto", "tiny", "..", 1e308, [], {}, [[]]]),
+    st.lists(st.one_of(st.integers(), st.text(max_size=3), st.none()), max_size=3),
+    st.dictionaries(st.text(max_size=5), st.one_of(st.floats(), st.text(max_size=3)), max_size=3),
+)
+
+
+def places(values, path=()):
+    """Yield where each value of nested JSON is."""
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    for name, inner in items:
+        yield (*path, name)
+        if isinstance(inner, dict | list):
+            yield from places(inner, (*path, name))
+
+
+def mutate(values: dict, draw) -> None:
+    """Drop, rename, replace or nest one value."""
+    *path, name = draw(st.sampled_from(list(places(values))))
+    for step in path:
+        values = values[step]
+    how = draw(st.sampled_from(["drop", "rename", "replace", "replace", "nest"]))
+    value = values.pop(name) if how in ("drop", "rename") else values[name]
+    if how == "rename":
+        other = draw(st.text(max_size=5))
+        values.insert(0, other) if isinstance(values, list) else values.update({other: value})
+    elif how == "replace":
+        values[name] = draw(odd_values)
+    elif how == "nest":
+        values[name] = draw(st.sampled_from([[value], {str(name): value}, {"name": value}]))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.data())
+def test_no_config_leads_to_anything_but_a_config_or_a_dasd_error(drawn):
+    values = Config.setup(drawn.draw(st.sampled_from(["tiny", "sd15"]))).to_dict()
+    for _ in range(drawn.draw(st.integers(1, 3))):
+        if values:
+            mutate(values, drawn.draw)
+    try:
+        config = Config.from_dict(values)
+    except DasdError:
+        return
+    text = json.dumps(config.to_dict(), allow_nan=False)
+    assert Config.from_dict(json.loads(text)) == config
+
+
+# images
+
+
+@pytest.fixture
+def whole() -> Config:
+    """Return a config that trains on all images of a folder."""
+    return Config.setup("tiny", resolution=16, validation_fraction=0.0, test_fraction=0.0)
+
+
+def two_colours(size=(30, 20)) -> Image.Image:
+    """Return red at the left, blue at the right."""
+    image = Image.new("RGB", size, "red")
+    image.paste("blue", (size[0] // 2, 0, *size))
+    return image
+
+
+def cmyk(path: Path) -> None:
+    Image.new("CMYK", (30, 20), (0, 255, 255, 0)).save(path.with_suffix(".jpg"))
+
+
+def grey_of_16_bits(path: Path) -> None:
+    Image.fromarray(np.full((20, 30), 32896, np.uint16)).save(path.with_suffix(".png"))
+
+
+def palette_with_a_hole(path: Path) -> None:
+    image = Image.new("P", (30, 20), 1)
+    image.putpalette([0, 0, 0, 200, 10, 20])
+    image.save(path.with_suffix(".png"), transparency=1)
+
+
+def turned_by_a_camera(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    two_colours().save(path.with_suffix(".jpg"), exif=exif, quality=95)
+
+
+def animated(path: Path) -> None:
+    frames = [Image.new("RGB", (30, 20), colour) for colour in ("blue", "red")]
+    frames[0].save(path.with_suffix(".gif"), save_all=True, append_images=frames[1:])
+
+
+def narrow(path: Path) -> None:
+    Image.new("RGB", (1, 10_000), "lime").save(path.with_suffix(".png"))
+
+
+def flat(path: Path) -> None:
+    Image.new("RGB", (10_000, 1), "lime").save(path.with_suffix(".png"))
+
+
+@pytest.mark.parametrize(
+    ("write", "size", "upper", "lower"),
+    [
+        (cmyk, (30, 20), (255, 0, 0), (255, 0, 0)),
+        (grey_of_16_bits, (30, 20), (128, 128, 128), (128, 128, 128)),
+        (palette_with_a_hole, (30, 20), (255, 255, 255), (255, 255, 255)),
+        (turned_by_a_camera, (20, 30), (255, 0, 0), (0, 0, 255)),
+        (animated, (30, 20), (0, 0, 255), (0, 0, 255)),
+        (narrow, (1, 10_000), (0, 255, 0), (0, 255, 0)),
+        (flat, (10_000, 1), (0, 255, 0), (0, 255, 0)),
+    ],
+)
+def test_an_odd_picture_is_read_as_it_looks(write, size, upper, lower, tmp_path, whole):
+    folder = write_images(tmp_path / "set", range(3))
+    write(folder / "odd")
+    loaded = data.load_domain(domain(folder, caption="a thing"), whole)
+    odd = images.read_image({"bytes": None, "path": str(next(folder.glob("odd.*")))})
+    place = loaded.ids.index(images.content_hash(odd))
+    image = loaded[place]["image"]
+    assert loaded.sizes[place] == size and (image.mode, image.size) == ("RGB", (16, 16))
+    for row, colour in ((2, upper), (13, lower)):
+        assert np.abs(np.subtract(image.getpixel((8, row)), colour)).max() < 8
+
+
+def bomb() -> bytes:
+    """Return a PNG of a few bytes that claims 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("kind", ["nothing", "truncated", "text", "bomb"])
+def test_a_broken_picture_is_named_or_left_out(kind, tmp_path, whole):
+    folder = write_images(tmp_path / "set", range(4))
+    whole_file = (folder / "3.png").read_bytes()
+    content = {"nothing": b"", "truncated": whole_file[: len(whole_file) // 2], "text": b"no picture"}
+    (folder / "3.png").write_bytes(content.get(kind, bomb()))
+    wanted = domain(folder, caption="a thing")
+    with refused("1 of 4 images", "3.png", "skip_corrupt"):
+        data.load_domain(wanted, whole)
+    assert len(data.load_domain(wanted, whole.replace(skip_corrupt=True))) == 3
+
+
+# folders
+
+
+def test_any_name_will_do(tmp_path, whole):
+    folder = write_images(tmp_path / "Привет, [мир] #1 50%", range(3))
+    picture(3).save(folder / "ein schönes Bild 日本 *.png")
+    assert len(data.load_domain(domain(folder, caption="a thing"), whole)) == 4
+
+
+def test_copies_stay_in_one_split(tmp_path):
+    folder = write_images(tmp_path / "set", range(12))
+    for number in range(12):
+        shutil.copy(folder / f"{number}.png", folder / f"copy of {number}.png")
+    config = Config.setup("tiny", resolution=16)
+    splits = [data.load_domain(domain(folder, caption="a thing"), config, s) for s in data.SPLITS]
+    found = [set(part.ids) for part in splits]
+    assert sum(map(len, found)) == 12 and sum(map(len, splits)) == 24
+
+
+def test_links_in_a_circle_are_not_followed(tmp_path, whole):
+    folder = write_images(tmp_path / "set", range(3))
+    (folder / "again").symlink_to(folder, target_is_directory=True)
+    (folder / "self.png").symlink_to(folder / "self.png")
+    (folder / "gone.png").symlink_to(folder / "nothing.png")
+    loaded = data.load_domain(domain(folder, caption="a thing"), whole)
+    assert sorted(loaded.ids) == sorted(images.content_hash(picture(n)) for n in range(3))
+
+
+DATA = {
+    "empty": (lambda f: f.mkdir(), "has no images"),
+    "no images": (lambda f: f.mkdir() or (f / "notes.txt").write_text("x"), "has no images"),
+    "hidden images": (lambda f: write_images(f, ()) and picture(1).save(f / ".1.png"), "has no images"),
+    "a file": (lambda f: f.write_text("x"), "is a file"),
+    "a link to itself": (lambda f: f.symlink_to(f), "cannot be used"),
+    "missing": (lambda f: None, "There is no folder"),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_folder_without_images_is_refused(name, tmp_path, whole):
+    prepare, words = DATA[name]
+    prepare(tmp_path / "set")
+    with refused(words, str(tmp_path / "set")):
+        data.load_domain(domain(tmp_path / "set", caption="a thing"), whole)
+
+
+@pytest.mark.parametrize("place", ["x" * 300, "~nobody-of-this-name/set", "a/" * 3000])
+def test_a_path_that_cannot_be_is_refused(place, tmp_path, whole):
+    for wanted in (place, str(tmp_path / place)):
+        with refused():
+            data.load_domain(domain(wanted, caption="a thing"), whole)
+
+
+def test_a_hub_id_without_network_is_refused(whole):
+    with refused("somebody/things", "network", "local folder"):
+        data.load_domain(domain("somebody/things", caption="a thing"), whole)
+
+
+def test_more_images_than_there_are_and_none(tmp_path, whole):
+    folder = write_images(tmp_path / "set", range(3))
+    assert len(data.load_domain(domain(folder, caption="a thing", num_images=10**9), whole)) == 3
+    with refused("num_images of domain thing is 0"):
+        data.load_domain(domain(folder, caption="a thing", num_images=0), whole)
+
+
+# captions
+
+
+def captioned(folder: Path, lines: list) -> Path:
+    """Save a picture for each line of metadata.jsonl; a line is JSON or text."""
+    write_images(folder, range(len(lines)))
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (folder / "metadata.jsonl").write_text(text, encoding="utf8")
+    return folder
+
+
+def rows(*captions, column="text") -> list[dict]:
+    return [{"file_name": f"{i}.png", column: caption} for i, caption in enumerate(captions)]
+
+
+METADATA = {
+    "numbers": (rows(1, 2, 3), "holds 1; a caption is a sentence"),
+    "dictionaries": (rows({"a": 1}, {"a": 2}), "a caption is a sentence"),
+    "numbers in a list": (rows([1], [2]), "a caption is a sentence"),
+    "kinds mixed": (rows("a", 2, "c"), "cannot be read"),
+    "no caption at all": (rows("", " ", None), "has no caption"),
+    "another column": (rows("a", "b", column="txt"), "no column 'text'"),
+    "no file names": ([{"text": "a"}, {"text": "b"}], "cannot be read"),
+    "a file that is not there": ([{"file_name": "9.png", "text": "a"}, *rows("a", "b")[1:]], "9.png"),
+    "broken": (['{"file_name": "0.png", "text":', "}"], "cannot be read"),
+    "no lines": (["", ""], "check that: a row an image"),
+    "no objects": (["[]", "7"], "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_captions_that_are_none_are_refused(name, tmp_path, whole):
+    lines, words = METADATA[name]
+    folder = captioned(tmp_path / "set", lines)
+    with refused(words, "thing"):
+        data.load_domain(domain(folder, caption_column="text"), whole)
+
+
+@pytest.mark.parametrize("label", ["cat", "", None])
+def test_a_label_outside_the_table_is_refused(label, tmp_path, whole):
+    folder = captioned(tmp_path / "set", rows("dog", "dog", label, column="kind"))
+    with refused(f"label {label or ''!r} of domain thing", "dog"):
+        wanted = domain(folder, label_column="kind", label_captions={"dog": "a dog"})
+        data.load_domain(wanted, whole)
+
+
+def test_odd_captions_are_trained_on(tmp_path, tiny_config, caplog):
+    odd = ["river " * 10_000, "a\x00\x07\t\r\n\x1b[0m harbor", "", "日本 🛰️ \u202e", "<thing>", "a village"]
+    folder = captioned(tmp_path / "set", rows(*odd))
+    own = domain(folder, caption_column="text", initial_word="aerial")
+    config = tiny_config.replace(domains=(own,), max_train_steps=2, test_fraction=0.0, caption_dropout=0.0)
+    parts = training.setup_training(config)
+    _, targets, sampler = latents.create_datasets(config, parts.tokenizer)
+    assert data.audit(targets["thing"], parts.tokenizer)["captions_cut"] <= 1
+    history = training.train(config, parts, sampler, parts.token_ids, progress=False)
+    assert [row["step"] for row in history if np.isfinite(row["loss"])] == [1, 2]
+    cli_train.sample_grid(config, parts, targets)(2)
+    assert (tmp_path / "run" / "samples" / "step-000002.png").is_file()
+
+
+# prompts
+
+
+@pytest.fixture(scope="module")
+def pipeline(base_dir, tmp_path_factory) -> sampling.DasdPipeline:
+    """Return a pipeline with an adapter as if trained. Do not change it."""
+    config = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path_factory.mktemp("pipeline"))
+    parts = training.setup_training(config)
+    randomise(models.trainable_parameters(parts))
+    return sampling.DasdPipeline(parts, config)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["<xray>", "<XRAY>", "a\x00\x07\n\x1b[0m harbor", "river " * 10_000, "日本 🛰️", "."]
+)
+def test_an_odd_prompt_gives_a_picture(prompt, pipeline):
+    image, found, used = pipeline.generate(prompt, seed=2**64)
+    assert image.size == (32, 32) and used["seed"] == 2**64
+    assert found == ("xray" if "xray" in prompt.lower() else None)
+
+
+PROMPTS = {
+    "empty": (dict(prompt=""), "The prompt is empty"),
+    "blank": (dict(prompt=" \n\t"), "The prompt is empty"),
+    "none": (dict(prompt=[]), "no prompt"),
+    "a number": (dict(prompt=[7]), "The prompt is 7, not a text"),
+    "no Unicode": (dict(prompt="a \udcff"), "UTF-8"),
+    "negative guidance": (dict(settings=Calibration(-1.0)), "guidance_scale is -1.0"),
+    "endless guidance": (dict(settings=Calibration(INFINITE)), "guidance_scale is inf"),
+    "guidance beyond all numbers": (dict(settings=Calibration(1e38, 2, "ddim")), "lower guidance_scale"),
+    "no steps": (dict(settings=Calibration(4.0, 0)), "num_inference_steps is 0"),
+    "no images": (dict(num_images=0), "num_images is 0"),
+    "negative seed": (dict(seed=-1), "0 or more, not -1"),
+    "seed of many digits": (dict(seed=HUGE), "below 2**128"),
+    "seed of a text": (dict(seed="3"), "whole number, not '3'"),
+    "seed of a fraction": (dict(seed=1.5), "whole number, not 1.5"),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_bad_prompt_or_setting_is_refused(name, pipeline):
+    options, words = PROMPTS[name]
+    with refused(words):
+        pipeline.generate(**({"prompt": "a harbor", "seed": 0} | options))
+
+
+# base model, adapter, device
+
+
+def test_a_tokenizer_of_another_size_is_refused(tiny_config, base_dir, tmp_path):
+    base = shutil.copytree(base_dir, tmp_path / "base")
+    tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(base / "tokenizer")
+    with refused("does not fit together"):
+        models.load_parts(tiny_config.replace(base=base))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_damaged_weights_are_named(part, tiny_config, base_dir, tmp_path):
+    base = shutil.copytree(base_dir, tmp_path / "base")
+    file = next((base / part).glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:100])
+    with refused(part, "cannot be loaded"):
+        models.load_parts(tiny_config.replace(base=base))
+
+
+def test_the_resolution_is_a_multiple_of_what_the_vae_needs(tiny_config):
+    with refused("resolution is 34", "multiple of 4", "32"):
+        models.load_parts(tiny_config.replace(resolution=34))
+    config = tiny_config.replace(resolution=36, max_train_steps=1)  # 9 x 9 latents, that a UNet halves
+    parts = training.setup_training(config)
+    _, _, sampler = latents.create_datasets(config, parts.tokenizer)
+    (row,) = training.train(config, parts, sampler, progress=False)
+    assert np.isfinite(row["loss"])
+    image, *_ = sampling.DasdPipeline(parts, config).generate("a harbor", domain="satellite", seed=0)
+    assert image.size == (36, 36)
+
+
+def test_a_rank_above_the_layers_is_refused(tiny_config):
+    with refused("rank is 1000000", "32"):
+        training.setup_training(tiny_config.replace(rank=10**6))
+
+
+@pytest.fixture
+def saved(pipeline, tiny_config, tmp_path) -> Path:
+    """Return a run folder that holds an adapter and its config."""
+    adapters.save_adapter(pipeline.parts, tmp_path / "saved" / "adapter")
+    tiny_config.save(tmp_path / "saved" / "config.json")
+    return tmp_path / "saved"
+
+
+SUMMARIES = {
+    "a path": {"tokens": {"<xray>": "../x.safetensors"}},
+    "an absolute path": {"tokens": {"<xray>": "/tmp/x.safetensors"}},
+    "a token with a path": {"tokens": {"<../x>": "../x.safetensors"}},
+    "a number": {"tokens": {"<xray>": 3}},
+    "no tokens": {"tokens": []},
+    "a rank of text": {"lora": {"rank": "4", "alpha": 16.0, "dropout": 0.1, "convolutions": "all"}},
+    "a rank of 0": {"lora": {"rank": 0, "alpha": 16.0, "dropout": 0.1, "convolutions": "all"}},
+    "a negative rank": {"lora": {"rank": -4, "alpha": 16.0, "dropout": 0.1, "convolutions": "all"}},
+    "unknown convolutions": {"lora": {"rank": 4, "alpha": 16.0, "dropout": 0.1, "convolutions": "some"}},
+    "unknown field": {"lora": {"rank": 4, "beta": 16.0}},
+    "another base": {"base_fingerprint": "0" * 16},
+}
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_a_changed_adapter_is_refused(name, saved, tiny_config):
+    path = saved / "adapter" / "adapter.json"
+    (saved / "x.safetensors").write_bytes((saved / "adapter" / "xray.safetensors").read_bytes())
+    path.write_text(json.dumps(json.loads(path.read_text()) | SUMMARIES[name]))
+    parts = models.load_parts(tiny_config)
+    with refused(str(saved / "adapter")):
+        adapters.load_adapter(parts, saved / "adapter")
+    assert parts.tokens is None and not any("lora_" in name for name, _ in parts.unet.named_parameters())
+
+
+@pytest.mark.parametrize("row", [torch.zeros(7), torch.zeros(2, 32), torch.tensor(1.0)])
+def test_a_token_of_another_width_is_refused(row, saved, tiny_config):
+    save_file({"<xray>": row}, saved / "adapter" / "xray.safetensors")
+    with refused("xray.safetensors", "32 wide"):
+        sampling.load_trained_pipeline(saved)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 64, b"[]"])
+def test_a_damaged_adapter_file_is_named(content, saved):
+    for file in ("pytorch_lora_weights.safetensors", "adapter.json"):
+        (saved / "adapter" / file).write_bytes(content)
+        with refused(file):
+            sampling.load_trained_pipeline(saved)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense", "mps"])
+def test_a_device_that_is_absent_is_named(device, saved):
+    with refused(device, "cpu"):
+        sampling.load_trained_pipeline(saved, device=device)
+
+
+# training
+
+
+@pytest.fixture
+def config(tiny_config) -> Config:
+    return tiny_config.replace(max_train_steps=3, validation_every=0, checkpoint_every=1)
+
+
+def train(config: Config, sampler=None, **options) -> list[dict]:
+    parts = make_parts(config)
+    return training.train(config, parts, sampler or NoiseSampler(config), progress=False, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device for it")
+def test_half_precision_without_its_device_is_refused(config, tmp_path):
+    with refused("fp16", "bf16"):
+        train(config.replace(mixed_precision="fp16"))
+    assert not (tmp_path / "run").exists()
+
+
+OUTPUTS = {
+    "a file": lambda f: f.write_text("x"),
+    "below a file": lambda f: f.parent.write_text("x"),
+    "a link to itself": lambda f: f.symlink_to(f),
+    "an adapter of other files": lambda f: [
+        (f / "adapter").mkdir(parents=True), (f / "adapter" / "notes.txt").write_text("x")
+    ],
+    "checkpoints that are a file": lambda f: [f.mkdir(), (f / "checkpoints").write_text("x")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(name, config, tmp_path):
+    folder = tmp_path / "place" / "run"
+    if name != "below a file":
+        folder.parent.mkdir()
+    OUTPUTS[name](folder)
+    before, sampler = all_files(tmp_path), NoiseSampler(config)
+    with refused(str(folder)):
+        train(config.replace(output_dir=folder), sampler)
+    assert sampler.encoded == 0 and all_files(tmp_path) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_output_is_refused(config, tmp_path):
+    tmp_path.chmod(0o500)
+    with refused("cannot be written", "output_dir"):
+        train(config)
+    tmp_path.chmod(0o700)
+
+
+def test_a_second_run_in_the_folder_is_refused(config, tmp_path):
+    answers = []
+
+    def second(row) -> None:
+        def run() -> None:
+            for resume in (False, True):
+                try:
+                    train(config, resume=resume)
+                except DasdError as error:
+                    answers.append(str(error))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+
+    history = train(config, on_step=second)
+    assert len(history) == 3 and len(answers) == 6  # in each of the three steps
+    assert all("Another run is at work" in text and str(tmp_path / "run") in text for text in answers)
+    assert training.load_history(config.output_dir) == history
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_the_lock_of_a_killed_run_stops_nobody(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / checkpoints.LOCK).write_text("left")
+    assert len(train(config)) == 3
+    assert all_files(tmp_path / "run").isdisjoint({checkpoints.LOCK})
+    assert len(train(config, resume=True)) == 3
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_data_that_vanish(when, tmp_path, tiny_config):
+    folder = captioned(tmp_path / "set", rows(*"abcdefgh"))
+    own = domain(folder, caption_column="text", initial_word="aerial")
+    config = tiny_config.replace(domains=(own,), max_train_steps=2, validation_every=1, test_fraction=0.0)
+    parts = training.setup_training(config)
+    _, _, sampler = latents.create_datasets(config, parts.tokenizer)
+    if when == "before":
+        shutil.rmtree(folder)
+        with refused("can no longer be read", ".png"):
+            training.train(config, parts, sampler, progress=False)
+        assert not list((tmp_path / "cache").glob("thing*"))
+        return
+    history = training.train(
+        config, parts, sampler, progress=False, on_step=lambda row: shutil.rmtree(folder, ignore_errors=True)
+    )
+    assert not folder.exists() and "validation_thing" in history[-1]
+
+
+@pytest.fixture(scope="module")
+def finished(base_dir, tmp_path_factory):
+    """Return (config, folder) of a finished run. Copy it."""
+    folder = tmp_path_factory.mktemp("finished")
+    changes = dict(max_train_steps=2, validation_every=0, checkpoint_every=1, mixed_precision="no")
+    config = on_narrow_base("tiny", base_dir, base_dir / "clip", folder, **changes)
+    train(config)
+    return config, folder / "run"
+
+
+def sealed(path: Path) -> None:
+    """Write the checkpoint's manifest anew, as one who knows of hashes would."""
+    files = [file for file in path.iterdir() if file.name != checkpoints.MANIFEST]
+    checkpoints.write_manifest(path, files, step=2)
+
+
+def spoil(file: str, content: bytes):
+    def change(run: Path) -> None:
+        (run / file).write_bytes(content)
+        if "step-" in file:
+            sealed((run / file).parent)
+
+    return change
+
+
+NEWEST = "checkpoints/step-000002"
+NO_TENSORS = b"\x02\0\0\0\0\0\0\0{}"  # a whole safetensors file
+DAMAGES = {
+    "state is a list": (spoil(f"{NEWEST}/state.json", b"[]"), {}, "no JSON object"),
+    "state is empty": (spoil(f"{NEWEST}/state.json", b"{}"), {}, "state.json lacks base, config"),
+    "state is no JSON": (spoil(f"{NEWEST}/state.json", b"{"), {}, "cannot be read"),
+    "tensors are cut": (spoil(f"{NEWEST}/adapter.safetensors", b"\x08"), {}, "cannot be read"),
+    "tensors are others": (spoil(f"{NEWEST}/adapter.safetensors", NO_TENSORS), {}, "does not fit"),
+    "history is no text": (spoil("history.jsonl", b"\xff\xff\n"), {}, "history.jsonl cannot be read"),
+    "history without steps": (spoil("history.jsonl", b"{}\n{}\n"), {}, "does not say its step"),
+    "history of lists": (spoil("history.jsonl", b"[1]\n7\n{}\n"), {}, "Line 1"),
+    "another seed": (lambda run: None, {"seed": 1}, "seed: 0 -> 1"),
+    "another rank": (lambda run: None, {"rank": 2}, "lora.rank: 4 -> 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_run_is_not_resumed(name, finished, tmp_path):
+    change, changes, words = DAMAGES[name]
+    shutil.copytree(finished[1], tmp_path / "run")
+    change(tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    config = finished[0].replace(output_dir=tmp_path / "run", max_train_steps=3, **changes)
+    with refused(words):
+        train(config, resume=True)
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_a_corrupted_checkpoint_is_passed_over(finished, tmp_path):
+    shutil.copytree(finished[1], tmp_path / "run")
+    (tmp_path / "run" / NEWEST / "adapter.safetensors").write_bytes(b"")
+    sampler = NoiseSampler(finished[0])
+    train(finished[0].replace(output_dir=tmp_path / "run"), sampler, resume=True)
+    assert sampler.asked == [(1, 0)]  # step 2 again
+
+
+# the command line
+
+
+@pytest.fixture
+def dasd(monkeypatch, capsys):
+    """Return `dasd(*words) -> (exit status, lines on standard error)`."""
+
+    def call(*words) -> tuple[int, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["dasd", *map(str, words)])
+        monkeypatch.setitem(cli.DEBUG, "asked", False)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, capsys.readouterr().err.strip().splitlines()
+
+    return call
+
+
+COMMANDS = {
+    "unknown profile": ("train --profile tny", "tny"),
+    "no config file": ("train --config none.json", "none.json"),
+    "config is a folder": ("train --config .", "cannot be read"),
+    "config is a list": ("train --config list.json", "JSON object"),
+    "config is empty": ("evaluate --config empty.json", "no JSON"),
+    "negative seed": ("train --profile tiny --seed -1", "seed is -1"),
+    "no steps": ("all --profile tiny --max_steps 0", "max_train_steps is 0"),
+    "output is a file": ("train --profile tiny --output_dir list.json", "list.json cannot be written"),
+    "all without prompts": ("all --config prompts.json", "nowhere"),
+    "no run": ("evaluate --profile tiny --output_dir nowhere", "no adapter"),
+    "run is a file": ("generate --profile tiny --checkpoint list.json --prompt x", "no adapter"),
+    "verify nothing": ("verify nowhere", "no finished run"),
+    "verify a file": ("verify list.json", "no finished run"),
+    "cache is a file": ("encode --config cache.json", "cache"),
+    "unknown lesson": ("notebooks --only 99", "99"),
+    "lessons into a file": ("notebooks --only 00 --output_dir list.json", "list.json"),
+    "broken parameter": ("notebooks --only 00 -p steps", "NAME VALUE"),
+    "unknown stage": ("pretrain --stage nonsense --output_dir nowhere", "nonsense"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_fails_in_one_line(name, dasd, tmp_path, monkeypatch, tiny_config):
+    words, message = COMMANDS[name]
+    monkeypatch.chdir(tmp_path)
+    Path("list.json").write_text("[]")
+    Path("empty.json").write_text("")
+    tiny_config.replace(cache_dir=tmp_path / "list.json").save("cache.json")
+    tiny_config.replace(prompts_dir="nowhere").save("prompts.json")
+    before = all_files(tmp_path)
+    status, lines = dasd(*words.split())
+    assert status == 1 and lines[-1].startswith("dasd: ") and message in lines[-1], lines
+    assert not any("Traceback" in line for line in lines)
+    assert all_files(tmp_path) - before <= {"datasets"}
+
+
+def test_pictures_that_cannot_be_written(dasd, saved, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "generated").write_text("")
+    for place in (tmp_path / "file", tmp_path / "out"):
+        status, lines = dasd("generate", "--checkpoint", saved, "--prompt", "a harbor", "--output_dir", place)
+        assert status == 1 and "cannot be written" in lines[-1], lines
+    status, lines = dasd("generate", "--checkpoint", saved, "--prompt", "")
+    assert status == 1 and "prompt is empty" in lines[-1]
+    assert sorted(path.name for path in saved.iterdir()) == ["adapter", "config.json"]
+
+
+def test_a_second_command_in_the_folder_is_refused(dasd, tiny_config, tmp_path):
+    path = tiny_config.save(tmp_path / "config.json")
+    inside, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with checkpoints.lock_run(tiny_config):
+            inside.set()
+            done.wait()
+
+    thread = threading.Thread(target=other)  # for a lock is the thread's that took it
+    thread.start()
+    inside.wait()
+    status, lines = dasd("train", "--config", path)
+    done.set()
+    thread.join()
+    assert status == 1 and "Another run is at work" in lines[-1]
+
+
+def test_a_finished_run_that_lost_its_history_is_resumed(base_dir, tmp_path):
+    config = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path, max_train_steps=1)
+    path = config.save(tmp_path / "config.json")
+    words = ["train", "--config", str(path), "--json"]
+    first = CliRunner().invoke(cli.app, words)
+    assert first.exit_code == 0 and all_files(tmp_path / "run").isdisjoint({checkpoints.LOCK})
+    (tmp_path / "run" / "history.jsonl").unlink()
+    again = CliRunner().invoke(cli.app, [*words, "--resume"])
+    assert again.exit_code == 0 and json.loads(again.stdout)["step"] == 1
+
+
+def test_debug_shows_where_an_error_arose(dasd, monkeypatch):
+    status, lines = dasd("--debug", "train", "--profile", "tny")
+    assert status == 1 and any("Traceback" in line for line in lines) and lines[-1].startswith("dasd: ")
+
+    def broken(*_, **__):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(cli_train, "read_config", broken)
+    status, lines = dasd("train")
+    assert status == 2 and "RuntimeError: a fault" in lines[-1] and len(lines) == 1

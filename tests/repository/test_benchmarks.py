@@ -1,0 +1,164 @@
+"""What the benchmarks measure with: workers, stopwatch, tables, and the three steps themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def common():
+    sys.path.insert(0, str(FOLDER))
+    import common
+
+    yield common
+    sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def steps(common):
+    import steps
+
+    return steps
+
+
+def test_a_stopwatch_adds_up_and_gives_the_functions_back(common):
+    owner = types.SimpleNamespace(work=lambda x: x + 1)
+    plain = owner.work
+    with pytest.raises(KeyError), common.Stopwatch() as watch:
+        watch.watch(owner, "work", "first", "second")
+        assert [owner.work(x) for x in (1, 2, 3)] == [2, 3, 4]
+        raise KeyError
+    assert owner.work is plain
+    assert set(watch.seconds) == {"first", "second"} and min(watch.seconds.values()) >= 0
+
+
+def test_a_worker_times_answers_and_tells_what_failed(common):
+    worker = common.Worker(_operations, threads=1, start=3)
+    assert worker.ask("value", "next") == 4
+    assert 0 <= worker.ask("seconds", "next") < 10
+    assert worker.ask("value", "next") == 6
+    assert worker.ask("peak") > 1e7
+    with pytest.raises(RuntimeError, match="KeyError"):
+        worker.ask("value", "absent")
+    worker.close()
+    assert not worker.process.is_alive()
+
+
+def _operations(start: int):
+    state = [start]
+
+    def following() -> int:
+        state[0] += 1
+        return state[0]
+
+    return {"next": following}
+
+
+def test_results_have_a_row_for_each_measure(common, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    rows = [{"step": "ours", "n": 3, "seconds": common.spread([2.0, 1.0, 4.0]), "gflop": common.exactly(7)}]
+    saved = json.loads(common.save("x", {"machine": "this"}, rows).read_text())
+    assert saved["config"] == {"machine": "this"}
+    assert saved["rows"] == [
+        {"seed": 0, "step": "ours", "n": 3, "metric": "seconds", "value": 2.0, "low": 1.0, "high": 4.0},
+        {"seed": 0, "step": "ours", "n": 3, "metric": "gflop", "value": 7, "low": 7, "high": 7},
+    ]
+    assert common.table(rows, {"step": "", "seconds": ".1f", "gflop": ".0f"}).split() == [
+        *("step", "seconds", "gflop", "ours", "2.0", "[1.0,", "4.0]", "7")
+    ]
+
+
+def test_the_steps_do_the_work_they_are_compared_by(common, steps):
+    """Counted on the tiny base: ours is the least a target sample can cost with alignment on."""
+    options = {"model": "tiny", "resolution": 64, "precision": "no"}
+    one = {
+        "target_batch_size": 1,
+        "source_batch_size": 1,
+        "source_every": 3,
+        "gradient_accumulation_steps": 3,
+    }
+    ours, published, plain = steps.ours(**options, **one), steps.published(**options), steps.plain(**options)
+
+    def work(operations, name):
+        return common._answer(operations, "gflop", name)
+
+    each = work(ours, "step") / 3
+    assert each < 0.6 * work(published, "sample")
+    assert each < work(plain, "step") / steps.PLAIN_BATCH
+    parts = {"text", "target", "source", "backward", "optimiser"}
+    assert set(ours["parts"]()) == parts and set(published["parts"]()) == parts | {"VAE"}
+    assert all(math.isfinite(value) and value >= 0 for value in ours["parts"]().values())
+
+
+def test_attention_of_a_cpu_is_counted_as_what_it_is(common):
+    """torch counts the fused attention of GPUs, and would leave this one out."""
+    query = torch.randn(1, 2, 64, 8, requires_grad=True)
+    plain = common.count_gflop(lambda: (query @ query.transpose(-1, -2)).softmax(-1) @ query)
+    fused = common.count_gflop(lambda: F.scaled_dot_product_attention(query, query, query))
+    assert fused == plain == pytest.approx(2 * 2 * 2 * 64 * 64 * 8 / 1e9)
+    both = common.count_gflop(lambda: F.scaled_dot_product_attention(query, query, query).sum().backward())
+    assert both == pytest.approx(3.5 * fused)  # backward: scores anew, and four products
+
+
+def test_the_largest_batch_of_each_memory(common):
+    import gpu
+
+    def row(targets, peak, checkpointing=False):
+        sizes = {"target_batch_size": targets, "gradient_checkpointing": checkpointing}
+        return {**sizes, **({"peak_gb": common.exactly(peak)} if peak else {})}
+
+    rows = [row(1, 6), row(2, 9), row(3, 15), row(4, 23), row(8, None), row(1, 3, True), row(8, 7, True)]
+    found = {(r["limit_gb"], r["gradient_checkpointing"]): r["target_batch_size"] for r in gpu.largest(rows)}
+    assert found == {
+        (8, False): 1,
+        (8, True): 8,
+        (16, False): 3,
+        (16, True): 8,
+        (24, False): 4,
+        (24, True): 8,
+    }
+
+
+@pytest.fixture(scope="module")
+def scale(common):
+    import scale
+
+    return scale
+
+
+def test_scale_prepares_encodes_and_trains(scale, tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "STEPS", 1)
+    monkeypatch.setattr(scale.latent_cache, "SHARD", 10)
+    small = scale.settings(12, str(tmp_path))
+    few = dataclasses.replace(small.source, num_images=4)
+    changes = dict(source=few, target_batch_size=2, source_batch_size=2)
+    monkeypatch.setattr(scale, "settings", lambda *_: small.replace(**changes))
+    operations = scale.stages(12, str(tmp_path))
+    operations["prepare"]()
+    assert sorted(operations["encode"]()) == [2, 4, 10]
+    assert operations["encode"]() == []  # all is there
+    operations["train"]()
+    assert (tmp_path / "run" / "history.jsonl").read_text().count("\n") == 1
+
+
+def test_scale_tells_of_more_images_by_a_line(scale, common):
+    rows = []
+    for images in (100, 1000, 10000):
+        for stage in ("prepare", "encode", "train"):
+            row = {"images": images, "stage": stage, "seconds": common.exactly(2 + images / 100)}
+            rows.append(row | {"peak_gb": common.exactly(1 + images * 1e-6)})
+    told = scale.told(rows)
+    assert [(row["stage"], row["images"]) for row in told] == [("prepare", 10**7), ("encode", 10**7)]
+    assert told[0]["seconds"].value == pytest.approx(100002) and told[0]["peak_gb"].value == pytest.approx(11)
+    assert scale.told(rows[:3]) == []

@@ -1,0 +1,133 @@
+"""The book holds every module, notebook and section; its links lead somewhere. Building it is `make book`."""
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("api", "check_links", "collect", "report", "repository")
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+REMOTE = ("http://", "https://", "attachment:")
+
+
+@pytest.fixture(scope="module")
+def book():
+    """The modules of the book by name, without leaving them where other tests would find them."""
+    before = list(sys.path)
+    sys.path.insert(0, str(ROOT / "book"))
+    yield {name: importlib.import_module(name) for name in NAMES}
+    sys.path[:] = before
+    for name in (*NAMES, "make_numbers"):
+        del sys.modules[name]
+
+
+def test_every_module_is_in_the_api_once(book):
+    listed = [book["api"].full_name(name) for names in book["api"].GROUPS.values() for name in names]
+    assert len(listed) == len(set(listed))
+    missing, gone = book["api"].modules() - set(listed), set(listed) - book["api"].modules()
+    assert not missing and not gone, f"GROUPS of book/api.py: add {sorted(missing)}, remove {sorted(gone)}"
+
+
+def test_a_page_of_the_api_documents_its_modules(book):
+    page = book["api"].page("Losses", ["losses", "papers.indomain"])
+    assert page.startswith("Losses\n======\n")
+    assert re.findall(r"automodule:: (\S+)", page) == ["dasd_utils.losses", "dasd_utils.papers.indomain"]
+
+
+def test_every_notebook_is_in_the_contents_and_copied(book):
+    assert "\nnotebooks/*\n" in (ROOT / "book" / "index.md").read_text(encoding="utf8")
+    assert "notebooks/*.ipynb" in book["collect"].COPIED
+    assert all(list(ROOT.glob(path)) for path in book["collect"].COPIED if path != "Report/main.pdf")
+
+
+def test_every_section_of_the_readme_is_a_page_of_the_contents(book):
+    readme = (ROOT / "README.md").read_text(encoding="utf8")
+    sections = book["collect"].readme_sections(readme)
+    assert list(sections)[1:] == re.findall(r"^## (.*)$", readme, re.MULTILINE)
+    kept = "".join(sections.values())
+    assert all(line.lstrip("#") in kept for line in readme.splitlines())
+    assert all(text.count("```") % 2 == 0 and text.startswith("# ") for text in sections.values())
+    index = book["collect"].index(readme)
+    assert all(f"\n{book['api'].slug(title)}\n" in index for title in list(sections)[1:])
+    assert "<!-- guide" not in index
+
+
+def test_sections_keep_their_order_of_headings(book):
+    sections = book["collect"].readme_sections("# All\nfirst\n## One\n### Part\ntext\n## Two\n")
+    assert sections == {"All": "# All\nfirst\n", "One": "# One\n## Part\ntext\n", "Two": "# Two\n"}
+
+
+def test_a_file_that_is_no_page_is_linked_at_the_repository(book):
+    url = book["repository"].url
+    assert url("README", "Report/reference.bib").endswith("/blob/main/Report/reference.bib")
+    assert url("notebooks/00_start", "../data/configs").endswith("/tree/main/data/configs")
+    assert url("README", "Report/lost.bib") is None
+    assert url("README", "../elsewhere") is None
+
+
+def test_every_link_of_readme_cards_and_notebooks_leads_to_a_file():
+    texts = {
+        path: path.read_text(encoding="utf8") for path in (ROOT / "README.md", *ROOT.glob("*/README.md"))
+    }
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf8"))["cells"]
+        texts[path] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    for path, text in texts.items():
+        for target in LINK.findall(text):
+            assert target.startswith(REMOTE) or (path.parent / target).exists(), (path.name, target)
+
+
+def test_the_report_is_filled_with_numbers_before_pandoc_reads_it(book):
+    text = book["report"].filled((ROOT / "Report" / "main.tex").read_text(encoding="utf8"))
+    body = text.split(r"\begin{document}")[1]
+    assert not re.search(r"\\(res|ladder|real|csname)\b", body)
+    assert body.count(r"\begin{tabular}") == body.count(r"\end{tabular}") == body.count(r"\begin{table}")
+    assert body.count("DASD, calibrated &") == 4  # two domains of the ladder, two of real images
+    assert body.count(r"\pm") > 100
+
+
+def test_the_pins_of_the_book_leave_those_of_the_lock_alone():
+    lock, pins = (
+        {line.split("==")[0].lower().replace("_", "-") for line in lines if not line.startswith("#")}
+        for lines in (
+            (ROOT / path).read_text().splitlines() for path in ("requirements.txt", "book/requirements.txt")
+        )
+    )
+    assert not lock & pins
+    assert all(
+        "==" in line or line.startswith("#")
+        for line in (ROOT / "book/requirements.txt").read_text().split("\n")[:-1]
+    )
+
+
+def test_broken_links_and_other_hosts_are_found(book, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.html").write_text('<h1 id="top">b</h1><a href="../a.html#here">up</a>')
+    (tmp_path / "a.html").write_text(
+        '<p id="here"></p><a href="sub/b.html#top">b</a><a href="https://x.org">x</a>'
+    )
+    problems, external = book["check_links"].check(tmp_path)
+    assert problems == [] and external == {"https://x.org": {"a.html"}}
+
+    (tmp_path / "a.html").write_text(
+        '<a href="lost.html"></a><a href="sub/b.html#lost"></a><a href="#gone"></a><img src="no.png">'
+        '<script src="https://cdn.org/x.js"></script><img srcset="//cdn.org/x.png 2x">'
+    )
+    (tmp_path / "a.css").write_text("@import 'https://fonts.org/f.css'; a {background: url(//cdn.org/i.png)}")
+    problems, _ = book["check_links"].check(tmp_path)
+    for part in (
+        "lost.html is",
+        "b.html#lost has",
+        "#gone has",
+        "no.png is",
+        "x.js",
+        "//cdn.org/x.png",
+        "f.css",
+        "i.png",
+    ):
+        assert sum(part in problem for problem in problems) == 1, part
+    assert any("../a.html#here has" in problem for problem in problems) and len(problems) == 9

@@ -1,0 +1,64 @@
+"""Numbers in README and report come from data/results, and both are up to date."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from dasd_utils import evaluation
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def numbers():
+    spec = importlib.util.spec_from_file_location("make_numbers", ROOT / "Report" / "make_numbers.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_table_is_the_stored_result(numbers):
+    assert numbers.readme_block() in (ROOT / "README.md").read_text(encoding="utf8")
+
+
+def test_tables_of_speed_are_the_stored_results(numbers):
+    assert numbers.speed_block() in (ROOT / "README.md").read_text(encoding="utf8")
+
+
+def test_card_table_is_the_stored_result(numbers):
+    assert numbers.card_block() in (ROOT / "data/tiny-sd/README.md").read_text(encoding="utf8")
+
+
+def test_report_quotes_numbers_as_they_are_stored(numbers):
+    report = (ROOT / "Report" / "main.tex").read_text(encoding="utf8")
+    written = numbers.latex_macros(report)
+    assert written.count("csname res:") > 20
+    row = next(r for r in numbers.rows("ladder") if (r["method"], r["metric"]) == ("base", "cmmd"))
+    half = (row["high"] - row["low"]) / 2
+    assert f"ladder/base/{row['domain']}/cmmd\\endcsname{{${row['value']:.2f}\\pm{half:.2f}$}}" in written
+    with pytest.raises(SystemExit, match="does not hold: ladder/DASD/moon/cmmd"):
+        numbers.latex_macros(report + r"\res{ladder/DASD/moon/cmmd}")
+
+
+def test_every_source_that_the_report_cites_is_in_its_list():
+    report = ROOT / "Report"
+    cited = re.findall(r"\\cite\{([^}]+)\}", (report / "main.tex").read_text(encoding="utf8"))
+    listed = set(re.findall(r"@\w+\{([^,]+),", (report / "reference.bib").read_text(encoding="utf8")))
+    assert {key.strip() for keys in cited for key in keys.split(",")} <= listed
+
+
+def test_every_picture_of_readme_and_report_is_there():
+    readme = re.findall(r"!\[[^\]]*\]\((figures/[^)]+)\)", (ROOT / "README.md").read_text(encoding="utf8"))
+    report = re.findall(r"\\includegraphics.*?\{([^}]+)\}", (ROOT / "Report" / "main.tex").read_text())
+    for path in [*readme, *(f"figures/{name}" for name in report)]:
+        assert (ROOT / path).is_file(), path
+
+
+def test_every_row_carries_its_uncertainty():
+    for path in (ROOT / "data" / "results").glob("*.json"):
+        for row in evaluation.load_results(path)["rows"]:
+            assert "seed" in row or "seeds" in row, (path.name, row)
+            if row["metric"] != "prompts_needed":  # a plan, not a measurement
+                assert row["low"] <= row["value"] <= row["high"] and row["n"] > 0, (path.name, row)

@@ -1,0 +1,494 @@
+"""No pickle, no remote code, no moving revisions, no secrets, no name that leaves its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import pickle
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import audit
+import datasets
+import diffusers
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import on_narrow_base
+from huggingface_hub import HfApi
+from PIL import Image
+from safetensors.torch import load_file
+
+from dasd_utils import adapters, evaluation, models, sampling
+from dasd_utils.apps.cli import train as cli_train
+from dasd_utils.config import ROOT, Config, DasdError, DomainConfig, is_pinned, resolve
+from dasd_utils.profiles import PROFILES
+from dasd_utils.runtime import checkpoints, images, pretrained, tracking
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+# Their commits are not known here: who writes one into profiles.py takes the name out.
+UNPINNED = {"huggan/few-shot-art-painting", "arampacha/rsicd", "hf-vision/chest-xray-pneumonia"}
+PICKLED = (
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.bin",
+    "pytorch_lora_weights.bin",
+    "learned_embeds.bin",
+    "satellite.pt",
+    "adapter.pt",
+    "optimizer.pt",
+    "model.ckpt",
+    "state.pkl",
+    "history.pkl",
+    "random_states_0.pkl",
+)
+SECRETS = {
+    "HF_TOKEN": "hf_" + "notarealtoken" * 3,
+    "HUGGING_FACE_HUB_TOKEN": "hf_" + "norisitthisone" * 3,
+    "AWS_SECRET_ACCESS_KEY": "fake/secret+access/key" * 2,
+    "HOME": "/home-of-nobody-at-all",
+    "USER": "nobody-at-all",
+    "LOGNAME": "nobody-at-all",
+}
+TOKENS = re.compile(
+    rb"(?<![A-Za-z0-9])(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}"
+    rb"|github_pat_[A-Za-z0-9_]{30,})(?![A-Za-z0-9])|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+
+
+@pytest.fixture(scope="module")
+def finished(base_dir, tmp_path_factory):
+    """Return (config, folder) of a run with sample grids, revisions, and secrets in its environment."""
+    folder = tmp_path_factory.mktemp("security")
+    pins = {"base_revision": REVISION, "clip_revision": REVISION[::-1], "sample_every": 2}
+    config = on_narrow_base("tiny", base_dir, base_dir / "clip", folder, **pins)
+    first, *rest = config.domains
+    config = config.replace(domains=(dataclasses.replace(first, revision=REVISION), *rest))
+    user = SimpleNamespace(pw_name=SECRETS["USER"], pw_dir=SECRETS["HOME"])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SECRETS.items():
+            patch.setenv(name, value)
+        if _has("pwd"):  # not on Windows
+            patch.setattr("pwd.getpwuid", lambda _uid: user)
+        run, _ = cli_train.run_training(config, resume=False, auto_batch_size=False)
+    return config, run
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """Return the config and a copy of the run's folder that a test may change; its base is a copy too."""
+    config, run = finished
+    shutil.copytree(run, tmp_path / "run")
+    base = tmp_path / "base"
+    shutil.copytree(config.model.base, base)
+    return config.replace(output_dir=tmp_path / "run", base=base, clip=base / "clip"), tmp_path / "run"
+
+
+# pickles
+
+
+@pytest.fixture
+def no_pickle(monkeypatch):
+    """Fail wherever a pickle is read or written, also where the failure is caught.
+
+    Watched: what model files go through (torch.load, torch.save, numpy.load, joblib) and Python's own doors
+    to pickles, by which any library would go. Not watched: dill's in-memory pickler, with which `datasets`
+    hashes functions and reads no file, and `copy`, which shares pickle's protocol and makes no pickle.
+    """
+    seen, watching = [], [True]
+
+    def forbid(module, name):
+        original = getattr(module, name)
+
+        def refuse(*arguments, **options):
+            if name == "load" and module is np and not options.get("allow_pickle"):
+                return original(*arguments, **options)
+            seen.append(f"{module.__name__}.{name}")
+            raise AssertionError(f"{seen[-1]} was called")
+
+        monkeypatch.setattr(module, name, refuse)
+
+    def forbid_class(name):
+        class Watched(getattr(pickle, name)):  # may be inherited from for good: harmless after the test
+            def __init__(self, *arguments, **options):
+                if watching:
+                    seen.append(f"pickle.{name}")
+                    raise AssertionError(f"pickle.{name} was made")
+                super().__init__(*arguments, **options)
+
+        monkeypatch.setattr(pickle, name, Watched)
+
+    for module in (torch, pickle, *([importlib.import_module("joblib")] if _has("joblib") else [])):
+        for name in {"load", "save", "loads", "dump", "dumps"} & set(vars(module)):
+            forbid(module, name)
+    forbid(np, "load")
+    for name in ("Unpickler", "Pickler"):
+        forbid_class(name)
+    yield seen
+    watching.clear()
+    assert seen == []
+
+
+def _has(module):
+    return importlib.util.find_spec(module) is not None
+
+
+def test_the_watch_sees_every_way(no_pickle):
+    file = io.BytesIO(pickle_bytes([1]))
+    for call in (
+        lambda: torch.load(file, weights_only=True),
+        lambda: torch.save({}, file),
+        lambda: pickle.load(file),
+        lambda: pickle.dumps(1),
+        lambda: pickle.Unpickler(file),
+        lambda: np.load(file, allow_pickle=True),
+    ):
+        with pytest.raises(AssertionError):
+            call()
+    assert len(no_pickle) == 6
+    no_pickle.clear()
+
+
+def test_training_resuming_loading_and_sampling_know_no_pickle(no_pickle, tiny_config):
+    config = tiny_config.replace(sample_every=2)
+    cli_train.run_training(config, resume=False, auto_batch_size=False)
+    folder, history = cli_train.run_training(
+        config.replace(max_train_steps=6), resume=True, auto_batch_size=False
+    )
+    assert len(history) == 6
+    adapters.load_adapter(models.load_parts(config), folder / "adapter")
+    pipeline = sampling.load_trained_pipeline(folder)
+    pipeline.generate("an airport", domain="satellite", seed=1)
+    evaluation.load_scorer(config)
+    files = [file for file in folder.parent.rglob("*") if file.is_file()]
+    kept = [file for file in files if tracking.FOLDER not in file.parts]
+    assert {file.suffix for file in kept} == {".json", ".jsonl", ".safetensors", ".png", ".npy"}
+    for file in files:
+        assert not file.read_bytes().startswith((b"\x80", b"PK")), file  # a pickle; torch.save's archive
+        if file.suffix == ".npy":
+            np.load(file, mmap_mode="r")  # refuses arrays of objects, which are pickles
+
+
+def pickle_bytes(value):
+    """Pickle without the watched functions."""
+    file = io.BytesIO()
+    pickle._Pickler(file).dump(value)
+    return file.getvalue()
+
+
+class Bomb:
+    """Makes a folder, the marker, when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def plant(folder, marker):
+    """Put a bomb under every name of PICKLED into the folder and all below it."""
+    content = pickle_bytes(Bomb(marker))
+    for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        for name in PICKLED:
+            (place / name).write_bytes(content)
+
+
+def test_a_bomb_goes_off_where_it_is_loaded(tmp_path):
+    plant(tmp_path, tmp_path / "marker")
+    with pytest.raises(RuntimeError):  # a marker is no model
+        torch.load(tmp_path / "satellite.pt", weights_only=False)
+    assert (tmp_path / "marker").is_dir()
+
+
+def test_planted_pickles_are_ignored(copied, no_pickle, tmp_path):
+    config, run = copied
+    marker = tmp_path / "marker"
+    begun = Config.load(run / "config.json").replace(output_dir=run, max_train_steps=5)
+    plant(tmp_path, marker)
+    parts = models.load_parts(config)
+    adapters.load_adapter(parts, run / "adapter")
+    pipeline = sampling.load_trained_pipeline(run, config)
+    pipeline.generate("an airport", domain="satellite", seed=1)
+    evaluation.load_scorer(config)
+    _, history = cli_train.run_training(begun, resume=True, auto_batch_size=False)
+    assert len(history) == 5 and not marker.exists()
+
+
+def test_a_planted_tensor_file_is_no_part_of_a_checkpoint(finished):
+    path = checkpoints.newest_checkpoint(finished[1] / "checkpoints")
+    planted = path / "planted.safetensors"
+    planted.write_bytes((path / "adapter.safetensors").read_bytes())
+    try:
+        assert "planted" not in checkpoints.read_checkpoint(path)[0]
+    finally:
+        planted.unlink()
+
+
+BINARIES = [
+    ("unet", "diffusion_pytorch_model", diffusers.UNet2DConditionModel),
+    ("vae", "diffusion_pytorch_model", diffusers.AutoencoderKL),
+    ("text_encoder", "model", transformers.CLIPTextModel),
+    ("clip", "model", transformers.CLIPModel),
+]
+
+
+@pytest.mark.parametrize(("part", "name", "kind"), BINARIES, ids=[row[0] for row in BINARIES])
+def test_weights_that_are_only_pickled_are_refused(base_dir, tiny_config, tmp_path, part, name, kind):
+    base = tmp_path / "base"
+    shutil.copytree(base_dir, base)
+    file = base / part / f"{name}.safetensors"
+    pickled = name.replace("model", "pytorch_model") if name == "model" else name
+    torch.save(load_file(file), base / part / f"{pickled}.bin")
+    file.unlink()
+    kind.from_pretrained(base / part)  # the library would take it
+    config = tiny_config.replace(base=base, clip=base / "clip")
+    with pytest.raises(DasdError, match="safetensors"):
+        evaluation.load_scorer(config) if part == "clip" else models.load_parts(config)
+
+
+# revisions
+
+
+def hub_ids(config):
+    """Return (id, revision) of every model and data set of a config that is on the hub."""
+    named = [(config.model.base, config.model.base_revision), (config.model.clip, config.model.clip_revision)]
+    named += [(domain.data, domain.revision) for domain in (config.source, *config.domains)]
+    return [row for row in named if not row[0].startswith("toyworld:") and not resolve(row[0]).is_dir()]
+
+
+def test_what_the_profiles_take_from_the_hub_is_pinned():
+    named = [row for profile in PROFILES for row in hub_ids(Config.setup(profile))]
+    assert len(named) == 5
+    assert {name for name, revision in named if not is_pinned(revision)} == UNPINNED
+    assert not is_pinned("main") and not is_pinned(None) and not is_pinned(REVISION[:-1])
+
+
+@pytest.mark.parametrize("revision", [None, "main", REVISION])
+def test_an_unpinned_data_set_is_told_with_the_commit_that_was_read(monkeypatch, caplog, tmp_path, revision):
+    picture = {"image": [Image.new("RGB", (8, 8))]}
+    made = datasets.Dataset.from_dict(picture, features=datasets.Features({"image": datasets.Image()}))
+    made.save_to_disk(tmp_path / REVISION)  # the library's cache names its folders by commit, too
+    rows = datasets.load_from_disk(tmp_path / REVISION)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_args, **_options: rows)
+    domain = DomainConfig("things", f"owner/things-{revision}", caption="a thing", revision=revision)
+    with caplog.at_level(logging.WARNING, "dasd_utils"):
+        for split in ("train", "test"):
+            images.open_rows(domain, split)
+    if revision == REVISION:
+        assert caplog.messages == []
+    else:
+        (told,) = caplog.messages  # once for all splits
+        assert domain.data in told and f"revision {revision or 'main'}," in told
+        assert f"`revision` to {REVISION}." in told
+
+
+def test_a_data_set_whose_commit_is_not_known_is_told_too(monkeypatch, caplog):
+    rows = datasets.Dataset.from_dict({"image": ["x"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_args, **_options: rows)
+    images.open_rows(DomainConfig("things", "owner/unknown-things", caption="a thing"), "train")
+    assert "the commit hash that the page" in caplog.text
+
+
+def test_an_unpinned_model_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(HfApi, "model_info", lambda *_args, **_options: None)
+    pretrained.find("owner/name", REVISION)
+    assert caplog.text == ""
+    pretrained.find("owner/name", "main")
+    assert "owner/name is read at revision main" in caplog.text and "base_revision" in caplog.text
+
+
+def test_a_run_records_its_revisions_and_its_data(finished):
+    _, run = finished
+    saved = json.loads((run / "config.json").read_text())
+    assert (saved["model"]["base_revision"], saved["model"]["clip_revision"]) == (REVISION, REVISION[::-1])
+    assert saved["domains"][0]["revision"] == REVISION
+    assert "config.json" in checkpoints.verify_manifest(run)  # its hash is in the manifest
+    summary = adapters.read_summary(run / "adapter")
+    assert summary["base_revision"] == REVISION and summary["base_fingerprint"]
+    state = checkpoints.read_state(checkpoints.newest_checkpoint(run / "checkpoints"))
+    assert state["config"] == saved and state["data"] and state["base"] == summary["base_fingerprint"]
+
+
+def test_a_run_of_another_revision_is_not_resumed(finished):
+    config, _ = finished
+    first, *rest = config.domains
+    other = config.replace(base_revision="main", domains=(dataclasses.replace(first, revision=None), *rest))
+    found = checkpoints.differences(config.to_dict(), other.to_dict())
+    assert sorted(text.split(":")[0] for text in found) == ["domains.0.revision", "model.base_revision"]
+
+
+# code from elsewhere
+
+
+def test_remote_code_is_nowhere_asked_for():
+    sources = [*ROOT.glob("dasd_utils/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("Report/*.py")]
+    sources += ROOT.glob("notebooks/*.ipynb")
+    assert len(sources) > 40
+    assert [path for path in sources if "trust_remote_code" in path.read_text(encoding="utf8")] == []
+
+
+@pytest.mark.parametrize("section", [None, "model", "data", "evaluation", "source"])
+def test_no_config_can_ask_for_remote_code(section):
+    asked = {"trust_remote_code": True}
+    with pytest.raises(DasdError, match="trust_remote_code"):
+        Config.setup("tiny", **asked)
+    values = Config.setup("tiny").to_dict()
+    (values[section] if section else values).update(asked)
+    with pytest.raises(DasdError, match="trust_remote_code"):
+        Config.from_dict(values)
+
+
+def test_code_beside_the_weights_is_not_run(copied, tmp_path):
+    config, _ = copied
+    marker, base = tmp_path / "marker", Path(config.model.base)
+    code = f"import os\nos.mkdir({str(marker)!r})\n"
+    for file in [*base.rglob("config.json"), *base.rglob("tokenizer_config.json")]:
+        kinds = ("AutoConfig", "AutoModel", "AutoTokenizer", "CLIPTextModel", "UNet2DConditionModel")
+        values = json.loads(file.read_text()) | {"auto_map": {kind: "evil.Evil" for kind in kinds}}
+        file.write_text(json.dumps(values))
+        for name in ("evil.py", "pipeline.py", "__init__.py"):
+            (file.parent / name).write_text(code)
+    models.load_parts(config)
+    evaluation.load_scorer(config)
+    assert not marker.exists()
+
+
+def test_code_beside_the_images_is_not_run(tmp_path):
+    folder, marker = tmp_path / "things", tmp_path / "marker"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "1.png")
+    for name in ("things.py", "dataset.py", "__init__.py"):
+        (folder / name).write_text(f"import os\nos.mkdir({str(marker)!r})\n")
+    assert len(images.open_rows(DomainConfig("things", str(folder), caption="a thing"), "train")) == 1
+    assert not marker.exists()
+
+
+# names
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "/root", "a\\b", "..", "", "a b", "a\0b"])
+def test_names_that_leave_a_folder_are_refused(tiny_config, name):
+    first, *rest = tiny_config.domains
+    for change in ({"name": name}, {"token": f"<{name}>"}):
+        with pytest.raises(DasdError):
+            tiny_config.replace(domains=(dataclasses.replace(first, **change), *rest))
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        {"<xray>": "../../elsewhere.safetensors"},
+        {"<xray>": "/elsewhere.safetensors"},
+        {"<../xray>": "../xray.safetensors"},
+        {"<..>": "...safetensors"},
+        {"xray": "xray.safetensors"},
+    ],
+)
+def test_an_adapter_that_names_files_elsewhere_is_refused(copied, tmp_path, tokens):
+    config, run = copied
+    path = run / "adapter" / adapters.SUMMARY_FILE
+    row = (run / "adapter" / "xray.safetensors").read_bytes()
+    for place in (tmp_path / "elsewhere.safetensors", run / "xray.safetensors"):
+        place.write_bytes(row)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": tokens}))
+    with pytest.raises(DasdError, match="plain name"):
+        adapters.load_adapter(models.load_parts(config), run / "adapter")
+
+
+# secrets
+
+
+def test_a_run_keeps_no_secret_of_its_environment(finished):
+    config, run = finished
+    files = [file for file in run.rglob("*") if file.is_file()]  # those of trackers too
+    kept = [file for file in files if tracking.FOLDER not in file.parts]
+    assert {file.suffix for file in kept} == {".json", ".jsonl", ".safetensors", ".png"}
+    for file in files:
+        content = file.read_bytes()
+        assert [name for name, value in SECRETS.items() if value.encode() in content] == [], file
+        for path in (config.output_dir, config.model.base, config.model.clip, config.data.cache_dir):
+            content = content.replace(str(path).encode(), b"")
+        assert str(Path.home()).encode() + b"/" not in content, file
+
+
+def published():
+    """Return every file that readers get."""
+    code = (
+        "*.*",
+        "Makefile",
+        "benchmarks/*",
+        "tests/**/*.py",
+        "dasd_utils/**/*.py",
+        "notebooks/*",
+        "figures/*",
+    )
+    results = ("Report/*", "book/*.*", "data/*.md", "data/prompts/*", "data/results/*", "data/tiny-*/**/*")
+    patterns = code + results
+    return [path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()]
+
+
+def test_no_published_file_holds_what_looks_like_a_secret():
+    files = published()
+    assert {".ipynb", ".md", ".json", ".py", ".safetensors"} <= {path.suffix for path in files}
+    found = {str(p.relative_to(ROOT)): m[0][:12] for p in files if (m := TOKENS.search(p.read_bytes()))}
+    assert found == {}
+
+
+SHAPES = [
+    ("hf_", "a1B2" * 8),
+    ("sk-", "proj-a1B2c3D4e5F6g7H8"),
+    ("AKIA", "A1B2C3D4E5F6G7H8"),
+    ("ghp_", "a1B2c3" * 6),
+    ("-----BEGIN RSA ", "PRIVATE KEY-----"),
+]  # in two halves, so that this file holds none
+
+
+@pytest.mark.parametrize("halves", SHAPES, ids=[row[0].strip() for row in SHAPES])
+def test_a_secret_would_be_found(halves):
+    secret = "".join(halves)
+    assert TOKENS.search(f'{{"key": "{secret}"}}'.encode())
+
+
+# make audit
+
+
+def audited(monkeypatch, capsys, *answers):
+    """Return (exit status, what is printed) when the databases answer so."""
+    told = iter(answers)
+
+    def run(command, **_options):
+        return subprocess.CompletedProcess(command, 0, next(told), "no route to host")
+
+    monkeypatch.setattr(audit.subprocess, "run", run)
+    status = audit.main("requirements.txt")
+    return status, capsys.readouterr().out
+
+
+UNKNOWN = {"name": "a", "skip_reason": "not found"}
+CLEAN = {"name": "b", "version": "1", "vulns": []}
+BROKEN = {"name": "c", "version": "2", "vulns": [{"id": "CVE-1", "fix_versions": ["3"]}]}
+
+
+def answer(*rows):
+    return json.dumps({"dependencies": rows})
+
+
+def test_an_audit_without_an_answer_says_so(monkeypatch, capsys):
+    status, text = audited(monkeypatch, capsys, answer(UNKNOWN, UNKNOWN), "")
+    assert status == 0 and "NOT checked" in text and "no route to host" in text
+
+
+def test_an_audit_names_what_is_known_and_what_is_not(monkeypatch, capsys):
+    assert audited(monkeypatch, capsys, answer(CLEAN))[0] == 0
+    status, text = audited(monkeypatch, capsys, answer(UNKNOWN), answer(UNKNOWN, CLEAN, BROKEN))
+    assert status == 1 and "c 2: CVE-1, mended in 3" in text
+    assert "2 of 3 packages" in text and "not in the database: a" in text

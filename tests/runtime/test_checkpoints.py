@@ -1,0 +1,236 @@
+"""Checkpoints: whole or not there, exact, and plain about what is wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dasd_utils.config import Config, DasdError
+from dasd_utils.runtime import checkpoints
+
+
+def tensors(value: float = 1.0) -> dict[str, dict[str, torch.Tensor]]:
+    return {"adapter": {"w": torch.full((3, 2), value)}, "optimizer": {"0.step": torch.tensor(value)}}
+
+
+def steps(folder) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_read_returns_what_was_written(tmp_path):
+    matrix = torch.randn(4, 3)
+    groups = {"adapter": {"view": matrix.T, "half": matrix.bfloat16()}, "objective": {}}
+    path = checkpoints.write_checkpoint(tmp_path, 12, groups, {"step": 12, "note": None})
+    found, state = checkpoints.read_checkpoint(path)
+    assert path.name == "step-000012" and state == {"step": 12, "note": None}
+    assert list(found) == ["adapter"]  # an empty group leaves no file
+    assert torch.equal(found["adapter"]["view"], matrix.T)
+    assert found["adapter"]["half"].dtype == torch.bfloat16
+
+
+def test_only_safetensors_and_json_are_written(tmp_path):
+    path = checkpoints.write_checkpoint(tmp_path, 1, tensors(), {"step": 1})
+    assert {p.suffix for p in path.iterdir()} == {".safetensors", ".json"}
+
+
+def test_newest_ones_are_kept_and_a_given_up_future_goes(tmp_path):
+    for step in (1, 2, 3, 9):
+        checkpoints.write_checkpoint(tmp_path, step, tensors(), {"step": step}, keep=2)
+    assert steps(tmp_path) == ["step-000003", "step-000009"]
+    checkpoints.write_checkpoint(tmp_path, 4, tensors(), {"step": 4}, keep=2)
+    assert steps(tmp_path) == ["step-000003", "step-000004"]
+
+
+@pytest.mark.parametrize("damage", ["changed", "shortened", "missing", "no manifest"])
+def test_a_broken_checkpoint_is_passed_over(tmp_path, caplog, damage):
+    good = checkpoints.write_checkpoint(tmp_path, 1, tensors(), {"step": 1})
+    bad = checkpoints.write_checkpoint(tmp_path, 2, tensors(), {"step": 2})
+    file = bad / ("manifest.json" if damage == "no manifest" else "adapter.safetensors")
+    content = bytearray(file.read_bytes())
+    if damage == "changed":
+        content[-1] ^= 1
+        file.write_bytes(content)
+    elif damage == "shortened":
+        file.write_bytes(content[:-1])
+    else:
+        file.unlink()
+    with pytest.raises(DasdError, match="step-000002"):
+        checkpoints.read_checkpoint(bad)
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.newest_checkpoint(tmp_path) == good
+    assert "step-000002" in caplog.text
+
+
+def test_newest_says_so_if_none_is_whole(tmp_path):
+    assert checkpoints.newest_checkpoint(tmp_path / "never") is None
+    path = checkpoints.write_checkpoint(tmp_path, 1, tensors(), {"step": 1})
+    (path / "manifest.json").write_text("{", encoding="utf8")
+    with pytest.raises(DasdError, match="broken"):
+        checkpoints.newest_checkpoint(tmp_path)
+
+
+def test_what_a_crash_left_behind_is_no_checkpoint(tmp_path):
+    unfinished = tmp_path / f"{checkpoints.UNFINISHED}000005"
+    unfinished.mkdir()
+    assert checkpoints.newest_checkpoint(tmp_path) is None
+    checkpoints.write_checkpoint(tmp_path, 6, tensors(), {"step": 6})
+    assert steps(tmp_path) == ["step-000006"]
+
+
+def test_a_failing_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    good = checkpoints.write_checkpoint(tmp_path, 1, tensors(), {"step": 1}, keep=1)
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(DasdError, match="No space left"):
+        checkpoints.write_checkpoint(tmp_path, 2, tensors(), {"step": 2}, keep=1)
+    assert steps(tmp_path) == ["step-000001"] and checkpoints.newest_checkpoint(tmp_path) == good
+
+
+FULL = """
+import resource, sys, torch
+from pathlib import Path
+from dasd_utils.runtime import checkpoints
+folder = Path(sys.argv[1])
+checkpoints.write_checkpoint(folder, 1, {"adapter": {"w": torch.zeros(1000)}}, {"step": 1}, keep=1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a quota refuses, in the middle of a write
+try:
+    checkpoints.write_checkpoint(folder, 2, {"adapter": {"w": torch.zeros(100_000)}}, {"step": 2}, keep=1)
+except checkpoints.DasdError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+def test_a_disk_that_is_full_in_the_middle_of_a_write(tmp_path):
+    told = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "step-000002 cannot be written" in told.stdout and "Make room" in told.stdout
+    assert "step-000001" in told.stdout
+    assert (
+        steps(tmp_path) == ["step-000001"] and checkpoints.newest_checkpoint(tmp_path).name == "step-000001"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]  # nothing half-written
+
+
+def quantised(seed: int, steps: int, state=None):
+    """Return (weights, optimiser) of 8-bit AdamW after some steps, the gradients drawn from the seed."""
+    optimizers = pytest.importorskip("bitsandbytes").optim
+    draw = torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(shape, generator=draw)) for shape in ((64, 128), (2, 8))]
+    optimizer = optimizers.AdamW8bit(weights, lr=0.1)
+    if state:
+        checkpoints.load_optimizer(optimizer, state)
+    draw.manual_seed(seed)
+    for _ in range(steps):
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=draw)
+        optimizer.step()
+    return weights, optimizer
+
+
+def test_8bit_moments_are_kept_to_the_bit(tmp_path):
+    before, optimizer = quantised(0, steps=3)
+    tensors = {"optimizer": checkpoints.optimizer_tensors(optimizer)}
+    assert tensors["optimizer"]["0.state1"].dtype == torch.uint8
+    saved = checkpoints.read_checkpoint(checkpoints.write_checkpoint(tmp_path, 3, tensors, {"step": 3}))[0][
+        "optimizer"
+    ]
+    after, restored = quantised(1, steps=0, state=saved)
+    for weight, value in zip(after, before, strict=True):
+        weight.data.copy_(value.data)
+        value.grad = weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    restored.step()
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def trained(seed: int, steps: int, state=None) -> tuple[list[torch.Tensor], torch.optim.AdamW]:
+    torch.manual_seed(seed)
+    weights = [torch.nn.Parameter(torch.randn(3, 2)), torch.nn.Parameter(torch.randn(5))]
+    optimizer = torch.optim.AdamW([{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "lr": 0.2}])
+    if state is not None:
+        checkpoints.load_optimizer(optimizer, state)
+    for step in range(steps):
+        sum((w.sin() * (step + 1)).sum() for w in weights).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return weights, optimizer
+
+
+def test_optimiser_state_survives_the_disk(tmp_path):
+    _, optimizer = trained(0, steps=3)
+    path = checkpoints.write_checkpoint(
+        tmp_path, 3, {"optimizer": checkpoints.optimizer_tensors(optimizer)}, {"step": 3}
+    )
+    saved = checkpoints.read_checkpoint(path)[0]["optimizer"]
+    _, fresh = trained(1, steps=0, state=saved)
+    before, after = optimizer.state_dict()["state"], fresh.state_dict()["state"]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[i][name], after[i][name]) for i in before for name in before[i])
+    assert [g["lr"] for g in fresh.param_groups] == [0.1, 0.2]
+
+
+def test_optimiser_state_of_another_shape_is_refused():
+    _, optimizer = trained(0, steps=1)
+    state = checkpoints.optimizer_tensors(optimizer)
+    state["1.exp_avg"] = torch.zeros(7)
+    with pytest.raises(DasdError, match=r"1\.exp_avg"):
+        trained(0, steps=0, state=state)
+
+
+def test_differences_name_the_field_and_forgive_what_training_never_reads():
+    saved = Config.setup("tiny").to_dict()
+    free = Config.setup("tiny", max_train_steps=9, output_dir="x", sample_every=3, num_heldout=5, clip="c")
+    assert checkpoints.differences(saved, free.to_dict()) == []
+    taught, other = ({"method": "diffusionclip", "model": {"clip": clip}} for clip in "ab")
+    assert checkpoints.differences(taught, other) == ["model.clip: 'a' -> 'b'"]  # half of a run each
+    changed = Config.setup("tiny", rank=4, seed=1).to_dict()
+    changed["domains"][0]["num_images"] = 7
+    found = checkpoints.differences(saved, changed)
+    assert sorted(d.split(":")[0] for d in found) == ["domains.0.num_images", "lora.rank", "seed"]
+    assert "lora.rank: 32 -> 4" in found
+
+
+def test_rows_hold_each_step_once_after_a_resume(tmp_path):
+    path = tmp_path / "history.jsonl"
+    for step in (1, 2, 3, 4):
+        checkpoints.append_row(path, {"step": step, "loss": step / 2})
+    with path.open("a", encoding="utf8") as file:
+        file.write('{"step": 5, "lo')  # the process died here
+    assert [r["step"] for r in checkpoints.load_rows(path)] == [1, 2, 3, 4]
+    checkpoints.truncate_rows(path, 2)
+    assert [r["step"] for r in checkpoints.load_rows(path)] == [1, 2]
+    checkpoints.append_row(path, {"step": 3, "loss": 7.0})
+    assert [(r["step"], r["loss"]) for r in checkpoints.load_rows(path)] == [(1, 0.5), (2, 1.0), (3, 7.0)]
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    path = tmp_path / "history.jsonl"
+    checkpoints.append_row(path, {"step": 1, "loss": math.nan, "grad_norm": math.inf, "skipped": True})
+    row = json.loads(path.read_text(encoding="utf8"), parse_constant=pytest.fail)
+    assert row == {"step": 1, "loss": None, "grad_norm": None, "skipped": True}
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n', encoding="utf8")
+    with pytest.raises(DasdError, match="Line 2"):
+        checkpoints.load_rows(path)
+
+
+def test_an_output_folder_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(DasdError, match="output_dir"):
+            checkpoints.writable(path)
+    assert checkpoints.writable(tmp_path / "new" / "run").is_dir()

@@ -1,0 +1,196 @@
+"""Several processes are one: the same batch, loss, weights and files, whatever their number."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import on_narrow_base
+from PIL import Image
+from safetensors.torch import load_file
+from synthetic import make_batch, make_parts
+
+from dasd_utils import losses as objectives
+from dasd_utils.config import Config
+from dasd_utils.runtime import checkpoints, processes
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+def launch(count: int, *words: object) -> subprocess.Popen:
+    """Start `dasd` in so many processes, of one thread each."""
+    several = [*LAUNCH, "--num_processes", str(count)] if count > 1 else [sys.executable]
+    command = [*several, "-m", "dasd_utils.apps.cli.main", *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def trained(config: Config, count: int, *options: object) -> tuple[dict, list[dict]]:
+    """Return (adapter, history) of a run in so many processes."""
+    path = config.save(Path(config.output_dir).parent / f"{count}.json")
+    process = launch(count, "train", "--config", path, "--json", *options)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    assert json.loads(out)["step"] == config.training.max_train_steps  # said once
+    folder = Path(config.output_dir)
+    adapter = load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
+    for domain in config.domains:
+        adapter |= load_file(folder / "adapter" / f"{domain.name}.safetensors")
+    return adapter, checkpoints.load_rows(folder / "history.jsonl")
+
+
+@pytest.fixture
+def config(base_dir, tmp_path):
+    """Return a config whose batches no two or four processes share evenly, with queue and accumulation."""
+    changes = dict(max_train_steps=20, target_batch_size=7, source_batch_size=3, queue_size=12)
+    changes |= dict(validation_every=10, checkpoint_every=10, dropout=0.0, gradient_accumulation_steps=2)
+    changes |= dict(lambda_align=1.0, learning_rate=1e-3)
+    return on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path, **changes)
+
+
+def assert_close(one: tuple, two: tuple) -> None:
+    """Every weight and every number of the history agree to 1e-5, all weights together in relative norm."""
+    assert max((two[0][name] - value).abs().max().item() for name, value in one[0].items()) < 1e-5
+    first, second = (torch.cat([weights[0][name].flatten() for name in one[0]]) for weights in (one, two))
+    assert (second - first).norm() < 1e-5 * first.norm()
+    assert [row["step"] for row in two[1]] == [row["step"] for row in one[1]]
+    for first, second in zip(one[1], two[1], strict=True):
+        assert second == pytest.approx(first, rel=1e-5, abs=1e-6)
+
+
+def test_one_two_and_four_processes_are_the_same_run(config, tmp_path):
+    runs = {}
+    for count in (1, 2, 4):
+        runs[count] = trained(config.replace(output_dir=tmp_path / str(count)), count)
+    assert any(row["mmd"] > 0.01 for row in runs[1][1])
+    assert_close(runs[1], runs[2])
+    assert_close(runs[1], runs[4])
+    before = load_file(tmp_path / "1" / "checkpoints" / "step-000010" / "adapter.safetensors")
+    after = load_file(tmp_path / "1" / "checkpoints" / "step-000020" / "adapter.safetensors")
+    assert any(not torch.allclose(before[name], after[name], rtol=1e-3) for name in before)
+
+
+def test_a_run_is_resumed_by_another_number_of_processes(config, tmp_path):
+    config = config.replace(lr_scheduler="constant", max_train_steps=6, checkpoint_every=3)
+    straight = trained(config.replace(output_dir=tmp_path / "straight"), 1)
+    trained(config.replace(max_train_steps=3), 2)
+    assert_close(straight, trained(config, 1, "--resume"))
+
+
+def test_two_processes_compare_the_same_samples_as_one(config, tmp_path):
+    """DomainStudio: distances between samples that different processes passed through the network."""
+    changes = dict(lambda_align=0.0, prior_loss_weight=1.0, max_train_steps=6)
+    config = config.replace(method="domainstudio", **changes)
+    runs = [trained(config.replace(output_dir=tmp_path / str(count)), count) for count in (1, 2)]
+    assert runs[0][1][-1]["loss_img"] > 0
+    assert_close(*runs)
+
+
+def test_a_killed_process_ends_the_others(config, tmp_path):
+    config = config.replace(max_train_steps=2000, checkpoint_every=5)
+    path = config.save(tmp_path / "config.json")
+    process = launch(2, "train", "--config", path)
+    deadline = time.monotonic() + 120
+    while checkpoints.newest_checkpoint(tmp_path / "run" / "checkpoints") is None:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    victim = sorted(map(int, children.stdout.split()))[-1]
+    os.kill(victim, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "--resume" in err
+    adapter, history = trained(config.replace(max_train_steps=len(load(config)) + 3), 1, "--resume")
+    assert [row["step"] for row in history] == list(range(1, len(history) + 1))
+    assert all(value.isfinite().all() for value in adapter.values())
+
+
+def test_sigterm_stops_all_after_a_step_and_saves(config, tmp_path):
+    config = config.replace(max_train_steps=2000, checkpoint_every=5)
+    process = launch(2, "train", "--config", config.save(tmp_path / "config.json"))
+    folder, deadline = tmp_path / "run" / "checkpoints", time.monotonic() + 120
+    while checkpoints.newest_checkpoint(folder) is None:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    last = load(config)[-1]["step"]
+    assert f"Stopped after step {last} of 2000" in err
+    assert checkpoints.checkpoint_step(checkpoints.newest_checkpoint(folder)) == last
+
+
+def load(config: Config) -> list[dict]:
+    return checkpoints.load_rows(Path(config.output_dir) / "history.jsonl")
+
+
+def test_generation_and_evaluation_are_shared(config, tmp_path):
+    """Two processes make the pictures and the table that one makes."""
+    config = config.replace(max_train_steps=2, output_dir=tmp_path / "run", num_inference_steps=2)
+    trained(config, 1)
+    prompt = ("--prompt", "a harbor", "--domain", "satellite", "--num_images", 3, "--seed", 4)
+    made = []
+    for count in (1, 2):
+        place = tmp_path / f"made-{count}"
+        common = ("--checkpoint", tmp_path / "run", "--output_dir", place)
+        for words in (("generate", *common, *prompt), ("evaluate", *common)):
+            process = launch(count, *words)
+            assert process.wait(timeout=300) == 0, process.stderr.read()[-3000:]
+        pictures = [Image.open(path) for path in sorted((place / "generated").glob("*.png"))]
+        rows = json.loads((place / "evaluation.json").read_text())["rows"]
+        made.append((np.stack([np.asarray(p, np.int16) for p in pictures]), rows))
+    (alone, table), (shared, other) = made
+    assert len(alone) == 3 and np.abs(alone - shared).max() <= 1  # rounding of other batches
+    assert [(r["method"], r["metric"]) for r in other] == [(r["method"], r["metric"]) for r in table]
+    for one, two in zip(table, other, strict=True):
+        assert two["value"] == pytest.approx(one["value"], rel=0.02, abs=0.02)
+
+
+def test_shares_are_whole_and_even(monkeypatch):
+    for count in (1, 2, 3, 5):
+        monkeypatch.setattr(processes, "count", lambda count=count: count)
+        for total in (1, 4, 7, 24):
+            shares = []
+            for index in range(count):
+                monkeypatch.setattr(processes, "index", lambda index=index: index)
+                shares.append(list(range(total))[processes.share(total)])
+            assert list(itertools.chain.from_iterable(shares)) == list(range(total))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("source_features", ["adapted", "frozen"])
+@pytest.mark.parametrize("targets, sources", [(6, 2), (5, 3), (5, 1)])  # (5, 1): 2 + 0 and 3 + 1
+def test_the_mean_of_shares_is_the_whole(tiny_config, monkeypatch, targets, sources, source_features):
+    """Two processes in one: features of the other are put where an exchange would put them."""
+    changes = dict(source_features=source_features, prior_loss_weight=1.0, lambda_align=100.0)
+    config = tiny_config.replace(queue_size=0, dropout=0.0, **changes)
+    parts = make_parts(config)
+    batch = make_batch(config, domains=(0, 1, 0, 1, 0, 1)[:targets], sources=sources)
+    parameters = [p for p in parts.unet.parameters() if p.requires_grad]
+    alone, _ = objectives.DasdObjective(config)(parts, batch, config)
+    expected = torch.autograd.grad(alone, parameters)
+    whole = objectives.pool_features(
+        objectives.predict_batch(parts, batch, config)[1].float(), "mean"
+    ).detach()
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "_exchanged", lambda rows, how: whole.clone())
+    gradients, losses = [], []
+    for index in (0, 1):
+        monkeypatch.setattr(processes, "index", lambda index=index: index)
+        loss, _ = objectives.DasdObjective(config)(parts, batch, config)
+        losses.append(loss.item())
+        gradients.append(torch.autograd.grad(loss, parameters))
+    assert sum(losses) / 2 == pytest.approx(alone.item(), rel=1e-5)
+    for one, two, both in zip(*gradients, expected, strict=True):
+        assert ((one + two) / 2 - both).norm() < 1e-4 * both.norm() + 1e-7

@@ -1,0 +1,91 @@
+"""A lesson uses the run just trained only if it is the one asked for."""
+
+import dataclasses
+
+import pytest
+
+from dasd_utils.config import Calibration, Config, DasdError, resolve
+from dasd_utils.runtime import checkpoints
+
+
+def make_run(config, folder):
+    (folder / "adapter").mkdir(parents=True)
+    config.save(folder / "config.json")
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config.setup("tiny", output_dir=tmp_path / "own", shipped_run=str(tmp_path / "shipped"))
+
+
+def test_own_run_comes_first(config, tmp_path):
+    make_run(config, tmp_path / "shipped")
+    own = make_run(config, tmp_path / "own")
+    assert checkpoints.find_run(config) == own
+
+
+def test_other_training_is_not_used(config, tmp_path):
+    make_run(config.replace(max_train_steps=3), tmp_path / "own")
+    shipped = make_run(config, tmp_path / "shipped")
+    assert checkpoints.find_run(config) == shipped
+
+
+def test_what_does_not_train_may_differ(config, tmp_path):
+    own = make_run(config.replace(images_per_prompt=9, checkpoint_every=1), tmp_path / "own")
+    assert checkpoints.find_run(config) == own
+    calm = dataclasses.replace(config.domains[0], calibration=Calibration(1.0))
+    assert checkpoints.find_run(config.replace(domains=(calm, config.domains[1]))) == own
+
+
+def test_a_run_is_found_where_auto_divides_its_steps_otherwise(config, tmp_path):
+    sizes = {"target_batch_size": 8, "source_batch_size": 8, "gradient_accumulation_steps": 3}
+    halves = {"target_batch_size": 12, "source_batch_size": 4, "gradient_accumulation_steps": 2}
+    own = make_run(config.replace(**halves, gradient_checkpointing=True), tmp_path / "own")
+    assert checkpoints.find_run(config) == own
+    with pytest.raises(DasdError, match=r"training\.source_batch_size is 8 there and 24 here"):
+        checkpoints.find_run(config.replace(**sizes))
+
+
+def test_no_run_names_the_difference(config, tmp_path):
+    make_run(config.replace(rank=2), tmp_path / "own")
+    with pytest.raises(DasdError, match=r"lora\.rank is 2 there and 32 here"):
+        checkpoints.find_run(config)
+
+
+def test_a_key_names_what_decides_the_weights(config, tmp_path):
+    key = checkpoints.run_key(config)
+    assert len(key) == 12 and int(key, 16) >= 0
+    calm = dataclasses.replace(config.domains[0], calibration=Calibration(1.0))
+    for same in (
+        config.replace(output_dir=tmp_path, images_per_prompt=9, checkpoint_every=1),
+        config.replace(domains=(calm, config.domains[1])),
+        Config.from_dict(config.to_dict()),
+    ):
+        assert checkpoints.run_key(same) == key
+    others = [
+        checkpoints.run_key(config.replace(**c))
+        for c in ({"rank": 2}, {"seed": 1}, {"prior_loss_weight": 1.0})
+    ]
+    others += [checkpoints.run_key(config.replace(layer="down.0"))]
+    method = config.replace(method="domainstudio", lambda_align=0.0)
+    drawn = method.replace(source_images="generated")
+    slow = dataclasses.replace(config.source, calibration=Calibration(2.0, 3, "ddim"))  # how they are drawn
+    others += [checkpoints.run_key(c) for c in (method, drawn, drawn.replace(source=slow))]
+    assert len({key, *others}) == 8
+    assert checkpoints.run_key(config.replace(source=slow)) == key
+
+
+def test_a_run_is_complete_with_adapter_and_manifest(config, tmp_path):
+    assert not checkpoints.is_complete(config)
+    own = make_run(config, tmp_path / "own")
+    assert not checkpoints.is_complete(config)  # the manifest is written last
+    (own / checkpoints.MANIFEST).write_text("{}")
+    assert checkpoints.is_complete(config)
+    (own / "adapter").rmdir()
+    assert not checkpoints.is_complete(config)
+
+
+def test_the_shipped_run_is_as_it_was_written():
+    names = checkpoints.verify_manifest(resolve("data/tiny-run"))
+    assert {"config.json", "history.jsonl", "adapter/pytorch_lora_weights.safetensors"} <= set(names)

@@ -1,0 +1,213 @@
+"""Trackers: what is told is read back from TensorBoard's files, and training never notices it."""
+
+import json
+
+import pytest
+import torch
+from accelerate import tracking as known
+from PIL import Image
+from synthetic import NoiseSampler, make_parts
+
+from dasd_utils import adapters, training
+from dasd_utils import config as cfg
+from dasd_utils.config import Config, DasdError
+from dasd_utils.runtime import checkpoints, tracking
+
+needs_tensorboard = pytest.mark.skipif(
+    not tracking._is_installed("tensorboard"), reason="tensorboard is not installed"
+)
+
+
+@pytest.fixture
+def config(tiny_config):
+    return tiny_config.replace(max_train_steps=4, checkpoint_every=2, validation_every=2, sample_every=2)
+
+
+def train(config, **options):
+    parts = make_parts(config)
+    history = training.train(config, parts, NoiseSampler(config), progress=False, **options)
+    return adapters.adapter_state(parts), history
+
+
+def events(config):
+    """Return the event files of a run, read as TensorBoard reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(training.resolve(config.output_dir) / tracking.FOLDER)).Reload()
+
+
+def curve(config, name="train/loss"):
+    return [(event.step, event.value) for event in events(config).Scalars(name)]
+
+
+def pictures(step):
+    return {"samples/satellite": [Image.new("RGB", (8, 8), (step, 0, 0)), Image.new("RGB", (8, 8))]}
+
+
+@needs_tensorboard
+def test_tensorboard_reads_losses_rates_pictures_and_the_config(config):
+    _, history = train(config, on_sample=pictures)
+    found = events(config)
+    told = curve(config)
+    assert [step for step, _ in told] == [1, 2, 3, 4]
+    assert [value for _, value in told] == pytest.approx([row["loss"] for row in history])
+    names = set(found.Tags()["scalars"])
+    assert names >= {"train/learning_rate", "train/grad_norm", "train/samples_per_second", "train/mmd"}
+    assert {f"validation/{domain.name}" for domain in config.domains} <= names
+    assert [event.step for event in found.Images("samples/satellite")] == [2, 4]
+    (file,) = training.resolve(config.output_dir).glob("tracking/*/hparams.yml")
+    assert "training.max_train_steps: 4" in file.read_text()
+
+
+@needs_tensorboard
+def test_training_is_the_same_bits_with_and_without(config, tmp_path):
+    weights, history = train(config.replace(tracking="none", output_dir=tmp_path / "untold"))
+    assert not (tmp_path / "untold" / tracking.FOLDER).exists()
+    told_weights, told_history = train(config)
+    assert told_history == history
+    assert all(torch.equal(told_weights[name], weights[name]) for name in weights)
+
+
+def stop_at(number):
+    def look(row):
+        if row["step"] == number:
+            raise RuntimeError("the power failed")
+
+    return look
+
+
+@needs_tensorboard
+def test_a_resumed_run_goes_on_and_tells_each_step_once(config):
+    with pytest.raises(RuntimeError):
+        train(config, on_step=stop_at(3))
+    assert [step for step, _ in curve(config)] == [1, 2, 3]  # closed although it failed
+    _, history = train(config, resume=True)
+    assert curve(config) == [(row["step"], pytest.approx(row["loss"])) for row in history]
+    assert len(list(training.resolve(config.output_dir).glob("tracking/*/hparams.yml"))) == 1
+
+
+@needs_tensorboard
+def test_a_run_that_starts_anew_forgets_the_curves_of_the_one_before(config):
+    train(config)
+    train(config.replace(max_train_steps=2))
+    assert [step for step, _ in curve(config)] == [1, 2]
+
+
+@needs_tensorboard
+def test_scores_and_pictures_are_added_to_a_run(config):
+    train(config)
+    rows = [{"domain": "xray", "metric": "cmmd", "method": "DASD", "value": 0.5}]
+    with tracking.opened(config) as trackers:
+        trackers.log(tracking.of_scores(rows), 4)
+        trackers.show(pictures(1), 4)
+    assert curve(config, "evaluation/xray/cmmd/DASD") == [(4, 0.5)]
+    assert [step for step, _ in curve(config)] == [1, 2, 3, 4]
+
+
+class Told(known.GeneralTracker):
+    """A tracker that remembers, and fails when it is asked to."""
+
+    name, requires_logging_directory, fails_at, log_of = "told", False, None, []
+
+    def __init__(self, project, **options):
+        super().__init__()
+        Told.log_of = [("init", project)]
+
+    @property
+    def tracker(self):
+        return None
+
+    def start(self):
+        if Told.fails_at == "start":
+            raise ConnectionError("no network.\nmore")
+
+    def log(self, values, step=None, **_):
+        if Told.fails_at == step:
+            raise OSError("disk full")
+        Told.log_of.append((step, values))
+
+    def finish(self):
+        Told.log_of.append("finish")
+
+
+@pytest.fixture
+def told(config, monkeypatch):
+    """Return the config of a run whose tracker is the one above, under a name that configs may hold."""
+    monkeypatch.setitem(known.LOGGER_TYPE_TO_CLASS, "trackio", Told)
+    monkeypatch.setattr(tracking, "_is_installed", lambda name: name == "trackio")
+    monkeypatch.setattr(Told, "fails_at", None)
+    return config.replace(tracking="trackio")
+
+
+def test_another_tracker_by_name_is_told_and_ended_also_when_the_run_fails(told):
+    with pytest.raises(RuntimeError):
+        train(told, on_step=stop_at(2))
+    assert [entry[0] for entry in Told.log_of[:-1]] == ["init", 1, 2] and Told.log_of[-1] == "finish"
+
+
+def test_a_tracker_that_fails_on_the_way_is_left_out(told, monkeypatch, caplog):
+    monkeypatch.setattr(Told, "fails_at", 2)
+    _, history = train(told)
+    assert len(history) == 4 and "trackio" not in caplog.text
+    assert caplog.text.count("told is told no more of this run: disk full") == 1
+
+
+def test_a_tracker_that_cannot_start_is_an_error_before_the_first_step(told, monkeypatch):
+    monkeypatch.setattr(Told, "fails_at", "start")
+    with pytest.raises(DasdError, match=r"trackio cannot start: no network\. Mend that"):
+        train(told)
+    assert not (training.resolve(told.output_dir) / "history.jsonl").exists()
+
+
+def test_a_tracker_that_is_not_there_says_what_to_install(config, monkeypatch):
+    monkeypatch.setattr(tracking, "_is_installed", lambda name: False)
+    assert tracking.chosen(config) == []  # auto asks for nothing
+    with pytest.raises(DasdError, match="pip install wandb"):
+        training.check_training(config.replace(tracking=["tensorboard", "wandb"][1]))
+
+
+def test_wandb_must_be_logged_in(config, monkeypatch):
+    monkeypatch.setattr(tracking, "_is_installed", lambda name: True)
+    monkeypatch.setattr(tracking, "_wandb_is_ready", lambda: False)
+    with pytest.raises(DasdError, match="wandb login"):
+        tracking.check(config.replace(tracking="tensorboard,wandb"))
+
+
+def test_names_that_configs_may_hold_are_those_of_accelerate(config):
+    assert set(cfg.TRACKERS) == set(known.LOGGER_TYPE_TO_CLASS)
+    with pytest.raises(DasdError, match="Did you mean 'tensorboard'"):
+        config.replace(tracking="tensorbord")
+    with pytest.raises(DasdError, match="tracking is 'none'"):
+        config.replace(tracking="tensorboard,none")
+
+
+def test_of_several_processes_the_first_tells(config, monkeypatch):
+    monkeypatch.setattr(tracking.processes, "is_main", lambda: False)
+    with tracking.opened(config, 0) as trackers:
+        trackers.log({"train/loss": 1.0}, 1)
+    assert not (training.resolve(config.output_dir) / tracking.FOLDER).exists()
+
+
+def test_only_finite_numbers_are_told():
+    heard = Told("dasd")
+    trackers = tracking.Trackers([heard])
+    trackers.log(tracking.of_row({"step": 3, "loss": float("nan"), "skipped": True, "mmd": None}), 3)
+    trackers.log(tracking.of_row({"step": 4, "loss": 0.5, "validation_xray": 1}), 4)
+    assert Told.log_of == [("init", "dasd"), (4, {"train/loss": 0.5, "validation/xray": 1})]
+
+
+def test_the_config_is_flat(config):
+    values = tracking.flat(config.replace(domains=config.domains[:1]))
+    assert values["domains.0.name"] == "satellite" and values["training.tracking"] == "auto"
+    assert all(isinstance(value, bool | int | float | str) for value in values.values())
+
+
+def test_a_run_from_before_the_field_is_the_same_run(config, tmp_path):
+    """Its config loads, its name stays, and it may be resumed with another tracker."""
+    values = config.to_dict()
+    del values["training"]["tracking"]
+    (tmp_path / "old.json").write_text(json.dumps(values))
+    old = Config.load(tmp_path / "old.json")
+    assert old == config
+    assert "tracking" not in checkpoints.trained_part(config)["training"]
+    assert checkpoints.differences(values, config.replace(tracking="none").to_dict()) == []

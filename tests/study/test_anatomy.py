@@ -1,0 +1,81 @@
+"""The pulls are the gradients that training adds; features are those that the MMD sees."""
+
+import pytest
+import torch
+from synthetic import make_parts, make_sampler
+
+from dasd_utils import losses, models
+from dasd_utils.study import alignment
+
+
+@pytest.fixture
+def config(tiny_config):
+    return tiny_config.replace(lambda_align=0.5, queue_size=0, target_batch_size=8, source_batch_size=4)
+
+
+def gradients(parts, loss):
+    parameters = [p for group in models.trainable_parameters(parts).values() for p in group]
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)]
+    )
+
+
+def test_the_two_pulls_add_up_to_the_gradient_of_training(config, vae):
+    parts, sampler = make_parts(config), make_sampler(config, vae)
+    (pull,) = alignment.gradient_pulls(parts, sampler, config, [3])
+    loss, _ = losses.DasdObjective(config)(parts, sampler.batch(3).to("cpu", torch.float32), config)
+    whole = gradients(parts, loss).norm().item()
+    expected = pull.noise**2 + pull.align**2 + 2 * pull.cosine * pull.noise * pull.align
+    assert whole**2 == pytest.approx(expected, rel=1e-3)
+    assert pull.align > 0 and pull.noise > 0
+
+
+def test_the_pull_grows_with_lambda_alone(config, vae):
+    parts, sampler = make_parts(config), make_sampler(config, vae)
+    (one,) = alignment.gradient_pulls(parts, sampler, config, [0])
+    (ten,) = alignment.gradient_pulls(parts, sampler, config.replace(lambda_align=5.0), [0])
+    assert ten.align == pytest.approx(10 * one.align, rel=1e-3) and ten.noise == pytest.approx(one.noise)
+
+
+def test_the_queue_is_filled_before_the_first_step(config, vae):
+    parts, sampler = make_parts(config), make_sampler(config, vae)
+    queued = config.replace(queue_size=16)
+    warm, cold = (alignment.gradient_pulls(parts, sampler, queued, [6], warm=n)[0] for n in (4, 0))
+    assert warm.align < cold.align
+
+
+def test_nothing_to_compare_is_refused(config, vae):
+    with pytest.raises(ValueError, match="lambda_align is 0"):
+        alignment.gradient_pulls(
+            make_parts(config), make_sampler(config, vae), config.replace(lambda_align=0.0), [0]
+        )
+
+
+def test_features_are_those_of_the_batches(config, vae):
+    parts, sampler = make_parts(config), make_sampler(config, vae)
+    found = alignment.features(parts, sampler, config, 2)
+    assert {name: len(rows) for name, rows in found.items()} == {"painting": 8, "satellite": 8, "xray": 8}
+    batch = sampler.batch(0).to("cpu", torch.float32)
+    with torch.no_grad():
+        _, mid = losses.predict_noise(parts, batch, with_source=True)
+    torch.testing.assert_close(found["painting"][:4], mid[8:].mean(dim=(2, 3)))
+    torch.testing.assert_close(found["xray"][:4], mid[:8][batch.target_domains == 1].mean(dim=(2, 3)))
+
+
+def test_the_plane_holds_the_largest_spread():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(60, 5, generator=generator) * torch.tensor([0.1, 9.0, 0.1, 3.0, 0.1])
+    found = alignment.plane({"a": rows[:20], "b": rows[20:]})
+    together = torch.cat([found["a"], found["b"]])
+    assert together.shape == (60, 2) and together.mean(dim=0).abs().max() < 1e-4
+    assert together.var(dim=0).tolist() == pytest.approx(rows.var(dim=0)[[1, 3]].tolist(), rel=0.02)
+
+
+def test_separation_is_zero_for_one_distribution_and_large_for_two():
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(100, 4, generator=generator), torch.randn(100, 4, generator=generator)
+    (alike, low, high), apart = alignment.separation(x, y), alignment.separation(x, y + 3)
+    assert low < 0 < high and low < alike < high and abs(alike) < 0.02
+    assert 0.2 < apart[1] < apart[0] < apart[2]
+    assert alignment.separation(10 * x, 10 * (y + 3)) == pytest.approx(apart, rel=1e-4)

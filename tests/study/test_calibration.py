@@ -1,0 +1,129 @@
+"""The search keeps its budget, chooses by the rule, and writes what the pipeline uses."""
+
+import json
+
+import pytest
+import torch
+from conftest import on_narrow_base
+from typer.testing import CliRunner
+
+from dasd_utils import evaluation, sampling, training
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.config import Calibration, DasdError
+from dasd_utils.metrics import Estimate
+from dasd_utils.study import calibration
+from dasd_utils.study.calibration import Candidate
+
+
+def estimate(value, error):
+    draws = torch.linspace(-1, 1, 101).double()[:, None]
+    return Estimate(torch.tensor([value]).double(), value + draws / draws.std() * error, 10)
+
+
+def candidate(cmmd, follows, steps=10, scale=2.0, error=0.1):
+    settings = Calibration(scale, steps, "ddim")
+    return Candidate(settings, estimate(cmmd, error), "clip_score", estimate(follows, 0.02), 1.0)
+
+
+def test_the_nearest_wins_if_it_is_clearly_so():
+    far, near = candidate(2.0, 0.9, steps=5), candidate(1.0, 0.5)
+    assert calibration.choose_candidate([far, near]) is near
+
+
+def test_within_an_error_the_prompt_decides_then_the_price():
+    least, follows = candidate(1.0, 0.5), candidate(1.05, 0.6, steps=30)
+    assert calibration.choose_candidate([least, follows]) is follows
+    cheaper = candidate(1.08, 0.59, steps=8)  # follows as well, within its error
+    assert calibration.choose_candidate([least, follows, cheaper]) is cheaper
+    too_far = candidate(1.2, 0.9, steps=1)
+    assert calibration.choose_candidate([least, follows, cheaper, too_far]) is cheaper
+    nearer = candidate(0.99, 0.5)
+    assert calibration.choose_candidate([candidate(1.0, 0.5), nearer]) is nearer
+
+
+def test_without_guidance_a_step_is_one_prediction():
+    assert candidate(1, 1, steps=10, scale=1.0).calls == 10
+    assert candidate(1, 1, steps=10, scale=1.5).calls == 20
+
+
+@pytest.fixture(scope="module")
+def config(base_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibration")
+    config = on_narrow_base("tiny", base_dir, base_dir / "clip", folder, num_bootstrap=20, max_train_steps=2)
+    parts = training.setup_training(config)
+    *_, sampler = training.latents.create_datasets(config, parts.tokenizer)
+    training.save_training_results(config, parts, training.train(config, parts, sampler, progress=False))
+    return config
+
+
+def search(config, **options):
+    pipeline = sampling.load_trained_pipeline(config)
+    judge = evaluation.load_scorer(config, "cpu")
+    options = {"scales": {"cfg": (1.0, 2.0), "domain": (2.0,)}, "num_images": 10, "progress": False} | options
+    return calibration.search(pipeline, config.domains[0], judge, **options)
+
+
+def test_guidance_comes_first_then_the_schedule(config):
+    found = search(config, schedules=(("ddim", 1), ("dpm++", 2), ("ddim", 9)), budget=3)
+    settings = [c.calibration for c in found]
+    start = config.domains[0].calibration
+    assert [(c.guidance, c.guidance_scale) for c in settings[:3]] == [
+        ("cfg", 1.0),
+        ("cfg", 2.0),
+        ("domain", 2.0),
+    ]
+    assert {(c.scheduler, c.num_inference_steps) for c in settings[:3]} == {(start.scheduler, 2)}
+    best = calibration.choose_candidate(found[:3]).calibration
+    assert [(c.scheduler, c.num_inference_steps) for c in settings[3:]] == [("ddim", 1), ("dpm++", 2)]
+    assert {(c.guidance, c.guidance_scale) for c in settings[3:]} == {(best.guidance, best.guidance_scale)}
+    assert all(c.cmmd.values.isfinite() and c.seconds > 0 for c in found)
+
+
+def test_it_looks_at_validation_images_only(config, monkeypatch):
+    asked, load = [], calibration.evaluation.data.load_domain
+    monkeypatch.setattr(
+        calibration.evaluation.data,
+        "load_domain",
+        lambda d, c, split="train": asked.append(split) or load(d, c, split),
+    )
+    search(config, schedules=(("ddim", 1),))
+    assert set(asked) == {"validation", "train"}
+
+
+def test_a_budget_below_every_schedule_is_refused(config):
+    with pytest.raises(DasdError, match="budget of 1 steps"):
+        search(config, schedules=(("ddim", 5),), budget=1)
+
+
+def test_the_command_writes_what_the_pipeline_uses(config, monkeypatch):
+    monkeypatch.setattr(calibration, "SCHEDULES", (("ddim", 1), ("dpm++", 2)))
+    monkeypatch.setattr(calibration, "SCALES", {"cfg": (1.5,), "domain": (3.0,)})
+    words = ["calibrate", "--checkpoint", config.output_dir, "--num_images", "10", "--json"]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    pipeline = sampling.load_trained_pipeline(config.output_dir)
+    for domain in pipeline.config.domains:
+        found = domain.calibration
+        assert printed["domains"][domain.name] == vars(found)
+        assert (found.guidance, found.guidance_scale) in {("cfg", 1.5), ("domain", 3.0)}
+    rows = evaluation.load_results(
+        calibration.calibration_file(config.output_dir).with_name(calibration.SEARCH)
+    )["rows"]
+    chosen = [row for row in rows if row["chosen"]]
+    assert {(r["domain"], r["metric"]) for r in chosen} == {
+        (d.name, m) for d in config.domains for m in ("cmmd", "clip_score")
+    }
+    assert all(r["low"] <= r["value"] <= r["high"] for r in rows)
+    before = calibration.calibration_file(config.output_dir).read_bytes()
+    monkeypatch.setattr(calibration, "search", lambda *a, **k: pytest.fail("searched again"))
+    assert CliRunner().invoke(cli.app, words).exit_code == 0
+    assert calibration.calibration_file(config.output_dir).read_bytes() == before
+    with pytest.raises(BaseException, match="searched again"):
+        CliRunner().invoke(cli.app, [*words, "--again"], catch_exceptions=False)
+    assert (
+        calibration.calibration_file(config.output_dir).read_bytes() == before
+    )  # until the new search is done
+    assert calibration.calibration_file(f"{config.output_dir}/adapter") == calibration.calibration_file(
+        config.output_dir
+    )
