@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dasd_utils.config import DasdError, DomainConfig, resolve
+from dasd_utils.data import with_token
+from dasd_utils.runtime import files
 
 # What people ask for that is neither: the common part of all prompts is their mean.
 BACKGROUND = (
@@ -44,13 +45,6 @@ def token_domain(prompt: str, domains: Sequence[DomainConfig]) -> DomainConfig |
     lowered = prompt.lower()
     held = [d for d in domains if d.token and d.token.lower() in lowered]
     return min(held, key=lambda d: lowered.index(d.token.lower()), default=None)
-
-
-def with_token(prompt: str, domain: DomainConfig) -> str:
-    """Put the domain's token first, where no truncation reaches it; a prompt that holds it stays."""
-    if domain.token is None or token_domain(prompt, [domain]):
-        return prompt
-    return f"{domain.token} {prompt}"
 
 
 def without_tokens(prompt: str, domains: Sequence[DomainConfig]) -> str:
@@ -123,7 +117,7 @@ class DomainClassifier:
         in front of words.
         """
         learned = domain.token in self.tokenizer.get_added_vocab()
-        led = [with_token(text, domain) for text in domain.descriptions] or [domain.token]
+        led = [with_token(text, domain.token) for text in domain.descriptions] or [domain.token]
         texts = [*domain.descriptions, *(led if learned else [])]
         if not texts:
             raise DasdError(
@@ -188,7 +182,7 @@ class DomainClassifier:
             "best_domain": best.name if found else None,
             "best_score": scores[best.name],
             "all_similarities": scores,
-            "suggested_prompt": with_token(prompt, best) if found else prompt,
+            "suggested_prompt": with_token(prompt, best.token) if found else prompt,
         }
 
 
@@ -208,12 +202,7 @@ def _best_threshold(scores: list[float], hits: list[bool], nones: list[bool]) ->
 def load_prompts(path: str | Path) -> list[dict[str, Any]]:
     """Read rows {"prompt": str, "domain": name or None}; DasdError says what is wrong with the file."""
     path = resolve(path)
-    try:
-        rows = json.loads(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise DasdError(f"The prompt file {path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise DasdError(f"The prompt file {path} is no JSON: {error}.") from None
+    rows = files.read_json(path, "The prompt file")
     if not isinstance(rows, list) or not all(
         isinstance(r, dict) and {"prompt", "domain"} <= set(r) for r in rows
     ):

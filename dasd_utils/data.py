@@ -43,7 +43,7 @@ class DomainData:
     thumbnails: np.ndarray  # (n, 32, 32) uint8, by which near duplicates are told
     labels: list[str] | None = None
     attributes: list[dict[str, str]] | None = None  # ground truth of the toy world
-    told: list[list[dict[str, str]]] | None = None  # those of them that each caption tells
+    mentioned: list[list[dict[str, str]]] | None = None  # those of them that each caption names
     broken: list[str] = field(default_factory=list)  # rows left out because they cannot be read
     duplicates_of_test: int = 0  # images left out because the named test split has them too
 
@@ -72,7 +72,7 @@ def with_token(prompt: str, token: str | None) -> str:
     """Return the prompt with the token leading it; one that has the token anywhere keeps it as it is."""
     if not token or token.lower() in prompt.lower():  # tokenizers match added tokens in any case
         return prompt
-    return f"{token} {prompt}".strip()
+    return f"{token} {prompt}" if prompt else token
 
 
 def load_domain(domain: DomainConfig, config: Config, split: str = "train") -> DomainData:
@@ -120,9 +120,9 @@ def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainDa
     own = None if domain.label_captions or domain.caption is not None else "captions"
     column = domain.caption_column or own
     captions = _captions(domain, columns.get(column), labels, len(numbers))
-    told = [[told for _, told in variants] for variants in wordings] if column == "captions" else None
+    mentioned = [[named for _, named in variants] for variants in wordings] if column == "captions" else None
     sizes = [(size, size)] * len(numbers)
-    return DomainData(domain, split, pictures, captions, ids, sizes, thumbnails, labels, shown, told)
+    return DomainData(domain, split, pictures, captions, ids, sizes, thumbnails, labels, shown, mentioned)
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def check_mentioned(judge: Scorer, domain: str, told: Sequence[dict[str, str]] |
 
 def _prompt_entries(config: Config, domain: str) -> tuple[Path, list]:
     path = resolve(config.evaluation.prompts_dir) / f"{domain}.json"
-    values = _read_json(path, f"The evaluation prompts of domain {domain!r}")
+    values = files.read_json(path, f"The evaluation prompts of domain {domain!r}")
     entries = values.get("prompts") if isinstance(values, dict) else None
     return path, entries if isinstance(entries, list) else []
 
@@ -222,7 +222,7 @@ def save_results(path: str | Path, config: Config | dict[str, Any], rows: Sequen
 
 def load_results(path: str | Path) -> dict[str, Any]:
     """Return {"config": dict, "rows": list} that `save_results` wrote; DasdError if there is none."""
-    values = _read_json(Path(path), "The results file")
+    values = files.read_json(Path(path), "The results file")
     if not isinstance(values, dict) or not {"config", "rows"} <= set(values):
         raise DasdError(f'{path} holds no results: it lacks "config" or "rows".')
     return values
@@ -279,15 +279,6 @@ def _ladder_cell(row: Row | None, alike: bool) -> str:
 def _cell(row: Row) -> str:
     digits = METRICS.get(row["metric"], ("", 3))[1]
     return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
-
-
-def _read_json(path: Path, what: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise DasdError(f"{what} cannot be read from {path}: {error.strerror}.") from None
-    except ValueError as error:
-        raise DasdError(f"{path} is no JSON: {error}.") from None
 
 
 # A small classifier of images, trained from nothing in seconds: what can be learned from a set of pictures.
@@ -407,7 +398,7 @@ def prompts_of(images: data.DomainData, judge: Scorer, count: int) -> Prompts:
     """Return the first caption of each of the first `count` images, with its attributes and label."""
     rows = range(min(count, len(images)))
     prompts = [images.captions[i][0] for i in rows]
-    told = [images.told[i][0] for i in rows] if images.told and judge.reader else None
+    told = [images.mentioned[i][0] for i in rows] if images.mentioned and judge.reader else None
     check_mentioned(judge, images.config.name, told)
     labels = [images.labels[i] for i in rows] if images.labels and len(set(images.labels)) > 1 else None
     return Prompts(prompts, metrics.embed_texts(judge.clip, judge.tokenizer, prompts), told, labels)

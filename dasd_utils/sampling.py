@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dasd_utils import adapters, classifier, models
 from dasd_utils.config import GUIDANCE, Calibration, Config, DasdError, DomainConfig, check_choice, resolve
+from dasd_utils.data import with_token
 from dasd_utils.guidance import (
     ADAPTED,
     BASE,
@@ -383,7 +384,7 @@ class DasdPipeline:
             calibration, terms = self._guidance(calibration, guidance, adapted)
             token = self._learned_token(found) if adapted and target else None
             plain = classifier.without_tokens(text, self.config.domains) if adapted else text
-            text = classifier.with_token(text, found) if token else text
+            text = with_token(text, found.token) if token else text
             job = functools.partial(Job, text, plain, found, calibration, terms, adapted, token, number)
             asked = {term.model for term in terms} & set(self._places)
             places = tuple((name, self._places[name]) for name in sorted(asked))

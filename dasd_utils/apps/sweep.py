@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from dasd_utils import evaluation
 from dasd_utils.apps import notebooks
 from dasd_utils.config import DasdError, resolve
+from dasd_utils.runtime import files
 
 Parameters = dict[str, Any]
 
@@ -28,8 +28,7 @@ class Cell:
     @property
     def folder(self) -> Path:
         """Return where the executed notebook and its results are, named by the parameters."""
-        text = json.dumps([self.notebook, self.parameters], sort_keys=True)
-        return Path(self.output_dir) / "cells" / hashlib.sha256(text.encode()).hexdigest()[:12]
+        return Path(self.output_dir) / "cells" / files.short_hash([self.notebook, self.parameters])
 
     @property
     def results(self) -> Path:
@@ -50,12 +49,7 @@ def read(path: str | Path) -> list[Parameters]:
     [{"lambda_align": [0.01, 0.1], "kernel": ["linear", "multi"]}] are four entries. Raises DasdError for a
     file that is not there, no JSON, or no list of objects, and for an entry that is there twice.
     """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf8"))
-    except OSError as error:
-        raise DasdError(f"The parameters cannot be read from {path}: {error.strerror}.") from None
-    except ValueError as error:
-        raise DasdError(f"{path} is no JSON: {error}.") from None
+    values = files.read_json(Path(path), "The parameters")
     if not isinstance(values, list) or not values or not all(isinstance(each, dict) for each in values):
         raise DasdError(f'{path} must be a list of objects: [{{"lambda_align": [0.01, 0.1]}}].')
     entries = [entry for each in values for entry in _product(each)]

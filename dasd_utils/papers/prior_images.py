@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import time
 from pathlib import Path
@@ -46,11 +44,11 @@ def source_images(config: Config) -> data.DomainData:
         real,
         images=pictures,
         captions=[[prompt] for prompt in prompts],
-        ids=[_hash([path.stem, number]) for number in range(len(pictures))],
+        ids=[files.short_hash([path.stem, number], 64) for number in range(len(pictures))],
         thumbnails=np.stack([images.thumbnail(picture) for picture in pictures]),
         sizes=[picture.size for picture in pictures],
         attributes=None,
-        told=None,
+        mentioned=None,
     )
 
 
@@ -60,11 +58,7 @@ def _key(config: Config, parts: models.Parts, prompts: list[str]) -> str:
     schedule = {k: v for k, v in parts.noise_scheduler.config.items() if not k.startswith("_")}
     computing = precision.possible(config.training.mixed_precision, precision.default_device())
     settings = [config.model.resolution, computing, config.source.calibration.settings()]
-    return _hash([*base, schedule, *settings, prompts])[:24]
-
-
-def _hash(named: list) -> str:
-    return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()
+    return files.short_hash([*base, schedule, *settings, prompts], 24)
 
 
 def _lock(path: Path) -> Path:

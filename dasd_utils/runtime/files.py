@@ -1,18 +1,54 @@
-"""Files that are there whole or not at all."""
+"""Files of text and JSON, complete or not there at all; names made of hashes; locks between processes."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from dasd_utils.config import DasdError
+
+log = logging.getLogger(__name__)
+
+
+def read_text(path: Path, what: str) -> str:
+    """Return a UTF-8 file's text; DasdError, which says that `what` cannot be read, if that fails."""
+    try:
+        return path.read_text(encoding="utf8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8"
+        raise DasdError(f"{what} cannot be read from {path}: {reason}.") from None
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Return the value in a JSON file; DasdError as of `read_text`, and for what is no JSON."""
+    text = read_text(path, what)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DasdError(f"{path} is no JSON: {error}.") from None
+
+
+def write_json(path: Path, value: Any, what: str, indent: int = 2) -> None:
+    """Write a value as a JSON file by `atomic_write`."""
+    with atomic_write(path, what) as temporary:
+        text = json.dumps(value, indent=indent, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf8")
+
+
+def short_hash(value: Any, digits: int = 12) -> str:
+    """Return hexadecimal digits of the SHA-256 of a value as JSON: a file name of all that decides a file."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 @contextlib.contextmanager
@@ -32,7 +68,7 @@ def atomic_write(path: Path, what: str) -> Iterator[Path]:
         temporary.chmod(0o644)  # mkstemp lets only the owner read
         temporary.replace(path)
     except OSError as error:
-        raise DasdError(f"{what} cannot be written to {path}: {error.strerror}.") from None
+        raise _cannot_write(path, what, error) from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -42,39 +78,42 @@ def atomic_write(path: Path, what: str) -> Iterator[Path]:
 def atomic_folder(path: Path, what: str) -> Iterator[Path]:
     """Yield a new empty folder that takes the place of `path`, whatever it held, at the end of the `with`.
 
-    As in `whole`, an error inside leaves what was there.
+    As in `atomic_write`, an error inside leaves what was there.
     """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-        new, old = temporary / "new", temporary / "old"
+        new = temporary / "new"
         new.mkdir()
         yield new
-        if path.exists():
-            path.rename(old)
-        try:
-            new.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+        _replace_folder(path, new, temporary / "old")
     except OSError as error:
-        raise DasdError(f"{what} cannot be written to {path}: {error.strerror}.") from None
+        raise _cannot_write(path, what, error) from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-# A file that one process at a time holds.
+def _replace_folder(path: Path, new: Path, old: Path) -> None:
+    """Move the folder at `path` to `old` and the new one to its place, or leave all as it was."""
+    if path.exists():
+        path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
 
 
-log = logging.getLogger(__name__)
+def _cannot_write(path: Path, what: str, error: OSError) -> DasdError:
+    return DasdError(f"{what} cannot be written to {path}: {error.strerror}.")
 
 
 @contextlib.contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Yield whether the lock file is this process's inside the `with`; it does not wait for another's.
+    """Yield whether this process has the lock file inside the `with`; it does not wait for another's.
 
     The system ends a lock with its process: a file that a killed one leaves stops nobody. Where a file system
     has no locks it warns, and yields True.

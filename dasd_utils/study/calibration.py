@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -74,8 +73,7 @@ def calibrate(
         ]
         log.info("%s: %s", domain.name, table[domain.name])
     evaluation.save_results(path.with_name(SEARCH), pipeline.config, found)
-    with files.atomic_write(path, "The calibration") as temporary:  # last: where it is, the search was whole
-        temporary.write_text(json.dumps(table, indent=2) + "\n", encoding="utf8")
+    files.write_json(path, table, "The calibration")  # last: where it is, the search was complete
 
 
 def calibration_file(run: str | Path) -> Path:

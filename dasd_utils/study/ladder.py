@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -200,7 +198,7 @@ class Task:
             "count": self.count,
             "seed": self.seed,
         }
-        return resolve(self.config.output_dir) / "samples" / _name(named)
+        return resolve(self.config.output_dir) / "samples" / files.short_hash(named)
 
     @property
     def scores(self) -> Path:
@@ -212,17 +210,13 @@ class Task:
             "heldout": self.config.evaluation.num_heldout,
             "domains": [[d.name, d.data, d.revision, d.num_images] for d in members],  # of their classifier
         }
-        return self.folder / f"scores-{_name(named)}.safetensors"
+        return self.folder / f"scores-{files.short_hash(named)}.safetensors"
 
     def asks(self, wanted: evaluation.Reference) -> tuple[list[str], list[int]]:
         """Return the prompt and the seed of each image."""
         prompts = [wanted.asked.prompts[i] for i in wanted.asked.prompt_of(self.count)]
         words = [f"{p}, {self.domain.style_suffix}" for p in prompts] if self.rung.style_words else prompts
         return words, [SEED_STEP * self.seed + i for i in range(self.count)]
-
-
-def _name(named: Any) -> str:
-    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def tasks(config: Config, rung: Method, seed: int) -> list[Task]:

@@ -441,18 +441,18 @@ def test_toy_world_splits_are_different_scenes(config):
 
 def test_toy_world_says_what_each_caption_tells(config, tmp_path):
     loaded = data.load_domain(domain("toyworld:satellite", num_images=6), config)
-    for i, (captions, told) in enumerate(zip(loaded.captions, loaded.told, strict=True)):
+    for i, (captions, told) in enumerate(zip(loaded.captions, loaded.mentioned, strict=True)):
         wordings = toyworld.told_variants("satellite", data.TOY_SEEDS["train"], i)
         assert list(zip(captions, told, strict=True)) == wordings
         assert all(each.items() <= loaded.attributes[i].items() for each in told)
-    assert any(loaded.told[0]) and loaded.told[0] != [loaded.attributes[0]] * 5
+    assert any(loaded.mentioned[0]) and loaded.mentioned[0] != [loaded.attributes[0]] * 5
     table = dict.fromkeys(toyworld.ATTRIBUTES["satellite"]["scene"], "a view")
     by_label = dict(label_column="scene", label_captions=table)
     for other in (dict(caption="a view"), dict(caption_column="scene"), by_label):
         settings = domain("toyworld:satellite", num_images=2, **other)
-        assert data.load_domain(settings, config).told is None
+        assert data.load_domain(settings, config).mentioned is None
     folder = write_images(tmp_path / "set", range(4), TEXT)
-    assert data.load_domain(domain(folder, caption_column="text"), config).told is None
+    assert data.load_domain(domain(folder, caption_column="text"), config).mentioned is None
 
 
 def test_toy_world_is_one_for_all_seeds(config):

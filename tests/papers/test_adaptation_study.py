@@ -147,7 +147,7 @@ def test_what_comes_back_unchanged_is_the_bases(config, study, monkeypatch):
 def test_a_split_is_cut_with_all_that_is_known_of_it(config):
     whole = data.load_domain(config.domains[0], config, "test")
     part = translation.first_images(whole, 5)
-    assert len(part) == len(part.labels) == len(part.told) == len(part.images) == 5
+    assert len(part) == len(part.labels) == len(part.mentioned) == len(part.images) == 5
     assert part.labels == whole.labels[:5] and part.thumbnails.shape[0] == 5
 
 

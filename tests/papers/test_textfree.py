@@ -274,7 +274,7 @@ def test_images_without_captions_are_enough(tiny_config):
     silent = dataclasses.replace(tokenless(tiny_config), caption="")
     config = tiny_config.replace(domains=(silent,), method="indomain", caption_dropout=1.0, lambda_align=0.0)
     found = data.load_domain(silent, config)
-    assert set(map(tuple, found.captions)) == {("",)} and found.told is None
+    assert set(map(tuple, found.captions)) == {("",)} and found.mentioned is None
 
 
 def test_the_rungs_of_the_method_train_a_learner_each(tiny_config):

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -198,7 +196,7 @@ class Study:
         """Return the file of a seed's answers, named by all that decides them but the run."""
         named = [(*key, each.ids, each.labels) for key, each in self.images.items()]
         named += [self.config.model.clip, self.config.model.clip_revision, self.epochs]
-        key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]
+        key = files.short_hash(named)
         run = resolve(translation.run_config(self.config, seed).output_dir)
         return run / f"answers-{key}.safetensors"
 

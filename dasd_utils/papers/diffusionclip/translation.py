@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,7 +143,9 @@ def train(config: Config, seed: int, progress: bool = True) -> Config:
 def pictures(config: Config, seed: int, found: data.DomainData) -> list[Image.Image]:
     """Return the translations of images by a seed's training, in their order; made if they are missing."""
     wanted, own = train(config, seed), diffusionclip.settings(config)
-    name = _hash([found.ids, own.return_step, own.forward_steps, own.generation_steps, own.strengths])
+    name = files.short_hash(
+        [found.ids, own.return_step, own.forward_steps, own.generation_steps, own.strengths]
+    )
     path = resolve(wanted.output_dir) / f"translated-{found.split}-{name}.parquet"
     if not path.is_file():
         pipeline = sampling.load_trained_pipeline(wanted.output_dir, wanted)
@@ -207,7 +207,7 @@ def inverted(pipeline: sampling.DasdPipeline, config: Config, found: data.Domain
     base = [adapters.base_fingerprint(pipeline.parts), latent_cache.vae_fingerprint(pipeline.parts.vae)]
     computing = precision.possible(config.training.mixed_precision, pipeline.parts.unet.device)
     how = [config.model.resolution, computing, own.return_step, own.forward_steps]
-    key = _hash([*base, found.ids, *how])
+    key = files.short_hash([*base, found.ids, *how])
     path = checkpoints.writable(config.output_dir) / f"inverted-{found.split}-{key}.safetensors"
     if not path.is_file():
         log.info("The base inverts %d pictures, once: %s", len(found), path)
@@ -220,11 +220,7 @@ def inverted(pipeline: sampling.DasdPipeline, config: Config, found: data.Domain
 def first_images(found: data.DomainData, count: int) -> data.DomainData:
     """Return the first images of a split, at most so many, with all that is known of them."""
     count = min(count, len(found))
-    lists = ("captions", "ids", "sizes", "labels", "attributes", "told")
+    lists = ("captions", "ids", "sizes", "labels", "attributes", "mentioned")
     cut = {name: getattr(found, name) and getattr(found, name)[:count] for name in lists}
     chosen = [found.images[i] for i in range(count)]
     return dataclasses.replace(found, images=chosen, thumbnails=found.thumbnails[:count], **cut)
-
-
-def _hash(named: list) -> str:
-    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]
