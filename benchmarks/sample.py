@@ -90,11 +90,11 @@ def _diffusers(config: Config) -> Sampler:
     return sample
 
 
-def score(images: list[Image.Image], domain: str, judge: evaluation.Scorer, seed: int) -> common.Row:
+def score(images: list[Image.Image], domain: str, scorer: evaluation.Scorer, seed: int) -> common.Row:
     """Return CMMD to held-out renders and attributes shown, each with its interval."""
     world = heldout(domain, len(images))
-    real, made = judge.embed(world.images), judge.embed(images)
-    shown = metrics.attribute_accuracy(judge.reader.read(images, domain), world.told)
+    real, made = scorer.embed(world.images), scorer.embed(images)
+    shown = metrics.attribute_accuracy(scorer.reader.read(images, domain), world.told)
     cmmd, attributes = (
         metrics.cmmd_interval(made, real, seed=seed),
         metrics.bootstrap_interval(shown, seed=seed),
@@ -120,7 +120,7 @@ def main(
     options = {"precision": precision, "batch_size": batch_size, "num_images": num_images}
     workers = {name: common.Worker(factory, threads, variant=name, **options) for name in VARIANTS}
     times = common.alternate(workers, dict.fromkeys(workers, domains), repeats)
-    judge, rows = evaluation.load_scorer(config, "cpu"), []
+    scorer, rows = evaluation.load_scorer(config, "cpu"), []
     for name, worker in workers.items():
         for domain in domains:
             first, seconds = times[next(iter(VARIANTS))][domain], times[name][domain]
@@ -135,7 +135,7 @@ def main(
             row["repeats"] = repeats  # of one batch; n is for the scores
             row["images_per_second"] = common.spread([batch_size / s for s in seconds])
             row["ratio"] = common.spread([f / s for f, s in zip(first, seconds, strict=True)])
-            rows.append(row | score(worker.ask("value", f"{domain} all"), domain, judge, 0))
+            rows.append(row | score(worker.ask("value", f"{domain} all"), domain, scorer, 0))
         worker.close()
     columns = {"method": "", "domain": "", "images_per_second": ".2f", "ratio": ".2f"}
     print(common.table(rows, columns | {"cmmd": ".3f", "attributes": ".3f"}))

@@ -121,19 +121,19 @@ def load_mentioned(config: Config, domain: str) -> list[dict[str, str]] | None:
     Raises DasdError where they are no object of texts.
     """
     path, entries = _prompt_entries(config, domain)
-    told = [entry.get("attributes") if isinstance(entry, dict) else None for entry in entries]
-    if not told or not all(told):
+    mentioned = [entry.get("attributes") if isinstance(entry, dict) else None for entry in entries]
+    if not mentioned or not all(mentioned):
         return None
-    for values in told:
+    for values in mentioned:
         if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
             raise DasdError(f'{path}: "attributes" must be an object of texts, not {values!r}.')
-    return told
+    return mentioned
 
 
-def check_mentioned(judge: Scorer, domain: str, told: Sequence[dict[str, str]] | None) -> None:
-    """Raise DasdError for an attribute or value that the judge's reader, if it has one, does not know."""
-    known = judge.reader.table.values.get(domain, {}) if judge.reader else {}
-    for values in told if told and judge.reader else ():
+def check_mentioned(scorer: Scorer, domain: str, mentioned: Sequence[dict[str, str]] | None) -> None:
+    """Raise DasdError for an attribute or value that the scorer's reader, if it has one, does not know."""
+    known = scorer.reader.table.values.get(domain, {}) if scorer.reader else {}
+    for values in mentioned if mentioned and scorer.reader else ():
         for name, value in values.items():
             if value not in known.get(name, ()):
                 raise DasdError(
@@ -155,33 +155,35 @@ def score_method(
     images: Sequence[Image.Image],
     prompts: Sequence[str],
     heldout: Sequence[Image.Image] | torch.Tensor,
-    judge: Scorer,
+    scorer: Scorer,
     config: Config,
-    told: Sequence[dict[str, str]] | None = None,
+    mentioned: Sequence[dict[str, str]] | None = None,
 ) -> list[Row]:
     """Return one row per metric for the images that a method made in a domain.
 
     prompts[i] made images[i], given without token or style words so that all methods answer one question;
     images of one prompt count as one independent sample in the intervals. heldout: images of the domain that
-    no training saw, or `judge.embed` of them. told[i]: the attributes that prompts[i] tells, for a judge that
-    can read them. Seed and number of bootstrap draws come from config.
+    no training saw, or `scorer.embed` of them. mentioned[i]: the attributes that prompts[i] mentions, for a
+    scorer that can read them. Seed and number of bootstrap draws come from config.
     Raises DasdError for too few images or prompts, before anything is computed.
     """
     _check_sizes(images, prompts, heldout)
-    told = told if judge.reader and told and all(told) else None
-    check_mentioned(judge, domain, told)
+    mentioned = mentioned if scorer.reader and mentioned and all(mentioned) else None
+    check_mentioned(scorer, domain, mentioned)
     texts = sorted(set(prompts))
     groups = [texts.index(p) for p in prompts]
-    image_features = judge.embed(images)
-    text_features = metrics.embed_texts(judge.clip, judge.tokenizer, texts)[groups]
-    real = heldout if isinstance(heldout, torch.Tensor) else judge.embed(heldout)
+    image_features = scorer.embed(images)
+    text_features = metrics.embed_texts(scorer.clip, scorer.tokenizer, texts)[groups]
+    real = heldout if isinstance(heldout, torch.Tensor) else scorer.embed(heldout)
     draws = {"num_bootstrap": config.evaluation.num_bootstrap, "seed": config.seed, "groups": groups}
     per_image = {
         "clip_score": metrics.clip_scores(image_features, text_features),
         "clip_floor": metrics.shuffled_scores(image_features, text_features, groups, seed=config.seed),
     }
-    if told:
-        per_image["attribute_accuracy"] = metrics.attribute_accuracy(judge.reader.read(images, domain), told)
+    if mentioned:
+        per_image["attribute_accuracy"] = metrics.attribute_accuracy(
+            scorer.reader.read(images, domain), mentioned
+        )
     found = {
         name: (scores.double().mean().item(), *metrics.bootstrap_interval(scores, **draws))
         for name, scores in per_image.items()
@@ -249,7 +251,7 @@ def ladder_table(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> s
     """Return the rows of a ladder as Markdown tables, one a domain: a line per method, a column per metric.
 
     "value ± half of the 95 % interval"; ≈ follows where the paired difference to the method that the first
-    difference is to cannot be told from 0.
+    difference is to cannot be mentioned from 0.
     """
     parts, main = [], next((row["against"] for row in rows if "against" in row), None)
     for domain in dict.fromkeys(row["domain"] for row in rows):
@@ -372,14 +374,14 @@ DOMAIN_SHARE = 300  # training images a domain that teach the classifier of doma
 class Prompts:
     """What samples answer: captions without token, and what they tell."""
 
-    prompts: list[str]
-    texts: Tensor  # (P, d) CLIP features
-    told: list[dict[str, str]] | None = None  # attributes that each prompt tells
+    texts: list[str]
+    features: Tensor  # (P, d) CLIP features
+    mentioned: list[dict[str, str]] | None = None  # attributes that each prompt mentions
     labels: list[str] | None = None  # of the captioned images
 
     def prompt_of(self, count: int) -> Tensor:
         """Return which prompt each of `count` samples answers, (count,): they take turns."""
-        return torch.arange(count) % len(self.prompts)
+        return torch.arange(count) % len(self.texts)
 
 
 @dataclass(frozen=True)
@@ -387,25 +389,25 @@ class Reference:
     """What the samples of one domain are judged by: prompts, and real images that no training saw."""
 
     domain: str
-    asked: Prompts  # the captions of the held-out images
+    prompts: Prompts  # the captions of the held-out images
     heldout: Tensor  # (P, d) CLIP features of these images
     train: Tensor  # (k, d) CLIP features of the training images
     pixels: Tensor  # (P, 3, 32, 32) held-out images for the probe
-    inception: Tensor | None = None  # (P, 2048) held-out images, where the judge has an Inception
+    inception: Tensor | None = None  # (P, 2048) held-out images, where the scorer has an Inception
 
 
-def prompts_of(images: data.DomainData, judge: Scorer, count: int) -> Prompts:
+def prompts_of(images: data.DomainData, scorer: Scorer, count: int) -> Prompts:
     """Return the first caption of each of the first `count` images, with its attributes and label."""
     rows = range(min(count, len(images)))
     prompts = [images.captions[i][0] for i in rows]
-    told = [images.mentioned[i][0] for i in rows] if images.mentioned and judge.reader else None
-    check_mentioned(judge, images.config.name, told)
+    mentioned = [images.mentioned[i][0] for i in rows] if images.mentioned and scorer.reader else None
+    check_mentioned(scorer, images.config.name, mentioned)
     labels = [images.labels[i] for i in rows] if images.labels and len(set(images.labels)) > 1 else None
-    return Prompts(prompts, metrics.embed_texts(judge.clip, judge.tokenizer, prompts), told, labels)
+    return Prompts(prompts, metrics.embed_texts(scorer.clip, scorer.tokenizer, prompts), mentioned, labels)
 
 
 def load_reference(
-    domain: DomainConfig, config: Config, judge: Scorer, count: int, split: str = "test"
+    domain: DomainConfig, config: Config, scorer: Scorer, count: int, split: str = "test"
 ) -> Reference:
     """Return the reference of a domain: at most `count` images of the split, and the training images.
 
@@ -423,11 +425,11 @@ def load_reference(
         )
     return Reference(
         domain.name,
-        prompts_of(heldout, judge, count),
-        judge.embed(pictures),
-        judge.embed(list(train.images)),
+        prompts_of(heldout, scorer, count),
+        scorer.embed(pictures),
+        scorer.embed(list(train.images)),
         cnn_pixels(pictures),
-        judge.embed_inception(pictures) if judge.inception else None,
+        scorer.embed_inception(pictures) if scorer.inception else None,
     )
 
 
@@ -445,7 +447,7 @@ def train_domain_cnn(config: Config) -> SmallCNN:
 def score_images(
     images: Sequence[Image.Image],
     wanted: Reference,
-    judge: Scorer,
+    scorer: Scorer,
     domains: SmallCNN,
     seed: int = 0,
     own: Prompts | None = None,
@@ -455,10 +457,10 @@ def score_images(
     images[i] answers prompt i % P; `own` are the captions of real images in the place of samples. Seed: of
     the classifier that is trained on them.
     """
-    asked = own or wanted.asked
-    features, prompt_of = judge.embed(images), asked.prompt_of(len(images))
-    texts, distinct = asked.texts[prompt_of], sorted(set(asked.prompts))
-    groups = torch.tensor([distinct.index(asked.prompts[i]) for i in prompt_of])
+    asked = own or wanted.prompts
+    features, prompt_of = scorer.embed(images), asked.prompt_of(len(images))
+    texts, distinct = asked.features[prompt_of], sorted(set(asked.texts))
+    groups = torch.tensor([distinct.index(asked.texts[i]) for i in prompt_of])
     small = cnn_pixels(images)
     found = metrics.precision_recall(features, wanted.heldout)
     scores = {
@@ -470,15 +472,15 @@ def score_images(
     }
     if len(distinct) > 1:  # one caption for all images leaves no wrong one
         scores["clip_floor"] = metrics.shuffled_scores(features, texts, groups)
-    if asked.told and judge.reader:
-        told = [asked.told[i] for i in prompt_of]
+    if asked.mentioned and scorer.reader:
+        mentioned = [asked.mentioned[i] for i in prompt_of]
         scores["attribute_accuracy"] = metrics.attribute_accuracy(
-            judge.reader.read(images, wanted.domain), told
+            scorer.reader.read(images, wanted.domain), mentioned
         )
-    if judge.inception:
-        scores["inception"] = judge.embed_inception(images)
-    if asked.labels and wanted.asked.labels:
-        labels, real = [asked.labels[i] for i in prompt_of], wanted.asked.labels
+    if scorer.inception:
+        scores["inception"] = scorer.embed_inception(images)
+    if asked.labels and wanted.prompts.labels:
+        labels, real = [asked.labels[i] for i in prompt_of], wanted.prompts.labels
         scores["synthetic_to_real"] = synthetic_to_real(small, labels, wanted.pixels, real, seed)
     return {name: value.float().contiguous() for name, value in scores.items()}
 
@@ -489,7 +491,7 @@ def estimates(by_seed: Sequence[Scores], wanted: Reference, num_bootstrap: int =
     The draws are the same for every method of a domain, so that estimates can be subtracted.
     """
     images, real = len(by_seed[0]["features"]), len(wanted.heldout)
-    prompt_of = wanted.asked.prompt_of(images)
+    prompt_of = wanted.prompts.prompt_of(images)
     units = min(images, real)
     drawn = metrics.bootstrap_counts(units, num_bootstrap, seed=0)[:, prompt_of]
     drawn_real = metrics.bootstrap_counts(real, num_bootstrap, seed=1)
@@ -606,12 +608,12 @@ def evaluate(
 ) -> tuple[list[dict[str, Any]], dict[tuple[str, str], list[Image.Image]]]:
     """Sample and score every method (of `compared` if None) on every domain; return rows and images by
     (method, domain)."""
-    judge = load_scorer(config)
+    scorer = load_scorer(config)
     rows, images = [], {}
     for domain in config.domains:
         prompts = load_prompts(config, domain.name)
-        told = load_mentioned(config, domain.name)
-        check_mentioned(judge, domain.name, told)  # before hours of sampling
+        mentioned = load_mentioned(config, domain.name)
+        check_mentioned(scorer, domain.name, mentioned)  # before hours of sampling
         heldout = data.load_domain(domain, config, "test")
         count = min(config.evaluation.num_heldout, len(heldout))
         real = [heldout[i]["image"] for i in range(count)]
@@ -619,8 +621,10 @@ def evaluate(
             methods or compared_methods(config), domain.name, shown=progress, unit="method"
         ):
             made = sample_method(config, pipeline, method, domain, prompts)
-            asked = _repeated(prompts, config), _repeated(told, config)
-            rows += score_method(method, domain.name, made, asked[0], real, judge, config, told=asked[1])
+            asked = _repeated(prompts, config), _repeated(mentioned, config)
+            rows += score_method(
+                method, domain.name, made, asked[0], real, scorer, config, mentioned=asked[1]
+            )
             images[method, domain.name] = made
     return rows, images
 

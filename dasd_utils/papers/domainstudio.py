@@ -101,7 +101,7 @@ def _unconditional(method_settings: dict[str, Any]) -> dict[str, Any]:
 PARTS = {"L_img": "image_weight", "L_hf": "detail_weight", "L_hfmse": "detail_mse_weight"}
 NAME = "DomainStudio"
 _NONE = f"{NAME}, no losses"
-RUNGS: dict[str, dict[str, Any]] = {
+LADDER: dict[str, dict[str, Any]] = {
     NAME: {"after": _NONE},
     _NONE: {"changes": {"method_settings": NO_LOSSES}, "after": "LoRA + token"},
     **{

@@ -20,7 +20,7 @@ NAME = "domain learner"
 
 
 DECOUPLED: dict[str, Any] = {"tokens": False, "settings": "decoupled"}
-RUNGS: dict[str, dict[str, Any]] = {
+LADDER: dict[str, dict[str, Any]] = {
     "decoupled guidance": DECOUPLED,
     "decoupled guidance, whole UNet": DECOUPLED | {"changes": whole_unet, "after": "decoupled guidance"},
     "decoupled guidance, text-free": DECOUPLED

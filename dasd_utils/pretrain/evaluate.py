@@ -53,16 +53,16 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
     num_images: renders and samples a domain, at least 2, sampled with the domain's calibration (the base with
     that of the source). Raises DasdError for fewer, and for a base without an attribute reader.
     """
-    judge = evaluation.load_scorer(config, "cpu")
+    scorer = evaluation.load_scorer(config, "cpu")
     if num_images < 2:
         raise DasdError(f"At least two images a domain are needed, not {num_images}.")
-    if judge.reader is None:
+    if scorer.reader is None:
         raise DasdError(f"{config.model.base} has no attribute reader: `dasd pretrain` has not made it.")
     pipeline, adapted = _pipeline(config)
     worlds = {domain: heldout(domain, num_images) for domain in toyworld.DOMAINS}
-    features = {domain: judge.embed(world.images) for domain, world in worlds.items()}
+    features = {domain: scorer.embed(world.images) for domain, world in worlds.items()}
     table = _Table(config.seed, config.evaluation.num_bootstrap)
-    _score_parts(table, pipeline.parts.vae, judge, worlds, features)
+    _score_parts(table, pipeline.parts.vae, scorer, worlds, features)
     table.add_size(resolve(config.model.base))
     table.add_time(pipeline, worlds["painting"].texts[:SPEED_IMAGES])
     for domain in toyworld.DOMAINS[1:]:
@@ -76,8 +76,8 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
             domain=domain if method == "adapted" else None,
             seed=[1000 * config.seed + i for i in range(num_images)],
         )
-        table.mean(f"{method}_attribute_accuracy", domain, _read(judge, images, world))
-        table.cmmd(f"{method}_cmmd", domain, judge.embed(images), features[domain])
+        table.mean(f"{method}_attribute_accuracy", domain, _read(scorer, images, world))
+        table.cmmd(f"{method}_cmmd", domain, scorer.embed(images), features[domain])
     return table.rows
 
 
@@ -94,16 +94,16 @@ def _pipeline(config: Config) -> tuple[sampling.DasdPipeline, bool]:
 def _score_parts(
     table: _Table,
     vae: Any,
-    judge: evaluation.Scorer,
+    scorer: evaluation.Scorer,
     worlds: dict[str, Heldout],
     features: dict[str, Tensor],
 ) -> None:
     """Add what VAE, CLIP and reader make of renders."""
     for domain, world in worlds.items():
         table.mean("psnr", domain, psnr(vae, world.images))
-        table.mean("retrieval_r1", domain, retrieval(judge, heldout(domain, RETRIEVAL)))
-        table.mean("zero_shot_domain", domain, zero_shot(judge, features[domain]) == domain)
-        table.mean("reader_on_renders", domain, _read(judge, world.images, world))
+        table.mean("retrieval_r1", domain, retrieval(scorer, heldout(domain, RETRIEVAL)))
+        table.mean("zero_shot_domain", domain, zero_shot(scorer, features[domain]) == domain)
+        table.mean("reader_on_renders", domain, _read(scorer, world.images, world))
     ratio = deviation_ratio(vae, [image for world in worlds.values() for image in world.images])
     table.add(
         "latent_deviation_ratio", "all", ratio, ratio, ratio, sum(len(w.images) for w in worlds.values())
@@ -170,26 +170,26 @@ def deviation_ratio(vae: Any, images: Sequence[Image.Image]) -> float:
     return (deviations.max() / deviations.min()).item()
 
 
-def retrieval(judge: evaluation.Scorer, world: Heldout) -> Tensor:
+def retrieval(scorer: evaluation.Scorer, world: Heldout) -> Tensor:
     """Return whether the caption nearest to each image tells nothing false of it; (n,)."""
-    texts = metrics.embed_texts(judge.clip, judge.tokenizer, world.texts)
-    found = (judge.embed(world.images) @ texts.T).argmax(dim=1).tolist()
+    texts = metrics.embed_texts(scorer.clip, scorer.tokenizer, world.texts)
+    found = (scorer.embed(world.images) @ texts.T).argmax(dim=1).tolist()
     return torch.tensor(
         [world.told[j].items() <= shown.items() for j, shown in zip(found, world.shown, strict=True)]
     )
 
 
-def zero_shot(judge: evaluation.Scorer, features: Tensor) -> np.ndarray:
+def zero_shot(scorer: evaluation.Scorer, features: Tensor) -> np.ndarray:
     """Return the domain whose bare prompts are nearest to each image; (n,) names."""
     rng = np.random.default_rng(0)
     means = []
     for domain in toyworld.DOMAINS:
         prompts = [captions.bare_prompt(domain, rng) for _ in range(20)]
-        mean = metrics.embed_texts(judge.clip, judge.tokenizer, prompts).mean(dim=0)
+        mean = metrics.embed_texts(scorer.clip, scorer.tokenizer, prompts).mean(dim=0)
         means.append(mean / mean.norm())
     return np.array(toyworld.DOMAINS)[(features @ torch.stack(means).T).argmax(dim=1)]
 
 
-def _read(judge: evaluation.Scorer, images: Sequence[Image.Image], world: Heldout) -> Tensor:
+def _read(scorer: evaluation.Scorer, images: Sequence[Image.Image], world: Heldout) -> Tensor:
     """Return the share of the caption's attributes that each image shows, as the reader sees it; (n,)."""
-    return metrics.attribute_accuracy(judge.reader.read(images, world.domain), world.told)
+    return metrics.attribute_accuracy(scorer.reader.read(images, world.domain), world.told)

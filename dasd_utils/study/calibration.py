@@ -48,7 +48,7 @@ class Candidate:
 
 def calibrate(
     pipeline: sampling.DasdPipeline,
-    judge: evaluation.Scorer,
+    scorer: evaluation.Scorer,
     path: Path,
     budget: int = BUDGET,
     num_images: int = IMAGES,
@@ -65,7 +65,7 @@ def calibrate(
     checkpoints.writable(path.parent)
     table, found = {}, []
     for domain in pipeline.config.domains:
-        candidates = search(pipeline, domain, judge, budget, num_images)
+        candidates = search(pipeline, domain, scorer, budget, num_images)
         best = choose_candidate(candidates)
         table[domain.name] = dataclasses.asdict(best.calibration)
         found += [
@@ -84,7 +84,7 @@ def calibration_file(run: str | Path) -> Path:
 def search(
     pipeline: sampling.DasdPipeline,
     domain: DomainConfig,
-    judge: evaluation.Scorer,
+    scorer: evaluation.Scorer,
     budget: int = BUDGET,
     num_images: int = IMAGES,
     scales: dict[str, Sequence[float]] | None = None,
@@ -95,7 +95,7 @@ def search(
 
     budget: most denoising steps. All candidates answer the same validation captions from the same noise.
     """
-    wanted = evaluation.load_reference(domain, pipeline.config, judge, num_images, "validation")
+    wanted = evaluation.load_reference(domain, pipeline.config, scorer, num_images, "validation")
     start = domain.calibration
     if start.num_inference_steps > budget:
         start = dataclasses.replace(start, num_inference_steps=budget)
@@ -106,7 +106,7 @@ def search(
     with bars.bar(None, domain.name, count, shown=progress, unit="candidate") as bar:
 
         def tried(calibrations: Iterator[Calibration]) -> list[Candidate]:
-            return [_try(pipeline, domain, judge, wanted, c, num_images, bar) for c in calibrations]
+            return [_try(pipeline, domain, scorer, wanted, c, num_images, bar) for c in calibrations]
 
         first = tried(_guidances(start, scales or SCALES))
         best = choose_candidate(first).calibration
@@ -127,27 +127,29 @@ def _guidances(start: Calibration, scales: dict[str, Sequence[float]]) -> Iterat
 def _try(
     pipeline: sampling.DasdPipeline,
     domain: DomainConfig,
-    judge: evaluation.Scorer,
+    scorer: evaluation.Scorer,
     wanted: evaluation.Reference,
     calibration: Calibration,
     num_images: int,
     bar: Any,
 ) -> Candidate:
-    prompt_of = wanted.asked.prompt_of(num_images)
-    prompts, seeds = [wanted.asked.prompts[i] for i in prompt_of], [NOISE + i for i in range(num_images)]
+    prompt_of = wanted.prompts.prompt_of(num_images)
+    prompts, seeds = [wanted.prompts.texts[i] for i in prompt_of], [NOISE + i for i in range(num_images)]
     started = time.perf_counter()
     images, *_ = pipeline.generate(prompts, domain=domain.name, seed=seeds, settings=calibration)
     seconds = (time.perf_counter() - started) / num_images
     bar.update()
-    features = judge.embed(images)
+    features = scorer.embed(images)
     found = {"features": features}
-    if wanted.asked.told:
-        told = [wanted.asked.told[i] for i in prompt_of]
-        found["attribute_accuracy"] = metrics.attribute_accuracy(judge.reader.read(images, domain.name), told)
+    if wanted.prompts.mentioned:
+        told = [wanted.prompts.mentioned[i] for i in prompt_of]
+        found["attribute_accuracy"] = metrics.attribute_accuracy(
+            scorer.reader.read(images, domain.name), told
+        )
     else:
-        found["clip_score"] = metrics.clip_scores(features, wanted.asked.texts[prompt_of])
+        found["clip_score"] = metrics.clip_scores(features, wanted.prompts.features[prompt_of])
     table = evaluation.estimates([found], wanted, pipeline.config.evaluation.num_bootstrap)
-    measure = "attribute_accuracy" if wanted.asked.told else "clip_score"
+    measure = "attribute_accuracy" if wanted.prompts.mentioned else "clip_score"
     return Candidate(calibration, table["cmmd"], measure, table[measure], seconds)
 
 

@@ -1,8 +1,8 @@
-"""The ladder of methods: each rung changes one thing, and every rung is trained, asked and judged alike.
+"""The ladder of methods: each method changes one thing, and every method is trained, asked and judged alike.
 
 What is done is kept: a trained run in `<output_dir>/trained/<key>`, named by all that decides its weights,
 and its samples and scores in `<output_dir>/samples/<key>`, named by all that decides its pictures. A ladder
-that was stopped goes on where it was, and a rung that joins costs only itself.
+that was stopped goes on where it was, and a method that joins costs only itself.
 """
 
 from __future__ import annotations
@@ -63,22 +63,22 @@ class Method:
     style_words: bool = False  # the domain's style words follow each prompt
     settings: str = PROTOCOL  # or PUBLISHED, CALIBRATED, DOMAIN, UNCONDITIONAL, DECOUPLED
     scales: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # instead of those of the settings
-    method: str = DASD_METHOD  # whose objective trains it, with that method's changes under its own
-    after: str = DASD  # the rung that it is one step from: their difference is in the table too
+    objective: str = DASD_METHOD  # whose objective trains it, with that method's changes under its own
+    after: str = DASD  # the method that it is one step from: their difference is in the table too
 
     def config(self, config: Config) -> Config:
-        """Return the config that this rung trains with; DasdError for one that names a method itself."""
+        """Return the config that this method trains with; DasdError for one that names a method itself."""
         check_ladder(config)
         domains = config.domains
         if not self.tokens:
             domains = tuple(dataclasses.replace(domain, token=None) for domain in domains)
         changes = self.changes(config) if callable(self.changes) else self.changes
-        named = {} if self.method == DASD_METHOD else {"method": self.method}
-        return config.replace(domains=domains, **{**named, **method_changes(self.method), **changes})
+        named = {} if self.objective == DASD_METHOD else {"method": self.objective}
+        return config.replace(domains=domains, **{**named, **method_changes(self.objective), **changes})
 
     @property
     def sees_source(self) -> bool:
-        """Return whether it is asked prompts of the source too: one rung of each training is."""
+        """Return whether it is asked prompts of the source too: one method of each training is."""
         return self.settings == PROTOCOL and not self.style_words and not self.scales
 
 
@@ -107,78 +107,78 @@ METHODS = (
 def check_ladder(config: Config) -> None:
     """Raise DasdError for a config that names a method."""
     if config.method != DASD_METHOD:
-        raise DasdError(f"The config names the method {config.method!r}, but each rung of a ladder has its "
+        raise DasdError(f"The config names the method {config.method!r}, but each method of a ladder has its "
                         "own: leave method and method_settings out.")  # fmt: skip
 
 
 PAPER_METHODS = tuple(
-    Method(name, method=method, **fields)
+    Method(name, objective=method, **fields)
     for method in known_methods()
-    for name, fields in method_module(method).RUNGS.items()
+    for name, fields in method_module(method).LADDER.items()
 )
 
 
 def find_methods(
-    names: Sequence[str] | None, rungs: Sequence[Method] = (*METHODS, *PAPER_METHODS)
+    names: Sequence[str] | None, methods: Sequence[Method] = (*METHODS, *PAPER_METHODS)
 ) -> list[Method]:
-    """Return the rungs of these names, DASD's ladder if None; DasdError for an unknown one."""
-    known = {rung.name: rung for rung in rungs}
+    """Return the methods of these names, DASD's ladder if None; DasdError for an unknown one."""
+    known = {method.name: method for method in methods}
     for name in names or ():
         if name not in known:
-            raise DasdError(f"There is no rung {name!r}. {nearest(name, known)}")
+            raise DasdError(f"There is no method {name!r}. {nearest(name, known)}")
     return list(METHODS) if names is None else [known[name] for name in names]
 
 
 # training
 
 
-def run_config(config: Config, rung: Method, seed: int) -> Config:
-    """Return the config of a rung's training, whose output_dir is named by what decides the weights."""
-    asked = rung.config(config.replace(seed=seed, validation_every=0))
+def run_config(config: Config, method: Method, seed: int) -> Config:
+    """Return the config of a method's training, whose output_dir is named by what decides the weights."""
+    asked = method.config(config.replace(seed=seed, validation_every=0))
     name = checkpoints.run_key(asked)
     return asked.replace(output_dir=str(Path(config.output_dir) / "trained" / name))
 
 
-def train(config: Config, rung: Method, seed: int, progress: bool = True) -> Config:
-    """Train the rung unless its run is complete, going on from its last checkpoint; return its config."""
-    wanted = run_config(config, rung, seed)
-    training.train_or_resume(wanted, f"{rung.name}, seed {seed}", progress)
+def train(config: Config, method: Method, seed: int, progress: bool = True) -> Config:
+    """Train the method unless its run is complete, going on from its last checkpoint; return its config."""
+    wanted = run_config(config, method, seed)
+    training.train_or_resume(wanted, f"{method.name}, seed {seed}", progress)
     return wanted
 
 
-def find_or_train(config: Config, rung: Method, seed: int, progress: bool = True) -> Path:
-    """Return the folder of a run that fits the rung: its own, the shipped one, or one that is trained now."""
-    wanted = run_config(config, rung, seed)
+def find_or_train(config: Config, method: Method, seed: int, progress: bool = True) -> Path:
+    """Return the folder of a run that fits the method: its own, the shipped one, or one trained now."""
+    wanted = run_config(config, method, seed)
     try:
         return checkpoints.find_run(wanted)
     except DasdError as reason:
         log.info("%s", reason)
-    return resolve(train(config, rung, seed, progress).output_dir)
+    return resolve(train(config, method, seed, progress).output_dir)
 
 
 # sampling
 
 
-def settings(config: Config, rung: Method, domain: DomainConfig, run: Path | None) -> Calibration:
-    """Return how the rung is sampled in a domain; DasdError where its calibration was not made."""
+def settings(config: Config, method: Method, domain: DomainConfig, run: Path | None) -> Calibration:
+    """Return how the method is sampled in a domain; DasdError where its calibration was not made."""
     protocol = config.evaluation
     found = Calibration(protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler)
-    if rung.settings in GUIDANCE:
-        found = dataclasses.replace(found, guidance=GUIDANCE[rung.settings])
+    if method.settings in GUIDANCE:
+        found = dataclasses.replace(found, guidance=GUIDANCE[method.settings])
     published = profiles.PUBLISHED_CALIBRATION
-    if rung.settings == PUBLISHED:
+    if method.settings == PUBLISHED:
         found = Calibration(**published.get(domain.name, published["default"]))
-    if rung.settings == CALIBRATED:
+    if method.settings == CALIBRATED:
         found = sampling.calibrated(config, calibration.calibration_file(run)).domain(domain.name).calibration
-    return dataclasses.replace(found, **rung.scales)
+    return dataclasses.replace(found, **method.scales)
 
 
 @dataclass(frozen=True)
 class Task:
-    """The samples of one rung, one training seed and one domain."""
+    """The samples of one method, one training seed and one domain."""
 
     config: Config
-    rung: Method
+    method: Method
     seed: int
     domain: DomainConfig
     calibration: Calibration
@@ -189,7 +189,7 @@ class Task:
     def folder(self) -> Path:
         """Return where its files are: named by all that decides the pictures."""
         domain = checkpoints.drop_new_fields(dataclasses.asdict(self.domain))
-        unseen = ("calibration", "descriptions", *(() if self.rung.style_words else ("style_suffix",)))
+        unseen = ("calibration", "descriptions", *(() if self.method.style_words else ("style_suffix",)))
         named = {
             "run": self.run.name if self.run else dataclasses.asdict(self.config.model),
             "domain": {name: value for name, value in domain.items() if name not in unseen},
@@ -214,31 +214,31 @@ class Task:
 
     def asks(self, wanted: evaluation.Reference) -> tuple[list[str], list[int]]:
         """Return the prompt and the seed of each image."""
-        prompts = [wanted.asked.prompts[i] for i in wanted.asked.prompt_of(self.count)]
-        words = [f"{p}, {self.domain.style_suffix}" for p in prompts] if self.rung.style_words else prompts
+        prompts = [wanted.prompts.texts[i] for i in wanted.prompts.prompt_of(self.count)]
+        words = [f"{p}, {self.domain.style_suffix}" for p in prompts] if self.method.style_words else prompts
         return words, [SEED_STEP * self.seed + i for i in range(self.count)]
 
 
-def tasks(config: Config, rung: Method, seed: int) -> list[Task]:
-    """Return the tasks of a rung and a seed: its target domains, and the source where it answers there."""
-    run = Path(run_config(config, rung, seed).output_dir) if rung.trained else None
+def tasks(config: Config, method: Method, seed: int) -> list[Task]:
+    """Return the tasks of a method and a seed: its target domains, and the source where it answers there."""
+    run = Path(run_config(config, method, seed).output_dir) if method.trained else None
     count = config.evaluation.num_heldout
     domains = [(domain, count) for domain in config.domains]
-    domains += [(config.source, max(count // 2, 10))] if rung.sees_source else []
+    domains += [(config.source, max(count // 2, 10))] if method.sees_source else []
     return [
-        Task(config, rung, seed, domain, settings(config, rung, domain, run), number, run)
+        Task(config, method, seed, domain, settings(config, method, domain, run), number, run)
         for domain, number in domains
     ]
 
 
-def is_done(config: Config, rung: Method, seed: int) -> bool:
-    """Return whether all of a rung and a seed is scored."""
+def is_done(config: Config, method: Method, seed: int) -> bool:
+    """Return whether all of a method and a seed is scored."""
     if (
-        rung.settings == CALIBRATED
-        and not calibration.calibration_file(run_config(config, rung, seed).output_dir).is_file()
+        method.settings == CALIBRATED
+        and not calibration.calibration_file(run_config(config, method, seed).output_dir).is_file()
     ):
         return False
-    return all(task.scores.is_file() for task in tasks(config, rung, seed))
+    return all(task.scores.is_file() for task in tasks(config, method, seed))
 
 
 def sample(task: Task, wanted: evaluation.Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
@@ -254,42 +254,42 @@ def sample(task: Task, wanted: evaluation.Reference, pipeline: sampling.DasdPipe
 def draw_images(task: Task, wanted: evaluation.Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
     """Return the task's images, made now.
 
-    The noise of image i is the same for all rungs of a seed. The source is asked with the adapter on: what
+    The noise of image i is the same for all methods of a seed. The source is asked with the adapter on: what
     does adaptation do to what the model knew?
     """
     prompts, seeds = task.asks(wanted)
-    target = task.rung.trained and task.domain in task.config.domains
+    target = task.method.trained and task.domain in task.config.domains
     images, *_ = pipeline.generate(
         prompts,
         domain=task.domain.name if target else None,
         seed=seeds,
         settings=task.calibration,
-        guidance=task.calibration.guidance,  # by name: a learner without prompts is asked what the rung says
-        adapter=task.rung.trained,
+        guidance=task.calibration.guidance,  # by name: a learner without prompts takes the method's kind
+        adapter=task.method.trained,
     )
     return images
 
 
-def open_pipeline(config: Config, rung: Method, seed: int) -> sampling.DasdPipeline:
-    """Return the rung's pipeline: the base model's, or that of its trained run."""
-    if not rung.trained:
+def open_pipeline(config: Config, method: Method, seed: int) -> sampling.DasdPipeline:
+    """Return the method's pipeline: the base model's, or that of its trained run."""
+    if not method.trained:
         return sampling.DasdPipeline(models.load_parts(config), config)
-    wanted = run_config(config, rung, seed)
+    wanted = run_config(config, method, seed)
     return sampling.load_trained_pipeline(resolve(wanted.output_dir), wanted)
 
 
-# judging
+# scoring
 
 
 class Scoring:
-    """What all rungs are judged by, each made at its first use and once."""
+    """What all methods are judged by, each made at its first use and once."""
 
     def __init__(self, config: Config) -> None:
         check_ladder(config)
         self.config = config
 
     @functools.cached_property
-    def judge(self) -> evaluation.Scorer:
+    def scorer(self) -> evaluation.Scorer:
         """The CLIP that scores."""
         return evaluation.load_scorer(self.config)
 
@@ -299,7 +299,7 @@ class Scoring:
         count = self.config.evaluation.num_heldout
         members = (self.config.source, *self.config.domains)
         return {
-            domain.name: evaluation.load_reference(domain, self.config, self.judge, count)
+            domain.name: evaluation.load_reference(domain, self.config, self.scorer, count)
             for domain in members
         }
 
@@ -311,7 +311,7 @@ class Scoring:
     def score(self, task: Task, images: Sequence[Any]) -> None:
         """Write the scores of a task's images."""
         wanted = self.references[task.domain.name]
-        found = evaluation.score_images(images, wanted, self.judge, self.domains, task.seed)
+        found = evaluation.score_images(images, wanted, self.scorer, self.domains, task.seed)
         with files.atomic_write(task.scores, "The scores") as temporary:
             save_file(found, temporary)
 
@@ -320,97 +320,97 @@ class Scoring:
         wanted, train = self.references[domain.name], data.load_domain(domain, self.config)
         count = min(self.config.evaluation.num_heldout, len(train))
         pictures = [train.images[i] for i in range(count)]
-        own = evaluation.prompts_of(train, self.judge, count)
-        return evaluation.score_images(pictures, wanted, self.judge, self.domains, 0, own)
+        own = evaluation.prompts_of(train, self.scorer, count)
+        return evaluation.score_images(pictures, wanted, self.scorer, self.domains, 0, own)
 
 
 def run_ladder(
-    judging: Scoring, seeds: Sequence[int], rungs: Sequence[Method] = METHODS, progress: bool = True
+    scoring: Scoring, seeds: Sequence[int], methods: Sequence[Method] = METHODS, progress: bool = True
 ) -> list[tuple[str, int]]:
-    """Train, sample and score what is missing; return the (rung, seed) that other processes have in hand.
+    """Train, sample and score what is missing; return the (method, seed) that other processes have in hand.
 
     Several processes may share one ladder: each takes what no other has taken.
     """
-    config = judging.config
+    config = scoring.config
     while True:
-        left = [(seed, rung) for seed in seeds for rung in rungs if not is_done(config, rung, seed)]
-        todo = bars.bar(left, "rungs", shown=progress and bool(left), unit="rung")
-        mine = [(seed, rung) for seed, rung in todo if _take(judging, rung, seed, progress)]
+        left = [(seed, method) for seed in seeds for method in methods if not is_done(config, method, seed)]
+        todo = bars.bar(left, "methods", shown=progress and bool(left), unit="method")
+        mine = [(seed, method) for seed, method in todo if _take(scoring, method, seed, progress)]
         if not mine:
-            return [(rung.name, seed) for seed, rung in left]
+            return [(method.name, seed) for seed, method in left]
 
 
-def _take(judging: Scoring, rung: Method, seed: int, progress: bool) -> bool:
-    """Do a rung of a seed unless another process is at it, or at one that shares its weights."""
-    config = judging.config
-    wanted = run_config(config, rung, seed)
-    if not rung.trained:
+def _take(scoring: Scoring, method: Method, seed: int, progress: bool) -> bool:
+    """Do a method of a seed unless another process is at it, or at one that shares its weights."""
+    config = scoring.config
+    wanted = run_config(config, method, seed)
+    if not method.trained:
         wanted = wanted.replace(output_dir=str(Path(config.output_dir) / "trained" / f"base-{seed}"))
     with checkpoints.try_lock_run(wanted) as mine:
-        if mine and not is_done(config, rung, seed):
-            log.info("%s, seed %d", rung.name, seed)
-            if rung.trained:
-                train(config, rung, seed, progress)
-            _answer(judging, rung, seed)
+        if mine and not is_done(config, method, seed):
+            log.info("%s, seed %d", method.name, seed)
+            if method.trained:
+                train(config, method, seed, progress)
+            _answer(scoring, method, seed)
         return mine
 
 
-def _answer(judging: Scoring, rung: Method, seed: int) -> None:
-    """Sample and score a rung of a seed whose weights are there."""
-    config = judging.config
-    pipeline = open_pipeline(config, rung, seed)
-    if rung.settings == CALIBRATED:
+def _answer(scoring: Scoring, method: Method, seed: int) -> None:
+    """Sample and score a method of a seed whose weights are there."""
+    config = scoring.config
+    pipeline = open_pipeline(config, method, seed)
+    if method.settings == CALIBRATED:
         calibration.calibrate(
-            pipeline, judging.judge, calibration.calibration_file(pipeline.config.output_dir)
+            pipeline, scoring.scorer, calibration.calibration_file(pipeline.config.output_dir)
         )
-    for task in tasks(config, rung, seed):
+    for task in tasks(config, method, seed):
         if not task.scores.is_file():
-            wanted = judging.references[task.domain.name]
-            judging.score(task, sample(task, wanted, pipeline))
+            wanted = scoring.references[task.domain.name]
+            scoring.score(task, sample(task, wanted, pipeline))
 
 
-# Where the rungs of a ladder stand: scores, paired differences, and how much evidence a difference needs.
+# Where the methods of a ladder stand: scores, paired differences, and how much evidence a difference needs.
 
 
 EFFECT, MANY_SEEDS = 0.01, (3, 5, 10, 20)  # of the note on power
 
 
 def ladder_rows(
-    judging: Scoring, seeds: Sequence[int], rungs: Sequence[Method] = METHODS, against: str = DASD
+    scoring: Scoring, seeds: Sequence[int], methods: Sequence[Method] = METHODS, against: str = DASD
 ) -> list[Row]:
-    """Return the rows of all rungs that are done for all seeds: scores, differences to one of them, power.
+    """Return the rows of all methods that are done for all seeds: scores, differences to one of them, power.
 
     A row has method, domain, metric, value, low, high, n (images of all seeds) and seeds; a difference, to
-    `against` or to the rung before it, also `against` and `separable`.
+    `against` or to the method before it, also `against` and `separable`.
     """
-    config, rows = judging.config, []
-    done = [rung for rung in rungs if all(is_done(config, rung, seed) for seed in seeds)]
+    config, rows = scoring.config, []
+    done = [method for method in methods if all(is_done(config, method, seed) for seed in seeds)]
     for domain in bars.short_bar((*config.domains, config.source), "intervals", unit="domain"):
-        asked = {rung.name: stored(config, rung, seeds, domain) for rung in done}
+        asked = {method.name: stored(config, method, seeds, domain) for method in done}
         found = {name: by_seed for name, by_seed in asked.items() if by_seed}
         target = domain in config.domains
-        control = {CONTROL: [judging.control(domain)]} if target else {}
-        rows += _compare(judging, domain, found | control, done, seeds, against)
+        control = {CONTROL: [scoring.control(domain)]} if target else {}
+        rows += _compare(scoring, domain, found | control, done, seeds, against)
         rows += power(found, domain.name, against) if target else []
     return rows
 
 
 def _compare(
-    judging: Scoring,
+    scoring: Scoring,
     domain: DomainConfig,
     found: Mapping[str, Sequence[evaluation.Scores]],
     done: Sequence[Method],
     seeds: Sequence[int],
     against: str,
 ) -> list[Row]:
-    wanted, draws = judging.references[domain.name], judging.config.evaluation.num_bootstrap
+    wanted, draws = scoring.references[domain.name], scoring.config.evaluation.num_bootstrap
     named = {name: evaluation.estimates(by_seed, wanted, draws) for name, by_seed in found.items()}
     rows = evaluation.result_rows(named, {"domain": domain.name}, against)
-    for rung in (rung for rung in done if rung.after != against):
-        two = {name: named[name] for name in (rung.name, rung.after) if name in named}
+    for method in (method for method in done if method.after != against):
+        two = {name: named[name] for name in (method.name, method.after) if name in named}
         rows += [
             row
-            for row in evaluation.result_rows(two, {"domain": domain.name}, rung.after)
+            for row in evaluation.result_rows(two, {"domain": domain.name}, method.after)
             if "against" in row
         ]
     sizes = {name: sum(len(each["features"]) for each in by_seed) for name, by_seed in found.items()}
@@ -419,10 +419,10 @@ def _compare(
 
 
 def stored(
-    config: Config, rung: Method, seeds: Sequence[int], domain: DomainConfig
+    config: Config, method: Method, seeds: Sequence[int], domain: DomainConfig
 ) -> list[evaluation.Scores]:
-    """Return the scores of a rung in a domain, a training seed each; none where it was not asked there."""
-    found = [task for seed in seeds for task in tasks(config, rung, seed) if task.domain == domain]
+    """Return the scores of a method in a domain, a training seed each; none where it was not asked there."""
+    found = [task for seed in seeds for task in tasks(config, method, seed) if task.domain == domain]
     return [load_file(task.scores) for task in found]
 
 
@@ -447,9 +447,9 @@ def power(found: Mapping[str, Sequence[evaluation.Scores]], domain: str, against
     return rows
 
 
-def searches(config: Config, seeds: Sequence[int], rungs: Sequence[Method] = METHODS) -> list[Row]:
-    """Return the rows of every search for a calibration that the rungs are sampled with."""
-    asked = [rung for rung in rungs if rung.settings == CALIBRATED]
-    runs = [run_config(config, rung, seed).output_dir for rung in asked for seed in seeds]
+def searches(config: Config, seeds: Sequence[int], methods: Sequence[Method] = METHODS) -> list[Row]:
+    """Return the rows of every search for a calibration that the methods are sampled with."""
+    asked = [method for method in methods if method.settings == CALIBRATED]
+    runs = [run_config(config, method, seed).output_dir for method in asked for seed in seeds]
     paths = [calibration.calibration_file(run).with_name(calibration.SEARCH) for run in runs]
     return [row for path in paths if path.is_file() for row in evaluation.load_results(path)["rows"]]

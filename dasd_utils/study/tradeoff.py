@@ -1,4 +1,4 @@
-"""Fit against control: ways of guidance over their scales, each point a rung of the ladder.
+"""Fit against control: ways of guidance over their scales, each point a method of the ladder.
 
 A scale of guidance is one compromise between the look of a domain and what a prompt asks for. A method is all
 its compromises; of two methods the better one shows more of what was asked for at the same distance from the
@@ -26,26 +26,26 @@ FIT = "cmmd"  # lower is nearer to the domain
 CONTROL = (
     "attribute_accuracy",
     "clip_score",
-)  # higher is more of the prompt; the first a judge knows
+)  # higher is more of the prompt; the first a scorer knows
 Scales = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One method: a rung's training, asked with one kind of guidance at several scales."""
+    """One method: a method's training, asked with one kind of guidance at several scales."""
 
     name: str
-    rung: str  # whose training
-    guidance: str  # as a rung's settings
+    method: str  # whose training
+    guidance: str  # as a method's settings
     scales: Sequence[Scales]  # one point each
-    changes: Mapping[str, Any] = field(default_factory=lambda: NOTHING)  # of the rung's training
+    changes: Mapping[str, Any] = field(default_factory=lambda: NOTHING)  # of the method's training
 
     def points(self) -> list[Method]:
-        """Return a rung for each point; DasdError for a rung that is none."""
-        (rung,) = ladder.find_methods([self.rung])
-        changes = _more(rung.changes, self.changes) if self.changes else rung.changes
-        rung = dataclasses.replace(rung, settings=self.guidance, after="", changes=changes)
-        return [dataclasses.replace(rung, name=self.point(each), scales=each) for each in self.scales]
+        """Return a method for each point; DasdError for a method that is none."""
+        (method,) = ladder.find_methods([self.method])
+        changes = _more(method.changes, self.changes) if self.changes else method.changes
+        method = dataclasses.replace(method, settings=self.guidance, after="", changes=changes)
+        return [dataclasses.replace(method, name=self.point(each), scales=each) for each in self.scales]
 
     def point(self, scales: Scales) -> str:
         """Return the name of a point."""
@@ -55,7 +55,7 @@ class Curve:
 
 
 def _more(before: Any, changes: Mapping[str, Any]) -> Any:
-    """A rung's changes and these."""
+    """A method's changes and these."""
     return lambda config: {**(before(config) if callable(before) else before), **changes}
 
 
@@ -70,7 +70,7 @@ def _plane(domain: Sequence[float], control: Sequence[float]) -> list[Scales]:
 CFG, DOMAIN = _along(1.0, 1.5, 2.5, 5.0), _along(1.5, 2.5, 5.0)
 FINE_TUNED, LEARNER = "captions", "images alone"
 PLANE = f"{LEARNER}, decoupled"
-LEARNING, TEXT_FREE = "decoupled guidance", "decoupled guidance, text-free"  # rungs whose training is meant
+LEARNING, TEXT_FREE = "decoupled guidance", "decoupled guidance, text-free"  # methods whose training is meant
 FRONT = (
     Curve(f"{FINE_TUNED}, classifier-free", ladder.PLAIN, ladder.PROTOCOL, CFG),
     Curve(f"{FINE_TUNED}, Domain Guidance", ladder.PLAIN, ladder.DOMAIN, DOMAIN),
@@ -98,8 +98,8 @@ LONGER = (
     (PLANE, LEARNING, ladder.DECOUPLED, MIDDLE),
 )
 LENGTHENED = tuple(  # the same question after trainings of other lengths, each with its own schedule
-    Curve(f"{name}, over training", rung, kind, [scales], {"max_train_steps": steps})
-    for name, rung, kind, scales in LONGER
+    Curve(f"{name}, over training", method, kind, [scales], {"max_train_steps": steps})
+    for name, method, kind, scales in LONGER
     for steps in LENGTHS
 )
 CURVES = (*FRONT, *LENGTHENED)
@@ -115,7 +115,7 @@ def find_curves(names: Sequence[str] | None) -> list[Curve]:
 
 
 def points(lines: Sequence[Curve] = CURVES) -> list[Method]:
-    """Return the rungs of all lines."""
+    """Return the methods of all lines."""
     return [point for line in lines for point in line.points()]
 
 
@@ -130,16 +130,16 @@ def check_curves(config: Config, lines: Sequence[Curve]) -> None:
 
 
 def tradeoff_rows(
-    judging: ladder.Scoring, seeds: Sequence[int], lines: Sequence[Curve] = CURVES
+    scoring: ladder.Scoring, seeds: Sequence[int], lines: Sequence[Curve] = CURVES
 ) -> list[Row]:
     """Return the scores of every point that is done for all seeds, and what each line gains at equal fit.
 
     A row has method, line, the point's scales, domain, metric, value, low, high, n (images of all seeds) and
     seeds; the gains are those of `gains`.
     """
-    config, rows = judging.config, []
+    config, rows = scoring.config, []
     for domain in config.domains:
-        wanted, found = judging.references[domain.name], {}
+        wanted, found = scoring.references[domain.name], {}
         size = {"n": len(seeds) * config.evaluation.num_heldout, "seeds": list(seeds)}
         for line, point in ((each, point) for each in lines for point in each.points()):
             if all(ladder.is_done(config, point, seed) for seed in seeds):

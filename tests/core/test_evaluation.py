@@ -39,18 +39,18 @@ def config(base_dir):
 
 
 @pytest.fixture(scope="module")
-def judge(config):
+def scorer(config):
     return evaluation.load_scorer(config, "cpu")
 
 
 @pytest.fixture(scope="module")
-def rows(judge, config):
+def rows(scorer, config):
     red, green = pictures(0, 8, (200, 30, 30)), pictures(1, 8, (30, 200, 30))
     heldout = pictures(2, 12, (200, 30, 30))
     return [
         row
         for method, images in (("good", red), ("bad", green))
-        for row in evaluation.score_method(method, "satellite", images, PROMPTS, heldout, judge, config)
+        for row in evaluation.score_method(method, "satellite", images, PROMPTS, heldout, scorer, config)
     ]
 
 
@@ -68,14 +68,14 @@ def test_images_like_the_held_out_ones_score_better(rows):
         assert found["good", metric]["high"] < found["bad", metric]["low"]
 
 
-def test_values_are_those_of_metrics(rows, judge, config):
-    red, heldout = judge.embed(pictures(0, 8, (200, 30, 30))), judge.embed(pictures(2, 12, (200, 30, 30)))
-    texts = metrics.embed_texts(judge.clip, judge.tokenizer, PROMPTS)
+def test_values_are_those_of_metrics(rows, scorer, config):
+    red, heldout = scorer.embed(pictures(0, 8, (200, 30, 30))), scorer.embed(pictures(2, 12, (200, 30, 30)))
+    texts = metrics.embed_texts(scorer.clip, scorer.tokenizer, PROMPTS)
     groups = [PROMPTS.index(p) for p in PROMPTS]
     values = {row["metric"]: row["value"] for row in rows if row["method"] == "good"}
     assert values["clip_score"] == pytest.approx(metrics.clip_score(red, texts), abs=1e-6)
     assert values["cmmd"] == pytest.approx(metrics.cmmd(red, heldout, groups), rel=1e-3)
-    features = evaluation.score_method("good", "satellite", red_images(), PROMPTS, heldout, judge, config)
+    features = evaluation.score_method("good", "satellite", red_images(), PROMPTS, heldout, scorer, config)
     assert features == rows[:4]  # held-out features instead of images
 
 
@@ -83,11 +83,11 @@ def red_images():
     return pictures(0, 8, (200, 30, 30))
 
 
-def test_a_caption_of_its_own_beats_the_floor(judge, config, monkeypatch):
+def test_a_caption_of_its_own_beats_the_floor(scorer, config, monkeypatch):
     """Features of prompts in place of those of images: each image shows its prompt exactly."""
-    texts = metrics.embed_texts(judge.clip, judge.tokenizer, PROMPTS)
+    texts = metrics.embed_texts(scorer.clip, scorer.tokenizer, PROMPTS)
     monkeypatch.setattr(evaluation.metrics, "embed_images", lambda *_: texts)
-    scored = evaluation.score_method("exact", "satellite", PROMPTS, PROMPTS, texts, judge, config)
+    scored = evaluation.score_method("exact", "satellite", PROMPTS, PROMPTS, texts, scorer, config)
     values = {row["metric"]: row for row in scored}
     assert values["clip_score"]["value"] == pytest.approx(1.0, abs=1e-5)
     assert values["clip_floor"]["high"] < values["clip_score"]["low"]
@@ -103,14 +103,14 @@ def test_score_method_refuses_before_it_embeds(config):
         evaluation.score_method("m", "d", images, PROMPTS, images[:1], None, config)
 
 
-# the judge
+# the scorer
 
 
 def test_the_judge_is_frozen_and_loads_quietly(config, caplog):
     with caplog.at_level(logging.WARNING):
-        judge = evaluation.load_scorer(config, "cpu")
-    assert not judge.clip.training
-    assert not any(p.requires_grad for p in judge.clip.parameters())
+        scorer = evaluation.load_scorer(config, "cpu")
+    assert not scorer.clip.training
+    assert not any(p.requires_grad for p in scorer.clip.parameters())
     assert caplog.text == ""
 
 
@@ -158,23 +158,32 @@ def test_told_attributes_are_all_or_none(config, tmp_path):
         evaluation.load_mentioned(wrong, "satellite")
 
 
-def test_a_reader_adds_the_share_of_attributes_shown(judge, config):
+def test_a_reader_adds_the_share_of_attributes_shown(scorer, config):
     class Reader:
         table = AttributeTable({"satellite": {"scene": ["river", "harbor"], "bridge": ["yes", "no"]}})
 
         def read(self, images, domain):
             return [{"scene": "river", "bridge": "yes"}] * len(images)
 
-    told = [{"scene": "river"}, {"scene": "river", "bridge": "no"}, {"scene": "harbor"}, {"bridge": "yes"}]
-    told = [entry for entry in told for _ in range(2)]
+    mentioned = [
+        {"scene": "river"},
+        {"scene": "river", "bridge": "no"},
+        {"scene": "harbor"},
+        {"bridge": "yes"},
+    ]
+    mentioned = [entry for entry in mentioned for _ in range(2)]
     given = ("DASD", "satellite", pictures(0, 8, (9, 9, 9)), PROMPTS, pictures(2, 4, (9, 9, 9)))
-    reading = dataclasses.replace(judge, reader=Reader())
-    found = {row["metric"]: row for row in evaluation.score_method(*given, reading, config, told=told)}
+    reading = dataclasses.replace(scorer, reader=Reader())
+    found = {
+        row["metric"]: row for row in evaluation.score_method(*given, reading, config, mentioned=mentioned)
+    }
     assert found["attribute_accuracy"]["value"] == pytest.approx(2.5 / 4)
     with pytest.raises(DasdError, match="no scene = 'lake'"):
-        evaluation.score_method(*given, reading, config, told=[{"scene": "lake"}] * 8)
-    blind = dataclasses.replace(judge, reader=None)
-    metrics_found = [row["metric"] for row in evaluation.score_method(*given, blind, config, told=told)]
+        evaluation.score_method(*given, reading, config, mentioned=[{"scene": "lake"}] * 8)
+    blind = dataclasses.replace(scorer, reader=None)
+    metrics_found = [
+        row["metric"] for row in evaluation.score_method(*given, blind, config, mentioned=mentioned)
+    ]
     assert "attribute_accuracy" not in metrics_found
 
 
@@ -237,8 +246,8 @@ def test_the_table_has_a_column_per_method():
     assert "(seed 1)" in evaluation.table([*rows, row("base", "kid", 1.0, seed=1)])
 
 
-def test_features_of_a_judge_have_unit_norm(judge):
-    norms = judge.embed(red_images()).norm(dim=-1)
+def test_features_of_a_judge_have_unit_norm(scorer):
+    norms = scorer.embed(red_images()).norm(dim=-1)
     torch.testing.assert_close(norms, torch.ones(8))
 
 
@@ -254,9 +263,9 @@ def test_inception_is_a_file_that_the_config_names(base_dir, tmp_path):
     path = tmp_path / "inception.pt"
     torch.jit.script(Mean()).save(path)
     config = Config.setup("tiny", base=base_dir, clip=base_dir / "clip", inception=str(path))
-    judge = evaluation.load_scorer(config, "cpu")
+    scorer = evaluation.load_scorer(config, "cpu")
     images = [Image.new("RGB", (5, 4), (10, 20, 30)), Image.new("L", (7, 7), 50)]
-    assert judge.embed_inception(images).tolist() == [[10, 20, 30], [50, 50, 50]]
+    assert scorer.embed_inception(images).tolist() == [[10, 20, 30], [50, 50, 50]]
     assert evaluation.load_scorer(config.replace(inception=None), "cpu").inception is None
     path.write_bytes(b"no archive")
     with pytest.raises(DasdError, match=r"inception names .*inception\.pt, which is no TorchScript file"):

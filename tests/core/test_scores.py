@@ -19,13 +19,13 @@ def config(base_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def judge(config):
+def scorer(config):
     return evaluation.load_scorer(config, "cpu")
 
 
 @pytest.fixture(scope="module")
-def wanted(config, judge):
-    return evaluation.load_reference(config.domains[0], config, judge, COUNT)
+def wanted(config, scorer):
+    return evaluation.load_reference(config.domains[0], config, scorer, COUNT)
 
 
 @pytest.fixture(scope="module")
@@ -41,59 +41,59 @@ def heldout(config, count=COUNT):
 
 def test_the_reference_is_of_held_out_images(config, wanted):
     test, train = (data.load_domain(config.domains[0], config, split) for split in ("test", "train"))
-    assert wanted.asked.prompts == [each[0] for each in test.captions]
-    assert wanted.asked.labels == test.labels and len(wanted.train) == len(train)
+    assert wanted.prompts.texts == [each[0] for each in test.captions]
+    assert wanted.prompts.labels == test.labels and len(wanted.train) == len(train)
     assert not set(test.ids) & set(train.ids)
-    assert not any("<satellite>" in prompt for prompt in wanted.asked.prompts)
+    assert not any("<satellite>" in prompt for prompt in wanted.prompts.texts)
 
 
-def test_held_out_images_themselves_are_perfect(config, judge, wanted, domains):
-    found = evaluation.score_images(heldout(config), wanted, judge, domains)
+def test_held_out_images_themselves_are_perfect(config, scorer, wanted, domains):
+    found = evaluation.score_images(heldout(config), wanted, scorer, domains)
     assert torch.equal(found["features"], wanted.heldout)
     assert all(found[name].eq(1).all() for name in ("precision", "recall", "coverage"))
     assert found["copy_rank"].mean() == pytest.approx(0.5)
-    texts = wanted.asked.texts
+    texts = wanted.prompts.features
     torch.testing.assert_close(found["clip_score"], (wanted.heldout * texts).sum(dim=1))
     estimate = evaluation.estimates([found], wanted, 50)
     assert abs(estimate["cmmd"].values.item()) < abs(metrics.cmmd(wanted.heldout, wanted.train)) + 0.2
 
 
-def test_training_images_are_copies(config, judge, wanted, domains):
+def test_training_images_are_copies(config, scorer, wanted, domains):
     train = data.load_domain(config.domains[0], config)
     found = evaluation.score_images(
-        list(train.images)[:COUNT], wanted, judge, domains, own=evaluation.prompts_of(train, judge, COUNT)
+        list(train.images)[:COUNT], wanted, scorer, domains, own=evaluation.prompts_of(train, scorer, COUNT)
     )
     assert found["copy_rank"].max() == 0
 
 
-def test_other_pictures_are_of_another_domain(config, judge, wanted, domains):
+def test_other_pictures_are_of_another_domain(config, scorer, wanted, domains):
     other = data.load_domain(config.domains[1], config.replace(num_heldout=COUNT), "test")
-    found = evaluation.score_images(list(other.images), wanted, judge, domains)
-    own = evaluation.score_images(heldout(config), wanted, judge, domains)
+    found = evaluation.score_images(list(other.images), wanted, scorer, domains)
+    own = evaluation.score_images(heldout(config), wanted, scorer, domains)
     assert found["domain_accuracy"].mean() < 0.3 < 0.7 < own["domain_accuracy"].mean()
 
 
 def test_prompts_take_turns(wanted):
-    assert wanted.asked.prompt_of(COUNT + 3).tolist() == [*range(COUNT), 0, 1, 2]
+    assert wanted.prompts.prompt_of(COUNT + 3).tolist() == [*range(COUNT), 0, 1, 2]
 
 
-def test_the_floor_never_compares_with_an_equal_text(judge, wanted, config, domains):
+def test_the_floor_never_compares_with_an_equal_text(scorer, wanted, config, domains):
     asked = dataclasses.replace(
-        wanted.asked,
-        prompts=["a", "b"] * (COUNT // 2),
-        texts=wanted.asked.texts[[0, 1] * (COUNT // 2)],
+        wanted.prompts,
+        texts=["a", "b"] * (COUNT // 2),
+        features=wanted.prompts.features[[0, 1] * (COUNT // 2)],
     )
-    found = evaluation.score_images(heldout(config), wanted, judge, domains, own=asked)
-    other = wanted.asked.texts[[1, 0] * (COUNT // 2)]
+    found = evaluation.score_images(heldout(config), wanted, scorer, domains, own=asked)
+    other = wanted.prompts.features[[1, 0] * (COUNT // 2)]
     torch.testing.assert_close(found["clip_floor"], (wanted.heldout * other).sum(dim=1))
 
 
-def test_a_caption_for_all_images_has_no_floor(config, judge, wanted, domains):
+def test_a_caption_for_all_images_has_no_floor(config, scorer, wanted, domains):
     asked = dataclasses.replace(
-        wanted.asked, prompts=["a dog"] * COUNT, texts=wanted.asked.texts[:1].expand(COUNT, -1)
+        wanted.prompts, texts=["a dog"] * COUNT, features=wanted.prompts.features[:1].expand(COUNT, -1)
     )
-    alike = dataclasses.replace(wanted, asked=asked)
-    found = evaluation.score_images(heldout(config), alike, judge, domains)
+    alike = dataclasses.replace(wanted, prompts=asked)
+    found = evaluation.score_images(heldout(config), alike, scorer, domains)
     assert "clip_floor" not in found and found["clip_score"].shape == (COUNT,)
     assert "clip_floor" not in evaluation.estimates([found], alike, 20)
 
@@ -116,7 +116,7 @@ def test_estimates_are_the_means_over_seeds():
     wanted, sets = made_reference(), [fake(0), fake(1), fake(2)]
     found = evaluation.estimates(sets, wanted, 30)
     assert found["clip_score"].values.tolist() == pytest.approx([s["clip_score"].mean().item() for s in sets])
-    groups = wanted.asked.prompt_of(2 * COUNT)
+    groups = wanted.prompts.prompt_of(2 * COUNT)
     expected = [metrics.cmmd(s["features"], wanted.heldout, groups) for s in sets]
     assert found["cmmd"].values.tolist() == pytest.approx(expected)
     assert found["cmmd"].draws.shape == (30, 3) and found["cmmd"].units == COUNT
@@ -125,7 +125,7 @@ def test_estimates_are_the_means_over_seeds():
 
 def test_images_of_one_prompt_are_drawn_together():
     wanted, one = made_reference(), fake(0)
-    one["clip_score"] = wanted.asked.prompt_of(2 * COUNT).float()  # the same for both images of a prompt
+    one["clip_score"] = wanted.prompts.prompt_of(2 * COUNT).float()  # the same for both images of a prompt
     draws = evaluation.estimates([one], wanted, 4000)["clip_score"].draws
     spread = torch.arange(COUNT).double().var(unbiased=False) / COUNT
     assert draws.var().item() == pytest.approx(spread.item(), rel=0.1)  # not half of it
@@ -156,15 +156,15 @@ def test_methods_of_other_seeds_have_no_pairs():
     assert not [r for r in evaluation.result_rows(named, {}, "DASD") if "against" in r]
 
 
-def test_too_few_held_out_images_are_refused(config, judge):
+def test_too_few_held_out_images_are_refused(config, scorer):
     with pytest.raises(DasdError, match="test split of domain satellite has 5 images"):
-        evaluation.load_reference(config.domains[0], config, judge, 5)
+        evaluation.load_reference(config.domains[0], config, scorer, 5)
 
 
-def test_one_label_for_all_teaches_nothing(config, judge):
+def test_one_label_for_all_teaches_nothing(config, scorer):
     single = data.load_domain(config.domains[0], config)
     single = dataclasses.replace(single, labels=["one"] * len(single))
-    assert evaluation.prompts_of(single, judge, COUNT).labels is None
+    assert evaluation.prompts_of(single, scorer, COUNT).labels is None
 
 
 def test_the_probe_of_domains_knows_them(config, domains):

@@ -76,8 +76,8 @@ def test_protocol_is_that_of_the_config(config):
 
 def test_wrong_attributes_are_refused_before_any_sampling(config, monkeypatch):
     table = AttributeTable({"satellite": {"scene": ["harbor"]}})
-    judge = evaluation.Scorer(None, None, None, SimpleNamespace(table=table))
-    monkeypatch.setattr(evaluation, "load_scorer", lambda config: judge)
+    scorer = evaluation.Scorer(None, None, None, SimpleNamespace(table=table))
+    monkeypatch.setattr(evaluation, "load_scorer", lambda config: scorer)
     recorder = Recorder()
     with pytest.raises(DasdError, match="no scene = 'airport'"):
         evaluation.evaluate(config, recorder, progress=False)

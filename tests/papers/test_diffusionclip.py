@@ -121,13 +121,13 @@ def test_features_are_those_of_the_judge(config, parts):
     from dasd_utils import evaluation
     from dasd_utils.runtime import images
 
-    judge, own = (
+    scorer, own = (
         evaluation.load_scorer(config, "cpu"),
         diffusionclip.Words(config, diffusionclip.settings(config), torch.device("cpu")),
     )
     chosen = pictures(3)
     found = own.embed(images.to_pixels(chosen))
-    assert torch.nn.functional.cosine_similarity(found, judge.embed(chosen)).min() > 0.99
+    assert torch.nn.functional.cosine_similarity(found, scorer.embed(chosen)).min() > 0.99
 
 
 # the objective

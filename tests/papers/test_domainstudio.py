@@ -357,15 +357,17 @@ def test_a_run_resumes_bit_for_bit(config, tmp_path):
 
 
 def test_the_rungs_of_the_method_train_what_they_name(tiny_config):
-    known = {rung.name: rung for rung in (*ladder.METHODS, *ladder.PAPER_METHODS)}
+    known = {method.name: method for method in (*ladder.METHODS, *ladder.PAPER_METHODS)}
     assert len(known) == len(ladder.METHODS) + len(ladder.PAPER_METHODS)
-    assert all(rung.after in known and rung.after != rung.name for rung in ladder.PAPER_METHODS)
+    assert all(method.after in known and method.after != method.name for method in ladder.PAPER_METHODS)
     runs = {}
-    for rung in (rung for rung in ladder.PAPER_METHODS if rung.trained and rung.method == "domainstudio"):
-        asked = rung.config(tiny_config)
+    for method in (
+        method for method in ladder.PAPER_METHODS if method.trained and method.objective == "domainstudio"
+    ):
+        asked = method.config(tiny_config)
         assert asked.method == "domainstudio" and asked.alignment.lambda_align == 0
         assert (asked.data.source_images == "generated") == (asked.training.prior_loss_weight > 0)
-        runs[rung.name] = ladder.run_config(tiny_config, rung, 0).output_dir
+        runs[method.name] = ladder.run_config(tiny_config, method, 0).output_dir
     assert len(set(runs.values())) == len(runs)
     single = known["DomainStudio, L_hf"].config(tiny_config)
     assert domainstudio.settings(single) == Settings(image_weight=0.0, detail_mse_weight=0.0)

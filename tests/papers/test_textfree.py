@@ -279,8 +279,8 @@ def test_images_without_captions_are_enough(tiny_config):
 
 def test_the_rungs_of_the_method_train_a_learner_each(tiny_config):
     one = tiny_config.replace(domains=tiny_config.domains[:1])
-    rungs = {rung.name: rung for rung in ladder.PAPER_METHODS if rung.method == "indomain"}
-    runs = {name: ladder.run_config(one, rung, 0) for name, rung in rungs.items()}
+    methods = {method.name: method for method in ladder.PAPER_METHODS if method.objective == "indomain"}
+    runs = {name: ladder.run_config(one, method, 0) for name, method in methods.items()}
     trainings = {name: wanted.training for name, wanted in runs.items()}
     assert all(t.caption_dropout == 1 and t.prior_loss_weight == 0 for t in trainings.values())
     whole = {name: (t.whole_unet, t.text_free) for name, t in trainings.items()}
@@ -293,5 +293,5 @@ def test_the_rungs_of_the_method_train_a_learner_each(tiny_config):
     places = {name: wanted.output_dir for name, wanted in runs.items()}
     assert places["decoupled guidance"] == places["domain learner, no prompt"]  # one training, asked twice
     assert len(set(places.values())) == 3
-    asked = ladder.settings(one, rungs["decoupled guidance"], one.domains[0], None)
+    asked = ladder.settings(one, methods["decoupled guidance"], one.domains[0], None)
     assert asked.guidance == "decoupled"

@@ -40,12 +40,12 @@ def test_psnr_by_hand():
 def test_retrieval_counts_captions_that_tell_nothing_false(monkeypatch):
     world = evaluate.heldout("satellite", 6)
     one_hot = torch.eye(6)
-    judge = SimpleNamespace(clip=None, tokenizer=None, embed=lambda images: one_hot)
+    scorer = SimpleNamespace(clip=None, tokenizer=None, embed=lambda images: one_hot)
     monkeypatch.setattr(evaluate.metrics, "embed_texts", lambda clip, tokenizer, texts: one_hot)
-    assert evaluate.retrieval(judge, world).all()
+    assert evaluate.retrieval(scorer, world).all()
     monkeypatch.setattr(evaluate.metrics, "embed_texts", lambda clip, tokenizer, texts: one_hot.roll(1, 0))
     expected = [world.told[(i + 1) % 6].items() <= world.shown[i].items() for i in range(6)]
-    assert evaluate.retrieval(judge, world).tolist() == expected and not all(expected)
+    assert evaluate.retrieval(scorer, world).tolist() == expected and not all(expected)
 
 
 def test_rows_carry_n_seed_and_interval():

@@ -58,9 +58,9 @@ def config(base_dir, tmp_path_factory):
 
 def search(config, **options):
     pipeline = sampling.load_trained_pipeline(config)
-    judge = evaluation.load_scorer(config, "cpu")
+    scorer = evaluation.load_scorer(config, "cpu")
     options = {"scales": {"cfg": (1.0, 2.0), "domain": (2.0,)}, "num_images": 10, "progress": False} | options
-    return calibration.search(pipeline, config.domains[0], judge, **options)
+    return calibration.search(pipeline, config.domains[0], scorer, **options)
 
 
 def test_guidance_comes_first_then_the_schedule(config):

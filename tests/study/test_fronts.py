@@ -30,7 +30,7 @@ def settings(config, point):
 def test_points_have_names_of_their_own_that_the_command_knows():
     names = [point.name for point in tradeoff.points()]
     assert len(set(names)) == len(names)
-    assert not set(names) & {rung.name for rung in (*ladder.METHODS, *ladder.PAPER_METHODS)}
+    assert not set(names) & {method.name for method in (*ladder.METHODS, *ladder.PAPER_METHODS)}
     assert not any(point.sees_source for point in tradeoff.points())
     asked = [line.name for line in tradeoff.find_curves([tradeoff.PLANE, f"{tradeoff.PLANE}, over training"])]
     assert asked == [tradeoff.PLANE] + [f"{tradeoff.PLANE}, over training"] * len(tradeoff.LENGTHS)
@@ -52,7 +52,7 @@ def test_a_line_shares_one_training_and_differs_in_its_scales(config):
 def test_the_same_question_after_other_lengths_of_training(config):
     points = tradeoff.points(tradeoff.find_curves(["captions, classifier-free, over training"]))
     assert [point.config(config).training.max_train_steps for point in points] == list(tradeoff.LENGTHS)
-    assert [point.config(config).alignment.lambda_align for point in points] == [0.0] * 3  # the rung's own
+    assert [point.config(config).alignment.lambda_align for point in points] == [0.0] * 3  # the method's own
     (one,) = {settings(config, point) for point in points}
     assert (one.guidance, one.guidance_scale) == ("cfg", 2.5)
     same = config.replace(max_train_steps=200)

@@ -146,7 +146,7 @@ class Study:
             raise DasdError(f"The target is named {name}, as the domain that is translated: rename one.")
 
     @functools.cached_property
-    def judge(self) -> evaluation.Scorer:
+    def scorer(self) -> evaluation.Scorer:
         """The CLIP that scores: the same that taught, so that CMMD flatters translations."""
         return evaluation.load_scorer(self.config)
 
@@ -181,7 +181,7 @@ class Study:
     def reference(self) -> evaluation.Reference:
         """What translations are judged by: the held-out images of the target."""
         return evaluation.load_reference(
-            self.target, self.config, self.judge, self.config.evaluation.num_heldout
+            self.target, self.config, self.scorer, self.config.evaluation.num_heldout
         )
 
     @property
@@ -251,14 +251,14 @@ def classifier_answers(study: Study, seed: int) -> dict[str, Tensor]:
 
 def likeness(study: Study, pictures: Sequence[Image.Image], paired: bool) -> dict[str, Tensor]:
     """Return the CLIP features of pictures and, of those that have one, how far each is from its twin."""
-    found = {"features": study.judge.embed(pictures)}
+    found = {"features": study.scorer.embed(pictures)}
     if not (paired and study.has_twins):
         return found
     twins = list(study.images[study.target.name, "test"].images)
     found |= {f"twin_{name}": value for name, value in difference(pictures, twins).items()}
-    told = study.reference.asked.told
+    told = study.reference.prompts.mentioned
     if told:
-        read = study.judge.reader.read(pictures, study.target.name)
+        read = study.scorer.reader.read(pictures, study.target.name)
         found["attribute_accuracy"] = metrics.attribute_accuracy(read, told)
     return found
 

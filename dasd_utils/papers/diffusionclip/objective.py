@@ -39,7 +39,7 @@ BY_PROFILE: dict[str, dict[str, Any]] = {
     "tiny": {"target_batch_size": 8, "learning_rate": 5e-4},
     "sd15": {"target_batch_size": 1, "whole_unet": True, "learning_rate": 4e-6},
 }
-RUNGS: dict[str, dict[str, Any]] = {}  # it answers no prompt, so it has no place on the ladder
+LADDER: dict[str, dict[str, Any]] = {}  # it answers no prompt, so it has no place on the ladder
 FORMS = ("released", "paper", "offset")
 ACCUMULATES = False  # a batch goes through several updates
 FAR = "far/"  # before the name of an inverted sample, in a checkpoint
