@@ -67,7 +67,7 @@ def base(model: str, config: Config) -> models.Parts:
     for module in (parts.text_encoder, parts.unet, parts.vae):
         module.requires_grad_(False).eval()
     if config.training.whole_unet:
-        models.open_unet(parts)
+        models.unfreeze_unet(parts)
         if config.training.text_free:
             text_free.open_text_free(parts.to(default_device()))
     else:
@@ -155,7 +155,7 @@ def ours(model: str, resolution: int, precision: str, **changes: Any) -> Operati
         parts,
         RandomSampler(config, side),
         losses.make_objective(config),
-        training.Watch(progress=False),
+        training.Callbacks(progress=False),
     )
     run.encode()
     numbers = itertools.count(1)

@@ -187,7 +187,7 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
     if rows:
         models.attach_tokens(parts, list(summary["tokens"]), torch.stack(rows))
     if whole is not None:
-        models.open_unet(parts)
+        models.unfreeze_unet(parts)
         with torch.no_grad():
             for name, parameter in parts.unet.named_parameters():
                 parameter.copy_(whole[name])

@@ -24,7 +24,7 @@ from dasd_utils.runtime import pretrained
 
 log = logging.getLogger(__name__)
 
-MAX_KEPT_TEXTS = 4096  # a gigabyte of Stable Diffusion's texts
+MAX_CACHED_TEXTS = 4096  # a gigabyte of Stable Diffusion's texts
 TEXT_BATCH = 32  # prompts at once through the text encoder
 ATTENTION = r".*\.to_(q|k|v|out\.0)"
 TARGETS = {  # LoraSettings.convolutions -> which modules of the UNet get LoRA, matched in full
@@ -46,9 +46,9 @@ class Parts:
     config: cfg.Config
     token_ids: dict[str, int] = field(default_factory=dict)  # "<satellite>" -> id
     tokens: TokenRows | None = None
-    cut_prompts: set[str] = field(default_factory=set, repr=False)  # already warned about
-    kept_texts: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `keep_texts`
-    base_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `open_unet`
+    truncated_prompts: set[str] = field(default_factory=set, repr=False)  # already warned about
+    text_cache: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `cache_texts`
+    base_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `unfreeze_unet`
     frozen_names: set[str] = field(default_factory=set, repr=False)  # UNet weights that never train
 
     def __getitem__(self, name: str) -> Any:
@@ -213,7 +213,7 @@ def _check_rank(unet: nn.Module, lora: cfg.LoraSettings) -> None:
         raise cfg.DasdError(f"rank is {lora.rank}; no layer of this UNet has more than {widest}: lower it.")
 
 
-def open_unet(parts: Parts) -> None:
+def unfreeze_unet(parts: Parts) -> None:
     """Let every weight of the UNet learn, the base's kept beside them: what a LoRA is without.
 
     Raises DasdError if it has a LoRA, or learns already.
@@ -299,7 +299,7 @@ def lora_merged(parts: Parts) -> Iterator[Callable[[bool], None]]:
 def trainable_parameters(parts: Parts) -> dict[str, list[nn.Parameter]]:
     """Return {"lora": [...], "tokens": [...]} and freeze every other parameter of the parts.
 
-    After `open_unet` the first is "unet", all of its parameters that count.
+    After `unfreeze_unet` the first is "unet", all of its parameters that count.
     """
     kind = "unet" if parts.base_weights else "lora"
     named = parts.unet.named_parameters()
@@ -324,10 +324,10 @@ def encode_prompts(parts: Parts, prompts: list[str]) -> Tensor:
     """Return the UNet's text condition (B, 77, d): the text encoder's last hidden state.
 
     Warns, once for each, of prompts longer than the limit. Gradients reach the token rows; prompts that
-    `keep_texts` has all encoded are looked up.
+    `cache_texts` has all encoded are looked up.
     """
-    if prompts and all(prompt in parts.kept_texts for prompt in prompts):
-        kept = torch.stack([parts.kept_texts[prompt] for prompt in prompts])
+    if prompts and all(prompt in parts.text_cache for prompt in prompts):
+        kept = torch.stack([parts.text_cache[prompt] for prompt in prompts])
         return kept.to(parts.text_encoder.device)
     tokenizer = parts.tokenizer
     options = dict(padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
@@ -338,26 +338,26 @@ def encode_prompts(parts: Parts, prompts: list[str]) -> Tensor:
 
 
 @torch.no_grad()
-def keep_texts(parts: Parts, prompts: Iterable[str]) -> None:
+def cache_texts(parts: Parts, prompts: Iterable[str]) -> None:
     """Encode prompts once, in batches that their order decides: none if too many, none with a learned token.
 
-    They are kept on the host until `parts.kept_texts.clear()`.
+    They are kept on the host until `parts.text_cache.clear()`.
     """
     tokens = [token.lower() for token in parts.token_ids]
     distinct = [p for p in dict.fromkeys(prompts) if not any(token in p.lower() for token in tokens)]
-    if len(distinct) > MAX_KEPT_TEXTS:
+    if len(distinct) > MAX_CACHED_TEXTS:
         return
     for start in range(0, len(distinct), TEXT_BATCH):
         some = distinct[start : start + TEXT_BATCH]
-        parts.kept_texts |= zip(some, encode_prompts(parts, some).cpu().unbind(), strict=True)
+        parts.text_cache |= zip(some, encode_prompts(parts, some).cpu().unbind(), strict=True)
 
 
 def _warn_if_cut(parts: Parts, prompt: str) -> None:
     limit = parts.tokenizer.model_max_length
     ids = parts.tokenizer(prompt, verbose=False).input_ids
-    if len(ids) <= limit or prompt in parts.cut_prompts:
+    if len(ids) <= limit or prompt in parts.truncated_prompts:
         return
-    parts.cut_prompts.add(prompt)
+    parts.truncated_prompts.add(prompt)
     lost = parts.tokenizer.decode(ids[limit - 1 : -1])
     log.warning("A prompt of %d tokens is cut to %d. Lost: %r of %r", len(ids), limit, lost, prompt)
 

@@ -1,7 +1,7 @@
-"""One training loop for every objective: named steps, history, checkpoints, resume.
+"""Training: one loop of named steps for every objective, and one optimiser step, with exact resume.
 
-All randomness is counted: sample choice, noise and dropout of step k are functions of (seed, k), and so is
-the learning rate. A resumed run therefore repeats, bit for bit on a CPU, what an uninterrupted one does.
+All randomness is counted: samples, noise and dropout of step k are functions of (seed, k), and so is the
+learning rate. A resumed run therefore repeats, bit for bit on a CPU, what an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -31,22 +31,24 @@ from torch import Tensor
 from dasd_utils import adapters, latents, losses, models
 from dasd_utils.config import Config, DasdError, TrainingConfig, paper, resolve
 from dasd_utils.runtime import bars, checkpoints, precision, processes, tracking
-from dasd_utils.runtime.precision import choose_precision
 
-HISTORY, SPEED = "history.jsonl", "speed.jsonl"
-STATE = {"step", "updater", "config", "base", "data"}  # what a checkpoint's state holds
+HISTORY = "history.jsonl"  # one row a step: what a second run repeats
+SPEED = "speed.jsonl"  # and what it does not
+STATE = {"step", "updater", "config", "base", "data"}  # what the state of a checkpoint holds
 MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
+# Schedules whose rate is a function of the step alone, so that a resume needs no state of them.
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+HistoryRow = dict[str, Any]  # step, loss, its terms, grad_norm, learning rates, validation_<domain>
 log = logging.getLogger(__name__)
-Row = dict[str, Any]
 
 
 @dataclass
-class Watch:
-    """What looks on while the loop runs."""
+class Callbacks:
+    """What a caller may attach to the loop."""
 
-    on_step: Callable[[Row], None] | None = None  # after each step, with its history row
+    on_step: Callable[[HistoryRow], None] | None = None  # after each step, with its history row
     # every `sample_every` steps, dropout off, EMA weights in; a DasdPipeline brings its own precision.
-    # Pictures that it returns by name, {"satellite": [...]}, are shown to the trackers
+    # Pictures that it returns by name, {"satellite": [...]}, go to the trackers
     on_sample: Callable[[int], Any] | None = None
     progress: bool = True  # the bar hides itself where neither a terminal nor a live notebook would show it
     stop: threading.Event | None = None  # set by another thread, it ends the run as Ctrl-C does
@@ -55,25 +57,38 @@ class Watch:
 def check_training(config: Config) -> None:
     """Raise DasdError for what training cannot do here, before model and data are read."""
     check_updates(config.training)
-    tracking.check(config)
+    tracking.check_tracking(config)
     adapters.check_place(checkpoints.writable(config.output_dir) / "adapter")
+
+
+def check_updates(training: TrainingConfig) -> None:
+    """Raise DasdError for a schedule, a batch, a precision or an optimiser that cannot work here."""
+    if training.lr_scheduler not in SCHEDULES:
+        raise DasdError(f"lr_scheduler is {training.lr_scheduler!r}. Choices: {', '.join(SCHEDULES)}.")
+    if training.target_batch_size < processes.count():
+        raise DasdError(f"target_batch_size is {training.target_batch_size}, too little for "
+                        f"{processes.count()} processes to share: enlarge it, with fewer accumulation "
+                        "steps, or launch fewer.")  # fmt: skip
+    precision.choose_precision(training.mixed_precision, precision.default_device())
+    if training.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise DasdError("optimizer 'adamw_8bit' needs the package bitsandbytes, which is not installed: "
+                        "`pip install bitsandbytes`, or set optimizer to 'adamw'.")  # fmt: skip
 
 
 def setup_training(config: Config) -> models.Parts:
     """Return the frozen base with fresh, seeded LoRA weights and domain tokens; nothing else trains.
 
-    With `whole_unet` the UNet learns in the place of a LoRA, in fp32.
-    Raises DasdError if the base is not there, already has a token, or lacks the block to align at.
+    With `whole_unet` every weight of the UNet learns in the place of a LoRA, in fp32.
+    Raises DasdError if the base is missing, already has a token, or lacks the block to align at.
     """
     torch.manual_seed(config.seed)
     whole = config.training.whole_unet
-    dtype = None if whole else precision.frozen_dtype(config, processes.state().device)
-    parts = models.load_parts(config, unet_dtype=dtype)
+    parts = models.load_parts(config, unet_dtype=None if whole else precision.frozen_dtype(config))
     models.blocks(parts.unet, config.alignment.layer)
     if whole:
-        models.open_unet(parts)
+        models.unfreeze_unet(parts)
         if config.training.text_free:
-            paper("text_free").open_text_free(parts.to(processes.state().device))
+            paper("text_free").open_text_free(parts.to(precision.default_device()))
     elif config.lora.rank > 0:
         models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)
@@ -89,28 +104,29 @@ def train(
     *,
     objective: losses.Objective | None = None,
     resume: bool = False,
-    **watch: Any,
-) -> list[Row]:
+    **callbacks: Any,
+) -> list[HistoryRow]:
     """Train LoRA and tokens in place and return the history: one row a step.
 
-    `objective` is that of the config's method by default; `watch` are the fields of `Watch`, all optional.
-    With `resume` the run in `config.output_dir` goes on from its newest whole checkpoint, from the start if
-    there is none, and returns at once if it is finished. Without, history and checkpoints of an earlier run
-    in that folder are replaced; its `adapter/` and `config.json` stay until `save_training_results`.
+    `objective` is that of the config's method by default; `callbacks` are the fields of `Callbacks`.
+    With `resume` the run in `config.output_dir` goes on from its newest complete checkpoint, from the start
+    if there is none, and returns at once if it is finished. Without, history and checkpoints of an earlier
+    run in that folder are replaced; its `adapter/` and `config.json` stay until `save_training_results`.
     Ctrl-C, SIGTERM or `stop` ends the present step, writes a checkpoint and raises KeyboardInterrupt.
     Of several processes (`accelerate launch`) each trains on its share of every batch; the first one writes.
-    Raises DasdError before any work for a folder that cannot be written or where another run is at work, or
-    a checkpoint of another config, base or data; later after MAX_SKIPPED steps in a row whose loss or
-    gradient is not finite.
+    Raises DasdError before any work for a folder that cannot be written or that another run uses, or a
+    checkpoint of another config, base or data; later after MAX_SKIPPED steps in a row whose loss or gradient
+    is not finite.
     """
-    onlooker = Watch(**watch)
-    _check(config, parts, token_ids)
+    attached = Callbacks(**callbacks)
+    _check_parts(config, parts, token_ids)
+    check_training(config)
     with checkpoints.lock_run(config):
-        run = Run(config, parts, sampler, objective or losses.make_objective(config), onlooker)
+        run = Run(config, parts, sampler, objective or losses.make_objective(config), attached)
         try:
             first = run.restore() if resume else run.start_anew()
             if first < config.training.max_train_steps:
-                with tracking.opened(config, first) as run.trackers:
+                with tracking.open_trackers(config, first) as run.trackers:
                     _loop(run, first)
             run.updater.keep_average()
         finally:
@@ -119,7 +135,7 @@ def train(
 
 
 def train_or_resume(config: Config, name: str, progress: bool = True) -> None:
-    """Train what is left of the run of a config: nothing, what comes after its last checkpoint, or all."""
+    """Train and save what is left of a config's run: nothing, the steps after its checkpoint, or all."""
     if checkpoints.is_complete(config):
         return
     log.info("%s: training in %s", name, config.output_dir)
@@ -131,7 +147,7 @@ def train_or_resume(config: Config, name: str, progress: bool = True) -> None:
         save_training_results(config, parts, history)
 
 
-def save_training_results(config: Config, parts: models.Parts, losses: Sequence[Row]) -> Path:
+def save_training_results(config: Config, parts: models.Parts, losses: Sequence[HistoryRow]) -> Path:
     """Write `adapter/`, `history.jsonl` and `config.json` into the run's folder and return it.
 
     `manifest.json`, with the SHA-256 of each, comes last: a run folder that has it is complete. Of several
@@ -145,20 +161,20 @@ def save_training_results(config: Config, parts: models.Parts, losses: Sequence[
     return folder
 
 
-def _write_results(folder: Path, config: Config, parts: models.Parts, losses: Sequence[Row]) -> None:
+def _write_results(folder: Path, config: Config, parts: models.Parts, history: Sequence[HistoryRow]) -> None:
     (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
     adapters.save_adapter(parts, folder / "adapter")
     try:
-        checkpoints.write_rows(folder / HISTORY, losses)
-        inside = [path for path in (folder / "adapter").rglob("*") if path.is_file()]
-        written = [config.save(folder / "config.json"), folder / HISTORY, *inside]
+        checkpoints.write_rows(folder / HISTORY, history)
+        adapter_files = [path for path in (folder / "adapter").rglob("*") if path.is_file()]
+        written = [config.save(folder / "config.json"), folder / HISTORY, *adapter_files]
         checkpoints.write_manifest(folder, written)
     except OSError as error:
         raise DasdError(f"The results cannot be written to {folder}: {error.strerror}. Make room, then "
                         "go on with resume.") from error  # fmt: skip
 
 
-def load_history(folder: str | Path) -> list[Row]:
+def load_history(folder: str | Path) -> list[HistoryRow]:
     """Return the rows of `<folder>/history.jsonl`; DasdError if there is none."""
     path = resolve(folder) / HISTORY
     if not path.is_file():
@@ -167,29 +183,179 @@ def load_history(folder: str | Path) -> list[Row]:
 
 
 def load_speed(folder: str | Path) -> list[float]:
-    """Return the samples a second of each step in a run's folder; [] if it does not hold them."""
+    """Return the samples per second of each step in a run's folder; [] if it does not hold them."""
     return [row["samples_per_second"] for row in checkpoints.load_rows(resolve(folder) / SPEED)]
+
+
+def _check_parts(config: Config, parts: models.Parts, token_ids: Mapping[str, int] | None) -> None:
+    missing = [d.token for d in config.domains if d.token and d.token not in parts.token_ids]
+    if missing:
+        raise DasdError(f"The parts lack the token {missing[0]}: make them with setup_training(config).")
+    if token_ids is not None and dict(token_ids) != dict(parts.token_ids):
+        raise DasdError(f"token_ids are {dict(token_ids)}, those of the parts {parts.token_ids}.")
+
+
+# The loop, and the steps that it is made of.
+
+
+def _loop(run: Run, first: int) -> None:
+    """Train from step `first` + 1 to the last; `run` holds history and checkpoints also if it is stopped."""
+    run.encode()
+    total, every = run.config.training.max_train_steps, run.config.training.checkpoint_every
+    shown = run.callbacks.progress
+    bar = bars.bar(None, "training", total, shown=shown, unit="step", initial=first)
+    with _interruption(run.callbacks.stop) as stop_requested, bar:
+        for step in range(first + 1, total + 1):
+            row = run.step(step)
+            bar.set_postfix(loss=row["loss"], refresh=False)
+            bar.update()
+            stop = processes.any_of(stop_requested.is_set())
+            if stop or step == total or _is_due(step, every):
+                run.save(step)
+            if stop and step < total:
+                raise KeyboardInterrupt(f"Stopped after step {step} of {total}; its checkpoint is in "
+                                        f"{run.checkpoints}. Go on with train(..., resume=True), or with "
+                                        "`dasd train --resume` and the options it had.")  # fmt: skip
+
+
+@contextlib.contextmanager
+def _interruption(stop: threading.Event | None) -> Iterator[threading.Event]:
+    """Yield an event that the first Ctrl-C or SIGTERM sets; the second one stops at once, as usual."""
+    requested = stop or threading.Event()
+
+    def handle(_number: int, _frame: Any) -> None:
+        if requested.is_set():
+            raise KeyboardInterrupt
+        requested.set()
+        log.warning("Training stops after this step; ask once more to stop without a checkpoint.")
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
+        yield requested
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 @dataclass
 class Run:
-    """One training run: the parts, the history, the folder, and the steps the loop is made of."""
+    """One training run: the parts, the history, the folder, and the steps that the loop is made of."""
 
     config: Config
     parts: models.Parts
     sampler: latents.Sampler
     objective: losses.Objective
-    watch: Watch
+    callbacks: Callbacks
 
     def __post_init__(self) -> None:
         self.folder = checkpoints.writable(self.config.output_dir)
         self.checkpoints = self.folder / "checkpoints"
-        self.base_fingerprint = adapters.base_fingerprint(self.parts)
+        base = adapters.base_fingerprint(self.parts)
+        self.fingerprints = {"base": base, "data": self.sampler.fingerprint}
         self.updater = Updater(self.config, self.parts)
-        self.history: list[Row] = []
+        self.history: list[HistoryRow] = []
         self.sample_ids: list[str] = []  # of the present step, for the message of a run that fails
         self.held_out: list[latents.Batch] | None = None
         self.trackers = tracking.Trackers()
+
+    def encode(self) -> None:
+        """Encode once what never changes: images, so that the VAE leaves the memory, and source prompts."""
+        if self.parts.vae is not None:
+            self.sampler.encode(self.parts.vae, self.updater.device, self.callbacks.progress)
+            self._move_vae("cpu")
+        if losses.needs_source(self.config):
+            with self.updater.autocast():
+                models.cache_texts(self.parts, self.sampler.source_prompts())
+
+    def step(self, step: int) -> HistoryRow:
+        """Do one step of the loop, with all that belongs to it but the checkpoint; return its history row."""
+        begun = time.perf_counter()
+        row = self.optimise(step)
+        seconds = time.perf_counter() - begun
+        self.validate(row)
+        self.record(row, seconds)
+        self.sample(step)
+        if self.callbacks.on_step:
+            self.callbacks.on_step(self.history[-1])
+        return row
+
+    def optimise(self, step: int) -> HistoryRow:
+        """Do one optimiser step and return its history row."""
+        if not self.parts.unet.training:  # switching thousands of modules costs a tenth of a tiny step
+            self.parts.unet.train()
+        rates = self.updater.set_rates(step - 1)
+        self.sample_ids, logs = [], []
+        for micro in range(self.config.training.gradient_accumulation_steps):
+            logs.append(self._accumulate(step, micro))
+        row = {"step": step, **processes.mean_values(_mean_logs(logs))}
+        norm, stepped = self.updater.update(math.isfinite(row["loss"]))
+        return row | {"grad_norm": norm, **rates} | ({} if stepped else {"skipped": True})
+
+    def _accumulate(self, step: int, micro: int) -> HistoryRow:
+        """Add the gradients of one micro-batch and return its loss and the loss's terms."""
+        self.updater.seed_dropout(step, micro)
+        batch = self.sampler.batch(step - 1, micro).to(self.updater.device, torch.float32)
+        self.sample_ids += batch.sample_ids
+        with self.updater.autocast():
+            loss, logs = self.objective(self.parts, batch, self.config)
+        self.updater.backward(loss)
+        return {"loss": loss.item(), **logs}
+
+    def validate(self, row: HistoryRow) -> None:
+        """Add the loss of each domain's held-out samples to the row, every `validation_every` steps."""
+        if not _is_due(row["step"], self.config.training.validation_every):
+            return
+        if self.held_out is None:
+            self.held_out = self.sampler.fixed_batch("validation")
+        with self.updater.evaluating(), self.updater.autocast():
+            batches = [batch.to(self.updater.device, torch.float32) for batch in self.held_out]
+            row |= losses.validation_losses(self.parts, batches, self.config)
+
+    def record(self, row: HistoryRow, seconds: float) -> None:
+        """Append the row to the history; DasdError after MAX_SKIPPED skipped steps in a row."""
+        self.history.append(checkpoints.finite(row))
+        if processes.is_main():
+            speed = {"step": row["step"], "samples_per_second": len(self.sample_ids) / seconds}
+            checkpoints.append_row(self.folder / HISTORY, row)
+            checkpoints.append_row(self.folder / SPEED, speed)
+            self.trackers.log(tracking.row_values(row | speed), row["step"])
+        last = self.history[-MAX_SKIPPED:]
+        if len(last) == MAX_SKIPPED and all(r.get("skipped") for r in last):
+            saved = checkpoints.newest_checkpoint(self.checkpoints)
+            raise DasdError(f"Loss or gradient was not finite in {MAX_SKIPPED} steps in a row, last in step "
+                            f"{row['step']} with the samples {', '.join(self.sample_ids)}. The last "
+                            f"checkpoint is {saved or 'none'}. Lower learning_rate, or set mixed_precision "
+                            "to 'no'.")  # fmt: skip
+
+    def sample(self, step: int) -> None:
+        """Let `on_sample` draw samples in the first process, every `sample_every` steps."""
+        if not (self.callbacks.on_sample and _is_due(step, self.config.training.sample_every)):
+            return
+        if processes.is_main():
+            self._move_vae(self.updater.device)
+            with self.updater.evaluating():
+                pictures = self.callbacks.on_sample(step)
+            self._move_vae("cpu")
+            self.trackers.show(pictures if isinstance(pictures, Mapping) else {}, step)
+        processes.wait()
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint of this step, once."""
+        tensors, values = self.updater.state()
+        if hasattr(self.objective, "state_dict"):
+            tensors["objective"] = self.objective.state_dict()
+        state = {"step": step, "updater": values, "config": self.config.to_dict(), **self.fingerprints}
+        if processes.is_main():
+            kept = self.config.training.checkpoints_kept
+            checkpoints.write_checkpoint(self.checkpoints, step, tensors, state, kept)
+        processes.wait()
 
     def start_anew(self) -> int:
         """Remove history and checkpoints of an earlier run in the folder; return 0, the steps done."""
@@ -204,17 +370,14 @@ class Run:
         return 0
 
     def restore(self) -> int:
-        """Take up the newest whole checkpoint and return the number of steps done."""
+        """Load the newest complete checkpoint and return the number of steps done."""
         path = checkpoints.newest_checkpoint(self.checkpoints)
         processes.same(checkpoints.checkpoint_step(path), "the newest checkpoint's step")
         if path is None:
             log.info("There is no checkpoint in %s: training starts at step 0.", self.checkpoints)
             return self.start_anew()
         tensors, state = checkpoints.read_checkpoint(path)
-        if not state.keys() >= STATE:
-            raise DasdError(f"{path} is no checkpoint of a training run: its state.json lacks "
-                            f"{', '.join(sorted(STATE - state.keys()))}. Train without resume.")  # fmt: skip
-        self._check_same(path, state)
+        self._check_state(path, state)
         self.updater.load(tensors, state["updater"])
         if hasattr(self.objective, "load_state_dict"):
             self.objective.load_state_dict(tensors.get("objective", {}))
@@ -228,209 +391,53 @@ class Run:
         log.info("Training goes on from %s.", path)
         return state["step"]
 
-    def optimise(self, step: int) -> Row:
-        """Do one optimiser step and return its history row."""
-        training = self.config.training
-        if not self.parts.unet.training:  # switching thousands of modules costs a tenth of a tiny step
-            self.parts.unet.train()
-        rates = self.updater.set_rates(step - 1)
-        self.sample_ids, logs = [], []
-        for micro in range(training.gradient_accumulation_steps):
-            logs.append(self._accumulate(step, micro))
-        row = {"step": step, **processes.mean_values(losses.mean_logs(logs))}
-        norm, stepped = self.updater.update(math.isfinite(row["loss"]))
-        return row | {"grad_norm": norm, **rates} | ({} if stepped else {"skipped": True})
-
-    def _accumulate(self, step: int, micro: int) -> Row:
-        self.updater.seed_dropout(step, micro)
-        batch = self.sampler.batch(step - 1, micro).to(self.updater.device, torch.float32)
-        self.sample_ids += batch.sample_ids
-        with self.updater.autocast():
-            loss, logs = self.objective(self.parts, batch, self.config)
-        self.updater.backward(loss)
-        return {"loss": loss.item(), **logs}
-
-    def validate(self, row: Row) -> None:
-        """Add the loss of each domain's held-out samples to the row, every `validation_every` steps."""
-        if not _due(row["step"], self.config.training.validation_every):
-            return
-        if self.held_out is None:
-            self.held_out = self.sampler.fixed_batch("validation")
-        with self.updater.evaluating(), self.updater.autocast():
-            batches = [batch.to(self.updater.device, torch.float32) for batch in self.held_out]
-            row |= losses.validation_losses(self.parts, batches, self.config)
-
-    def sample(self, step: int) -> None:
-        """Have the onlooker of the first process draw samples, every `sample_every` steps."""
-        if not (self.watch.on_sample and _due(step, self.config.training.sample_every)):
-            return
-        if processes.is_main():
-            self._move_vae(self.updater.device)
-            with self.updater.evaluating():
-                pictures = self.watch.on_sample(step)
-            self._move_vae("cpu")
-            self.trackers.show(pictures if isinstance(pictures, Mapping) else {}, step)
-        processes.wait()
-
-    def record(self, row: Row, seconds: float) -> None:
-        """Append the row to the history; DasdError after MAX_SKIPPED skipped steps in a row.
-
-        What no second run repeats, the speed, has a file of its own.
-        """
-        self.history.append(checkpoints.finite(row))
-        if processes.is_main():
-            speed = {"step": row["step"], "samples_per_second": len(self.sample_ids) / seconds}
-            checkpoints.append_row(self.folder / HISTORY, row)
-            checkpoints.append_row(self.folder / SPEED, speed)
-            self.trackers.log(tracking.of_row(row | speed), row["step"])
-        last = self.history[-MAX_SKIPPED:]
-        if len(last) == MAX_SKIPPED and all(r.get("skipped") for r in last):
-            saved = checkpoints.newest_checkpoint(self.checkpoints)
-            raise DasdError(
-                f"Loss or gradient was not finite in {MAX_SKIPPED} steps in a row, last in step "
-                f"{row['step']} with the samples {', '.join(self.sample_ids)}. The last checkpoint is "
-                f"{saved or 'none'}. Lower learning_rate, or set mixed_precision to 'no'."
-            )
-
-    def save(self, step: int) -> None:
-        """Write the checkpoint of this step, once."""
-        tensors, values = self.updater.state()
-        if hasattr(self.objective, "state_dict"):
-            tensors["objective"] = self.objective.state_dict()
-        state = {"step": step, "updater": values, "config": self.config.to_dict(), **self._fingerprints()}
-        if processes.is_main():
-            checkpoints.write_checkpoint(
-                self.checkpoints, step, tensors, state, self.config.training.checkpoints_kept
-            )
-        processes.wait()
+    def _check_state(self, path: Path, state: Mapping[str, Any]) -> None:
+        if not state.keys() >= STATE:
+            raise DasdError(f"{path} is no checkpoint of a training run: its state.json lacks "
+                            f"{', '.join(sorted(STATE - state.keys()))}. Train without resume.")  # fmt: skip
+        earlier = Config.from_dict(state["config"]).to_dict()  # with the fields that are newer than it
+        found = checkpoints.differences(earlier, self.config.to_dict())
+        names = {"base": "base model", "data": "training data"}
+        found += [f"{names[key]}: another one" for key, now in self.fingerprints.items() if state[key] != now]
+        if found:
+            raise DasdError(f"The checkpoint {path} is of another run. Different: {'; '.join(found)}. Resume "
+                            "with the settings it had, or choose another output_dir.")  # fmt: skip
 
     def release(self) -> None:
         """Leave the parts ready for use: dropout off, all on one device."""
-        self.parts.kept_texts.clear()
+        self.parts.text_cache.clear()
         self.updater.release()
         self.parts.unet.eval()
         self._move_vae(self.updater.device)
-
-    def encode(self) -> None:
-        """Encode once what never changes: images, so that the VAE leaves the memory, and source prompts."""
-        if self.parts.vae is not None:
-            self.sampler.encode(self.parts.vae, self.updater.device, self.watch.progress)
-            self._move_vae("cpu")
-        if losses.needs_source(self.config):
-            with self.updater.autocast():
-                models.keep_texts(self.parts, self.sampler.source_prompts())
 
     def _move_vae(self, device: torch.device | str) -> None:
         if self.parts.vae is not None:
             self.parts.vae.to(device)
 
-    def _fingerprints(self) -> dict[str, str | None]:
-        return {"base": self.base_fingerprint, "data": self.sampler.fingerprint}
 
-    def _check_same(self, path: Path, state: Mapping[str, Any]) -> None:
-        earlier = Config.from_dict(state["config"]).to_dict()  # with the fields that are newer than it
-        found = checkpoints.differences(earlier, self.config.to_dict())
-        names = {"base": "base model", "data": "training data"}
-        present = self._fingerprints()
-        found += [f"{what}: another one" for key, what in names.items() if state[key] != present[key]]
-        if found:
-            raise DasdError(
-                f"The checkpoint {path} is of another run. Different: {'; '.join(found)}. "
-                f"Resume with the settings it had, or choose another output_dir."
-            )
-
-
-def _loop(run: Run, first: int) -> None:
-    training, watch = run.config.training, run.watch
-    run.encode()
-    total = training.max_train_steps
-    bar = bars.bar(None, "training", total, shown=watch.progress, unit="step", initial=first)
-    with _interruption(watch.stop) as asked, bar:
-        for step in range(first + 1, training.max_train_steps + 1):
-            begun = time.perf_counter()
-            row = run.optimise(step)
-            seconds = time.perf_counter() - begun
-            run.validate(row)
-            run.record(row, seconds)
-            run.sample(step)
-            if watch.on_step:
-                watch.on_step(run.history[-1])
-            bar.set_postfix(loss=row["loss"], refresh=False)
-            bar.update()
-            last = step == training.max_train_steps
-            stop = processes.any_of(asked.is_set())
-            if _due(step, training.checkpoint_every) or last or stop:
-                run.save(step)
-            if stop and not last:
-                raise KeyboardInterrupt(
-                    f"Stopped after step {step} of {training.max_train_steps}; its checkpoint is in "
-                    f"{run.checkpoints}. Go on with train(..., resume=True), or with `dasd train --resume` "
-                    f"and the options it had."
-                )
-
-
-@contextlib.contextmanager
-def _interruption(stop: threading.Event | None) -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C or SIGTERM sets; the second stops at once, as ever."""
-    asked = stop or threading.Event()
-
-    def handle(_number: int, _frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        log.warning("Training stops after this step; ask once more to stop without a checkpoint.")
-
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
-        yield asked
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def _check(config: Config, parts: models.Parts, token_ids: Mapping[str, int] | None) -> None:
-    missing = [d.token for d in config.domains if d.token and d.token not in parts.token_ids]
-    if missing:
-        raise DasdError(f"The parts lack the token {missing[0]}: make them with setup_training(config).")
-    if token_ids is not None and dict(token_ids) != dict(parts.token_ids):
-        raise DasdError(f"token_ids are {dict(token_ids)}, those of the parts {parts.token_ids}.")
-    check_training(config)
+def _mean_logs(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each value over the micro-batches that have it."""
+    values: dict[str, list[float]] = {}
+    for name, value in (item for each in logs for item in each.items()):
+        values.setdefault(name, []).append(value)
+    return {name: sum(each) / len(each) for name, each in values.items()}
 
 
 # One optimiser step: precision, backward, clipping, AdamW, learning rates, token norm, moving average.
 
 
-BY_STEP_ALONE = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
-
-
-def check_updates(training: TrainingConfig) -> None:
-    """Raise DasdError for a schedule or a precision that cannot work here."""
-    if training.lr_scheduler not in BY_STEP_ALONE:
-        raise DasdError(f"lr_scheduler is {training.lr_scheduler!r}. Choices: {', '.join(BY_STEP_ALONE)}.")
-    if training.target_batch_size < processes.count():
-        raise DasdError(f"target_batch_size is {training.target_batch_size}, too little for "
-                        f"{processes.count()} processes to share: enlarge it, with fewer accumulation "
-                        "steps, or launch fewer.")  # fmt: skip
-    choose_precision(training.mixed_precision, processes.state().device)
-    if training.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise DasdError("optimizer 'adamw_8bit' needs the package bitsandbytes, which is not installed: "
-                        "`pip install bitsandbytes`, or set optimizer to 'adamw'.")  # fmt: skip
-
-
 class Updater:
-    """Turns losses into updates of LoRA, or of the whole UNet, and token rows."""
+    """Turns losses into updates of the LoRA, or of the complete UNet, and of the token rows."""
 
     def __init__(self, config: Config, parts: models.Parts) -> None:
-        self.config, self.parts = config, parts
+        self.config = config
+        self.parts = parts
         training = config.training
         self.accelerator = _accelerator(training)
+        self.device = self.accelerator.device
+        self.autocast = (
+            self.accelerator.autocast
+        )  # in its context the network computes at the chosen precision
         groups = models.trainable_parameters(parts)
         for module in (parts.unet, parts.text_encoder, parts.tokens):
             if module is not None:
@@ -440,22 +447,13 @@ class Updater:
         self.parameters = [parameter for group in groups.values() for parameter in group]
         if training.compile_blocks:
             parts.unet.compile_repeated_blocks()
-        optimizer = _optimizer(_groups(groups, training), training)
+        optimizer = _optimizer(groups, training)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.rate_factor = _rate_factor(optimizer, training)  # step -> factor of the base rates
         self.optimizer = self.accelerator.prepare(optimizer)
         self.ema = None if training.ema_decay is None else EMAModel(self.parameters, decay=training.ema_decay)
         vocabulary = parts.text_encoder.get_input_embeddings().weight.detach()
         self.vocabulary_norm = vocabulary.float().norm(dim=1).mean()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network computes."""
-        return self.accelerator.device
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """Return the context in which the network computes at the chosen precision."""
-        return self.accelerator.autocast()
 
     def set_rates(self, step: int) -> dict[str, float]:
         """Set the learning rates of the step that follows `step` done ones and return them by name."""
@@ -492,13 +490,20 @@ class Updater:
         self.optimizer.zero_grad()
         return norm, stepped
 
+    @torch.no_grad()
+    def _restore_token_norm(self) -> None:
+        """Pivotal tuning: a new row keeps the mean norm of the vocabulary's, only its direction learns."""
+        if self.parts.tokens is not None:
+            rows = self.parts.tokens.weight
+            rows.mul_(self.vocabulary_norm / rows.norm(dim=1, keepdim=True))
+
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Inside the `with`: no dropout, and the moving average as weights, if there is one."""
         self.parts.unet.eval()
         if self.ema is not None:
             self.ema.store(self.parameters)
-            self.ema.copy_to(self.parameters)
+        self.keep_average()
         try:
             yield
         finally:
@@ -511,10 +516,10 @@ class Updater:
             self.ema.copy_to(self.parameters)
 
     def release(self) -> None:
-        """Leave the network as it was before training, but for what trained."""
+        """Leave the network as it was before training, except for what trained."""
         self.parts.unet.disable_gradient_checkpointing()
         for module in self.parts.unet.modules():
-            module._compiled_call_impl = None  # undoes `compile_repeated_blocks`, as torch has no other way
+            module._compiled_call_impl = None  # undoes `compile_repeated_blocks`: torch has no other way
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return (groups of tensors, JSON values) from which `load` goes on exactly."""
@@ -540,47 +545,35 @@ class Updater:
             self.ema.load_state_dict({"shadow_params": shadows, "optimization_step": values["ema_steps"]})
             self.ema.to(self.device)
 
-    @torch.no_grad()
-    def _restore_token_norm(self) -> None:
-        """Pivotal tuning: a new row keeps the mean norm of the vocabulary's, only its direction learns."""
-        if self.parts.tokens is None:
-            return
-        rows = self.parts.tokens.weight
-        rows.mul_(self.vocabulary_norm / rows.norm(dim=1, keepdim=True))
-
 
 def _accelerator(training: TrainingConfig) -> Accelerator:
-    precision = choose_precision(training.mixed_precision, processes.state().device)
+    device = precision.default_device()
+    chosen = precision.choose_precision(training.mixed_precision, device)
     shared = AcceleratorState._shared_state  # one for the process, and it refuses a second precision
-    if shared and shared.get("_mixed_precision") != precision:
+    if shared and shared.get("_mixed_precision") != chosen:
         AcceleratorState._reset_state()
     # as a plugin, since `accelerate launch` overrides the plain number through the environment
     accumulation = GradientAccumulationPlugin(num_steps=training.gradient_accumulation_steps)
-    cpu = processes.state().device.type == "cpu"
-    return Accelerator(cpu=cpu, mixed_precision=precision, gradient_accumulation_plugin=accumulation)
+    cpu = device.type == "cpu"
+    return Accelerator(cpu=cpu, mixed_precision=chosen, gradient_accumulation_plugin=accumulation)
 
 
-def _groups(groups: Mapping[str, list[torch.nn.Parameter]], training: TrainingConfig) -> list[dict[str, Any]]:
+def _optimizer(
+    groups: Mapping[str, list[torch.nn.Parameter]], training: TrainingConfig
+) -> torch.optim.Optimizer:
     """The UNet's weights decay, LoRA or all of them; tokens do not: they keep their norm instead."""
     inner = {"name": "learning_rate", "lr": training.learning_rate, "weight_decay": training.weight_decay}
     tokens = {"name": "token_learning_rate", "lr": training.token_learning_rate, "weight_decay": 0.0}
     settings = {"lora": inner, "unet": inner, "tokens": tokens}
-    return [{"params": found, **settings[kind]} for kind, found in groups.items() if found]
-
-
-def _optimizer(groups: list[dict[str, Any]], training: TrainingConfig) -> torch.optim.Optimizer:
+    given = [{"params": found, **settings[kind]} for kind, found in groups.items() if found]
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups, fused=True)
+        return torch.optim.AdamW(given, fused=True)
     from bitsandbytes.optim import AdamW8bit  # optional, and slow to import
 
-    return AdamW8bit(groups)
+    return AdamW8bit(given)
 
 
-def _rate_factor(optimizer: torch.optim.Optimizer, training: TrainingConfig) -> Any:
-    schedule = get_scheduler(
-        SchedulerType(training.lr_scheduler),
-        optimizer,
-        num_warmup_steps=training.lr_warmup_steps,
-        num_training_steps=training.max_train_steps,
-    )
-    return schedule.lr_lambdas[0]
+def _rate_factor(optimizer: torch.optim.Optimizer, training: TrainingConfig) -> Callable[[int], float]:
+    kind = SchedulerType(training.lr_scheduler)
+    steps = {"num_warmup_steps": training.lr_warmup_steps, "num_training_steps": training.max_train_steps}
+    return get_scheduler(kind, optimizer, **steps).lr_lambdas[0]

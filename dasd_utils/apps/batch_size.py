@@ -13,7 +13,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from dasd_utils import losses, models, training
-from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils.config import Config, DasdError, method_module, resolve
 from dasd_utils.latents import Batch
 from dasd_utils.runtime import checkpoints, processes
 
@@ -36,11 +36,12 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
     if processes.count() > 1:
         raise DasdError("The batch size is found in one process: run it without the launcher, then write its "
                         "sizes, times the number of processes, into the config.")  # fmt: skip
-    if losses.compares_samples(config):
+    method = method_module(config.method)
+    if getattr(method, "COMPARES_SAMPLES", False):
         raise DasdError(f"auto_batch_size is made for DASD's step; the method {config.method!r} compares the "
                         "samples of a micro-batch, so that its size is part of the loss: set "
                         "target_batch_size and gradient_accumulation_steps yourself.")  # fmt: skip
-    if not losses.accumulates(config):
+    if not getattr(method, "ACCUMULATES", True):
         raise DasdError(f"auto_batch_size divides a step into micro-batches; the method {config.method!r} "
                         "takes one batch through several steps: set target_batch_size yourself.")  # fmt: skip
     updater = training.Updater(config.replace(compile_blocks=False), parts)

@@ -66,7 +66,7 @@ class Monitor:
         self.button.disabled = True
         self.said.value = bars.note("Stopping after this step …")
 
-    def on_step(self, row: training.Row) -> None:
+    def on_step(self, row: training.HistoryRow) -> None:
         """Take a history row; draw what is due, so seldom that the run loses next to nothing."""
         self.rows.append(row)
         now = time.monotonic()
@@ -79,7 +79,7 @@ class Monitor:
             cost = time.monotonic() - now
             self._curves_due = now + max(EVERY, cost / SHARE)
 
-    def _line(self, row: training.Row, now: float) -> str:
+    def _line(self, row: training.HistoryRow, now: float) -> str:
         (first, begun), loss = self._first, row.get("loss")
         text = f"step {row['step']} of {self.bar.max}" + (f", loss {loss:.4f}" if loss is not None else "")
         if row["step"] == first:
@@ -119,7 +119,7 @@ class Running:
     def __init__(self, stop: threading.Event | None = None) -> None:
         self._stop, self._done = stop, futures.Future()
 
-    def run(self, task: Callable[[], Sequence[training.Row]]) -> None:
+    def run(self, task: Callable[[], Sequence[training.HistoryRow]]) -> None:
         """Do the task and keep what it returns or raises."""
         try:
             self._done.set_result(task())
@@ -130,7 +130,7 @@ class Running:
         """Return whether the run has ended."""
         return self._done.done()
 
-    def result(self) -> list[training.Row]:
+    def result(self) -> list[training.HistoryRow]:
         """Wait for the end and return the history; raise what the run raised.
 
         A stop is a KeyboardInterrupt, as of `training.train`. An interrupt of the kernel while this waits
@@ -144,7 +144,7 @@ class Running:
             self._stop.set()
             return self._wait()
 
-    def _wait(self) -> list[training.Row]:
+    def _wait(self) -> list[training.HistoryRow]:
         while not futures.wait([self._done], timeout=0.2).done:  # with a timeout, so that signals are seen
             pass
         return self._done.result()
@@ -156,7 +156,7 @@ def train(
     sampler: Any,
     token_ids: Any = None,
     *,
-    on_step: Callable[[training.Row], None] | None = None,
+    on_step: Callable[[training.HistoryRow], None] | None = None,
     on_sample: Callable[[int], Any] | None = None,
     **options: Any,
 ) -> Running:
@@ -184,7 +184,7 @@ def _watched(
     running = Running(monitor.stop)
     options = {**options, **_joined(monitor, **callbacks), "stop": monitor.stop, "progress": False}
 
-    def task() -> list[training.Row]:
+    def task() -> list[training.HistoryRow]:
         try:
             history = training.train(*what, **options)
         except KeyboardInterrupt as stop:
@@ -211,12 +211,12 @@ def _finish(thread: threading.Thread, stop: threading.Event) -> None:
 
 def _joined(
     monitor: Monitor,
-    on_step: Callable[[training.Row], None] | None,
+    on_step: Callable[[training.HistoryRow], None] | None,
     on_sample: Callable[[int], Any] | None,
 ) -> dict[str, Any]:
     """The caller's callbacks, each followed by the monitor's."""
 
-    def step(row: training.Row) -> None:
+    def step(row: training.HistoryRow) -> None:
         if on_step:
             on_step(row)
         _show(monitor.on_step, row)

@@ -41,7 +41,7 @@ def repeat_steps(config: Config, steps: int) -> list[Row]:
     *_, sampler = latents.create_datasets(config, parts.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         elsewhere = config.replace(output_dir=folder)
-        run = training.Run(elsewhere, parts, sampler, losses.make_objective(elsewhere), training.Watch())
+        run = training.Run(elsewhere, parts, sampler, losses.make_objective(elsewhere), training.Callbacks())
         try:
             run.encode()
             return [run.optimise(step) for step in bars.short_bar(range(1, steps + 1), "steps", unit="step")]

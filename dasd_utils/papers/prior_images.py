@@ -56,7 +56,7 @@ def _key(config: Config, parts: models.Parts, prompts: list[str]) -> str:
     """Return 24 hex digits of all that decides the pictures."""
     base = [adapters.base_fingerprint(parts), latent_cache.vae_fingerprint(parts.vae)]
     schedule = {k: v for k, v in parts.noise_scheduler.config.items() if not k.startswith("_")}
-    computing = precision.possible(config.training.mixed_precision, precision.default_device())
+    computing = precision.sampling_precision(config.training.mixed_precision, precision.default_device())
     settings = [config.model.resolution, computing, config.source.calibration.settings()]
     return files.short_hash([*base, schedule, *settings, prompts], 24)
 

@@ -30,7 +30,7 @@ def choose_precision(setting: str, device: torch.device) -> str:
 
 def autocast(setting: str, device: torch.device) -> contextlib.AbstractContextManager:
     """Return the context in which networks compute on the device, without gradients."""
-    chosen = possible(setting, device)
+    chosen = sampling_precision(setting, device)
     return torch.autocast(device.type, DTYPES.get(chosen), enabled=chosen in DTYPES)
 
 
@@ -41,7 +41,7 @@ def frozen_dtype(config: Config, device: torch.device | None = None) -> torch.dt
     """
     if not config.model.half_weights:
         return None
-    return DTYPES.get(possible(config.training.mixed_precision, device or default_device()))
+    return DTYPES.get(sampling_precision(config.training.mixed_precision, device or default_device()))
 
 
 def default_device() -> torch.device:
@@ -61,7 +61,7 @@ def usable_device(device: str | torch.device | None = None) -> torch.device:
     return found
 
 
-def possible(setting: str, device: torch.device) -> str:
+def sampling_precision(setting: str, device: torch.device) -> str:
     """Return the precision in which networks compute without gradients: "no", "bf16" or "fp16".
 
     A run that was trained in fp16 on a GPU can be sampled anywhere: without CUDA it is as "auto".

@@ -27,7 +27,7 @@ TENSORBOARD = "tensorboard"
 log = logging.getLogger(__name__)
 
 
-def chosen(config: Config) -> list[str]:
+def tracker_names(config: Config) -> list[str]:
     """Return the names of the trackers that the config asks for: of "auto", TensorBoard if it is there."""
     asked = config.training.tracking.strip()
     if asked == "auto":
@@ -35,9 +35,9 @@ def chosen(config: Config) -> list[str]:
     return [] if asked == "none" else [name.strip() for name in asked.split(",")]
 
 
-def check(config: Config) -> None:
+def check_tracking(config: Config) -> None:
     """Raise DasdError for a tracker that is not installed or, as far as one can know, not logged in."""
-    for name in chosen(config):
+    for name in tracker_names(config):
         if not _is_installed(name):
             raise DasdError(f"tracking asks for {name}, which is not installed: `pip install {name}`, or set "
                             "tracking to none.")  # fmt: skip
@@ -89,7 +89,7 @@ class Trackers:
 
 
 @contextlib.contextmanager
-def opened(config: Config, done: int | None = None) -> Iterator[Trackers]:
+def open_trackers(config: Config, done: int | None = None) -> Iterator[Trackers]:
     """Yield the config's trackers and end them whatever happens.
 
     done: the steps a training has done; from there the old curves go on, and 0 tells the config first. None:
@@ -97,7 +97,7 @@ def opened(config: Config, done: int | None = None) -> Iterator[Trackers]:
     """
     trackers = Trackers()
     try:
-        for name in chosen(config) if processes.is_main() else ():
+        for name in tracker_names(config) if processes.is_main() else ():
             trackers.add(_started(name, config, done))
         yield trackers
     finally:
@@ -116,7 +116,7 @@ def _started(name: str, config: Config, done: int | None) -> known.GeneralTracke
     try:
         tracker.start()
         if done == 0:
-            tracker.store_init_configuration(flat(config))
+            tracker.store_init_configuration(flat_config(config))
     except Exception as error:  # each has its own kinds
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DasdError(f"The tracker {name} cannot start: {first.rstrip('.')}. Mend that, or set tracking "
@@ -124,14 +124,14 @@ def _started(name: str, config: Config, done: int | None) -> known.GeneralTracke
     return tracker
 
 
-def flat(config: Config) -> dict[str, bool | int | float | str]:
+def flat_config(config: Config) -> dict[str, bool | int | float | str]:
     """Return the config as names with dots and values that every tracker takes; None is left out."""
     values = checkpoints.flatten(config.to_dict())
     told = {name: ", ".join(map(str, v)) if isinstance(v, list) else v for name, v in values.items()}
     return {name: value for name, value in told.items() if value is not None}
 
 
-def of_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def row_values(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a history row under the names that trackers show: train/loss, validation/satellite."""
     found = {}
     for name, value in row.items():
@@ -142,7 +142,7 @@ def of_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def of_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def score_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the rows of an evaluation as evaluation/<domain>/<metric>/<method>."""
     return {f"evaluation/{row['domain']}/{row['metric']}/{row['method']}": row["value"] for row in rows}
 

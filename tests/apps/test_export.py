@@ -204,7 +204,7 @@ def test_nothing_is_left_of_an_export_that_fails(adapted, tmp_path):
 
 def test_unknown_formats_and_whole_unets_are_refused_before_any_work(tiny_config, tmp_path):
     parts = models.load_parts(tiny_config)
-    models.open_unet(parts)
+    models.unfreeze_unet(parts)
     models.trainable_parameters(parts)
     adapters.save_adapter(parts, tmp_path / "adapter")
     with pytest.raises(DasdError, match="Did you mean 'diffusers'"):
@@ -215,7 +215,7 @@ def test_unknown_formats_and_whole_unets_are_refused_before_any_work(tiny_config
 
 def test_a_unet_that_learned_whole_is_in_the_pipeline(tiny_config, tmp_path):
     parts = models.load_parts(tiny_config)
-    models.open_unet(parts)
+    models.unfreeze_unet(parts)
     narrow.randomise(models.trainable_parameters(parts), scale=0.01)
     out, _ = written(parts, tmp_path, "pipeline")
     state = load_file(out / "unet/diffusion_pytorch_model.safetensors")

@@ -32,10 +32,11 @@ def test_min_snr_weights_by_hand():
     torch.testing.assert_close(weights, torch.tensor([0.5, 1.0, 1.0, 1.0]))
 
 
-def test_snr_equals_diffusers():
+def test_min_snr_weights_follow_the_snr_of_diffusers():
     scheduler, timesteps = DDPMScheduler(), torch.tensor([0, 10, 500, 999])
-    ours = losses.snr(scheduler.alphas_cumprod, timesteps)
-    torch.testing.assert_close(ours, compute_snr(scheduler, timesteps), rtol=1e-3, atol=1e-6)
+    ratio = compute_snr(scheduler, timesteps)
+    ours = losses.min_snr_weights(scheduler.alphas_cumprod, timesteps, gamma=0.1)
+    torch.testing.assert_close(ours, ratio.clamp(max=0.1) / ratio, rtol=1e-3, atol=1e-6)
 
 
 def test_noise_prediction_weighs_samples_not_pixels():

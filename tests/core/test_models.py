@@ -517,8 +517,8 @@ def test_kept_texts_are_looked_up_and_equal(parts, monkeypatch):
     prompts = ["a river", "", "a portrait", "a river"]
     with torch.no_grad():
         fresh = models.encode_prompts(parts, prompts)
-    models.keep_texts(parts, prompts)
-    assert set(parts.kept_texts) == set(prompts)
+    models.cache_texts(parts, prompts)
+    assert set(parts.text_cache) == set(prompts)
     with monkeypatch.context() as patch:
         patch.setattr(parts.text_encoder, "forward", lambda *a, **k: pytest.fail("encoded again"))
         kept = models.encode_prompts(parts, prompts)
@@ -530,13 +530,13 @@ def test_kept_texts_are_looked_up_and_equal(parts, monkeypatch):
 
 def test_a_text_with_a_learned_token_is_encoded_anew(parts):
     models.add_domain_tokens(parts, parts.config.domains)
-    models.keep_texts(parts, ["a river", "a <SATELLITE> river"])
-    assert set(parts.kept_texts) == {"a river"}
+    models.cache_texts(parts, ["a river", "a <SATELLITE> river"])
+    assert set(parts.text_cache) == {"a river"}
 
 
 def test_more_texts_than_memory_should_hold_are_not_kept(parts, monkeypatch):
-    monkeypatch.setattr(models, "MAX_KEPT_TEXTS", 2)
-    models.keep_texts(parts, ["a", "b", "c"])
-    assert not parts.kept_texts
-    models.keep_texts(parts, ["a", "b", "a"])
-    assert set(parts.kept_texts) == {"a", "b"}
+    monkeypatch.setattr(models, "MAX_CACHED_TEXTS", 2)
+    models.cache_texts(parts, ["a", "b", "c"])
+    assert not parts.text_cache
+    models.cache_texts(parts, ["a", "b", "a"])
+    assert set(parts.text_cache) == {"a", "b"}

@@ -97,7 +97,7 @@ def test_loss_and_gradients_are_those_of_two_whole_passes(tiny_config, parts):
     plain = losses.noise_loss(parts, batch, eps, config) + 0.5 * sum(mmd) / 2
     expected = torch.autograd.grad(plain, weights)
 
-    models.keep_texts(parts, batch.source_prompts)
+    models.cache_texts(parts, batch.source_prompts)
     loss, _ = losses.DasdObjective(config)(parts, batch, config)
     found = torch.autograd.grad(loss, weights)
     assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
@@ -169,7 +169,7 @@ def test_the_source_passes_as_far_as_it_is_looked_at(
 def test_a_whole_pass_predicts_the_noise_of_the_sources_too(tiny_config, parts):
     batch = make_batch(tiny_config)
     eps, mid = losses.predict_noise(parts, batch, with_source=True)
-    whole, same = losses.predict_noise(parts, batch, with_source=True, whole=True)
+    whole, same = losses.predict_noise(parts, batch, with_source=True, source_noise=True)
     noisy = parts.noise_scheduler.add_noise(batch.source_latents, batch.source_noise, batch.source_timesteps)
     text = models.encode_prompts(parts, batch.source_prompts)
     source = parts.unet(noisy, batch.source_timesteps, text).sample

@@ -95,12 +95,12 @@ def test_source_prompts_are_encoded_once_a_run(config, monkeypatch):
     sampler = NoiseSampler(config)
     prompts = sorted({p for step in range(6) for p in sampler.batch(step).source_prompts})
     _, plain = start(config, NoiseSampler(config))
-    asked, keep = [], models.keep_texts
+    asked, keep = [], models.cache_texts
     monkeypatch.setattr(sampler, "source_prompts", lambda: prompts, raising=False)
-    monkeypatch.setattr(models, "keep_texts", lambda parts, texts: asked.append(texts) or keep(parts, texts))
+    monkeypatch.setattr(models, "cache_texts", lambda parts, texts: asked.append(texts) or keep(parts, texts))
     parts, kept = start(config, sampler)
     assert asked == [prompts]
-    assert not parts.kept_texts  # the parts are left as they were
+    assert not parts.text_cache  # the parts are left as they were
     for one, other in zip(plain, kept, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
     without = config.replace(lambda_align=0.0, output_dir=f"{config.output_dir}-2")

@@ -141,7 +141,7 @@ def test_a_run_goes_on_bit_for_bit_and_its_pipeline_samples(tiny_config, tmp_pat
 def test_lora_and_the_whole_unet_exclude_each_other(learned, adapted):
     for parts in (learned, adapted):
         with pytest.raises(DasdError, match="adapted already"):
-            models.open_unet(parts)
+            models.unfreeze_unet(parts)
 
 
 def test_without_lora_and_tokens_the_unet_is_enough_to_learn(tiny_config):

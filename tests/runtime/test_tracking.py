@@ -97,8 +97,8 @@ def test_a_run_that_starts_anew_forgets_the_curves_of_the_one_before(config):
 def test_scores_and_pictures_are_added_to_a_run(config):
     train(config)
     rows = [{"domain": "xray", "metric": "cmmd", "method": "DASD", "value": 0.5}]
-    with tracking.opened(config) as trackers:
-        trackers.log(tracking.of_scores(rows), 4)
+    with tracking.open_trackers(config) as trackers:
+        trackers.log(tracking.score_values(rows), 4)
         trackers.show(pictures(1), 4)
     assert curve(config, "evaluation/xray/cmmd/DASD") == [(4, 0.5)]
     assert [step for step, _ in curve(config)] == [1, 2, 3, 4]
@@ -161,7 +161,7 @@ def test_a_tracker_that_cannot_start_is_an_error_before_the_first_step(told, mon
 
 def test_a_tracker_that_is_not_there_says_what_to_install(config, monkeypatch):
     monkeypatch.setattr(tracking, "_is_installed", lambda name: False)
-    assert tracking.chosen(config) == []  # auto asks for nothing
+    assert tracking.tracker_names(config) == []  # auto asks for nothing
     with pytest.raises(DasdError, match="pip install wandb"):
         training.check_training(config.replace(tracking=["tensorboard", "wandb"][1]))
 
@@ -170,7 +170,7 @@ def test_wandb_must_be_logged_in(config, monkeypatch):
     monkeypatch.setattr(tracking, "_is_installed", lambda name: True)
     monkeypatch.setattr(tracking, "_wandb_is_ready", lambda: False)
     with pytest.raises(DasdError, match="wandb login"):
-        tracking.check(config.replace(tracking="tensorboard,wandb"))
+        tracking.check_tracking(config.replace(tracking="tensorboard,wandb"))
 
 
 def test_names_that_configs_may_hold_are_those_of_accelerate(config):
@@ -183,7 +183,7 @@ def test_names_that_configs_may_hold_are_those_of_accelerate(config):
 
 def test_of_several_processes_the_first_tells(config, monkeypatch):
     monkeypatch.setattr(tracking.processes, "is_main", lambda: False)
-    with tracking.opened(config, 0) as trackers:
+    with tracking.open_trackers(config, 0) as trackers:
         trackers.log({"train/loss": 1.0}, 1)
     assert not (training.resolve(config.output_dir) / tracking.FOLDER).exists()
 
@@ -191,13 +191,13 @@ def test_of_several_processes_the_first_tells(config, monkeypatch):
 def test_only_finite_numbers_are_told():
     heard = Told("dasd")
     trackers = tracking.Trackers([heard])
-    trackers.log(tracking.of_row({"step": 3, "loss": float("nan"), "skipped": True, "mmd": None}), 3)
-    trackers.log(tracking.of_row({"step": 4, "loss": 0.5, "validation_xray": 1}), 4)
+    trackers.log(tracking.row_values({"step": 3, "loss": float("nan"), "skipped": True, "mmd": None}), 3)
+    trackers.log(tracking.row_values({"step": 4, "loss": 0.5, "validation_xray": 1}), 4)
     assert Told.log_of == [("init", "dasd"), (4, {"train/loss": 0.5, "validation/xray": 1})]
 
 
 def test_the_config_is_flat(config):
-    values = tracking.flat(config.replace(domains=config.domains[:1]))
+    values = tracking.flat_config(config.replace(domains=config.domains[:1]))
     assert values["domains.0.name"] == "satellite" and values["training.tracking"] == "auto"
     assert all(isinstance(value, bool | int | float | str) for value in values.values())
 

@@ -177,7 +177,7 @@ def run_evaluation(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:
 
     config = pipeline.config
     checkpoints.writable(config.output_dir)
-    tracking.check(config)
+    tracking.check_tracking(config)
     rows, images = evaluation.evaluate(config, pipeline, progress=PROCESS == 0)
     folder = resolve(config.output_dir)
     path = folder / "evaluation.json"
@@ -191,9 +191,9 @@ def run_evaluation(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:
         }
         for name, grid in grids.items():
             figures.save(figures.comparison_grid(grid), folder / f"comparison_{name}.png")
-        with tracking.opened(config) as trackers:
+        with tracking.open_trackers(config) as trackers:
             step = config.training.max_train_steps
-            trackers.log(tracking.of_scores(rows), step)
+            trackers.log(tracking.score_values(rows), step)
             for name, grid in grids.items():
                 trackers.show({f"comparison/{name}/{method}": each for method, each in grid.items()}, step)
     return path, rows

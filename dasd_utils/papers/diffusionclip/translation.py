@@ -205,7 +205,7 @@ def inverted(pipeline: sampling.DasdPipeline, config: Config, found: data.Domain
     """Return the latents (n, C, h, w) of images at the return step, by the base: one file for all seeds."""
     own = diffusionclip.settings(config)
     base = [adapters.base_fingerprint(pipeline.parts), latent_cache.vae_fingerprint(pipeline.parts.vae)]
-    computing = precision.possible(config.training.mixed_precision, pipeline.parts.unet.device)
+    computing = precision.sampling_precision(config.training.mixed_precision, pipeline.parts.unet.device)
     how = [config.model.resolution, computing, own.return_step, own.forward_steps]
     key = files.short_hash([*base, found.ids, *how])
     path = checkpoints.writable(config.output_dir) / f"inverted-{found.split}-{key}.safetensors"
