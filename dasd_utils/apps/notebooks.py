@@ -1,44 +1,53 @@
-"""Run the notebooks in order through papermill: the whole course as one command."""
+"""The notebooks as files: run them, say whose stored outputs are stale, write their Colab badges."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import hashlib
-import logging
 import re
 import shutil
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from dasd_utils.config import ROOT, DasdError
+from dasd_utils.config import ROOT, DasdError, known_methods
 from dasd_utils.runtime import files
 
-log = logging.getLogger(__name__)
 NOTEBOOKS = ROOT / "notebooks"
+KEY = "dasd"  # where a notebook's metadata holds its stamp
+DIGITS = 8  # of each hash in a stamp
+WRITTEN = ("data/cache", "data/runs", "data/results")  # folders that runs write; files in the last are data
+PACKAGE = "dasd_utils"
+CORE = "core"  # the room of the files at the top of the package
+# What a config says for the core to import a paper at run time: a method by its name, and two more.
+NAMED = {name: f"papers/{name}" for name in (*known_methods(), "text_free")} | {
+    "generated": "papers/prior_images"
+}
+Stamp = dict[str, Any]  # {"code": hash, "rooms": {room: hash}, "data": {path: hash}}
 
 
 @dataclass(frozen=True)
 class Executed:
-    """One notebook that ran: its copy with outputs, how long it took, and the stamp of what made it."""
+    """A notebook that ran."""
 
     name: str
-    path: Path
+    path: Path  # of the copy with outputs
     seconds: float
     folder: Path  # of its figures and results
 
 
-def find_notebooks(only: list[str] | None = None, folder: Path = NOTEBOOKS) -> list[Path]:
+def find_notebooks(only: list[str] | None = None, folder: Path | None = None) -> list[Path]:
     """Return the notebooks in order, those whose name starts with an entry of `only` if given.
 
     Raises DasdError for an entry that no notebook starts with.
     """
+    folder = folder or NOTEBOOKS
     every = [*sorted(folder.glob("[0-9]*.ipynb")), *sorted(folder.glob("solutions.ipynb"))]
     if only is None:
         return every
@@ -46,7 +55,15 @@ def find_notebooks(only: list[str] | None = None, folder: Path = NOTEBOOKS) -> l
         if not any(path.stem.startswith(entry) for path in every):
             names = ", ".join(path.stem for path in every)
             raise DasdError(f"No notebook starts with {entry!r}. Notebooks: {names}.")
-    return [path for path in every if any(path.stem.startswith(entry) for entry in only)]
+    return [path for path in every if path.stem.startswith(tuple(only))]
+
+
+def load_notebook(path: Path) -> nbformat.NotebookNode:
+    """Return the notebook of a file."""
+    return nbformat.read(path, as_version=4)
+
+
+# Running: the whole course as one command.
 
 
 def run_notebook(
@@ -59,8 +76,8 @@ def run_notebook(
 ) -> list[Executed]:
     """Execute each notebook with the parameters it declares; write executed copies to `output_dir`.
 
-    to_store: each runs in a new folder of its own, `output_dir/<name>`, so that its outputs are of the code
-    and the data of the repository alone; its copy says what made it, as `freshness.stamp` tells it.
+    to_store: each runs in a new folder of its own, `output_dir/<name>`, so that its outputs come from the
+    repository alone; its copy holds the stamp of the code and the data that made them.
     Raises DasdError at the first failure: notebook, cell and error. The copy then holds the traceback.
     """
     output_dir = Path(output_dir).resolve()
@@ -72,35 +89,36 @@ def run_notebook(
                         "to another one.") from None  # fmt: skip
     done = []
     for path in paths:
-        started, copy, folder = time.perf_counter(), output_dir / path.name, output_dir
-        values, stamp = parameters, None
+        started = time.perf_counter()
+        copy = output_dir / path.name
+        folder = output_dir / path.stem if to_store else output_dir
         if to_store:
-            folder = output_dir / path.stem
             shutil.rmtree(folder, ignore_errors=True)
-            values = parameters | {"output_dir": parameter_path(folder)}
-            stamp = stamp_of(path)  # before it runs: code that changes meanwhile did not make it
-        _execute(path, copy, values, progress)
-        if stamp:
-            write_stamp(copy, stamp)
+            made = stamp(load_notebook(path))  # before it runs: code that changes meanwhile did not make it
+            _execute(path, copy, parameters | {"output_dir": parameter_path(folder)}, progress)
+            _write_stamp(copy, made)
+        else:
+            _execute(path, copy, parameters, progress)
         done.append(Executed(path.stem, copy, time.perf_counter() - started, folder))
         report(done[-1])
     return done
 
 
 def parameter_path(folder: Path) -> str:
-    """Return a folder's name for results, which name their run: below ROOT without a path of this machine."""
+    """Return a folder as results may name it: relative below ROOT, without a path of this machine."""
     return str(folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder)
 
 
-def _declared(path: Path) -> set[str]:
+def _defaults(path: Path) -> dict[str, str]:
+    """Return the parameters that a notebook declares, with the source of each default."""
     import papermill
 
-    return set(papermill.inspect_notebook(str(path)))
+    return {name: each["default"] for name, each in papermill.inspect_notebook(str(path)).items()}
 
 
 def check_parameters(paths: list[Path], parameters: dict[str, Any]) -> None:
-    """Raise DasdError for a parameter that no notebook declares: a slip of the pen, not a setting."""
-    declared = set().union(*(_declared(path) for path in paths)) if parameters else set()
+    """Raise DasdError for a parameter that none of the notebooks declares, such as a misspelled one."""
+    declared = set().union(*map(_defaults, paths)) if parameters else set()
     for name in parameters:
         if name not in declared:
             known = ", ".join(sorted(declared))
@@ -108,30 +126,26 @@ def check_parameters(paths: list[Path], parameters: dict[str, Any]) -> None:
 
 
 def check_defaults(paths: list[Path], parameters: dict[str, Any]) -> None:
-    """Raise DasdError for a value that a notebook does not say itself: its outputs would be of another."""
-    import papermill
-
+    """Raise DasdError for a value other than a notebook's default, which its stored outputs must show."""
     for path in paths:
-        for name, said in papermill.inspect_notebook(str(path)).items():
-            own = said["default"]
-            if name in parameters and repr(parameters[name]) != own and parameters[name] != _value(own):
-                raise DasdError(f"{path.name} says {name} = {own}, and its stored outputs must be of that: "
-                                f"leave out {name} = {parameters[name]!r} or --update.")  # fmt: skip
+        for name, default in _defaults(path).items():
+            if name in parameters and not _is_value_of(default, parameters[name]):
+                raise DasdError(f"{path.name} says {name} = {default}, and its stored outputs must be of "
+                                f"that: leave out {name} = {parameters[name]!r} or --update.")  # fmt: skip
 
 
-def _value(text: str) -> Any:
+def _is_value_of(source: str, value: Any) -> bool:
     try:
-        return ast.literal_eval(text)
+        return repr(value) == source or ast.literal_eval(source) == value
     except (SyntaxError, ValueError):  # an expression
-        return None
+        return False
 
 
 def _execute(path: Path, copy: Path, parameters: dict[str, Any], progress: bool) -> None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    known = _declared(path)
-    values = {name: value for name, value in parameters.items() if name in known}
+    values = {name: parameters[name] for name in _defaults(path) if name in parameters}
     try:
         papermill.execute_notebook(
             str(path), str(copy), values, progress_bar=progress, cwd=str(path.parent), log_output=False
@@ -146,19 +160,15 @@ def _execute(path: Path, copy: Path, parameters: dict[str, Any], progress: bool)
 def store_outputs(done: list[Executed], root: Path = ROOT) -> None:
     """Make executed copies the tracked notebooks, and their figures and results the tracked ones.
 
-    What papermill and the editor leave behind goes: the injected cell, times, widget states.
+    What papermill and editors add is left out: the injected cell, times, widget states.
     """
-    import nbformat
-
     for one in done:
-        notebook = nbformat.read(one.path, as_version=4)
+        notebook = load_notebook(one.path)
         cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
         for cell in cells:
-            tags = cell.metadata.get("tags", [])
-            cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-        names = ("kernelspec", "language_info", KEY)
-        kept = {name: notebook.metadata[name] for name in names if name in notebook.metadata}
-        notebook.cells, notebook.metadata = cells, nbformat.from_dict(kept)
+            cell.metadata = _only(cell.metadata, "tags")
+        notebook.cells = cells
+        notebook.metadata = _only(notebook.metadata, "kernelspec", "language_info", KEY)
         nbformat.write(notebook, root / "notebooks" / one.path.name)
         for kind, target in (("figures", root / "figures"), ("results", root / "data" / "results")):
             for path in sorted((one.folder / kind).glob("*")):
@@ -166,60 +176,29 @@ def store_outputs(done: list[Executed], root: Path = ROOT) -> None:
                 shutil.copy2(path, target / path.name)
 
 
-# Were a notebook's stored outputs made by the committed code? Its stamp says what made them.
+def _only(metadata: nbformat.NotebookNode, *names: str) -> nbformat.NotebookNode:
+    return nbformat.from_dict({name: metadata[name] for name in names if metadata.get(name)})
 
 
-PACKAGE = "dasd_utils"
-KEY = "dasd"  # of the notebook's metadata
-DIGITS = 8
-MADE = ("data/cache", "data/runs", "data/results")  # folders that runs write; files in the last are data
-Stamp = dict[str, Any]  # {"code": hash, "package": {module: hash}, "data": {path: hash}}
-
-
-def stamp(notebook: nbformat.NotebookNode, root: Path = ROOT) -> Stamp:
-    """Return the hashes of all that decides a notebook's outputs, as it is now."""
-    cells = [facts(source) for source in code_cells(notebook)]
-    reached = reached_modules(cells, root)
-    data = {name for one in (*cells, *reached.values()) for name in one.texts if is_data(name, root)}
-    return {
-        "code": _short("\n".join(one.hash for one in cells).encode()),
-        "package": {name: one.hash for name, one in sorted(reached.items())},
-        "data": {name: _short(_content(root / name)) for name in sorted(data | composed_data(cells, root))},
-    }
-
-
-def load_notebook(path: Path) -> nbformat.NotebookNode:
-    """Return the notebook of a file."""
-    return nbformat.read(path, as_version=4)
-
-
-def write_stamp(path: Path, made: Stamp) -> None:
-    """Put the stamp into a notebook that was just executed."""
-    notebook = load_notebook(path)
-    notebook.metadata[KEY] = made
-    nbformat.write(notebook, path)
-
-
-def stamp_of(path: Path, root: Path = ROOT) -> Stamp:
-    """Return the stamp of a notebook's file."""
-    return stamp(load_notebook(path), root)
+# Freshness: a stamp names the code and the data that made a notebook's stored outputs.
 
 
 def stale(path: Path, root: Path = ROOT) -> list[str]:
     """Return what changed since a notebook's outputs were made; an empty list if they are fresh."""
     notebook = load_notebook(path)
-    made, now = notebook.metadata.get(KEY), stamp(notebook, root)
+    made = notebook.metadata.get(KEY)
+    now = stamp(notebook, root)
     if not made or set(made) != set(now):
-        return ["no stamp: its outputs are not of a whole run"]
+        return ["no stamp: its outputs are not of a complete run"]
     changed = ["its code cells"] if made["code"] != now["code"] else []
-    for kind in ("package", "data"):
+    for kind in ("rooms", "data"):
         before, after = made[kind], now[kind]
         changed += sorted(n for n in before.keys() | after.keys() if before.get(n) != after.get(n))
     return changed
 
 
 def faults(path: Path) -> list[str]:
-    """Return what a whole run would not have left: widget states, errors, execution counts out of order."""
+    """Return what a complete run would not have left: widget states, errors, counts out of order."""
     notebook = load_notebook(path)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     counts = [cell.execution_count for cell in cells]
@@ -230,58 +209,78 @@ def faults(path: Path) -> list[str]:
     return found + [f"an error in code cell {number}" for number in wrong]
 
 
-def code_cells(notebook: nbformat.NotebookNode) -> list[str]:
-    """Return the sources of the code cells; the setup cell is none of them."""
-    return [c.source for c in notebook.cells if c.cell_type == "code" and not is_setup(c)]
+def _write_stamp(path: Path, made: Stamp) -> None:
+    """Put the stamp into a notebook that was just executed."""
+    notebook = load_notebook(path)
+    notebook.metadata[KEY] = made
+    nbformat.write(notebook, path)
+
+
+def stamp(notebook: nbformat.NotebookNode, root: Path = ROOT) -> Stamp:
+    """Return the hashes of all that decides a notebook's outputs, as it is now."""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code" and not is_setup(cell)]
+    cells = read_code("\n".join(sources))
+    rooms = reached_rooms(cells, root)
+    data = _composed_data(cells, root).union(*(_data_of(code, root) for code in (cells, *rooms.values())))
+    return {
+        "code": cells.hash,
+        "rooms": {name: room.hash for name, room in sorted(rooms.items())},
+        "data": {name: _short(_content(root / name)) for name in sorted(data)},
+    }
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What there is to know of a piece of code."""
+class Code:
+    """What a stamp must know of a piece of code."""
 
-    hash: str
+    hash: str  # without what only readers see: comments, layout, docstrings
     imports: frozenset[str]  # dotted names; some are of attributes, not modules
     texts: frozenset[str]
-    patterns: tuple[str, ...]  # regular expressions of the f-strings, whose values are their groups
+    patterns: frozenset[str]  # regular expressions of the f-strings, whose values are their groups
+    methods: frozenset[str]  # the names that a paper gives its methods in the ladder
 
 
-@functools.lru_cache(maxsize=1024)
-def facts(source: str) -> Facts:
-    """Read code, without what only readers see: comments, layout, docstrings. DasdError for magic lines."""
+@functools.lru_cache(maxsize=256)
+def read_code(source: str) -> Code:
+    """Return what a stamp must know of Python code; DasdError for magic lines."""
     try:
-        tree = _OnlyCode().visit(ast.parse(source))
+        tree = ast.parse(source)
     except SyntaxError as error:
-        raise DasdError(
-            f"This code is no plain Python, {error.msg}: {source[:80]!r}. Write it without magic lines."
-        ) from None
-    imports, texts, patterns = set(), set(), []
+        raise DasdError(f"This code is no plain Python, {error.msg}: {(error.text or source)[:80]!r}. Write "
+                        "it without magic lines.") from None  # fmt: skip
+    _drop_prose(tree)
+    imports, texts, patterns, methods = set(), set(), set(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             imports |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             imports |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        elif _is_text(node):
             texts.add(node.value)
+        elif isinstance(node, ast.keyword) and node.arg in NAMED:
+            texts.add(node.arg)
         elif isinstance(node, ast.JoinedStr):
             parts = [re.escape(v.value) if isinstance(v, ast.Constant) else r"(\w+)" for v in node.values]
-            patterns.append("".join(parts))
+            patterns.add("".join(parts))
+        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "RUNGS":
+            methods |= {key.value for key in node.value.keys if isinstance(key, ast.Constant)}
     hashed = _short(repr(_plain(tree)).encode())
-    return Facts(hashed, frozenset(imports | texts), frozenset(texts), tuple(patterns))
+    return Code(hashed, *map(frozenset, (imports, texts, patterns, methods)))
 
 
-class _OnlyCode(ast.NodeTransformer):
-    """Drops docstrings and `if TYPE_CHECKING:`."""
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        """Return the node without its docstring."""
-        kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        if isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:]
-        return super().generic_visit(node)
 
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        """Return nothing for what only type checkers read."""
-        return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
+def _drop_prose(tree: ast.Module) -> None:
+    """Remove docstrings and what only type checkers read."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+        elif isinstance(getattr(node, "body", None), list):
+            node.body = [
+                each for each in node.body if not (isinstance(each, ast.Expr) and _is_text(each.value))
+            ]
 
 
 def _plain(node: Any) -> Any:
@@ -292,56 +291,69 @@ def _plain(node: Any) -> Any:
     return [_plain(one) for one in node] if isinstance(node, list) else node
 
 
-def reached_modules(cells: Iterable[Facts], root: Path = ROOT) -> dict[str, Facts]:
-    """Return the package's modules that code imports, and that these import, inside functions too.
+def reached_rooms(cells: Code, root: Path = ROOT) -> dict[str, Code]:
+    """Return the rooms of the package that code uses, and those that these import, inside functions too.
 
-    Keys are paths from the root. Importing a module runs the `__init__` of its packages, which count; a text
-    that is a module's name, such as "dasd_utils.apps.cli.main", counts as an import of it.
+    A text that is a module's name, such as "dasd_utils.apps.cli.main", counts as an import of it. A paper is
+    also reached by its name in the cells, in a config that they name, or in a paper that is reached.
     """
-    found: dict[str, Facts] = {}
-    left = [name for one in cells for name in one.imports]
+    rooms = rooms_of(root)
+    data = _data_of(cells, root) | _composed_data(cells, root)
+    configs = [name for name in data if name.startswith("data/configs/")]
+    said = [
+        cells,
+        *(read_code((root / name).read_text(encoding="utf8")) for name in configs),
+    ]  # JSON is Python
+    left = [name for code in said for name in (*_imported(code), *_papers_named(code, rooms))]
+    found: dict[str, Code] = {}
     while left:
         name = left.pop()
-        if re.fullmatch(rf"{PACKAGE}(\.\w+)*", name):
-            for file in _files(name.split("."), root):
-                key = file.relative_to(root).as_posix()
-                if key not in found:
-                    found[key] = facts(file.read_text(encoding="utf8"))
-                    left += found[key].imports
+        if name in rooms and name not in found:
+            found[name] = room = rooms[name]
+            left += _imported(room)
+            left += _papers_named(room, rooms) if name.startswith("papers/") else []
     return found
 
 
-def _files(words: list[str], root: Path) -> Iterator[Path]:
-    """Yield the files that importing a dotted name runs; what is no module may be any that `__init__` names,
-    which imports them late."""
-    files: list[Path] = []
-    for end in range(1, len(words) + 1):
-        place = root.joinpath(*words[:end])
-        files = [file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()]
-        yield from files
-    if not files and len(words) == 2:
-        package = root / words[0]
-        texts = facts((package / "__init__.py").read_text(encoding="utf8")).texts
-        yield from (file for file in package.glob("*.py") if file.stem in texts)
+def rooms_of(root: Path = ROOT) -> dict[str, Code]:
+    """Return the code by room: "core", a folder ("study"), or a part of papers or apps ("papers/ddim")."""
+    package = root / PACKAGE
+    sources: dict[str, list[str]] = {}
+    for path in sorted(package.rglob("*.py")):
+        folder, *below = path.relative_to(package).with_suffix("").parts
+        room = f"{folder}/{below[0]}" if folder in ("papers", "apps") else folder
+        sources.setdefault(room if below else CORE, []).append(path.read_text(encoding="utf8"))
+    return {room: read_code("\n".join(texts)) for room, texts in sources.items()}
 
 
-def is_data(name: str, root: Path = ROOT) -> bool:
-    """Return whether a text is the path of a file or folder below data/ that no run writes."""
-    written = name.rstrip("/") in MADE or name.startswith(("data/cache/", "data/runs/"))
-    return re.fullmatch(r"data/[\w./-]+", name) is not None and not written and (root / name).exists()
+def _imported(code: Code) -> list[str]:
+    """Return the names that rooms of code's imports can have; an import runs each `__init__` on its way."""
+    names = [name.split(".") for name in code.imports | code.texts if name.split(".")[0] == PACKAGE]
+    return [room for _, *rest in names for room in (CORE, *rest[:1], "/".join(rest[:2]))]
 
 
-def composed_data(cells: Iterable[Facts], root: Path = ROOT) -> set[str]:
+def _papers_named(code: Code, rooms: dict[str, Code]) -> list[str]:
+    """Return the papers that code names as a config or the ladder does ("DomainStudio, no losses")."""
+    said = {text.split(",")[0].lower() for text in code.texts}
+    named = [room for name, room in NAMED.items() if name in said]
+    return named + [name for name, room in rooms.items() if room.methods & code.texts]
+
+
+def _data_of(code: Code, root: Path) -> set[str]:
+    """Return the texts that are paths of a file or folder below data/ that no run writes."""
+    texts = {text for text in code.texts if re.fullmatch(r"data/(?!cache/|runs/)[\w./-]+", text)}
+    return {text for text in texts if text.rstrip("/") not in WRITTEN and (root / text).exists()}
+
+
+def _composed_data(cells: Code, root: Path) -> set[str]:
     """Return the files of data/results and data/configs whose name an f-string of the cells makes of their
     own texts: f"bench_{name}.json" in a notebook that says "guidance"."""
-    cells = list(cells)
-    texts = {text for one in cells for text in one.texts}
     found = set()
     for path in (*root.glob("data/results/*.json"), *root.glob("data/configs/*.json")):
         name = path.relative_to(root).as_posix()
-        for pattern in {pattern for one in cells for pattern in one.patterns}:
-            match = re.fullmatch(pattern, name.removeprefix("data/results/")) or re.fullmatch(pattern, name)
-            if match and match.groups() and texts.issuperset(match.groups()):
+        for pattern in cells.patterns:
+            match = re.fullmatch(f"(?:data/results/)?{pattern}", name)
+            if match and match.groups() and cells.texts.issuperset(match.groups()):
                 found.add(name)
     return found
 
@@ -364,7 +376,7 @@ def _short(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:DIGITS]
 
 
-# Colab badge and setup cell of every notebook, written from the address and version in pyproject.toml.
+# Badges: the Colab badge and setup cell of every notebook, from address and version in pyproject.toml.
 
 
 COLAB = '"google.colab" in sys.modules'  # what tells a setup cell from all others
@@ -420,29 +432,23 @@ def with_badge(text: str, name: str, wanted: Repository) -> str:
     Raises DasdError for a notebook whose first cell has no badge, or whose first code cell is no setup cell.
     """
     notebook = nbformat.reads(text, as_version=4)
-    title, first = notebook.cells[0], next((c for c in notebook.cells if c.cell_type == "code"), None)
+    title = notebook.cells[0]
+    first = next((cell for cell in notebook.cells if cell.cell_type == "code"), None)
     if not BADGE.search(title.source) or first is None or not is_setup(first):
         raise DasdError(f"{name} must begin with a title and a Colab badge, and its first code cell must be "
                         "the setup cell: take both from another notebook.")  # fmt: skip
-    badge = wanted.badge(name)
-    cells = {id(title): BADGE.sub(lambda _: badge, title.source), id(first): wanted.setup()}
-    if all(cells[id(cell)] == cell.source for cell in (title, first)):
-        return text
-    for cell in (title, first):
-        cell.source = cells[id(cell)]
-    return nbformat.writes(notebook) + "\n"
+    before = title.source, first.source
+    title.source = BADGE.sub(lambda _: wanted.badge(name), title.source)
+    first.source = wanted.setup()
+    return text if (title.source, first.source) == before else nbformat.writes(notebook) + "\n"
 
 
 def outdated_badges(paths: list[Path], root: Path = ROOT) -> dict[Path, str]:
     """Return the notebooks whose badge or setup cell is not what pyproject.toml says, with their new text."""
     wanted = repository(root)
-    found = {}
-    for path in paths:
-        text = path.read_text(encoding="utf8")
-        new = with_badge(text, path.name, wanted)
-        if new != text:
-            found[path] = new
-    return found
+    before = {path: path.read_text(encoding="utf8") for path in paths}
+    after = {path: with_badge(text, path.name, wanted) for path, text in before.items()}
+    return {path: text for path, text in after.items() if text != before[path]}
 
 
 def write_badges(paths: list[Path], root: Path = ROOT) -> list[Path]:

@@ -1,16 +1,17 @@
-"""Stamps: code, what it reaches and the data it names make outputs stale; prose does not."""
+"""Stamps: the notebook's code, the rooms it reaches and the data it names make it stale; prose does not."""
 
+import re
 import shutil
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from dasd_utils.apps import notebooks
 from dasd_utils.config import ROOT, DasdError
 
 USED = '''"""Docs."""
-from dasd_utils.pack import inner
+from dasd_utils.runtime import inner
 
 
 def f(x):
@@ -24,18 +25,28 @@ if TYPE_CHECKING:
 
 
 def g():
-    from dasd_utils import late
+    from dasd_utils import toyworld
 
-    return late, "dasd_utils.started", "data/weights"
+    return toyworld, "dasd_utils.apps.started", "data/weights"
 """
-MODULES = {
-    "__init__.py": '_HOME = {"Published": "published"}\n',
-    "used.py": USED,
-    "pack/__init__.py": "",
-    "pack/inner.py": INNER,
-    **{f"{name}.py": "VALUE = 1\n" for name in ("late", "unused", "typed", "started", "published")},
+OTHERS = (
+    "toyworld/__init__",
+    "apps/started",
+    "apps/unused",
+    "papers/domainstudio",
+    "typed/only",
+    "study/charts",
+)
+FILES = {
+    "dasd_utils/__init__.py": "",
+    "dasd_utils/used.py": USED,
+    "dasd_utils/runtime/inner.py": INNER,
+    **{f"dasd_utils/{name}.py": "VALUE = 1\n" for name in OTHERS},
+    "data/weights/a.bin": "1",
+    "data/weights/README.md": "1",
+    "data/results/bench_speed.json": "1",
+    "data/results/bench_other.json": "1",
 }
-REACHED = ("__init__.py", "used.py", "pack/__init__.py", "pack/inner.py", "late.py", "started.py")
 CODE = """from dasd_utils import used
 names = ("speed",)
 rows = [f"data/results/bench_{name}.json" for name in names]"""
@@ -44,23 +55,12 @@ rows = [f"data/results/bench_{name}.json" for name in names]"""
 @pytest.fixture
 def repository(tmp_path):
     """Return a small repository whose notebook is fresh."""
-    for name, text in MODULES.items():
-        path = tmp_path / "dasd_utils" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    for name in (
-        "weights/a.bin",
-        "weights/README.md",
-        "results/bench_speed.json",
-        "results/bench_other.json",
-    ):
-        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "data" / name).write_text("1")
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     setup = notebooks.Repository("https://github.com/a/b", "v1").setup()
-    cells = [new_markdown_cell("# Title"), new_code_cell(setup), new_code_cell(CODE)]
-    for number, cell in enumerate(cells[1:], 1):
-        cell.execution_count = number
-    notebook = new_notebook(cells=cells)
+    cells = [new_code_cell(source, execution_count=n) for n, source in enumerate((setup, CODE), 1)]
+    notebook = new_notebook(cells=[new_markdown_cell("# Title"), *cells])
     notebook.metadata["dasd"] = notebooks.stamp(notebook, tmp_path)
     (tmp_path / "notebooks").mkdir()
     nbformat.write(notebook, tmp_path / "notebooks" / "00_small.ipynb")
@@ -73,38 +73,39 @@ def stale(root):
 
 def test_a_stamp_holds_what_the_notebook_reaches_and_no_more(repository):
     assert stale(repository) == []
-    made = nbformat.read(repository / "notebooks/00_small.ipynb", as_version=4).metadata["dasd"]
-    assert made["package"].keys() == {f"dasd_utils/{name}" for name in REACHED}
+    made = notebooks.load_notebook(repository / "notebooks/00_small.ipynb").metadata["dasd"]
+    assert made["rooms"].keys() == {"core", "runtime", "toyworld", "apps/started"}
     assert made["data"].keys() == {"data/weights", "data/results/bench_speed.json"}
 
 
 @pytest.mark.parametrize(
     ("name", "before", "after", "changed"),
     [
-        ("dasd_utils/used.py", "return x", "return x + 1", ["dasd_utils/used.py"]),
-        ("dasd_utils/late.py", "1", "2", ["dasd_utils/late.py"]),
-        ("dasd_utils/started.py", "1", "2", ["dasd_utils/started.py"]),
-        ("dasd_utils/pack/inner.py", "weights", "other", ["dasd_utils/pack/inner.py", "data/weights"]),
+        ("dasd_utils/used.py", "return x", "return x + 1", ["core"]),
+        ("dasd_utils/toyworld/__init__.py", "1", "2", ["toyworld"]),
+        ("dasd_utils/apps/started.py", "1", "2", ["apps/started"]),
+        ("dasd_utils/runtime/inner.py", "weights", "other", ["runtime", "data/weights"]),
+        ("dasd_utils/used.py", "runtime import inner", "study import charts", [
+            "apps/started", "core", "runtime", "study", "toyworld", "data/weights",
+        ]),
         ("data/weights/a.bin", "1", "2", ["data/weights"]),
         ("data/results/bench_speed.json", "1", "2", ["data/results/bench_speed.json"]),
-        (
-            "notebooks/00_small.ipynb",
-            '(\\"speed',
-            '(\\"slow',
-            ["its code cells", "data/results/bench_speed.json"],
-        ),
+        ("notebooks/00_small.ipynb", '(\\"speed', '(\\"slow', [
+            "its code cells", "data/results/bench_speed.json",
+        ]),
         ("dasd_utils/used.py", "Docs", "More docs", []),
         ("dasd_utils/used.py", "Say", "Tell", []),
         ("dasd_utils/used.py", "# why", "# because", []),
         ("dasd_utils/used.py", "return x  #", "return (\n        x\n    )  #", []),
-        ("dasd_utils/unused.py", "1", "2", []),
-        ("dasd_utils/typed.py", "1", "2", []),
+        ("dasd_utils/apps/unused.py", "1", "2", []),
+        ("dasd_utils/papers/domainstudio.py", "1", "2", []),
+        ("dasd_utils/typed/only.py", "1", "2", []),
         ("data/weights/README.md", "1", "2", []),
         ("data/results/bench_other.json", "1", "2", []),
         ("notebooks/00_small.ipynb", "# Title", "# Another title", []),
         ("notebooks/00_small.ipynb", '\\"v1\\"', '\\"v2\\"', []),  # the setup cell, which acts in Colab alone
     ],
-)
+)  # fmt: skip
 def test_code_and_data_make_it_stale_and_prose_does_not(repository, name, before, after, changed):
     path = repository / name
     text = path.read_text()
@@ -113,51 +114,97 @@ def test_code_and_data_make_it_stale_and_prose_does_not(repository, name, before
     assert stale(repository) == changed
 
 
-def test_a_new_module_that_is_imported_is_named(repository):
-    (repository / "dasd_utils/new.py").write_text("VALUE = 1\n")
-    with (repository / "dasd_utils/late.py").open("a") as file:
-        file.write("import dasd_utils.new\n")
-    assert stale(repository) == ["dasd_utils/late.py", "dasd_utils/new.py"]
-
-
-def test_a_published_name_reaches_the_module_that_holds_it(repository):
-    reached = notebooks.reached_modules([notebooks.facts("from dasd_utils import Published")], repository)
-    assert reached.keys() == {"dasd_utils/__init__.py", "dasd_utils/published.py"}
-
-
-def test_what_a_whole_run_would_not_leave_is_named(repository):
+def test_what_a_complete_run_would_not_leave_is_named(repository):
     path = repository / "notebooks" / "00_small.ipynb"
     assert notebooks.faults(path) == []
-    notebook = nbformat.read(path, as_version=4)
+    notebook = notebooks.load_notebook(path)
     notebook.metadata["widgets"] = {}
     notebook.cells[1].execution_count = 7
-    notebook.cells[2].outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
-    nbformat.write(notebook, path)
-    assert notebooks.faults(path) == [
-        "widget states",
-        "execution counts out of order: [7, 2]",
-        "an error in code cell 2",
-    ]
+    notebook.cells[2].outputs = [new_output("error", ename="E", evalue="", traceback=[])]
     del notebook.metadata["dasd"]
     nbformat.write(notebook, path)
-    assert stale(repository) == ["no stamp: its outputs are not of a whole run"]
+    wrong = ["widget states", "execution counts out of order: [7, 2]", "an error in code cell 2"]
+    assert notebooks.faults(path) == wrong
+    assert stale(repository) == ["no stamp: its outputs are not of a complete run"]
 
 
 def test_magic_is_refused():
-    with pytest.raises(DasdError, match="magic"):
-        notebooks.facts("%matplotlib inline")
+    with pytest.raises(DasdError, match="magic lines"):
+        notebooks.read_code("x = 1\n%matplotlib inline")
 
 
-def test_the_package_itself_is_followed(tmp_path):
-    shutil.copytree(ROOT / "dasd_utils", tmp_path / "dasd_utils")
-    cells = [notebooks.facts("from dasd_utils import training")]
-    before = notebooks.reached_modules(cells, tmp_path)
-    assert {"dasd_utils/papers/domainstudio.py", "dasd_utils/profiles.py"} <= before.keys()
-    assert "dasd_utils/apps/cli/main.py" not in before
-    path = tmp_path / "dasd_utils" / "losses.py"
-    path.write_text(path.read_text().replace("def mmd(", "def mmd_(", 1))
-    after = notebooks.reached_modules(cells, tmp_path)
-    assert [name for name in after if after[name].hash != before[name].hash] == ["dasd_utils/losses.py"]
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """Return a copy of the package and the configs that may be changed."""
+    root = tmp_path_factory.mktemp("package")
+    for name in ("dasd_utils", "data/configs"):
+        shutil.copytree(ROOT / name, root / name)
+    return root
+
+
+def rooms(root):
+    """Return the hashes of the rooms that each notebook of the course reaches."""
+    found = {}
+    for path in notebooks.find_notebooks():
+        cells = [c.source for c in notebooks.load_notebook(path).cells if c.cell_type == "code"]
+        reached = notebooks.reached_rooms(notebooks.read_code("\n".join(cells)), root)
+        found[path.stem[:2]] = {name: room.hash for name, room in reached.items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def before(package):
+    return rooms(package)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("losses", "00 01 02 03 04 05 06 07 08 09 10 11 so"),
+        ("runtime/checkpoints", "00 01 02 03 04 05 06 07 08 09 10 11 so"),
+        ("toyworld/__init__", "00 01 02 03 04 05 06 07 08 09 10 11 so"),
+        ("study/charts", "04 07 08 09 10 11 so"),
+        ("papers/domainstudio", "07 so"),
+        ("papers/prior_images", "07 so"),  # found by the core, for DomainStudio's source images
+        ("papers/indomain", "08"),  # named by its rows of the ladder alone
+        ("papers/text_free", "08"),
+        ("papers/editing", "08 09"),
+        ("papers/ddim", "09"),  # and not for the scheduler "ddim"
+        ("papers/diffusionclip/translation", "09"),
+        ("apps/monitor", "03"),
+        ("apps/playground/drawings", "04"),
+        ("apps/cli/main", ""),
+        ("pretrain/evaluate", ""),
+    ],
+)
+def test_a_line_makes_stale_the_notebooks_that_use_its_room(package, before, name, expected):
+    path = package / "dasd_utils" / f"{name}.py"
+    text = path.read_text()
+    path.write_text(f"{text}\nCHANGED = 1\n")
+    after = rooms(package)
+    path.write_text(text)
+    assert " ".join(name for name in before if after[name] != before[name]) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "reached"),
+    [
+        ('Config.setup("tiny", method="indomain")', {"indomain", "text_free"}),
+        ('ladder.find_methods([f"DomainStudio, {title}"])', {"domainstudio", "prior_images"}),
+        ("Config.setup(text_free=True)", {"text_free"}),
+        ('Config.load("data/configs/diffusionclip.json")', {"ddim", "diffusionclip", "editing"}),
+        ('Calibration(7.0, 30, "ddim", "decoupled")', set()),
+    ],
+)
+def test_papers_are_reached_by_the_names_that_the_core_finds_them_by(package, source, reached):
+    found = notebooks.reached_rooms(notebooks.read_code(source), package)
+    assert {name.removeprefix("papers/") for name in found if name.startswith("papers/")} == reached
+
+
+def test_every_paper_that_the_core_asks_for_by_name_is_known():
+    core = "".join(path.read_text() for path in (ROOT / "dasd_utils").glob("*.py"))
+    asked = re.findall(r"""paper\(["'](\w+)["']\)""", core)
+    assert asked and {f"papers/{name}" for name in asked} <= set(notebooks.NAMED.values())
 
 
 @pytest.mark.parametrize("path", notebooks.find_notebooks(), ids=lambda path: path.stem)
@@ -170,14 +217,12 @@ def test_committed_outputs_were_made_by_the_committed_code(path):
 
 
 def test_of_a_run_its_manifest_counts_and_nothing_that_lies_beside(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "manifest.json").write_text('{"files": {}}')
-    before = notebooks._content(folder)
-    (folder / "evaluation.json").write_text("{}")
-    assert notebooks._content(folder) == before
-    (folder / "manifest.json").write_text('{"files": {"a": 1}}')
-    assert notebooks._content(folder) != before
+    (tmp_path / "manifest.json").write_text('{"files": {}}')
+    before = notebooks._content(tmp_path)
+    (tmp_path / "evaluation.json").write_text("{}")
+    assert notebooks._content(tmp_path) == before
+    (tmp_path / "manifest.json").write_text('{"files": {"a": 1}}')
+    assert notebooks._content(tmp_path) != before
 
 
 def test_files_of_the_machine_are_no_data(tmp_path):
