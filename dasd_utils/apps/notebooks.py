@@ -262,8 +262,8 @@ def read_code(source: str) -> Code:
         elif isinstance(node, ast.JoinedStr):
             parts = [re.escape(v.value) if isinstance(v, ast.Constant) else r"(\w+)" for v in node.values]
             patterns.add("".join(parts))
-        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "RUNGS":
-            methods |= {key.value for key in node.value.keys if isinstance(key, ast.Constant)}
+        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "LADDER":
+            methods |= {key.value for key in getattr(node.value, "keys", []) if _is_text(key)}
     hashed = _short(repr(_plain(tree)).encode())
     return Code(hashed, *map(frozenset, (imports, texts, patterns, methods)))
 
