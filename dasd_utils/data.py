@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -20,14 +19,11 @@ from transformers import PreTrainedTokenizerBase
 
 from dasd_utils import toyworld
 from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig, resolve
-from dasd_utils.runtime import bars, images, splits
+from dasd_utils.runtime import bars, files, images, splits
 
-__all__ = [
-]  # fmt: skip
 SPLITS = ("train", "validation", "test")
 TOY_SEEDS = {"train": 1, "validation": 2, "test": 3}  # independent of Config.seed: one world for all runs
 TOKENISED = 4096  # prompts at once: what a tokenizer returns is large
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -36,11 +32,11 @@ class DomainData:
 
     config: DomainConfig
     split: str  # "train", "validation" or "test"
-    images: Sequence[Image.Image]  # read from disk, or drawn, when asked for
+    images: Sequence[Image.Image]  # read from disk, or drawn, at each access
     captions: list[list[str]]  # one or more an image; [""] where none was found
     ids: list[str]  # hash of each image's pixels before the crop
     sizes: list[tuple[int, int]]  # (width, height) before the crop, pixels
-    thumbnails: np.ndarray  # (n, 32, 32) uint8, by which near duplicates are told
+    thumbnails: np.ndarray  # (n, 32, 32) uint8 grey, compared to find near duplicates
     labels: list[str] | None = None
     attributes: list[dict[str, str]] | None = None  # ground truth of the toy world
     mentioned: list[list[dict[str, str]]] | None = None  # those of them that each caption names
@@ -63,13 +59,9 @@ class DomainData:
         captions = self.captions[index]
         return with_token(captions[int(choice * len(captions))], self.config.token)
 
-    def load_split(self, config: Config, split: str) -> DomainData:
-        """Return another split of the same domain."""
-        return load_domain(self.config, config, split)
-
 
 def with_token(prompt: str, token: str | None) -> str:
-    """Return the prompt with the token leading it; one that has the token anywhere keeps it as it is."""
+    """Return the prompt with the token first, where no truncation reaches it, unless it has the token."""
     if not token or token.lower() in prompt.lower():  # tokenizers match added tokens in any case
         return prompt
     return f"{token} {prompt}" if prompt else token
@@ -79,7 +71,7 @@ def load_domain(domain: DomainConfig, config: Config, split: str = "train") -> D
     """Return one split of a domain, in an order that only the images' content decides.
 
     "train" holds at most `domain.num_images` images. "test" is the split that the domain names, or held out
-    from the train split by content hash as "validation" always is; near duplicates are never parted.
+    from the train split by content hash as "validation" always is; near duplicates stay in one split.
     Raises DasdError for data, columns, labels or captions that are not there and for images that cannot be
     read; no other data ever takes their place.
     """
@@ -87,46 +79,61 @@ def load_domain(domain: DomainConfig, config: Config, split: str = "train") -> D
         raise DasdError(f"There is no split {split!r}. Splits: {', '.join(SPLITS)}.")
     if domain.num_images < 1:
         raise DasdError(f"num_images of domain {domain.name} is {domain.num_images}; it must be at least 1.")
-    if domain.data.startswith("toyworld:"):
-        return _load_toyworld(domain, config, split)
-    return _load_rows(domain, config, split)
+    load = _load_toyworld if domain.data.startswith("toyworld:") else _load_rows
+    return load(domain, config, split)
 
 
 def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainData:
+    world = _toyworld_name(domain)
+    count = _count_scenes(domain, config, split)
+    seed, size = TOY_SEEDS[split], config.model.resolution
+    pictures = images.LazyImages(functools.partial(toyworld.draw, world, seed, size=size), count)
+    drawn = bars.short_bar(pictures, f"drawing {world}", unit="image")
+    ids, thumbnails = zip(
+        *((images.content_hash(each), images.thumbnail(each)) for each in drawn), strict=True
+    )
+    attributes = [toyworld.attributes(world, seed, i) for i in range(count)]
+    variants = [toyworld.told_variants(world, seed, i) for i in range(count)]
+    columns = {name: [scene.get(name, "") for scene in attributes] for name in toyworld.ATTRIBUTES[world]}
+    columns["captions"] = [[text for text, _ in each] for each in variants]
+    constant = domain.label_captions or domain.caption is not None
+    column = domain.caption_column or (None if constant else "captions")
+    labels = columns[domain.label_column or "scene"]
+    return DomainData(
+        domain, split, pictures,
+        captions=_captions(domain, columns.get(column), labels, count),
+        ids=list(ids),
+        sizes=[(size, size)] * count,
+        thumbnails=np.stack(thumbnails),
+        labels=labels,
+        attributes=attributes,
+        mentioned=[[named for _, named in each] for each in variants] if column == "captions" else None,
+    )  # fmt: skip
+
+
+def _toyworld_name(domain: DomainConfig) -> str:
     world = domain.data.removeprefix("toyworld:")
     if world not in toyworld.DOMAINS:
         raise DasdError(f"The toy world has no domain {world!r} (domain {domain.name}). "
                         f"Domains: {', '.join(toyworld.DOMAINS)}.")  # fmt: skip
-    counts = (domain.num_images, config.training.validation_images, config.evaluation.num_heldout)
-    numbers, seed = range(dict(zip(SPLITS, counts, strict=True))[split]), TOY_SEEDS[split]
-    if not numbers:
-        name = "validation_images" if split == "validation" else "num_heldout"
-        raise DasdError(f"The {split} split of {domain.data} is empty: set {name} to 1 or more.")
-    names = ["captions", *toyworld.ATTRIBUTES[world]]
+    columns = ["captions", *toyworld.ATTRIBUTES[world]]
     for name in filter(None, (domain.caption_column, domain.label_column)):
-        if name not in names:
-            raise DasdError(f"{domain.data} has no column {name!r}. Columns: {', '.join(names)}.")
-    size = config.model.resolution
-    pictures = images.LazyImages(functools.partial(toyworld.draw, world, seed, size=size), len(numbers))
-    ids, thumbnails = [], np.empty((len(numbers), images.THUMBNAIL, images.THUMBNAIL), dtype=np.uint8)
-    for place, picture in enumerate(bars.short_bar(pictures, f"drawing {world}", unit="image")):
-        ids.append(images.content_hash(picture))
-        thumbnails[place] = images.thumbnail(picture)
-    shown = [toyworld.attributes(world, seed, i) for i in numbers]
-    columns = {name: [each.get(name, "") for each in shown] for name in names}
-    wordings = [toyworld.told_variants(world, seed, i) for i in numbers]
-    columns["captions"] = [[text for text, _ in variants] for variants in wordings]
-    labels = columns[domain.label_column or "scene"]
-    own = None if domain.label_captions or domain.caption is not None else "captions"
-    column = domain.caption_column or own
-    captions = _captions(domain, columns.get(column), labels, len(numbers))
-    mentioned = [[named for _, named in variants] for variants in wordings] if column == "captions" else None
-    sizes = [(size, size)] * len(numbers)
-    return DomainData(domain, split, pictures, captions, ids, sizes, thumbnails, labels, shown, mentioned)
+        if name not in columns:
+            raise DasdError(f"{domain.data} has no column {name!r}. Columns: {', '.join(columns)}.")
+    return world
 
 
-@dataclass(frozen=True)
-class _Table:
+def _count_scenes(domain: DomainConfig, config: Config, split: str) -> int:
+    if split == "train":
+        return domain.num_images
+    validation, test = config.training.validation_images, config.evaluation.num_heldout
+    name, count = ("validation_images", validation) if split == "validation" else ("num_heldout", test)
+    if not count:
+        raise DasdError(f"The {split} split of {domain.data} is empty: set {name} to 1 or more.")
+    return count
+
+
+class _Table(NamedTuple):
     """The rows of one split of a data set, as they stand there."""
 
     rows: datasets.Dataset
@@ -136,25 +143,25 @@ class _Table:
 
 def _load_rows(domain: DomainConfig, config: Config, split: str) -> DomainData:
     """Check columns and captions of all the splits that matter first: reading the pixels takes long."""
-    named = domain.test_split is not None and split == "test"
-    table = _open_table(domain, domain.test_split if named else domain.train_split)
-    test = _open_table(domain, domain.test_split) if domain.test_split and not named else None
+    is_test = split == "test" and domain.test_split is not None
+    table = _open_table(domain, domain.test_split if is_test else domain.train_split)
+    test = _open_table(domain, domain.test_split) if domain.test_split and not is_test else None
     found = _inspect(domain, config, table)
-    if named:
-        picks, copies = [i for i, name in enumerate(found.ids) if name], 0
+    if is_test:
+        picks, copies = found.readable(), 0
     else:
-        heldout = _inspect(domain, config, test) if test else None
-        picks, copies = _pick_split(domain, config.data, found, heldout, split)
+        test_images = _inspect(domain, config, test) if test else None
+        picks, copies = _pick_split(domain, config.data, found, test_images, split)
     picks = sorted(picks, key=lambda i: found.ids[i])
     picks = picks[: domain.num_images] if split == "train" else picks
-    cropped = images.cropped_images(table.rows.select(picks), domain.image_column, config.model.resolution)
+    rows = table.rows.select(picks)
     return DomainData(
-        domain, split, cropped,
+        domain, split, images.cropped_images(rows, domain.image_column, config.model.resolution),
         captions=[table.captions[i] for i in picks],
         ids=[found.ids[i] for i in picks],
-        labels=[table.labels[i] for i in picks] if table.labels else None,
         sizes=[found.sizes[i] for i in picks],
         thumbnails=found.thumbnails[picks],
+        labels=[table.labels[i] for i in picks] if table.labels else None,
         broken=found.broken,
         duplicates_of_test=copies,
     )  # fmt: skip
@@ -165,7 +172,7 @@ def _open_table(domain: DomainConfig, split: str) -> _Table:
     columns = rows.remove_columns([domain.image_column])
     labels = _label_names(columns, domain.label_column) if domain.label_column else None
     values = columns[domain.caption_column][:] if domain.caption_column else None
-    values = captions_of_rows(domain, rows) if domain.caption_file else values
+    values = _captions_of_file(domain, rows) if domain.caption_file else values
     try:
         return _Table(rows, _captions(domain, values, labels, len(rows)), labels)
     except DasdError as error:
@@ -189,24 +196,22 @@ def _captions(
             f"Domain {domain.name} has no captions: set its caption_column or caption_file, its label_column "
             "with label_captions, or one caption for all, which may be empty."
         )
-    unknown = [label for label in labels or () if label not in table] if table else []
+    unknown = [label for label in labels if label not in table] if table else []
     if unknown:
         raise DasdError(f"The label {unknown[0]!r} of domain {domain.name} is not in its label_captions, "
                         f"which has {', '.join(table)}.")  # fmt: skip
-    other = [[table[label]] for label in labels] if table else [[domain.caption or ""]] * count
-    captions = other
-    if values is not None:
-        captions = [_sentences(domain, value) or other[i] for i, value in enumerate(values)]
-    if values is not None and not any(any(found) for found in captions):
+    fallback = [[table[label]] for label in labels] if table else [[domain.caption or ""]] * count
+    if values is None:
+        return fallback
+    captions = [_sentences(domain, value) or other for value, other in zip(values, fallback, strict=True)]
+    if not any(any(sentences) for sentences in captions):
         raise DasdError(f"The {_caption_place(domain)} has no caption.")
     return captions
 
 
 def _caption_place(domain: DomainConfig) -> str:
-    where = (
-        f"caption file {domain.caption_file}" if domain.caption_file else f"column {domain.caption_column!r}"
-    )
-    return f"{where} of domain {domain.name}"
+    column, file = f"column {domain.caption_column!r}", f"caption file {domain.caption_file}"
+    return f"{file if domain.caption_file else column} of domain {domain.name}"
 
 
 def _sentences(domain: DomainConfig, value: Any) -> list[str]:
@@ -217,58 +222,49 @@ def _sentences(domain: DomainConfig, value: Any) -> list[str]:
     return [v.strip() for v in values if v and v.strip()]
 
 
-def files_of_rows(rows: datasets.Dataset, column: str, folder: Path) -> list[str]:
-    """Return each row's file relative to the folder; DasdError for images inside a table."""
-    items = images.undecoded(rows, column)[column]
-    if not all(item and item["path"] and item["bytes"] is None for item in items):
-        raise DasdError(f"The images of {folder} are inside tables, so captions cannot be told by file.")
-    return [Path(os.path.relpath(item["path"], folder)).as_posix() for item in items]
+def _captions_of_file(domain: DomainConfig, rows: datasets.Dataset) -> list[Any]:
+    """Return what the domain's caption file says of each row, None where it says nothing."""
+    known = read_caption_file(domain.caption_file)
+    found = [known.get(name) for name in files_of_rows(rows, domain.image_column, resolve(domain.data))]
+    if all(value is None for value in found):
+        raise DasdError(f"The caption file {resolve(domain.caption_file)} names no image of {domain.data} "
+                        f"(domain {domain.name}): its file_name starts at that folder.")  # fmt: skip
+    return found
 
 
 def read_caption_file(path: str | Path) -> dict[str, Any]:
     """Return file name -> caption (a sentence, or a list) of JSON lines {"file_name", "text"}.
 
-    Raises DasdError, naming the line, for what is none.
+    Raises DasdError, naming the line, for a line that is no such object.
     """
-    path = resolve(path)
-    try:
-        lines = path.read_text(encoding="utf8").split("\n")  # a caption may hold other ends of lines
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8"
-        raise DasdError(f"The caption file {path} cannot be read: {reason}.") from None
-    found = {}
+    path, captions = resolve(path), {}
+    lines = files.read_text(path, "The caption file").split("\n")  # a caption may hold other ends of lines
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            found[Path(row["file_name"]).as_posix()] = row["text"]
+            captions[Path(row["file_name"]).as_posix()] = row["text"]
         except (ValueError, KeyError, TypeError):
-            raise DasdError(
-                f'{path}, line {number}: expected an object {{"file_name": ..., "text": ...}}.'
-            ) from None
-    return found
+            expected = 'expected an object {"file_name": ..., "text": ...}'
+            raise DasdError(f"{path}, line {number}: {expected}.") from None
+    return captions
 
 
-def captions_of_rows(domain: DomainConfig, rows: datasets.Dataset) -> list[Any]:
-    """Return what the domain's caption file says of each row, None where nothing.
-
-    Raises DasdError if it names none of the images.
-    """
-    known = read_caption_file(domain.caption_file)
-    found = [known.get(name) for name in files_of_rows(rows, domain.image_column, resolve(domain.data))]
-    if not any(value is not None for value in found):
-        raise DasdError(f"The caption file {resolve(domain.caption_file)} names no image of {domain.data} "
-                        f"(domain {domain.name}): its file_name starts at that folder.")  # fmt: skip
-    return found
+def files_of_rows(rows: datasets.Dataset, column: str, folder: Path) -> list[str]:
+    """Return each row's image file relative to the folder; DasdError for images inside a table."""
+    items = images.undecoded(rows, column)[column]
+    if not all(item and item["path"] and item["bytes"] is None for item in items):
+        raise DasdError(f"The images of {folder} are inside tables, so no file name leads to a caption.")
+    return [Path(os.path.relpath(item["path"], folder)).as_posix() for item in items]
 
 
 def _inspect(domain: DomainConfig, config: Config, table: _Table) -> images.Inspection:
     found = images.inspect_rows(table.rows, domain.image_column)
     if found.broken and not config.data.skip_corrupt:
         raise DasdError(f"{len(found.broken)} of {len(found.ids)} images of {domain.data} (domain "
-                        f"{domain.name}) cannot be read, the first: {found.broken[0]}. Mend or remove them, "
-                        "or set skip_corrupt to true to leave them out.")  # fmt: skip
+                        f"{domain.name}) cannot be read, the first: {found.broken[0]}. Repair or remove "
+                        "them, or set skip_corrupt to true to leave them out.")  # fmt: skip
     return found
 
 
@@ -277,27 +273,31 @@ def _pick_split(
     test: images.Inspection | None, split: str,
 ) -> tuple[list[int], int]:  # fmt: skip
     """Return the readable rows of the split, and how many more the named test split has too."""
-    rows = [i for i, name in enumerate(found.ids) if name]
+    rows = np.array(found.readable(), dtype=int)
     if len(rows) < 2:
         raise DasdError(f"{domain.data} (domain {domain.name}) has {len(rows)} image to train on; it takes "
                         "two or more, one of them held out for validation.")  # fmt: skip
-    ids, thumbnails = [found.ids[i] for i in rows], found.thumbnails[rows]
-    fraction, copies = settings.test_fraction, np.zeros(len(rows), dtype=bool)
-    if test is not None:
-        fraction, kept = 0.0, [i for i, name in enumerate(test.ids) if name]
-        groups = splits.duplicate_groups(
-            ids + [test.ids[i] for i in kept], np.concatenate([thumbnails, test.thumbnails[kept]])
-        )
-        copies = np.isin(groups[: len(rows)], groups[len(rows) :])
-        rows, ids, thumbnails = (np.asarray(x)[~copies] for x in (rows, ids, thumbnails))
-    groups = splits.duplicate_groups(ids, thumbnails)
-    parts = splits.split_by_content(ids, groups, settings.validation_fraction, fraction)
-    picked = [int(row) for row, part in zip(rows, parts, strict=True) if part == split]
+    copies = _are_copies(found, test) if test else np.zeros(len(rows), dtype=bool)
+    rows = rows[~copies]
+    ids = [found.ids[i] for i in rows]
+    groups = splits.duplicate_groups(ids, found.thumbnails[rows])
+    test_fraction = 0.0 if test else settings.test_fraction
+    parts = splits.split_by_content(ids, groups, settings.validation_fraction, test_fraction)
+    picked = [row for row, part in zip(rows.tolist(), parts, strict=True) if part == split]
     if not picked:
         raise DasdError(f"No {split} image is left of {domain.data} (domain {domain.name}): {len(ids)} "
                         f"images in {len(set(groups))} groups of near duplicates, validation_fraction "
-                        f"{settings.validation_fraction}, test_fraction {fraction}.")  # fmt: skip
+                        f"{settings.validation_fraction}, test_fraction {test_fraction}.")  # fmt: skip
     return picked, int(copies.sum())
+
+
+def _are_copies(found: images.Inspection, test: images.Inspection) -> np.ndarray:
+    """Return whether each readable image has a (near) duplicate among the readable ones of the test split."""
+    readable = [(each.ids[i], each.thumbnails[i]) for each in (found, test) for i in each.readable()]
+    ids, thumbnails = zip(*readable, strict=True)
+    groups = splits.duplicate_groups(ids, np.stack(thumbnails))
+    count = len(found.readable())
+    return np.isin(groups[:count], groups[count:])
 
 
 def audit(data: DomainData, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, Any]:
@@ -307,7 +307,8 @@ def audit(data: DomainData, tokenizer: PreTrainedTokenizerBase | None = None) ->
     """
     distinct = len(set(data.ids))
     missing = sum(not any(found) for found in data.captions)
-    width, height = np.array(data.sizes).T
+    sides = zip(("width", "height"), np.array(data.sizes).T, strict=True)
+    statistics = {"min": np.min, "median": np.median, "max": np.max}
     return {
         "domain": data.config.name,
         "split": data.split,
@@ -320,12 +321,8 @@ def audit(data: DomainData, tokenizer: PreTrainedTokenizerBase | None = None) ->
         "duplicates_of_test": data.duplicates_of_test,
         "skipped_corrupt": len(data.broken),
         "classes": dict(sorted(Counter(data.labels or ()).items())),
-        **{f"width_{name}": int(f(width)) for name, f in _SUMMARY.items()},
-        **{f"height_{name}": int(f(height)) for name, f in _SUMMARY.items()},
+        **{f"{side}_{name}": int(f(pixels)) for side, pixels in sides for name, f in statistics.items()},
     }
-
-
-_SUMMARY = {"min": np.min, "median": np.median, "max": np.max}
 
 
 def _count_cut(data: DomainData, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -73,7 +73,7 @@ def load_scorer(config: Config, device: str | None = None) -> Scorer:
 
     Raises DasdError if it is missing or unreachable.
     """
-    source = pretrained.find(config.model.clip, config.model.clip_revision)
+    source = pretrained.find_weights(config.model.clip, config.model.clip_revision)
     kinds = transformers.CLIPModel, transformers.CLIPTokenizer, pretrained.CLIP_PROCESSOR
     clip, tokenizer, processor = (source.load(kind) for kind in kinds)
     if clip.config.text_config.vocab_size != len(tokenizer):  # absent tokenizer files raise no error

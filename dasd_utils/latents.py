@@ -1,4 +1,4 @@
-"""Which cached latents step k trains on: randomness that is counted, not carried."""
+"""Which cached latents step k trains on: random numbers drawn from counters, so no state is carried along."""
 
 from __future__ import annotations
 
@@ -8,24 +8,49 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from transformers import PreTrainedTokenizerBase
 
-from dasd_utils import data
 from dasd_utils.config import Config, DasdError, paper
+from dasd_utils.data import DomainData, audit, load_domain
 from dasd_utils.runtime import processes
 from dasd_utils.runtime.latent_cache import Latents, cached_latents, vae_fingerprint
 
-if TYPE_CHECKING:
-    from dasd_utils.data import DomainData
-
 VALIDATION_SEED = 0  # not Config.seed: validation losses of runs with other seeds stay comparable
-TARGET, SOURCE, ORDER, HELDOUT = range(4)  # streams of counted randomness
+TARGET, SOURCE, ORDER, HELDOUT = range(4)  # streams of random numbers
+CONCERNS = {  # of an audit
+    "captions_missing": "images without a caption (trained with an empty one)",
+    "captions_cut": "captions longer than {limit} tokens (cut at their end)",
+    "skipped_corrupt": "images that cannot be read (left out)",
+    "duplicates_of_test": "images that the test split has too (left out)",
+}
 log = logging.getLogger(__name__)
+
+
+def create_datasets(
+    config: Config, tokenizer: PreTrainedTokenizerBase
+) -> tuple[DomainData, dict[str, DomainData], Sampler]:
+    """Return the source's training images, those of each target domain by name, and the sampler over them.
+
+    With `source_images` "generated" the base draws those of the source (papers/prior_images).
+    """
+    real = config.data.source_images == "real"
+    source = load_domain(config.source, config) if real else paper("prior_images").source_images(config)
+    targets = {domain.name: load_domain(domain, config) for domain in config.domains}
+    for member in (source, *targets.values()):
+        _log_audit(audit(member, tokenizer), tokenizer.model_max_length)
+    return source, targets, Sampler(config, source, list(targets.values()), tokenizer)
+
+
+def _log_audit(report: dict[str, Any], limit: int) -> None:
+    log.info("%s", ", ".join(f"{name} {value}" for name, value in report.items() if value))
+    for name, text in CONCERNS.items():
+        if report[name]:
+            log.warning("%s: %d %s", report["domain"], report[name], text.format(limit=limit))
 
 
 @dataclass
@@ -50,11 +75,11 @@ class Batch:
         """Return the part of this process, and the places of its samples in the batch, the targets first."""
         targets, sources = len(self.target_latents), len(self.source_latents)
         rows = {"target": processes.share(targets), "source": processes.share(sources)}
-        named = ((name, value, name.split("_")[0]) for name, value in vars(self).items())
-        part = {name: value[rows[kind]] for name, value, kind in named if kind in rows}
+        values = {name: value for name, value in vars(self).items() if name != "sample_ids"}
+        part = {name: value[rows[name.split("_")[0]]] for name, value in values.items()}
         places = [*range(targets)[rows["target"]], *range(targets, targets + sources)[rows["source"]]]
-        part["sample_ids"] = [self.sample_ids[i] for i in places] if self.sample_ids else []
-        return Batch(**part), places
+        ids = [self.sample_ids[i] for i in places] if self.sample_ids else []
+        return Batch(**part, sample_ids=ids), places
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """Return the batch on a device; dtype is for latents and noise, indices stay whole numbers."""
@@ -103,7 +128,8 @@ class Sampler:
         self, config: Config, source: DomainData, targets: Sequence[DomainData],
         tokenizer: PreTrainedTokenizerBase | None = None, num_train_timesteps: int = 1000,
     ) -> None:  # fmt: skip
-        self.config, self.num_train_timesteps = config, num_train_timesteps
+        self.config = config
+        self.num_train_timesteps = num_train_timesteps
         self._members = {"train": [source, *targets]}
         self._latents: dict[str, list[Latents]] = {}
         known = tokenizer.get_vocab() if tokenizer else {}
@@ -130,39 +156,38 @@ class Sampler:
         Moves the VAE to the device. Nothing after this needs the VAE.
         """
         vae.to(device)
-        fingerprint = vae_fingerprint(vae)
+        mark = vae_fingerprint(vae)
         for split in ("train", "validation"):
-            self._latents[split] = [
-                cached_latents(data, self.config, vae, fingerprint, progress) for data in self._split(split)
-            ]
+            members = self._split(split)
+            self._latents[split] = [cached_latents(m, self.config, vae, mark, progress) for m in members]
 
     def batch(self, step: int, micro: int = 0) -> Batch:
         """Return micro-batch `micro` of step `step`; target domains take turns, sources share timesteps.
 
         Raises DasdError before `encode`.
         """
-        training = self.config.training
+        training, seed = self.config.training, self.config.seed
         number = step * training.gradient_accumulation_steps + micro
         targets, sources = [], []
         for i in range(training.target_batch_size):
             turn, domain = divmod(number * training.target_batch_size + i, len(self.config.domains))
-            targets.append(self._pick(1 + domain, turn, self._generator(TARGET, step, micro, i)))
+            targets.append(self._pick(1 + domain, turn, counted_generator(seed, TARGET, step, micro, i)))
         turns, rest = divmod(number, training.source_every)
         for i in range(training.source_batch_size if rest == 0 else 0):
             turn = turns * training.source_batch_size + i
-            sources.append(self._pick(0, turn, self._generator(SOURCE, step, micro, i)))
+            sources.append(self._pick(0, turn, counted_generator(seed, SOURCE, step, micro, i)))
         return self._assemble("train", targets, sources)
 
     def fixed_batch(self, split: str = "validation") -> list[Batch]:
         """Return `validation_images` held-out samples of each domain as batches that never change.
 
         Captions are the first of each image, none is dropped; timesteps lie evenly over the whole range.
-        Empty if the config holds nothing out, or never asks.
+        Empty if the config holds nothing out, or never validates.
         """
         members = self._split(split)
         if not members:
             return []
-        counts = [min(len(data), self.config.training.validation_images) for data in members]
+        counts = [min(len(member), self.config.training.validation_images) for member in members]
         turns = [(k, i) for i in range(max(counts[1:])) for k in range(1, len(members)) if i < counts[k]]
         size, sources = self.config.training.target_batch_size, self.config.training.source_batch_size
         batches = []
@@ -176,36 +201,34 @@ class Sampler:
     def _split(self, split: str) -> list[DomainData]:
         if split not in self._members:
             training = self.config.training
-            asked = training.validation_every and training.validation_images
-            held_out = asked and self.config.data.validation_fraction
-            sets = self._members["train"] if split != "validation" or held_out else []
-            self._members[split] = [data.load_split(self.config, split) for data in sets]
+            validates = training.validation_every and training.validation_images
+            has_images = split != "validation" or (validates and self.config.data.validation_fraction)
+            members = self._members["train"] if has_images else []
+            self._members[split] = [load_domain(m.config, self.config, split) for m in members]
         return self._members[split]
 
-    def _generator(self, stream: int, *counter: int) -> np.random.Generator:
-        return counted_generator(self.config.seed, stream, *counter)
-
     def _pick(self, member: int, turn: int, generator: np.random.Generator) -> _Pick:
-        data = self._members["train"][member]
-        epoch, place = divmod(turn, len(data))
-        index = int(_order(self.config.seed, member, epoch, len(data))[place])
+        found = self._members["train"][member]
+        epoch, place = divmod(turn, len(found))
+        index = int(_order(self.config.seed, member, epoch, len(found))[place])
         time, choice, drop = generator.random(3)  # always three, so that no setting changes the noise
-        prompt = "" if drop < self.config.training.caption_dropout else data.prompt(index, choice)
+        prompt = "" if drop < self.config.training.caption_dropout else found.prompt(index, choice)
         return _Pick(member, index, prompt, int(time * self.num_train_timesteps), generator)
 
     def _fixed_pick(self, member: int, index: int, count: int, split: str) -> _Pick:
         place = _order(VALIDATION_SEED, member, 0, count)[index]
         timestep = int((place + 0.5) / count * self.num_train_timesteps)
         generator = counted_generator(VALIDATION_SEED, HELDOUT, member, index)
-        told = self.config.training.caption_dropout < 1  # else no prompt is ever read
-        prompt = self._members[split][member].prompt(index) if told else ""
+        uses_prompts = self.config.training.caption_dropout < 1  # else no prompt is ever read
+        prompt = self._members[split][member].prompt(index) if uses_prompts else ""
         return _Pick(member, index, prompt, timestep, generator)
 
     def _assemble(self, split: str, targets: list[_Pick], sources: list[_Pick]) -> Batch:
         if split not in self._latents:
             raise DasdError("The sampler has no latents yet: call sampler.encode(vae) first.")
         latents, noise = self._draw(split, [*targets, *sources])
-        stride, count = max(len(targets) // max(len(sources), 1), 1), len(targets)
+        count = len(targets)
+        stride = max(count // max(len(sources), 1), 1)
         timesteps = torch.tensor([pick.timestep for pick in targets])
         return Batch(
             target_latents=latents[:count],
@@ -222,42 +245,7 @@ class Sampler:
 
     def _draw(self, split: str, picks: list[_Pick]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return latents mean + std * e and the noise to be added, both (B, C, h, w), from each generator."""
-        moments = np.stack([self._latents[split][pick.member][pick.index] for pick in picks]).astype(
-            np.float32
-        )
+        moments = np.stack([self._latents[split][pick.member][pick.index] for pick in picks])
         normal = np.stack([p.generator.standard_normal(moments.shape[1:], np.float32) for p in picks])
-        latents = moments[:, 0] + moments[:, 1] * normal[:, 0]
+        latents = moments[:, 0].astype(np.float32) + moments[:, 1].astype(np.float32) * normal[:, 0]
         return torch.from_numpy(latents), torch.from_numpy(normal[:, 1].copy())
-
-
-def create_datasets(
-    config: Config, tokenizer: PreTrainedTokenizerBase
-) -> tuple[data.DomainData, dict[str, data.DomainData], Sampler]:
-    """Return the source's training images, those of each target domain by name, and the sampler over them.
-
-    With `source_images` "generated" the base draws those of the source (papers/prior_images).
-    """
-    source = _source(config)
-    targets = {domain.name: data.load_domain(domain, config) for domain in config.domains}
-    for found in (source, *targets.values()):
-        _log_audit(data.audit(found, tokenizer), tokenizer.model_max_length)
-    return source, targets, Sampler(config, source, list(targets.values()), tokenizer)
-
-
-def _source(config: Config) -> data.DomainData:
-    if config.data.source_images == "real":
-        return data.load_domain(config.source, config)
-    return paper("prior_images").source_images(config)
-
-
-def _log_audit(report: dict[str, Any], limit: int) -> None:
-    log.info("%s", ", ".join(f"{name} {value}" for name, value in report.items() if value))
-    concerns = {
-        "captions_missing": "images without a caption (trained with an empty one)",
-        "captions_cut": f"captions longer than {limit} tokens (cut at their end)",
-        "skipped_corrupt": "images that cannot be read (left out)",
-        "duplicates_of_test": "images that the test split has too (left out)",
-    }
-    for name, text in concerns.items():
-        if report[name]:
-            log.warning("%s: %d %s", report["domain"], report[name], text)

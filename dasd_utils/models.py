@@ -72,7 +72,7 @@ def load_parts(
     Raises DasdError if the base is missing, unreachable or not of the Stable Diffusion 1.x kind.
     """
     model = config.model
-    base = pretrained.find(model.base, model.base_revision, model.base_variant)
+    base = pretrained.find_weights(model.base, model.base_revision, model.base_variant)
     _check_layout(base)
     weights = dict(variant=model.base_variant, use_safetensors=True, dtype=dtype or torch.float32)
     unet_weights = {"dtype": unet_dtype} if unet_dtype else {}

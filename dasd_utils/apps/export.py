@@ -204,7 +204,7 @@ def _kohya_metadata(summary: dict[str, Any], config: Config, name: str) -> dict[
 def _write_pipeline(adapter: Path, out: Path, config: Config, summary: dict[str, Any]) -> None:
     """Write the whole base, float32, with what was learned added into its weights."""
     model = config.model
-    base = pretrained.find(model.base, model.base_revision, model.base_variant)
+    base = pretrained.find_weights(model.base, model.base_revision, model.base_variant)
     unchecked = {"safety_checker": None, "requires_safety_checker": False}  # nothing here has looked at it
     pipeline = base.load(
         StableDiffusionPipeline, variant=model.base_variant, dtype=torch.float32, **unchecked

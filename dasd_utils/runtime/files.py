@@ -6,8 +6,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +43,11 @@ def write_json(path: Path, value: Any, what: str, indent: int = 2) -> None:
         temporary.write_text(text + "\n", encoding="utf8")
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message without its full stop; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def short_hash(value: Any, digits: int = 12) -> str:
     """Return hexadecimal digits of the SHA-256 of a value as JSON: a file name of all that decides a file."""
     text = json.dumps(value, sort_keys=True, default=str)
@@ -53,25 +56,15 @@ def short_hash(value: Any, digits: int = 12) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, what: str) -> Iterator[Path]:
-    """Yield the path of a new file that takes the place of `path` at the end of the `with`.
+    """Yield the path for a new file that takes the place of `path` at the end of the `with`.
 
     After an error inside nothing of it is left, and what was at `path` stays. Raises DasdError, which says
     that `what` cannot be written, for an OSError.
     """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp lets only the owner read
-        temporary.replace(path)
-    except OSError as error:
-        raise _cannot_write(path, what, error) from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    with _folder_beside(path, what) as folder:
+        new = folder / "new"
+        yield new
+        new.replace(path)
 
 
 @contextlib.contextmanager
@@ -80,19 +73,23 @@ def atomic_folder(path: Path, what: str) -> Iterator[Path]:
 
     As in `atomic_write`, an error inside leaves what was there.
     """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-        new = temporary / "new"
+    with _folder_beside(path, what) as folder:
+        new = folder / "new"
         new.mkdir()
         yield new
-        _replace_folder(path, new, temporary / "old")
+        _replace_folder(path, new, folder / "old")
+
+
+@contextlib.contextmanager
+def _folder_beside(path: Path, what: str) -> Iterator[Path]:
+    """Yield a temporary folder on the file system of `path`, where a rename is all or nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        options = {"dir": path.parent, "prefix": f".{path.name}-", "ignore_cleanup_errors": True}
+        with tempfile.TemporaryDirectory(**options) as folder:
+            yield Path(folder)
     except OSError as error:
-        raise _cannot_write(path, what, error) from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        raise DasdError(f"{what} cannot be written to {path}: {error.strerror}.") from None
 
 
 def _replace_folder(path: Path, new: Path, old: Path) -> None:
@@ -105,10 +102,6 @@ def _replace_folder(path: Path, new: Path, old: Path) -> None:
         if old.exists():
             old.rename(path)
         raise
-
-
-def _cannot_write(path: Path, what: str, error: OSError) -> DasdError:
-    return DasdError(f"{what} cannot be written to {path}: {error.strerror}.")
 
 
 @contextlib.contextmanager

@@ -24,9 +24,30 @@ from dasd_utils.runtime import files
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-THUMBNAIL = 32  # pixels, square, grey: what near duplicates are told by
+THUMBNAIL = 32  # pixels, square, grey: compared to find near duplicates
 VERSION = 1  # of `_inspect_row`: a change of what it returns must not meet results cached before
+SAMPLE_FEATURES = datasets.Features(
+    {"image": datasets.Image(), "prompt": datasets.Value("string"), "seed": datasets.Value("int64")}
+)
 log = logging.getLogger(__name__)
+
+
+# One image: read, to RGB, to pixels
+
+
+def read_image(item: dict[str, Any]) -> Image.Image:
+    """Decode what an undecoded `datasets.Image` column holds, {"bytes", "path"}, to RGB."""
+    content = item["bytes"]
+    with Image.open(io.BytesIO(content) if content is not None else item["path"]) as image:
+        return to_rgb(image)
+
+
+def open_file(path: Path) -> Image.Image:
+    """Return an image file as RGB; DasdError if it cannot be read."""
+    try:
+        return read_image({"bytes": None, "path": path})
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DasdError(f"{path} cannot be read as an image: {error}") from None
 
 
 def find_image_files(places: Sequence[Path]) -> list[Path]:
@@ -40,118 +61,6 @@ def find_image_files(places: Sequence[Path]) -> list[Path]:
     if not found:
         raise DasdError(f"There is no image in {', '.join(map(str, places))}.")
     return found
-
-
-def open_file(path: Path) -> Image.Image:
-    """Return an image file as RGB; DasdError if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DasdError(f"{path} cannot be read as an image: {error}") from None
-
-
-def open_rows(domain: DomainConfig, split: str) -> datasets.Dataset:
-    """Return the rows of one split of a domain's folder (images, or parquet files) or hub data set.
-
-    Raises DasdError, naming what was looked for and where, if it is not there or lacks a configured column.
-    """
-    folder = resolve(domain.data)
-    rows = _from_folder(domain, folder, split) if folder.is_dir() else _from_hub(domain, folder, split)
-    for name in ("image_column", "caption_column", "label_column"):
-        column = getattr(domain, name)
-        if column is not None and column not in rows.column_names:
-            raise DasdError(_missing_column(domain, folder, name, rows.column_names))
-    if not len(rows):
-        raise DasdError(f"Split {split!r} of {domain.data} (domain {domain.name}) has no images.")
-    return rows
-
-
-def _from_folder(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
-    loaded = open_folder(domain, folder)
-    if split not in loaded:
-        raise DasdError(f"The folder {folder} (domain {domain.name}) has no split {split!r}. "
-                        f"Splits: {', '.join(loaded)}.")  # fmt: skip
-    return loaded[split]
-
-
-def open_folder(domain: DomainConfig, folder: Path) -> datasets.DatasetDict:
-    """Return all splits of a domain's folder; DasdError if it has no images or cannot be read."""
-    files = [path for path in folder.rglob("[!.]*") if path.is_file()]
-    count = sum(path.suffix.lower() in SUFFIXES for path in files)
-    if not count and not any(path.suffix == ".parquet" for path in files):
-        raise DasdError(f"The folder {folder} (domain {domain.name}) has no images: looked for "
-                        f"{', '.join(sorted(SUFFIXES))} and parquet files.")  # fmt: skip
-    state = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in files))
-    kind = "imagefolder" if count else "parquet"
-    try:
-        loaded = _read_folder(kind, glob.escape(str(folder)), state)
-    except Exception as error:  # pyarrow, json, csv, fsspec: each has its own classes
-        raise DasdError(
-            f"The folder {folder} (domain {domain.name}) cannot be read: {_first_line(error)}. If it has a "
-            "metadata file, check that: a row an image, with its file_name."
-        ) from error
-    unlisted = count - sum(loaded.num_rows.values())
-    if unlisted > 0:
-        log.warning("%s: %d images have no row in the metadata and are not used", folder, unlisted)
-    return loaded
-
-
-@functools.lru_cache(maxsize=16)
-def _read_folder(kind: str, folder: str, state: tuple) -> datasets.DatasetDict:
-    """Load a folder once for all its splits, as it takes seconds; `state` changes with its files."""
-    return datasets.load_dataset(kind, data_dir=folder)  # nosec B615  # a folder, not the hub
-
-
-def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
-    if folder.exists():
-        raise DasdError(f"{folder} (domain {domain.name}) is a file; `data` wants a folder or a hub id.")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", domain.data) or set(domain.data) <= set("./"):
-        raise DasdError(
-            f"There is no folder {folder} (domain {domain.name}), and {domain.data!r} is no hub id."
-        )
-    try:
-        rows = datasets.load_dataset(domain.data, revision=domain.revision, split=split)
-    except Exception as error:  # no network, no such set or split, gated: each has its own classes
-        raise DasdError(
-            f"The data of domain {domain.name} cannot be read: there is no folder {folder}, and the data set "
-            f"{datasets.config.HF_ENDPOINT}/datasets/{domain.data} (revision {domain.revision or 'main'}, "
-            f"split {split!r}) gave: {_first_line(error)}. Check the name and the network, or set `data` "
-            "to a local folder."
-        ) from error
-    if not is_pinned(domain.revision):
-        files = [Path(file["filename"]) for file in rows.cache_files]
-        commit = next((file.parent.name for file in files if is_pinned(file.parent.name)), None)
-        _warn_once(
-            f"The data of domain {domain.name}, {domain.data}, is read at revision "
-            f"{domain.revision or 'main'}, which may hold other files tomorrow. Pin it: set the domain's "
-            f"`revision` to {commit or 'the commit hash that the page of the data set shows'}."
-        )
-    return rows
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    """Warn of what is found again for every split."""
-    log.warning(text)
-
-
-def _missing_column(domain: DomainConfig, folder: Path, name: str, columns: Sequence[str]) -> str:
-    wanted = getattr(domain, name)
-    text = (f"{domain.data} (domain {domain.name}) has no column {wanted!r}, its {name}. "
-            f"Columns: {', '.join(columns)}.")  # fmt: skip
-    if not folder.is_dir() or any(folder.rglob("*.parquet")):
-        return text
-    if not any(path.name in METADATA for path in folder.rglob("metadata.*")):
-        return text + (f" There is no metadata.jsonl in {folder}: write one beside the images, one line an "
-                       f'image, like {{"file_name": "1.png", "{wanted}": "..."}}.')  # fmt: skip
-    if any((folder / file).exists() for file in METADATA):  # not read where images lie in split folders
-        return text + " Where images lie in split folders, each of them needs its own metadata file."
-    return text
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -172,8 +81,13 @@ def _to_eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray((pixels * (255 / white)).clip(0, 255).round().astype(np.uint8))
 
 
+def center_crop(image: Image.Image, resolution: int) -> Image.Image:
+    """Return the RGB centre square, resolution x resolution pixels, the shorter side scaled to it."""
+    return ImageOps.fit(to_rgb(image), (resolution, resolution), Image.Resampling.LANCZOS)
+
+
 def to_pixels(images: Sequence[Image.Image | np.ndarray]) -> torch.Tensor:
-    """Return RGB images of one size as float32 (n, 3, h, w) in [-1, 1], what VAE and reader take."""
+    """Return RGB images of one size as float32 (n, 3, h, w) in [-1, 1], as the VAE reads them."""
     stacked = np.stack([np.asarray(image) for image in images])  # (n, h, w, 3) uint8
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -184,48 +98,102 @@ def from_pixels(pixels: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(image) for image in eight_bit.permute(0, 2, 3, 1).cpu().numpy()]
 
 
-def center_crop(image: Image.Image, resolution: int) -> Image.Image:
-    """Return the RGB centre square, resolution x resolution pixels, the shorter side scaled to it."""
-    return ImageOps.fit(to_rgb(image), (resolution, resolution), Image.Resampling.LANCZOS)
+# The rows of a data set: from a folder or the hub
 
 
-def read_image(item: dict[str, Any]) -> Image.Image:
-    """Decode what an undecoded `datasets.Image` column holds, {"bytes", "path"}, to RGB."""
-    content = item["bytes"]
-    with Image.open(io.BytesIO(content) if content is not None else item["path"]) as image:
-        return to_rgb(image)
+def open_rows(domain: DomainConfig, split: str) -> datasets.Dataset:
+    """Return the rows of one split of a domain's folder (images, or parquet files) or hub data set.
+
+    Raises DasdError, naming what was looked for and where, if it is not there or lacks a configured column.
+    """
+    folder = resolve(domain.data)
+    rows = _from_folder(domain, folder, split) if folder.is_dir() else _from_hub(domain, folder, split)
+    for name in ("image_column", "caption_column", "label_column"):
+        column = getattr(domain, name)
+        if column is not None and column not in rows.column_names:
+            where = f"{domain.data} (domain {domain.name})"
+            known = ", ".join(rows.column_names)
+            advice = _metadata_advice(folder, column) if folder.is_dir() else ""
+            raise DasdError(f"{where} has no column {column!r}, its {name}. Columns: {known}.{advice}")
+    if not len(rows):
+        raise DasdError(f"Split {split!r} of {domain.data} (domain {domain.name}) has no images.")
+    return rows
 
 
-class LazyImages(Sequence):
-    """Images 0 to count - 1, each made by `read(index)` whenever it is asked for."""
-
-    def __init__(self, read: Callable[[int], Image.Image], count: int) -> None:
-        self._read, self._places = read, range(count)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
-        if isinstance(index, slice):
-            return [self._read(i) for i in self._places[index]]
-        return self._read(self._places[index])
+def _from_folder(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
+    loaded = open_folder(domain, folder)
+    if split not in loaded:
+        raise DasdError(f"The folder {folder} (domain {domain.name}) has no split {split!r}. "
+                        f"Splits: {', '.join(loaded)}.")  # fmt: skip
+    return loaded[split]
 
 
-def cropped_images(rows: datasets.Dataset, column: str, resolution: int) -> LazyImages:
-    """Return the images of a data set's rows, read and cropped when asked for."""
-    stored = undecoded(rows, column)
+def open_folder(domain: DomainConfig, folder: Path) -> datasets.DatasetDict:
+    """Return all splits of a domain's folder; DasdError if it has no images or cannot be read."""
+    where = f"The folder {folder} (domain {domain.name})"
+    paths = [path for path in folder.rglob("[!.]*") if path.is_file()]
+    count = sum(path.suffix.lower() in SUFFIXES for path in paths)
+    if not count and not any(path.suffix == ".parquet" for path in paths):
+        raise DasdError(f"{where} has no images: looked for {', '.join(sorted(SUFFIXES))} and parquet files.")
+    state = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in paths))
+    try:
+        loaded = _read_folder("imagefolder" if count else "parquet", glob.escape(str(folder)), state)
+    except Exception as error:  # pyarrow, json, csv, fsspec: each has its own classes
+        raise DasdError(f"{where} cannot be read: {files.first_line(error)}. If it has a metadata file, "
+                        "check that: a row an image, with its file_name.") from error  # fmt: skip
+    unlisted = count - sum(loaded.num_rows.values())
+    if unlisted > 0:
+        log.warning("%s: %d images have no row in the metadata and are not used", folder, unlisted)
+    return loaded
 
-    def read(index: int) -> Image.Image:
-        item = stored[index][column]
-        try:
-            return center_crop(read_image(item), resolution)
-        except OSError as error:  # it was whole when the rows were inspected
-            raise DasdError(
-                f"The image {item['path'] or index} can no longer be read: {error.strerror or error}. Put "
-                "its folder back, then start again."
-            ) from error
 
-    return LazyImages(read, len(stored))
+@functools.lru_cache(maxsize=16)
+def _read_folder(kind: str, folder: str, state: tuple) -> datasets.DatasetDict:
+    """Load a folder once for all its splits, as it takes seconds; `state` changes with its files."""
+    return datasets.load_dataset(kind, data_dir=folder)  # nosec B615  # a folder, not the hub
+
+
+def _metadata_advice(folder: Path, column: str) -> str:
+    """Return what to do about a column that a folder of images lacks."""
+    if any(folder.rglob("*.parquet")):
+        return ""
+    if not any(path.name in METADATA for path in folder.rglob("metadata.*")):
+        return (f" There is no metadata.jsonl in {folder}: write one beside the images, one line an "
+                f'image, like {{"file_name": "1.png", "{column}": "..."}}.')  # fmt: skip
+    if any((folder / file).exists() for file in METADATA):  # not read where images lie in split folders
+        return " Where images lie in split folders, each of them needs its own metadata file."
+    return ""
+
+
+def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
+    if folder.exists():
+        raise DasdError(f"{folder} (domain {domain.name}) is a file; `data` wants a folder or a hub id.")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", domain.data) or set(domain.data) <= set("./"):
+        raise DasdError(f"There is no folder {folder} (domain {domain.name}); {domain.data!r} is no hub id.")
+    revision = domain.revision or "main"
+    try:
+        rows = datasets.load_dataset(domain.data, revision=domain.revision, split=split)
+    except Exception as error:  # no network, no such set or split, gated: each has its own classes
+        page = f"{datasets.config.HF_ENDPOINT}/datasets/{domain.data}"
+        raise DasdError(
+            f"The data of domain {domain.name} cannot be read: there is no folder {folder}, and {page} "
+            f"(revision {revision}, split {split!r}) gave: {files.first_line(error)}. Check the name and the "
+            "network, or set `data` to a local folder."
+        ) from error
+    if not is_pinned(domain.revision):
+        folders = [Path(file["filename"]).parent.name for file in rows.cache_files]
+        commit = next(filter(is_pinned, folders), "the commit hash that the page of the data set shows")
+        _warn_once(
+            f"The data of domain {domain.name}, {domain.data}, is read at revision {revision}, which "
+            f"may hold other files tomorrow. Pin it: set the domain's `revision` to {commit}."
+        )
+    return rows
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Warn of what is found again for every split."""
+    log.warning(text)
 
 
 def undecoded(rows: datasets.Dataset, column: str) -> datasets.Dataset:
@@ -237,6 +205,42 @@ def undecoded(rows: datasets.Dataset, column: str) -> datasets.Dataset:
         raise DasdError(f"The column {column!r} holds no images but {kind}.") from error
 
 
+class LazyImages(Sequence):
+    """Images 0 to count - 1, each made by `read(index)` at every access."""
+
+    def __init__(self, read: Callable[[int], Image.Image], count: int) -> None:
+        self._read = read
+        self._places = range(count)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
+        if isinstance(index, slice):
+            return [self._read(i) for i in self._places[index]]
+        return self._read(self._places[index])
+
+
+def cropped_images(rows: datasets.Dataset, column: str, resolution: int) -> LazyImages:
+    """Return the images of a data set's rows, read and cropped at each access."""
+    stored = undecoded(rows, column)
+
+    def read(index: int) -> Image.Image:
+        item = stored[index][column]
+        try:
+            return center_crop(read_image(item), resolution)
+        except OSError as error:  # it could be read when the rows were inspected
+            raise DasdError(
+                f"The image {item['path'] or index} can no longer be read: "
+                f"{error.strerror or error}. Put its folder back, then start again."
+            ) from error
+
+    return LazyImages(read, len(stored))
+
+
+# What is known of the pixels of all rows
+
+
 @dataclass(frozen=True)
 class Inspection:
     """What is known of each row's pixels; an unreadable row has the id ""."""
@@ -245,6 +249,10 @@ class Inspection:
     thumbnails: np.ndarray  # (n, 32, 32) uint8
     sizes: list[tuple[int, int]]  # (width, height), pixels
     broken: list[str]  # name and reason of every row that cannot be read
+
+    def readable(self) -> list[int]:
+        """Return the numbers of the rows whose image can be read."""
+        return [row for row, name in enumerate(self.ids) if name]
 
 
 def content_hash(image: Image.Image) -> str:
@@ -259,10 +267,8 @@ def thumbnail(image: Image.Image) -> np.ndarray:
 
 def inspect_rows(rows: datasets.Dataset, column: str) -> Inspection:
     """Read every image of the rows once; `datasets` keeps the result until a file changes."""
-    facts = undecoded(rows, column).map(
-        _inspect_row, fn_kwargs={"column": column, "version": VERSION}, remove_columns=[column],
-        desc="reading images",
-    )[:]  # fmt: skip
+    options = {"fn_kwargs": {"column": column, "version": VERSION}, "remove_columns": [column]}
+    facts = undecoded(rows, column).map(_inspect_row, desc="reading images", **options)[:]
     reasons = enumerate(zip(facts["path"], facts["error"], strict=True))
     broken = [f"{name or 'embedded image'} (row {i}): {why}" for i, (name, why) in reasons if why]
     small = np.frombuffer(b"".join(facts["thumbnail"]), dtype=np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
@@ -277,40 +283,32 @@ def _inspect_row(row: dict[str, Any], column: str, version: int) -> dict[str, An
     try:
         image = read_image(row[column])
     except Exception as error:  # whatever a decoder raises on a broken file
-        reason = "no image format known here" if "identify" in str(error) else _first_line(error)
-        return facts | {"error": reason}
-    facts["id"], facts["thumbnail"] = content_hash(image), thumbnail(image).tobytes()
-    facts["width"], facts["height"] = image.size
-    return facts
+        unknown = "identify" in str(error)
+        return facts | {"error": "no image format known here" if unknown else files.first_line(error)}
+    width, height = image.size
+    small = thumbnail(image).tobytes()
+    return facts | {"id": content_hash(image), "thumbnail": small, "width": width, "height": height}
 
 
 # Generated images as one parquet file: image, prompt, seed. `datasets`, pandas and others read it.
 
 
-SAMPLE_FEATURES = datasets.Features(
-    {"image": datasets.Image(), "prompt": datasets.Value("string"), "seed": datasets.Value("int64")}
-)
-
-
 def save_samples(
     path: str | Path, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]
 ) -> Path:
-    """Write the images as PNG bytes with prompt and seed, whole or not at all; return the path."""
-    path = Path(path)
+    """Write the images as PNG bytes with prompt and seed, all or nothing; return the path."""
     columns = {"image": list(images), "prompt": list(prompts), "seed": list(seeds)}
-    with files.atomic_write(path, "The samples") as temporary:
+    with files.atomic_write(Path(path), "The samples") as temporary:
         table = datasets.Dataset.from_dict(columns, features=SAMPLE_FEATURES).data.table
-        pq.write_table(
-            table.cast(SAMPLE_FEATURES.arrow_schema), temporary
-        )  # `to_parquet` would draw a progress bar
-    return path
+        table = table.cast(SAMPLE_FEATURES.arrow_schema)
+        pq.write_table(table, temporary)  # `to_parquet` would draw a progress bar
+    return Path(path)
 
 
 def load_samples(path: str | Path) -> list[Image.Image]:
-    """Return the images of a file that `save` wrote, RGB; DasdError if it cannot be read."""
+    """Return the images of a file that `save_samples` wrote, RGB; DasdError if it cannot be read."""
     try:
-        column = pq.read_table(path, columns=["image"]).column("image").to_pylist()
-        return [Image.open(io.BytesIO(row["bytes"])).convert("RGB") for row in column]
+        return [read_image(row) for row in pq.read_table(path, columns=["image"])["image"].to_pylist()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DasdError(
             f"The samples {path} cannot be read: {error}. Remove the file to make them again."

@@ -1,4 +1,4 @@
-"""VAE latents on disk, in shards keyed by what they are made of; each written once, whole or not at all."""
+"""VAE latents on disk, in shards named by all that decides them; each is written once, or not at all."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ log = logging.getLogger(__name__)
 class Latents(Sequence):
     """Mean and deviation of scaled latents (n, 2, C, h, w); indexed as an array, read from disk.
 
-    float32, or float16 where the VAE computed in a half precision.
+    float32, or float16 where the VAE computed in a half precision. Every shard but the last has one length.
     """
 
     def __init__(self, shards: Sequence[np.ndarray]) -> None:
         self.shards = list(shards)
-        self.starts = np.cumsum([0, *map(len, self.shards)])
-        self.shape, self.dtype = (int(self.starts[-1]), *self.shards[0].shape[1:]), self.shards[0].dtype
+        self.shape = (sum(map(len, self.shards)), *self.shards[0].shape[1:])
+        self.dtype = self.shards[0].dtype
         self.nbytes = sum(shard.nbytes for shard in self.shards)
 
     def __len__(self) -> int:
@@ -46,15 +46,17 @@ class Latents(Sequence):
 
     def __getitem__(self, key: Any) -> np.ndarray:
         first, *rest = key if isinstance(key, tuple) else (key,)
-        if not isinstance(first, slice):
-            return self._row(int(first))[tuple(rest)]
-        rows = [self._row(i) for i in range(len(self))[first]]
-        return np.stack(rows)[(slice(None), *rest)] if rows else np.empty((0, *self.shape[1:]), self.dtype)
+        places = range(len(self))[first]  # negative indices count from the end; IndexError beyond it
+        if isinstance(places, int):
+            return self._row(places)[tuple(rest)]
+        rows = (
+            np.stack([self._row(i) for i in places]) if places else np.empty((0, *self.shape[1:]), self.dtype)
+        )
+        return rows[(slice(None), *rest)]
 
     def _row(self, index: int) -> np.ndarray:
-        place = range(len(self))[index]  # a negative index, and IndexError beyond the end
-        shard = int(np.searchsorted(self.starts, place, side="right")) - 1
-        return self.shards[shard][place - self.starts[shard]]
+        shard, place = divmod(index, len(self.shards[0]))
+        return self.shards[shard][place]
 
 
 def vae_fingerprint(vae: AutoencoderKL) -> str:
@@ -71,22 +73,22 @@ def cached_latents(
 ) -> Latents:
     """Return the latents of all images, memory-mapped; shards that are not there yet are made.
 
-    A shard's name tells its images, their size, the VAE and the precision it computed in, so none is ever
-    stale. Several processes, on one machine or on several that share the folder, may call this at once: each
-    shard is encoded by one of them.
+    A shard's name depends on its images, their size, the VAE and the precision it computed in, so none is
+    ever stale. Several processes, on one machine or on several that share the folder, may call this at once:
+    each shard is encoded by one of them.
     Raises DasdError if the cache folder cannot be written or the VAE gives numbers that are not finite.
     """
-    folder, size, waiting = resolve(config.data.cache_dir), config.model.resolution, False
     dtype = precision.frozen_dtype(config, vae.device) or torch.float32
     starts = range(0, len(data), SHARD)
-    paths = [folder / _shard_name(data, start, size, f"{fingerprint} {dtype}") for start in starts]
+    paths = [_shard_path(data, start, config, f"{fingerprint} {dtype}") for start in starts]
     missing = {path: start for path, start in zip(paths, starts, strict=True) if not path.exists()}
-    what, shown = f"latents of {data.config.name}", bool(progress and missing)
-    with bars.bar(None, what, len(data), shown=shown, unit="image") as bar:
+    shown = bool(progress and missing)
+    waiting = False
+    with bars.bar(None, f"latents of {data.config.name}", len(data), shown=shown, unit="image") as bar:
         while missing:
-            free = [_encode_if_free(path, data, start, vae, dtype, bar) for path, start in missing.items()]
+            mine = [_encode_if_free(path, data, start, vae, dtype, bar) for path, start in missing.items()]
             missing = {path: start for path, start in missing.items() if not path.exists()}
-            if missing and not any(free):
+            if missing and not any(mine):
                 if not waiting:
                     log.info("Waiting for another process that encodes %s.", next(iter(missing)))
                 waiting = True
@@ -96,7 +98,7 @@ def cached_latents(
 
 def stored(config: Config) -> tuple[int, int]:
     """Return how many shards the cache folder holds and their bytes."""
-    sizes = [path.stat().st_size for path in _shards(config)]
+    sizes = [path.stat().st_size for path in _find_shards(config, ".npy")]
     return len(sizes), sum(sizes)
 
 
@@ -107,22 +109,22 @@ def clear(config: Config) -> tuple[int, int]:
     """
     found = stored(config)
     try:
-        for path in _shards(config, ".npy", ".tmp", ".lock"):
+        for path in _find_shards(config, ".npy", ".tmp", ".lock"):
             path.unlink(missing_ok=True)
     except OSError as error:
         raise DasdError(f"{path} cannot be removed: {error.strerror}.") from error
     return found
 
 
-def _shards(config: Config, *endings: str) -> list[Path]:
-    folder = resolve(config.data.cache_dir)
-    return [p for p in sorted(folder.glob("*-*-*")) if p.is_file() and p.suffix in (endings or (".npy",))]
+def _find_shards(config: Config, *endings: str) -> list[Path]:
+    paths = resolve(config.data.cache_dir).glob("*-*-*")
+    return sorted(path for path in paths if path.is_file() and path.suffix in endings)
 
 
-def _shard_name(data: DomainData, start: int, resolution: int, fingerprint: str) -> str:
-    parts = [VERSION, str(resolution), fingerprint, *data.ids[start : start + SHARD]]
+def _shard_path(data: DomainData, start: int, config: Config, fingerprint: str) -> Path:
+    parts = [VERSION, str(config.model.resolution), fingerprint, *data.ids[start : start + SHARD]]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return f"{data.config.name}-{data.split}-{key[:24]}.npy"
+    return resolve(config.data.cache_dir) / f"{data.config.name}-{data.split}-{key[:24]}.npy"
 
 
 def _encode_if_free(

@@ -13,7 +13,8 @@ import transformers
 from huggingface_hub import constants
 from torch import nn
 
-from dasd_utils import config as cfg
+from dasd_utils.config import DasdError, is_pinned, resolve
+from dasd_utils.runtime import files
 
 transformers.logging.disable_progress_bar()  # a bar per loaded part says nothing; downloads keep theirs
 huggingface_hub.utils.enable_progress_bars()
@@ -45,45 +46,40 @@ class Source:
                 where, revision=self.revision, local_files_only=bool(self.unreachable), **options
             )
         except Exception as error:  # each library below has its own kinds
-            raise cfg.DasdError(self._failure(part or kind.__name__, error)) from error
+            raise DasdError(self._failure(part or kind.__name__, error)) from error
 
     def _failure(self, part: str, error: Exception) -> str:
         version = f"revision {self.revision or 'main'}, variant {self.variant or 'none'}"
         what = f"The {part} of {self.name!r} ({version}) cannot be loaded"
         if self.folder is not None:
-            return f"{what} from {self.folder}: {_first_line(error)} Check its files, or the variant."
-        reason = self.unreachable or _first_line(error)
+            return f"{what} from {self.folder}: {files.first_line(error)}. Check its files, or the variant."
+        reason = self.unreachable or files.first_line(error)
         fetch = f"hf download {self.name} --revision {self.revision or 'main'}"
         return (
-            f"{what}: there is no folder {cfg.resolve(self.name)}, and neither the hub "
-            f"({constants.ENDPOINT}) nor its cache ({constants.HF_HUB_CACHE}) has it: {reason} "
+            f"{what}: there is no folder {resolve(self.name)}, and neither the hub "
+            f"({constants.ENDPOINT}) nor its cache ({constants.HF_HUB_CACHE}) has it: {reason}. "
             f"Fetch it once with network (`{fetch}`), or name a local folder, or use the tiny profile."
         )
 
 
-def find(name: str, revision: str | None = None, variant: str | None = None) -> Source:
+def find_weights(name: str, revision: str | None = None, variant: str | None = None) -> Source:
     """Return where the weights of that name are: the folder if there is one, else the hub.
 
     The hub is asked once, because its own file requests each retry for half a minute without network.
     Raises DasdError if the name is neither a folder nor a hub id.
     """
-    folder = cfg.resolve(name)
+    folder = resolve(name)
     if folder.is_dir():
         return Source(name, revision, variant, folder)
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        raise cfg.DasdError(f"{name!r} is not there: no folder {folder}. Name a folder in the layout of "
+        raise DasdError(f"{name!r} is not there: no folder {folder}. Name a folder in the layout of "
                             f"diffusers or transformers, or a hub id like 'owner/name'.")  # fmt: skip
-    if not cfg.is_pinned(revision):
+    if not is_pinned(revision):
         log.warning("The model %s is read at revision %s, which may hold other files tomorrow. Pin it to a "
                     "commit hash: base_revision, clip_revision, or NAME@HASH of a captioning model.", name,
                     revision or "main")  # fmt: skip
     try:
         huggingface_hub.HfApi().model_info(name, revision=revision, timeout=10)
     except Exception as error:  # offline mode, no network, no such repository, no permission
-        return Source(name, revision, variant, unreachable=_first_line(error))
+        return Source(name, revision, variant, unreachable=files.first_line(error))
     return Source(name, revision, variant)
-
-
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().split("\n")[0] or type(error).__name__
-    return line if line.endswith(".") else f"{line}."

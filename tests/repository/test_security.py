@@ -300,9 +300,9 @@ def test_a_data_set_whose_commit_is_not_known_is_told_too(monkeypatch, caplog):
 
 def test_an_unpinned_model_is_told(monkeypatch, caplog):
     monkeypatch.setattr(HfApi, "model_info", lambda *_args, **_options: None)
-    pretrained.find("owner/name", REVISION)
+    pretrained.find_weights("owner/name", REVISION)
     assert caplog.text == ""
-    pretrained.find("owner/name", "main")
+    pretrained.find_weights("owner/name", "main")
     assert "owner/name is read at revision main" in caplog.text and "base_revision" in caplog.text
 
 

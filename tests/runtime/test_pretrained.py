@@ -43,14 +43,14 @@ def hub(monkeypatch, error=None):
 
 def test_a_folder_comes_first_and_the_hub_is_not_asked(base_dir, monkeypatch):
     questions = hub(monkeypatch)
-    source = pretrained.find(str(base_dir), revision="main")
+    source = pretrained.find_weights(str(base_dir), revision="main")
     assert source.folder == base_dir and questions == []
     assert isinstance(source.load(UNet2DConditionModel, "unet"), UNet2DConditionModel)
 
 
 def test_a_reachable_hub_is_asked_once_and_loaded_from(monkeypatch):
     questions, kind = hub(monkeypatch), Recorder()
-    source = pretrained.find("owner/name", "abc", "fp16")
+    source = pretrained.find_weights("owner/name", "abc", "fp16")
     assert source.load(kind, "unet", variant="fp16") == "model" and questions == [("owner/name", "abc")]
     options = {"revision": "abc", "local_files_only": False, "variant": "fp16", "subfolder": "unet"}
     assert kind.asked == ("owner/name", options)
@@ -59,10 +59,10 @@ def test_a_reachable_hub_is_asked_once_and_loaded_from(monkeypatch):
 def test_without_network_only_the_cache_is_read(monkeypatch):
     hub(monkeypatch, ConnectionError("no route to host"))
     kind = Recorder()
-    pretrained.find("owner/name").load(kind)
+    pretrained.find_weights("owner/name").load(kind)
     assert kind.asked == ("owner/name", {"revision": None, "local_files_only": True})
     with pytest.raises(DasdError) as failure:
-        pretrained.find("owner/name", "abc").load(Recorder(OSError("not cached")), "vae")
+        pretrained.find_weights("owner/name", "abc").load(Recorder(OSError("not cached")), "vae")
     for part in ("The vae of 'owner/name'", "revision abc", "no route to host", "hf download owner/name"):
         assert part in str(failure.value)
 
@@ -71,7 +71,9 @@ def test_a_cached_repository_needs_no_network(base_dir, tmp_path, monkeypatch):
     hub(monkeypatch, ConnectionError("no route to host"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     shutil.copytree(base_dir / "unet", tmp_path / "models--owner--name" / "snapshots" / REVISION / "unet")
-    unet = pretrained.find("owner/name", REVISION).load(UNet2DConditionModel, "unet", use_safetensors=True)
+    unet = pretrained.find_weights("owner/name", REVISION).load(
+        UNet2DConditionModel, "unet", use_safetensors=True
+    )
     assert unet.config.block_out_channels == [16, 32]
 
 
@@ -79,5 +81,5 @@ def test_a_cached_repository_needs_no_network(base_dir, tmp_path, monkeypatch):
 def test_a_name_that_can_only_be_a_folder_is_not_looked_for_on_the_hub(name, monkeypatch):
     questions = hub(monkeypatch)
     with pytest.raises(DasdError, match="no folder"):
-        pretrained.find(name)
+        pretrained.find_weights(name)
     assert questions == []

@@ -226,7 +226,7 @@ def from_model(album: Album, name: str, device: str | None = None, progress: boo
 
 def _load(name: str) -> tuple[Any, Any]:
     base, _, revision = name.partition("@")
-    source = pretrained.find(base, revision or None)
+    source = pretrained.find_weights(base, revision or None)
     model = source.load(transformers.AutoModelForImageTextToText, use_safetensors=True)
     return source.load(transformers.AutoProcessor), model
 

@@ -87,7 +87,7 @@ def propose(
     how: "auto", one of `captions.SOURCES`, a captioning model, a sentence for all, or one with {label}.
     Raises DasdError for a name that cannot be one, images without captions, and too few images to split.
     """
-    base = pretrained.find(config.model.base, config.model.base_revision)
+    base = pretrained.find_weights(config.model.base, config.model.base_revision)
     tokenizer = base.load(transformers.CLIPTokenizer, "tokenizer")
     with _bars(progress):
         album = _open(name, folder, config)

@@ -119,7 +119,7 @@ class Words:
     """A frozen CLIP and the direction from the reference's sentences to the target's."""
 
     def __init__(self, config: Config, own: Settings, device: torch.device) -> None:
-        source = pretrained.find(config.model.clip, config.model.clip_revision)
+        source = pretrained.find_weights(config.model.clip, config.model.clip_revision)
         kinds = transformers.CLIPModel, transformers.CLIPTokenizer, pretrained.CLIP_PROCESSOR
         clip, tokenizer, self.processor = (source.load(kind) for kind in kinds)
         self.clip = clip.to(device).eval().requires_grad_(False)
