@@ -6,13 +6,11 @@ python benchmarks/kill_resume.py --kills 20
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,9 +22,10 @@ from unittest import mock
 import common
 import torch
 import typer
+from forked import Command
 
 from dasd_utils import sampling, training
-from dasd_utils.config import Config
+from dasd_utils.config import Calibration, Config
 from dasd_utils.runtime import checkpoints, latent_cache
 
 STEPS = 12
@@ -44,29 +43,26 @@ def settings(folder: Path, base: str | None = None) -> Config:
     changes: dict[str, Any] = dict(max_train_steps=STEPS, checkpoint_every=3, sample_every=4, ema_decay=0.9)
     changes |= dict(target_batch_size=4, source_batch_size=2, validation_every=5, validation_images=4)
     changes |= dict(dropout=0.1, queue_size=8, lr_warmup_steps=2, output_dir=folder / "run", tracking="none")
-    if base:
+    domain: dict[str, Any] = dict(num_images=40)
+    if base:  # of a test
         changes |= dict(base=base, clip=f"{base}/clip", resolution=32)
+        domain = dict(num_images=12, calibration=Calibration(num_inference_steps=3))
     tiny = Config.setup("tiny")
-    few = [dataclasses.replace(domain, num_images=40) for domain in (tiny.source, *tiny.domains)]
+    few = [dataclasses.replace(each, **domain) for each in (tiny.source, *tiny.domains)]
     return tiny.replace(source=few[0], domains=tuple(few[1:]), cache_dir=folder / "cache", **changes)
 
 
-def train(config: Path, *options: str, kill: dict[str, Any] | None = None) -> subprocess.CompletedProcess:
-    """Run `dasd train` in a process of its own, which kills itself where it is told to."""
-    arguments = ["train", "--config", str(config), *options]
-    command = [sys.executable, __file__, "--child", json.dumps({"arguments": arguments, "kill": kill})]
-    return subprocess.run(command, capture_output=True, text=True)
+def train(config: Path, *options: str, kill: dict[str, Any] | None = None) -> tuple[int, str]:
+    """Run `dasd train` in a process of its own, killed where `kill` says; return exit status, last words."""
+    prepare = functools.partial(arm, **kill) if kill else None
+    command = Command(["train", "--config", config, *options], config.parent / "said", prepare=prepare)
+    return command.finish()[0], command.text("err")[-300:]
 
 
-def child(order: dict[str, Any]) -> None:
-    """Be `dasd train`; SIGKILL this process `after` seconds into the `entry`-th visit of a phase."""
-    if order["kill"]:
-        owner, name = PHASES[order["kill"]["phase"]]
-        setattr(owner, name, _armed(getattr(owner, name), order["kill"]["entry"], order["kill"]["after"]))
-    from dasd_utils.apps.cli import main as cli
-
-    sys.argv = ["dasd", *order["arguments"]]
-    cli.main()
+def arm(phase: str, entry: int, after: float) -> None:
+    """Have this process killed `after` seconds into the `entry`-th visit of a phase."""
+    owner, name = PHASES[phase]
+    setattr(owner, name, _armed(getattr(owner, name), entry, after))
 
 
 def _armed(function: Callable, entry: int, after: float) -> Callable:
@@ -100,29 +96,29 @@ def attempt(folder: Path, place: dict[str, Any], base: str | None, expected: dic
     """Kill a run there, resume it, and return what came of it."""
     config = settings(folder, base)
     path = config.save(folder / "config.json")
-    killed = train(path, kill=place)
+    killed, _ = train(path, kill=place)
     rows = checkpoints.load_rows(folder / "run" / training.HISTORY)
     saved = checkpoints.newest_checkpoint(folder / "run" / "checkpoints")
-    resumed = train(path, "--resume")
+    resumed, said = train(path, "--resume")
     history = checkpoints.load_rows(folder / "run" / training.HISTORY)
     return {
         **place,
         "after": round(place["after"], 4),
-        "killed": killed.returncode == -signal.SIGKILL,
+        "killed": killed == -signal.SIGKILL,
         "step": len(rows),
         "resumed_from": checkpoints.checkpoint_step(saved),
-        "resumed": resumed.returncode == 0,
+        "resumed": resumed == 0,
         "each_step_once": [row["step"] for row in history] == list(range(1, STEPS + 1)),
         "equal": files(folder / "run") == expected,
-        "error": resumed.stderr[-300:] if resumed.returncode else "",
+        "error": said if resumed else "",
     }
 
 
 def undisturbed(folder: Path, base: str | None) -> dict[str, str]:
     """Return the hashes of a run that nobody kills, in the place where the others will be."""
-    done = train(settings(folder, base).save(folder / "config.json"))
-    if done.returncode:
-        raise SystemExit(done.stderr)
+    failed, said = train(settings(folder, base).save(folder / "config.json"))
+    if failed:
+        raise SystemExit(said)
     return files(folder / "run")
 
 
@@ -154,12 +150,8 @@ def _listen(watch: common.Stopwatch, owner: Any, name: str, seconds: list[float]
 def main(
     kills: Annotated[int, typer.Option(help="how many, the phases in turns")] = 20,
     base: Annotated[str, typer.Option(help="a base model's folder; the embedded one if empty")] = "",
-    child_order: Annotated[str, typer.Option("--child", hidden=True)] = "",
 ) -> None:
     """Print a table and write data/results/bench_kill_resume.json."""
-    if child_order:
-        child(json.loads(child_order))
-        return
     rows = measure(kills, base or None)
     columns = ("phase", "entry", "after", "step", "resumed_from", "resumed", "equal")
     print(common.table(rows, dict.fromkeys(columns, "")))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import on_narrow_base
+from forked import Command
 from PIL import Image
 from safetensors.torch import load_file
 from synthetic import make_batch, make_parts
@@ -23,39 +24,33 @@ from dasd_utils import losses as objectives
 from dasd_utils.config import Config
 from dasd_utils.runtime import checkpoints, processes
 
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-
-
-def launch(count: int, *words: object) -> subprocess.Popen:
-    """Start `dasd` in so many processes, of one thread each."""
-    several = [*LAUNCH, "--num_processes", str(count)] if count > 1 else [sys.executable]
-    command = [*several, "-m", "dasd_utils.apps.cli.main", *map(str, words)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+LAUNCH = ["--multi_gpu", "--num_machines", "1", "--num_processes", "2", "--mixed_precision", "no"]
+LAUNCH += ["--dynamo_backend", "no", "--main_process_port", "0", "-m", "dasd_utils.apps.cli.main"]
 
 
 def trained(config: Config, count: int, *options: object) -> tuple[dict, list[dict]]:
     """Return (adapter, history) of a run in so many processes."""
-    path = config.save(Path(config.output_dir).parent / f"{count}.json")
-    process = launch(count, "train", "--config", path, "--json", *options)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-3000:]
-    assert json.loads(out)["step"] == config.training.max_train_steps  # said once
     folder = Path(config.output_dir)
+    path = config.save(folder.parent / f"{count}.json")
+    command = Command(["train", "--config", path, "--json", *options], folder.parent / f"said-{count}", count)
+    assert command.finish() == [0] * count, command.text("err")[-3000:]
+    assert json.loads(command.text())["step"] == config.training.max_train_steps
+    assert not any(command.text(index=other) for other in range(1, count))  # printed once
     adapter = load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
     for domain in config.domains:
         adapter |= load_file(folder / "adapter" / f"{domain.name}.safetensors")
-    return adapter, checkpoints.load_rows(folder / "history.jsonl")
+    return adapter, rows(config)
+
+
+def rows(config: Config) -> list[dict]:
+    return checkpoints.load_rows(Path(config.output_dir) / "history.jsonl")
 
 
 @pytest.fixture
 def config(base_dir, tmp_path):
     """Return a config whose batches no two or four processes share evenly, with queue and accumulation."""
-    changes = dict(max_train_steps=20, target_batch_size=7, source_batch_size=3, queue_size=12)
-    changes |= dict(validation_every=10, checkpoint_every=10, dropout=0.0, gradient_accumulation_steps=2)
+    changes = dict(max_train_steps=10, target_batch_size=7, source_batch_size=3, queue_size=12)
+    changes |= dict(validation_every=5, checkpoint_every=5, dropout=0.0, gradient_accumulation_steps=2)
     changes |= dict(lambda_align=1.0, learning_rate=1e-3)
     return on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path, **changes)
 
@@ -77,8 +72,8 @@ def test_one_two_and_four_processes_are_the_same_run(config, tmp_path):
     assert any(row["mmd"] > 0.01 for row in runs[1][1])
     assert_close(runs[1], runs[2])
     assert_close(runs[1], runs[4])
-    before = load_file(tmp_path / "1" / "checkpoints" / "step-000010" / "adapter.safetensors")
-    after = load_file(tmp_path / "1" / "checkpoints" / "step-000020" / "adapter.safetensors")
+    before = load_file(tmp_path / "1" / "checkpoints" / "step-000005" / "adapter.safetensors")
+    after = load_file(tmp_path / "1" / "checkpoints" / "step-000010" / "adapter.safetensors")
     assert any(not torch.allclose(before[name], after[name], rtol=1e-3) for name in before)
 
 
@@ -98,41 +93,41 @@ def test_two_processes_compare_the_same_samples_as_one(config, tmp_path):
     assert_close(*runs)
 
 
-def test_a_killed_process_ends_the_others(config, tmp_path):
-    config = config.replace(max_train_steps=2000, checkpoint_every=5)
-    path = config.save(tmp_path / "config.json")
-    process = launch(2, "train", "--config", path)
+@pytest.fixture
+def launched(config, tmp_path):
+    """Return (config, process) of a run that `accelerate launch` started in two, with a checkpoint by now."""
+    config = config.replace(max_train_steps=2000, checkpoint_every=1)
+    words = ["train", "--config", str(config.save(tmp_path / "config.json"))]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 120
     while checkpoints.newest_checkpoint(tmp_path / "run" / "checkpoints") is None:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
+    return config, process
+
+
+def test_a_killed_process_ends_the_others(launched):
+    config, process = launched
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    victim = sorted(map(int, children.stdout.split()))[-1]
-    os.kill(victim, signal.SIGKILL)
+    os.kill(max(map(int, children.stdout.split())), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "--resume" in err
-    adapter, history = trained(config.replace(max_train_steps=len(load(config)) + 3), 1, "--resume")
+    adapter, history = trained(config.replace(max_train_steps=len(rows(config)) + 3), 1, "--resume")
     assert [row["step"] for row in history] == list(range(1, len(history) + 1))
     assert all(value.isfinite().all() for value in adapter.values())
 
 
-def test_sigterm_stops_all_after_a_step_and_saves(config, tmp_path):
-    config = config.replace(max_train_steps=2000, checkpoint_every=5)
-    process = launch(2, "train", "--config", config.save(tmp_path / "config.json"))
-    folder, deadline = tmp_path / "run" / "checkpoints", time.monotonic() + 120
-    while checkpoints.newest_checkpoint(folder) is None:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
+def test_sigterm_stops_all_after_a_step_and_saves(launched):
+    config, process = launched
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    last = load(config)[-1]["step"]
+    last = rows(config)[-1]["step"]
     assert f"Stopped after step {last} of 2000" in err
-    assert checkpoints.checkpoint_step(checkpoints.newest_checkpoint(folder)) == last
-
-
-def load(config: Config) -> list[dict]:
-    return checkpoints.load_rows(Path(config.output_dir) / "history.jsonl")
+    newest = checkpoints.newest_checkpoint(Path(config.output_dir) / "checkpoints")
+    assert checkpoints.checkpoint_step(newest) == last
 
 
 def test_generation_and_evaluation_are_shared(config, tmp_path):
@@ -145,11 +140,11 @@ def test_generation_and_evaluation_are_shared(config, tmp_path):
         place = tmp_path / f"made-{count}"
         common = ("--checkpoint", tmp_path / "run", "--output_dir", place)
         for words in (("generate", *common, *prompt), ("evaluate", *common)):
-            process = launch(count, *words)
-            assert process.wait(timeout=300) == 0, process.stderr.read()[-3000:]
+            command = Command(words, place / words[0], count)
+            assert command.finish() == [0] * count, command.text("err")[-3000:]
         pictures = [Image.open(path) for path in sorted((place / "generated").glob("*.png"))]
-        rows = json.loads((place / "evaluation.json").read_text())["rows"]
-        made.append((np.stack([np.asarray(p, np.int16) for p in pictures]), rows))
+        table = json.loads((place / "evaluation.json").read_text())["rows"]
+        made.append((np.stack([np.asarray(p, np.int16) for p in pictures]), table))
     (alone, table), (shared, other) = made
     assert len(alone) == 3 and np.abs(alone - shared).max() <= 1  # rounding of other batches
     assert [(r["method"], r["metric"]) for r in other] == [(r["method"], r["metric"]) for r in table]
