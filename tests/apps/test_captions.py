@@ -10,7 +10,7 @@ from PIL import Image
 
 from dasd_utils import data
 from dasd_utils.apps.new_domain import captions
-from dasd_utils.apps.new_domain.captions import words_of
+from dasd_utils.apps.new_domain.captions import find_captions, words_of
 from dasd_utils.config import DasdError
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
@@ -49,14 +49,14 @@ def test_a_name_says_its_words(name, words):
 @pytest.mark.parametrize("column", ["text", "Caption", "sentences"])
 def test_metadata_column(tmp_path, column):
     rows = [{column: ["a tree"] if column == "sentences" else "a tree", "other": "no"} for _ in NUMBERED]
-    assert captions.first(album(tmp_path, NUMBERED, rows)).entry == {"caption_column": column}
+    assert find_captions(album(tmp_path, NUMBERED, rows)).entry == {"caption_column": column}
 
 
 def test_sidecars(tmp_path):
     opened = album(tmp_path, NUMBERED)
     for name, suffix in zip(NUMBERED[:3], ("txt", "caption", "png.txt"), strict=True):
         (tmp_path / name).with_suffix(f".{suffix}").write_text("  a red\n house ")
-    found = captions.first(opened)
+    found = find_captions(opened)
     assert found.entry == {} and found.texts == dict.fromkeys(NUMBERED[:3], "a red house")
     (tmp_path / NUMBERED[0]).with_suffix(".txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(DasdError, match="no UTF-8"):
@@ -66,7 +66,7 @@ def test_sidecars(tmp_path):
 def test_subfolders_are_labels(tmp_path):
     opened = album(tmp_path, ["dog/1.png", "old_elephant/2.png", "oil tanks/3.png"])
     table = {"dog": "a dog", "old_elephant": "an old elephant", "oil tanks": "oil tanks"}
-    assert captions.first(opened).entry == {"label_column": "label", "label_captions": table}
+    assert find_captions(opened).entry == {"label_column": "label", "label_captions": table}
     told = captions.from_labels(opened, "a sketch of a {label}").entry["label_captions"]
     assert told["dog"] == "a sketch of a dog" and told["old_elephant"] == "a sketch of an old elephant"
 
@@ -74,26 +74,26 @@ def test_subfolders_are_labels(tmp_path):
 def test_label_column_of_metadata(tmp_path):
     opened = album(tmp_path, NUMBERED, [{"class": label} for label in ("dog", "cat", "dog", None)])
     table = {"dog": "a dog", "cat": "a cat", "": ""}
-    assert captions.first(opened).entry == {"label_column": "class", "label_captions": table}
+    assert find_captions(opened).entry == {"label_column": "class", "label_captions": table}
 
 
 def test_folders_of_splits_are_no_labels(tmp_path):
     opened = album(tmp_path, ["train/red-house.png", "train/a tree.png", "test/boat 7.png"])
     texts = {"train/red-house.png": "red house", "train/a tree.png": "a tree", "test/boat 7.png": "boat"}
-    assert captions.first(opened).texts == texts
+    assert find_captions(opened).texts == texts
 
 
 def test_sources_go_in_order(tmp_path):
     opened = album(tmp_path, ["dog/red-house.png", "cat/tree.png"])
-    assert "label_column" in captions.first(opened).entry
-    assert set(captions.first(opened, ["names"]).texts.values()) == {"red house", "tree"}
+    assert "label_column" in find_captions(opened).entry
+    assert set(find_captions(opened, "names").texts.values()) == {"red house", "tree"}
     (tmp_path / "dog" / "red-house.txt").write_text("a house")
-    assert captions.first(opened).texts == {"dog/red-house.png": "a house"}
+    assert find_captions(opened).texts == {"dog/red-house.png": "a house"}
 
 
 def test_nothing_says_anything(tmp_path):
     with pytest.raises(DasdError) as error:
-        captions.first(album(tmp_path, NUMBERED))
+        find_captions(album(tmp_path, NUMBERED))
     for words in ("metadata:", "sidecars:", "labels:", "names:", "0 of 4", "IMG_0000.png", "--captions"):
         assert words in str(error.value)
 

@@ -70,7 +70,7 @@ def test_all_sources_can_be_asked_for(tmp_path, tiny_config, folder):
     label = propose(classes(tmp_path / "classes"), tiny_config, "a sketch of a {label}")
     assert label.entry["label_captions"] == {"tree": "a sketch of a tree", "house": "a sketch of a house"}
     one = propose(numbered(tmp_path / "one"), tiny_config, "a line drawing")
-    assert one.entry["caption"] == "a line drawing" and "Captions differ in nothing" in str(one.warnings)
+    assert one.entry["caption"] == "a line drawing" and "All captions are the same" in str(one.warnings)
     assert propose(folder, tiny_config, "names").captions.texts[NAMES[0]] == "red house"
 
 

@@ -1,7 +1,8 @@
-"""Captions for a folder of images: from its metadata, texts beside them, labels, or their file names."""
+"""Captions for a folder of images: from metadata, texts beside them, labels, file names, or a model."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ import torch
 import transformers
 
 from dasd_utils import data
-from dasd_utils.config import DasdError, DomainConfig, resolve
-from dasd_utils.runtime import bars, images, precision, pretrained
+from dasd_utils.config import DasdError, DomainConfig, nearest, resolve
+from dasd_utils.runtime import bars, files, images, precision, pretrained
 
 FILE = "metadata.jsonl"  # of a caption file: the layout `imagefolder` of datasets
 COLUMNS = ("text", "caption", "captions", "sentence", "sentences", "description", "prompt")
@@ -22,6 +23,8 @@ LABELS = ("label", "labels", "class", "category")
 SIDECARS = (".txt", ".caption")
 CAPTIONER = "Salesforce/blip-image-captioning-base@9cfcdbcaccbcadb2b53b36d4b50042c4eeaa0c25"  # safetensors
 MOST_LABELS = 200  # more are no classes
+LONGEST = 40  # new tokens of a model's caption
+BATCH = 8  # images at once through a model
 # what cameras, scanners and programs write into file names: no caption starts or ends with it
 CAMERA = set(re.findall(r"\w+", """
     img dsc dscn dscf dji pxl mvimg gopr image images photo picture pic scan scanned screenshot screen
@@ -45,16 +48,13 @@ class Album:
         return {name: kind for name, kind in rows.features.items() if name != self.column}
 
     def values(self, column: str) -> list[Any]:
-        """Return what stands in a column, of all splits."""
+        """Return the values of a column, of all splits."""
         return [value for rows in self.splits.values() for value in rows[column]]
 
     def files(self) -> list[str]:
         """Return the file of every image relative to the folder; DasdError where they are no files."""
-        return [
-            name
-            for rows in self.splits.values()
-            for name in data.files_of_rows(rows, self.column, self.folder)
-        ]
+        named = (data.files_of_rows(rows, self.column, self.folder) for rows in self.splits.values())
+        return [name for names in named for name in names]
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,41 @@ def open_album(folder: str | Path, name: str = "new") -> Album:
     return Album(place, splits, columns[0])
 
 
-def words_of(name: str) -> str:
-    """Return what a file or class name says in lower-case words, "" for a number, a hash or a camera's name.
+def find_captions(album: Album, how: str = "auto", progress: bool = False) -> Captions:
+    """Return the captions of a folder from what `how` names.
 
-    >>> words_of("red-house_by the sea-003"), words_of("IMG_0032")
-    ('red house by the sea', '')
+    how: "auto", one of SOURCES, a captioning model (hub id or folder), a sentence for all images, or one with
+    {label}. Raises DasdError where that gives no captions.
     """
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Za-z]{2})(?=\d+(?:$|[\W_]))", " ", name)  # aB, dog01
-    words = re.sub(r"[^\w']|_", " ", spaced).lower().split()
-    words = [w for w in words if w.isdigit() or not re.search(r"\d", w)]  # both kinds mixed: a hash
-    words = [w for w in words if not re.fullmatch(r"[0-9a-f]{8,}", w)]
-    said = [place for place, w in enumerate(words) if not w.isdigit() and w not in CAMERA]
-    if not any(len(words[place]) > 1 for place in said):
-        return ""
-    return " ".join(words[said[0] : said[-1] + 1])
+    if how == "auto" or how in SOURCES:
+        return first_source(album, SOURCES if how == "auto" else [how])
+    if "{label}" in how:
+        try:
+            return from_labels(album, how)
+        except DasdError as error:
+            raise DasdError(f"{album.folder} has no labels for {how!r}: {error}.") from None
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+(@\w+)?", how) or (how and resolve(how).is_dir()):
+        return from_model(album, how, progress=progress)
+    if " " not in how.strip():
+        known = nearest(how, ("auto", *SOURCES))
+        raise DasdError(f"--captions is {how!r}. {known} Or give a sentence, one with {{label}}, or the hub "
+                        "id or folder of a captioning model.")  # fmt: skip
+    return Captions("one sentence for all", {"caption": how.strip()})
+
+
+def first_source(album: Album, names: Iterable[str]) -> Captions:
+    """Return the captions of the first of these sources that has some; DasdError says what each lacks."""
+    missing = []
+    for name in names:
+        try:
+            return SOURCES[name](album)
+        except DasdError as error:
+            missing.append(f"{name}: {str(error).rstrip('.')}")
+    raise DasdError(
+        f"{album.folder} has no captions ({'; '.join(missing)}). Give one sentence for all (--captions "
+        f'"a pencil sketch"), a captioning model (--captions {CAPTIONER}), or write '
+        f'{FILE} beside the images, a line an image: {{"file_name": "1.png", "text": "..."}}.'
+    )
 
 
 def from_metadata(album: Album) -> Captions:
@@ -112,22 +133,45 @@ def _is_text(kind: Any) -> bool:
 
 def from_sidecars(album: Album) -> Captions:
     """Return the texts beside the images (`house.png`, `house.txt`); DasdError unless most have one."""
-    names, texts = album.files(), {}
-    for name in names:
-        path = album.folder / name
-        places = [path.with_name(stem + suffix) for stem in (path.stem, path.name) for suffix in SIDECARS]
-        beside = next((place for place in places if place.is_file()), None)
-        if beside and (text := _read_text(beside)):
-            texts[name] = text
-    return _for_file("text files beside the images", names, texts, f"text files ({', '.join(SIDECARS)})")
+    texts = {name: _sidecar_text(album.folder / name) for name in album.files()}
+    what = f"text files ({', '.join(SIDECARS)})"
+    return _caption_most("text files beside the images", texts, what)
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return " ".join(path.read_text(encoding="utf8").split())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8"
-        raise DasdError(f"The caption {path} cannot be read: {reason}.") from None
+def _sidecar_text(image: Path) -> str:
+    places = [image.with_name(stem + suffix) for stem in (image.stem, image.name) for suffix in SIDECARS]
+    beside = next((place for place in places if place.is_file()), None)
+    return " ".join(files.read_text(beside, "The caption").split()) if beside else ""
+
+
+def from_names(album: Album) -> Captions:
+    """Return what the file names say; DasdError unless most say something."""
+    texts = {name: words_of(Path(name).stem) for name in album.files()}
+    example = Path(next(iter(texts))).name
+    return _caption_most("the file names", texts, f"file names with words (like {example!r})")
+
+
+def _caption_most(source: str, texts: dict[str, str], what: str) -> Captions:
+    found = {name: text for name, text in texts.items() if text}
+    if 2 * len(found) < len(texts):
+        raise DasdError(f"{what} for {len(found)} of {len(texts)} images only")
+    return Captions(source, {}, found)
+
+
+def words_of(name: str) -> str:
+    """Return what a file or class name says in lower-case words, "" for a number, a hash or a camera's name.
+
+    >>> words_of("red-house_by the sea-003"), words_of("IMG_0032")
+    ('red house by the sea', '')
+    """
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Za-z]{2})(?=\d+(?:$|[\W_]))", " ", name)  # aB, dog01
+    words = re.sub(r"[^\w']|_", " ", spaced).lower().split()
+    words = [w for w in words if w.isdigit() or not re.search(r"\d", w)]  # both kinds mixed: a hash
+    words = [w for w in words if not re.fullmatch(r"[0-9a-f]{8,}", w)]
+    meaningful = [place for place, w in enumerate(words) if not w.isdigit() and w not in CAMERA]
+    if not any(len(words[place]) > 1 for place in meaningful):
+        return ""
+    return " ".join(words[meaningful[0] : meaningful[-1] + 1])
 
 
 def from_labels(album: Album, sentence: str | None = None) -> Captions:
@@ -139,11 +183,11 @@ def from_labels(album: Album, sentence: str | None = None) -> Captions:
     labels = _labels(album, column) if column else []
     if len(labels) < 2:  # a folder of splits alone may have one, its own name
         raise DasdError("no subfolders and no label column with two or more labels")
-    mute = [label for label in labels if not words_of(label)]
-    if mute or len(labels) > MOST_LABELS:
-        raise DasdError(
-            f"the label {mute[0]!r} is no word" if mute else f"{len(labels)} labels are no classes"
-        )
+    wordless = [label for label in labels if not words_of(label)]
+    if wordless:
+        raise DasdError(f"the label {wordless[0]!r} is no word")
+    if len(labels) > MOST_LABELS:
+        raise DasdError(f"{len(labels)} labels are no classes")
     table = {label: _with_label(sentence, words_of(label)) for label in labels}
     if {None, -1} & set(album.values(column)):
         table[""] = ""  # no label, no caption
@@ -164,19 +208,6 @@ def _with_label(sentence: str | None, word: str) -> str:
     return sentence.replace("{label}", word)
 
 
-def from_names(album: Album) -> Captions:
-    """Return what the file names say; DasdError unless most say something."""
-    names = album.files()
-    said = {name: text for name in names if (text := words_of(Path(name).stem))}
-    return _for_file("the file names", names, said, f"file names with words (like {Path(names[0]).name!r})")
-
-
-def _for_file(source: str, names: list[str], texts: dict[str, str], what: str) -> Captions:
-    if 2 * len(texts) < len(names):
-        raise DasdError(f"{what} for {len(texts)} of {len(names)} images only")
-    return Captions(source, {}, texts)
-
-
 SOURCES: dict[str, Callable[[Album], Captions]] = {  # in the order of `auto`
     "metadata": from_metadata,
     "sidecars": from_sidecars,
@@ -185,70 +216,39 @@ SOURCES: dict[str, Callable[[Album], Captions]] = {  # in the order of `auto`
 }
 
 
-def first(album: Album, names: Iterable[str] = SOURCES) -> Captions:
-    """Return the captions of the first of these sources that has some; DasdError says what each lacks."""
-    missing = []
-    for name in names:
-        try:
-            return SOURCES[name](album)
-        except DasdError as error:
-            missing.append(f"{name}: {str(error).rstrip('.')}")
-    raise DasdError(
-        f"{album.folder} has no captions ({'; '.join(missing)}). Give one sentence for all (--captions "
-        f'"a pencil sketch"), a captioning model (--captions {CAPTIONER}), or write '
-        f'{FILE} beside the images, a line an image: {{"file_name": "1.png", "text": "..."}}.'
-    )
-
-
-# Captions by a model that sees the images: BLIP, GIT and others of its kind, by folder or hub id.
-
-
-LONGEST = 40  # new tokens of a caption
-BATCH = 8
-
-
 def from_model(album: Album, name: str, device: str | None = None, progress: bool = False) -> Captions:
     """Return a caption of each readable image by the model `name`, or `name@revision` of the hub.
 
-    Raises DasdError where the model is not reachable, or is not one that captions.
+    Models that see images, such as BLIP and GIT. Raises DasdError where the model is not reachable, or is not
+    one that captions.
     """
-    names = album.files()
-    device = device or precision.default_device()
-    processor, model = _load(name)
-    model.to(device).eval()
-    texts, starts = {}, range(0, len(names), BATCH)
-    for start in bars.bar(starts, "captions", shown=progress, unit="batch"):
+    names, texts = album.files(), {}
+    base, _, revision = name.partition("@")
+    source = pretrained.find_weights(base, revision or None)
+    model = source.load(transformers.AutoModelForImageTextToText, use_safetensors=True)
+    processor = source.load(transformers.AutoProcessor)
+    model.to(device or precision.default_device()).eval()
+    for start in bars.bar(range(0, len(names), BATCH), "captions", shown=progress, unit="batch"):
         texts |= _caption(album, names[start : start + BATCH], processor, model)
     if not texts:
         raise DasdError(f"The model {name!r} gave no caption for any of {len(names)} images.")
     return Captions(f"the model {name}", {}, texts)
 
 
-def _load(name: str) -> tuple[Any, Any]:
-    base, _, revision = name.partition("@")
-    source = pretrained.find_weights(base, revision or None)
-    model = source.load(transformers.AutoModelForImageTextToText, use_safetensors=True)
-    return source.load(transformers.AutoProcessor), model
-
-
 @torch.no_grad()
 def _caption(album: Album, names: list[str], processor: Any, model: Any) -> dict[str, str]:
     pictures = {}
     for name in names:
-        try:
+        with contextlib.suppress(DasdError):  # the audit counts what cannot be read
             pictures[name] = images.open_file(album.folder / name)
-        except DasdError:
-            continue  # the audit counts it
     if not pictures:
         return {}
     try:
         inputs = processor(images=list(pictures.values()), return_tensors="pt").to(model.device)
-        found = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
-        texts = processor.batch_decode(found, skip_special_tokens=True)
+        tokens = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
+        texts = processor.batch_decode(tokens, skip_special_tokens=True)
     except (TypeError, ValueError, AttributeError, KeyError) as error:  # it wants a chat, or other inputs
-        raise DasdError(
-            f"The model {type(model).__name__} does not caption images by themselves: {error}. Name one that "
-            f"does, like {CAPTIONER}."
-        ) from error
-    said = zip(pictures, (" ".join(text.split()) for text in texts), strict=True)
-    return {name: text for name, text in said if text}
+        raise DasdError(f"The model {type(model).__name__} does not caption images by themselves: {error}. "
+                        f"Name one that does, like {CAPTIONER}.") from error  # fmt: skip
+    captions = (" ".join(text.split()) for text in texts)
+    return {name: text for name, text in zip(pictures, captions, strict=True) if text}

@@ -1,11 +1,10 @@
-"""A folder of images becomes a domain: looked through, proposed with what it lacks, written as a config."""
+"""A folder of images becomes a domain: inspected, proposed with what it lacks, written as a config."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,13 +19,13 @@ from dasd_utils import classifier, data
 from dasd_utils.apps.new_domain import captions as sources
 from dasd_utils.apps.new_domain import words
 from dasd_utils.apps.new_domain.captions import Album, Captions
-from dasd_utils.config import ROOT, Calibration, Config, DasdError, DomainConfig, nearest, resolve
+from dasd_utils.config import ROOT, Calibration, Config, DasdError, DomainConfig, resolve
 from dasd_utils.runtime import files, pretrained
 
 FEW = 30  # training images below which a model rather learns them by heart
 LEAST = {"train": 2, "validation": 1, "test": 2}  # what training and a score with an interval take
 ALL = 2**62  # images used: a proposal looks at every one
-LOOKED_AT = 100  # images whose colour is asked
+LOOKED_AT = 100  # images whose colour is measured
 GREY = 4  # levels between an image's channels, on average: less is grey
 
 
@@ -47,14 +46,12 @@ class Proposal:
     def values(self, out: Path) -> dict[str, Any]:
         """Return the config that the file `out` is to hold."""
         beside = extras(out)
-        entry = dict(self.entry)
-        if self.captions.texts:
-            entry["caption_file"] = portable(beside / sources.FILE)
+        file = {"caption_file": portable(beside / sources.FILE)} if self.captions.texts else {}
         broken = {"data": {"skip_corrupt": True}} if self.audit["unreadable"] else {}
         return {
             "profile": self.profile,
             "output_dir": f"data/runs/{out.stem}",
-            "domains": [entry],
+            "domains": [self.entry | file],
             **broken,
             "classifier": {"prompts": portable(beside / "classifier.json")},
             "evaluation": {"prompts_dir": portable(beside / "prompts")},
@@ -62,10 +59,10 @@ class Proposal:
 
     def next_commands(self, out: Path) -> list[str]:
         """Return what to run with the written file: train, generate, evaluate."""
-        name, prompt = self.entry["name"], self.prompts[0].replace('"', "'")
-        asked = f'--prompt "{prompt}" --domain {name} --num_images 4'
+        prompt = self.prompts[0].replace('"', "'")
+        options = f'--prompt "{prompt}" --domain {self.entry["name"]} --num_images 4'
         config = f"--config {out}"
-        return [f"dasd train {config}", f"dasd generate {config} {asked}", f"dasd evaluate {config}"]
+        return [f"dasd train {config}", f"dasd generate {config} {options}", f"dasd evaluate {config}"]
 
 
 def extras(out: Path) -> Path:
@@ -84,36 +81,38 @@ def propose(
 ) -> Proposal:
     """Look through a folder and return the domain that it could be, on the base of `config`.
 
-    how: "auto", one of `captions.SOURCES`, a captioning model, a sentence for all, or one with {label}.
-    Raises DasdError for a name that cannot be one, images without captions, and too few images to split.
+    how: where captions come from, see `captions.find_captions`. Raises DasdError for a name that cannot be
+    one, images without captions, and too few images to split.
     """
     base = pretrained.find_weights(config.model.base, config.model.base_revision)
     tokenizer = base.load(transformers.CLIPTokenizer, "tokenizer")
-    with _bars(progress):
+    with _datasets_bars(progress):
         album = _open(name, folder, config)
-        plain, uncaptioned = _plain_entry(name, album), Captions("none yet", {"caption": ""})
-        load_splits(plain, uncaptioned, config)  # too few images are refused before a model sees them
-        found = find_captions(album, how, progress)
-        entry = plain | found.entry
-        splits = load_splits(entry, found, config)
-    told = {split: [c for each in part.captions for c in each if c] for split, part in splits.items()}
-    word, why = words.initial_word(name, told["train"], tokenizer)
-    entry |= {"token": words.free_token(name, tokenizer), "initial_word": word}
-    entry |= words.describe(name, word)
-    known, heldout = [*told["train"], *told["validation"]], [c[0] for c in splits["test"].captions if c[0]]
-    prompts, reworded = words.evaluation_prompts(known, heldout)
-    report = audit(splits, config, tokenizer, entry["token"])
+        entry = _plain_entry(name, album)
+        load_splits(entry, Captions("none yet", {"caption": ""}), config)  # too few? before a model sees them
+        captions = sources.find_captions(album, how, progress)
+        entry |= captions.entry
+        splits = load_splits(entry, captions, config)
+    texts = {split: [c for found in part.captions for c in found if c] for split, part in splits.items()}
+    word, why = words.initial_word(name, texts["train"], tokenizer)
+    entry |= {"token": words.free_token(name, tokenizer), "initial_word": word} | words.describe(name, word)
     entry["calibration"] = _as_evaluated(config)
+    heldout = [found[0] for found in splits["test"].captions if found[0]]
+    prompts, reworded = words.evaluation_prompts([*texts["train"], *texts["validation"]], heldout)
     origin = words.prompts_origin(len(prompts), reworded)
-    reasons = {"captions": found.source, "initial_word": why, "prompts": origin}
     others = classifier.load_prompts(config.classifier.prompts)
-    rows = words.labelled(name, entry["style_suffix"], told["validation"] or told["train"], others)
-    warned = warnings(report, config)
-    return Proposal(config.profile, album.folder, entry, found, prompts, rows, report, reasons, warned)
+    report = audit(splits, config, tokenizer, entry["token"])
+    return Proposal(
+        config.profile, album.folder, entry, captions, prompts,
+        labelled=words.labelled(name, entry["style_suffix"], texts["validation"] or texts["train"], others),
+        audit=report,
+        reasons={"captions": captions.source, "initial_word": why, "prompts": origin},
+        warnings=warnings(report, config),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
-def _bars(shown: bool) -> Iterator[None]:
+def _datasets_bars(shown: bool) -> Iterator[None]:
     """Keep the bars of `datasets` away inside the `with`, unless they are to be shown."""
     hidden = datasets.are_progress_bars_disabled()
     if not shown:
@@ -126,33 +125,9 @@ def _bars(shown: bool) -> Iterator[None]:
 
 
 def _open(name: str, folder: str | Path, config: Config) -> Album:
-    asked = DomainConfig(name, ".", token=f"<{name}>", initial_word="any")
-    config.replace(domains=(asked,))  # refuses a name that cannot be one, before anything is read
+    domain = DomainConfig(name, ".", token=f"<{name}>", initial_word="any")
+    config.replace(domains=(domain,))  # refuses a name that cannot be one, before anything is read
     return sources.open_album(folder, name)
-
-
-def find_captions(album: Album, how: str = "auto", progress: bool = False) -> Captions:
-    """Return the captions of a folder by what was asked for: see `propose`."""
-    if how == "auto":
-        return sources.first(album)
-    if how in sources.SOURCES:
-        return sources.first(album, [how])
-    if "{label}" in how:
-        try:
-            return sources.from_labels(album, how)
-        except DasdError as error:
-            raise DasdError(f"{album.folder} has no labels for {how!r}: {error}.") from None
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+(@\w+)?", how) or (how and resolve(how).is_dir()):
-        from dasd_utils.apps.new_domain import captions
-
-        return captions.from_model(album, how, progress=progress)
-    if " " not in how.strip():
-        known = nearest(how, ("auto", *sources.SOURCES))
-        raise DasdError(
-            f"--captions is {how!r}. {known} Or give a sentence, one with {{label}}, or the hub id or folder "
-            "of a captioning model."
-        )
-    return Captions("one sentence for all", {"caption": how.strip()})
 
 
 def _plain_entry(name: str, album: Album) -> dict[str, Any]:
@@ -164,12 +139,23 @@ def _plain_entry(name: str, album: Album) -> dict[str, Any]:
     return {"name": name, "data": portable(album.folder), **other}
 
 
-def load_splits(entry: dict[str, Any], found: Captions, config: Config) -> dict[str, data.DomainData]:
+def _as_evaluated(config: Config) -> dict[str, Any]:
+    """The sampling that the profile evaluates with, until `dasd calibrate` finds better."""
+    fields = ("guidance_scale", "num_inference_steps", "scheduler")
+    named = {field: getattr(config.evaluation, field) for field in fields}
+    return {field: value for field, value in named.items() if value != getattr(Calibration(), field)}
+
+
+def load_splits(entry: dict[str, Any], captions: Captions, config: Config) -> dict[str, data.DomainData]:
     """Return the three splits with these captions; DasdError, with the counts, for too few images."""
-    with _caption_file(found) as place:
-        domain = DomainConfig(**entry | found.entry | place, num_images=ALL)
-        asked = config.replace(domains=(domain,), skip_corrupt=True)
-        splits = {split: data.load_domain(domain, asked, split) for split in data.SPLITS}
+    with tempfile.TemporaryDirectory() as folder:
+        place = {}
+        if captions.texts:
+            place["caption_file"] = str(Path(folder) / sources.FILE)
+            Path(place["caption_file"]).write_text(caption_lines(captions), encoding="utf8")
+        domain = DomainConfig(**entry | captions.entry | place, num_images=ALL)
+        wanted = config.replace(domains=(domain,), skip_corrupt=True)
+        splits = {split: data.load_domain(domain, wanted, split) for split in data.SPLITS}
     counts = {split: len(part) for split, part in splits.items()}
     if any(counts[split] < least for split, least in LEAST.items()):
         raise DasdError(f"{domain.data} has too few images to split: {counts} where {LEAST} are the least. "
@@ -178,38 +164,19 @@ def load_splits(entry: dict[str, Any], found: Captions, config: Config) -> dict[
     return splits
 
 
-@contextlib.contextmanager
-def _caption_file(found: Captions) -> Iterator[dict[str, str]]:
-    """Yield the field of the domain that names these captions, in a file that is gone at the end."""
-    if not found.texts:
-        yield {}
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / sources.FILE
-        path.write_text(caption_lines(found), encoding="utf8")
-        yield {"caption_file": str(path)}
-
-
-def caption_lines(found: Captions) -> str:
+def caption_lines(captions: Captions) -> str:
     """Return the text of a caption file."""
-    rows = ({"file_name": name, "text": text} for name, text in sorted(found.texts.items()))
+    rows = ({"file_name": name, "text": text} for name, text in sorted(captions.texts.items()))
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _as_evaluated(config: Config) -> dict[str, Any]:
-    """The sampling that the profile evaluates with, until `dasd calibrate` finds better."""
-    fields = ("guidance_scale", "num_inference_steps", "scheduler")
-    named = {field: getattr(config.evaluation, field) for field in fields}
-    plain = dataclasses.asdict(Calibration())
-    return {field: value for field, value in named.items() if value != plain[field]}
 
 
 def audit(splits: dict[str, data.DomainData], config: Config, tokenizer: Any, token: str) -> dict[str, Any]:
     """Return counts over the three splits of a domain, and what their images and captions are like."""
     parts = list(splits.values())
-    named = [dataclasses.replace(p, config=dataclasses.replace(p.config, token=token, initial_word="x"))
-             for p in parts]  # fmt: skip
-    reports = [data.audit(part, tokenizer) for part in named]
+    domain = dataclasses.replace(
+        parts[0].config, token=token, initial_word="x"
+    )  # cut with the token in front
+    reports = [data.audit(dataclasses.replace(part, config=domain), tokenizer) for part in parts]
     sizes = np.array([size for part in parts for size in part.sizes])
     sums = ("images", "captions_missing", "captions_cut", "exact_duplicates", "near_duplicates")
     return {
@@ -217,7 +184,7 @@ def audit(splits: dict[str, data.DomainData], config: Config, tokenizer: Any, to
         **{split: len(part) for split, part in splits.items()},
         "duplicates_of_test": splits["train"].duplicates_of_test,
         "unreadable": sorted({broken for part in parts for broken in part.broken}),
-        "captions_different": len({c for part in parts for each in part.captions for c in each if c}),
+        "captions_different": len({c for part in parts for found in part.captions for c in found if c}),
         "smaller_than_resolution": int((sizes.min(axis=1) < config.model.resolution).sum()),
         "grey": grey_share(splits["train"]),
         "width": [int(f(sizes[:, 0])) for f in (np.min, np.median, np.max)],
@@ -227,33 +194,32 @@ def audit(splits: dict[str, data.DomainData], config: Config, tokenizer: Any, to
 
 def grey_share(images: data.DomainData) -> float:
     """Return the share of grey ones among the first images."""
-    pixels = (np.asarray(images[i]["image"], np.int16) for i in range(min(len(images), LOOKED_AT)))
-    spread = [(image.max(axis=2) - image.min(axis=2)).mean() for image in pixels]
-    return float(np.mean([s < GREY for s in spread]))
+    pixels = (np.asarray(images.images[i], np.int16) for i in range(min(len(images), LOOKED_AT)))
+    return float(np.mean([(image.max(axis=2) - image.min(axis=2)).mean() < GREY for image in pixels]))
 
 
 def warnings(report: dict[str, Any], config: Config) -> list[str]:
     """Return what a user should know before training."""
-    used, size = DomainConfig("", "").num_images, config.model.resolution
-    texts = {
-        f"{report['train']} training images are few: below {FEW} a model rather learns them by heart. "
-        "`--method domainstudio` is made for that.": report["train"] < FEW,
-        f"{used} of {report['train']} training images are used: num_images says how many.":
-            report["train"] > used,
-        f"{len(report['unreadable'])} images cannot be read and are left out, the first: "
-        f"{(report['unreadable'] or [''])[0]}": report["unreadable"],
-        f"{report['captions_missing']} images have no caption and train with an empty one.":
-            report["captions_missing"],
-        f"{report['captions_cut']} captions are longer than the text encoder reads, and cut at their end.":
-            report["captions_cut"],
-        f"{report['smaller_than_resolution']} images are smaller than {size} pixels and are enlarged.":
-            report["smaller_than_resolution"],
-        "Captions differ in nothing, so that no prompt can choose what is shown.":
-            report["captions_different"] == 1,
-        f"{report['duplicates_of_test']} training images are in the test split too and are left out.":
-            report["duplicates_of_test"],
-    }  # fmt: skip
-    return [text for text, holds in texts.items() if holds]
+    texts = []
+    if report["train"] < FEW:
+        texts.append(f"{report['train']} training images are few: below {FEW} a model rather learns them by "
+                     "heart. `--method domainstudio` is made for that.")  # fmt: skip
+    used = DomainConfig("", "").num_images
+    if report["train"] > used:
+        texts.append(f"{used} of {report['train']} training images are used: num_images says how many.")
+    if report["unreadable"]:
+        texts.append(f"{len(report['unreadable'])} images cannot be read and are left out, the first: "
+                     f"{report['unreadable'][0]}")  # fmt: skip
+    counted = {
+        "captions_missing": "images have no caption and train with an empty one.",
+        "captions_cut": "captions are longer than the text encoder reads, and cut at their end.",
+        "smaller_than_resolution": f"images are smaller than {config.model.resolution} pixels and enlarged.",
+        "duplicates_of_test": "training images are in the test split too and are left out.",
+    }
+    texts += [f"{report[name]} {text}" for name, text in counted.items() if report[name]]
+    if report["captions_different"] == 1:
+        texts.append("All captions are the same, so no prompt can choose what is shown.")
+    return texts
 
 
 def check_place(out: str | Path, folder: str | Path, force: bool = False) -> Path:
@@ -276,26 +242,21 @@ def write(proposal: Proposal, out: str | Path, force: bool = False) -> list[Path
     and for a place inside the folder of images, which stays as it is.
     """
     out = check_place(out, proposal.folder, force)
-    beside = extras(out)
-    values = proposal.values(out)
+    beside, values = extras(out), proposal.values(out)
     Config.from_dict(values)  # a proposal that no command would read is not written
     with (
         files.atomic_write(out, "The config") as config,
-        files.atomic_folder(beside, "Prompts and captions") as new,
+        files.atomic_folder(beside, "Prompts and captions") as folder,
     ):
         config.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
-        _write_extras(proposal, new)
+        _write_extras(proposal, folder)
     return [out, *sorted(path for path in beside.rglob("*") if path.is_file())]
 
 
 def _write_extras(proposal: Proposal, folder: Path) -> None:
     name = proposal.entry["name"]
-    (folder / "prompts").mkdir()
-    texts = {
-        f"prompts/{name}.json": json.dumps({"domain": name, "prompts": proposal.prompts}, indent=2),
-        "classifier.json": json.dumps(proposal.labelled, indent=1),
-    }
-    for file, text in texts.items():
-        (folder / file).write_text(text + "\n", encoding="utf8")
+    prompts = {"domain": name, "prompts": proposal.prompts}
+    files.write_json(folder / "prompts" / f"{name}.json", prompts, "The prompts")
+    files.write_json(folder / "classifier.json", proposal.labelled, "The classifier's prompts", indent=1)
     if proposal.captions.texts:
         (folder / sources.FILE).write_text(caption_lines(proposal.captions), encoding="utf8")

@@ -1,4 +1,4 @@
-"""The words of a new domain: its token, where that starts, descriptions, and prompts that judge it."""
+"""The words of a new domain: its token, where that starts, descriptions, and prompts to evaluate it."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def initial_word(name: str, captions: Sequence[str], tokenizer: Any) -> tuple[st
     The name, or a word of it; else the most frequent such word of the captions; else the name's pieces.
     """
 
-    def whole(word: str) -> bool:
+    def fits(word: str) -> bool:
         return len(tokenizer.tokenize(word)) == 1 and word not in STOP_WORDS and len(word) > 2
 
     own = words_of(name).split() or [name.lower()]
-    for word in reversed(own):  # of "chest-radiograph" the last says what it is
-        if whole(word):
-            return word, "a word of the name, and one piece of the tokenizer"
+    named = next(filter(fits, reversed(own)), None)  # of "chest-radiograph" the last says what it is
+    if named:
+        return named, "a word of the name, and one piece of the tokenizer"
     counts = Counter(w for caption in captions for w in set(re.findall(r"[^\W\d_]+", caption.lower())))
-    for word, count in sorted(counts.items(), key=lambda each: (-each[1], each[0])):
-        if whole(word):
-            why = f"in {count} of {len(captions)} captions, and one piece of the tokenizer"
-            return word, f"{why}; the name {name!r} is {len(tokenizer.tokenize(name))}"
+    word = next(filter(fits, sorted(counts, key=lambda each: (-counts[each], each))), None)
+    if word:
+        why = f"in {counts[word]} of {len(captions)} captions, and one piece of the tokenizer"
+        return word, f"{why}; the name {name!r} is {len(tokenizer.tokenize(name))}"
     pieces = len(tokenizer.tokenize(" ".join(own)))
     return " ".join(own), f"the name, {pieces} pieces of the tokenizer: no caption has a word that is one"
 
@@ -64,20 +64,21 @@ def _article(words: str) -> str:
 
 
 def evaluation_prompts(known: Sequence[str], heldout: Sequence[str]) -> tuple[list[str], int]:
-    """Return up to MANY_PROMPTS captions of held-out images that no image of `known` has, and how many of
-    them are rewordings: where labels or one sentence make captions, every held-out one is known."""
-    seen, prompts = {_normal(caption) for caption in known}, {}
+    """Return up to MANY_PROMPTS captions of held-out images that are not among the known ones.
+
+    Where too few are new, as captions of labels or of one sentence are, rewordings join them; the second
+    value says how many.
+    """
+    seen, new = {_normal(caption) for caption in known}, {}
     for caption in heldout:
         if _normal(caption) not in seen:
-            prompts.setdefault(_normal(caption), caption)
-    fresh = list(prompts.values())[:MANY_PROMPTS]
-    if len(fresh) >= ENOUGH_PROMPTS:
-        return fresh, 0
+            new.setdefault(_normal(caption), caption)
+    new = list(new.values())[:MANY_PROMPTS]
     different = list(dict.fromkeys(heldout or known))
     reworded = [wording.format(caption) for wording in WORDINGS for caption in different]
     reworded = [text for text in reworded if _normal(text) not in seen]
-    more = reworded[: ENOUGH_PROMPTS - len(fresh)]
-    return fresh + more, len(more)
+    more = reworded[: max(ENOUGH_PROMPTS - len(new), 0)]
+    return new + more, len(more)
 
 
 def _normal(caption: str) -> str:
@@ -101,6 +102,6 @@ def labelled(
     A caption counts as it is if it says a word of the style, else with the style words behind it.
     """
     own, different = set(style.split()), list(dict.fromkeys(captions))[:MANY_PROMPTS]
-    said = [c if own & set(_normal(c).split()) else f"{c}, {style}" for c in different]
+    prompts = [c if own & set(_normal(c).split()) else f"{c}, {style}" for c in different]
     kept = [row for row in others if row["domain"] != name]
-    return [*kept, *({"prompt": text, "domain": name} for text in said)]
+    return [*kept, *({"prompt": text, "domain": name} for text in prompts)]
