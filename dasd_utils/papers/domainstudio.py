@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dasd_utils import classifier, losses, models, sampling
-from dasd_utils.config import Config, DasdError, check_choice, read_object
+from dasd_utils.config import Config, Count, DasdError, Weight, read_object, section
 from dasd_utils.latents import Batch
 from dasd_utils.losses import whole_unet
 from dasd_utils.runtime import processes
@@ -43,19 +42,19 @@ BY_PROFILE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@section
 class Settings:
     """The numbers of the method, as in the released text-to-image code, and its variants by name."""
 
-    image_weight: float = 100.0  # of L_img
-    detail_weight: float = 100.0  # of L_hf
-    detail_mse_weight: float = 0.1  # of L_hfmse
-    samples: int = 4  # of each domain that a step compares: the published batch; more cost more decoding
-    space: str = "pixels"  # x0~ is compared decoded, or in "latents"
-    similarity: str = "cosine"  # or "euclidean": minus the root mean square distance
-    detail: str = "haar"  # or "laplacian"
-    divergence: str = "adapted"  # KL(adapted || base), or "base": KL(base || adapted)
-    timesteps: str = "shared"  # one for the whole batch, or each sample's "own"
+    image_weight: Weight = 100.0  # of L_img
+    detail_weight: Weight = 100.0  # of L_hf
+    detail_mse_weight: Weight = 0.1  # of L_hfmse
+    samples: Count = 4  # of each domain that a step compares: the published batch; more cost more decoding
+    space: Literal["pixels", "latents"] = "pixels"  # x0~ is compared decoded, or in "latents"
+    similarity: Literal["cosine", "euclidean"] = "cosine"  # euclidean: minus the root mean square distance
+    detail: Literal["haar", "laplacian"] = "haar"
+    divergence: Literal["adapted", "base"] = "adapted"  # KL(adapted || base), or KL(base || adapted)
+    timesteps: Literal["shared", "own"] = "shared"  # one for the whole batch, or each sample's own
 
     @property
     def compares(self) -> bool:
@@ -63,13 +62,6 @@ class Settings:
         return max(self.image_weight, self.detail_weight, self.detail_mse_weight) > 0
 
 
-CHOICES = {
-    "space": ("pixels", "latents"),
-    "similarity": ("cosine", "euclidean"),
-    "detail": ("haar", "laplacian"),
-    "divergence": ("adapted", "base"),
-    "timesteps": ("shared", "own"),
-}
 WEIGHTS = ("image_weight", "detail_weight", "detail_mse_weight")
 NO_LOSSES = dict.fromkeys(WEIGHTS, 0.0)
 # of the unconditional models: the middle of the published ranges [0.1, 1] and [0.01, 0.08]
@@ -138,11 +130,6 @@ def settings(config: Config) -> Settings:
 def check(config: Config) -> None:
     """Raise DasdError for settings that do not exist or fit, and for batches of fewer than three a domain."""
     own = settings(config)
-    for name, choices in CHOICES.items():
-        check_choice(f"{name} in method_settings", getattr(own, name), choices)
-    for name in WEIGHTS:
-        if getattr(own, name) < 0:
-            raise DasdError(f"{name} in method_settings is {getattr(own, name)}; it must be 0 or more.")
     if own.samples < LEAST:
         raise DasdError(f"samples in method_settings is {own.samples}; {WHY} Set it to {LEAST} or more.")
     if config.alignment.lambda_align > 0:

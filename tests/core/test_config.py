@@ -52,7 +52,7 @@ def test_assignment_says_how_to_change():
         ({"learning_rate": 0.0}, "above 0"),
         ({"kernel": "gausian"}, "gaussian"),
         ({"attention": "flash"}, "fused"),
-        ({"lambda_align": -1.0}, "negative"),
+        ({"lambda_align": -1.0}, "at least 0"),
         ({"target_batch_size": 2, "queue_size": 0}, "two samples of each domain"),
         ({"source_every": 3, "queue_size": 1}, "source_every is 3"),
         ({"source_every": 0}, "source_every is 0"),

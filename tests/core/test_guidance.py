@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dasd_utils import guidance, models, sampling, training
-from dasd_utils.config import Calibration, Config, DasdError
+from dasd_utils.config import Calibration, DasdError
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, GIVEN, TOKEN, Branch, Term
 
 PROMPT = "a river near a forest"
@@ -258,7 +258,6 @@ REFUSED = {
         "a finite number or a tuple",
     ),
     "name": (dict(guidance="decopled"), "decoupled"),
-    "domain scale": (dict(settings=decoupled(-1.0, 1.0)), "domain_scale is -1.0; it must be 0 or more"),
     "no number": (dict(guidance=(Term(BASE, EMPTY), Term(BASE, GIVEN, ()))), "a finite number or a tuple"),
 }
 
@@ -268,13 +267,6 @@ def test_wrong_rules_are_refused(pipeline, case):
     options, said = REFUSED[case]
     with pytest.raises(DasdError, match=said):
         pipeline.generate(PROMPT, domain="xray", **({"settings": QUICK} | options))
-
-
-def test_a_config_with_a_wrong_scale_is_refused():
-    values = Config.setup("tiny").to_dict()
-    values["domains"][0]["calibration"]["domain_scale"] = -1
-    with pytest.raises(DasdError, match="domain_scale of domain satellite is -1"):
-        Config.from_dict(values)
 
 
 def test_a_learner_of_another_run_is_named_with_its_place(adapted, tiny_config, base_dir, tmp_path):

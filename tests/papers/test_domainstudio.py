@@ -315,8 +315,8 @@ def test_batches_under_three_are_refused_with_the_reason(config):
     [
         ({"image_wieght": 1.0}, "Did you mean 'image_weight'"),
         ({"space": "pixel"}, "Did you mean 'pixels'"),
-        ({"similarity": "dot"}, "similarity in method_settings"),
-        ({"detail_weight": -1.0}, "detail_weight in method_settings is -1.0; it must be 0 or more"),
+        ({"similarity": "dot"}, "method_settings.similarity is"),
+        ({"detail_weight": -1.0}, "method_settings.detail_weight is -1.0; it must be at least 0"),
         ({"detail_weight": "much"}, "detail_weight must be of type float"),
         ({"image_weight": float("nan")}, "finite"),
     ],

@@ -16,16 +16,27 @@ The domain's images are those to be translated; none of the target is seen.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 import transformers
+from pydantic import Field
 from torch import Tensor
 
 from dasd_utils import metrics, models, sampling
-from dasd_utils.config import Config, DasdError, check_choice, check_promptless, read_object
+from dasd_utils.config import (
+    Config,
+    DasdError,
+    Flag,
+    Number,
+    Positive,
+    Texts,
+    Weight,
+    check_promptless,
+    read_object,
+    section,
+)
 from dasd_utils.latents import Batch
 from dasd_utils.papers import ddim
 from dasd_utils.runtime import pretrained
@@ -40,26 +51,27 @@ BY_PROFILE: dict[str, dict[str, Any]] = {
     "sd15": {"target_batch_size": 1, "whole_unet": True, "learning_rate": 4e-6},
 }
 LADDER: dict[str, dict[str, Any]] = {}  # it answers no prompt, so it has no place on the ladder
-FORMS = ("released", "paper", "offset")
+Steps = Annotated[Positive, Field(le=1000)]  # of a noise schedule of 1000
 ACCUMULATES = False  # a batch goes through several updates
 FAR = "far/"  # before the name of an inverted sample, in a checkpoint
 LEAST = 1e-3  # length of a direction that says something
 
 
-@dataclass(frozen=True)
+@section
 class Settings:
     """The numbers of the method, as in the released code."""
 
-    target: tuple[str, ...] = ()  # sentences of the target domain: their mean counts
-    reference: tuple[str, ...] = ()  # of the images as they are
-    return_step: int = 500  # t0: how far into the noise, 300 to 600 of 1000
-    forward_steps: int = 40  # S_for, to the noise
-    generation_steps: int = 6  # S_gen, back
-    form: str = "released"  # of L_dir: -log((2 - L_dir) / 2); "paper": L_dir itself; "offset": see above
-    direction_weight: float = 3.0
-    l1_weight: float = 0.3
-    every_step: bool = True  # the GPU-efficient mode; False: one loss at the end, through all the steps
-    strengths: tuple[float, ...] = (1.0,)  # of a translation; of several that which words say is nearest
+    target: Texts = ()  # sentences of the target domain: their mean counts
+    reference: Texts = ()  # of the images as they are
+    return_step: Steps = 500  # t0: how far into the noise, 300 to 600 of 1000
+    forward_steps: Steps = 40  # S_for, to the noise
+    generation_steps: Steps = 6  # S_gen, back
+    # of L_dir: -log((2 - L_dir) / 2); "paper": L_dir itself; "offset": see above
+    form: Literal["released", "paper", "offset"] = "released"
+    direction_weight: Weight = 3.0
+    l1_weight: Weight = 0.3
+    every_step: Flag = True  # the GPU-efficient mode; False: one loss at the end, through all the steps
+    strengths: tuple[Number, ...] = (1.0,)  # of a translation; of several that which words say is nearest
 
 
 def settings(config: Config) -> Settings:
@@ -71,22 +83,15 @@ def check(config: Config) -> None:
     """Raise DasdError for prompts, settings that do not exist or fit, and accumulated steps."""
     check_promptless(config, "The method diffusionclip")
     own = settings(config)
-    check_choice("form in method_settings", own.form, FORMS)
     for name in ("target", "reference"):
         if not getattr(own, name):
             raise DasdError(f"method_settings lacks {name}: say what is there and what is wanted, as "
                             '{"reference": ["a photo"], "target": ["a sketch"]}.')  # fmt: skip
-    for name in ("return_step", "forward_steps", "generation_steps"):
-        if not 1 <= getattr(own, name) <= 1000:
-            raise DasdError(f"{name} in method_settings is {getattr(own, name)}; it must be from 1 to 1000.")
     if max(own.forward_steps, own.generation_steps) > own.return_step:
         raise DasdError(f"return_step in method_settings is {own.return_step}, fewer than forward_steps "
                         f"({own.forward_steps}) or generation_steps ({own.generation_steps}).")  # fmt: skip
     if not own.strengths:
         raise DasdError("strengths in method_settings is empty; 1.0 is what was learned.")
-    for name in ("direction_weight", "l1_weight"):
-        if getattr(own, name) < 0:
-            raise DasdError(f"{name} in method_settings is {getattr(own, name)}; it must be 0 or more.")
     if own.target == own.reference:
         raise DasdError(f"target and reference in method_settings are both {own.target}: there is no "
                         "direction from one to the other.")  # fmt: skip
