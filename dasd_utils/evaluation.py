@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dasd_utils import data, metrics
+from dasd_utils import data, figures, metrics
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
 from dasd_utils.metrics import Estimate
-from dasd_utils.runtime import bars, files, pretrained
+from dasd_utils.runtime import bars, checkpoints, files, pretrained, processes, tracking
 from dasd_utils.runtime.images import to_pixels
 from dasd_utils.sampling import DasdPipeline
 from dasd_utils.toyworld.attribute_classifier import AttributeClassifier
@@ -632,3 +632,28 @@ def evaluate(
 def _repeated(values: Sequence | None, config: Config) -> list | None:
     """Return each value `images_per_prompt` times, as the images of one prompt follow each other."""
     return values and [value for value in values for _ in range(config.evaluation.images_per_prompt)]
+
+
+def evaluate_run(pipeline: DasdPipeline) -> tuple[Path, list[Row]]:
+    """Evaluate a run; write `evaluation.json` and `comparison_<domain>.png` into its folder, and track them.
+
+    Returns the path of the table and its rows. Of several processes the first one writes.
+    """
+    config = pipeline.config
+    checkpoints.writable(config.output_dir)
+    tracking.check_tracking(config)
+    main = processes.is_main()
+    rows, images = evaluate(config, pipeline, progress=main)
+    folder = resolve(config.output_dir)
+    path = folder / "evaluation.json"
+    if not main:
+        return path, rows
+    save_results(path, config, rows)
+    with tracking.open_trackers(config) as trackers:
+        step = config.training.max_train_steps
+        trackers.log(tracking.score_values(rows), step)
+        for domain in config.domains:
+            grid = {method: images[method, domain.name][:8] for method in compared_methods(config)}
+            figures.save(figures.comparison_grid(grid), folder / f"comparison_{domain.name}.png")
+            trackers.show({f"comparison/{domain.name}/{method}": each for method, each in grid.items()}, step)
+    return path, rows

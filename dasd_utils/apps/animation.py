@@ -1,20 +1,47 @@
-"""Pictures of a run's steps as one small moving picture that a README can show."""
+"""Sample grids of a run while it trains, and all of them as one small moving picture."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from dasd_utils import figures
-from dasd_utils.config import DasdError, resolve
+from dasd_utils import figures, sampling
+from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.runtime import files
+
+if TYPE_CHECKING:
+    from dasd_utils.data import DomainData
+    from dasd_utils.models import Parts
 
 FORMATS = (".webp", ".gif", ".png")  # .png: every viewer shows its first frame at least
 FRAME, REST = 180, 2500  # milliseconds of a frame, and of the first and the last
+
+
+def sample_grid(
+    config: Config, parts: Parts, targets: Mapping[str, DomainData]
+) -> Callable[[int], dict[str, list[Image.Image]]]:
+    """Return what draws `samples/step-<step>.png` in the run folder: a row for a domain's first captions.
+
+    It is what `training.train` calls with a step as `on_sample`; it returns the images by tracker's name.
+    """
+    pipeline = sampling.DasdPipeline(parts, config)
+    # behind the token, as an image may have no caption
+    prompts = {name: [data.prompt(i) for i in range(min(4, len(data)))] for name, data in targets.items()}
+
+    def draw(step: int) -> dict[str, list[Image.Image]]:
+        rows = {}
+        for name, texts in prompts.items():
+            rows[name], *_ = pipeline.generate(texts, name, seed=list(range(len(texts))))
+        path = resolve(config.output_dir) / "samples" / f"step-{step:06d}.png"
+        figures.save(figures.comparison_grid(rows), path)
+        return {f"samples/{name}": pictures for name, pictures in rows.items()}
+
+    return draw
 
 
 def of_run(run: str | Path) -> dict[int, Image.Image]:

@@ -1,91 +1,67 @@
-"""A run's adapter in the files of other programs: diffusers, A1111, ComfyUI, or one whole pipeline."""
+"""A run's adapter in the files of other programs: diffusers, A1111, ComfyUI, or one complete pipeline."""
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx  # what huggingface_hub asks with
-import huggingface_hub
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from huggingface_hub import ModelCard
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-)
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dasd_utils import adapters
+from dasd_utils import adapters, evaluation, figures
+from dasd_utils.apps import model_card
+from dasd_utils.apps.model_card import Exported
 from dasd_utils.config import Config, DasdError, nearest
 from dasd_utils.runtime import checkpoints, files, pretrained
 
-CARD, SAMPLES = "README.md", "samples.png"
+if TYPE_CHECKING:
+    from dasd_utils.sampling import DasdPipeline
+
+CARD = "README.md"
+NUM_SAMPLES = 4  # a domain, in the picture of the card
 LORA_KEY = re.compile(r"unet\.(.+)\.lora_(A|B)\.weight")
 FOLDERS = {  # program -> where it looks for LoRAs and for embeddings, from its own folder
     "a1111": ("models/Lora", "embeddings"),
     "comfyui": ("models/loras", "models/embeddings"),
 }
 FORMATS = ("diffusers", *FOLDERS, "pipeline")
+Samples = tuple[Image.Image, Sequence[str]]  # a grid and its prompts
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written: files by their place in the folder, and the word that calls each learned token."""
-
-    kind: str  # of FORMATS
-    name: str
-    files: tuple[str, ...]
-    words: dict[str, str]  # "<satellite>" -> what a prompt says in that program
-
-
-def check(adapter: str | Path, out: str | Path, kind: str) -> None:
-    """Raise DasdError for an unknown format, a run that has no file in it, and a place that is taken."""
+def check_export(adapter: str | Path, out: str | Path, kind: str, name: str) -> None:
+    """Raise DasdError for an unknown format, a name that no prompt can hold, a folder without an adapter, an
+    adapter that the format has no file for, and a place that holds other files."""
     if kind not in FORMATS:
         raise DasdError(f"There is no format {kind!r}. {nearest(kind, FORMATS)}")
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise DasdError(f"{name!r} cannot name the files: use letters, digits, - and _ (--name).")
     summary = adapters.read_summary(adapter)
     if kind in FOLDERS and summary.get("unet"):
-        raise DasdError(f"All of the UNet learned in {adapter}, and {kind} has no file for that beside a "
-                        "checkpoint. Export it with --format diffusers or pipeline.")  # fmt: skip
+        raise DasdError(f"The UNet in {adapter} was trained in full, and {kind} has no file for that beside "
+                        "a checkpoint. Export it with --format diffusers or pipeline.")  # fmt: skip
     out = Path(out)
-    if out.exists() and not _replaceable(out):
+    if out.exists() and not _is_replaceable(out):
         raise DasdError(f"{out} holds files that no export wrote: name a folder that is new or empty.")
 
 
-def _replaceable(out: Path) -> bool:
+def _is_replaceable(out: Path) -> bool:
     """Whether a folder is empty, or holds an export and nothing else: a run has a manifest too."""
     if not out.is_dir() or not any(out.iterdir()):
         return out.is_dir()
     try:
-        facts = read_facts(out)
-    except DasdError:
-        return False
-    return set(_files(out)) == {checkpoints.MANIFEST, *facts["files"]}
-
-
-def read_facts(folder: str | Path) -> dict[str, Any]:
-    """Return what the manifest of an export says: export (its format), name, base, words, files.
-
-    Raises DasdError where there is no export.
-    """
-    path = Path(folder) / checkpoints.MANIFEST
-    try:
-        facts = json.loads(path.read_text(encoding="utf8"))
-        if facts["export"] in FORMATS and isinstance(facts["files"], dict):
-            return facts
+        manifest = json.loads((out / checkpoints.MANIFEST).read_text(encoding="utf8"))
+        return manifest["export"] in FORMATS and {*_files(out)} == {checkpoints.MANIFEST, *manifest["files"]}
     except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise DasdError(f"There is no export in {folder}. Make one: dasd export RUN {folder}")
+        return False
 
 
 def export(
@@ -94,34 +70,70 @@ def export(
     kind: str,
     config: Config,
     name: str,
-    card: Callable[[Exported], ModelCard],
-    samples: Image.Image | None = None,
+    rows: Sequence[dict[str, Any]] = (),
+    samples: Samples | None = None,
 ) -> Exported:
-    """Write the adapter to the folder `out`, whole or not at all; an earlier export there is replaced.
+    """Write the adapter to the folder `out`, completely or not at all; an earlier export there is replaced.
 
     kind "diffusers": `load_lora_weights(out)` and `load_textual_inversion(out/<domain>.safetensors)`;
     "a1111", "comfyui": LoRA in kohya's keys with its true alpha and embeddings, in that program's folders;
     "pipeline": the base with the adapter in its weights, `from_pretrained(out)`. `name` is that of the LoRA's
-    file and leads the words of the embeddings. `card` writes the README of what was exported.
-    Raises DasdError as `check` does, for a base that cannot be had, and for a folder that cannot be written.
+    file and leads the words of the embeddings. rows, samples: for the model card, what `evaluation_rows` and
+    `draw_samples` return.
+    Raises DasdError as `check_export` does, for a base that cannot be had, and where `out` cannot be written.
     """
-    check(adapter, out, kind)
-    adapter, out = Path(adapter), Path(out).absolute()
+    check_export(adapter, out, kind, name)
+    adapter = Path(adapter)
+    out = Path(out).absolute()
+    picture, prompts = samples or (None, ())
     try:
         with files.atomic_folder(out, "The export") as new:
             words = _write(adapter, new, kind, config, name)
-            if samples is not None:
-                samples.save(new / SAMPLES)
+            if picture is not None:
+                picture.save(new / model_card.SAMPLES)
             exported = Exported(kind, name, (CARD, *_files(new)), words)
-            (new / CARD).write_text(str(card(exported)), encoding="utf8")
-            checkpoints.write_manifest(new, [new / file for file in _files(new)], **_facts(config, exported))
+            card = model_card.card(exported, config, adapter, rows, prompts)
+            (new / CARD).write_text(str(card), encoding="utf8")
+            facts = {"export": kind, "name": name, "base": public_base(config), "words": words}
+            checkpoints.write_manifest(new, [new / file for file in _files(new)], **facts)
     except SafetensorError as error:
         raise DasdError(f"The export cannot be written to {out}: {error}.") from None
     return exported
 
 
-def told_base(config: Config) -> str:
-    """Return the base's name for strangers: of a folder somewhere on this machine the last part."""
+def evaluation_rows(run: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's `evaluation.json`, none if it has not been evaluated."""
+    path = run / "evaluation.json"
+    return evaluation.load_results(path)["rows"] if path.exists() else []
+
+
+def draw_samples(pipeline: DasdPipeline) -> Samples:
+    """Return a grid of images by base and adapted model, with the same prompts and noise, and the prompts."""
+    grid = {"base": [], "adapted": []}
+    prompts = []
+    for domain in pipeline.config.domains:
+        own = _card_prompts(pipeline.config, domain.name)
+        options = {"domain": domain.name, "seed": list(range(len(own)))}
+        with pipeline.base():
+            grid["base"] += pipeline.generate(own, **options)[0]
+        grid["adapted"] += pipeline.generate(own, **options)[0]
+        prompts += own
+    buffer = io.BytesIO()
+    figures.comparison_grid(grid).savefig(buffer, format="png", dpi=120, bbox_inches="tight")
+    return Image.open(buffer), prompts
+
+
+def _card_prompts(config: Config, domain: str) -> list[str]:
+    """Return a few prompts from all over the evaluation's list; without one, what describes the domain."""
+    try:
+        prompts = evaluation.load_prompts(config, domain)
+    except DasdError:
+        return list(config.domain(domain).descriptions[:NUM_SAMPLES]) or [domain]
+    return prompts[:: max(len(prompts) // NUM_SAMPLES, 1)][:NUM_SAMPLES]
+
+
+def public_base(config: Config) -> str:
+    """Return the base's name for others: the last part of a path on this machine."""
     base = config.model.base
     return Path(base).name if Path(base).expanduser().is_absolute() else base
 
@@ -130,26 +142,26 @@ def _files(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
 
 
-def _facts(config: Config, exported: Exported) -> dict[str, Any]:
-    return {
-        "export": exported.kind,
-        "name": exported.name,
-        "base": told_base(config),
-        "words": exported.words,
-    }
-
-
 def _write(adapter: Path, out: Path, kind: str, config: Config, name: str) -> dict[str, str]:
     """Write the files of a format; return the word of each token."""
     summary = adapters.read_summary(adapter)
+    if kind in FOLDERS:
+        return _write_for_program(adapter, out, kind, config, name)
     if kind == "pipeline":
         _write_pipeline(adapter, out, config, summary)
-        return {token: token for token in summary["tokens"]}
-    if kind == "diffusers":
+    else:
         shutil.copytree(adapter, out, dirs_exist_ok=True)
-        told = json.dumps(summary | {"base": told_base(config)}, indent=2) + "\n"
-        (out / adapters.SUMMARY_FILE).write_text(told, encoding="utf8")
-        return {token: token for token in summary["tokens"]}
+        _write_json(out / adapters.SUMMARY_FILE, summary | {"base": public_base(config)})
+    return {token: token for token in summary["tokens"]}
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
+
+
+def _write_for_program(adapter: Path, out: Path, kind: str, config: Config, name: str) -> dict[str, str]:
+    """Write LoRA and embeddings for A1111 or ComfyUI; return the word of each token."""
+    summary = adapters.read_summary(adapter)
     loras, embeddings = (out / folder for folder in FOLDERS[kind])
     if summary["lora"]:
         loras.mkdir(parents=True)
@@ -193,7 +205,7 @@ def _kohya_metadata(summary: dict[str, Any], config: Config, name: str) -> dict[
         "ss_network_alpha": str(alpha),
         "ss_network_args": json.dumps(convolutions if summary["lora"]["convolutions"] != "none" else {}),
         "ss_base_model_version": "sd_v1",
-        "ss_sd_model_name": told_base(config),
+        "ss_sd_model_name": public_base(config),
         "ss_output_name": name,
         "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.title": name,
@@ -202,7 +214,7 @@ def _kohya_metadata(summary: dict[str, Any], config: Config, name: str) -> dict[
 
 
 def _write_pipeline(adapter: Path, out: Path, config: Config, summary: dict[str, Any]) -> None:
-    """Write the whole base, float32, with what was learned added into its weights."""
+    """Write the complete base, float32, with what was learned added into its weights."""
     model = config.model
     base = pretrained.find_weights(model.base, model.base_revision, model.base_variant)
     unchecked = {"safety_checker": None, "requires_safety_checker": False}  # nothing here has looked at it
@@ -219,68 +231,12 @@ def _write_pipeline(adapter: Path, out: Path, config: Config, summary: dict[str,
         pipeline.load_textual_inversion(adapter / file, token=token)
     pipeline.save_pretrained(out)
     for path in out.rglob("*.json"):
-        _forget_places(path)
+        _remove_paths(path)
 
 
-def _forget_places(path: Path) -> None:
-    """Take out where parts were on this machine."""
+def _remove_paths(path: Path) -> None:
+    """Take out where the parts were on this machine."""
     values = json.loads(path.read_text(encoding="utf8"))
     if isinstance(values, dict) and values.keys() & {"_name_or_path", "name_or_path"}:
         kept = {name: value for name, value in values.items() if not name.endswith("name_or_path")}
-        path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
-
-
-# Upload an export to the Hugging Face hub.
-
-
-def planned_files(folder: str | Path, repo_id: str) -> list[dict[str, Any]]:
-    """Return what would go, {"file", "bytes"} each; DasdError for no or a changed export, or an odd name."""
-    try:
-        huggingface_hub.utils.validate_repo_id(repo_id)
-        named = repo_id.count("/") == 1
-    except HFValidationError:
-        named = False
-    if not named:
-        raise DasdError(f"{repo_id!r} is no repository of the hub: name it owner/name.")
-    read_facts(folder)
-    folder = Path(folder)
-    files = [*checkpoints.verify_manifest(folder), checkpoints.MANIFEST]
-    return [{"file": name, "bytes": (folder / name).stat().st_size} for name in sorted(files)]
-
-
-def push(folder: str | Path, repo_id: str, private: bool = True, revision: str | None = None) -> str:
-    """Upload the files that `planned` names in one commit and return the repository's address.
-
-    The repository is made if it is not there. Raises DasdError where `planned` does, without a token, and
-    with the hub's reason where it refuses or cannot be reached.
-    """
-    files = [row["file"] for row in planned_files(folder, repo_id)]
-    try:
-        return _upload(Path(folder), repo_id, files, private, revision)
-    except LocalTokenNotFoundError:
-        raise DasdError(
-            "The hub wants to know who uploads: log in with `hf auth login`, or set HF_TOKEN."
-        ) from None
-    except HfHubHTTPError as error:
-        said = error.server_message or str(error).split("\n")[0]
-        raise DasdError(
-            f"The hub refused {repo_id}: {said} Check the name, and that your token may write."
-        ) from None
-    except (OSError, httpx.HTTPError, OfflineModeIsEnabled) as error:
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DasdError(
-            f"The hub cannot be reached: {said} Files go in one commit, so none is there."
-        ) from None
-
-
-def _upload(folder: Path, repo_id: str, files: Sequence[str], private: bool, revision: str | None) -> str:
-    api = huggingface_hub.HfApi(library_name="dasd-utils")
-    address = api.create_repo(repo_id, private=private, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        allow_patterns=list(files),
-        revision=revision,
-        commit_message=f"Adapter as {read_facts(folder)['export']} files",
-    )
-    return str(address)
+        _write_json(path, kept)

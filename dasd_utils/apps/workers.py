@@ -45,6 +45,16 @@ def run(
             raise
 
 
+def run_all(commands: Sequence[Command], workers: int, scheduler: str | None) -> None:
+    """Run all commands as `run` does; raise DasdError with what the first that failed said."""
+    results = zip(commands, run(commands, workers, scheduler), strict=True)
+    failed = [(command, error) for command, error in results if error]
+    if failed:
+        command, error = failed[0]
+        raise DasdError(f"{len(failed)} of {len(commands)} commands failed, the first: "
+                        f"`dasd {' '.join(command)}`: {error}")  # fmt: skip
+
+
 def execute(command: Command, threads: int | None = None) -> str | None:
     """Run one command in a process of its own; return its last words if it failed."""
     environment = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dasd_utils import evaluation, metrics, models, sampling, toyworld
-from dasd_utils.config import Calibration, Config, DasdError, resolve
+from dasd_utils.config import ROOT, Calibration, Config, DasdError, resolve
 from dasd_utils.runtime import bars, checkpoints
 from dasd_utils.runtime.images import to_pixels
 from dasd_utils.toyworld import captions
@@ -79,6 +79,20 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
         table.mean(f"{method}_attribute_accuracy", domain, _read(scorer, images, world))
         table.cmmd(f"{method}_cmmd", domain, scorer.embed(images), features[domain])
     return table.rows
+
+
+def measure_base(base: str, seed: int, num_images: int) -> tuple[Path, list[Row]]:
+    """Evaluate the base in a folder; return the file that its rows are written to, and the rows.
+
+    That is `data/results/pretrain.json` for the embedded base, else `scores.json` in the folder.
+    """
+    place = resolve(base).resolve()
+    name = str(place.relative_to(ROOT) if place.is_relative_to(ROOT) else place)
+    config = Config.setup("tiny", seed=seed, base=name, clip=f"{name}/clip")
+    rows = evaluate(config, num_images)
+    is_embedded = place == resolve("data/tiny-sd")
+    file = resolve("data/results/pretrain.json") if is_embedded else place / "scores.json"
+    return evaluation.save_results(file, config, rows), rows
 
 
 def _pipeline(config: Config) -> tuple[sampling.DasdPipeline, bool]:

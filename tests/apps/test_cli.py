@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from dasd_utils.apps import batch_size
 from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.cli import options
 from dasd_utils.apps.cli import train as cli_train
 from dasd_utils.config import Config, DasdError
 
@@ -199,7 +200,7 @@ def test_exit_status_of_help_a_stop_and_a_fault(monkeypatch, capsys):
         def read(*_, **__):
             raise error
 
-        monkeypatch.setattr(cli_train, "read_config", read)
+        monkeypatch.setattr(options, "read_config", read)
 
     raising(KeyboardInterrupt())
     assert ended(monkeypatch, "train") == 130

@@ -9,15 +9,15 @@ import nbformat
 import pytest
 
 from dasd_utils.apps import notebooks
-from dasd_utils.apps.cli import course as cli_course
 from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.cli import upkeep
 from dasd_utils.config import ROOT, DasdError
 
 
 def test_parameters_are_read_as_json():
-    assert cli_course.read_parameters(["-p", "steps", "3", "-p", "name", "x"]) == {"steps": 3, "name": "x"}
+    assert upkeep.read_parameters(["-p", "steps", "3", "-p", "name", "x"]) == {"steps": 3, "name": "x"}
     with pytest.raises(DasdError, match="NAME VALUE"):
-        cli_course.read_parameters(["-p", "steps"])
+        upkeep.read_parameters(["-p", "steps"])
 
 
 NOTEBOOK = {
@@ -81,7 +81,7 @@ def test_what_is_stored_ran_in_a_folder_of_its_own(notebook, tmp_path):
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DasdError, match="nbformat and papermill is missing"):
-        cli_course.needs_notebooks()
+        upkeep.load_notebooks_module()
 
 
 def test_outputs_of_other_values_are_not_stored(notebook):

@@ -9,8 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dasd_utils.apps.cli import main as cli
-from dasd_utils.apps.cli import playground as cli_playground
-from dasd_utils.apps.playground import form as playground
+from dasd_utils.apps.playground import server
 from dasd_utils.config import ROOT, Config, DasdError
 
 runner = CliRunner()
@@ -21,8 +20,8 @@ TINY_RUN = ROOT / "data/tiny-run"
 def served(monkeypatch):
     """Return the calls of `serve`, which would not return; the environment is put back."""
     calls = []
-    monkeypatch.setattr(cli_playground, "serve", lambda *words: calls.append(words))
-    monkeypatch.setattr(cli_playground.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(server, "serve", lambda *words: calls.append(words))
+    monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(os, "environ", dict(os.environ))
     return calls
 
@@ -37,7 +36,7 @@ def test_the_shipped_run_is_served_on_this_machine_alone(served):
     ((port, token, browser),) = served
     assert result.stdout == "" and f"http://127.0.0.1:{port}/?token={token}" in result.stderr
     assert not browser and len(token) >= 16
-    given = json.loads(os.environ[playground.SETTINGS])
+    given = json.loads(os.environ[server.SETTINGS])
     assert given["run"] == str(TINY_RUN) and Config.from_dict(given["config"]).profile == "tiny"
 
 
@@ -47,7 +46,7 @@ def test_a_run_or_its_adapter_and_a_port_are_chosen(served, tmp_path):
         port = probe.getsockname()[1]
     assert run("--checkpoint", TINY_RUN / "adapter", "--port", port).exit_code == 0
     assert served[0][0] == port and served[0][2]
-    assert json.loads(os.environ[playground.SETTINGS])["run"] == str(TINY_RUN)
+    assert json.loads(os.environ[server.SETTINGS])["run"] == str(TINY_RUN)
 
 
 def test_a_port_in_use_is_an_error_and_without_one_another_is_taken(served, monkeypatch):
@@ -56,9 +55,9 @@ def test_a_port_in_use_is_an_error_and_without_one_another_is_taken(served, monk
         other.listen()
         taken = other.getsockname()[1]
         with pytest.raises(DasdError, match="cannot be used"):
-            cli_playground.choose_port(taken)
-        monkeypatch.setattr(cli_playground, "PORT", taken)
-        assert cli_playground.choose_port(None) not in (taken, 0)
+            server.choose_port(taken)
+        monkeypatch.setattr(server, "PORT", taken)
+        assert server.choose_port(None) not in (taken, 0)
 
 
 def test_a_run_without_adapter_is_an_error_before_anything_is_served(served, tmp_path):
@@ -68,14 +67,13 @@ def test_a_run_without_adapter_is_an_error_before_anything_is_served(served, tmp
 
 
 def test_without_voila_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(cli_playground.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
     result = run()
     assert isinstance(result.exception, DasdError) and "pip install voila" in str(result.exception)
 
 
 def test_the_page_names_no_run_itself():
-    assert cli_playground.SETTINGS == playground.SETTINGS
-    notebook = nbformat.read(cli_playground.PAGE, 4)
+    notebook = nbformat.read(server.PAGE, 4)
     nbformat.validate(notebook)
     (code,) = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert code.source == "from dasd_utils.apps.playground import form as playground\n\nplayground.served()"

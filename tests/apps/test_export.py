@@ -12,13 +12,12 @@ import narrow
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dasd_utils import adapters, models, sampling
-from dasd_utils.apps import export
+from dasd_utils.apps import export, model_card
 from dasd_utils.config import Calibration, DasdError
 from dasd_utils.runtime import checkpoints
 
@@ -37,14 +36,10 @@ def trained(config):
     return parts
 
 
-def plain_card(exported):
-    return ModelCard(f"---\nlicense: mit\n---\n# {exported.name}\n")
-
-
 def written(parts, folder, kind, name="dasd"):
     adapters.save_adapter(parts, folder / "adapter")
     out = folder / kind
-    return out, export.export(folder / "adapter", out, kind, parts.config, name, plain_card)
+    return out, export.export(folder / "adapter", out, kind, parts.config, name)
 
 
 def own_image(parts, folder):
@@ -161,7 +156,7 @@ def test_the_manifest_describes_every_file(adapted, tmp_path):
         "README.md", "embeddings/dasd-satellite.safetensors", "embeddings/dasd-xray.safetensors",
         "models/Lora/dasd.safetensors",
     }  # fmt: skip
-    assert export.read_facts(out)["export"] == "a1111"
+    assert json.loads((out / checkpoints.MANIFEST).read_text())["export"] == "a1111"
 
 
 @pytest.mark.parametrize("kind", export.FORMATS)
@@ -177,11 +172,11 @@ def test_no_file_says_where_it_was_made(adapted, tmp_path, kind):
 
 def test_an_earlier_export_is_replaced_and_nothing_else_is(adapted, tmp_path):
     out, _ = written(adapted, tmp_path, "a1111")
-    assert export.export(tmp_path / "adapter", out, "diffusers", adapted.config, "dasd", plain_card)
+    assert export.export(tmp_path / "adapter", out, "diffusers", adapted.config, "dasd")
     assert not (out / "embeddings").exists() and (out / adapters.LORA_FILE).is_file()
     (out / "notes.txt").write_text("mine")
     with pytest.raises(DasdError, match="holds files that no export wrote"):
-        export.check(tmp_path / "adapter", out, "a1111")
+        export.check_export(tmp_path / "adapter", out, "a1111", "dasd")
     assert (out / "notes.txt").read_text() == "mine"
 
 
@@ -189,16 +184,17 @@ def test_a_run_is_never_replaced(adapted, tmp_path):
     adapters.save_adapter(adapted, tmp_path / "run/adapter")
     checkpoints.write_manifest(tmp_path / "run", list((tmp_path / "run/adapter").iterdir()))
     with pytest.raises(DasdError, match="no export wrote"):
-        export.check(tmp_path / "run/adapter", tmp_path / "run", "diffusers")
+        export.check_export(tmp_path / "run/adapter", tmp_path / "run", "diffusers", "dasd")
 
 
-def test_nothing_is_left_of_an_export_that_fails(adapted, tmp_path):
-    def broken(exported):
+def test_nothing_is_left_of_an_export_that_fails(adapted, tmp_path, monkeypatch):
+    def broken(*_):
         raise OSError(28, "No space left on device")
 
     adapters.save_adapter(adapted, tmp_path / "adapter")
+    monkeypatch.setattr(model_card, "card", broken)
     with pytest.raises(DasdError, match="No space left"):
-        export.export(tmp_path / "adapter", tmp_path / "out", "a1111", adapted.config, "dasd", broken)
+        export.export(tmp_path / "adapter", tmp_path / "out", "a1111", adapted.config, "dasd")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -208,9 +204,9 @@ def test_unknown_formats_and_whole_unets_are_refused_before_any_work(tiny_config
     models.trainable_parameters(parts)
     adapters.save_adapter(parts, tmp_path / "adapter")
     with pytest.raises(DasdError, match="Did you mean 'diffusers'"):
-        export.check(tmp_path / "adapter", tmp_path / "out", "difusers")
-    with pytest.raises(DasdError, match="All of the UNet learned"):
-        export.check(tmp_path / "adapter", tmp_path / "out", "comfyui")
+        export.check_export(tmp_path / "adapter", tmp_path / "out", "difusers", "dasd")
+    with pytest.raises(DasdError, match="was trained in full"):
+        export.check_export(tmp_path / "adapter", tmp_path / "out", "comfyui", "dasd")
 
 
 def test_a_unet_that_learned_whole_is_in_the_pipeline(tiny_config, tmp_path):
@@ -225,6 +221,7 @@ def test_a_unet_that_learned_whole_is_in_the_pipeline(tiny_config, tmp_path):
 def test_samples_are_written_beside_the_card(adapted, tmp_path):
     adapters.save_adapter(adapted, tmp_path / "adapter")
     picture = Image.new("RGB", (8, 8))
-    arguments = (tmp_path / "adapter", tmp_path / "out", "a1111", adapted.config, "dasd", plain_card)
-    assert "samples.png" in export.export(*arguments, samples=picture).files
-    assert "# dasd" in (tmp_path / "out/README.md").read_text()
+    arguments = (tmp_path / "adapter", tmp_path / "out", "a1111", adapted.config, "dasd")
+    assert "samples.png" in export.export(*arguments, samples=(picture, ["a pier", "a road"])).files
+    card = (tmp_path / "out/README.md").read_text()
+    assert "# dasd" in card and "](samples.png)" in card and "“a pier”; “a road”" in card

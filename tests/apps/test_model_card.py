@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 from dasd_utils import adapters
 from dasd_utils.apps import model_card
-from dasd_utils.apps.export import Exported
+from dasd_utils.apps.model_card import Exported
 
 LORA = adapters.LORA_FILE
 FILES = ("README.md", LORA, "samples.png", "satellite.safetensors")

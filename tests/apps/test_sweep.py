@@ -7,9 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from dasd_utils import evaluation
-from dasd_utils.apps import notebooks, sweep
+from dasd_utils.apps import notebooks, sweep, workers
 from dasd_utils.apps.cli import main as cli
-from dasd_utils.apps.cli import study as cli_study
 from dasd_utils.config import DasdError
 
 CODE = """
@@ -90,7 +89,7 @@ def test_only_what_is_missing_runs_and_rows_carry_their_parameters(notebook, tmp
             result = CliRunner().invoke(cli.app, command)
             assert result.exit_code == 0, result.output
 
-    monkeypatch.setattr(cli_study, "run_together", in_this_process)
+    monkeypatch.setattr(workers, "run_all", in_this_process)
     words = ["sweep", str(path), "--notebook", notebook, "--output_dir", str(tmp_path / "out"), "--json"]
     printed = json.loads(CliRunner().invoke(cli.app, words).stdout)
     assert [(row["a"], row["b"], row["value"]) for row in printed["rows"]] == [(1, 10, 11), (5, 10, 15)]

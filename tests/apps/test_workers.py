@@ -7,7 +7,6 @@ import time
 import pytest
 
 from dasd_utils.apps import workers
-from dasd_utils.apps.cli import study as cli_study
 from dasd_utils.config import DasdError
 
 VERSION = ["--help"]
@@ -21,7 +20,7 @@ def test_commands_run_and_failures_are_told(tmp_path):
 
 def test_a_failure_names_its_command(tmp_path):
     with pytest.raises(DasdError, match=r"1 of 1 commands failed.*`dasd verify .*none`"):
-        cli_study.run_together([["verify", str(tmp_path / "none")]], 1, None)
+        workers.run_all([["verify", str(tmp_path / "none")]], 1, None)
 
 
 def test_no_workers_are_refused():

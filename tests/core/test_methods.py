@@ -140,5 +140,5 @@ def test_the_configs_in_the_repository_are_whole():
 def test_the_methods_of_a_ladder_are_compared_with_the_one_that_is_named():
     with pytest.raises(DasdError, match="Did you mean 'DomainStudio'"):
         cli_study.ladder("tiny", against="Domainstudio", seeds="0")
-    with pytest.raises(DasdError, match="not among the rungs asked for"):
+    with pytest.raises(DasdError, match="none of the compared methods"):
         cli_study.ladder("tiny", only=["base"], against="DomainStudio", seeds="0")

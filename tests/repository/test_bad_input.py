@@ -28,8 +28,9 @@ from transformers import CLIPTokenizer
 from typer.testing import CliRunner
 
 from dasd_utils import adapters, data, latents, models, sampling, training
+from dasd_utils.apps import animation
 from dasd_utils.apps.cli import main as cli
-from dasd_utils.apps.cli import train as cli_train
+from dasd_utils.apps.cli import options
 from dasd_utils.config import SCHEDULERS, Calibration, Config, DasdError
 from dasd_utils.runtime import checkpoints, images
 
@@ -455,7 +456,7 @@ def test_odd_captions_are_trained_on(tmp_path, tiny_config, caplog):
     assert data.audit(targets["thing"], parts.tokenizer)["captions_cut"] <= 1
     history = training.train(config, parts, sampler, parts.token_ids, progress=False)
     assert [row["step"] for row in history if np.isfinite(row["loss"])] == [1, 2]
-    cli_train.sample_grid(config, parts, targets)(2)
+    animation.sample_grid(config, parts, targets)(2)
     assert (tmp_path / "run" / "samples" / "step-000002.png").is_file()
 
 
@@ -765,7 +766,7 @@ def dasd(monkeypatch, capsys):
 
     def call(*words) -> tuple[int, list[str]]:
         monkeypatch.setattr(sys, "argv", ["dasd", *map(str, words)])
-        monkeypatch.setitem(cli.DEBUG, "asked", False)
+        monkeypatch.setitem(cli.DEBUG, "on", False)
         with pytest.raises(SystemExit) as stop:
             cli.main()
         return stop.value.code, capsys.readouterr().err.strip().splitlines()
@@ -858,6 +859,6 @@ def test_debug_shows_where_an_error_arose(dasd, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(cli_train, "read_config", broken)
+    monkeypatch.setattr(options, "read_config", broken)
     status, lines = dasd("train")
     assert status == 2 and "RuntimeError: a fault" in lines[-1] and len(lines) == 1

@@ -9,24 +9,15 @@ from typing import Annotated
 
 import typer
 
-from dasd_utils.apps.cli import course as cli_course
-from dasd_utils.apps.cli import domain as cli_domain
-from dasd_utils.apps.cli import playground as cli_playground
-from dasd_utils.apps.cli import share as cli_share
-from dasd_utils.apps.cli import start as cli_start
-from dasd_utils.apps.cli import study as cli_study
-from dasd_utils.apps.cli import train as cli_train
-from dasd_utils.apps.cli import upkeep as cli_upkeep
-from dasd_utils.apps.cli import use as cli_use  # fmt: skip
+from dasd_utils.apps.cli import start, study, train, upkeep, use
 from dasd_utils.apps.cli.options import DEBUG, PROCESS, fail, leave
 from dasd_utils.config import DasdError
 
-ALIKE = {"token_normalize_func": lambda name: name.replace("-", "_")}  # --output-dir is --output_dir
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings=ALIKE,
-    epilog="Exit status: 0 done, 1 an error that you can mend, 2 a fault of the program, 130 stopped.",
+    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},  # --output-dir as well
+    epilog="Exit status: 0 done, 1 an error that you can fix, 2 a fault of the program, 130 stopped.",
 )
 
 
@@ -34,25 +25,15 @@ app = typer.Typer(
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
 ) -> None:
-    """Take a diffusion model to far domains: train, sample, measure, compare.
+    """Adapt a diffusion model to far domains: train, sample, measure, compare.
 
-    In the names of options, - and _ are the same. `dasd COMMAND --help` tells of each command.
+    In the names of options, - and _ are the same. `dasd COMMAND --help` explains each command.
     """
     logging.getLogger("dasd_utils").setLevel(logging.INFO if PROCESS == 0 else logging.ERROR)
-    DEBUG.update(asked=debug)
+    DEBUG["on"] = debug
 
 
-for module in (
-    cli_start,
-    cli_domain,
-    cli_train,
-    cli_use,
-    cli_playground,
-    cli_share,
-    cli_course,
-    cli_study,
-    cli_upkeep,
-):
+for module in (start, train, use, upkeep, study):
     app.add_typer(module.commands)
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: their options, the config, one way to show a result and to fail."""
+"""What the commands share: options, reading the config, opening a run, printing a result, failing."""
 
 from __future__ import annotations
 
@@ -6,27 +6,46 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from dasd_utils.apps.cli import completion
-from dasd_utils.config import Config, resolve
+from dasd_utils.config import DASD, Config, known_methods, resolve
+from dasd_utils.profiles import PROFILES
 
-DEBUG = {"asked": False}
+DEBUG = {"on": False}
 PROCESS = int(os.environ.get("RANK", 0))  # of those that `accelerate launch` started
-CONFIGS, COUNT = "the config's", "N"  # shown as a default, as a value
+CONFIGS = "the config's"  # shown as a default
 
 # what the commands are listed under
-START, RUNS, SHARE = "Start here", "Train a model and use it", "Hand it to others"
-STUDY, UPKEEP = "Study methods", "Build and look after"
+START = "Start here"
+RUNS = "Train a model and use it"
+SHARE = "Hand it to others"
+STUDY = "Study methods"
+UPKEEP = "Build and look after"
+
+
+def completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return an `autocompletion` that offers those of the names that begin with what has been typed."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+
+
+def run_folders() -> list[str]:
+    """Return the run folders below data/runs, newest first."""
+    found = [
+        file for depth in ("*", "*/*", "*/*/*") for file in Path("data/runs").glob(f"{depth}/config.json")
+    ]
+    newest = sorted(found, key=lambda file: file.parent.stat().st_mtime, reverse=True)
+    return [str(file.parent) for file in newest]
+
 
 Profile = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        autocompletion=completion.profiles,
+        autocompletion=completing(lambda: ["auto", *PROFILES]),
         help="tiny, sd15 or auto: sd15 where a GPU has 8 GB or more, else tiny.",
     ),
 ]
@@ -38,47 +57,46 @@ Method = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        autocompletion=completion.methods,
+        autocompletion=completing(lambda: [DASD, *known_methods()]),
         help="How to train: dasd, domainstudio, indomain or diffusionclip.",
         show_default=CONFIGS,
     ),
 ]
 Seed = Annotated[
-    int | None,
-    typer.Option(metavar=COUNT, help="What all that is random is drawn from.", show_default=CONFIGS),
+    int | None, typer.Option(metavar="N", help="Seed of everything that is random.", show_default=CONFIGS)
 ]
 OutputDir = Annotated[
     Path | None,
     typer.Option(
         "--output_dir",
         metavar="FOLDER",
-        autocompletion=completion.runs,
+        autocompletion=completing(run_folders),
         help="The run folder.",
         show_default=CONFIGS,
     ),
 ]
 MaxSteps = Annotated[
-    int | None,
-    typer.Option(
-        "--max_steps", metavar=COUNT, help="Optimiser steps of the whole run.", show_default=CONFIGS
-    ),
+    int | None, typer.Option("--max_steps", metavar="N", help="Optimiser steps in all.", show_default=CONFIGS)
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")]
 Tracking = Annotated[
     str | None,
     typer.Option(
         metavar="NAMES",
-        autocompletion=completion.trackers,
-        help="Who is told of losses, pictures and scores: auto (TensorBoard where it is installed), none, or "
-        "names with commas, as tensorboard,wandb.",
+        autocompletion=completing(lambda: ["auto", "none", "tensorboard", "wandb", "mlflow", "trackio"]),
+        help="Where losses, pictures and scores are logged: auto (TensorBoard where it is installed), none, "
+        "or names with commas, as tensorboard,wandb.",
         show_default=CONFIGS,
     ),
+]
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", autocompletion=completing(run_folders), help="A run folder.")
 ]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        autocompletion=completion.runs,
+        autocompletion=completing(run_folders),
         help="A run folder or an adapter folder.",
         show_default="--output_dir",
     ),
@@ -91,7 +109,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, 
 
 
 def read_config(profile: str, path: Path | None, method: str | None = None, **changes: Any) -> Config:
-    """Return the file's config, or the profile's, with what was given on the command line."""
+    """Return the file's config, or the profile's, with the command line's changes (None: none)."""
     named = {} if method is None else {"method": method}
     config = Config.load(path, **named) if path else Config.setup(profile, **named)
     given = {name: str(v) if isinstance(v, Path) else v for name, v in changes.items() if v is not None}
@@ -99,7 +117,7 @@ def read_config(profile: str, path: Path | None, method: str | None = None, **ch
 
 
 def show(result: Any, as_json: bool, text: str) -> None:
-    """Print the result, of several processes once: JSON for a script, a sentence for a person."""
+    """Print the result, in one of several processes: as JSON for a script, as text for a person."""
     if PROCESS == 0:
         typer.echo(json.dumps(result, indent=2, default=str) if as_json else text)
 
@@ -107,8 +125,7 @@ def show(result: Any, as_json: bool, text: str) -> None:
 def open_pipeline(
     checkpoint: Path | None, profile: str, config: Path | None, output_dir: Path | None, **changes: Any
 ) -> Any:
-    """Load the pipeline of a run; a config given on the command line replaces all of its own but the method,
-    which the command line may have named when it trained."""
+    """Load the pipeline of a run, with the config that `run_settings` finds."""
     from dasd_utils import sampling
 
     folder, settings = run_settings(checkpoint, profile, config, output_dir, **changes)
@@ -118,22 +135,24 @@ def open_pipeline(
 def run_settings(
     checkpoint: Path | None, profile: str, config: Path | None, output_dir: Path | None, **changes: Any
 ) -> tuple[Path, Config]:
-    """Return the run's folder and the config that `open_pipeline` loads it with."""
+    """Return a run's folder and the config to load it with.
+
+    That is the run's own with `changes`. A config file of the command line replaces all of it but the method,
+    which may have been an option of `dasd train`.
+    """
     settings = read_config(profile, config, output_dir=output_dir, **changes)
-    folder = checkpoint or resolve(settings.output_dir)
-    stored = Path(folder) / "config.json"
-    if stored.exists() and config is not None:
+    folder = Path(checkpoint or resolve(settings.output_dir))
+    stored = folder / "config.json"
+    if not stored.exists():
+        return folder, settings
+    if config is not None:
         method = Config.load(stored).method
-        settings = read_config(profile, config, method, output_dir=output_dir, **changes)
-    elif stored.exists():
-        given = {name: value for name, value in changes.items() if value is not None}
-        given["output_dir"] = str(output_dir or folder)
-        settings = Config.load(stored).replace(**given)
-    return Path(folder), settings
+        return folder, read_config(profile, config, method, output_dir=output_dir, **changes)
+    return folder, read_config(profile, stored, output_dir=output_dir or folder, **changes)
 
 
 def shared(pipeline: Any) -> Any:
-    """Let each of several processes sample its part of what all are asked for."""
+    """Let each of several processes sample its part of the prompts."""
     from dasd_utils.runtime import processes
 
     pipeline.shared = processes.count() > 1
@@ -141,8 +160,8 @@ def shared(pipeline: Any) -> Any:
 
 
 def fail(message: str, status: int) -> NoReturn:
-    """Leave with one line on standard error, and the traceback if asked for."""
-    if DEBUG["asked"]:
+    """Leave with one line on standard error, and with the traceback after `dasd --debug`."""
+    if DEBUG["on"]:
         traceback.print_exc()
     name = "dasd" if PROCESS == 0 else f"dasd, process {PROCESS}"
     typer.echo(f"{name}: {message}", err=True)
@@ -150,7 +169,7 @@ def fail(message: str, status: int) -> NoReturn:
 
 
 def leave() -> None:
-    """End together with the other processes, all of which have agreed to."""
+    """End together with the other processes: one that only exits breaks the connection of the others."""
     from dasd_utils.runtime import processes
 
     processes.end()

@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dasd_utils.apps.cli import completion
-from dasd_utils.apps.cli.options import (
-    CONFIGS,
-    COUNT,
-    STUDY,
-    AsJson,
-    Checkpoint,
-    ConfigFile,
-    OutputDir,
-    Profile,
-    fail,
-    open_pipeline,
-    read_config,
-    show,
-)
-from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils.apps.cli import options
+from dasd_utils.config import ROOT, Config, DasdError, resolve
 
-EPOCHS = 20  # as `probe.EPOCHS`, whose import would load torch
+EPOCHS = 20  # as `evaluation.CNN_EPOCHS`, whose import would load torch
 
 commands = typer.Typer()
 log = logging.getLogger(__name__)
 Workers = Annotated[
-    int, typer.Option(min=1, metavar=COUNT, help="Processes that share the work and the cores.")
+    int, typer.Option(min=1, metavar="N", help="Processes that share the work and the cores.")
 ]
 Seeds = Annotated[str, typer.Option(metavar="N,N,...", help="Training seeds, one run each.")]
 StudyDir = Annotated[
@@ -39,7 +26,6 @@ StudyDir = Annotated[
     typer.Option(
         "--output_dir",
         metavar="FOLDER",
-        autocompletion=completion.folders,
         help="Where runs, samples and the table are.",
         show_default="that of --config, else data/runs/<command>",
     ),
@@ -50,150 +36,232 @@ Scheduler = Annotated[
 ]
 
 
-@commands.command(rich_help_panel=STUDY)
+def study_config(profile: str, config: Path | None, output_dir: Path | None, command: str) -> Config:
+    """Return the config of a study; without a file and a folder its folder is `data/runs/<command>`."""
+    place = output_dir or (None if config else Path("data/runs") / command)
+    return options.read_config(profile, config, output_dir=place)
+
+
+def read_seeds(text: str) -> list[int]:
+    """Read "0,1,2"; DasdError for what is no list of different seeds."""
+    words = text.split(",")
+    if not all(word.strip().isdecimal() for word in words) or len(set(words)) < len(words):
+        raise DasdError(f"--seeds is {text!r}; it must be different whole numbers with commas: 0,1,2.")
+    return [int(word) for word in words]
+
+
+def run_missing(
+    work: Callable[[], list[Any]], words: Callable[[], list[list[str]]], workers: int, scheduler: str | None
+) -> list[Any]:
+    """Do the work, with several workers first by the commands of `words`; return what other processes do."""
+    from dasd_utils.apps import workers as pool
+
+    if workers > 1 or scheduler:
+        pool.run_all(words(), workers, scheduler)
+    try:
+        return work()
+    except KeyboardInterrupt:  # a training that was stopped has saved
+        options.fail("Stopped. The same command goes on from here.", 130)
+
+
+def show_progress(busy: list[Any], as_json: bool, what: str) -> None:
+    """Print what other processes still do, [(name, seed)], instead of a table."""
+    names = ", ".join(f"{name} (seed {seed})" for name, seed in busy)
+    text = f"Other processes are at work on: {names}" if busy else f"All {what} are done."
+    options.show(busy, as_json, text)
+
+
+def show_table(path: Path, rows: list[dict[str, Any]], as_json: bool, *tables: str) -> None:
+    """Print where the rows of a study were written, and its tables or the rows."""
+    options.show({"results": str(path), "rows": rows}, as_json, "\n\n".join([*tables, str(path)]))
+
+
+@commands.command(rich_help_panel=options.STUDY)
 def calibrate(
-    checkpoint: Checkpoint = None,
-    profile: Profile = "auto",
-    config: ConfigFile = None,
-    output_dir: OutputDir = None,
-    budget: Annotated[int, typer.Option(min=1, metavar=COUNT, help="Most denoising steps an image.")] = 30,
+    checkpoint: options.Checkpoint = None,
+    profile: options.Profile = "auto",
+    config: options.ConfigFile = None,
+    output_dir: options.OutputDir = None,
+    budget: Annotated[int, typer.Option(min=1, metavar="N", help="Most denoising steps an image.")] = 30,
     num_images: Annotated[
-        int, typer.Option("--num_images", min=10, metavar=COUNT, help="Images of each candidate.")
+        int, typer.Option("--num_images", min=10, metavar="N", help="Images of each candidate.")
     ] = 64,
-    again: Annotated[bool, typer.Option("--again", help="Search anew where a calibration is there.")] = False,
-    as_json: AsJson = False,
+    again: Annotated[bool, typer.Option("--again", help="Search anew where there is a calibration.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Search each domain's guidance, scheduler and steps; write calibration.json."""
     from dasd_utils import evaluation
     from dasd_utils.study import calibration
 
-    pipeline = open_pipeline(checkpoint, profile, config, output_dir)
+    pipeline = options.open_pipeline(checkpoint, profile, config, output_dir)
     run = checkpoint or Path(pipeline.config.output_dir)
     path = calibration.calibration_file(run)
     calibration.calibrate(pipeline, evaluation.load_scorer(pipeline.config), path, budget, num_images, again)
     found = json.loads(path.read_text(encoding="utf8"))
     lines = [f"{name}: {', '.join(f'{k} {v}' for k, v in each.items())}" for name, each in found.items()]
-    show({"calibration": str(path), "domains": found}, as_json, "\n".join([*lines, str(path)]))
+    options.show({"calibration": str(path), "domains": found}, as_json, "\n".join([*lines, str(path)]))
 
 
-@commands.command(rich_help_panel=STUDY)
+@commands.command(rich_help_panel=options.STUDY)
 def ladder(
-    profile: Profile = "auto",
-    config: ConfigFile = None,
+    profile: options.Profile = "auto",
+    config: options.ConfigFile = None,
     output_dir: StudyDir = None,
     seeds: Seeds = "0,1,2",
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="RUNG", help="Only this rung; may be given again.", show_default="DASD's"),
+        typer.Option(metavar="METHOD", help="Only this method; may be given again.", show_default="DASD's"),
     ] = None,
     against: Annotated[
-        str | None,
-        typer.Option(metavar="RUNG", help="What all are compared with.", show_default="DASD"),
+        str | None, typer.Option(metavar="METHOD", help="What all are compared with.", show_default="DASD")
     ] = None,
     workers: Workers = 1,
     scheduler: Scheduler = None,
     table: Annotated[bool, typer.Option("--table/--no-table", help="Write ladder.json at the end.")] = True,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Compare methods: train, sample and judge what is missing; write ladder.json."""
-    from dasd_utils.study import ladder as rungs
+    """Compare methods: train, sample and score what is missing; write ladder.json."""
+    from dasd_utils import evaluation
+    from dasd_utils.study import calibration, ladder
 
-    place = output_dir or (None if config else Path("data/runs/ladder"))
-    settings, wanted = read_config(profile, config, output_dir=place), find(only)
+    settings = study_config(profile, config, output_dir, "ladder")
+    methods = find_methods(only)
     numbers = read_seeds(seeds)
-    if against and find([against])[0].name not in {rung.name for rung in wanted}:
+    if against and find_methods([against])[0] not in methods:
         raise DasdError(
-            f"--against is {against!r}, which is not among the rungs asked for: add it by --only."
+            f"--against is {against!r}, which is not among the compared methods: add it by --only."
         )
-    judging = rungs.Scoring(settings)
-    if climb(judging, numbers, wanted, workers, scheduler, as_json, table):
-        write_table(judging, numbers, wanted, against or rungs.DASD, as_json)
+    scoring = ladder.Scoring(settings)
+    busy = run_missing(
+        lambda: ladder.run_ladder(scoring, numbers, methods),
+        lambda: ladder_words(settings, numbers, methods),
+        workers,
+        scheduler,
+    )
+    if busy or not table:
+        show_progress(busy, as_json, "methods")
+        return
+    path = resolve(settings.output_dir) / "ladder.json"
+    rows = ladder.ladder_rows(scoring, numbers, methods, against or ladder.DASD)
+    evaluation.save_results(path, settings, rows)
+    searched = ladder.searches(settings, numbers, methods)
+    evaluation.save_results(path.with_name(calibration.SEARCH), settings, searched)
+    show_table(path, rows, as_json, evaluation.ladder_table(rows))
 
 
-@commands.command(rich_help_panel=STUDY)
+def find_methods(names: list[str] | None) -> list[Any]:
+    """Return the methods of these names, those of papers and points of curves too; None: DASD's ladder."""
+    from dasd_utils.study import ladder, tradeoff
+
+    return ladder.find_methods(names, (*ladder.METHODS, *ladder.PAPER_METHODS, *tradeoff.points()))
+
+
+def ladder_words(config: Config, seeds: list[int], methods: list[Any]) -> list[list[str]]:
+    """Return a command for each training of each seed, with all methods that share its weights."""
+    from dasd_utils.runtime import checkpoints
+    from dasd_utils.study import ladder
+
+    path = config.save(checkpoints.writable(config.output_dir) / "ladder_config.json")
+    common = ["ladder", "--config", str(path), "--output_dir", config.output_dir, "--no-table"]
+    by_run: dict[tuple[int, str], list[str]] = {}
+    for seed in seeds:
+        for method in methods:
+            run = ladder.run_config(config, method, seed).output_dir if method.trained else "base"
+            by_run.setdefault((seed, run), []).extend(["--only", method.name])
+    return [[*common, "--seeds", str(seed), *names] for (seed, _), names in by_run.items()]
+
+
+@commands.command(rich_help_panel=options.STUDY)
 def front(
-    profile: Profile = "auto",
-    config: ConfigFile = None,
+    profile: options.Profile = "auto",
+    config: options.ConfigFile = None,
     output_dir: StudyDir = None,
     seeds: Seeds = "0,1,2",
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="LINE", help="Only this line; may be given again.", show_default="all"),
+        typer.Option(metavar="CURVE", help="Only this curve; may be given again.", show_default="all"),
     ] = None,
     workers: Workers = 1,
     scheduler: Scheduler = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compare guidance at all its scales: fit against control; write front.json."""
     from dasd_utils import evaluation
-    from dasd_utils.study import ladder as rungs
-    from dasd_utils.study import tradeoff
+    from dasd_utils.study import ladder, tradeoff
 
-    place = output_dir or (None if config else Path("data/runs/front"))
-    lines, numbers = tradeoff.find_curves(only), read_seeds(seeds)
-    judging = rungs.Scoring(read_config(profile, config, output_dir=place))
-    tradeoff.check_curves(judging.config, lines)
-    if climb(judging, numbers, tradeoff.points(lines), workers, scheduler, as_json):
-        rows = tradeoff.tradeoff_rows(judging, numbers, lines)
-        path = resolve(judging.config.output_dir) / "front.json"
-        evaluation.save_results(path, judging.config, rows)
-        if len(numbers) < 2:
-            log.info("One seed: what a line gains at equal fit takes two or more.")
-        table = evaluation.ladder_table([row for row in rows if "against" not in row])
-        show({"results": str(path), "rows": rows}, as_json, f"{table}\n\n{path}")
+    curves = tradeoff.find_curves(only)
+    numbers = read_seeds(seeds)
+    settings = study_config(profile, config, output_dir, "front")
+    scoring = ladder.Scoring(settings)
+    tradeoff.check_curves(settings, curves)
+    points = tradeoff.points(curves)
+    busy = run_missing(
+        lambda: ladder.run_ladder(scoring, numbers, points),
+        lambda: ladder_words(settings, numbers, points),
+        workers,
+        scheduler,
+    )
+    if busy:
+        show_progress(busy, as_json, "points")
+        return
+    rows = tradeoff.tradeoff_rows(scoring, numbers, curves)
+    path = evaluation.save_results(resolve(settings.output_dir) / "front.json", settings, rows)
+    if len(numbers) < 2:
+        log.info("One seed: what a curve gains at equal fit takes two or more.")
+    scores = [row for row in rows if "against" not in row]
+    show_table(path, rows, as_json, evaluation.ladder_table(scores))
 
 
-@commands.command(rich_help_panel=STUDY)
+@commands.command(rich_help_panel=options.STUDY)
 def adapt(
     target: Annotated[
-        str,
-        typer.Option(metavar="DATA", help="Target domain: toyworld:NAME, a folder or a hub id."),
+        str, typer.Option(metavar="DATA", help="Target domain: toyworld:NAME, a folder or a hub id.")
     ],
-    profile: Profile = "auto",
-    config: ConfigFile = None,
+    profile: options.Profile = "auto",
+    config: options.ConfigFile = None,
     output_dir: StudyDir = None,
     seeds: Seeds = "0,1,2",
     num_images: Annotated[
         int | None,
         typer.Option(
-            "--num_images", min=2, metavar=COUNT, help="Labelled images to translate.", show_default=CONFIGS
+            "--num_images",
+            min=2,
+            metavar="N",
+            help="Labelled images to translate.",
+            show_default=options.CONFIGS,
         ),
     ] = None,
     epochs: Annotated[
-        int, typer.Option(min=1, metavar=COUNT, help="Epochs of the small classifiers.")
+        int, typer.Option(min=1, metavar="N", help="Epochs of the small classifiers.")
     ] = EPOCHS,
     workers: Workers = 1,
     scheduler: Scheduler = None,
     table: Annotated[
         bool, typer.Option("--table/--no-table", help="Write adaptation.json at the end.")
     ] = True,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Translate a labelled domain by words; test classifiers that learned from it."""
     from dasd_utils import evaluation
     from dasd_utils.papers.diffusionclip import adaptation
 
-    place = output_dir or (None if config else Path("data/runs/adapt"))
     numbers = read_seeds(seeds)
-    study = adaptation.Study(read_config(profile, config, output_dir=place), target, num_images, epochs)
+    settings = study_config(profile, config, output_dir, "adapt")
+    study = adaptation.Study(settings, target, num_images, epochs)
     study.check()
-    if workers > 1 or scheduler:
-        run_together(adapt_words(study, numbers), workers, scheduler)
-    try:
-        busy = adaptation.run_study(study, numbers)
-    except KeyboardInterrupt:  # a training that was stopped has saved
-        fail("Stopped. The same command goes on from here.", 130)
+    busy = run_missing(
+        lambda: adaptation.run_study(study, numbers), lambda: adapt_words(study, numbers), workers, scheduler
+    )
     if busy or not table:
-        said = f"Other processes are at work on seeds {busy}" if busy else "All seeds are done."
-        show(busy, as_json, said)
+        text = f"Other processes are at work on seeds {busy}" if busy else "All seeds are done."
+        options.show(busy, as_json, text)
         return
     rows = adaptation.table(study, numbers)
-    path = resolve(study.config.output_dir) / "adaptation.json"
-    asked = {"target": target, "num_images": study.source.num_images, "epochs": epochs}
-    evaluation.save_results(path, study.config.to_dict() | {"study": asked}, rows)
+    wanted = {"target": target, "num_images": study.source.num_images, "epochs": epochs}
+    path = resolve(settings.output_dir) / "adaptation.json"
+    evaluation.save_results(path, settings.to_dict() | {"study": wanted}, rows)
     looks = evaluation.ladder_table([row for row in rows if row["metric"] in evaluation.LADDER])
-    tables = [adaptation.summary(rows), looks] if study.source.label_column else [looks]
-    show({"results": str(path), "rows": rows}, as_json, "\n\n".join([*tables, str(path)]))
+    show_table(path, rows, as_json, *([adaptation.summary(rows)] if study.source.label_column else []), looks)
 
 
 def adapt_words(study: Any, seeds: list[int]) -> list[list[str]]:
@@ -207,91 +275,7 @@ def adapt_words(study: Any, seeds: list[int]) -> list[list[str]]:
     return [[*common, "--seeds", str(seed)] for seed in seeds]
 
 
-def find(names: list[str] | None) -> list[Any]:
-    """Return the rungs of these names, those of papers and the points of fronts too; None: DASD's ladder."""
-    from dasd_utils.study import ladder, tradeoff
-
-    return ladder.find_methods(names, (*ladder.METHODS, *ladder.PAPER_METHODS, *tradeoff.points()))
-
-
-def climb(
-    judging: Any,
-    seeds: list[int],
-    wanted: list[Any],
-    workers: int,
-    scheduler: str | None,
-    as_json: bool,
-    table: bool = True,
-) -> bool:
-    """Do what is missing of the rungs, by several workers if asked; return whether a table can be written."""
-    from dasd_utils.study import ladder
-
-    if workers > 1 or scheduler:
-        run_together(ladder_words(judging.config, seeds, wanted), workers, scheduler)
-    try:
-        busy = ladder.run_ladder(judging, seeds, wanted)
-    except KeyboardInterrupt:  # a training that was stopped has saved
-        fail("Stopped. The same command goes on from here.", 130)
-    if busy or not table:
-        left = ", ".join(f"{name} (seed {seed})" for name, seed in busy)
-        show(busy, as_json, f"Other processes are at work on: {left}" if busy else "All rungs are done.")
-        return False
-    return True
-
-
-def write_table(judging: Any, seeds: list[int], wanted: list[Any], against: str, as_json: bool) -> None:
-    """Write ladder.json and what the searches tried into the ladder's folder; show the table."""
-    from dasd_utils import evaluation
-    from dasd_utils.study import calibration, ladder
-
-    path = resolve(judging.config.output_dir) / "ladder.json"
-    rows = ladder.ladder_rows(judging, seeds, wanted, against)
-    evaluation.save_results(path, judging.config, rows)
-    searched = ladder.searches(judging.config, seeds, wanted)
-    evaluation.save_results(path.with_name(calibration.SEARCH), judging.config, searched)
-    show({"results": str(path), "rows": rows}, as_json, f"{evaluation.ladder_table(rows)}\n\n{path}")
-
-
-def read_seeds(text: str) -> list[int]:
-    """Read "0,1,2"; DasdError for what is no list of different seeds."""
-    words = text.split(",")
-    if not all(word.strip().isdecimal() for word in words) or len(set(words)) < len(words):
-        raise DasdError(f"--seeds is {text!r}; it must be different whole numbers with commas: 0,1,2.")
-    return [int(word) for word in words]
-
-
-def ladder_words(config: Config, seeds: list[int], wanted: list[Any]) -> list[list[str]]:
-    """Return a command for each training of each seed, with all the rungs that share its weights."""
-    from dasd_utils.runtime import checkpoints
-    from dasd_utils.study import ladder as rungs
-
-    path = config.save(checkpoints.writable(config.output_dir) / "ladder_config.json")
-    common = ["ladder", "--config", str(path), "--output_dir", config.output_dir, "--no-table"]
-    alike: dict[tuple, list[str]] = {}
-    for seed in seeds:
-        for rung in wanted:
-            place = rungs.run_config(config, rung, seed).output_dir if rung.trained else "base"
-            alike.setdefault((seed, place), []).extend(["--only", rung.name])
-    return [[*common, "--seeds", str(seed), *names] for (seed, _), names in alike.items()]
-
-
-def run_together(commands: list[list[str]], workers: int, scheduler: str | None) -> None:
-    """Run commands side by side; DasdError with what the first that failed said."""
-    from dasd_utils.apps import workers as pool
-
-    failed = [
-        (command, said)
-        for command, said in zip(commands, pool.run(commands, workers, scheduler), strict=True)
-        if said
-    ]
-    if failed:
-        command, said = failed[0]
-        raise DasdError(
-            f"{len(failed)} of {len(commands)} commands failed, the first: `dasd {' '.join(command)}`: {said}"
-        )
-
-
-@commands.command(rich_help_panel=STUDY)
+@commands.command(rich_help_panel=options.STUDY)
 def sweep(
     parameters: Annotated[
         Path, typer.Argument(metavar="FILE", help="JSON list of objects: the parameters of each run.")
@@ -300,7 +284,9 @@ def sweep(
         str,
         typer.Option(
             metavar="NAME",
-            autocompletion=completion.notebooks,
+            autocompletion=options.completing(
+                lambda: [p.name[:2] for p in ROOT.glob("notebooks/[0-9]*.ipynb")]
+            ),
             help="The notebook to run for each: how its name begins.",
         ),
     ],
@@ -310,18 +296,20 @@ def sweep(
     ] = Path("data/runs/sweep"),
     workers: Workers = 1,
     scheduler: Scheduler = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Run one notebook for each entry of a list that is missing; collect its rows."""
     from dasd_utils import evaluation
     from dasd_utils.apps import sweep as sweeps
+    from dasd_utils.apps import workers as pool
 
     cells = sweeps.cells(notebook, sweeps.read(parameters), output_dir)
     left = sweeps.missing(cells)
     log.info("%d of %d cells are to run.", len(left), len(cells))
-    run_together([cell.command() for cell in left], workers, scheduler)
+    pool.run_all([cell.command() for cell in left], workers, scheduler)
     rows = sweeps.rows(cells)
-    path = evaluation.save_results(
-        resolve(output_dir) / f"{cells[0].notebook}.json", {"sweep": str(parameters)}, rows
+    file = resolve(output_dir) / f"{cells[0].notebook}.json"
+    path = evaluation.save_results(file, {"sweep": str(parameters)}, rows)
+    options.show(
+        {"results": str(path), "rows": rows}, as_json, f"{len(cells)} cells, {len(rows)} rows: {path}"
     )
-    show({"results": str(path), "rows": rows}, as_json, f"{len(cells)} cells, {len(rows)} rows: {path}")

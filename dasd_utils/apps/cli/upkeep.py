@@ -1,30 +1,145 @@
-"""The commands that build and look after what runs need: encode, clean, verify, pretrain."""
+"""The commands that look after the course and the runs: from `dasd notebooks` to `dasd pretrain`."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dasd_utils.apps.cli import completion
-from dasd_utils.apps.cli.options import COUNT, UPKEEP, AsJson, ConfigFile, Profile, read_config, show
-from dasd_utils.config import ROOT, Config, DasdError, resolve
+from dasd_utils.apps.cli import options
+from dasd_utils.config import Config, DasdError, resolve
 
 commands = typer.Typer()
+Only = Annotated[str | None, typer.Option(metavar="NAMES", help="Comma-separated beginnings of names: 03,04")]
 
 
-@commands.command(rich_help_panel=UPKEEP)
+@commands.command(
+    rich_help_panel=options.UPKEEP,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def notebooks(
+    context: typer.Context,
+    profile: options.Profile = "auto",
+    output_dir: Annotated[
+        Path,
+        typer.Option("--output_dir", metavar="FOLDER", help="Of executed copies, runs, figures and results."),
+    ] = Path("data/runs/course"),
+    only: Only = None,
+    seed: options.Seed = None,
+    stale: Annotated[bool, typer.Option("--stale", help="Only those that `dasd fresh` lists.")] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Make the copies the tracked notebooks, with their stamp.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Run the notebooks in order through papermill; `-p NAME VALUE` sets a parameter."""
+    lessons = load_notebooks_module()
+    values = {"profile": options.read_config(profile, None).profile, **read_parameters(context.args)}
+    values |= {"seed": seed} if seed is not None else {}
+    paths = [path for path in lessons.find_notebooks(names(only)) if not stale or lessons.stale(path)]
+    if update:
+        lessons.check_defaults(paths, values)
+    done: list[Any] = []
+    if paths:  # else none is stale
+        values |= {"output_dir": lessons.parameter_path(output_dir.resolve())}
+        done = lessons.run_notebook(paths, output_dir, values, report=echo_time, to_store=update)
+    if update and done:
+        lessons.store_outputs(done)
+    rows = [{"notebook": one.name, "path": str(one.path), "seconds": round(one.seconds, 1)} for one in done]
+    total = sum(one.seconds for one in done)
+    options.show(rows, as_json, f"{len(done)} notebooks in {total:.0f} s: {Path(output_dir).resolve()}")
+
+
+def echo_time(done: Any) -> None:
+    """Print on standard error how long a notebook took."""
+    typer.echo(f"{done.name}: {done.seconds:.0f} s", err=True)
+
+
+def names(only: str | None) -> list[str] | None:
+    """Return the beginnings of names that --only lists, None for all."""
+    return only.split(",") if only else None
+
+
+def load_notebooks_module() -> Any:
+    """Return `dasd_utils.apps.notebooks`; DasdError where the packages are missing that it needs."""
+    missing = [name for name in ("nbformat", "papermill") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DasdError(f"{' and '.join(missing)} is missing here: pip install papermill nbformat ipykernel "
+                        "(or dasd-utils[batch]).")  # fmt: skip
+    from dasd_utils.apps import notebooks
+
+    return notebooks
+
+
+def read_parameters(words: list[str]) -> dict[str, Any]:
+    """Read `-p NAME VALUE` triples; a value that is JSON (a number, true, a list) is read as such."""
+    values, rest = {}, list(words)
+    while rest:
+        if rest[0] not in ("-p", "--parameter") or len(rest) < 3:
+            raise DasdError(f"Unknown option {rest[0]!r}. Parameters are given as: -p NAME VALUE")
+        _, name, text = rest[:3]
+        rest = rest[3:]
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
+
+
+@commands.command(rich_help_panel=options.UPKEEP)
+def fresh(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Notebooks to look at.", show_default="all of them")
+    ] = None,
+    only: Only = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List the notebooks whose stored outputs were not made, or not completely, by the present code.
+
+    Exit status 1 if there are any: `dasd notebooks --stale --update` renews them.
+    """
+    lessons = load_notebooks_module()
+    paths = files or lessons.find_notebooks(names(only))
+    for path in paths:
+        if not path.is_file():
+            raise DasdError(f"There is no notebook {path}.")
+    rows = [{"notebook": p.stem, "faults": lessons.faults(p), "changed": lessons.stale(p)} for p in paths]
+    wrong = [row for row in rows if row["faults"] or row["changed"]]
+    lines = [f"{row['notebook']}: {', '.join([*row['faults'], *row['changed']])}" for row in wrong]
+    options.show(rows, as_json, "\n".join(lines) or f"{len(rows)} notebooks are fresh.")
+    if wrong:
+        raise DasdError(f"{len(wrong)} of {len(rows)} notebooks are to be run again: `make notebooks` "
+                        "runs all, `dasd notebooks --profile tiny --stale --update` these.")  # fmt: skip
+
+
+@commands.command(rich_help_panel=options.UPKEEP)
+def badges(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; status 1 if one is old.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write Colab badges and setup cells of the notebooks, from address and version in pyproject.toml."""
+    lessons = load_notebooks_module()
+    paths = lessons.find_notebooks()
+    found = [path.name for path in (lessons.outdated_badges if check else lessons.write_badges)(paths)]
+    where = lessons.repository()
+    text = f"{len(found)} of {len(paths)} notebooks {'are old' if check else 'changed'}"
+    options.show(found, as_json, "\n".join([*found, f"{text}: {where.address}, {where.tag}"]))
+    if check and found:
+        raise DasdError(f"{text}: `dasd badges` writes them anew.")
+
+
+@commands.command(rich_help_panel=options.UPKEEP)
 def encode(
-    profile: Profile = "auto",
-    config: ConfigFile = None,
-    as_json: AsJson = False,
+    profile: options.Profile = "auto", config: options.ConfigFile = None, as_json: options.AsJson = False
 ) -> None:
     """Fill the latent cache. Processes that share it, here or elsewhere, divide the work."""
     from dasd_utils import latents, models
     from dasd_utils.runtime import latent_cache, precision
 
-    settings = read_config(profile, config)
+    settings = options.read_config(profile, config)
     parts = models.load_parts(settings)
     models.add_domain_tokens(parts, settings.domains)  # captions are counted with them
     *_, sampler = latents.create_datasets(settings, parts.tokenizer)
@@ -32,56 +147,42 @@ def encode(
     show_cache(settings, latent_cache.stored(settings), "There are", as_json)
 
 
-@commands.command(rich_help_panel=UPKEEP)
+@commands.command(rich_help_panel=options.UPKEEP)
 def verify(
-    run: Annotated[Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="A run folder.")],
-    steps: Annotated[int, typer.Option(min=1, metavar=COUNT, help="First steps to do again.")] = 3,
-    as_json: AsJson = False,
+    run: options.Run,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="First steps to do again.")] = 3,
+    as_json: options.AsJson = False,
 ) -> None:
     """Check a run: its files by their hashes, its first steps by doing them again."""
     from dasd_utils.apps import verify
 
     rows = verify.verify(run, steps)
     lines = [f"{'ok' if row['ok'] else 'NOT OK':6}  {row['what']}: {row['found']}" for row in rows]
-    show(rows, as_json, "\n".join(lines))
+    options.show(rows, as_json, "\n".join(lines))
     if not all(row["ok"] for row in rows):
         raise DasdError(f"{run} does not agree with what it says of itself.")
 
 
-@commands.command(rich_help_panel=UPKEEP)
-def clean(profile: Profile = "auto", config: ConfigFile = None, as_json: AsJson = False) -> None:
+@commands.command(rich_help_panel=options.UPKEEP)
+def clean(
+    profile: options.Profile = "auto", config: options.ConfigFile = None, as_json: options.AsJson = False
+) -> None:
     """Remove every cached latent, and nothing else."""
     from dasd_utils.runtime import latent_cache
 
-    settings = read_config(profile, config)
+    settings = options.read_config(profile, config)
     show_cache(settings, latent_cache.clear(settings), "Removed", as_json)
 
 
-def show_cache(settings: Config, found: tuple[int, int], what: str, as_json: bool) -> None:
+def show_cache(config: Config, found: tuple[int, int], verb: str, as_json: bool) -> None:
     """Print shards and bytes of the latent cache."""
-    place, (count, size) = str(resolve(settings.data.cache_dir)), found
-    text = f"{what} {count} shards, {size / 1e6:.1f} MB: {place}"
-    show({"cache_dir": place, "shards": count, "bytes": size}, as_json, text)
+    place = str(resolve(config.data.cache_dir))
+    count, size = found
+    text = f"{verb} {count} shards, {size / 1e6:.1f} MB: {place}"
+    options.show({"cache_dir": place, "shards": count, "bytes": size}, as_json, text)
 
 
-def measure_base(base: str, seed: int, num_images: int) -> tuple[Path, list[dict[str, Any]]]:
-    """Measure a base; return where its rows are written, data/results or its own folder, and the rows."""
-    from dasd_utils import evaluation
-    from dasd_utils.pretrain.evaluate import evaluate as measure
-
-    place, default = resolve(base).resolve(), resolve("data/tiny-sd")
-    name = str(place.relative_to(ROOT) if place.is_relative_to(ROOT) else place)
-    settings = Config.setup("tiny", seed=seed, base=name, clip=f"{name}/clip")
-    rows = measure(settings, num_images)
-    file = resolve("data/results/pretrain.json") if place == default else place / "scores.json"
-    return evaluation.save_results(file, settings, rows), rows
-
-
-def _interval(row: dict) -> str:
-    return f"{row['value']:8.3f} [{row['low']:.3f}, {row['high']:.3f}] n = {row['n']}"
-
-
-@commands.command(rich_help_panel=UPKEEP)
+@commands.command(rich_help_panel=options.UPKEEP)
 def pretrain(
     stage: Annotated[
         list[str] | None,
@@ -92,16 +193,16 @@ def pretrain(
     output_dir: Annotated[
         str, typer.Option("--output_dir", metavar="FOLDER", help="Where the base is, or will be.")
     ] = "data/tiny-sd",
-    seed: Annotated[int, typer.Option(metavar=COUNT, help="What all that is random is drawn from.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of everything that is random.")] = 0,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, metavar=COUNT, help="CPU threads of this process.", show_default="PyTorch's"),
+        typer.Option(min=1, metavar="N", help="CPU threads of this process.", show_default="PyTorch's"),
     ] = None,
     evaluate: Annotated[bool, typer.Option("--evaluate", help="Measure the finished base instead.")] = False,
     num_images: Annotated[
-        int, typer.Option("--num_images", min=2, metavar=COUNT, help="Samples of each domain to measure.")
+        int, typer.Option("--num_images", min=2, metavar="N", help="Samples of each domain to measure.")
     ] = 500,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Build the embedded base model from the toy world, in hours; or measure it."""
     import torch
@@ -112,11 +213,17 @@ def pretrain(
         torch.set_num_threads(threads)
     if evaluate and stage:
         raise DasdError("--evaluate measures a finished base; it takes no --stage.")
-    if evaluate:
-        path, rows = measure_base(output_dir, seed, num_images)
-        lines = [f"{row['metric']:26} {row['domain']:18} {_interval(row)}" for row in rows]
-        show({"results": str(path), "rows": rows}, as_json, "\n".join([*lines, str(path)]))
+    if not evaluate:
+        settings = stages.PretrainConfig(seed=seed, output_dir=output_dir)
+        made = str(stages.pretrain(settings, tuple(stage) if stage else stages.STAGES))
+        options.show({"base": made}, as_json, made)
         return
-    settings = stages.PretrainConfig(seed=seed, output_dir=output_dir)
-    made = str(stages.pretrain(settings, tuple(stage) if stage else stages.STAGES))
-    show({"base": made}, as_json, made)
+    from dasd_utils.pretrain.evaluate import measure_base
+
+    path, rows = measure_base(output_dir, seed, num_images)
+    lines = [f"{row['metric']:26} {row['domain']:18} {_interval(row)}" for row in rows]
+    options.show({"results": str(path), "rows": rows}, as_json, "\n".join([*lines, str(path)]))
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return f"{row['value']:8.3f} [{row['low']:.3f}, {row['high']:.3f}] n = {row['n']}"

@@ -1,48 +1,36 @@
-"""The commands that use a run: generate, translate, classify, animate."""
+"""The commands that use a run: generate, translate, classify, animate, playground, export."""
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dasd_utils.apps.cli import completion
-from dasd_utils.apps.cli.options import (
-    COUNT,
-    PROCESS,
-    RUNS,
-    AsJson,
-    Checkpoint,
-    ConfigFile,
-    OutputDir,
-    Profile,
-    Prompt,
-    Seed,
-    open_pipeline,
-    show,
-)
-from dasd_utils.config import Config, resolve
+from dasd_utils.apps.cli import options
+from dasd_utils.config import GUIDANCE, Config, resolve
+from dasd_utils.profiles import PROFILES
 
 commands = typer.Typer()
+DOMAINS = dict.fromkeys(domain["name"] for profile in PROFILES.values() for domain in profile["domains"])
 
 
-@commands.command(rich_help_panel=RUNS)
+@commands.command(rich_help_panel=options.RUNS)
 def generate(
-    prompt: Prompt,
-    checkpoint: Checkpoint = None,
+    prompt: options.Prompt,
+    checkpoint: options.Checkpoint = None,
     domain: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            autocompletion=completion.domains,
+            autocompletion=options.completing(lambda: DOMAINS),
             help="The domain to draw in, such as satellite or xray.",
             show_default="that of the prompt's token, else the base model",
         ),
     ] = None,
-    num_images: Annotated[
-        int, typer.Option("--num_images", min=1, metavar=COUNT, help="How many images.")
-    ] = 1,
+    num_images: Annotated[int, typer.Option("--num_images", min=1, metavar="N", help="How many images.")] = 1,
     auto_domain: Annotated[
         bool, typer.Option("--auto-domain", help="Let the classifier find the domain, or none.")
     ] = False,
@@ -50,36 +38,48 @@ def generate(
         str | None,
         typer.Option(
             metavar="RULE",
-            autocompletion=completion.guidances,
+            autocompletion=options.completing(lambda: GUIDANCE),
             help="cfg, domain, decoupled or unconditional.",
             show_default="as calibrated",
         ),
     ] = None,
-    profile: Profile = "auto",
-    config: ConfigFile = None,
-    seed: Seed = None,
-    output_dir: OutputDir = None,
-    as_json: AsJson = False,
+    profile: options.Profile = "auto",
+    config: options.ConfigFile = None,
+    seed: options.Seed = None,
+    output_dir: options.OutputDir = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Draw images of a prompt, in a domain that is named or found, into <run>/generated."""
     from dasd_utils.runtime import checkpoints
 
-    pipeline = open_pipeline(checkpoint, profile, config, output_dir)
-    options = {"domain": domain, "num_images": num_images, "seed": seed, "auto_domain": auto_domain}
-    options |= {"guidance": guidance}
+    pipeline = options.open_pipeline(checkpoint, profile, config, output_dir)
     place = checkpoints.writable(Path(pipeline.config.output_dir).absolute())
-    images, found, used = pipeline.generate(prompt, **options)
-    paths = save_images(images, place / "generated", found or "base", used["seed"])
-    result = {"images": [str(p) for p in paths], "domain": found, "settings": used}
-    show(result, as_json, "\n".join(str(p) for p in paths))
+    given = {"num_images": num_images, "seed": seed, "auto_domain": auto_domain, "guidance": guidance}
+    images, found, used = pipeline.generate(prompt, domain=domain, **given)
+    listed = images if isinstance(images, list) else [images]
+    names = [f"{found or 'base'}_{used['seed']}_{number}.png" for number in range(len(listed))]
+    paths = save_images(listed, place / "generated", names)
+    options.show({"images": paths, "domain": found, "settings": used}, as_json, "\n".join(paths))
 
 
-@commands.command(rich_help_panel=RUNS)
+def save_images(images: list[Any], folder: Path, names: list[str]) -> list[str]:
+    """Write images into a folder, in one of several processes; return the paths."""
+    from dasd_utils.runtime import checkpoints
+
+    checkpoints.writable(folder)
+    paths = [folder / name for name in names]
+    if options.PROCESS == 0:
+        for path, image in zip(paths, images, strict=True):
+            image.save(path)
+    return [str(path) for path in paths]
+
+
+@commands.command(rich_help_panel=options.RUNS)
 def translate(
     pictures: Annotated[
         list[Path], typer.Argument(metavar="PICTURE...", help="Image files, or folders of them.")
     ],
-    checkpoint: Checkpoint = None,
+    checkpoint: options.Checkpoint = None,
     strength: Annotated[
         float | None,
         typer.Option(
@@ -88,75 +88,144 @@ def translate(
             show_default="as the run chooses",
         ),
     ] = None,
-    profile: Profile = "auto",
-    config: ConfigFile = None,
-    output_dir: OutputDir = None,
-    as_json: AsJson = False,
+    profile: options.Profile = "auto",
+    config: options.ConfigFile = None,
+    output_dir: options.OutputDir = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Translate pictures by a run of the method diffusionclip, into <run>/translated."""
     from dasd_utils.papers.diffusionclip import translation
     from dasd_utils.runtime import checkpoints, images
 
-    pipeline = open_pipeline(checkpoint, profile, config, output_dir)
+    pipeline = options.open_pipeline(checkpoint, profile, config, output_dir)
     place = checkpoints.writable(Path(pipeline.config.output_dir).absolute() / "translated")
     files = images.find_image_files(pictures)
     new = translation.by_settings(pipeline, [images.open_file(file) for file in files], strength)
-    paths = [place / f"{number:03d}_{file.stem}.png" for number, file in enumerate(files)]
-    for path, picture in zip(paths, new, strict=True):
-        picture.save(path)
-    show({"images": [str(p) for p in paths]}, as_json, "\n".join(str(p) for p in paths))
+    paths = save_images(new, place, [f"{number:03d}_{file.stem}.png" for number, file in enumerate(files)])
+    options.show({"images": paths}, as_json, "\n".join(paths))
 
 
-@commands.command(rich_help_panel=RUNS)
+@commands.command(rich_help_panel=options.RUNS)
 def classify(
-    prompt: Prompt,
-    checkpoint: Checkpoint = None,
-    profile: Profile = "auto",
-    config: ConfigFile = None,
-    output_dir: OutputDir = None,
-    as_json: AsJson = False,
+    prompt: options.Prompt,
+    checkpoint: options.Checkpoint = None,
+    profile: options.Profile = "auto",
+    config: options.ConfigFile = None,
+    output_dir: options.OutputDir = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Find the domain of a prompt, or none."""
-    result = open_pipeline(checkpoint, profile, config, output_dir).classify_prompt(prompt)
-    show(result, as_json, f"{result['best_domain'] or 'no domain'}: {result['suggested_prompt']}")
+    result = options.open_pipeline(checkpoint, profile, config, output_dir).classify_prompt(prompt)
+    options.show(result, as_json, f"{result['best_domain'] or 'no domain'}: {result['suggested_prompt']}")
 
 
-@commands.command(rich_help_panel=RUNS)
+@commands.command(rich_help_panel=options.RUNS)
 def animate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="A run folder.")],
+    run: options.Run,
     output: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
-            help="What to write: .webp, .gif or .png.",
-            show_default="<run>/samples.webp",
+            metavar="FILE", help="What to write: .webp, .gif or .png.", show_default="<run>/samples.webp"
         ),
     ] = None,
     label: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What stands above.", show_default="the run's profile")
     ] = None,
-    width: Annotated[int, typer.Option(min=64, metavar=COUNT, help="Pixels.")] = 640,
-    as_json: AsJson = False,
+    width: Annotated[int, typer.Option(min=64, metavar="N", help="Pixels.")] = 640,
+    as_json: options.AsJson = False,
 ) -> None:
     """Make a moving picture of a run's sample grids (sample_every in the config)."""
     from dasd_utils.apps import animation
 
-    grids, stored = animation.of_run(run), resolve(run) / "config.json"
+    grids = animation.of_run(run)
+    stored = resolve(run) / "config.json"
     if label is None:
         label = f"{Config.load(stored).profile} profile" if stored.exists() else ""
     path = animation.save(grids, output or resolve(run) / "samples.webp", label, width)
     result = {"animation": str(path), "pictures": len(grids), "bytes": path.stat().st_size}
-    show(result, as_json, f"{path}: {len(grids)} pictures, {result['bytes'] / 1e3:.0f} kB")
+    options.show(result, as_json, f"{path}: {len(grids)} pictures, {result['bytes'] / 1e3:.0f} kB")
 
 
-def save_images(images: Any, folder: Path, domain: str, seed: int) -> list[Path]:
-    """Write PNG files named by domain, seed and number; of several processes the first one does."""
+@commands.command(rich_help_panel=options.RUNS)
+def playground(
+    checkpoint: options.Checkpoint = None,
+    profile: options.Profile = "auto",
+    config: options.ConfigFile = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, metavar="N", help="Of the page's address.", show_default="8866 or a free one"
+        ),
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open the page, where there is a browser.")] = True,
+) -> None:
+    """Serve the playground at an address of this machine: prompts, domains, guidance, images."""
+    from dasd_utils.apps.playground import server
+
+    server.check_voila()
+    folder, settings = find_run(checkpoint, profile, config)
+    number, token = server.choose_port(port), server.new_token()
+    given = {"run": str(resolve(folder).absolute()), "config": settings.to_dict()}
+    os.environ[server.SETTINGS] = json.dumps(given)  # kernels inherit it; it is read as data, never run
+    typer.echo(f"The playground of {folder}: http://{server.HOST}:{number}/?token={token}", err=True)
+    typer.echo("Ctrl-C ends it.", err=True)
+    server.serve(number, token, browser)
+
+
+def find_run(checkpoint: Path | None, profile: str, config: Path | None) -> tuple[Path, Config]:
+    """Return the run of the command line, or the one that a lesson would take, and its config."""
+    from dasd_utils import adapters, sampling
     from dasd_utils.runtime import checkpoints
 
-    checkpoints.writable(folder)
-    paths = []
-    for number, image in enumerate(images if isinstance(images, list) else [images]):
-        paths.append(folder / f"{domain}_{seed}_{number}.png")
-        if PROCESS == 0:
-            image.save(paths[-1])
-    return paths
+    if checkpoint is None:
+        settings = options.read_config(profile, config)
+        return checkpoints.find_run(settings), settings
+    checkpoint = resolve(checkpoint)
+    adapters.read_summary(checkpoint / "adapter" if (checkpoint / "adapter").is_dir() else checkpoint)
+    return options.run_settings(sampling.run_folder(checkpoint), profile, config, None)
+
+
+@commands.command(rich_help_panel=options.SHARE)
+def export(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            autocompletion=options.completing(options.run_folders), help="A run folder or an adapter folder."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="A folder that is new, empty, or of an earlier export.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="diffusers: LoRA and tokens; a1111, comfyui: for these programs; pipeline: the whole model.",
+        ),
+    ] = "diffusers",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Of the LoRA, and before the embeddings' words.", show_default="the run's"
+        ),
+    ] = None,
+    samples: Annotated[bool, typer.Option(help="Draw a picture for the model card.")] = True,
+    profile: options.Profile = "auto",
+    config: options.ConfigFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a run's adapter in the files that other programs read, with a model card."""
+    from dasd_utils import sampling
+    from dasd_utils.apps import export, model_card
+
+    folder = resolve(run)
+    own = sampling.run_folder(folder)
+    adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    export.check_export(adapter, out, kind, name or own.name)
+    pipeline = options.open_pipeline(folder, profile, config, None)
+    drawn = export.draw_samples(pipeline) if samples else None
+    rows = export.evaluation_rows(own)
+    done = export.export(adapter, out, kind, pipeline.config, name or own.name, rows, drawn)
+    upload = model_card.UPLOAD.format(folder=out)
+    advice = f"To publish it: {upload} (add --private to keep it to yourself)"
+    lines = [*(str(out / file) for file in done.files), advice]
+    options.show({"folder": str(out), **vars(done), "upload": upload}, as_json, "\n".join(lines))

@@ -16,11 +16,11 @@ import ipywidgets as widgets
 from dasd_utils import sampling
 from dasd_utils.apps.playground import drawings, fields
 from dasd_utils.apps.playground.drawings import AUTO, Drawing, Loaded
+from dasd_utils.apps.playground.server import SETTINGS
 from dasd_utils.config import Config, DasdError
 from dasd_utils.runtime import checkpoints
 from dasd_utils.runtime.bars import RED, note
 
-SETTINGS = "DASD_PLAYGROUND"  # the variable that tells a served page its run and config
 KEPT = 24  # drawings in the history
 SEEDS = 10_000  # from which another is drawn: short enough to be told
 PAUSE = 0.25  # seconds without a key before the classifier is asked
