@@ -1,4 +1,4 @@
-"""Prompt -> domain or none: cosine similarities in the text encoder's pooled space, and one threshold."""
+"""Prompt to domain, or none: cosine similarities in the text encoder's pooled space, and one threshold."""
 
 from __future__ import annotations
 
@@ -16,35 +16,20 @@ from dasd_utils.config import DasdError, DomainConfig, resolve
 from dasd_utils.data import with_token
 from dasd_utils.runtime import files
 
-# What people ask for that is neither: the common part of all prompts is their mean.
+# Prompts of no domain: their mean estimates what all CLIP text vectors have in common.
 BACKGROUND = (
-    "a painting",
-    "an oil painting of a landscape",
-    "a watercolour of a tree",
-    "a portrait of a young man",
-    "a still life with a jug",
-    "a boat on a lake",
-    "a cow in the grass",
-    "a small bird",
-    "a loaf of bread",
-    "a slice of pizza",
-    "people in a market",
-    "a car in the street",
-    "a living room with a lamp",
-    "a colourful pattern",
-    "a drawing of a house",
-    "a photo of a friend",
-)
+    "a painting", "an oil painting of a landscape", "a watercolour of a tree", "a portrait of a young man",
+    "a still life with a jug", "a boat on a lake", "a cow in the grass", "a small bird", "a loaf of bread",
+    "a slice of pizza", "people in a market", "a car in the street", "a living room with a lamp",
+    "a colourful pattern", "a drawing of a house", "a photo of a friend",
+)  # fmt: skip
 
 
 def token_domain(prompt: str, domains: Sequence[DomainConfig]) -> DomainConfig | None:
-    """Return the domain whose token comes first in the prompt, None if it holds none.
-
-    Upper and lower case are one, as they are for the tokenizer's added tokens.
-    """
+    """Return the domain whose token comes first in the prompt, in upper or lower case, None without any."""
     lowered = prompt.lower()
-    held = [d for d in domains if d.token and d.token.lower() in lowered]
-    return min(held, key=lambda d: lowered.index(d.token.lower()), default=None)
+    found = [d for d in domains if d.token and d.token.lower() in lowered]
+    return min(found, key=lambda d: lowered.index(d.token.lower()), default=None)
 
 
 def without_tokens(prompt: str, domains: Sequence[DomainConfig]) -> str:
@@ -72,18 +57,14 @@ def check_prompts(prompts: Sequence[str]) -> None:
 def embed_prompts(text_encoder: Any, tokenizer: Any, prompts: Sequence[str], batch_size: int = 64) -> Tensor:
     """Return unit vectors (n, d): the last hidden state, after the final norm, at the first end token.
 
-    The encoder is causal, so this position alone has seen the whole prompt. Its own `pooler_output` may
-    sit elsewhere: with the config of Stable Diffusion 1.5 it takes the largest id, an added token.
+    The encoder is causal, so this position alone depends on all of the prompt. Its own `pooler_output` may
+    be at another: with the config of Stable Diffusion 1.5 it takes the largest id, an added token.
     """
     vectors = []
     for start in range(0, len(prompts), batch_size):
-        ids = tokenizer(
-            list(prompts[start : start + batch_size]),
-            padding="max_length",
-            truncation=True,
-            max_length=tokenizer.model_max_length,
-            return_tensors="pt",
-        ).input_ids
+        few = list(prompts[start : start + batch_size])
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        ids = tokenizer(few, max_length=tokenizer.model_max_length, **options).input_ids
         hidden = text_encoder(ids.to(text_encoder.device)).last_hidden_state  # (B, 77, d)
         end = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
         vectors.append(hidden[torch.arange(len(ids)), end.to(hidden.device)].float())
@@ -111,19 +92,17 @@ class DomainClassifier:
         self.prototypes = {d.name: self._centred(self.prototype_texts(d)) for d in self.domains}
 
     def prototype_texts(self, domain: DomainConfig) -> list[str]:
-        """Return what stands for the domain: its descriptions, and the same led by its token once learned.
+        """Return a domain's prototypes: its descriptions, and each of them behind its token once learned.
 
-        A learned token steers the UNet and may mean anything by itself; it is compared where it is used,
-        in front of words.
+        A learned token is trained to steer the UNet and may mean anything by itself; so it is compared as it
+        is used, in front of words. Raises DasdError for a domain with neither.
         """
         learned = domain.token in self.tokenizer.get_added_vocab()
-        led = [with_token(text, domain.token) for text in domain.descriptions] or [domain.token]
-        texts = [*domain.descriptions, *(led if learned else [])]
+        with_tokens = [with_token(text, domain.token) for text in domain.descriptions] or [domain.token]
+        texts = [*domain.descriptions, *(with_tokens if learned else [])]
         if not texts:
-            raise DasdError(
-                f"The domain {domain.name} has neither descriptions nor a learned token, so no prompt can "
-                f"be compared with it: give it `descriptions` in the config."
-            )
+            raise DasdError(f"The domain {domain.name} has neither descriptions nor a learned token to "
+                            "compare a prompt with: give it `descriptions` in the config.")  # fmt: skip
         return texts
 
     def _embed(self, prompts: Sequence[str]) -> Tensor:
@@ -145,15 +124,15 @@ class DomainClassifier:
         if not prompts:
             raise DasdError("The threshold needs labelled prompts to be fitted on; there are none.")
         scores, best = self.similarities([row["prompt"] for row in prompts]).max(dim=1)
-        truth = [self.truth(row) for row in prompts]
+        labels = [self.label(row) for row in prompts]
         names = [d.name for d in self.domains]
-        hits = [names[i] == name for i, name in zip(best.tolist(), truth, strict=True)]
-        nones = [name is None for name in truth]
+        hits = [names[i] == label for i, label in zip(best.tolist(), labels, strict=True)]
+        nones = [label is None for label in labels]
         self.threshold = _best_threshold(scores.tolist(), hits, nones)
         return self.threshold
 
-    def truth(self, row: dict[str, Any]) -> str | None:
-        """Return the label of a row; the label of a domain that is not compared with counts as none."""
+    def label(self, row: dict[str, Any]) -> str | None:
+        """Return the label of a row; that of a domain which the classifier does not know counts as none."""
         return row["domain"] if row["domain"] in self.prototypes else None
 
     def classify(self, prompt: str | Sequence[str]) -> dict[str, Any] | list[dict[str, Any]]:
@@ -173,11 +152,11 @@ class DomainClassifier:
 
     def _decide(self, prompt: str, cosines: list[float]) -> dict[str, Any]:
         scores = {d.name: cosine for d, cosine in zip(self.domains, cosines, strict=True)}
-        held = token_domain(prompt, self.domains)
-        if held:
-            scores[held.name] = 1.0
-        best = held or max(self.domains, key=lambda d: scores[d.name])
-        found = held is not None or scores[best.name] >= self.threshold
+        by_token = token_domain(prompt, self.domains)
+        if by_token:
+            scores[by_token.name] = 1.0
+        best = by_token or max(self.domains, key=lambda d: scores[d.name])
+        found = by_token is not None or scores[best.name] >= self.threshold
         return {
             "best_domain": best.name if found else None,
             "best_score": scores[best.name],
@@ -187,25 +166,24 @@ class DomainClassifier:
 
 
 def _best_threshold(scores: list[float], hits: list[bool], nones: list[bool]) -> float:
-    """A prompt counts above the threshold if it is a hit, below it if none is right."""
+    """Return the threshold above which most prompts are hits and below which most are none."""
     ordered = sorted(set(scores))
     ordered = [ordered[0] - 1e-3, *ordered, ordered[-1] + 1e-3]  # narrow, so a gap between two comes first
 
-    def right(gap: tuple[float, float]) -> int:
+    def num_right(gap: tuple[float, float]) -> int:
         rows = zip(scores, hits, nones, strict=True)
         return sum(hit if score >= gap[1] else none for score, hit, none in rows)
 
-    low, high = max(itertools.pairwise(ordered), key=lambda gap: (right(gap), gap[1] - gap[0]))
+    low, high = max(itertools.pairwise(ordered), key=lambda gap: (num_right(gap), gap[1] - gap[0]))
     return (low + high) / 2
 
 
 def load_prompts(path: str | Path) -> list[dict[str, Any]]:
-    """Read rows {"prompt": str, "domain": name or None}; DasdError says what is wrong with the file."""
+    """Read rows {"prompt": str, "domain": name or None}; DasdError for a file of another form."""
     path = resolve(path)
     rows = files.read_json(path, "The prompt file")
-    if not isinstance(rows, list) or not all(
-        isinstance(r, dict) and {"prompt", "domain"} <= set(r) for r in rows
-    ):
+    fields = {"prompt", "domain"}
+    if not isinstance(rows, list) or not all(isinstance(r, dict) and fields <= set(r) for r in rows):
         raise DasdError(f'{path} must be a JSON list of {{"prompt": text, "domain": name or null}}.')
     return rows
 
@@ -215,15 +193,15 @@ def accuracy(
 ) -> tuple[float, list[list[int]], list[dict[str, Any]]]:
     """Return (share of right answers, confusion matrix, rows) on rows {"prompt", "domain"}.
 
-    The matrix counts truth (row) by answer (column) in the order of the domains, none last; each row of
+    The matrix counts labels (row) by answers (column) in the order of the domains, none last; each row of
     the third adds "answer", "score" and "right" to its prompt.
     """
     names = [*(d.name for d in classifier.domains), None]
-    matrix, rows = [[0] * len(names) for _ in names], []
+    matrix = [[0] * len(names) for _ in names]
+    rows = []
     answers = classifier.classify([row["prompt"] for row in prompts])
     for row, answer in zip(prompts, answers, strict=True):
-        found = answer["best_domain"]
-        truth = classifier.truth(row)
-        matrix[names.index(truth)][names.index(found)] += 1
-        rows.append({**row, "answer": found, "score": answer["best_score"], "right": found == truth})
+        found, label = answer["best_domain"], classifier.label(row)
+        matrix[names.index(label)][names.index(found)] += 1
+        rows.append({**row, "answer": found, "score": answer["best_score"], "right": found == label})
     return sum(row["right"] for row in rows) / len(rows), matrix, rows

@@ -1,4 +1,4 @@
-"""Noise -> images: schedulers, counted noise, and the loop over any scheduler."""
+"""Prompts to images: counted noise, schedulers, the denoising loop, and the pipeline of a trained run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import json
 import math
 import numbers
 import secrets
@@ -22,26 +21,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dasd_utils import adapters, classifier, models
-from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, check_choice, resolve
+from dasd_utils import adapters, classifier, guidance, models
+from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, check_choice, nearest, resolve
 from dasd_utils.data import with_token
-from dasd_utils.guidance import (
-    ADAPTED,
-    BASE,
-    EMPTY,
-    TOKEN,
-    Branch,
-    Job,
-    Prediction,
-    Term,
-    check_rule,
-    classifier_free_guidance,
-    guided_prediction,
-    rule,
-    takes_negative,
-    weights,
-)
-from dasd_utils.runtime import bars, images, precision, processes
+from dasd_utils.guidance import Job, Prediction, Term
+from dasd_utils.runtime import bars, files, images, precision, processes
 
 SCHEDULERS: dict[str, type] = {
     "ddim": diffusers.DDIMScheduler,
@@ -51,21 +35,12 @@ SCHEDULERS: dict[str, type] = {
     "pndm": diffusers.PNDMScheduler,
     "euler": diffusers.EulerDiscreteScheduler,
 }
+CALIBRATION_FILE = "calibration.json"  # in a run folder
 DECODED_PIXELS = 2 * 512**2  # at once: Stable Diffusion's decoder takes 0.8 GB an image of 512 px, in fp32
 MAX_SEED = 2**128  # what numpy's seed sequence holds
 
 
-@contextlib.contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside: a LoRA added to a model in eval mode starts in training mode."""
-    training = [part for module in modules for part in module.modules() if part.training]
-    try:
-        for part in training:
-            part.training = False
-        yield
-    finally:
-        for part in training:
-            part.training = True
+# Noise: it depends on the seed and the image's number alone, not on the batch.
 
 
 def fresh_seed() -> int:
@@ -74,7 +49,10 @@ def fresh_seed() -> int:
 
 
 def seeds_for(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """Return one seed a prompt: those given, the same for all, or, for None, the same fresh one."""
+    """Return one seed a prompt: those given, the same for all, or, for None, the same fresh one.
+
+    Raises DasdError for another number of seeds than prompts, and for one that is no whole number in range.
+    """
     seed = fresh_seed() if seed is None else seed
     seeds = list(seed) if isinstance(seed, Sequence) else [seed] * count
     if len(seeds) != count:
@@ -95,7 +73,7 @@ def _generator(seed: int, index: int, stream: int) -> torch.Generator:
 
 
 def initial_noise(shape: Sequence[int], seed: int, index: int) -> Tensor:
-    """Return standard normal noise of one image (C, h, w): counted, so it depends on (seed, index) alone."""
+    """Return standard normal noise (C, h, w) for image number `index` of a seed."""
     return torch.randn(tuple(shape), generator=_generator(seed, index, 0))
 
 
@@ -104,30 +82,38 @@ def step_generator(seed: int, index: int) -> torch.Generator:
     return _generator(seed, index, 1)
 
 
+# Noise to latents to pixels.
+
+
 def make_scheduler(name: str, base_scheduler: Any) -> Any:
     """Return the scheduler of that name with the noise schedule of the base's own scheduler.
 
-    Latents have no bounds, so they are never clipped, whatever the scheduler's default says.
+    Latents have no bounds, so they are never clipped, whatever the scheduler's default is.
     """
     check_choice("scheduler", name, SCHEDULERS)
     return SCHEDULERS[name].from_config(base_scheduler.config, clip_sample=False)
 
 
-def check_calibration(calibration: Calibration, base_scheduler: Any) -> None:
-    """Raise DasdError for more steps than the noise schedule has."""
-    steps = calibration.num_inference_steps
-    limit = base_scheduler.config.num_train_timesteps
-    if steps > limit:
-        raise DasdError(f"num_inference_steps is {steps}; it must be from 1 to {limit}.")
+@contextlib.contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside: a LoRA added to a model in eval mode starts in training mode."""
+    training = [part for module in modules for part in module.modules() if part.training]
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where the denoising of a picture begins, and what of it stays."""
+    """Where the denoising of a given picture begins, and which part of the picture stays."""
 
-    begin: int  # the first of the scheduler's steps that is done
-    at: Callable[[int], Tensor]  # step -> the picture before it, (B, C, h, w) in the scheduler's scale
-    kept: Tensor | None = None  # (1, 1, h, w): 1 where the picture stays
+    begin: int  # index of the scheduler's first step
+    latents_at: Callable[[int], Tensor]  # step -> the noisy picture before it, (B, C, h, w)
+    keep_mask: Tensor | None = None  # (1, 1, h, w): 1 where the picture stays
 
 
 @torch.no_grad()
@@ -141,11 +127,11 @@ def denoise(
 ) -> Tensor:
     """Return latents (B, C, h, w) denoised from standard normal noise of that shape, or from a picture.
 
-    generators: one an image, for schedulers that add noise at each step. Raises DasdError for numbers that
-    grow beyond all bounds.
+    generators: one an image, for schedulers that add noise at each step. Raises DasdError for latents that
+    are not finite.
     """
     start = noise if isinstance(noise, Start) else Start(0, lambda step: noise)
-    latents = start.at(start.begin)
+    latents = start.latents_at(start.begin)
     scheduler.set_timesteps(num_inference_steps, device=latents.device)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": generators} if takes_generator else {}
@@ -154,8 +140,8 @@ def denoise(
     for step, timestep in bars.short_bar(steps, "sampling", shown=progress, unit="step"):
         eps = predict(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(eps, timestep, latents, **extra).prev_sample
-        if start.kept is not None:
-            latents = torch.lerp(latents, start.at(step + 1), start.kept)
+        if start.keep_mask is not None:
+            latents = torch.lerp(latents, start.latents_at(step + 1), start.keep_mask)
     if not torch.isfinite(latents).all():
         raise DasdError("The sampled latents are not finite: lower guidance_scale, or set mixed_precision to "
                         "'no'.")  # fmt: skip
@@ -163,27 +149,26 @@ def denoise(
 
 
 def clean_latents(noisy: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """Return x0~ = (x_t - sqrt(1 - a) eps) / sqrt(a) in fp32; (B, C, h, w) twice, a (B,)."""
+    """Return predicted_x0 = (x_t - sqrt(1 - a) eps) / sqrt(a) in fp32; (B, C, h, w) twice, a (B,)."""
     a = alphas_cumprod.float()[:, None, None, None]
     return (noisy.float() - (1 - a).sqrt() * eps.float()) / a.sqrt()
 
 
 def decode(parts: models.Parts, latents: Tensor, step_by_step: bool = False) -> Tensor:
-    """Return pixels in about [-1, 1], (B, 3, H, W), of scaled latents; gradients pass.
+    """Return pixels (B, 3, H, W) in about [-1, 1] of scaled latents; gradients pass.
 
     step_by_step: one image at a time, decoded again for its gradient: the memory is that of one image.
     """
     vae = parts.vae.to(latents.device)
+
+    def run(scaled: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):  # there a VAE of a few channels is faster in fp32
+            return vae.decode(scaled).sample
+
     scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
     if not (step_by_step and scaled.requires_grad):
-        return _decode(vae, scaled).float()
-    pixels = [checkpoint(_decode, vae, one, use_reentrant=False) for one in scaled.split(1)]
-    return torch.cat(pixels).float()
-
-
-def _decode(vae: Any, latents: Tensor) -> Tensor:
-    with torch.autocast("cpu", enabled=False):  # there a VAE of a few channels is faster in fp32
-        return vae.decode(latents).sample
+        return run(scaled).float()
+    return torch.cat([checkpoint(run, one, use_reentrant=False) for one in scaled.split(1)]).float()
 
 
 @torch.no_grad()
@@ -191,33 +176,46 @@ def decode_images(vae: Any, latents: Tensor) -> list[Image.Image]:
     """Return RGB images of latents (B, C, h, w) in the scaling of the UNet, decoded a few at a time."""
     scale = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels to a latent's side
     count = max(1, DECODED_PIXELS // (scale**2 * latents.shape[-2] * latents.shape[-1]))
-    found: list[Image.Image] = []
+    decoded: list[Image.Image] = []
     for few in (latents / vae.config.scaling_factor).to(vae.device, vae.dtype).split(count):
-        found += images.from_pixels(vae.decode(few).sample)
-    return found
+        decoded += images.from_pixels(vae.decode(few).sample)
+    return decoded
 
 
-# Prompts -> images: which domain, settings and adapter a prompt gets, and the pipeline that samples it.
+# Prompts to jobs to images.
 
 
-__all__ = [
-    "SCHEDULERS",
-    "DasdPipeline",
-    "Term",
-    "calibrated",
-    "classifier_free_guidance",
-    "initial_noise",
-    "load_trained_pipeline",
-]
+@dataclass(frozen=True)
+class SampleRequest:
+    """What one call of `generate` asks for, beside its prompts."""
 
-CALIBRATION_FILE = "calibration.json"  # in a run folder
+    domain: str | None = None  # None: the domain whose token is in the prompt, if any
+    num_images: int = 1  # of each prompt
+    seed: int | Sequence[int] | None = None  # one for all prompts, or one a prompt; None: a fresh one
+    auto_domain: bool = False  # the classifier finds the domain of a prompt that names none
+    settings: Calibration | None = None  # instead of the domain's calibration
+    negative_prompt: str = ""  # replaces the empty prompt, from which guidance leads away
+    adapter: bool | None = None  # LoRA on or off, against the domain's rule
+    guidance: str | Sequence[Term] | None = None  # instead of that of the settings
+
+    @classmethod
+    def of(cls, **options: Any) -> SampleRequest:
+        """Return the request of keyword options; DasdError for one that does not exist or fit."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                raise DasdError(f"There is no option {name!r} of generate. {nearest(name, known)}")
+        request = cls(**options)
+        if request.num_images < 1:
+            raise DasdError(f"num_images is {request.num_images}; it must be at least 1.")
+        return request
 
 
 class DasdPipeline:
     """A base model and its adapter, sampled with each domain's calibration.
 
     The adapter is on where there is a domain: named, found by the classifier, or by its token in the
-    prompt. Everywhere else the base model answers, LoRA off, with the source domain's calibration.
+    prompt. Everywhere else the base model samples, LoRA off, with the source domain's calibration.
     """
 
     def __init__(
@@ -232,10 +230,10 @@ class DasdPipeline:
         self.parts, self.config = parts, config
         self.batch_size, self.progress = batch_size, progress
         self._classifier = domain_classifier
-        self.shared = False  # True: what all processes are asked for together, each samples a part of
+        self.shared = False  # True: several processes make the same call, and each samples a part
         self._schedulers: dict[str, Any] = {}
         self.learners: dict[str, Any] = {}  # UNets of other runs, by the names that guidance terms have
-        self._places: dict[str, str] = {}  # of these runs
+        self._places: dict[str, str] = {}  # folders of these runs
         learned = parts.token_ids or parts.base_weights or getattr(parts.unet, "peft_config", None)
         self._use_adapter = bool(learned)
 
@@ -243,6 +241,11 @@ class DasdPipeline:
     def domain_tokens(self) -> dict[str, str | None]:
         """Domain name -> token, None for a domain without one."""
         return {d.name: d.token for d in self.config.domains}
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one image's latents."""
+        return models.latent_shape(self.parts)
 
     @property
     def classifier(self) -> classifier.DomainClassifier:
@@ -264,7 +267,8 @@ class DasdPipeline:
     @contextlib.contextmanager
     def base(self) -> Iterator[DasdPipeline]:
         """Sample the base model inside: LoRA off and no token put in; a domain gives its settings only."""
-        before, self._use_adapter = self._use_adapter, False
+        before = self._use_adapter
+        self._use_adapter = False
         try:
             yield self
         finally:
@@ -273,18 +277,18 @@ class DasdPipeline:
     def add_learner(self, name: str, run: str | Path) -> None:
         """Load what another run learned of the same base, for guidance terms of that name.
 
-        The settings of an image whose rule asks it say where the run is. Raises DasdError for a run that is
-        missing or of another base, and for the names of the pipeline's own models.
+        The settings of an image whose rule uses it record the run's folder. Raises DasdError for a run that
+        is missing or of another base, and for the names of the pipeline's own models.
         """
-        check_rule((Term(BASE, EMPTY),), (name,))
+        guidance.check_rule((Term(guidance.BASE, guidance.EMPTY),), (name,))
         other = load_trained_pipeline(run, device=self.parts.unet.device)
         if adapters.base_fingerprint(self.parts) != adapters.base_fingerprint(other.parts):
-            raise DasdError(f"The run {run} learned from another base than this pipeline's: their answers "
-                            "cannot be mixed.")  # fmt: skip
+            raise DasdError(f"The run {run} learned from another base than this pipeline's: their "
+                            "predictions cannot be mixed.")  # fmt: skip
         self.learners[name], self._places[name] = other.parts.unet, str(run)
 
     def classify_prompt(self, prompt: str | Sequence[str]) -> dict[str, Any] | list[dict[str, Any]]:
-        """Return what `DomainClassifier.classify` says: a dictionary, or a list of them for a list."""
+        """Return what `DomainClassifier.classify` returns: a dictionary, or a list of them for a list."""
         return self.classifier.classify(prompt)
 
     def generate(
@@ -295,27 +299,25 @@ class DasdPipeline:
         seed: int | Sequence[int] | None = None,
         auto_domain: bool = False,
         settings: Calibration | None = None,
-        negative_prompt: str = "",
-        adapter: bool | None = None,
-        guidance: str | Sequence[Term] | None = None,
+        **options: Any,
     ) -> tuple[Any, Any, Any]:
         """Return (image, domain name or None, settings); three lists, one entry a prompt, for a list.
 
         num_images above 1 gives a list of images in the place of each image. Image i of a prompt starts
         from the noise (seed, i), whatever else is in the batch; `seed` may be a list, one a prompt; None
-        draws one, which the settings record. `adapter` switches LoRA on or off against the domain's rule, to
-        see what it does to other prompts. `guidance` takes the place of the settings' own: "cfg", "domain",
-        "decoupled", "unconditional", or several `Term`s, of any number of models. Raises DasdError for an
-        empty prompt, an unknown domain, a token that contradicts `domain`, and settings that cannot be
-        sampled.
+        draws one, which the settings record. Options are the other fields of `SampleRequest`:
+        `negative_prompt`; `adapter` switches LoRA on or off against the domain's rule, to see what it does
+        to other prompts; `guidance` replaces that of the settings: "cfg", "domain", "decoupled",
+        "unconditional", or several `Term`s, of any number of models. Raises DasdError for an empty prompt,
+        an unknown domain or option, a token that contradicts `domain`, and settings that cannot be sampled.
         """
-        options = {"domain": domain, "num_images": num_images, "seed": seed, "settings": settings}
-        options |= {"auto_domain": auto_domain, "adapter": adapter, "guidance": guidance}
-        return self._run(prompt, negative_prompt, **options)[:3]
+        given = {"domain": domain, "num_images": num_images, "seed": seed}
+        given |= {"auto_domain": auto_domain, "settings": settings}
+        return self._generate(prompt, **given, **options)[:3]
 
     def generate_with_auto_domain(self, prompt: str | Sequence[str], **options: Any) -> tuple[Any, ...]:
         """Return (image, domain, settings, prompt as sampled), the domain found by the classifier."""
-        return self._run(prompt, options.pop("negative_prompt", ""), auto_domain=True, **options)
+        return self._generate(prompt, **options, auto_domain=True)
 
     def generate_comparison(self, prompt: str, seed: int | None = 42) -> list[dict[str, Any]]:
         """Return {"domain", "image", "settings", "prompt"} of the source and each domain, from one noise."""
@@ -324,21 +326,16 @@ class DasdPipeline:
         seed = fresh_seed() if seed is None else seed
         rows = []
         for domain in (self.config.source, *self.config.domains):
-            image, name, settings, used = self._run(plain, domain=domain.name, seed=seed)
+            image, name, settings, used = self._generate(plain, domain=domain.name, seed=seed)
             rows.append({"domain": name, "image": image, "settings": settings, "prompt": used})
         return rows
 
-    def _run(self, prompt: str | Sequence[str], negative_prompt: str = "", **options: Any) -> tuple[Any, ...]:
-        """What `generate` returns, and the prompts as they were sampled."""
+    def _generate(self, prompt: str | Sequence[str], **options: Any) -> tuple[Any, ...]:
+        """Return what `generate` returns, and the prompts as they were sampled."""
         single = isinstance(prompt, str)
         plans = self.plan([prompt] if single else list(prompt), **options)
-        if negative_prompt and not all(takes_negative(job.rule) for jobs in plans for job in jobs):
-            raise DasdError(
-                "A negative prompt stands for the empty one from which guidance leads away; there is none in "
-                "'unconditional', nor in a rule that begins with a prompt: leave negative_prompt out."
-            )
-        images = iter(self._sample([job for jobs in plans for job in jobs], negative_prompt))
-        grouped = [[next(images) for _ in jobs] for jobs in plans]
+        sampled = iter(self._sample([job for jobs in plans for job in jobs]))
+        grouped = [[next(sampled) for _ in jobs] for jobs in plans]
         rows = [jobs[0].settings() for jobs in plans]
         results = (
             [group if len(group) > 1 else group[0] for group in grouped],
@@ -348,60 +345,75 @@ class DasdPipeline:
         )
         return tuple(values[0] for values in results) if single else results
 
-    def plan(
-        self,
-        prompts: list[str],
-        domain: str | None = None,
-        num_images: int = 1,
-        seed: int | Sequence[int] | None = None,
-        auto_domain: bool = False,
-        settings: Calibration | None = None,
-        adapter: bool | None = None,
-        guidance: str | Sequence[Term] | None = None,
-    ) -> list[list[Job]]:
-        """Return a list of jobs for each prompt; whatever is wrong is found here, before any work."""
+    def plan(self, prompts: Sequence[str], **options: Any) -> list[list[Job]]:
+        """Return the jobs of each prompt; options: the fields of `SampleRequest`.
+
+        Whatever is wrong is found here, before any work.
+        """
+        request = SampleRequest.of(**options)
         classifier.check_prompts(prompts)
-        if num_images < 1:
-            raise DasdError(f"num_images is {num_images}; it must be at least 1.")
+        seed = request.seed
         if seed is None and self.shared:
             seed = processes.from_main(fresh_seed())
-        seeds, plans = seeds_for(seed, len(prompts)), []
-        domains = self._domains(prompts, domain, auto_domain)
-        for text, found, number in zip(prompts, domains, seeds, strict=True):
-            calibration = settings or (found or self.config.source).calibration
-            target = found in self.config.domains
-            adapted = self._use_adapter and (target if adapter is None else adapter)
-            calibration, terms = self._guidance(calibration, guidance, adapted)
-            token = self._learned_token(found) if adapted and target else None
-            plain = classifier.without_tokens(text, self.config.domains) if adapted else text
-            text = with_token(text, found.token) if token else text
-            job = functools.partial(Job, text, plain, found, calibration, terms, adapted, token, number)
-            asked = {term.model for term in terms} & set(self._places)
-            places = tuple((name, self._places[name]) for name in sorted(asked))
-            plans.append([job(index, places) for index in range(num_images)])
+        seeds = seeds_for(seed, len(prompts))
+        domains = self._domains(prompts, request)
+        plans = []
+        for prompt, domain, number in zip(prompts, domains, seeds, strict=True):
+            job = self._job(prompt, domain, number, request)
+            plans.append([dataclasses.replace(job, index=i) for i in range(request.num_images)])
         return plans
 
-    def _guidance(
-        self, calibration: Calibration, guidance: str | Sequence[Term] | None, adapted: bool
-    ) -> tuple[Calibration, tuple[Term, ...]]:
-        """The calibration and the terms of its guidance, checked.
+    def _job(self, prompt: str, domain: DomainConfig | None, seed: int, request: SampleRequest) -> Job:
+        """Return the job of a prompt's first image."""
+        calibration = request.settings or (domain or self.config.source).calibration
+        is_target = domain in self.config.domains
+        adapted = self._use_adapter and (is_target if request.adapter is None else request.adapter)
+        calibration, rule = self._guidance(calibration, request.guidance, adapted)
+        if request.negative_prompt and (rule[0].prompt != guidance.EMPTY or len(rule) == 1):
+            raise DasdError(
+                "A negative prompt replaces the empty one from which guidance leads away; there is none in "
+                "'unconditional', nor in a rule that begins with a prompt: leave negative_prompt out."
+            )
+        token = self._learned_token(domain) if adapted and is_target else None
+        plain = classifier.without_tokens(prompt, self.config.domains) if adapted else prompt
+        used = sorted({term.model for term in rule} & set(self._places))
+        return Job(
+            prompt=with_token(prompt, token),
+            plain=plain,
+            negative=request.negative_prompt,
+            domain=domain,
+            calibration=calibration,
+            rule=rule,
+            adapted=adapted,
+            token=token,
+            seed=seed,
+            learners=tuple((name, self._places[name]) for name in used),
+        )
 
-        A model that learned without prompts has no answer to one: in the place of classifier-free guidance,
-        unless that is asked for by name, the base answers for it ("decoupled").
+    def _guidance(
+        self, calibration: Calibration, wanted: str | Sequence[Term] | None, adapted: bool
+    ) -> tuple[Calibration, tuple[Term, ...]]:
+        """Return the calibration and the terms of its guidance, checked.
+
+        A model that learned without prompts predicts nothing useful for one: instead of classifier-free
+        guidance, unless it is wanted by name, the base predicts for the prompt ("decoupled").
         """
         without_prompts = adapted and self.config.training.caption_dropout == 1
-        if guidance is None and without_prompts and calibration.guidance == "cfg":
-            guidance = "decoupled"
-        if isinstance(guidance, str):
-            calibration = dataclasses.replace(calibration, guidance=guidance)
-        check_calibration(calibration, self.parts.noise_scheduler)
-        if guidance is None or isinstance(guidance, str):
-            return calibration, rule(calibration)
-        check_rule(guidance, tuple(self.learners))
-        return calibration, tuple(guidance)
+        if wanted is None and without_prompts and calibration.guidance == "cfg":
+            wanted = "decoupled"
+        if isinstance(wanted, str):
+            calibration = dataclasses.replace(calibration, guidance=wanted)
+        limit = self.parts.noise_scheduler.config.num_train_timesteps
+        if calibration.num_inference_steps > limit:
+            raise DasdError(f"num_inference_steps is {calibration.num_inference_steps}; it must be from 1 to "
+                            f"{limit}.")  # fmt: skip
+        if wanted is None or isinstance(wanted, str):
+            return calibration, guidance.rule(calibration)
+        guidance.check_rule(wanted, tuple(self.learners))
+        return calibration, tuple(wanted)
 
     def _learned_token(self, domain: DomainConfig) -> str | None:
-        """None for a domain or an adapter without tokens."""
+        """Return the domain's token, None for a domain or an adapter without tokens."""
         known = self.parts.token_ids
         if known and domain.token and domain.token not in known:
             raise DasdError(
@@ -410,52 +422,47 @@ class DasdPipeline:
             )
         return domain.token if known else None
 
-    def _domains(self, prompts: list[str], name: str | None, auto_domain: bool) -> list[DomainConfig | None]:
-        """The domain that is named, else that of the prompt's token, else the one found, else None."""
-        held = [classifier.token_domain(text, self.config.domains) for text in prompts]
-        if name is not None:
-            named = self.config.domain(name)
-            for text, other in zip(prompts, held, strict=True):
-                if other and other.name != name:
-                    raise DasdError(
-                        f"The prompt {text!r} holds {other.token}, but the domain asked for is {name}: "
-                        f"leave one of the two out."
-                    )
+    def _domains(self, prompts: Sequence[str], request: SampleRequest) -> list[DomainConfig | None]:
+        """Return the domain that is named, else that of the prompt's token, else the one found, else None."""
+        by_token = [classifier.token_domain(text, self.config.domains) for text in prompts]
+        if request.domain is not None:
+            named = self.config.domain(request.domain)
+            for text, other in zip(prompts, by_token, strict=True):
+                if other and other.name != named.name:
+                    raise DasdError(f"The prompt {text!r} holds {other.token}, but the domain is given as "
+                                    f"{named.name}: leave one of the two out.")  # fmt: skip
             return [named] * len(prompts)
-        if not auto_domain:
-            return held
+        if not request.auto_domain:
+            return by_token
         found = [row["best_domain"] for row in self.classify_prompt(prompts)]
         return [self.config.domain(best) if best else None for best in found]
 
-    def _sample(self, jobs: list[Job], negative_prompt: str) -> list[Image.Image]:
-        """Sample jobs of equal settings together; return the images in the jobs' order.
+    def _sample(self, jobs: list[Job]) -> list[Image.Image]:
+        """Return the images of jobs, in their order; of several processes each samples a part."""
+        batches = self._batches(jobs)
+        sampled: dict[int, Image.Image] = {}
+        shown = self.progress and len(batches) > 1
+        with bars.short_bar(None, "images", sum(map(len, batches)), shown=shown, unit="image") as bar:
+            for places in batches:
+                latents = self._latents([jobs[i] for i in places])
+                sampled |= zip(places, decode_images(self.parts.vae, latents), strict=True)
+                bar.update(len(places))
+        sampled = self._gathered(sampled, len(jobs)) if self.shared else sampled
+        return [sampled[place] for place in range(len(jobs))]
 
-        With `shared`, several processes each sample a part, and each returns all.
-        """
-        alike: dict[Any, list[int]] = {}
+    def _batches(self, jobs: Sequence[Job]) -> list[list[int]]:
+        """Return the places of jobs that are sampled together, of this process's share."""
+        groups: dict[Any, list[int]] = {}
         for place, job in enumerate(jobs):
-            alike.setdefault(job.alike, []).append(place)
-        images: dict[int, Image.Image] = {}
-        size = self.batch_size
-        if self.shared:
-            size = min(size, math.ceil(len(jobs) / processes.count()))
-        chunks = [
-            places[start : start + size] for places in alike.values() for start in range(0, len(places), size)
-        ]
-        chunks = chunks[processes.share(len(chunks))] if self.shared else chunks
-        networks = (self.parts.unet, self.parts.text_encoder, self.parts.vae, *self.learners.values())
-        total, several = sum(map(len, chunks)), self.progress and len(chunks) > 1
-        bar = bars.short_bar(None, "images", total, shown=several, unit="image")
-        with evaluating(*networks), bar:
-            for chunk in chunks:
-                latents = self._latents([jobs[i] for i in chunk], negative_prompt)
-                images |= zip(chunk, decode_images(self.parts.vae, latents), strict=True)
-                bar.update(len(chunk))
-        images = self._gathered(images, len(jobs)) if self.shared else images
-        return [images[place] for place in range(len(jobs))]
+            groups.setdefault(job.batch_key, []).append(place)
+        size = (
+            min(self.batch_size, math.ceil(len(jobs) / processes.count())) if self.shared else self.batch_size
+        )
+        batches = [places[i : i + size] for places in groups.values() for i in range(0, len(places), size)]
+        return batches[processes.share(len(batches))] if self.shared else batches
 
     def _gathered(self, own: dict[int, Image.Image], total: int) -> dict[int, Image.Image]:
-        """The images of all processes by their place."""
+        """Return the images of all processes by their place."""
         size = self.config.model.resolution
         pixels = torch.zeros(total, size, size, 3, dtype=torch.uint8)
         for place, image in own.items():
@@ -463,10 +470,10 @@ class DasdPipeline:
         return dict(enumerate(map(Image.fromarray, processes.sum_tensor(pixels).numpy())))
 
     @torch.no_grad()
-    def _latents(self, jobs: list[Job], negative_prompt: str) -> Tensor:
-        """Denoise jobs of equal settings as one batch."""
+    def _latents(self, jobs: Sequence[Job]) -> Tensor:
+        """Return latents (B, C, h, w) of jobs of one batch."""
         calibration = jobs[0].calibration
-        with self.predicting(jobs, negative_prompt) as predict:
+        with self.predicting(jobs) as predict:
             return denoise(
                 predict,
                 self.scheduler(calibration.scheduler),
@@ -482,57 +489,53 @@ class DasdPipeline:
         return torch.stack(noise).to(self.parts.unet.device)
 
     @contextlib.contextmanager
-    def predicting(self, jobs: Sequence[Job], negative_prompt: str = "") -> Iterator[Prediction]:
-        """Yield the noise that guidance predicts for jobs of equal settings, LoRA in place meanwhile."""
+    def predicting(self, jobs: Sequence[Job]) -> Iterator[Prediction]:
+        """Yield the function that predicts the noise of a batch of jobs by its guidance.
+
+        Inside, dropout is off, and the adapter is merged into the weights where the jobs use it.
+        """
         first, unet = jobs[0], self.parts.unet
         computing = functools.partial(precision.autocast, self.config.training.mixed_precision, unet.device)
-        steps = self.parts.noise_scheduler.config.num_train_timesteps
+        last = max(self.parts.noise_scheduler.config.num_train_timesteps - 1, 1)
+        with_adapter = models.lora_merged if first.adapted else models.lora_disabled
 
-        def wanted(timestep: Tensor) -> list[float]:
-            return weights(first.rule, 1 - float(timestep) / max(steps - 1, 1))
+        def weights_at(timestep: Tensor) -> list[float]:
+            return guidance.weights(first.rule, 1 - float(timestep) / last)
 
-        with computing():
-            branches = self._branches(jobs, negative_prompt)
-        with models.lora_merged(self.parts) if first.adapted else self._base() as switch:
-
-            def choose(model: str) -> Any:
-                if model in (BASE, ADAPTED):
-                    switch(model == ADAPTED)
-                    return unet
+        def network_of(model: str) -> Any:
+            if model not in (guidance.BASE, guidance.ADAPTED):
                 return self.learners[model]
+            if first.adapted:
+                switch(model == guidance.ADAPTED)
+            return unet
 
-            yield guided_prediction(choose, branches, wanted, computing)
+        with evaluating(unet, self.parts.text_encoder, *self.learners.values()):
+            with computing():
+                branches = self._branches(jobs)
+            with with_adapter(self.parts) as switch:
+                yield guidance.guided_prediction(network_of, branches, weights_at, computing)
 
-    @contextlib.contextmanager
-    def _base(self) -> Iterator[Callable[[bool], None]]:
-        """LoRA off; the switch has nothing to do."""
-        with models.lora_disabled(self.parts):
-            yield lambda adapted: None
+    def _branches(self, jobs: Sequence[Job]) -> list[guidance.Branch]:
+        """Return the terms of the jobs' rule with their encoded prompts; equal texts are encoded once.
 
-    def _branches(self, jobs: Sequence[Job], negative_prompt: str) -> list[Branch]:
-        """The terms of the jobs' rule with their texts; equal texts are encoded once.
-
-        The negative prompt is what the first term is told in the place of nothing; so is, without an adapter,
-        the term of its token, which leads nowhere then.
+        The negative prompt replaces the first term's empty prompt and, without an adapter, that of the
+        token's term, so that the two predict the same.
         """
-        terms = jobs[0].rule
-        idle = [term.prompt == TOKEN and not jobs[0].adapted for term in terms]
-        told = [
-            [job.told(term, negative_prompt if number == 0 or idle[number] else "") for job in jobs]
-            for number, term in enumerate(terms)
-        ]
-        distinct = list(dict.fromkeys(text for texts in told for text in texts))
-        unet = self.parts.unet
+        first, unet = jobs[0], self.parts.unet
+        texts = []  # of each term, one a job
+        for place, term in enumerate(first.rule):
+            negative = place == 0 or (term.prompt == guidance.TOKEN and not first.adapted)
+            texts.append([job.prompt_for(term, job.negative if negative else "") for job in jobs])
+        distinct = list(dict.fromkeys(text for row in texts for text in row))
         encoded = models.encode_prompts(self.parts, distinct).to(unet.device, unet.dtype)
-        rows = [torch.tensor([distinct.index(text) for text in texts]) for texts in told]
+        rows = [torch.tensor([distinct.index(text) for text in row]) for row in texts]
         return [
-            Branch(encoded[places], jobs[0].asked(term)) for term, places in zip(terms, rows, strict=True)
+            guidance.Branch(encoded[row], first.model_for(term))
+            for row, term in zip(rows, first.rule, strict=True)
         ]
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of one image's latents."""
-        return models.latent_shape(self.parts)
+
+# From a run folder.
 
 
 def calibrated(config: Config, path: str | Path) -> Config:
@@ -541,13 +544,10 @@ def calibrated(config: Config, path: str | Path) -> Config:
     Raises DasdError for a file that is not there or no JSON object of objects, and for an unknown domain or
     field.
     """
+    table = files.read_json(Path(path), "The calibrations that `dasd calibrate` writes")
     try:
-        table = json.loads(Path(path).read_text(encoding="utf8"))
         changes = {config.domain(name).name: dict(fields) for name, fields in table.items()}
-    except OSError as error:
-        raise DasdError(f"The calibrations cannot be read from {path}: {error.strerror}. Make them with "
-                        "`dasd calibrate`.") from None  # fmt: skip
-    except (AttributeError, TypeError, json.JSONDecodeError) as error:
+    except (AttributeError, TypeError) as error:
         raise DasdError(f"{path} must be a JSON object of calibrations by domain: {error}.") from None
     values = config.to_dict()
     for domain in (values["source"], *values["domains"]):
@@ -577,7 +577,7 @@ def load_trained_pipeline(
     folder = resolve(folder_or_config)
     adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
     run = run_folder(folder)
-    adapters.read_summary(adapter)  # says what is missing before anything is loaded
+    adapters.read_summary(adapter)  # raises for what is missing before anything is loaded
     if config is None and not (run / "config.json").exists():
         raise DasdError(f"{run} holds no config.json, which names the base model: give a config too.")
     config = config or Config.load(run / "config.json")

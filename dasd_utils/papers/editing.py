@@ -96,7 +96,7 @@ def _edited(
 ) -> Tensor:
     """The latents of one batch of pictures, changed."""
     calibration, parts = jobs[0].calibration, pipeline.parts
-    if any(job.alike != jobs[0].alike for job in jobs):
+    if any(job.batch_key != jobs[0].batch_key for job in jobs):
         raise DasdError("Pictures that are changed together need one domain and one kind of settings.")
     scheduler, steps = pipeline.scheduler(calibration.scheduler), calibration.num_inference_steps
     clean = encode(parts, squares)
@@ -108,7 +108,7 @@ def _edited(
         at = _noised(scheduler, clean, pipeline.noise(jobs))
     start = sampling.Start(begin, at, None if kept is None else kept.to(clean))
     generators = [sampling.step_generator(job.seed, job.index) for job in jobs]
-    with sampling.evaluating(parts.unet, parts.text_encoder), pipeline.predicting(jobs) as predict:
+    with pipeline.predicting(jobs) as predict:
         return sampling.denoise(predict, scheduler, start, steps, generators, pipeline.progress)
 
 
@@ -138,7 +138,7 @@ def _inverted(
     inverse = diffusers.DDIMInverseScheduler.from_config(pipeline.scheduler("ddim").config, clip_sample=False)
     inverse.set_timesteps(steps, device=clean.device)
     trail = [clean]
-    with sampling.evaluating(pipeline.parts.unet), pipeline.predicting(asked) as predict:
+    with pipeline.predicting(asked) as predict:
         for timestep in inverse.timesteps[: steps - begin]:
             eps = predict(trail[-1], timestep)
             trail.append(inverse.step(eps, timestep, trail[-1]).prev_sample)

@@ -53,7 +53,7 @@ def own_image(parts, folder):
 def unrounded(pipeline, job):
     vae = pipeline.parts.vae
     with torch.no_grad():
-        image = vae.decode(pipeline._latents([job], "") / vae.config.scaling_factor).sample
+        image = vae.decode(pipeline._latents([job]) / vae.config.scaling_factor).sample
     return (image / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).numpy()
 
 

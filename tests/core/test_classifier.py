@@ -20,7 +20,7 @@ def parts(tiny_config):
 
 
 @pytest.fixture
-def judge(parts, tiny_config):
+def domain_classifier(parts, tiny_config):
     models.add_domain_tokens(parts, tiny_config.domains)
     return classifier.DomainClassifier(parts.text_encoder, parts.tokenizer, tiny_config.domains, 0.5)
 
@@ -99,49 +99,51 @@ def test_the_learned_token_is_a_prototype_once_it_is_there(parts, tiny_config):
     assert len(after.prototypes["satellite"]) == 2 * len(satellite.descriptions)
 
 
-def test_a_description_is_its_own_domain(judge, tiny_config):
-    judge.threshold = -1.0
+def test_a_description_is_its_own_domain(domain_classifier, tiny_config):
+    domain_classifier.threshold = -1.0
     for domain in tiny_config.domains:
-        found = judge.classify(domain.descriptions[0])
-        own = judge.prototypes[domain.name]
+        found = domain_classifier.classify(domain.descriptions[0])
+        own = domain_classifier.prototypes[domain.name]
         assert found["best_domain"] == domain.name
         assert found["best_score"] == pytest.approx((own @ own[0]).mean().item(), abs=1e-4)
         assert found["suggested_prompt"] == f"{domain.token} {domain.descriptions[0]}"
         assert list(found["all_similarities"]) == ["satellite", "xray"]
 
 
-def test_below_the_threshold_there_is_no_domain(judge):
-    judge.threshold = 1.1
-    found = judge.classify("an aerial view")
+def test_below_the_threshold_there_is_no_domain(domain_classifier):
+    domain_classifier.threshold = 1.1
+    found = domain_classifier.classify("an aerial view")
     assert found["best_domain"] is None
     assert found["suggested_prompt"] == "an aerial view"
     assert found["best_score"] == max(found["all_similarities"].values())
 
 
 @pytest.mark.parametrize("prompt", ["an aerial view <xray>", "<XRAY> an aerial view", "<xray> x <satellite>"])
-def test_a_prompt_with_a_token_keeps_it_and_gets_no_other(judge, prompt):
-    found = judge.classify(prompt)
+def test_a_prompt_with_a_token_keeps_it_and_gets_no_other(domain_classifier, prompt):
+    found = domain_classifier.classify(prompt)
     assert (found["best_domain"], found["best_score"]) == ("xray", 1.0)
     assert found["suggested_prompt"] == prompt
 
 
-def test_a_list_gives_what_its_prompts_give_alone(judge):
+def test_a_list_gives_what_its_prompts_give_alone(domain_classifier):
     prompts = ["an aerial view of a river", "a dark table", "<xray> lungs"]
-    for alone, together in zip(map(judge.classify, prompts), judge.classify(prompts), strict=True):
+    for alone, together in zip(
+        map(domain_classifier.classify, prompts), domain_classifier.classify(prompts), strict=True
+    ):
         assert alone["suggested_prompt"] == together["suggested_prompt"]
         assert alone["all_similarities"] == pytest.approx(together["all_similarities"], abs=1e-5)
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", [], ["a river", ""], ["a river", None]])
-def test_empty_prompts_are_refused(judge, prompt):
+def test_empty_prompts_are_refused(domain_classifier, prompt):
     with pytest.raises(config.DasdError, match=r"(?i)prompt"):
-        judge.classify(prompt)
+        domain_classifier.classify(prompt)
 
 
-def test_a_classifier_without_threshold_says_so(judge):
-    judge.threshold = None
+def test_a_classifier_without_threshold_says_so(domain_classifier):
+    domain_classifier.threshold = None
     with pytest.raises(config.DasdError, match="fit_threshold"):
-        judge.classify("a river")
+        domain_classifier.classify("a river")
 
 
 def test_a_domain_needs_something_to_compare_with(parts):
@@ -151,23 +153,27 @@ def test_a_domain_needs_something_to_compare_with(parts):
 
 
 def test_the_threshold_is_the_middle_of_the_best_gap(tiny_config):
-    judge = FixedScores(tiny_config.domains)
+    domain_classifier = FixedScores(tiny_config.domains)
     rows = [("0.9 0.1", "satellite"), ("0.2 0.7", "xray"), ("0.3 0.1", None), ("0.1 0.0", None)]
     rows = [{"prompt": text, "domain": name} for text, name in rows]
-    assert judge.fit_threshold(rows) == pytest.approx(0.5)  # between 0.3 and 0.7
-    assert judge.threshold == judge.fit_threshold(rows[::-1])
+    assert domain_classifier.fit_threshold(rows) == pytest.approx(0.5)  # between 0.3 and 0.7
+    assert domain_classifier.threshold == domain_classifier.fit_threshold(rows[::-1])
     mixed = [*rows, {"prompt": "0.8 0.0", "domain": "xray"}, {"prompt": "0.95 0", "domain": None}]
-    assert judge.fit_threshold(mixed) == pytest.approx(0.5)  # wrong above and, but for 0.8, below it
-    assert judge.fit_threshold(rows[:2]) < 0.7  # no prompt is none: all above
-    assert judge.fit_threshold(rows[2:]) > 0.3  # every prompt is none: all below
+    assert domain_classifier.fit_threshold(mixed) == pytest.approx(
+        0.5
+    )  # wrong above and, but for 0.8, below it
+    assert domain_classifier.fit_threshold(rows[:2]) < 0.7  # no prompt is none: all above
+    assert domain_classifier.fit_threshold(rows[2:]) > 0.3  # every prompt is none: all below
 
 
 def test_accuracy_counts_truth_by_answer(tiny_config):
-    judge = FixedScores(tiny_config.domains)
-    judge.threshold = 0.5
+    domain_classifier = FixedScores(tiny_config.domains)
+    domain_classifier.threshold = 0.5
     table = [("0.9 0.1", "satellite"), ("0.9 0.1", "xray"), ("0.1 0.9", "xray"), ("0.1 0.2", "xray")]
     table += [("0.1 0.2", None), ("0.1 0.2", "a domain that is not compared with")]
-    share, matrix, rows = classifier.accuracy(judge, [{"prompt": p, "domain": d} for p, d in table])
+    share, matrix, rows = classifier.accuracy(
+        domain_classifier, [{"prompt": p, "domain": d} for p, d in table]
+    )
     assert share == pytest.approx(4 / 6)
     assert matrix == [[1, 0, 0], [1, 1, 1], [0, 0, 2]]
     assert [row["right"] for row in rows] == [True, False, True, False, True, True]

@@ -108,7 +108,7 @@ def test_the_strength_is_the_one_that_words_find_nearest(config, monkeypatch):
     pipeline = translation.sampling.load_trained_pipeline(wanted.output_dir, wanted)
     distances = iter([0.7, 0.4])
     monkeypatch.setattr(translation, "generate", generate)
-    monkeypatch.setattr(translation.diffusionclip, "direction_loss", lambda *a: torch.tensor(next(distances)))
+    monkeypatch.setattr(translation.objective, "direction_loss", lambda *a: torch.tensor(next(distances)))
     assert translation.strength(pipeline, config) == 2.0 and seen == [1.0, 2.0]
 
 

@@ -143,8 +143,8 @@ def test_a_batch_is_on_its_way_for_all_steps_and_is_inverted_once(config, parts,
     done = []
     for step in range(12):
         objective(parts, sampler.batch(step // 3), config)
-        done.append(int(objective.way["done"]) if objective.way else 0)
-        assert not any(value.requires_grad for value in objective.way.values())
+        done.append(int(objective.trajectory["done"]) if objective.trajectory else 0)
+        assert not any(value.requires_grad for value in objective.trajectory.values())
     assert done == [1, 2, 0] * 4
     assert calls == [4, 4]  # two batches, each met twice
 
@@ -157,7 +157,7 @@ def test_each_step_starts_where_the_last_one_led(config, parts):
         x = objective.inverted["0-0"][None]
         times = ddim.ddim_times(300, 3)[::-1]
         expected = ddim.follow(diffusionclip.unprompted(parts), x, times[:3], diffusionclip.alphas(parts))
-    assert torch.allclose(objective.way["x"][:1], expected, atol=1e-5)
+    assert torch.allclose(objective.trajectory["x"][:1], expected, atol=1e-5)
 
 
 def test_the_base_inverts_whatever_has_been_learned(config, parts):
@@ -173,7 +173,7 @@ def test_through_all_steps_at_once(config, parts):
     whole = config.replace(method_settings=SHORT | {"every_step": False})
     objective, batch = losses.make_objective(whole), OfOneDomain(config).batch(0)
     loss, _ = objective(parts, batch, whole)
-    assert objective.way == {}
+    assert objective.trajectory == {}
     loss.backward()
     assert any(
         p.grad is not None and p.grad.abs().sum() > 0 for p in models.trainable_parameters(parts)["lora"]

@@ -1,16 +1,16 @@
 """DiffusionCLIP (arXiv 2110.02711): images translated into a domain that words alone describe.
 
-The frozen base takes an image to noise as far as `return_step`, by DDIM without chance; the adapted model
-brings it back, and learns to bring it back changed as the words change in the space of CLIP:
-L = direction_weight L_dir + l1_weight |x0^ - x0|,
-L_dir = 1 - cos(E_I(x0^) - E_I(x0), E_T(target) - E_T(reference)).
-A cosine knows no length: a change too small to see can point the right way. The form "offset", which is this
-project's own, asks for the length too: L_dir = |E_I(x0^) - E_I(x0) - d|^2 / |d|^2, d the difference of words.
-The loss is taken at every step back, of the clean image foretold there, and nothing is remembered from one
-step to the next (the paper's GPU-efficient mode), so that one batch in `generation_steps` of the sampler's is
-used. Its identity term for faces is out of scope.
+The frozen base inverts an image to noise by deterministic DDIM, up to `return_step`; the adapted model
+denoises it, and learns to change it in the direction that the words point to in CLIP's space:
+L = direction_weight L_dir + l1_weight |predicted_x0 - x0|,
+L_dir = 1 - cos(E_I(predicted_x0) - E_I(x0), E_T(target) - E_T(reference)).
+A cosine ignores length: a change too small to see can point the right way. The form "offset", which is this
+project's own, includes it: L_dir = |E_I(predicted_x0) - E_I(x0) - d|^2 / |d|^2, d the words' difference.
+The loss is computed at every denoising step, of the x0 predicted there, and no gradient passes from one step
+to the next (the paper's GPU-efficient mode): a batch stays for `generation_steps` calls. The paper's identity
+term for faces is left out.
 
-The domain's images are those to be translated; none of the target is seen.
+The domain's images are those to be translated; no image of the target is used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import transformers
 from pydantic import Field
 from torch import Tensor
 
-from dasd_utils import metrics, models, sampling
+from dasd_utils import metrics, models
 from dasd_utils.config import (
     Config,
     DasdError,
@@ -37,6 +37,7 @@ from dasd_utils.config import (
     read_object,
     section,
 )
+from dasd_utils.guidance import Prediction
 from dasd_utils.latents import Batch
 from dasd_utils.papers import ddim
 from dasd_utils.runtime import pretrained
@@ -50,28 +51,28 @@ BY_PROFILE: dict[str, dict[str, Any]] = {
     "tiny": {"target_batch_size": 8, "learning_rate": 5e-4},
     "sd15": {"target_batch_size": 1, "whole_unet": True, "learning_rate": 4e-6},
 }
-LADDER: dict[str, dict[str, Any]] = {}  # it answers no prompt, so it has no place on the ladder
+LADDER: dict[str, dict[str, Any]] = {}  # it takes no prompt, so it has no place on the ladder
 Steps = Annotated[Positive, Field(le=1000)]  # of a noise schedule of 1000
-ACCUMULATES = False  # a batch goes through several updates
-FAR = "far/"  # before the name of an inverted sample, in a checkpoint
-LEAST = 1e-3  # length of a direction that says something
+ACCUMULATES = False  # every call is an update, several of one batch
+NOISY = "far/"  # before the id of an inverted sample, in a checkpoint
+MIN_LENGTH = 1e-3  # of a direction: below it the sentences are the same to CLIP
 
 
 @section
 class Settings:
     """The numbers of the method, as in the released code."""
 
-    target: Texts = ()  # sentences of the target domain: their mean counts
-    reference: Texts = ()  # of the images as they are
+    target: Texts = ()  # sentences of the target domain, of which the mean is taken
+    reference: Texts = ()  # the same of the images as they are
     return_step: Steps = 500  # t0: how far into the noise, 300 to 600 of 1000
     forward_steps: Steps = 40  # S_for, to the noise
     generation_steps: Steps = 6  # S_gen, back
-    # of L_dir: -log((2 - L_dir) / 2); "paper": L_dir itself; "offset": see above
+    # of L_dir: -log((2 - L_dir) / 2); "paper": L_dir itself; "offset": as above
     form: Literal["released", "paper", "offset"] = "released"
     direction_weight: Weight = 3.0
     l1_weight: Weight = 0.3
-    every_step: Flag = True  # the GPU-efficient mode; False: one loss at the end, through all the steps
-    strengths: tuple[Number, ...] = (1.0,)  # of a translation; of several that which words say is nearest
+    every_step: Flag = True  # the GPU-efficient mode; False: one loss after all steps, with their gradient
+    strengths: tuple[Number, ...] = (1.0,)  # of a translation; of several the one nearest to the words
 
 
 def settings(config: Config) -> Settings:
@@ -85,7 +86,7 @@ def check(config: Config) -> None:
     own = settings(config)
     for name in ("target", "reference"):
         if not getattr(own, name):
-            raise DasdError(f"method_settings lacks {name}: say what is there and what is wanted, as "
+            raise DasdError(f"method_settings lacks {name}: describe the images and the target, as "
                             '{"reference": ["a photo"], "target": ["a sketch"]}.')  # fmt: skip
     if max(own.forward_steps, own.generation_steps) > own.return_step:
         raise DasdError(f"return_step in method_settings is {own.return_step}, fewer than forward_steps "
@@ -96,16 +97,13 @@ def check(config: Config) -> None:
         raise DasdError(f"target and reference in method_settings are both {own.target}: there is no "
                         "direction from one to the other.")  # fmt: skip
     if config.training.gradient_accumulation_steps > 1:
-        raise DasdError("gradient_accumulation_steps is above 1, but diffusionclip updates at every step on "
-                        "the way back: set it to 1.")  # fmt: skip
+        raise DasdError("gradient_accumulation_steps is above 1, but diffusionclip updates at every "
+                        "denoising step: set it to 1.")  # fmt: skip
 
 
 def make_objective(config: Config) -> DirectionObjective:
     """Return the objective of a config."""
     return DirectionObjective(config)
-
-
-# losses
 
 
 def direction_loss(images: Tensor, before: Tensor, direction: Tensor, form: str = "paper") -> Tensor:
@@ -121,7 +119,7 @@ def direction_loss(images: Tensor, before: Tensor, direction: Tensor, form: str 
 
 
 class Words:
-    """A frozen CLIP and the direction from the reference's sentences to the target's."""
+    """A frozen CLIP, and its direction from the reference's sentences to the target's."""
 
     def __init__(self, config: Config, own: Settings, device: torch.device) -> None:
         source = pretrained.find_weights(config.model.clip, config.model.clip_revision)
@@ -134,7 +132,7 @@ class Words:
                 for words in (own.target, own.reference)
             )
         self.direction = (target - reference).to(device)
-        if self.direction.norm() < LEAST:
+        if self.direction.norm() < MIN_LENGTH:
             raise DasdError(f"To the CLIP in {config.model.clip}, target {own.target} and reference "
                             f"{own.reference} are the same: there is no direction between them.")  # fmt: skip
 
@@ -153,77 +151,83 @@ class Words:
 
 
 class DirectionObjective:
-    """The loss of the module's head, in the project's signature: (parts, batch, config) -> (loss, logs).
+    """The loss of the module's docstring, called as (parts, batch, config) -> (loss, logs).
 
-    A batch is on its way for `generation_steps` calls, one step back each; the next batch starts after it.
-    Each of several processes takes the whole batch: their mean is then the loss itself, and no sooner there.
+    It keeps a batch for `generation_steps` calls, one denoising step each; then the next batch starts. Each
+    of several processes takes the complete batch, so their mean is the loss itself, and they save no time.
     """
 
     def __init__(self, config: Config) -> None:
         self.settings = settings(config)
-        self.way: dict[str, Tensor] = {}  # x: the latents now; clean: those of the images; done: steps back
-        self.inverted: dict[str, Tensor] = {}  # id -> latents at return_step, for the next pass
+        own = self.settings
+        self._inversion_times = ddim.ddim_times(own.return_step, own.forward_steps)
+        self._denoising_times = ddim.ddim_times(own.return_step, own.generation_steps)[::-1]
+        self.trajectory: dict[str, Tensor] = {}  # x: latents now; clean: the images'; done: number of steps
+        self.inverted: dict[str, Tensor] = {}  # id -> latents at return_step, for the next epoch
         self._words: Words | None = None
 
     def __call__(self, parts: models.Parts, batch: Batch, config: Config) -> tuple[Tensor, dict[str, float]]:
         """Return the loss and its parts, loss_direction and loss_l1."""
-        self._words = self._words or Words(config, self.settings, batch.target_latents.device)
-        device = batch.target_latents.device  # what a checkpoint gave back is on the CPU
-        way = {name: value.to(device) for name, value in self.way.items()} or self.begin(parts, batch)
-        found, self.way = self.step(parts, way) if self.settings.every_step else self.all_steps(parts, way)
-        return self.losses(parts, found, way["clean"], config)
+        device = batch.target_latents.device  # tensors of a checkpoint are on the CPU
+        self._words = self._words or Words(config, self.settings, device)
+        now = {name: value.to(device) for name, value in self.trajectory.items()} or self.begin(parts, batch)
+        take = self.step if self.settings.every_step else self.all_steps
+        predicted_x0, self.trajectory = take(parts, now)
+        return self.losses(parts, predicted_x0, now["clean"], config)
 
     @torch.no_grad()
     def begin(self, parts: models.Parts, batch: Batch) -> dict[str, Tensor]:
-        """Return the way back of a batch at its beginning; what was inverted before is not inverted again."""
+        """Return a batch's trajectory before its first step; each image is inverted once in a training."""
         names = batch.sample_ids[: len(batch.target_latents)]
         missing = [i for i, name in enumerate(names) if name not in self.inverted]
         if missing:
-            times = ddim.ddim_times(self.settings.return_step, self.settings.forward_steps)
+            clean = batch.target_latents[missing]
             with models.lora_disabled(parts):
-                far = ddim.follow(unprompted(parts), batch.target_latents[missing], times, alphas(parts))
-            self.inverted |= {names[i]: x.cpu() for i, x in zip(missing, far, strict=True)}
+                noisy = ddim.follow(unprompted(parts), clean, self._inversion_times, alphas(parts))
+            self.inverted |= {names[i]: x.cpu() for i, x in zip(missing, noisy, strict=True)}
         x = torch.stack([self.inverted[name] for name in names])
         return {"x": x.to(batch.target_latents), "clean": batch.target_latents, "done": torch.tensor(0)}
 
-    def step(self, parts: models.Parts, way: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the clean latents foretold at this step, and the way after it, cut off from this step."""
-        own, done = self.settings, int(way["done"])
-        now, after = ddim.ddim_times(own.return_step, own.generation_steps)[::-1][done : done + 2]
-        eps, alpha = unprompted(parts)(way["x"], torch.tensor(now)), ddim.alpha_at(alphas(parts), now)
-        foretold = clean_latents(way["x"], eps, alpha.to(eps.device).expand(len(eps)))
-        if done + 1 == own.generation_steps:
-            return foretold, {}
-        x = ddim.ddim_step(way["x"], eps.detach(), now, after, alphas(parts))
-        return foretold, {**way, "x": x, "done": torch.tensor(done + 1)}
+    def step(self, parts: models.Parts, trajectory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the x0 latents predicted at this step, and the trajectory after it, without its gradient."""
+        x, done = trajectory["x"], int(trajectory["done"])
+        now, after = self._denoising_times[done : done + 2]
+        eps = unprompted(parts)(x, torch.tensor(now))
+        alpha = ddim.alpha_at(alphas(parts), now).to(eps.device)
+        predicted_x0 = clean_latents(x, eps, alpha.expand(len(eps)))
+        if done + 1 == self.settings.generation_steps:
+            return predicted_x0, {}
+        x = ddim.ddim_step(x, eps.detach(), now, after, alphas(parts))
+        return predicted_x0, {**trajectory, "x": x, "done": torch.tensor(done + 1)}
 
-    def all_steps(self, parts: models.Parts, way: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the clean latents after all the steps back, which gradients pass, and no way left."""
-        times = ddim.ddim_times(self.settings.return_step, self.settings.generation_steps)[::-1]
-        return ddim.follow(unprompted(parts), way["x"], times, alphas(parts)), {}
+    def all_steps(
+        self, parts: models.Parts, trajectory: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the x0 latents after all steps, through which gradients pass, and an empty trajectory."""
+        return ddim.follow(unprompted(parts), trajectory["x"], self._denoising_times, alphas(parts)), {}
 
     def losses(
-        self, parts: models.Parts, found: Tensor, clean: Tensor, config: Config
+        self, parts: models.Parts, predicted_x0: Tensor, clean: Tensor, config: Config
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of clean latents (B, C, h, w) against those of the images, and its parts."""
-        own, checkpointing = self.settings, config.training.gradient_checkpointing
-        pixels = decode(parts, found, checkpointing)
+        """Return the loss of predicted against clean latents, (B, C, h, w) each, and its parts."""
+        own, words = self.settings, self._words
+        pixels = decode(parts, predicted_x0, config.training.gradient_checkpointing)
         with torch.no_grad():
-            before = decode(parts, clean)
-            was = self._words.embed(before)
-        direction = direction_loss(self._words.embed(pixels), was, self._words.direction, own.form)
-        l1 = F.l1_loss(pixels.float(), before.float())
+            clean_pixels = decode(parts, clean)
+            before = words.embed(clean_pixels)
+        direction = direction_loss(words.embed(pixels), before, words.direction, own.form)
+        l1 = F.l1_loss(pixels.float(), clean_pixels.float())
         logs = {"loss_direction": direction.item(), "loss_l1": l1.item()}
         return own.direction_weight * direction + own.l1_weight * l1, logs
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return where the present batch is on its way, and what was inverted."""
-        return self.way | {f"{FAR}{name}": x for name, x in self.inverted.items()}
+        """Return the present batch's trajectory and all inverted latents, for a checkpoint."""
+        return self.trajectory | {f"{NOISY}{name}": x for name, x in self.inverted.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put it back as `state_dict` returned it."""
-        self.way = {name: value for name, value in state.items() if not name.startswith(FAR)}
-        self.inverted = {k.removeprefix(FAR): x for k, x in state.items() if k.startswith(FAR)}
+        """Restore what `state_dict` returned."""
+        self.trajectory = {name: value for name, value in state.items() if not name.startswith(NOISY)}
+        self.inverted = {k.removeprefix(NOISY): x for k, x in state.items() if k.startswith(NOISY)}
 
 
 def alphas(parts: models.Parts) -> Tensor:
@@ -231,8 +235,8 @@ def alphas(parts: models.Parts) -> Tensor:
     return parts.noise_scheduler.alphas_cumprod
 
 
-def unprompted(parts: models.Parts) -> sampling.Prediction:
-    """Return the function that predicts the noise of the empty prompt."""
+def unprompted(parts: models.Parts) -> Prediction:
+    """Return the function that predicts the noise for the empty prompt."""
     with torch.no_grad():
         empty = models.encode_prompts(parts, [""])
 

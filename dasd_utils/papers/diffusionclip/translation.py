@@ -1,4 +1,8 @@
-"""Images of one domain -> images of another: to noise by the frozen base, back by a model that learned to."""
+"""Images of one domain to images of another: to noise by the frozen base, back by an adapted model.
+
+The functions above `run_config` work on any pipeline; those below it on a config of the method: they train,
+invert and translate what is missing, and keep it as files in the run's folder.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +20,34 @@ from dasd_utils import adapters, data, sampling, training
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, Term
 from dasd_utils.papers import ddim, editing
-from dasd_utils.papers.diffusionclip import objective as diffusionclip
+from dasd_utils.papers.diffusionclip import objective
 from dasd_utils.runtime import bars, checkpoints, files, images, latent_cache, precision
 from dasd_utils.sampling import DasdPipeline
 
-UNSAID = "a picture"  # no term of a translation is told it
+METHOD = "diffusionclip"
+ANY_PROMPT = "a picture"  # a pipeline plans with one, but no term of a translation uses it
+NUM_SCORED = 32  # pictures that a strength is chosen by
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
 def invert(
     pipeline: DasdPipeline, pictures: Sequence[Image.Image], return_step: int = 500, steps: int = 200
 ) -> Tensor:
-    """Return the latents (B, C, h, w) that the base, told nothing, takes pictures to at a time (0 to 999).
+    """Return the noisy latents (B, C, h, w) at `return_step` (1 to 1000) to which the base inverts pictures,
+    for the empty prompt.
 
-    Raises DasdError for more steps than there are times up to `return_step`.
+    Raises DasdError for more steps than there are timesteps up to `return_step`.
     """
-    _check(pipeline, return_step, steps)
+    _check_steps(pipeline, return_step, steps)
     squares = [images.center_crop(picture, pipeline.config.model.resolution) for picture in pictures]
-    times, told_nothing = ddim.ddim_times(return_step, steps), (Term(BASE, EMPTY),)
-    found = [
-        _followed(pipeline, editing.encode(pipeline.parts, chunk), times, told_nothing)
-        for chunk in bars.short_bar(_chunks(squares, pipeline.batch_size), "inverting", unit="batch")
+    times, size = ddim.ddim_times(return_step, steps), pipeline.batch_size
+    batches = [squares[start : start + size] for start in range(0, len(squares), size)]
+    noisy = [
+        _follow(pipeline, editing.encode(pipeline.parts, batch), times, (Term(BASE, EMPTY),))
+        for batch in bars.short_bar(batches, "inverting", unit="batch")
     ]
-    return torch.cat(found)
+    return torch.cat(noisy)
 
 
 @torch.no_grad()
@@ -49,11 +58,12 @@ def generate(
     steps: int = 40,
     terms: Sequence[Term] = (Term(ADAPTED, EMPTY),),
 ) -> list[Image.Image]:
-    """Return the images that a rule of guidance brings back from latents (B, C, h, w) at `return_step`."""
-    _check(pipeline, return_step, steps)
-    times, found = ddim.ddim_times(return_step, steps)[::-1], []
-    for chunk in bars.short_bar(latents.split(pipeline.batch_size), "translating", unit="batch"):
-        clean = _followed(pipeline, chunk, times, tuple(terms))
+    """Return the images to which a guidance rule denoises latents (B, C, h, w) from `return_step`."""
+    _check_steps(pipeline, return_step, steps)
+    times = ddim.ddim_times(return_step, steps)[::-1]
+    found: list[Image.Image] = []
+    for batch in bars.short_bar(latents.split(pipeline.batch_size), "translating", unit="batch"):
+        clean = _follow(pipeline, batch, times, tuple(terms))
         found += sampling.decode_images(pipeline.parts.vae, clean)
     return found
 
@@ -69,57 +79,38 @@ def translate(
 ) -> list[Image.Image]:
     """Return the pictures translated by what the pipeline's adapter has learned (arXiv 2110.02711).
 
-    strength: 1 is the adapter's own prediction, 0 the base's, which gives the picture back; between them and
-    beyond they are mixed. others: terms of further learners of the pipeline, with their weights: several
+    strength: 1 is the adapter's own prediction, 0 the base's, which reconstructs the picture; in between and
+    beyond they are mixed. others: terms of further learners of the pipeline, with their weights, for several
     targets at once. Raises DasdError for steps that do not fit the return step.
     """
-    far = invert(pipeline, pictures, return_step, forward_steps)
-    return generate(pipeline, far, return_step, generation_steps, translation_rule(strength, others))
+    noisy = invert(pipeline, pictures, return_step, forward_steps)
+    return generate(pipeline, noisy, return_step, generation_steps, translation_rule(strength, others))
 
 
 def translation_rule(strength: float = 1.0, others: Sequence[Term] = ()) -> tuple[Term, ...]:
-    """Return the rule of a translation so strong, and of further learners' terms with their weights."""
+    """Return the guidance rule of a translation of that strength, with the terms of further learners."""
     if strength == 1 and not others:
         return (Term(ADAPTED, EMPTY),)
     return Term(BASE, EMPTY), Term(ADAPTED, EMPTY, float(strength)), *others
 
 
-def _chunks(squares: Sequence[Image.Image], size: int) -> list[Sequence[Image.Image]]:
-    return [squares[start : start + size] for start in range(0, len(squares), size)]
-
-
-def _followed(
-    pipeline: DasdPipeline, latents: Tensor, times: Sequence[int], rule: tuple[Term, ...]
-) -> Tensor:
-    """The latents taken through these times under a rule that needs no prompt."""
-    plans = pipeline.plan(
-        [UNSAID] * len(latents), domain=pipeline.config.domains[0].name, seed=0, guidance=rule
-    )
-    jobs, parts = [jobs[0] for jobs in plans], pipeline.parts
-    with (
-        sampling.evaluating(parts.unet, parts.text_encoder, *pipeline.learners.values()),
-        pipeline.predicting(jobs) as predict,
-    ):
-        found = ddim.follow(predict, latents, times, parts.noise_scheduler.alphas_cumprod)
+def _follow(pipeline: DasdPipeline, latents: Tensor, times: Sequence[int], rule: tuple[Term, ...]) -> Tensor:
+    """Return the latents after DDIM steps through these times, under a rule that needs no prompt."""
+    domain = pipeline.config.domains[0].name
+    plans = pipeline.plan([ANY_PROMPT] * len(latents), domain=domain, seed=0, guidance=rule)
+    with pipeline.predicting([jobs[0] for jobs in plans]) as predict:
+        found = ddim.follow(predict, latents, times, pipeline.parts.noise_scheduler.alphas_cumprod)
     if not torch.isfinite(found).all():
-        raise DasdError("The latents on the way are not finite: translate less strongly, or set "
+        raise DasdError("The latents of a translation are not finite: lower its strength, or set "
                         "mixed_precision to 'no'.")  # fmt: skip
     return found
 
 
-def _check(pipeline: DasdPipeline, return_step: int, steps: int) -> None:
-    most = pipeline.parts.noise_scheduler.config.num_train_timesteps
-    if not 1 <= steps <= return_step <= most:
-        raise DasdError(f"{steps} steps to return_step {return_step}: it takes 1 step or more, as many times "
-                        f"as steps, and at most {most} times.")  # fmt: skip
-
-
-# The pictures of a config's domain, translated: trained, inverted and drawn where missing, and kept.
-
-
-METHOD = "diffusionclip"
-JUDGED = 32  # pictures that a strength is chosen by
-log = logging.getLogger(__name__)
+def _check_steps(pipeline: DasdPipeline, return_step: int, steps: int) -> None:
+    limit = pipeline.parts.noise_scheduler.config.num_train_timesteps
+    if not 1 <= steps <= return_step <= limit:
+        raise DasdError(f"There are {steps} steps to return_step {return_step}: steps must be from 1 to "
+                        f"return_step, and return_step at most {limit}.")  # fmt: skip
 
 
 def run_config(config: Config, seed: int) -> Config:
@@ -129,8 +120,8 @@ def run_config(config: Config, seed: int) -> Config:
     """
     if config.method != METHOD:
         raise DasdError(f"The config names the method {config.method!r}; only {METHOD} translates pictures.")
-    asked = config.replace(seed=seed, validation_every=0)
-    return asked.replace(output_dir=str(Path(config.output_dir) / "trained" / checkpoints.run_key(asked)))
+    wanted = config.replace(seed=seed, validation_every=0)
+    return wanted.replace(output_dir=str(Path(config.output_dir) / "trained" / checkpoints.run_key(wanted)))
 
 
 def train(config: Config, seed: int, progress: bool = True) -> Config:
@@ -142,79 +133,76 @@ def train(config: Config, seed: int, progress: bool = True) -> Config:
 
 def pictures(config: Config, seed: int, found: data.DomainData) -> list[Image.Image]:
     """Return the translations of images by a seed's training, in their order; made if they are missing."""
-    wanted, own = train(config, seed), diffusionclip.settings(config)
-    name = files.short_hash(
-        [found.ids, own.return_step, own.forward_steps, own.generation_steps, own.strengths]
-    )
+    wanted, own = train(config, seed), objective.settings(config)
+    steps = (own.return_step, own.forward_steps, own.generation_steps)
+    name = files.short_hash([found.ids, *steps, own.strengths])
     path = resolve(wanted.output_dir) / f"translated-{found.split}-{name}.parquet"
     if not path.is_file():
         pipeline = sampling.load_trained_pipeline(wanted.output_dir, wanted)
-        far, chosen = inverted(pipeline, config, found), strength(pipeline, config)
-        rule = translation_rule(chosen)
-        new = generate(pipeline, far, own.return_step, own.generation_steps, rule)
-        said = f"{'; '.join(own.target)} (strength {chosen:g})"
-        images.save_samples(path, new, [said] * len(new), [seed] * len(new))
+        noisy, chosen = inverted(pipeline, config, found), strength(pipeline, config)
+        new = generate(pipeline, noisy, own.return_step, own.generation_steps, translation_rule(chosen))
+        caption = f"{'; '.join(own.target)} (strength {chosen:g})"
+        images.save_samples(path, new, [caption] * len(new), [seed] * len(new))
     return images.load_samples(path)
 
 
-def strength(pipeline: sampling.DasdPipeline, config: Config) -> float:
+def strength(pipeline: DasdPipeline, config: Config) -> float:
     """Return that of the settings' strengths whose translations lie nearest to where the words point.
 
-    Told on the first training images by the loss "offset", so that no image of the target is asked.
+    Measured on the first training images by the loss "offset", so no image of the target is used.
     """
-    own = diffusionclip.settings(config)
+    own = objective.settings(config)
     if len(own.strengths) == 1:
         return own.strengths[0]
-    found = first_images(data.load_domain(config.domains[0], config), JUDGED)
-    far = inverted(pipeline, config, found)
-    words = diffusionclip.Words(config, own, far.device)
-    before = words.embed(images.to_pixels(found.images).to(far.device))
+    found = first_images(data.load_domain(config.domains[0], config), NUM_SCORED)
+    noisy = inverted(pipeline, config, found)
+    words = objective.Words(config, own, noisy.device)
+    before = words.embed(images.to_pixels(found.images).to(noisy.device))
 
     def distance(candidate: float) -> float:
-        rule = translation_rule(candidate)
-        new = generate(pipeline, far, own.return_step, own.generation_steps, rule)
-        after = words.embed(images.to_pixels(new).to(far.device))
-        return diffusionclip.direction_loss(after, before, words.direction, "offset").item()
+        new = generate(pipeline, noisy, own.return_step, own.generation_steps, translation_rule(candidate))
+        after = words.embed(images.to_pixels(new).to(noisy.device))
+        return objective.direction_loss(after, before, words.direction, "offset").item()
 
     return min(own.strengths, key=distance)
 
 
 def by_settings(
-    pipeline: sampling.DasdPipeline, pictures: Sequence[Image.Image], amount: float | None = None
+    pipeline: DasdPipeline, pictures: Sequence[Image.Image], amount: float | None = None
 ) -> list[Image.Image]:
-    """Return pictures translated as the settings of the pipeline's run say, or so strong as is asked.
+    """Return pictures translated by the settings of the pipeline's run, at a given strength or at theirs.
 
     Raises DasdError for a run of another method.
     """
     run_config(pipeline.config, 0)
-    own = diffusionclip.settings(pipeline.config)
+    own = objective.settings(pipeline.config)
     amount = strength(pipeline, pipeline.config) if amount is None else amount
-    steps = {"forward_steps": own.forward_steps, "generation_steps": own.generation_steps}
-    return translate(pipeline, pictures, own.return_step, strength=amount, **steps)
+    return translate(pipeline, pictures, own.return_step, own.forward_steps, own.generation_steps, amount)
 
 
-def reconstructed(
-    pipeline: sampling.DasdPipeline, config: Config, found: data.DomainData
-) -> list[Image.Image]:
-    """Return what the base alone brings back from where it took the images."""
-    own, far = diffusionclip.settings(config), inverted(pipeline, config, found)
-    return generate(pipeline, far, own.return_step, own.generation_steps, translation_rule(0))
+def reconstructed(pipeline: DasdPipeline, config: Config, found: data.DomainData) -> list[Image.Image]:
+    """Return images inverted and denoised by the base alone, to see how exact that is."""
+    own, noisy = objective.settings(config), inverted(pipeline, config, found)
+    return generate(pipeline, noisy, own.return_step, own.generation_steps, translation_rule(0))
 
 
-def inverted(pipeline: sampling.DasdPipeline, config: Config, found: data.DomainData) -> Tensor:
-    """Return the latents (n, C, h, w) of images at the return step, by the base: one file for all seeds."""
-    own = diffusionclip.settings(config)
-    base = [adapters.base_fingerprint(pipeline.parts), latent_cache.vae_fingerprint(pipeline.parts.vae)]
-    computing = precision.sampling_precision(config.training.mixed_precision, pipeline.parts.unet.device)
+def inverted(pipeline: DasdPipeline, config: Config, found: data.DomainData) -> Tensor:
+    """Return the noisy latents (n, C, h, w) of images at the return step, by the base.
+
+    They are kept in one file for all seeds.
+    """
+    own, parts = objective.settings(config), pipeline.parts
+    base = [adapters.base_fingerprint(parts), latent_cache.vae_fingerprint(parts.vae)]
+    computing = precision.sampling_precision(config.training.mixed_precision, parts.unet.device)
     how = [config.model.resolution, computing, own.return_step, own.forward_steps]
     key = files.short_hash([*base, found.ids, *how])
     path = checkpoints.writable(config.output_dir) / f"inverted-{found.split}-{key}.safetensors"
     if not path.is_file():
         log.info("The base inverts %d pictures, once: %s", len(found), path)
-        far = invert(pipeline, found.images, own.return_step, own.forward_steps)
+        noisy = invert(pipeline, found.images, own.return_step, own.forward_steps)
         with files.atomic_write(path, "The inverted latents") as temporary:
-            save_file({"latents": far.cpu().contiguous()}, temporary)
-    return load_file(path)["latents"].to(pipeline.parts.unet.device)
+            save_file({"latents": noisy.cpu().contiguous()}, temporary)
+    return load_file(path)["latents"].to(parts.unet.device)
 
 
 def first_images(found: data.DomainData, count: int) -> data.DomainData:
