@@ -11,8 +11,8 @@ from dasd_utils.apps.notebooks import read_code
 
 FLOW = ("data", "latents", "models", "adapters", "losses", "training", "guidance", "classifier", "sampling",
         "metrics", "evaluation")  # fmt: skip
-BASE = {"profiles", "config", "runtime"}
-CORE = BASE | {"figures", *FLOW}
+BASE = {"profiles", "config", "figures", "runtime"}
+CORE = BASE | {*FLOW}
 ROOMS = {  # what each room, or file of the core, may import beside itself
     **{"toyworld": set(), "profiles": set(), "figures": set(), "config": {"profiles"}, "runtime": {"config"}},
     **{name: BASE | {"toyworld", *FLOW[:place]} for place, name in enumerate(FLOW)},
