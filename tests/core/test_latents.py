@@ -2,53 +2,52 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 
 import numpy as np
 import pytest
 import torch
-from synthetic import make_sampler, same_batch
+from conftest import on_narrow_base
+from synthetic import Words, make_sampler, same_batch
 
-from dasd_utils import data, latents, toyworld
+from dasd_utils import data, latents
 from dasd_utils.config import DasdError
 
-render = functools.cache(toyworld.render)  # the same few scenes for all tests
+
+@pytest.fixture(scope="module")
+def config(base_dir, tmp_path_factory):
+    """Return 24 images a domain, 16 x 16 px, in batches of 6 and 2; all tests share one cache."""
+    folder = tmp_path_factory.mktemp("latents")
+    return on_narrow_base("tiny", base_dir, base_dir / "clip", folder, resolution=16, caption_dropout=0.0)
 
 
-@pytest.fixture(autouse=True)
-def rendered_once(monkeypatch):
-    monkeypatch.setattr(toyworld, "render", render)
-
-
-@pytest.fixture
-def config(tiny_config):
-    """Return 24 images a domain, 16 x 16 px, in batches of 6 and 2."""
-    return tiny_config.replace(resolution=16, caption_dropout=0.0)
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make(config, vae):
     """Return `make(**changes) -> encoded Sampler`."""
-
     return lambda **changes: make_sampler(config.replace(**changes), vae)
 
 
-def test_shapes_and_types(make):
-    batch = make().batch(0)
+@pytest.fixture(scope="module")
+def sampler(make):
+    """Return the sampler of the plain config. Do not change it."""
+    return make()
+
+
+def test_shapes_and_types(sampler):
+    batch = sampler.batch(0)
     assert batch.target_latents.shape == batch.target_noise.shape == (6, 4, 4, 4)
     assert batch.source_latents.shape == batch.source_noise.shape == (2, 4, 4, 4)
     assert batch.target_latents.dtype == batch.target_noise.dtype == torch.float32
     assert batch.target_domains.tolist() == [0, 1, 0, 1, 0, 1]
     assert batch.target_domains.dtype == batch.target_timesteps.dtype == torch.long
     assert [len(batch.target_prompts), len(batch.source_prompts), len(batch.sample_ids)] == [6, 2, 8]
+    noise = torch.cat([batch.target_noise, batch.source_noise]).flatten(1)
+    assert len({tuple(row) for row in noise.tolist()}) == 8  # no two samples share it
 
 
-def test_a_step_depends_on_its_number_alone(make):
-    first = make()
-    ahead = [first.batch(step) for step in range(5)]
-    second = make()  # as after a restart: no step before it was drawn
-    assert same_batch(second.batch(3), ahead[3])
+def test_a_step_depends_on_its_number_alone(make, sampler):
+    ahead = [sampler.batch(step) for step in range(5)]
+    assert same_batch(make().batch(3), ahead[3])  # as after a restart: no step before it was drawn
     assert not same_batch(ahead[2], ahead[3])
     assert not torch.equal(ahead[2].target_noise, ahead[3].target_noise)
     other = make(seed=1).batch(3)
@@ -57,28 +56,21 @@ def test_a_step_depends_on_its_number_alone(make):
 
 
 def test_micro_batches_differ(make):
-    sampler = make(gradient_accumulation_steps=2)
-    one, two = sampler.batch(1, 0), sampler.batch(1, 1)
+    several = make(gradient_accumulation_steps=2)
+    one, two = several.batch(1, 0), several.batch(1, 1)
     assert not set(one.sample_ids) & set(two.sample_ids)
     assert not torch.equal(one.target_noise, two.target_noise)
 
 
-def test_samples_of_a_batch_share_no_noise(make):
-    batch = make().batch(0)
-    noise = torch.cat([batch.target_noise, batch.source_noise]).flatten(1)
-    assert len({tuple(row) for row in noise.tolist()}) == 8
-
-
-def test_every_image_comes_once_in_each_pass(make):
-    sampler = make()
+def test_every_image_comes_once_in_each_pass(sampler):
     ids = [name for step in range(16) for name in sampler.batch(step).sample_ids[:6:2]]  # 48 of satellite
     assert set(ids[:24]) == set(ids[24:]) == set(sampler._members["train"][1].ids)
     assert ids[:24] != ids[24:]
 
 
 def test_target_domains_take_turns_where_the_batch_does_not_divide(make):
-    sampler = make(target_batch_size=3)
-    domains = torch.cat([sampler.batch(step).target_domains for step in range(4)])
+    odd = make(target_batch_size=3)
+    domains = torch.cat([odd.batch(step).target_domains for step in range(4)])
     assert domains.bincount().tolist() == [6, 6]
 
 
@@ -97,54 +89,49 @@ def test_no_source_at_all(make):
 
 
 def test_sources_come_every_few_micro_batches_and_miss_no_image(make):
-    sampler = make(target_batch_size=1, source_batch_size=1, source_every=3, gradient_accumulation_steps=2)
-    batches = [sampler.batch(step, micro) for step in range(36) for micro in range(2)]
+    rare = make(target_batch_size=1, source_batch_size=1, source_every=3, gradient_accumulation_steps=2)
+    batches = [rare.batch(step, micro) for step in range(36) for micro in range(2)]
     assert [len(batch.source_prompts) for batch in batches] == [1, 0, 0] * 24
     assert all(len(batch.source_latents) == len(batch.source_prompts) for batch in batches)
     drawn = [batch.sample_ids[1] for batch in batches if batch.source_prompts]
-    assert sorted(drawn) == sorted(sampler._members["train"][0].ids)
+    assert sorted(drawn) == sorted(rare._members["train"][0].ids)
 
 
 def test_timesteps_are_uniform_over_the_whole_range(make):
-    sampler = make()
-    times = torch.cat([sampler.batch(step).target_timesteps for step in range(200)]).numpy()
+    changed = make()
+    times = torch.cat([changed.batch(step).target_timesteps for step in range(200)]).numpy()
     counts = np.histogram(times, bins=5, range=(0, 1000))[0] / len(times)
     assert counts == pytest.approx([0.2] * 5, abs=0.04)
-    sampler.num_train_timesteps = 10
-    assert max(int(sampler.batch(step).target_timesteps.max()) for step in range(40)) == 9
+    changed.num_train_timesteps = 10
+    assert max(int(changed.batch(step).target_timesteps.max()) for step in range(40)) == 9
 
 
-def test_prompts_carry_the_token_and_vary_their_wording(make):
-    sampler = make()
+def test_prompts_carry_the_token_and_vary_their_wording(sampler):
     prompts = [p for step in range(40) for p in sampler.batch(step).target_prompts[1::2]]
-    assert all(prompt.startswith("<xray> ") for prompt in prompts)
     member = sampler._members["train"][2]
-    wordings = [{f"<xray> {c}" for c in captions} for captions in member.captions]
     assert len(set(prompts)) > len(member)  # more than one caption an image
-    assert set(prompts) <= set.union(*wordings)
+    assert set(prompts) <= {f"<xray> {c}" for captions in member.captions for c in captions}
     assert not any("<" in prompt for prompt in sampler.batch(0).source_prompts)
 
 
-def test_caption_dropout_empties_its_share_and_changes_nothing_else(make):
-    full, dropped = make(), make(caption_dropout=0.3)
+def test_caption_dropout_empties_its_share_and_changes_nothing_else(make, sampler):
+    dropped = make(caption_dropout=0.3)
     prompts = [p for step in range(60) for p in dropped.batch(step).target_prompts]
     assert prompts.count("") / len(prompts) == pytest.approx(0.3, abs=0.07)
-    plain, other = full.batch(5), dropped.batch(5)
+    plain, other = sampler.batch(5), dropped.batch(5)
     assert torch.equal(plain.target_latents, other.target_latents)
     assert torch.equal(plain.target_noise, other.target_noise)
-    kept = [(a, b) for a, b in zip(plain.target_prompts, other.target_prompts, strict=True) if b]
-    assert all(a == b for a, b in kept)
+    assert all(b in ("", a) for a, b in zip(plain.target_prompts, other.target_prompts, strict=True))
 
 
-def test_source_prompts_are_all_that_a_batch_can_hold(make):
-    sampler = make(caption_dropout=0.3, source_batch_size=4)
-    drawn = {prompt for step in range(40) for prompt in sampler.batch(step).source_prompts}
-    assert "" in drawn and drawn <= set(sampler.source_prompts())
-    assert sampler.source_prompts() == make().source_prompts()
+def test_source_prompts_are_all_that_a_batch_can_hold(make, sampler):
+    dropping = make(caption_dropout=0.3, source_batch_size=4)
+    drawn = {prompt for step in range(40) for prompt in dropping.batch(step).source_prompts}
+    assert "" in drawn and drawn <= set(dropping.source_prompts())
+    assert dropping.source_prompts() == sampler.source_prompts()
 
 
-def test_latents_are_draws_of_the_vae_s_posterior(make, vae):
-    sampler = make()
+def test_latents_are_draws_of_the_vae_s_posterior(sampler, vae):
     source = sampler._members["train"][0]
     pixels = torch.from_numpy(np.asarray(source.images[0], np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
@@ -153,36 +140,32 @@ def test_latents_are_draws_of_the_vae_s_posterior(make, vae):
     for batch in map(sampler.batch, range(600)):
         drawn += [batch.source_latents[i] for i in range(2) if batch.sample_ids[6 + i] == source.ids[0]]
     drawn = torch.stack(drawn) / vae.config.scaling_factor
-    expected = torch.stack([posterior.mean[0], posterior.std[0]])
-    error = (drawn.mean(0) - expected[0]).abs() / expected[1]
-    assert error.max() < 5 / len(drawn) ** 0.5
-    assert (drawn.std(0) / expected[1]).mean() == pytest.approx(1, abs=0.1)
+    mean, std = posterior.mean[0], posterior.std[0]
+    assert ((drawn.mean(0) - mean).abs() / std).max() < 5 / len(drawn) ** 0.5
+    assert (drawn.std(0) / std).mean() == pytest.approx(1, abs=0.1)
 
 
-def test_noise_is_standard_normal(make):
-    sampler = make()
+def test_noise_is_standard_normal(sampler):
     noise = torch.cat([sampler.batch(step).target_noise.flatten() for step in range(40)])
     assert noise.mean().item() == pytest.approx(0, abs=0.03)
     assert noise.std().item() == pytest.approx(1, abs=0.03)
 
 
-def test_batch_before_encode(config):
-    targets = [data.load_domain(domain, config) for domain in config.domains]
-    sampler = latents.Sampler(config, data.load_domain(config.source, config), targets)
+def test_batch_before_encode(sampler):
+    source, *targets = sampler._members["train"]
     with pytest.raises(DasdError, match="encode"):
-        sampler.batch(0)
+        latents.Sampler(sampler.config, source, targets).batch(0)
 
 
 def test_fixed_batches_are_held_out_and_never_change(make):
-    sampler = make(validation_images=5)
-    batches = sampler.fixed_batch()
+    held = make(validation_images=5)
+    batches = held.fixed_batch()
     assert [len(b.target_latents) for b in batches] == [6, 4]
-    ids = [name for b in batches for name in b.sample_ids]
-    training = {name for member in sampler._members["train"] for name in member.ids}
-    assert not training & set(ids)
+    ids = {name for b in batches for name in b.sample_ids}
+    assert not ids & {name for member in held._members["train"] for name in member.ids}
     targets = [name for b in batches for name in b.sample_ids[: len(b.target_latents)]]
     assert len(set(targets)) == 10
-    for again in (sampler.fixed_batch(), make(validation_images=5, seed=7).fixed_batch()):
+    for again in (held.fixed_batch(), make(validation_images=5, seed=7).fixed_batch()):
         assert all(same_batch(one, two) for one, two in zip(batches, again, strict=True))
 
 
@@ -191,8 +174,7 @@ def test_fixed_batches_cover_the_timesteps_evenly(make):
     domains = torch.cat([b.target_domains for b in batches])
     times = torch.cat([b.target_timesteps for b in batches])
     assert sorted(times[domains == 0].tolist()) == [100, 300, 500, 700, 900]
-    prompts = [p for b in batches for p in b.target_prompts]
-    assert all(prompt.startswith("<") for prompt in prompts)
+    assert all(prompt.startswith("<") for b in batches for prompt in b.target_prompts)
 
 
 @pytest.mark.parametrize(
@@ -202,29 +184,25 @@ def test_no_fixed_batches_where_nothing_is_held_out(make, changes):
     assert make(**changes).fixed_batch() == []
 
 
-def test_fingerprint_tells_other_images_and_other_captions(make):
-    sampler, again = make(), make(seed=7)
+def test_fingerprint_tells_other_images_and_other_captions(make, sampler):
+    again = make(seed=7)
     assert sampler.fingerprint == again.fingerprint
     again._members["train"][1].captions[0] = ["something else"]
     del again.fingerprint
-    assert again.fingerprint != sampler.fingerprint
-    fewer = latents.Sampler(sampler.config, sampler._members["train"][0], sampler._members["train"][1:2])
-    assert fewer.fingerprint != sampler.fingerprint
+    source, *targets = sampler._members["train"]
+    fewer = latents.Sampler(sampler.config, source, targets[:1])
+    assert sampler.fingerprint not in (again.fingerprint, fewer.fingerprint)
 
 
-def test_batch_moves_and_keeps_its_indices_whole(make):
-    moved = make().batch(0).to("cpu", torch.bfloat16)
+def test_batch_moves_and_keeps_its_indices_whole(sampler):
+    moved = sampler.batch(0).to("cpu", torch.bfloat16)
     assert moved.target_latents.dtype == moved.source_noise.dtype == torch.bfloat16
     assert moved.target_timesteps.dtype == moved.target_domains.dtype == torch.long
     assert len(moved.sample_ids) == 8
 
 
 def test_token_that_the_tokenizer_lacks_is_a_warning(config, caplog):
-    class Vocabulary:
-        def get_vocab(self):
-            return {"<xray>": 1}
-
     targets = [data.DomainData(domain, "train", [], [], [], [], np.empty(0)) for domain in config.domains]
     with caplog.at_level(logging.WARNING):
-        latents.Sampler(config, targets[0], targets, Vocabulary())
+        latents.Sampler(config, targets[0], targets, Words("<xray>"))
     assert "<satellite> not in the tokenizer" in caplog.text

@@ -1,65 +1,112 @@
-"""A file is there whole or not at all."""
+"""A file is there complete or not at all; a lock is one process's at a time and no reason not to work."""
 
+import filelock
 import pytest
 
 from dasd_utils.config import DasdError
 from dasd_utils.runtime import files
 
+FULL = OSError(28, "No space left on device")
 
-def test_the_new_takes_the_place_of_the_old_at_the_end(tmp_path):
-    path = tmp_path / "new" / "a.txt"
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "new" / "a"
+
+
+def test_the_new_takes_the_place_of_the_old_at_the_end(path):
     for text in ("one", "two"):
         with files.atomic_write(path, "It") as temporary:
             temporary.write_text(text)
             assert not path.exists() or path.read_text() == "one"
     assert path.read_text() == "two" and path.stat().st_mode & 0o777 == 0o644
-    assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
+    assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
-def test_after_an_error_the_old_stays_and_nothing_is_left(tmp_path, error):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    with pytest.raises(type(error)), files.atomic_write(path, "It") as temporary:
-        temporary.write_text("half")
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), FULL])
+def test_after_an_error_the_old_stays_and_nothing_is_left(path, error):
+    files.write_json(path, "old", "It")
+    with pytest.raises(DasdError if error is FULL else type(error)), files.atomic_write(path, "It") as new:
+        new.write_text("half")
         raise error
-    assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+    assert files.read_json(path, "It") == "old" and list(path.parent.iterdir()) == [path]
 
 
-def test_a_full_disk_is_told(tmp_path):
-    said = r"The sums cannot be written to .*a\.txt: No space left"
-    with pytest.raises(DasdError, match=said), files.atomic_write(tmp_path / "a.txt", "The sums"):
-        raise OSError(28, "No space left on device")
-    assert not list(tmp_path.iterdir())
+def test_what_cannot_be_written_is_named(path, tmp_path):
+    message = r"The sums cannot be written to .*a: No space left"
+    with pytest.raises(DasdError, match=message), files.atomic_write(path, "The sums"):
+        raise FULL
     (tmp_path / "file").write_text("")
-    below = tmp_path / "file" / "a"
-    with pytest.raises(DasdError, match="The sums cannot be written"), files.atomic_write(below, "The sums"):
-        pass
+    with pytest.raises(DasdError, match="The sums cannot be written"):
+        files.write_json(tmp_path / "file" / "a", {}, "The sums")
 
 
-def test_a_folder_takes_the_place_of_the_old_whole(tmp_path):
-    path = tmp_path / "a"
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"The sums cannot be read from .*a: No such file"),
+        (b"\xff", r"The sums cannot be read from .*a: it is no UTF-8"),
+        (b"{", r"a is no JSON: "),
+        (b"1" * 5000, r"a is no JSON: "),  # more digits than Python takes for a number
+    ],
+)
+def test_what_cannot_be_read_is_named(path, content, message):
+    path.parent.mkdir()
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(DasdError, match=message):
+        files.read_json(path, "The sums")
+
+
+def test_a_short_hash_is_that_of_the_content():
+    assert files.short_hash({"b": 1, "a": "ü"}) == files.short_hash({"a": "ü", "b": 1}) == "ad8fbfe93e9d"
+    assert (
+        files.short_hash(["x"], 64).startswith(files.short_hash(["x"])) and len(files.short_hash(1, 64)) == 64
+    )
+
+
+def test_a_folder_takes_the_place_of_the_old(path):
     for name in ("one", "two"):
         with files.atomic_folder(path, "It") as new:
             (new / name).write_text("")
             assert not (path / name).exists()
-    assert [file.name for file in path.iterdir()] == ["two"] and list(tmp_path.iterdir()) == [path]
+    assert [file.name for file in path.iterdir()] == ["two"] and list(path.parent.iterdir()) == [path]
 
 
-def test_after_an_error_the_old_folder_stays(tmp_path, monkeypatch):
-    path = tmp_path / "a"
-    path.mkdir()
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_after_an_error_the_old_folder_stays(path, monkeypatch, at_the_end):
+    path.mkdir(parents=True)
     (path / "old").write_text("")
-    with pytest.raises(DasdError, match="It cannot be written"), files.atomic_folder(path, "It"):
-        raise OSError(28, "No space left on device")
     rename = type(path).rename
 
     def fail(self, target):
         if self.name == "new":
-            raise OSError(28, "No space left on device")
+            raise FULL
         return rename(self, target)
 
-    monkeypatch.setattr(type(path), "rename", fail)
     with pytest.raises(DasdError, match="It cannot be written"), files.atomic_folder(path, "It"):
-        pass
-    assert [file.name for file in path.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [path]
+        if not at_the_end:
+            raise FULL
+        monkeypatch.setattr(type(path), "rename", fail)
+    assert [file.name for file in path.iterdir()] == ["old"] and list(path.parent.iterdir()) == [path]
+
+
+def test_one_at_a_time_and_no_file_left(tmp_path):
+    path = tmp_path / "x.lock"
+    path.write_text("left by a process that was killed")  # it stops nobody
+    with files.try_lock(path) as first, files.try_lock(path) as second:
+        assert (first, second) == (True, False)
+    with pytest.raises(KeyError), files.try_lock(path) as again:
+        assert again
+        raise KeyError
+    assert not path.exists()
+
+
+def test_without_locks_work_goes_on(tmp_path, monkeypatch, caplog):
+    def refuse(_lock):
+        raise NotImplementedError("no locks on this file system")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with files.try_lock(tmp_path / "x.lock") as mine:
+        assert mine
+    assert "cannot be locked: no locks" in caplog.text

@@ -1,13 +1,16 @@
-"""Any picture becomes an RGB square."""
+"""Any picture becomes an RGB square, and samples come back as they were."""
 
 from __future__ import annotations
 
+import datasets
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
 from synthetic import plain, saved
 
+from dasd_utils.config import DasdError
 from dasd_utils.runtime import images
 
 
@@ -89,3 +92,32 @@ def test_pixels_and_images_are_each_others_inverse():
     assert all(np.array_equal(np.asarray(image), one) for image, one in zip(found, colours, strict=True))
     beyond = images.from_pixels(torch.full((1, 3, 2, 2), 7.0))
     assert np.asarray(beyond[0]).min() == 255
+
+
+SAMPLES = [plain("RGB", (i, 2 * i, 7)) for i in range(5)]
+
+
+@pytest.fixture
+def samples(tmp_path):
+    """Return the file of five samples."""
+    return images.save_samples(tmp_path / "new" / "samples.parquet", SAMPLES, list("abcde"), range(5))
+
+
+def test_samples_return_to_the_pixel(samples):
+    for one, other in zip(images.load_samples(samples), SAMPLES, strict=True):
+        assert one.mode == "RGB" and np.array_equal(np.asarray(one), np.asarray(other))
+    assert [file.name for file in samples.parent.iterdir()] == ["samples.parquet"]
+
+
+def test_other_tools_read_samples(samples, own_datasets_cache):
+    rows = datasets.load_dataset("parquet", data_files=str(samples), split="train")
+    assert rows[3]["image"].getpixel((0, 0)) == (3, 6, 7) and rows[3]["prompt"] == "d"
+    assert pandas.read_parquet(samples)["seed"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_damaged_samples_are_named(samples, tmp_path):
+    samples.write_bytes(samples.read_bytes()[:200])
+    with pytest.raises(DasdError, match=r"samples\.parquet cannot be read.*Remove the file"):
+        images.load_samples(samples)
+    with pytest.raises(DasdError, match="cannot be read"):
+        images.load_samples(tmp_path / "none.parquet")
