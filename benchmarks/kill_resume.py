@@ -89,7 +89,7 @@ def moments(kills: int, seconds: dict[str, float], visits: dict[str, int]) -> li
 def files(folder: Path) -> dict[str, str]:
     """Return the hash of every file of a run, but of the speed."""
     found = [path for path in folder.rglob("*") if path.is_file() and path.name != NOT_REPEATED]
-    return {path.relative_to(folder).as_posix(): checkpoints._describe(path)["sha256"] for path in found}
+    return {path.relative_to(folder).as_posix(): checkpoints.describe_file(path)["sha256"] for path in found}
 
 
 def attempt(folder: Path, place: dict[str, Any], base: str | None, expected: dict[str, str]) -> common.Row:

@@ -1,11 +1,10 @@
-"""What training leaves: LoRA and token rows as files that plain diffusers loads, and as a flat state."""
+"""What was trained, LoRA and token rows, as files that plain diffusers loads, and as a flat state."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ from torch import Tensor
 
 from dasd_utils import config as cfg
 from dasd_utils import models
+from dasd_utils.runtime import files
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # where diffusers looks for it
 SUMMARY_FILE = "adapter.json"
-UNET = "unet"  # the folder of a UNet that learned whole, in the layout of diffusers
+UNET = "unet"  # the folder of a UNet all of whose weights learned, in the layout of diffusers
 UNET_FILES = (f"{UNET}/config.json", f"{UNET}/diffusion_pytorch_model.safetensors")
 TOKEN = re.compile(r"<[\w-]+>")  # it names a file
 
@@ -29,24 +29,23 @@ TOKEN = re.compile(r"<[\w-]+>")  # it names a file
 def base_fingerprint(parts: models.Parts) -> str:
     """Return 16 hex digits of the base's UNet and text encoder: names, shapes, signs of their weights.
 
-    Signs are the same in float32, float16 and bfloat16, so that the precision of loading does not
-    matter, while a base trained again has another fingerprint.
+    Signs are the same in float32, float16 and bfloat16, so that the precision of loading does not matter,
+    while a base trained again has another fingerprint.
     """
     digest = hashlib.sha256()
     for module in (parts.unet, parts.text_encoder):
-        weights = parts.base_weights if module is parts.unet and parts.base_weights else None
-        named = weights or dict(module.named_parameters())
-        named = {_base_name(name): p for name, p in named.items() if "lora_" not in name}
-        for name, parameter in sorted(named.items()):
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            signs = torch.signbit(parameter.detach().flatten()[:1024])
-            digest.update(signs.cpu().numpy().tobytes())
+        original = parts.base_weights if module is parts.unet else {}
+        named = original or dict(module.named_parameters())
+        # the names without LoRA, and as every version of transformers has them
+        plain = {
+            name.replace(".base_layer.", ".").removeprefix("text_model."): p for name, p in named.items()
+        }
+        for name, parameter in sorted(plain.items()):
+            if "lora_" not in name:
+                digest.update(f"{name}{tuple(parameter.shape)}".encode())
+                signs = torch.signbit(parameter.detach().flatten()[:1024])
+                digest.update(signs.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _base_name(name: str) -> str:
-    """Return a parameter's name as it is without LoRA and in every version of transformers."""
-    return name.replace(".base_layer.", ".").removeprefix("text_model.")
 
 
 def adapter_state(parts: models.Parts) -> dict[str, Tensor]:
@@ -57,29 +56,38 @@ def adapter_state(parts: models.Parts) -> dict[str, Tensor]:
 def load_adapter_state(parts: models.Parts, state: dict[str, Tensor]) -> None:
     """Copy what `adapter_state` returned into parts with the same LoRA and tokens, else DasdError."""
     trained = _trained(parts)
-    here = {name: tuple(p.shape) for name, p in trained.items()}
-    given = {name: tuple(value.shape) for name, value in state.items()}
+    here, given = _shapes(trained), _shapes(state)
     if here != given:
         name, *_ = sorted(n for n in {**here, **given} if here.get(n) != given.get(n))
         was, now = given.get(name, "missing"), here.get(name, "missing")
         raise cfg.DasdError(f"This adapter state does not fit the model: the shape of {name} is {was} in the "
                             f"state, {now} in the model. Use the same LoRA settings and tokens.")  # fmt: skip
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(state[name])
+    _copy(state, trained)
 
 
-def _trained(parts: models.Parts) -> dict[str, torch.nn.Parameter]:
-    weights, whole = parts.unet.named_parameters(), bool(parts.base_weights)
+def _trained(parts: models.Parts) -> dict[str, Tensor]:
+    whole = bool(parts.base_weights)
+    weights = parts.unet.named_parameters()
     trained = {f"unet.{name}": p for name, p in weights if whole or "lora_" in name}
     return trained if parts.tokens is None else trained | {"tokens.weight": parts.tokens.weight}
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+@torch.no_grad()
+def _copy(values: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
 
 
 def save_adapter(parts: models.Parts, folder: str | Path) -> None:
     """Write the LoRA, one file per token, and adapter.json; an adapter already there is replaced.
 
-    Plain diffusers reads them with `load_lora_weights(folder)` and `load_textual_inversion(file)`. A UNet
-    that learned whole is in `unet/`, for `UNet2DConditionModel.from_pretrained(folder, subfolder="unet")`.
+    Plain diffusers reads them with `load_lora_weights(folder)` and `load_textual_inversion(file)`. A UNet all
+    of whose weights learned is in `unet/`, for `UNet2DConditionModel.from_pretrained(folder,
+    subfolder="unet")`.
     Raises DasdError if there is nothing to save, or the folder is not an adapter's or not writable.
     """
     folder = Path(folder)
@@ -87,31 +95,23 @@ def save_adapter(parts: models.Parts, folder: str | Path) -> None:
         raise cfg.DasdError("There is no adapter to save: these parts have neither LoRA nor tokens.")
     check_place(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            _write(parts, Path(temporary) / "new")
-            if folder.exists():
-                folder.rename(Path(temporary) / "old")
-            (Path(temporary) / "new").rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise cfg.DasdError(f"The adapter cannot be written to {folder}: {error}. Make room there, or name "
-                            "another folder.") from None  # fmt: skip
+        with files.atomic_folder(folder, "The adapter") as new:
+            _write(parts, new)
+    except (cfg.DasdError, SafetensorError) as error:
+        raise cfg.DasdError(f"{folder} is not saved. {error} Make room there, or name another "
+                            "folder.") from None  # fmt: skip
 
 
 def check_place(folder: Path) -> None:
     """Raise DasdError where `save_adapter` would not write: a folder of other files."""
-    if folder.exists() and not _replaceable(folder):
-        raise cfg.DasdError(
-            f"{folder} holds other files, so no adapter is written there: name another folder."
-        )
-
-
-def _replaceable(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / SUMMARY_FILE).is_file() or not any(folder.iterdir()))
+    if folder.is_dir() and ((folder / SUMMARY_FILE).is_file() or not any(folder.iterdir())):
+        return
+    if folder.exists():
+        raise cfg.DasdError(f"{folder} holds other files, so no adapter is written there: name another "
+                            "folder.")  # fmt: skip
 
 
 def _write(parts: models.Parts, folder: Path) -> None:
-    folder.mkdir()
     lora = getattr(parts.unet, "peft_config", {}).get("default")
     if lora is not None:
         state = {name: value.cpu() for name, value in get_peft_model_state_dict(parts.unet).items()}
@@ -122,15 +122,15 @@ def _write(parts: models.Parts, folder: Path) -> None:
         _order_metadata(folder / LORA_FILE)
     if parts.base_weights:
         _write_unet(parts, folder / UNET)
-    files = {token: _token_file(token) for token in parts.token_ids}
-    for row, (token, file) in enumerate(files.items()):
+    token_files = {token: _token_file(token) for token in parts.token_ids}
+    for row, (token, file) in enumerate(token_files.items()):
         save_file({token: parts.tokens.weight[row].detach().cpu().clone()}, folder / file)
     summary = {
         "base": parts.config.model.base,
         "base_revision": parts.config.model.base_revision,
         "base_fingerprint": base_fingerprint(parts),
         "lora": None if lora is None else _lora_settings(lora),
-        "tokens": files,
+        "tokens": token_files,
         **({"unet": UNET} if parts.base_weights else {}),
     }
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf8")
@@ -162,8 +162,8 @@ def _order_metadata(path: Path) -> None:
 def _lora_settings(lora: Any) -> dict[str, Any]:
     """Return what `LoraSettings` of this LoRA were, from the UNet itself."""
     convolutions = {pattern: name for name, pattern in models.TARGETS.items()}[lora.target_modules]
-    rate = {"rank": lora.r, "alpha": lora.lora_alpha, "dropout": lora.lora_dropout}
-    return rate | {"convolutions": convolutions}
+    strength = {"rank": lora.r, "alpha": lora.lora_alpha, "dropout": lora.lora_dropout}
+    return strength | {"convolutions": convolutions}
 
 
 def load_adapter(parts: models.Parts, folder: str | Path) -> None:
@@ -182,18 +182,19 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
     width = parts.text_encoder.get_input_embeddings().embedding_dim
     rows = [_read_row(folder / file, token, width) for token, file in summary["tokens"].items()]
     state = None if summary["lora"] is None else _read_tensors(folder / LORA_FILE)
-    whole = _read_unet(parts, folder) if summary.get("unet") else None
+    unet = _read_unet(parts, folder) if summary.get("unet") else None
     lora = _checked_lora(parts.config, summary["lora"] or {}, folder)
     if rows:
         models.attach_tokens(parts, list(summary["tokens"]), torch.stack(rows))
-    if whole is not None:
+    if unet is not None:
         models.unfreeze_unet(parts)
-        with torch.no_grad():
-            for name, parameter in parts.unet.named_parameters():
-                parameter.copy_(whole[name])
+        _copy(unet, dict(parts.unet.named_parameters()))
     if state is not None:
         models.add_lora(parts.unet, lora)
-        _fill_lora(parts, {name.removeprefix("unet."): value for name, value in state.items()}, folder)
+        state = {name.removeprefix("unet."): value for name, value in state.items()}
+        if _shapes(state) != _shapes(get_peft_model_state_dict(parts.unet)):
+            raise cfg.DasdError(f"{folder / LORA_FILE} does not fit the settings in {SUMMARY_FILE}.")
+        set_peft_model_state_dict(parts.unet, state)
 
 
 def _checked_lora(config: cfg.Config, settings: dict[str, Any], folder: Path) -> cfg.LoraSettings:
@@ -215,10 +216,10 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         what = f"it has no {SUMMARY_FILE}" if path.parent.is_dir() else "there is no such folder"
         raise cfg.DasdError(f"There is no adapter in {folder}: {what}. Train one first, or name its folder.")
+    summary = files.read_json(path, "The adapter")
     try:
-        summary = json.loads(path.read_text(encoding="utf8"))
-        files = [*summary["tokens"].values(), *([LORA_FILE] if summary["lora"] else [])]
-        files += UNET_FILES if summary.get("unet") else ()
+        needed = [*summary["tokens"].values(), *([LORA_FILE] if summary["lora"] else [])]
+        needed += UNET_FILES if summary.get("unet") else ()
         summary["base"], summary["base_fingerprint"], cfg.LoraSettings(**(summary["lora"] or {}))
         named = summary["tokens"].items()
         odd = [token for token, file in named if not TOKEN.fullmatch(token) or file != _token_file(token)]
@@ -226,7 +227,7 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
         raise cfg.DasdError(f"{path} is damaged: {error!r}.") from None
     if odd:  # saved again, it would name a file
         raise cfg.DasdError(f"{path} is damaged: the token {odd[0]!r} or its file is no plain name.")
-    missing = [name for name in files if not (path.parent / name).is_file()]
+    missing = [name for name in needed if not (path.parent / name).is_file()]
     if missing:
         raise cfg.DasdError(f"The adapter in {folder} lacks {', '.join(missing)}.")
     return summary
@@ -241,8 +242,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_unet(parts: models.Parts, folder: Path) -> dict[str, Tensor]:
     path = folder / UNET_FILES[1]
-    state, here = _read_tensors(path), {name: p.shape for name, p in parts.unet.named_parameters()}
-    if here != {name: value.shape for name, value in state.items()}:
+    state = _read_tensors(path)
+    if _shapes(state) != _shapes(dict(parts.unet.named_parameters())):
         raise cfg.DasdError(f"{path} does not fit the UNet of {parts.config.model.base!r}.")
     return state
 
@@ -252,10 +253,3 @@ def _read_row(path: Path, token: str, width: int) -> Tensor:
     if token not in tensors or tensors[token].shape != (width,):
         raise cfg.DasdError(f"{path} holds no row of {token}, {width} wide. Save the adapter again.")
     return tensors[token]
-
-
-def _fill_lora(parts: models.Parts, state: dict[str, Tensor], folder: Path) -> None:
-    here = {name: value.shape for name, value in get_peft_model_state_dict(parts.unet).items()}
-    if here != {name: value.shape for name, value in state.items()}:
-        raise cfg.DasdError(f"{folder / LORA_FILE} does not fit the settings in {SUMMARY_FILE}.")
-    set_peft_model_state_dict(parts.unet, state)

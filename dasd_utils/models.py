@@ -1,11 +1,11 @@
-"""The pretrained parts, and what is new in them: LoRA in the UNet, one token row per domain."""
+"""The pretrained parts, and what is added to them: LoRA in the UNet, one token row per domain."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import diffusers
 import torch
 import torch.nn.functional as F
 import transformers
+from accelerate.utils import recursively_apply
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
@@ -24,7 +25,7 @@ from dasd_utils.runtime import pretrained
 
 log = logging.getLogger(__name__)
 
-MAX_CACHED_TEXTS = 4096  # a gigabyte of Stable Diffusion's texts
+MAX_CACHED_TEXTS = 4096  # a gigabyte of text conditions of Stable Diffusion
 TEXT_BATCH = 32  # prompts at once through the text encoder
 ATTENTION = r".*\.to_(q|k|v|out\.0)"
 TARGETS = {  # LoraSettings.convolutions -> which modules of the UNet get LoRA, matched in full
@@ -67,25 +68,24 @@ def load_parts(
 ) -> Parts:
     """Return the frozen parts of `config.model.base`, in eval mode, on the CPU.
 
-    `dtype` is that of the frozen weights, float32 if None; `unet_dtype` that of the UNet's, if another.
-    The safety checker is not looked at.
+    `dtype` is that of the frozen weights, float32 by default; `unet_dtype` that of the UNet, if another.
+    The safety checker is not loaded.
     Raises DasdError if the base is missing, unreachable or not of the Stable Diffusion 1.x kind.
     """
     model = config.model
     base = pretrained.find_weights(model.base, model.base_revision, model.base_variant)
     _check_layout(base)
     weights = dict(variant=model.base_variant, use_safetensors=True, dtype=dtype or torch.float32)
-    unet_weights = {"dtype": unet_dtype} if unet_dtype else {}
+    unet_weights = weights | ({"dtype": unet_dtype} if unet_dtype else {})
     parts = Parts(
         tokenizer=base.load(transformers.CLIPTokenizer, "tokenizer"),
         text_encoder=base.load(transformers.CLIPTextModel, "text_encoder", **weights),
-        unet=base.load(diffusers.UNet2DConditionModel, "unet", **(weights | unet_weights)),
+        unet=base.load(diffusers.UNet2DConditionModel, "unet", **unet_weights),
         vae=base.load(diffusers.AutoencoderKL, "vae", **weights),
         noise_scheduler=base.load(diffusers.DDPMScheduler, "scheduler"),
         config=config,
     )
     _check_parts(parts)
-    _check_resolution(parts)
     for module in (parts.text_encoder, parts.unet, parts.vae):
         module.requires_grad_(False).eval()
     if model.attention == "plain":
@@ -102,10 +102,11 @@ def _check_layout(base: pretrained.Source) -> None:
 
 
 def _check_parts(parts: Parts) -> None:
-    base, words = parts.config.model.base, parts.text_encoder.config.vocab_size
-    if len(parts.tokenizer) != words:
+    base, size = parts.config.model.base, parts.config.model.resolution
+    tokens, rows = len(parts.tokenizer), parts.text_encoder.config.vocab_size
+    if tokens != rows:
         raise cfg.DasdError(f"The base model {base!r} does not fit together: its tokenizer has "
-                            f"{len(parts.tokenizer)} tokens, its text encoder {words}.")  # fmt: skip
+                            f"{tokens} tokens, its text encoder {rows}.")  # fmt: skip
     wanted, given = parts.unet.config.cross_attention_dim, parts.text_encoder.config.hidden_size
     if wanted != given or parts.unet.config.addition_embed_type:
         raise cfg.DasdError(f"The base model {base!r} is no Stable Diffusion 1.x: its UNet wants "
@@ -114,21 +115,28 @@ def _check_parts(parts: Parts) -> None:
     if prediction != "epsilon":
         raise cfg.DasdError(f"The base model {base!r} predicts {prediction!r}; training here needs one that "
                             f"predicts the noise ('epsilon').")  # fmt: skip
+    factor = _vae_factor(parts)
+    if size % factor:  # images would come out smaller than they went in
+        raise cfg.DasdError(f"resolution is {size}; the VAE of {base!r} needs a multiple of {factor}, such "
+                            f"as {max(size // factor, 1) * factor}.")  # fmt: skip
 
 
-def _check_resolution(parts: Parts) -> None:
-    """Else images would come out smaller than they went in."""
-    size, factor = parts.config.model.resolution, 2 ** (len(parts.vae.config.block_out_channels) - 1)
-    if size % factor:
-        raise cfg.DasdError(f"resolution is {size}; the VAE of {parts.config.model.base!r} needs a multiple "
-                            f"of {factor}, such as {max(size // factor, 1) * factor}.")  # fmt: skip
+def _vae_factor(parts: Parts) -> int:
+    """Return how many pixels one latent is wide."""
+    return 2 ** (len(parts.vae.config.block_out_channels) - 1)
+
+
+def latent_shape(parts: Parts) -> tuple[int, int, int]:
+    """Return (C, h, w) of one image's latents at the config's resolution."""
+    side = parts.config.model.resolution // _vae_factor(parts)
+    return (parts.vae.config.latent_channels, side, side)
 
 
 class TokenRows(nn.Module):
     """New rows of a frozen token embedding, as a parameter of their own (`weight`, (n, d), float32).
 
-    Hooks on the embedding let ids from its size on read these rows, so that the matrix is neither
-    resized nor trained: an optimiser that decays weights never sees the old vocabulary.
+    Hooks on the embedding make ids from its size on read these rows. The matrix is neither resized nor
+    trained, so an optimiser that decays weights never sees the old vocabulary.
     """
 
     def __init__(self, embedding: nn.Embedding, rows: Tensor) -> None:
@@ -152,7 +160,7 @@ class TokenRows(nn.Module):
 def add_domain_tokens(parts: Parts, domains: Iterable[cfg.DomainConfig]) -> dict[str, int]:
     """Add each domain's token, starting at the mean of its initial word's pieces; return token -> id.
 
-    Domains without one are passed over. Raises DasdError, and changes nothing, if tokens were added before
+    Domains without a token are skipped. Raises DasdError, and changes nothing, if tokens were added before
     or one is in the vocabulary.
     """
     learning = [domain for domain in domains if domain.token is not None]
@@ -196,27 +204,21 @@ def add_lora(unet: diffusers.UNet2DConditionModel, lora: cfg.LoraSettings) -> No
     """
     if getattr(unet, "peft_config", None):
         raise cfg.DasdError("This UNet already has a LoRA. Load fresh parts to add another one.")
-    _check_rank(unet, lora)
-    strength = dict(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout)
     targets = TARGETS[lora.convolutions]
+    found = (m.weight for name, m in unet.named_modules() if re.fullmatch(targets, name))
+    widest = max((min(len(weight), weight[0].numel()) for weight in found), default=0)
+    if not 1 <= lora.rank <= widest:
+        raise cfg.DasdError(f"rank is {lora.rank}; a LoRA of this UNet needs 1 to {widest}.")
+    strength = dict(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout)
     unet.add_adapter(LoraConfig(**strength, target_modules=targets, init_lora_weights="gaussian"))
     cast_training_params(unet, torch.float32)
     unet.train(unet.training)  # new dropout layers train, whatever the mode of the UNet is
 
 
-def _check_rank(unet: nn.Module, lora: cfg.LoraSettings) -> None:
-    if lora.rank < 1:
-        raise cfg.DasdError(f"rank is {lora.rank}; a LoRA needs 1 or more.")
-    found = (m.weight for name, m in unet.named_modules() if re.fullmatch(TARGETS[lora.convolutions], name))
-    widest = max((min(len(weight), weight[0].numel()) for weight in found), default=0)
-    if lora.rank > widest:
-        raise cfg.DasdError(f"rank is {lora.rank}; no layer of this UNet has more than {widest}: lower it.")
-
-
 def unfreeze_unet(parts: Parts) -> None:
-    """Let every weight of the UNet learn, the base's kept beside them: what a LoRA is without.
+    """Let every weight of the UNet learn in the place of a LoRA; copies of the base's are kept beside them.
 
-    Raises DasdError if it has a LoRA, or learns already.
+    Raises DasdError if the UNet has a LoRA, or learns already.
     """
     if parts.base_weights or getattr(parts.unet, "peft_config", None):
         raise cfg.DasdError("This UNet is adapted already. Load fresh parts to train all of it.")
@@ -224,33 +226,14 @@ def unfreeze_unet(parts: Parts) -> None:
 
 
 @contextmanager
-def _whole_switch(parts: Parts) -> Iterator[Callable[[bool], None]]:
-    """Yield a switch between all the weights of the base and those that learned; these stay afterwards."""
-    weights = dict(parts.unet.named_parameters())
-    learned = {name: p.data for name, p in weights.items()}
-
-    def switch(adapted: bool) -> None:
-        torch.clear_autocast_cache()  # it knows weights by their place, not by their values
-        for name, p in weights.items():
-            if not adapted and parts.base_weights[name].device != p.device:
-                parts.base_weights[name] = parts.base_weights[name].to(p.device)
-            p.data = learned[name] if adapted else parts.base_weights[name]
-
-    try:
-        yield switch
-    finally:
-        switch(True)
-
-
-@contextmanager
 def lora_disabled(parts: Parts) -> Iterator[Parts]:
     """Inside the `with`, the UNet is the base's, whatever learned; afterwards everything is as before."""
     if parts.base_weights:
-        with _whole_switch(parts) as switch:
+        with lora_merged(parts) as switch:
             switch(False)
             yield parts
         return
-    layers = [m for m in parts.unet.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+    layers = _active_layers(parts)
     trained = {p: p.requires_grad for layer in layers for p in layer.parameters()}
     for layer in layers:
         layer.enable_adapters(False)
@@ -269,41 +252,55 @@ def lora_merged(parts: Parts) -> Iterator[Callable[[bool], None]]:
 
     Yields a switch: `switch(False)` makes the network the base, `switch(True)` the adapted model again, at no
     cost. For sampling, without dropout: nothing learns inside. The same up to rounding, which is coarser
-    where the weights are kept in half precision. Afterwards every weight is as before, to the bit. Of a UNet
-    that learned whole, the weights are exchanged.
+    where the weights are in half precision. Afterwards every weight is as before, to the bit. If the whole
+    UNet learned, its weights and the base's change places.
     """
-    if parts.base_weights:
-        with _whole_switch(parts) as switch:
-            yield switch
-        return
-    layers = [m for m in parts.unet.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
-    weights = [layer.get_base_layer().weight for layer in layers]
-    whole, merged = [weight.data for weight in weights], []
-    with torch.no_grad(), torch.autocast(parts.unet.device.type, enabled=False):
-        for layer, values in zip(layers, whole, strict=True):
-            update = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
-            merged.append((values.float() + update).to(values.dtype))
+    whole = bool(parts.base_weights)
+    exchanged = _unet_weights(parts) if whole else _merged_weights(parts)
 
-    def switch(adapted: bool) -> None:
-        for weight, values in zip(weights, merged if adapted else whole, strict=True):
-            weight.data = values
+    def switch(to_adapted: bool) -> None:
+        torch.clear_autocast_cache()  # it knows weights by their place, not by their values
+        for weight, base, adapted in exchanged:
+            weight.data = adapted if to_adapted else base
 
-    try:
-        with lora_disabled(parts):
+    with nullcontext() if whole else lora_disabled(parts):
+        try:
             switch(True)
             yield switch
-    finally:
-        switch(False)
+        finally:
+            switch(whole)  # a LoRA is beside the base's weights again
+
+
+def _merged_weights(parts: Parts) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
+    """Return each weight that LoRA changes, its values in the base, and those with LoRA added."""
+    found = []
+    with torch.no_grad(), torch.autocast(parts.unet.device.type, enabled=False):
+        for layer in _active_layers(parts):
+            weight = layer.get_base_layer().weight
+            update = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+            found.append((weight, weight.data, (weight.data.float() + update).to(weight.dtype)))
+    return found
+
+
+def _unet_weights(parts: Parts) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
+    """Return the same for a UNet all of whose weights learned; the base's are moved to its device."""
+    named = dict(parts.unet.named_parameters())
+    parts.base_weights = {name: parts.base_weights[name].to(p.device) for name, p in named.items()}
+    return [(p, parts.base_weights[name], p.data) for name, p in named.items()]
+
+
+def _active_layers(parts: Parts) -> list[BaseTunerLayer]:
+    return [m for m in parts.unet.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
 
 
 def trainable_parameters(parts: Parts) -> dict[str, list[nn.Parameter]]:
     """Return {"lora": [...], "tokens": [...]} and freeze every other parameter of the parts.
 
-    After `unfreeze_unet` the first is "unet", all of its parameters that count.
+    After `unfreeze_unet` the first is "unet": all its parameters but `parts.frozen_names`.
     """
     kind = "unet" if parts.base_weights else "lora"
-    named = parts.unet.named_parameters()
-    inner = [p for name, p in named if (kind == "unet" or "lora_" in name) and name not in parts.frozen_names]
+    named = {name: p for name, p in parts.unet.named_parameters() if kind == "unet" or "lora_" in name}
+    inner = [p for name, p in named.items() if name not in parts.frozen_names]
     tokens = [] if parts.tokens is None else [parts.tokens.weight]
     for module in (parts.text_encoder, parts.unet, parts.vae):
         if module is not None:
@@ -313,35 +310,38 @@ def trainable_parameters(parts: Parts) -> dict[str, list[nn.Parameter]]:
     return {kind: inner, "tokens": tokens}
 
 
-def latent_shape(parts: Parts) -> tuple[int, int, int]:
-    """Return (C, h, w) of one image's latents at the config's resolution."""
-    vae = parts.vae.config
-    side = parts.config.model.resolution // 2 ** (len(vae.block_out_channels) - 1)
-    return (vae.latent_channels, side, side)
-
-
 def encode_prompts(parts: Parts, prompts: list[str]) -> Tensor:
     """Return the UNet's text condition (B, 77, d): the text encoder's last hidden state.
 
-    Warns, once for each, of prompts longer than the limit. Gradients reach the token rows; prompts that
-    `cache_texts` has all encoded are looked up.
+    Gradients reach the token rows. If all prompts are in the cache of `cache_texts` they are looked up. A
+    prompt longer than the limit is truncated, with a warning the first time.
     """
     if prompts and all(prompt in parts.text_cache for prompt in prompts):
-        kept = torch.stack([parts.text_cache[prompt] for prompt in prompts])
-        return kept.to(parts.text_encoder.device)
+        cached = torch.stack([parts.text_cache[prompt] for prompt in prompts])
+        return cached.to(parts.text_encoder.device)
     tokenizer = parts.tokenizer
     options = dict(padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
     ids = tokenizer(prompts, return_tensors="pt", **options).input_ids
     for i in torch.nonzero(ids[:, -2] != tokenizer.pad_token_id)[:, 0].tolist():
-        _warn_if_cut(parts, prompts[i])
+        _warn_if_truncated(parts, prompts[i])
     return parts.text_encoder(ids.to(parts.text_encoder.device)).last_hidden_state
+
+
+def _warn_if_truncated(parts: Parts, prompt: str) -> None:
+    limit = parts.tokenizer.model_max_length
+    ids = parts.tokenizer(prompt, verbose=False).input_ids
+    if len(ids) <= limit or prompt in parts.truncated_prompts:
+        return
+    parts.truncated_prompts.add(prompt)
+    lost = parts.tokenizer.decode(ids[limit - 1 : -1])
+    log.warning("A prompt of %d tokens is cut to %d. Lost: %r of %r", len(ids), limit, lost, prompt)
 
 
 @torch.no_grad()
 def cache_texts(parts: Parts, prompts: Iterable[str]) -> None:
-    """Encode prompts once, in batches that their order decides: none if too many, none with a learned token.
+    """Encode prompts once and keep them on the host, until `parts.text_cache.clear()`.
 
-    They are kept on the host until `parts.text_cache.clear()`.
+    Prompts with a learned token are left out; if more than MAX_CACHED_TEXTS remain, none is cached.
     """
     tokens = [token.lower() for token in parts.token_ids]
     distinct = [p for p in dict.fromkeys(prompts) if not any(token in p.lower() for token in tokens)]
@@ -350,16 +350,6 @@ def cache_texts(parts: Parts, prompts: Iterable[str]) -> None:
     for start in range(0, len(distinct), TEXT_BATCH):
         some = distinct[start : start + TEXT_BATCH]
         parts.text_cache |= zip(some, encode_prompts(parts, some).cpu().unbind(), strict=True)
-
-
-def _warn_if_cut(parts: Parts, prompt: str) -> None:
-    limit = parts.tokenizer.model_max_length
-    ids = parts.tokenizer(prompt, verbose=False).input_ids
-    if len(ids) <= limit or prompt in parts.truncated_prompts:
-        return
-    parts.truncated_prompts.add(prompt)
-    lost = parts.tokenizer.decode(ids[limit - 1 : -1])
-    log.warning("A prompt of %d tokens is cut to %d. Lost: %r of %r", len(ids), limit, lost, prompt)
 
 
 def unet_pass(
@@ -374,13 +364,13 @@ def unet_pass(
 
     latents (B, C, h, w), timesteps (B,), text (B, 77, d) -> (num_target, C, h, w), (B, C', h', w').
     Rows from `num_target` on (the source) stop after the block; None keeps all. Temporary hooks on the
-    model's own forward: equal to it for every kind of UNet, and distributed wrappers work. Raises DasdError
-    for a block that the UNet does not have.
+    model's own forward do it, so that every kind of UNet and distributed wrappers work. Raises DasdError for
+    a block that the UNet does not have.
     """
     inner = getattr(unet, "module", unet)  # a distributed wrapper must be called itself
     block, behind = blocks(inner, layer)
-    features: list[Tensor] = []
-    hooks = [block.register_forward_hook(lambda _m, _a, output: features.append(_hidden(output)))]
+    outputs: list[Any] = []
+    hooks = [block.register_forward_hook(lambda _m, _a, output: outputs.append(output))]
     if num_target is not None and num_target < len(latents):
         keep = _keep_first(num_target)
         hooks += [b.register_forward_pre_hook(keep, with_kwargs=True) for b in behind]
@@ -389,7 +379,8 @@ def unet_pass(
     finally:
         for hook in hooks:
             hook.remove()
-    return eps, features[0]
+    output = outputs[0]
+    return eps, output[0] if isinstance(output, tuple) else output  # a down block returns its skips too
 
 
 def blocks(unet: nn.Module, layer: str) -> tuple[nn.Module, list[nn.Module]]:
@@ -402,20 +393,10 @@ def blocks(unet: nn.Module, layer: str) -> tuple[nn.Module, list[nn.Module]]:
     return order[layer], [*(order[name] for name in names[names.index(layer) + 1 :]), unet.conv_out]
 
 
-def _hidden(output: Any) -> Tensor:
-    """What a block hands on, without the skip connections that a down block returns too."""
-    return output[0] if isinstance(output, tuple) else output
-
-
 def _keep_first(count: int) -> Callable:
-    """Return a hook that cuts every tensor a block receives to its first `count` rows."""
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, tuple):  # the skip connections
-            return tuple(map(cut, value))
-        return value[:count] if isinstance(value, Tensor) else value
+    """Return a hook that cuts every tensor a block receives, skip connections too, to `count` rows."""
 
     def hook(_block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        return cut(args), {name: cut(value) for name, value in kwargs.items()}
+        return recursively_apply(lambda tensor: tensor[:count], (args, kwargs))
 
     return hook

@@ -8,6 +8,7 @@ model meanwhile.
 from __future__ import annotations
 
 import atexit
+import html
 import logging
 import threading
 import time
@@ -27,6 +28,7 @@ EVERY = 2.0  # seconds at least between two drawings of the curves
 SHARE = 0.02  # of the time, at most, that drawing them may take
 GRACE = 30.0  # seconds that a run has to end in, when the kernel does
 LINE = 0.3  # seconds between two updates of the line of numbers
+RED = "#c0392b"  # of what went wrong
 log = logging.getLogger(__name__)
 
 
@@ -64,7 +66,7 @@ class Monitor:
             return
         self.stop.set()
         self.button.disabled = True
-        self.said.value = bars.note("Stopping after this step …")
+        self.said.value = _note("Stopping after this step …")
 
     def on_step(self, row: training.HistoryRow) -> None:
         """Take a history row; draw what is due, so seldom that the run loses next to nothing."""
@@ -73,7 +75,7 @@ class Monitor:
         self._first = self._first or (row["step"], now)
         if now >= self._line_due or row["step"] == self.bar.max:
             self._line_due = now + LINE
-            self.bar.value, self.numbers.value = row["step"], bars.note(self._line(row, now))
+            self.bar.value, self.numbers.value = row["step"], _note(self._line(row, now))
         if now >= self._curves_due and len(self.rows) > 1:
             self.draw_curves()
             cost = time.monotonic() - now
@@ -102,7 +104,7 @@ class Monitor:
             made = figures.comparison_grid(made, title=f"step {step}")
         if isinstance(made, Sequence):
             made = figures.image_grid(made, title=f"step {step}")
-        self.pictures.value = bars.png_widget(made) if isinstance(made, Image.Image) else made.encode("png")
+        self.pictures.value = made._repr_png_() if isinstance(made, Image.Image) else made.encode("png")
         self.pictures.layout.display = None
 
     def end(self, text: str, error: bool = False) -> None:
@@ -110,7 +112,7 @@ class Monitor:
         _show(self.draw_curves)
         self.bar.bar_style = "danger" if error else "success"
         self.button.disabled, self.button.layout.display = True, "none"
-        self.said.value = bars.note(text, bars.RED if error else "inherit")
+        self.said.value = _note(text, RED if error else "inherit")
 
 
 class Running:
@@ -242,3 +244,8 @@ def _duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _note(text: str, colour: str = "inherit") -> str:
+    """Return a line of plain text as HTML that a screen reader speaks when it changes."""
+    return f'<div role="status" style="line-height:1.4;color:{colour}">{html.escape(text)}</div>'

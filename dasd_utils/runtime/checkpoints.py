@@ -1,4 +1,4 @@
-"""What a run keeps on disk to go on after a stop: checkpoints and the history, no pickle anywhere.
+"""A run's folder: when two runs count as the same, its lock, its checkpoints and its history; no pickle.
 
 A checkpoint is a folder `step-000200/` of safetensors and JSON. It is written under another name and renamed
 when complete, and its manifest holds the size and SHA-256 of every file: a half-written or damaged one is
@@ -8,8 +8,8 @@ recognised and never loaded.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
-import itertools
 import json
 import logging
 import math
@@ -26,29 +26,35 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils.config import Config, DasdError, method_module, resolve
 from dasd_utils.runtime import files, processes
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 UNFINISHED = ".writing-"
 MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # of AdamW, of bitsandbytes
-# What may differ when a run is resumed: how long, how often, where to, and what training never reads.
-FREE_TO_CHANGE = (
-    "output_dir",
-    "training.max_train_steps",
-    "training.checkpoint_every",
-    "training.checkpoints_kept",
-    "training.validation_every",
-    "training.sample_every",
-    "training.gradient_checkpointing",  # the same numbers, computed twice
-    "training.tracking",
-    "data.cache_dir",
-    "model.clip",
-    "model.clip_revision",
-    "classifier",
-    "evaluation",
-)
-TEACHERS = {"diffusionclip": ("model.clip", "model.clip_revision")}  # method -> what its loss asks
+# Config fields and sections that no weight depends on; "domain" stands for the source and every target.
+UNTRAINED = (
+    "output_dir", "classifier", "evaluation", "data.cache_dir", "training.checkpoint_every",
+    "training.checkpoints_kept", "training.validation_every", "training.sample_every", "training.tracking",
+    "domain.calibration", "domain.descriptions", "domain.style_suffix",
+)  # fmt: skip
+SAME_NUMBERS = "training.gradient_checkpointing"  # the same activations, computed twice
+# Fields in which two runs may differ and yet count as the same, by what is asked of them.
+MAY_DIFFER = {
+    # one goes on from the other's checkpoint; a method's TRAINED_WITH may not differ even so
+    "resume": (*UNTRAINED, SAME_NUMBERS, "training.max_train_steps", "model.clip", "model.clip_revision"),
+    # both end with the same weights and share a name; the names of stored runs fix this list
+    "key": (*UNTRAINED, "shipped_run", "training.validation_images"),
+    # a trained run is used for the other, also where "auto" divides its steps otherwise
+    "find": (*UNTRAINED, "shipped_run", "training.validation_images", SAME_NUMBERS),
+}
+# Fields that are newer than some stored names, with the value at which a name leaves them out.
+NEWER = {
+    "method": "dasd", "method_settings": {}, "alignment.layer": "mid", "data.source_images": "real",
+    "training.whole_unet": False, "training.text_free": False, "domain.caption_file": None,
+}  # fmt: skip
+_locked: set[tuple[int, Path]] = set()  # (thread, folder) of the runs at work in this process
 log = logging.getLogger(__name__)
 
 
@@ -59,26 +65,175 @@ def writable(output_dir: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise DasdError(
-            f"The output folder {folder} cannot be written: {error.strerror}. Set output_dir to another one."
-        ) from None
+        raise DasdError(f"The output folder {folder} cannot be written: {error.strerror}. Set output_dir to "
+                        "another one.") from None  # fmt: skip
     return folder
 
 
+def compared_fields(values: Mapping[str, Any], purpose: str) -> dict[str, Any]:
+    """Return a config's values without those in which runs MAY_DIFFER for the purpose.
+
+    Where the base draws the source's images, the source's calibration decides them and stays.
+    """
+    kept = copy.deepcopy(dict(values))
+    for name in MAY_DIFFER[purpose]:
+        for part, field in _places(kept, name):
+            part.pop(field, None)
+    if purpose != "resume" and values["data"]["source_images"] == "generated":
+        kept["source"]["calibration"] = values["source"]["calibration"]
+    return kept
+
+
+def _places(values: dict[str, Any], name: str) -> list[tuple[dict[str, Any], str]]:
+    """Return where a field stands in nested values: (object, the field's name in it)."""
+    section, _, field = name.rpartition(".")
+    if section == "domain":
+        return [(domain, field) for domain in (values.get("source", {}), *values.get("domains", ()))]
+    return [(values.get(section, {}) if section else values, field)]
+
+
+def run_key(config: Config) -> str:
+    """Return 12 hex digits that name a run: equal for configs that end with the same weights."""
+    values = compared_fields(config.to_dict(), "key")
+    if "calibration" in values["source"]:
+        values["source"]["calibration"] = config.source.calibration.settings()
+    _drop_newer(values)
+    return files.short_hash(values)
+
+
+def _drop_newer(values: dict[str, Any]) -> None:
+    for name, default in NEWER.items():
+        for part, field in _places(values, name):
+            if part.get(field, ...) == default:
+                del part[field]
+
+
+def without_newer_fields(domain: dict[str, Any]) -> dict[str, Any]:
+    """Return a domain's values without the fields that are newer than the file names made of them."""
+    kept = dict(domain)
+    _drop_newer({"source": kept})
+    return kept
+
+
+def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """Return "field: saved -> present" for each config value that may not change when a run is resumed."""
+    held = getattr(method_module(present.get("method", "dasd")), "TRAINED_WITH", ())
+    found = _differences(compared_fields(saved, "resume"), compared_fields(present, "resume"))
+    before, now = flatten(saved), flatten(present)
+    found += [(name, before.get(name), now.get(name)) for name in held if before.get(name) != now.get(name)]
+    return [f"{name}: {one!r} -> {other!r}" for name, one, other in found]
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (field, value in a, value in b) wherever two nested configs differ."""
+    a, b = flatten(a), flatten(b)
+    return [(name, a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values as names with dots; lists of objects by their places, other lists as they are."""
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+            value = {str(i): v for i, v in enumerate(value)}
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def is_complete(config: Config) -> bool:
+    """Return whether the run of this config was saved to the end."""
+    folder = resolve(config.output_dir)
+    return (folder / MANIFEST).is_file() and (folder / "adapter").is_dir()
+
+
+def find_run(config: Config) -> Path:
+    """Return the run folder with an adapter for this config: its own, else the shipped one.
+
+    A run is used if its `config.json` agrees in all that decides the weights. Raises DasdError, naming the
+    field that differs, where neither folder fits.
+    """
+    problems = []
+    for place in (config.output_dir, config.shipped_run):
+        if place is None:
+            continue
+        folder = resolve(place)
+        problem = _misfit(folder, config)
+        if problem is None:
+            return folder
+        problems.append(f"{folder}: {problem}")
+    raise DasdError(f"No trained run fits this config ({'; '.join(problems)}). Train one first: notebook 03, "
+                    f"or `dasd train --output_dir {config.output_dir}`.")  # fmt: skip
+
+
+def _misfit(folder: Path, config: Config) -> str | None:
+    """Return why the run cannot be used, None if it can."""
+    if not (folder / "adapter").is_dir() or not (folder / "config.json").exists():
+        return "no adapter there"
+    for name, there, here in _differences(_by_step(Config.load(folder / "config.json")), _by_step(config)):
+        return f"{name} is {there!r} there and {here!r} here"
+    return None
+
+
+def _by_step(config: Config) -> dict[str, Any]:
+    """Return the compared fields with the samples of a step in the place of those of a micro-batch.
+
+    "auto" divides a step by the memory of the GPU, and a run is found on another machine too.
+    """
+    values = compared_fields(config.to_dict(), "find")
+    training = values["training"]
+    count = training.pop("gradient_accumulation_steps")
+    for name in ("target_batch_size", "source_batch_size"):
+        training[name] *= count
+    return values
+
+
+@contextlib.contextmanager
+def try_lock_run(config: Config) -> Iterator[bool]:
+    """Yield whether this process has the run's folder inside the `with`; other runs are then kept out."""
+    folder = writable(config.output_dir)
+    key = threading.get_ident(), folder
+    if key in _locked:  # as `save_training_results` inside the lock of the command
+        yield True
+        return
+    with files.try_lock(folder / LOCK) if processes.is_main() else contextlib.nullcontext(True) as mine:
+        if processes.any_of(not mine):
+            yield False
+            return
+        _locked.add(key)
+        try:
+            yield True
+        finally:
+            _locked.discard(key)
+
+
+@contextlib.contextmanager
+def lock_run(config: Config) -> Iterator[None]:
+    """Keep other runs out of the run's folder inside the `with`; DasdError if one is at work there."""
+    with try_lock_run(config) as mine:
+        if not mine:
+            raise DasdError(f"Another run is at work in {resolve(config.output_dir)}: wait for its end, or "
+                            "set output_dir to another folder.")  # fmt: skip
+        yield
+
+
+# Checkpoints: folders of tensors and JSON values, and the manifest that tells whether one is complete.
+
+
 def write_checkpoint(
-    folder: Path,
-    step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any],
     keep: int = 2,
-) -> Path:
+) -> Path:  # fmt: skip
     """Write `step-<step>/` into `folder`, remove all but the newest `keep`, and return its path.
 
-    `tensors`: file name without ending -> named tensors of any device; `state`: JSON values.
-    Checkpoints of later steps are of a future that was given up, and go too.
-    Raises DasdError when the disk refuses; what stood there before then still stands.
+    `tensors`: file name without ending -> named tensors of any device; `state`: JSON values. Checkpoints of
+    later steps, which a resume gave up, go too. Raises DasdError when the disk refuses; what stood there
+    before then still stands.
     """
-    final, temporary = checkpoint_path(folder, step), folder / f"{UNFINISHED}{step:06d}"
+    final = checkpoint_path(folder, step)
+    temporary = folder / f"{UNFINISHED}{step:06d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(f"{UNFINISHED}*"):
@@ -89,20 +244,59 @@ def write_checkpoint(
             shutil.rmtree(final)
         temporary.rename(final)
         _sync(folder)
-        _prune(folder, step, keep)
+        for path in _outdated(folder, step, keep):
+            shutil.rmtree(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         left = newest_checkpoint(folder) if folder.is_dir() else None
         raise DasdError(f"The checkpoint {final} cannot be written: {error}. Make room, then go on with "
-                        f"resume: the newest whole checkpoint is {left or 'none'}.") from error  # fmt: skip
+                        f"resume: the newest complete one is {left or 'none'}.") from error  # fmt: skip
     return final
 
 
+def _write_files(folder: Path, step: int, tensors: Mapping, state: Mapping[str, Any]) -> None:
+    for name, group in tensors.items():
+        if group:
+            save_file({k: _portable(v) for k, v in group.items()}, folder / f"{name}.safetensors")
+    (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf8")
+    written = list(folder.iterdir())
+    for file in written:
+        _sync(file)
+    write_manifest(folder, written, step=step)
+    _sync(folder)
+
+
+def _portable(tensor: Tensor) -> Tensor:
+    """Return a copy of its own: safetensors refuses views, shared memory and other memory formats."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _outdated(folder: Path, step: int, keep: int) -> list[Path]:
+    """Return the checkpoints of later steps, and of the others all but the newest."""
+    found = _newest_first(folder)
+    past = [path for path in found if checkpoint_step(path) <= step]
+    return [path for path in found if path not in past[: max(keep, 1)]]
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=checkpoint_step, reverse=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the file or folder written to the disk, so that a rename never overtakes its content."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Return (tensors, state) as `write` got them, on the CPU; DasdError if a file is missing or changed."""
-    names = sorted(
-        name for name in verify_manifest(path) if name.endswith(".safetensors")
-    )  # no file beside those
+    """Return (tensors, state) as `write_checkpoint` got them, on the CPU; DasdError for a damaged one."""
+    names = sorted(name for name in verify_manifest(path) if name.endswith(".safetensors"))  # no other file
     try:
         tensors = {Path(name).stem: load_file(path / name) for name in names}
     except (OSError, SafetensorError) as error:
@@ -112,40 +306,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
 
 def read_state(path: Path) -> dict[str, Any]:
     """Return the JSON values of a checkpoint, without its tensors."""
-    return _read_json(path / "state.json")
-
-
-def verify_manifest(path: Path) -> list[str]:
-    """Return the files of the folder's manifest; DasdError unless each has the size and SHA-256 it names."""
-    if not path.is_dir():
-        raise DasdError(f"There is no folder {path}.")
-    files = _read_json(path / MANIFEST).get("files")
-    if not isinstance(files, dict) or not files:
-        raise DasdError(f"The manifest of {path} names no files.")
-    for name, expected in files.items():
-        file = path / name
-        if not file.is_file():
-            raise DasdError(f"{path} lacks its file {name}.")
-        if _describe(file) != expected:
-            raise DasdError(f"The file {name} of {path} is not what was written.")
-    return list(files)
-
-
-def write_manifest(folder: Path, files: Iterable[Path], **more: Any) -> None:
-    """Write the manifest of files in a folder: size and SHA-256 of each."""
-    described = {file.relative_to(folder).as_posix(): _describe(file) for file in sorted(files)}
-    text = json.dumps({"format": 1, **more, "files": described}, indent=1)
-    manifest = folder / MANIFEST
-    manifest.write_text(text + "\n", encoding="utf8")
-    _sync(manifest)
+    return _read_object(path / "state.json")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that is whole, None where there is none at all.
+    """Return the newest checkpoint that is complete, None where there is none at all.
 
     A broken one is passed over with a warning. Raises DasdError if every one is broken.
     """
-    found = _all(folder)
+    found = _newest_first(folder)
     for path in found:
         try:
             verify_manifest(path)
@@ -167,27 +336,52 @@ def checkpoint_step(path: Path | None) -> int:
     return int(path.name.removeprefix("step-")) if path else 0
 
 
-def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    """Return "field: saved -> present" for each config value that may not change when a run is resumed."""
-    before, now = flatten(saved), flatten(present)
-    teachers = TEACHERS.get(now.get("method"), ())
-    held = [n for n in {**before, **now} if n in teachers or not _is_free(n)]
-    names = [n for n in held if before.get(n) != now.get(n)]
-    return [f"{n}: {before.get(n)!r} -> {now.get(n)!r}" for n in names]
+def write_manifest(folder: Path, written: Iterable[Path], **more: Any) -> None:
+    """Write the manifest of files in a folder: size and SHA-256 of each."""
+    described = {file.relative_to(folder).as_posix(): describe_file(file) for file in sorted(written)}
+    text = json.dumps({"format": 1, **more, "files": described}, indent=1)
+    manifest = folder / MANIFEST
+    manifest.write_text(text + "\n", encoding="utf8")
+    _sync(manifest)
+
+
+def verify_manifest(path: Path) -> list[str]:
+    """Return the files of the folder's manifest; DasdError unless each has the size and SHA-256 it names."""
+    if not path.is_dir():
+        raise DasdError(f"There is no folder {path}.")
+    named = _read_object(path / MANIFEST).get("files")
+    if not isinstance(named, dict) or not named:
+        raise DasdError(f"The manifest of {path} names no files.")
+    for name, expected in named.items():
+        if not (path / name).is_file():
+            raise DasdError(f"{path} lacks its file {name}.")
+        if describe_file(path / name) != expected:
+            raise DasdError(f"The file {name} of {path} is not what was written.")
+    return list(named)
+
+
+def describe_file(file: Path) -> dict[str, Any]:
+    """Return {"size": bytes, "sha256": 64 hex digits}."""
+    with file.open("rb") as stream:
+        return {"size": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    values = files.read_json(path, "What a run wrote")
+    if not isinstance(values, dict):
+        raise DasdError(f"{path} holds no JSON object.")
+    return values
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimiser's state as flat tensors "<index of parameter>.<name>"."""
-    states = optimizer.state_dict()["state"]
-    flat = {i: _unwrapped(state) for i, state in states.items()}
-    return {f"{i}.{name}": torch.as_tensor(v) for i, state in flat.items() for name, v in state.items()}
-
-
-def _unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
-    """bitsandbytes wraps what belongs to its 8-bit moments in a dictionary of their own."""
-    inner = [value.items() for value in state.values() if isinstance(value, Mapping)]
-    plain = {name: value for name, value in state.items() if not isinstance(value, Mapping)}
-    return plain | dict(itertools.chain.from_iterable(inner))
+    flat = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        # bitsandbytes wraps what belongs to its 8-bit moments in a dictionary of their own
+        for name, value in state.items():
+            inner = value if isinstance(value, Mapping) else {name: value}
+            flat |= {f"{index}.{key}": torch.as_tensor(each) for key, each in inner.items()}
+    return flat
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -195,31 +389,35 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
     Raises DasdError if a moment has another shape than its parameter.
     """
-    whole = optimizer.state_dict()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     states: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        fits = int(index) < len(parameters)
-        if fits and name in MOMENTS:
-            fits = value.shape == parameters[int(index)].shape
-        if not fits:
+        index, name = int(key.partition(".")[0]), key.partition(".")[2]
+        moment = name in MOMENTS
+        if index >= len(parameters) or (moment and value.shape != parameters[index].shape):
             raise DasdError(f"The optimiser state {key} of shape {tuple(value.shape)} fits no parameter.")
         counted = value.ndim == 0 and not value.is_floating_point()  # a number of steps, not a tensor
-        states.setdefault(int(index), {})[name] = value.item() if counted else value.clone()
-    optimizer.load_state_dict({**whole, "state": states})
+        states.setdefault(index, {})[name] = value.item() if counted else value.clone()
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+
+
+# The history: JSON lines, one row a step.
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one row to a JSON lines file and flush it; what is not finite is written as null.
+    """Append one row to a JSON lines file; a number that is not finite is written as null.
 
     Raises DasdError when the disk refuses.
     """
     try:
         with path.open("a", encoding="utf8") as file:
-            file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+            file.write(_line(row))
     except OSError as error:
         raise DasdError(f"{path} cannot be written: {error.strerror}. Make room, then resume.") from error
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(finite(row), allow_nan=False) + "\n"
 
 
 def finite(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,14 +445,9 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSON lines file anew; until it is complete the old one stands."""
-    temporary = path.with_suffix(".tmp")
-    lines = (json.dumps(finite(row), allow_nan=False) + "\n" for row in rows)
-    try:
-        temporary.write_text("".join(lines), encoding="utf8")
+    with files.atomic_write(path, "The history") as temporary:
+        temporary.write_text("".join(map(_line, rows)), encoding="utf8")
         _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def rows_until(path: Path, step: int) -> list[dict[str, Any]]:
@@ -271,222 +464,3 @@ def rows_until(path: Path, step: int) -> list[dict[str, Any]]:
 def truncate_rows(path: Path, step: int) -> None:
     """Keep the rows that `rows_until` returns."""
     write_rows(path, rows_until(path, step))
-
-
-def _write_files(folder: Path, step: int, tensors: Mapping, state: Mapping[str, Any]) -> None:
-    for name, group in tensors.items():
-        if group:
-            save_file({k: _portable(v) for k, v in group.items()}, folder / f"{name}.safetensors")
-    (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf8")
-    files = list(folder.iterdir())
-    for file in files:
-        _sync(file)
-    write_manifest(folder, files, step=step)
-    _sync(folder)
-
-
-def _portable(tensor: Tensor) -> Tensor:
-    """A copy of its own: safetensors refuses views, shared memory and other memory formats."""
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def _prune(folder: Path, step: int, keep: int) -> None:
-    numbered = {int(path.name.removeprefix("step-")): path for path in _all(folder)}
-    past = [number for number in numbered if number <= step]
-    for number, path in numbered.items():
-        if number not in past[: max(keep, 1)]:
-            shutil.rmtree(path)
-
-
-def _all(folder: Path) -> list[Path]:
-    """All checkpoint folders, the newest first."""
-    found = [p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
-
-
-def _describe(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        return {"size": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    """Have the file or folder written to the disk, so that a rename never overtakes its content."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf8"))
-    except (OSError, ValueError) as error:
-        raise DasdError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(values, dict):
-        raise DasdError(f"{path} holds no JSON object.")
-    return values
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values as names with dots; lists of objects by their places, other lists as they are."""
-    flat = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        elif isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
-            flat.update(flatten({str(i): v for i, v in enumerate(value)}, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _is_free(name: str) -> bool:
-    parts = name.split(".")
-    sampling_only = any(p in ("calibration", "descriptions", "style_suffix") for p in parts[1:])
-    return sampling_only or any(name == free or name.startswith(free + ".") for free in FREE_TO_CHANGE)
-
-
-# Run folders: which one a lesson should use, and one run at a time in each.
-
-
-LOCK = ".lock"
-_held: set[tuple[int, Path]] = set()  # (thread, folder) of the runs at work in this process
-
-# What may differ between a run and the config that asks for it, without the weights being others.
-NOT_TRAINED = ("output_dir", "shipped_run", "classifier", "evaluation")
-NOT_TRAINED_DATA = ("cache_dir",)  # the rest decides which images are held out
-NOT_TRAINED_DOMAIN = ("calibration", "descriptions", "style_suffix")
-NOT_TRAINED_TRAINING = ("checkpoint_every", "checkpoints_kept", "validation_every", "validation_images",
-                        "sample_every", "tracking")  # fmt: skip
-
-JOINED = {  # fields younger than stored runs, whose names stay as they were; "" is the config itself
-    "": {"method": "dasd", "method_settings": {}},
-    "alignment": {"layer": "mid"},
-    "data": {"source_images": "real"},
-    "training": {"whole_unet": False, "text_free": False},
-}
-JOINED_DOMAIN = {"caption_file": None}  # and of a domain
-
-
-def trained_part(config: Config) -> dict[str, Any]:
-    """Return the fields that decide which weights a run ends with."""
-    values = {name: value for name, value in config.to_dict().items() if name not in NOT_TRAINED}
-    drawn = values["data"]["source_images"] == "generated"  # by the source's calibration
-    for domain in (values["source"], *values["domains"]):
-        for name in NOT_TRAINED_DOMAIN:
-            if not (drawn and name == "calibration" and domain is values["source"]):
-                del domain[name]
-    for section, names in (("training", NOT_TRAINED_TRAINING), ("data", NOT_TRAINED_DATA)):
-        for name in names:
-            del values[section][name]
-    return values
-
-
-def run_key(config: Config) -> str:
-    """Return 12 hex digits that name a run: equal for configs that end with the same weights."""
-    values = trained_part(config)
-    if "calibration" in values["source"]:
-        values["source"]["calibration"] = config.source.calibration.settings()
-    for section, fields in JOINED.items():
-        part = values[section] if section else values
-        for name, default in fields.items():
-            if part[name] == default:
-                del part[name]
-    for domain in (values["source"], *values["domains"]):
-        drop_new_fields(domain)
-    text = json.dumps(values, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def drop_new_fields(domain: dict[str, Any]) -> dict[str, Any]:
-    """Take out of a domain's values, which name files, the fields that are younger than the names."""
-    for name, default in JOINED_DOMAIN.items():
-        if domain[name] == default:
-            del domain[name]
-    return domain
-
-
-def is_complete(config: Config) -> bool:
-    """Return whether the run of this config was saved whole."""
-    folder = resolve(config.output_dir)
-    return (folder / MANIFEST).is_file() and (folder / "adapter").is_dir()
-
-
-def find_run(config: Config) -> Path:
-    """Return the run folder with an adapter for this config: its own, else the shipped one.
-
-    The config's own run is used if its `config.json` agrees in all that decides the weights. Raises
-    DasdError, naming the field that differs, where neither folder fits.
-    """
-    problems = []
-    for place in (config.output_dir, config.shipped_run):
-        if place is None:
-            continue
-        folder = resolve(place)
-        problem = _misfit(folder, config)
-        if problem is None:
-            return folder
-        problems.append(f"{folder}: {problem}")
-    raise DasdError(
-        f"No trained run fits this config ({'; '.join(problems)}). "
-        f"Train one first: notebook 03, or `dasd train --output_dir {config.output_dir}`."
-    )
-
-
-def _misfit(folder: Path, config: Config) -> str | None:
-    """Return why the run cannot be used, None if it can."""
-    if not (folder / "adapter").is_dir() or not (folder / "config.json").exists():
-        return "no adapter there"
-    return first_difference(_undivided(Config.load(folder / "config.json")), _undivided(config))
-
-
-def _undivided(config: Config) -> dict[str, Any]:
-    """Return `trained_part` with the samples of a step in the place of its micro-batches: "auto" divides a
-    step by the memory of the GPU, and a run is found on another machine too."""
-    values = trained_part(config)
-    training = values["training"]
-    count = training.pop("gradient_accumulation_steps")
-    for name in ("target_batch_size", "source_batch_size"):
-        training[name] *= count
-    del training["gradient_checkpointing"]
-    return values
-
-
-def first_difference(a: Any, b: Any, where: str = "") -> str | None:
-    """Return the first field in which two nested configs differ, with both values; None if equal."""
-    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        found = (first_difference(a[name], b[name], f"{where}.{name}".lstrip(".")) for name in a)
-        return next((text for text in found if text), None)
-    return None if a == b else f"{where} is {a!r} there and {b!r} here"
-
-
-@contextlib.contextmanager
-def try_lock_run(config: Config) -> Iterator[bool]:
-    """Yield whether the run's folder is this process's inside the `with`; other runs are then kept out."""
-    folder = writable(config.output_dir)
-    key = threading.get_ident(), folder
-    if key in _held:  # as `save_training_results` inside the lock of the command
-        yield True
-        return
-    with files.try_lock(folder / LOCK) if processes.is_main() else contextlib.nullcontext(True) as mine:
-        if processes.any_of(not mine):
-            yield False
-            return
-        _held.add(key)
-        try:
-            yield True
-        finally:
-            _held.discard(key)
-
-
-@contextlib.contextmanager
-def lock_run(config: Config) -> Iterator[None]:
-    """Keep other runs out of the run's folder inside the `with`; DasdError if one is at work there."""
-    with try_lock_run(config) as mine:
-        if not mine:
-            raise DasdError(f"Another run is at work in {resolve(config.output_dir)}: wait for its end, or "
-                            "set output_dir to another folder.")  # fmt: skip
-        yield

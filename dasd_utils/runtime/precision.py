@@ -1,4 +1,4 @@
-"""The precision of the networks: what a device computes well, and the context in which it does."""
+"""Device and precision of the networks: what is here, what it computes well, and the context for it."""
 
 from __future__ import annotations
 
@@ -10,38 +10,6 @@ from dasd_utils.config import Config, DasdError
 from dasd_utils.runtime import processes
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def choose_precision(setting: str, device: torch.device) -> str:
-    """Return "no", "bf16" or "fp16"; "auto" is bf16 on devices made for it, else fp16 on CUDA, else fp32.
-
-    Raises DasdError for fp16 without CUDA: its gradients need a scaler.
-    """
-    if setting == "fp16" and device.type != "cuda":
-        raise DasdError(
-            f"mixed_precision 'fp16' needs a CUDA device, here is {device.type!r}. Use 'bf16' or 'no'."
-        )
-    if setting != "auto":
-        return setting
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "no"
-
-
-def autocast(setting: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """Return the context in which networks compute on the device, without gradients."""
-    chosen = sampling_precision(setting, device)
-    return torch.autocast(device.type, DTYPES.get(chosen), enabled=chosen in DTYPES)
-
-
-def frozen_dtype(config: Config, device: torch.device | None = None) -> torch.dtype | None:
-    """Return the half precision of the frozen UNet where the config wants it, None for that of its files.
-
-    The network computes there in that precision anyway. The device is CUDA if there is one, else the CPU.
-    """
-    if not config.model.half_weights:
-        return None
-    return DTYPES.get(sampling_precision(config.training.mixed_precision, device or default_device()))
 
 
 def default_device() -> torch.device:
@@ -61,16 +29,47 @@ def usable_device(device: str | torch.device | None = None) -> torch.device:
     return found
 
 
-def sampling_precision(setting: str, device: torch.device) -> str:
-    """Return the precision in which networks compute without gradients: "no", "bf16" or "fp16".
+def choose_precision(setting: str, device: torch.device) -> str:
+    """Return "no", "bf16" or "fp16"; "auto" is bf16 where the device has it, else fp16 on CUDA, else fp32.
 
-    A run that was trained in fp16 on a GPU can be sampled anywhere: without CUDA it is as "auto".
+    Raises DasdError for fp16 without CUDA: its gradients need a scaler.
+    """
+    if setting == "fp16" and device.type != "cuda":
+        raise DasdError(f"mixed_precision 'fp16' needs a CUDA device, here is {device.type!r}. Use 'bf16' or "
+                        "'no'.")  # fmt: skip
+    if setting != "auto":
+        return setting
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "no"
+
+
+def sampling_precision(setting: str, device: torch.device) -> str:
+    """Return the precision without gradients: as `choose_precision`, but fp16 is "auto" without CUDA.
+
+    A run that was trained in fp16 on a GPU can so be sampled anywhere.
     """
     return choose_precision("auto" if setting == "fp16" and device.type != "cuda" else setting, device)
 
 
+def autocast(setting: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """Return the context in which networks compute on the device, without gradients."""
+    chosen = sampling_precision(setting, device)
+    return torch.autocast(device.type, DTYPES.get(chosen), enabled=chosen in DTYPES)
+
+
+def frozen_dtype(config: Config, device: torch.device | None = None) -> torch.dtype | None:
+    """Return the half precision of the frozen UNet where the config wants it, None for that of its files.
+
+    The network computes in that precision anyway. The device is `default_device()` by default.
+    """
+    if not config.model.half_weights:
+        return None
+    return DTYPES.get(sampling_precision(config.training.mixed_precision, device or default_device()))
+
+
 def _cpu_has_bf16() -> bool:
-    """Emulated, bf16 is many times slower than fp32."""
+    """Return whether bf16 is native: emulated, it is many times slower than fp32."""
     if not hasattr(torch.cpu, "get_capabilities"):  # older than torch 2.11
         return False
     found = torch.cpu.get_capabilities()

@@ -188,7 +188,7 @@ class Task:
     @property
     def folder(self) -> Path:
         """Return where its files are: named by all that decides the pictures."""
-        domain = checkpoints.drop_new_fields(dataclasses.asdict(self.domain))
+        domain = checkpoints.without_newer_fields(dataclasses.asdict(self.domain))
         unseen = ("calibration", "descriptions", *(() if self.method.style_words else ("style_suffix",)))
         named = {
             "run": self.run.name if self.run else dataclasses.asdict(self.config.model),

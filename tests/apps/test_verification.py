@@ -63,7 +63,9 @@ def test_the_same_seed_gives_the_same_files(tiny_config, tmp_path):
     for _ in range(2):
         folder, _ = cli_train.run_training(tiny_config.replace(sample_every=2, tracking="none"), False, False)
         files = [path for path in folder.rglob("*") if path.is_file() and path.name != training.SPEED]
-        hashes.append({path.relative_to(folder).as_posix(): checkpoints._describe(path) for path in files})
+        hashes.append(
+            {path.relative_to(folder).as_posix(): checkpoints.describe_file(path) for path in files}
+        )
         folder.rename(tmp_path / f"run-{len(hashes)}")
     assert hashes[0] == hashes[1]
     assert {"adapter/pytorch_lora_weights.safetensors", "samples/step-000004.png"} <= hashes[0].keys()

@@ -5,27 +5,32 @@ import io
 import sys
 from pathlib import Path
 
+import pytest
+
 import dasd_utils
 from dasd_utils.runtime import bars
 
 PACKAGE = Path(dasd_utils.__file__).parent
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def terminal(monkeypatch):
-    """Make standard error a terminal of the only process, outside of notebooks; return it."""
-    for name in ("RANK", "JPY_SESSION_NAME", "VSCODE_PID"):
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """Take away what a launcher or a notebook server around the tests would have left."""
+    for name in ("RANK", *bars.SERVERS):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    return sys.stderr
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+
+
+def stderr(monkeypatch, terminal: bool = True) -> io.StringIO:
+    """Replace standard error in a test, since pytest does so between its fixtures and it."""
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    return stream
 
 
 def test_a_terminal_sees_the_name_the_count_and_the_time_left(monkeypatch):
-    screen = terminal(monkeypatch)
+    screen = stderr(monkeypatch)
     for _ in bars.bar(range(4), "training", unit="step", mininterval=0):
         pass
     last = screen.getvalue().split("\r")[-1]
@@ -33,41 +38,34 @@ def test_a_terminal_sees_the_name_the_count_and_the_time_left(monkeypatch):
     assert "<00:00" in last  # elapsed<left
 
 
-def test_what_goes_into_a_file_holds_no_bar(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert list(bars.bar(range(3), "training", mininterval=0)) == [0, 1, 2]
-    assert sys.stderr.getvalue() == ""
-
-
-def test_a_bar_that_is_not_asked_for_is_silent(monkeypatch):
-    screen = terminal(monkeypatch)
-    with bars.bar(None, "training", 3, shown=False) as bar:
-        bar.update(3)
-    assert screen.getvalue() == ""
+@pytest.mark.parametrize(
+    "terminal, make, options",
+    [(False, bars.bar, {}), (True, bars.bar, {"shown": False}), (True, bars.short_bar, {})],
+    ids=["file", "not wanted", "over in no time"],
+)
+def test_no_bar_in_a_file_nor_where_none_is_wanted_nor_of_a_short_step(monkeypatch, terminal, make, options):
+    screen = stderr(monkeypatch, terminal)
+    assert list(make(range(3), "training", mininterval=0, **options)) == [0, 1, 2]
+    assert screen.getvalue().strip("\r \n") == ""
 
 
 def test_of_several_processes_the_first_draws(monkeypatch):
-    terminal(monkeypatch)
-    monkeypatch.setenv("RANK", "1")
-    assert not bars.is_watched()
-    monkeypatch.setenv("RANK", "0")
-    assert bars.is_watched()
+    stderr(monkeypatch)
+    for rank, drawn in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        assert bars.is_watched() == drawn
 
 
-def test_a_kernel_draws_only_for_a_person(monkeypatch):
-    for name in ("RANK", "JPY_SESSION_NAME", "VSCODE_PID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+@pytest.mark.parametrize("name", ["JPY_SESSION_NAME", "VSCODE_PID", "VOILA_BASE_URL", "google.colab"])
+def test_a_kernel_draws_only_for_a_person_in_front_of_it(monkeypatch, name):
+    stderr(monkeypatch, terminal=False)
     monkeypatch.setitem(sys.modules, "ipykernel", object())
-    assert not bars.is_watched()  # papermill, nbval
-    monkeypatch.setenv("JPY_SESSION_NAME", "notebooks/03_training.ipynb")
-    assert bars.is_watched()
-
-
-def test_a_brief_step_draws_nothing(monkeypatch):
-    screen = terminal(monkeypatch)
-    assert sum(bars.short_bar([1, 2, 3], "images", mininterval=0)) == 6
-    assert screen.getvalue().strip("\r \n") == ""
+    assert not bars.is_live() and not bars.is_watched()  # papermill, nbval
+    if name == "google.colab":  # which is known by its module
+        monkeypatch.setitem(sys.modules, name, object())
+    else:
+        monkeypatch.setenv(name, "notebooks/04_sampling.ipynb")
+    assert bars.is_live() and bars.is_watched()
 
 
 def test_every_bar_has_one_style():

@@ -179,7 +179,7 @@ def test_the_mean_of_shares_is_the_whole(tiny_config, monkeypatch, targets, sour
         objectives.predict_batch(parts, batch, config)[1].float(), "mean"
     ).detach()
     monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr(processes, "_exchanged", lambda rows, how: whole.clone())
+    monkeypatch.setattr(processes, "_reduce", lambda rows, how: whole.clone())
     gradients, losses = [], []
     for index in (0, 1):
         monkeypatch.setattr(processes, "index", lambda index=index: index)

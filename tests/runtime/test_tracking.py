@@ -149,12 +149,12 @@ def test_a_tracker_that_fails_on_the_way_is_left_out(told, monkeypatch, caplog):
     monkeypatch.setattr(Told, "fails_at", 2)
     _, history = train(told)
     assert len(history) == 4 and "trackio" not in caplog.text
-    assert caplog.text.count("told is told no more of this run: disk full") == 1
+    assert caplog.text.count("told gets nothing more of this run: disk full") == 1
 
 
 def test_a_tracker_that_cannot_start_is_an_error_before_the_first_step(told, monkeypatch):
     monkeypatch.setattr(Told, "fails_at", "start")
-    with pytest.raises(DasdError, match=r"trackio cannot start: no network\. Mend that"):
+    with pytest.raises(DasdError, match=r"trackio cannot start: no network\. Fix that"):
         train(told)
     assert not (training.resolve(told.output_dir) / "history.jsonl").exists()
 
@@ -209,5 +209,5 @@ def test_a_run_from_before_the_field_is_the_same_run(config, tmp_path):
     (tmp_path / "old.json").write_text(json.dumps(values))
     old = Config.load(tmp_path / "old.json")
     assert old == config
-    assert "tracking" not in checkpoints.trained_part(config)["training"]
+    assert "tracking" not in checkpoints.compared_fields(config.to_dict(), "key")["training"]
     assert checkpoints.differences(values, config.replace(tracking="none").to_dict()) == []

@@ -16,7 +16,6 @@ from dasd_utils.apps.playground import drawings
 from dasd_utils.apps.playground.drawings import AUTO, Choices, Drawing, Loaded
 from dasd_utils.config import Calibration
 from dasd_utils.guidance import BASE
-from dasd_utils.runtime.bars import png_widget
 
 RULES = {"classifier-free": "cfg", "Domain Guidance": "domain", "decoupled": "decoupled",
          "unconditional": "unconditional"}  # fmt: skip
@@ -161,7 +160,7 @@ def pictures(made: Sequence[Drawing]) -> list[widgets.Widget]:
     layout = {"width": f"calc({100 / len(made):g}% - 8px)", "max_width": f"{SHOWN}px", "margin": "0 8px 0 0"}
     found = []
     for drawing in made:
-        image = widgets.Image(value=png_widget(drawing.image), format="png", layout={"width": "100%"})
+        image = widgets.Image(value=drawing.image._repr_png_(), format="png", layout={"width": "100%"})
         below = widgets.HTML(f'<div style="text-align:center">{html.escape(_who(drawing))}</div>')
         found.append(widgets.VBox([image, below], layout=layout))
     return found
@@ -177,7 +176,7 @@ def thumbnail(drawing: Drawing, on_click: Callable[[], None]) -> widgets.Widget:
     button = widgets.Button(tooltip=text, layout=square)
     button.add_class("dasd-thumbnail").add_class(name)
     button.on_click(lambda _button: on_click())
-    data = base64.b64encode(png_widget(small)).decode()
+    data = base64.b64encode(small._repr_png_()).decode()
     look = f'.{name} {{background: url("data:image/png;base64,{data}") center / cover !important;}}'
     below = f"{html.escape(_who(drawing))}<br>seed {drawing.settings['seed']}"
     caption = f'<style>{look}</style><div style="font-size:11px;line-height:1.3">{below}</div>'

@@ -54,6 +54,7 @@ BY_PROFILE: dict[str, dict[str, Any]] = {
 LADDER: dict[str, dict[str, Any]] = {}  # it takes no prompt, so it has no place on the ladder
 Steps = Annotated[Positive, Field(le=1000)]  # of a noise schedule of 1000
 ACCUMULATES = False  # every call is an update, several of one batch
+TRAINED_WITH = ("model.clip", "model.clip_revision")  # config fields that a resumed run keeps too
 NOISY = "far/"  # before the id of an inverted sample, in a checkpoint
 MIN_LENGTH = 1e-3  # of a direction: below it the sentences are the same to CLIP
 
