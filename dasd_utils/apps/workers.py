@@ -14,6 +14,7 @@ from dasd_utils.config import ROOT, DasdError
 from dasd_utils.runtime import bars
 
 RETRIES = 2  # of a command whose dask worker was lost
+PATIENCE = 10  # seconds that a scheduler has to answer
 log = logging.getLogger(__name__)
 Command = Sequence[str]
 
@@ -75,7 +76,7 @@ def _on_cluster(commands: Sequence[Command], scheduler: str, progress: bool) -> 
     except ImportError:
         raise DasdError("A cluster needs the package distributed: `pip install distributed`.") from None
     try:
-        client = Client(scheduler, timeout=10)
+        client = Client(scheduler, timeout=PATIENCE)
     except (OSError, TimeoutError, ValueError) as error:
         raise DasdError(f"No dask scheduler answers at {scheduler}: {error}.") from None
     with client:

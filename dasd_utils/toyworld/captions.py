@@ -5,7 +5,7 @@ blue water") for what neither of them tells.
 """
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -105,12 +105,16 @@ def _parsed(wordings: str) -> list[tuple[str, dict[str, str], dict[str, str], fr
 
 def _options(wordings: str, attributes: Attributes, told: Attributes) -> list[tuple[str, set[str]]]:
     """The wordings that suit the picture and tell nothing beyond `told`, with what each of them tells."""
+    return _suitable(wordings, frozenset(attributes.items()), frozenset(told.items()))
+
+
+@lru_cache(maxsize=10_000)  # many captions are tried for one picture, and pictures resemble each other
+def _suitable(wordings: str, attributes: frozenset, told: frozenset) -> list[tuple[str, set[str]]]:
+    names = {name for name, _ in told}
     return [
         (text, tells.keys() | slots)
         for text, tells, excludes, slots in _parsed(wordings)
-        if tells.items() <= told.items()
-        and slots <= told.keys()
-        and all(attributes.get(name) != value for name, value in excludes.items())
+        if tells.items() <= told and slots <= names and not excludes.items() & attributes
     ]
 
 
