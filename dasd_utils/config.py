@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic.dataclasses
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
-from pydantic_core import ArgsKwargs
+from pydantic_core import ArgsKwargs, PydanticCustomError
 
 from dasd_utils import profiles
 
@@ -37,19 +37,19 @@ class DasdError(ValueError):
 
 
 def _plain_text(value: Any) -> Any:
-    """Return a path as text; ValueError for what neither JSON nor a file name can hold."""
+    """Return a path as text; refuse what neither JSON nor a file name can hold."""
     value = str(value) if isinstance(value, Path) else value
     if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
-        raise ValueError("hold characters alone, no zero byte and no unpaired surrogate")
+        raise PydanticCustomError("text", "Input should hold no zero byte and no unpaired surrogate")
     return value
 
 
 def _matches(pattern: str, rule: str) -> AfterValidator:
-    """Return the check of a text against a pattern; the rule completes "it must ..."."""
+    """Return the check of a text against a pattern; the rule completes "Input should ..."."""
 
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
-            raise ValueError(rule)
+            raise PydanticCustomError("pattern", "Input should {rule}", {"rule": rule})
         return value
 
     return AfterValidator(check)
@@ -71,6 +71,7 @@ Rate = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, lt=1)]
 Text = Annotated[str, Strict(), BeforeValidator(_plain_text)]
 Texts = tuple[Text, ...]
+Label = Annotated[Text, BeforeValidator(str)]
 Place = Annotated[Text, _matches(r"(?s).*\S.*", "name a folder or a hub id")]
 WORD, RULE = r"(?=[-_]*[^\W_])[\w-]", "at most 64 letters, digits, '-' or '_'"
 Name = Annotated[Text, _matches(WORD + "{1,64}", f"be {RULE}: it names files")]
@@ -121,19 +122,11 @@ def read_object(kind: type[Kind], values: Any, where: str) -> Kind:
     if isinstance(values, kind):
         return values
     if not isinstance(values, dict):
-        raise DasdError(f"{where} must be a JSON object, not {_show(values)}.")
+        raise DasdError(f"{where} is {_show(values)}; it must be a JSON object.")
     try:
         return kind.__pydantic_validator__.validate_python(ArgsKwargs((), values))
     except pydantic.ValidationError as error:
         raise DasdError(_explain(error, kind, where)) from None
-
-
-BOUNDS = {
-    "greater_than": "above",
-    "greater_than_equal": "at least",
-    "less_than": "below",
-    "less_than_equal": "at most",
-}
 
 
 def _explain(error: pydantic.ValidationError, kind: type, where: str = "") -> str:
@@ -141,36 +134,26 @@ def _explain(error: pydantic.ValidationError, kind: type, where: str = "") -> st
     slips = error.errors(include_url=False)
     slip = min(slips, key=lambda each: each["type"] != "unexpected_keyword_argument")
     path = [where, *slip["loc"]] if where else list(slip["loc"])
-    place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     outer = place.rpartition(".")[0]
-    shown = _show(slip["input"])
     match slip["type"]:
         case "value_error":
-            reason = slip["ctx"]["error"]
-            return str(reason) if isinstance(reason, DasdError) else f"{place} is {shown}; it must {reason}."
+            return str(slip["ctx"]["error"])  # a DasdError
         case "unexpected_keyword_argument":
             names = [part for part in slip["loc"][:-1] if isinstance(part, str)]
-            known = [each.name for each in dataclasses.fields(KINDS[names[-1]] if names else kind)]
-            return _unknown_field(path[-1], known, outer)
+            known = dataclasses.fields(KINDS[names[-1]] if names else kind)
+            return _unknown_field(path[-1], [each.name for each in known], outer)
         case "missing":
             return f"{outer or 'The config'} lacks the field {path[-1]!r}."
         case "literal_error":
             return _not_a_choice(place, slip["input"], re.findall("'(.+?)'", slip["ctx"]["expected"]))
-        case "finite_number":
-            return f"{place} is {shown}; it must be a finite number."
-        case bound if bound in BOUNDS:
-            limit = next(iter(slip["ctx"].values()))
-            return f"{place} is {shown}; it must be {BOUNDS[bound]} {limit:g}."
-        case other:
-            type_name = other.removesuffix("_type").replace("string", "str")
-            wanted = "a JSON object" if type_name.startswith("dataclass") else f"of type {type_name}"
-            return f"{place} must be {wanted}, not {shown}."
+        case _:
+            return f"{place} is {_show(slip['input'])}; {slip['msg'].replace('Input should', 'it must')}."
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, int) and value.bit_length() > 64:
-        return f"a number of {value.bit_length()} bits"
-    return repr(value)[:200]
+    is_huge = isinstance(value, int) and value.bit_length() > 64
+    return f"a number of {value.bit_length()} bits" if is_huge else repr(value)[:200]
 
 
 def _unknown_field(name: Any, known: Iterable[str], where: str = "") -> str:
@@ -219,19 +202,13 @@ class DomainConfig:
 
     name: Name
     data: Place  # "toyworld:<domain>", a hub id, or a folder
-    token: Token | None = (
-        None  # "<satellite>"; the source has none, a target without one learns by LoRA alone
-    )
+    token: Token | None = None  # "<satellite>"; the source has none, other domains may
     initial_word: Text = ""  # the token starts at the mean of this word's pieces
     image_column: Text = "image"
     caption_column: Text | None = None  # a sentence, or a list of which one is drawn at each step
-    caption_file: Text | None = (
-        None  # JSON lines {"file_name", "text"}, for a folder that is to stay as it is
-    )
+    caption_file: Text | None = None  # JSON lines {"file_name", "text"} of a folder's images
     label_column: Text | None = None
-    label_captions: dict[Annotated[Text, BeforeValidator(str)], Text] = field(
-        default_factory=dict
-    )  # label name -> sentence
+    label_captions: dict[Label, Text] = field(default_factory=dict)  # label name -> sentence
     caption: Text | None = None  # one sentence for all, where neither column has one; "" for no text
     revision: Text | None = None  # of a hub id
     train_split: Text = "train"
@@ -264,9 +241,7 @@ class DataConfig:
     validation_fraction: Share = 0.1
     test_fraction: Share = 0.2  # where a domain names no test split
     skip_corrupt: Flag = False  # else a broken image is an error that names it
-    source_images: Literal["real", "generated"] = (
-        "real"  # generated: drawn by the base for the source's captions
-    )
+    source_images: Literal["real", "generated"] = "real"  # generated: from the captions, by the base
 
 
 @section
@@ -284,17 +259,13 @@ class AlignmentConfig:
     """The MMD between features of source and target inside the UNet (decision 4 of the method)."""
 
     lambda_align: Weight = 0.01
-    kernel: Literal["linear", "gaussian", "multi"] = (
-        "multi"  # gaussian: median bandwidth; multi: five of them
-    )
+    kernel: Literal["linear", "gaussian", "multi"] = "multi"  # one median bandwidth, or five of them
     unbiased: Flag = True
     layer: Layer = "mid"  # whose output is compared: "mid", or "down.0", "up.1", ... of the UNet's blocks
     pooling: Literal["mean", "flat"] = "mean"  # features (B, C, h, w) -> mean over space, or flat
     queue_size: Count = 64  # recent detached features kept for each domain; 0 turns the queue off
     pairs: Flag = False  # as published: the distance of one target and one source, averaged over pairs
-    source_features: Literal["adapted", "frozen"] = (
-        "adapted"  # frozen: the base model sees the source, LoRA off
-    )
+    source_features: Literal["adapted", "frozen"] = "adapted"  # frozen: of the base, LoRA off
     match_timesteps: Flag = False  # features of near timesteps are compared, not of all together
 
 
@@ -320,9 +291,7 @@ class TrainingConfig:
     prior_loss_weight: Weight = 0.0  # of the source's own noise prediction (arXiv 2208.12242)
     ema_decay: Share | None = None
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # of training and sampling
-    optimizer: Literal["adamw", "adamw_8bit"] = (
-        "adamw"  # 8 bit: moments in a quarter of the memory, by bitsandbytes
-    )
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"  # 8 bit: a quarter of the memory (bitsandbytes)
     gradient_checkpointing: Flag = False
     compile_blocks: Flag = False  # torch.compile of the transformer blocks; takes a minute or two at first
     checkpoint_every: Count = 200  # steps; 0: only at the end
@@ -475,16 +444,17 @@ class Config:
 
 
 SECTIONS: dict[str, type] = {
-    name: kind for name, kind in typing.get_type_hints(Config).items()
-    if dataclasses.is_dataclass(kind) and kind is not DomainConfig
-}  # fmt: skip
+    each.name: type(each.default)
+    for each in dataclasses.fields(Config)
+    if dataclasses.is_dataclass(each.default)
+}
 KINDS = {"source": DomainConfig, "domains": DomainConfig, "calibration": Calibration, **SECTIONS}
-OWNERS: dict[str, str | None] = {f.name: s for s, kind in SECTIONS.items() for f in dataclasses.fields(kind)}
-OWNERS |= {f.name: None for f in dataclasses.fields(Config)}
+OWNERS = {each.name: name for name, kind in SECTIONS.items() for each in dataclasses.fields(kind)}
+OWNERS |= {each.name: "" for each in dataclasses.fields(Config)}
 
 
-def _section_of(name: str) -> str | None:
-    """Return the section that holds the field, None for a field of Config itself."""
+def _section_of(name: str) -> str:
+    """Return the section that holds the field, "" for a field of Config itself."""
     if name not in OWNERS:
         raise DasdError(_unknown_field(name, OWNERS))
     return OWNERS[name]
@@ -519,16 +489,18 @@ def _contradictions(config: Config) -> Iterator[str]:
                "on: lower one of them.")  # fmt: skip
     if config.training.text_free and not config.training.whole_unet:
         yield "text_free is true, but a LoRA leaves the text in: set whole_unet to true."
-    for weight in ("training.prior_loss_weight", "alignment.lambda_align"):
-        section_name, name = weight.split(".")
-        if getattr(getattr(config, section_name), name) > 0 and config.training.source_batch_size < 1:
+    weights = {
+        "prior_loss_weight": config.training.prior_loss_weight, "lambda_align": config.alignment.lambda_align
+    }  # fmt: skip
+    for name, weight in weights.items():
+        if weight > 0 and config.training.source_batch_size < 1:
             yield (f"source_batch_size is 0, but {name} > 0 needs source samples: set source_batch_size to 1 "
                    f"or more, or {name} to 0.")  # fmt: skip
     if config.alignment.lambda_align > 0:
-        yield from _contradictions_of_the_mmd(config.training, config.alignment, len(config.domains))
+        yield from _contradictions_of_mmd(config.training, config.alignment, len(config.domains))
 
 
-def _contradictions_of_the_mmd(
+def _contradictions_of_mmd(
     training: TrainingConfig, alignment: AlignmentConfig, domains: int
 ) -> Iterator[str]:
     """An unbiased MMD needs two samples of each domain: in the batch, or with the queue's help."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 
 from dasd_utils import models, sampling
-from dasd_utils.config import Calibration, Config
+from dasd_utils.config import Calibration, Config, DasdError
 
 torch.set_num_threads(1)  # tests are small, and threads that wait for each other cost more than they give
 
@@ -139,6 +140,18 @@ def picture_files(
 def own_datasets_cache(tmp_path_factory, monkeypatch) -> None:
     """Keep what `datasets` writes in a folder of the test's own."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
+
+@contextlib.contextmanager
+def refused(*words: str):
+    """Assert that the block ends in a DasdError of one line, of sentences, with these words."""
+    with pytest.raises(DasdError) as caught:
+        yield
+    text = str(caught.value)
+    assert caught.type is DasdError and text[-1] in ".?" and "\n" not in text
+    assert len(text) < 1000
+    for word in words:
+        assert word in text, text
 
 
 def plain_pipeline(

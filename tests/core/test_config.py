@@ -1,27 +1,38 @@
 """Config: profiles, changes by name, JSON, and an error that helps for every slip."""
 
+from __future__ import annotations
+
 import json
 
 import pytest
+from conftest import refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dasd_utils.config import Config, DasdError
+from dasd_utils import config as cfg
+from dasd_utils import sampling
+from dasd_utils.config import Calibration, Config, DasdError
 from dasd_utils.profiles import PUBLISHED
+
+NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**400
 
 
 def test_field_of_any_section_is_changed_by_name():
     config = Config.setup("tiny", max_train_steps=7, rank=4, seed=3)
     assert (config.training.max_train_steps, config.lora.rank, config.seed) == (7, 4, 3)
+    given = {"rank": 2, "dropout": 0.5}
+    assert Config.setup("tiny", lora=given, alpha=8).lora == cfg.LoraSettings(2, 8.0, 0.5)
 
 
 @pytest.mark.parametrize("profile", ["tiny", "sd15"])
 def test_json_round_trip(profile, tmp_path):
-    config = Config.setup(profile, max_train_steps=7)
+    config = Config.setup(profile, max_train_steps=7, output_dir=tmp_path)
     assert Config.load(config.save(tmp_path / "config.json")) == config
 
 
 def test_published_settings_are_the_published_ones():
     config = Config.setup("sd15", **PUBLISHED)
-    assert config.lora == type(config.lora)(rank=8, alpha=32.0, dropout=0.1, convolutions="all")
+    assert config.lora == cfg.LoraSettings(rank=8, alpha=32.0, dropout=0.1, convolutions="all")
     assert config.training.learning_rate == 1e-5
     assert config.training.token_learning_rate == 5e-5
     assert config.alignment.lambda_align == 0.01
@@ -37,37 +48,142 @@ def test_file_holds_only_what_differs(tmp_path):
 
 
 def test_assignment_says_how_to_change():
-    with pytest.raises(DasdError, match=r"Config\.setup\(seed="):
-        Config.setup("tiny").seed = 1
-    with pytest.raises(DasdError, match=r"Config\.setup\(max_train_steps="):
-        Config.setup("tiny").training.max_train_steps = 1
+    config = Config.setup("tiny")
+    for part, name in ((config, "seed"), (config.training, "max_train_steps")):
+        with refused(f"Config.setup({name}="):
+            setattr(part, name, 1)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"max_trian_steps": 5}, "max_train_steps"),
-        ({"max_train_steps": 0}, "at least 1"),
-        ({"max_train_steps": "many"}, "type int"),
-        ({"learning_rate": 0.0}, "above 0"),
-        ({"kernel": "gausian"}, "gaussian"),
-        ({"attention": "flash"}, "fused"),
-        ({"lambda_align": -1.0}, "at least 0"),
-        ({"target_batch_size": 2, "queue_size": 0}, "two samples of each domain"),
-        ({"source_every": 3, "queue_size": 1}, "source_every is 3"),
-        ({"source_every": 0}, "source_every is 0"),
-        ({"source_batch_size": 0}, "source_batch_size"),
-        ({"domains": []}, "no target domain"),
-        ({"domains": [{"name": "a", "data": "x", "token": "a", "initial_word": "a"}]}, "angle"),
-        ({"domains": [{"name": "../a", "data": "x", "token": "<a>", "initial_word": "a"}]}, "letters"),
-        ({"domains": [{"name": "a", "data": "x", "token": "<a>"}]}, "initial_word"),
-        ({"domains": [{"name": "a", "data": "x", "tokn": "<a>"}]}, "token"),
-        ({"domains": [{"name": "a"}]}, "lacks the field 'data'"),
+def test_schedulers_are_those_there_are():
+    assert set(cfg.SCHEDULERS) == set(sampling.SCHEDULERS)
+
+
+def test_no_settings_exist_that_break_a_bound():
+    assert Calibration(7, 30, "ddim").guidance_scale == 7.0
+    for words in ((-1.0,), (NAN,), (7.0, 0), (7.0, 30, "dim"), ("7",), (7.0, True)):
+        with refused(" is "):
+            Calibration(*words)
+    with refused("steps", "num_inference_steps"):
+        Calibration(num_inference_step=3)
+
+
+def test_unknown_domain_names_the_nearest():
+    with refused("Did you mean 'satellite'"):
+        Config.setup("tiny").domain("satelite")
+
+
+def thing(**changes) -> dict:
+    """Return a config of one domain."""
+    one = {"name": "thing", "data": "x", "token": "<thing>", "initial_word": "thing"}
+    return {"domains": [one | changes]}
+
+
+SAME_TOKEN = [thing()["domains"][0], {"name": "b", "data": "x", "token": "<THING>", "initial_word": "a"}]
+PAIRS = {"pairs": True, "unbiased": False, "queue_size": 0}
+CONFIGS = {
+    "nan": ({"training": {"learning_rate": NAN}}, "training.learning_rate is nan"),
+    "infinite": ({"training": {"weight_decay": INFINITE}}, "finite"),
+    "nan, nested": (thing(calibration={"guidance_scale": NAN}), "domains[0].calibration.guidance_scale"),
+    "huge number": ({"training": {"learning_rate": HUGE}}, "learning_rate is a number of 1329 bits"),
+    "huge count": ({"training": {"max_train_steps": HUGE}}, "training.max_train_steps"),
+    "text for a number": ({"lora": {"rank": "8"}}, "lora.rank is '8'; it must be a valid integer"),
+    "truth for a number": ({"lora": {"rank": True}}, "lora.rank is True; it must be a valid integer"),
+    "fraction for a count": ({"training": {"max_train_steps": 1.5}}, "is 1.5; it must be a valid integer"),
+    "number for a text": ({"output_dir": 3}, "output_dir is 3; it must be a valid string"),
+    "null": ({"domains": None}, "domains is None; it must be a valid tuple"),
+    "list for a section": ({"lora": [8]}, "lora is [8]; it must be a dictionary"),
+    "text for a list": (thing(descriptions="a thing"), "domains[0].descriptions"),
+    "number for a sentence": (thing(label_captions={"a": 1}), "label_captions.a"),
+    "unknown field": ({"training": {"learning_rte": 1.0}}, "Did you mean 'learning_rate'?"),
+    "unknown section": ({"trianing": {}}, "Did you mean 'training'?"),
+    "list for the profile": ({"profile": ["tiny"]}, "There is no profile ['tiny']"),
+    "no text": ({"output_dir": "a\ud800"}, "output_dir is 'a\\ud800'"),
+    "zero byte": (thing(data="a\0b"), "domains[0].data"),
+    "large seed": ({"seed": 2**64}, "seed is a number of 65 bits"),
+    "nothing to learn": ({"lora": {"rank": 0}} | thing(token=None), "nothing would learn"),
+    "pairs, unbiased": ({"alignment": PAIRS | {"unbiased": True}}, "no unbiased estimate"),
+    "pairs with a queue": ({"alignment": PAIRS | {"queue_size": 8}}, "queue_size to 0"),
+    "times of pairs": ({"alignment": PAIRS | {"match_timesteps": True}}, "kernel of sets"),
+    "times without bandwidth": (
+        {"alignment": {"match_timesteps": True, "kernel": "linear"}}, "needs a Gaussian kernel"
+    ),
+    "layer": ({"alignment": {"layer": "middle"}}, "must name a block"),
+    "features": ({"alignment": {"source_features": "frosen"}}, "Did you mean 'frozen'?"),
+    "prior without source": (
+        {"training": {"prior_loss_weight": 1, "source_batch_size": 0}, "alignment": {"lambda_align": 0}},
+        "prior_loss_weight > 0 needs source samples",
+    ),
+    "fractions": ({"data": {"validation_fraction": 0.5, "test_fraction": 0.5}}, "nothing to train on"),
+    "guidance": (thing(calibration={"guidance_scale": -1}), "domains[0].calibration.guidance_scale is -1"),
+    "scale of the domain": (thing(calibration={"domain_scale": -1}), "domains[0].calibration.domain_scale"),
+    "kind of guidance": (thing(calibration={"guidance": "cgf"}), "Did you mean 'cfg'?"),
+    "scheduler": ({"evaluation": {"scheduler": "dim"}}, "Did you mean 'ddim'?"),
+    "name with a path": (thing(name="../thing"), "'../thing'; it must be at most 64 letters"),
+    "name of dots": (thing(name=".."), "domains[0].name is '..'"),
+    "no name": (thing(name=""), "domains[0].name is ''"),
+    "long name": (thing(name="x" * 65), "at most 64 letters"),
+    "token with a path": (thing(token="<a/../b>"), "'<a/../b>'"),
+    "empty token": (thing(token=""), "domains[0].token is ''"),
+    "long token": (thing(token=f"<{'x' * 300}>"), "at most 64 letters"),
+    "token of the LoRA's file": (thing(token="<pytorch_lora_weights>"), "the name of the LoRA's file"),
+    "token of the source": ({"source": {"name": "a", "data": "x", "token": "<a>"}}, "source domain a has"),
+    "nameless data": (thing(data=" "), "domains[0].data is ' '"),
+    "kernel": ({"alignment": {"kernel": "gausian"}}, "Did you mean 'gaussian'?"),
+    "attention": ({"model": {"attention": "flash"}}, "Choices: fused, plain"),
+    "tracking": ({"training": {"tracking": "tensorboard,wandbe"}}, "Did you mean 'wandb'?"),
+    "small batch": (
+        {"training": {"target_batch_size": 2}, "alignment": {"queue_size": 0}}, "two samples of each domain"
+    ),
+    "rare source": ({"training": {"source_every": 3}, "alignment": {"queue_size": 1}}, "source_every is 3"),
+    "no source samples": ({"training": {"source_batch_size": 0}}, "lambda_align > 0 needs source samples"),
+    "no domain": ({"domains": []}, "no target domain"),
+    "name twice": ({"domains": thing()["domains"] * 2}, "one name"),
+    "token twice": ({"domains": SAME_TOKEN}, "one token"),
+    "bare token": (thing(token="thing"), "angle brackets"),
+    "token without a start": (thing(initial_word=""), "lacks initial_word"),
+    "slip in a domain": (thing(tokn="<a>"), "'tokn' in domains[0]. Did you mean 'token'?"),
+    "domain without data": ({"domains": [{"name": "a"}]}, "domains[0] lacks the field 'data'"),
+    "captions twice": (thing(caption_file="a.jsonl", caption_column="text"), "caption_file of domain thing"),
+}  # fmt: skip
+
+
+BROKEN_BOUNDS = [
+    *[
+        {n: 0}
+        for n in ("resolution", "max_train_steps", "target_batch_size", "source_every", "num_bootstrap")
     ],
-)
-def test_slip_is_named(changes, message):
-    with pytest.raises(DasdError, match=message):
+    *[
+        {n: 0}
+        for n in ("num_inference_steps", "min_snr_gamma", "learning_rate", "token_learning_rate", "alpha")
+    ],
+    *[{n: -1} for n in ("seed", "rank", "source_batch_size", "queue_size", "lr_warmup_steps", "num_heldout")],
+    *[{n: -1.0} for n in ("lambda_align", "prior_loss_weight", "weight_decay", "guidance_scale")],
+    *[{n: -0.1} for n in ("dropout", "caption_dropout", "ema_decay", "validation_fraction", "test_fraction")],
+    *[{n: 1.0} for n in ("dropout", "ema_decay", "validation_fraction", "test_fraction")],
+    *[{n: " "} for n in ("output_dir", "cache_dir", "base", "clip")],
+    {"caption_dropout": 1.1},
+]
+
+
+@pytest.mark.parametrize("changes", BROKEN_BOUNDS, ids=str)
+def test_a_broken_bound_is_named(changes):
+    ((name, value),) = changes.items()
+    with refused(f"{name} is {value!r}; it must "):
         Config.setup("tiny", **changes)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_bad_config_is_refused(name):
+    values, words = CONFIGS[name]
+    with refused(words):
+        Config.from_dict({"profile": "tiny"} | values)
+
+
+def test_a_slip_in_a_change_is_named():
+    with refused("Did you mean 'max_train_steps'?"):
+        Config.setup("tiny", max_trian_steps=5)
+    with refused("max_train_steps is 'many'; it must be a valid integer"):
+        Config.setup("tiny", max_train_steps="many")
 
 
 @pytest.mark.parametrize(
@@ -75,8 +191,8 @@ def test_slip_is_named(changes, message):
     [
         {"rank": 0},
         {"domains": [{"name": "a", "data": "x"}, {"name": "b", "data": "x"}]},
-        {"domains": [{"name": "a", "data": "x", "token": "<a>", "initial_word": "a"}], "rank": 0},
-        {"pairs": True, "unbiased": False, "queue_size": 0},
+        thing() | {"rank": 0},
+        PAIRS,
         {"pairs": True, "match_timesteps": True, "lambda_align": 0.0},
         {"match_timesteps": True, "kernel": "gaussian"},
         {"prior_loss_weight": 1.0, "lambda_align": 0.0, "source_batch_size": 1},
@@ -87,29 +203,78 @@ def test_what_can_work_is_allowed(changes):
     assert Config.from_dict(config.to_dict()) == config
 
 
-def test_two_domains_may_not_share_a_token():
-    one = {"data": "x", "initial_word": "a"}
-    domains = [{"name": "a", "token": "<a>", **one}, {"name": "b", "token": "<A>", **one}]
-    with pytest.raises(DasdError, match="one token"):
-        Config.setup("tiny", domains=domains)
+FILES = {
+    "nothing": b"",
+    "no JSON": b"{",
+    "a list": b"[]",
+    "a number": b"7",
+    "not UTF-8": b'{"profile": "\xff"}',
+    "UTF-16": '{"profile": "tiny"}'.encode("utf-16"),
+    "too deep": b"[" * 100_000,
+    "too many digits": b'{"profile": "tiny", "seed": ' + b"9" * 5000 + b"}",
+}
 
 
-@pytest.mark.parametrize("values", [[], {"profile": "tny"}, {"trianing": {}}, {"training": 3}])
-def test_bad_file_is_refused(values, tmp_path):
-    path = tmp_path / "bad.json"
-    path.write_text(json.dumps(values))
-    with pytest.raises(DasdError):
-        Config.load(path)
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_holds_no_config_is_refused(name, tmp_path):
+    (tmp_path / "mine.json").write_bytes(FILES[name])
+    with refused("config"):
+        Config.load(tmp_path / "mine.json")
 
 
-def test_missing_or_broken_file(tmp_path):
-    with pytest.raises(DasdError, match="cannot be read"):
-        Config.load(tmp_path / "none.json")
-    (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(DasdError, match="no JSON"):
-        Config.load(tmp_path / "broken.json")
+def test_a_config_that_is_a_folder_or_cannot_be_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "none.json", tmp_path / ("x" * 300)):
+        with refused("cannot be read"):
+            Config.load(path)
 
 
-def test_unknown_domain_names_the_nearest():
-    with pytest.raises(DasdError, match="satellite"):
-        Config.setup("tiny").domain("satelite")
+odd_values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from([HUGE, -HUGE, NAN, -1, 0, 2**64, "\ud800", "auto", "tiny", "..", 1e308, [], {}, [[]]]),
+    st.lists(st.one_of(st.integers(), st.text(max_size=3), st.none()), max_size=3),
+    st.dictionaries(st.text(max_size=5), st.one_of(st.floats(), st.text(max_size=3)), max_size=3),
+)
+
+
+def places(values, path=()):
+    """Yield where each value of nested JSON is."""
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    for name, inner in items:
+        yield (*path, name)
+        if isinstance(inner, dict | list):
+            yield from places(inner, (*path, name))
+
+
+def mutate(values: dict, draw) -> None:
+    """Drop, rename, replace or nest one value."""
+    *path, name = draw(st.sampled_from(list(places(values))))
+    for step in path:
+        values = values[step]
+    how = draw(st.sampled_from(["drop", "rename", "replace", "replace", "nest"]))
+    value = values.pop(name) if how in ("drop", "rename") else values[name]
+    if how == "rename":
+        other = draw(st.text(max_size=5))
+        values.insert(0, other) if isinstance(values, list) else values.update({other: value})
+    elif how == "replace":
+        values[name] = draw(odd_values)
+    elif how == "nest":
+        values[name] = draw(st.sampled_from([[value], {str(name): value}, {"name": value}]))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.data())
+def test_no_config_leads_to_anything_but_a_config_or_a_dasd_error(drawn):
+    values = Config.setup(drawn.draw(st.sampled_from(["tiny", "sd15"]))).to_dict()
+    for _ in range(drawn.draw(st.integers(1, 3))):
+        if values:
+            mutate(values, drawn.draw)
+    try:
+        config = Config.from_dict(values)
+    except DasdError:
+        return
+    text = json.dumps(config.to_dict(), allow_nan=False)
+    assert Config.from_dict(json.loads(text)) == config

@@ -316,8 +316,8 @@ def test_batches_under_three_are_refused_with_the_reason(config):
         ({"image_wieght": 1.0}, "Did you mean 'image_weight'"),
         ({"space": "pixel"}, "Did you mean 'pixels'"),
         ({"similarity": "dot"}, "method_settings.similarity is"),
-        ({"detail_weight": -1.0}, "method_settings.detail_weight is -1.0; it must be at least 0"),
-        ({"detail_weight": "much"}, "detail_weight must be of type float"),
+        ({"detail_weight": -1.0}, "method_settings.detail_weight is -1.0; it must be greater"),
+        ({"detail_weight": "much"}, "detail_weight is .much.; it must be a valid number"),
         ({"image_weight": float("nan")}, "finite"),
     ],
 )
