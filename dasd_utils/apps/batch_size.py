@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import Any
 
 import psutil
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils import find_executable_batch_size
 from torch import Tensor
 
 from dasd_utils import losses, models, training
@@ -22,7 +24,6 @@ SPARE = 0.1  # share of the free memory that stays free: fragments, workspaces, 
 # 24 + 8 and 48 + 16 samples of the tiny base, 1.3 to 1.4 and 2.1 to 2.4.
 PEAK_OVER_KEPT = {False: 1.5, True: 2.5}
 SIZES = ("target_batch_size", "source_batch_size", "source_every", "gradient_accumulation_steps")
-Sizes = dict[str, int]  # those fields of TrainingConfig
 log = logging.getLogger(__name__)
 
 
@@ -30,9 +31,30 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
     """Return the config with as few micro-batches to a step as memory allows, of as many samples in all.
 
     On a GPU each size is tried by a step, the largest first; on a CPU, where too much memory ends the
-    process, it is foretold from what small steps keep. The weights are not changed.
-    Raises DasdError if not even the smallest fits, and in several processes, whose shares differ.
+    process, what it takes is predicted from small steps. The weights are not changed.
+    Raises DasdError if not even the smallest fits, for a method whose batches must not be divided, and in
+    several processes, whose shares differ.
     """
+    _check_divisible(config)
+    configs = {each.training.target_batch_size: each for each in candidates(config)}
+    updater = training.Updater(config.replace(compile_blocks=False), parts)
+    try:
+        find = _find_by_trial if updater.device.type == "cuda" else _find_by_prediction
+        chosen = find(updater, configs)
+    finally:
+        updater.release()
+    if chosen is None:
+        sizes = configs[min(configs)].training
+        raise DasdError(
+            f"Not even {sizes.target_batch_size} + {sizes.source_batch_size} samples of "
+            f"{config.model.resolution} px fit in the free memory of this {updater.device.type} device. "
+            "Set gradient_checkpointing to true, or lower resolution or rank."
+        )
+    log.info("Batch: %s", ", ".join(f"{name} {getattr(chosen.training, name)}" for name in SIZES))
+    return chosen
+
+
+def _check_divisible(config: Config) -> None:
     if processes.count() > 1:
         raise DasdError("The batch size is found in one process: run it without the launcher, then write its "
                         "sizes, times the number of processes, into the config.")  # fmt: skip
@@ -44,21 +66,6 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
     if not getattr(method, "ACCUMULATES", True):
         raise DasdError(f"auto_batch_size divides a step into micro-batches; the method {config.method!r} "
                         "takes one batch through several steps: set target_batch_size yourself.")  # fmt: skip
-    updater = training.Updater(config.replace(compile_blocks=False), parts)
-    fits = _tried if updater.device.type == "cuda" else _foretold(updater)
-    try:
-        for sizes in candidates(config):
-            chosen = config.replace(**sizes)
-            if fits(updater, chosen):
-                log.info("Batch: %s", ", ".join(f"{name} {value}" for name, value in sizes.items()))
-                return chosen
-    finally:
-        updater.release()
-    raise DasdError(
-        f"Not even {sizes['target_batch_size']} + {sizes['source_batch_size']} samples of "
-        f"{config.model.resolution} px fit in the free memory of this {updater.device.type} device. "
-        "Set gradient_checkpointing to true, or lower resolution or rank."
-    )
 
 
 def of_checkpoint(config: Config) -> Config | None:
@@ -70,114 +77,102 @@ def of_checkpoint(config: Config) -> Config | None:
     return config.replace(**{name: training[name] for name in SIZES if name in training})
 
 
-def candidates(config: Config) -> Iterator[Sizes]:
-    """Yield the sizes that keep targets to a step and sources to a target as they are, the largest first."""
-    training = config.training
-    total = training.target_batch_size * training.gradient_accumulation_steps
-    ratio = Fraction(training.source_batch_size, training.target_batch_size * training.source_every)
+def candidates(config: Config) -> Iterator[Config]:
+    """Yield configs that keep targets to a step and sources to a target as they are, the largest first."""
+    given = config.training
+    total = given.target_batch_size * given.gradient_accumulation_steps
+    ratio = Fraction(given.source_batch_size, given.target_batch_size * given.source_every)
     for count in (k for k in range(1, total + 1) if total % k == 0):
-        sources = ratio * (total // count)  # 2: two in each micro-batch; 1 / 3: one in every third
-        sizes = dict(zip(SIZES, (total // count, *sources.as_integer_ratio(), count), strict=True))
-        if count == training.gradient_accumulation_steps:
-            sizes = {name: getattr(training, name) for name in SIZES}  # as they are, whatever they are
-        elif sources and 1 not in sources.as_integer_ratio():
-            continue
+        sources = (
+            ratio * (total // count)
+        ).as_integer_ratio()  # 2 / 1: two in each; 1 / 3: one in every third
+        if count == given.gradient_accumulation_steps:
+            yield config
+        elif not sources[0] or 1 in sources:
+            with contextlib.suppress(DasdError):  # too few of a domain for the MMD
+                yield config.replace(**dict(zip(SIZES, (total // count, *sources, count), strict=True)))
+
+
+def _find_by_trial(updater: training.Updater, configs: dict[int, Config]) -> Config | None:
+    """Return the first config whose pass a GPU can do beside what the optimiser and others will need."""
+    smaller = iter([*configs, None])
+    spare = int(SPARE * torch.cuda.mem_get_info()[0])
+
+    @find_executable_batch_size(starting_batch_size=next(smaller), reduce_batch_size_fn=lambda: next(smaller))
+    def find(size: int | None) -> Config | None:
+        if size is None:
+            return None
+        _spare = torch.empty(spare, dtype=torch.uint8, device=updater.device)
+        _moments = [torch.empty_like(p) for p in updater.parameters for _ in range(2)]
         try:
-            config.replace(**sizes)
-        except DasdError:  # too few of a domain for the MMD
-            continue
-        yield sizes
+            _pass(updater, configs[size])
+        finally:
+            updater.optimizer.zero_grad()
+        return configs[size]
+
+    return find()
 
 
-def _tried(updater: training.Updater, config: Config) -> bool:
-    """Take a step's memory for a moment; False if there is not enough."""
-    try:
-        _take(updater, config)
-        return True
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-        return False
-    finally:
-        updater.optimizer.zero_grad()
-        clear_device_cache(garbage_collection=True)
-
-
-def _take(updater: training.Updater, config: Config) -> None:
-    """Do a pass beside what the optimiser will hold, and beside what is to stay free."""
-    free, _ = torch.cuda.mem_get_info()
-    _spare = torch.empty(int(SPARE * free), dtype=torch.uint8, device=updater.device)
-    _moments = [torch.empty_like(p) for p in updater.parameters for _ in range(2)]
-    _pass(updater, config)
-
-
-def _foretold(updater: training.Updater) -> Any:
-    """Return a judge of sizes: a step keeps a constant, and so much for each target and each source."""
+def _find_by_prediction(updater: training.Updater, configs: dict[int, Config]) -> Config | None:
+    """Return the first config whose step fits: it keeps a constant, and so much a target and a source."""
     learned = 16 * sum(p.numel() for p in updater.parameters)  # gradient, two moments, one to spare
     free = (1 - SPARE) * psutil.virtual_memory().available - learned
-
-    def kept(targets: int, sources: int) -> int:
-        sizes = {"target_batch_size": targets, "source_batch_size": sources}
-        config = updater.config.replace(**sizes, unbiased=False, source_every=1)
-        with Kept(updater.parts.unet, updater.parts.text_encoder) as record:
-            _pass(updater, config)
-        updater.optimizer.zero_grad()
-        return record.peak
-
     factor = PEAK_OVER_KEPT[updater.config.training.gradient_checkpointing]
-    base = kept(1, 1)
-    target, source = kept(2, 1) - base, kept(1, 2) - base
+    base = _kept(updater, 1, 1)
+    target = _kept(updater, 2, 1) - base
+    source = _kept(updater, 1, 2) - base
+    for config in configs.values():
+        sizes = config.training
+        more = (sizes.target_batch_size - 1) * target + (sizes.source_batch_size - 1) * source
+        needed = factor * (base + more)
+        log.info("%d + %d samples take about %.1f GB.", sizes.target_batch_size, sizes.source_batch_size,
+                 (needed + learned) / 1e9)  # fmt: skip
+        if needed <= free:
+            return config
+    return None
 
-    def fits(_updater: training.Updater, config: Config) -> bool:
-        targets, sources = config.training.target_batch_size, config.training.source_batch_size
-        needed = factor * (base + (targets - 1) * target + (sources - 1) * source)
-        log.info("%d + %d samples take about %.1f GB.", targets, sources, (needed + learned) / 1e9)
-        return needed <= free
 
-    return fits
+def _kept(updater: training.Updater, targets: int, sources: int) -> int:
+    """Return the bytes that a pass of so many samples keeps for its backward pass."""
+    sizes = {"target_batch_size": targets, "source_batch_size": sources}
+    config = updater.config.replace(**sizes, unbiased=False, source_every=1)
+    with Kept(updater.parts.unet, updater.parts.text_encoder) as record:
+        _pass(updater, config)
+    updater.optimizer.zero_grad()
+    return record.peak
 
 
-class Kept:
+class Kept(torch.autograd.graph.saved_tensors_hooks):
     """Counts, inside its `with`, the most bytes that autograd keeps at a time, weights left out."""
 
-    def __init__(self, *networks: torch.nn.Module, weights: Sequence[Tensor] = ()) -> None:
-        """weights: tensors beside those of the networks that do not count."""
-        known = [*weights, *(p for network in networks for p in network.parameters())]
-        self._weights = {tensor.untyped_storage()._cdata for tensor in known}
-        self._holders: dict[int, int] = {}  # storage -> how many saved tensors share it
+    def __init__(self, *networks: torch.nn.Module) -> None:
+        weights = [p for network in networks for p in network.parameters()]
+        self._weights = {tensor.untyped_storage()._cdata for tensor in weights}
+        self._users: Counter[int] = Counter()  # storage -> how many saved tensors share it
         self.bytes = self.peak = 0
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(
-            lambda x: _Held(self, x), lambda held: held.tensor
-        )
+        super().__init__(self._save, lambda saved: saved())
 
     def __enter__(self) -> Kept:
-        self._hooks.__enter__()
+        super().__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._hooks.__exit__(*error)
+    def _save(self, tensor: Tensor) -> Callable[[], Tensor]:
+        def saved() -> Tensor:
+            return tensor
 
-    def count(self, tensor: Tensor, change: int) -> None:
-        """Add a holder of the tensor's storage, or with -1 take one away."""
         storage = tensor.untyped_storage()
-        if storage._cdata in self._weights:
-            return
-        holders = self._holders.get(storage._cdata, 0)
-        self._holders[storage._cdata] = holders + change
-        if holders == 0 or holders + change == 0:
+        if storage._cdata not in self._weights:
+            self._count(storage, 1)
+            weakref.finalize(saved, self._count, storage, -1)
+        return saved
+
+    def _count(self, storage: torch.UntypedStorage, change: int) -> None:
+        """Add a user of a storage, or with -1 take one away."""
+        before = self._users[storage._cdata]
+        self._users[storage._cdata] += change
+        if 0 in (before, before + change):
             self.bytes += change * storage.nbytes()
         self.peak = max(self.peak, self.bytes)
-
-
-class _Held:
-    """A saved tensor for as long as the graph holds it."""
-
-    def __init__(self, record: Kept, tensor: Tensor) -> None:
-        self.record, self.tensor = record, tensor
-        record.count(tensor, 1)
-
-    def __del__(self) -> None:
-        self.record.count(self.tensor, -1)
 
 
 def _pass(updater: training.Updater, config: Config) -> None:

@@ -16,7 +16,8 @@ from dasd_utils.config import Config, DasdError
 
 
 def sizes_of(config: Config) -> list[tuple[int, ...]]:
-    return [tuple(sizes.values()) for sizes in batch_size.candidates(config)]
+    found = [config.training for config in batch_size.candidates(config)]
+    return [tuple(getattr(each, name) for name in batch_size.SIZES) for each in found]
 
 
 def test_candidates_keep_the_samples_of_a_step(tiny_config):
@@ -25,12 +26,12 @@ def test_candidates_keep_the_samples_of_a_step(tiny_config):
     assert (24, 8, 1, 1) in sizes_of(Config.setup("tiny"))
     alone = config.replace(lambda_align=0.0, source_batch_size=0)
     assert [each[0] for each in sizes_of(alone)] == [12, 6, 4, 3, 2, 1]
-
-
-def test_the_config_s_own_sizes_are_always_a_candidate(tiny_config):
+    short = config.replace(queue_size=0, target_batch_size=12, source_batch_size=4)
+    short = short.replace(gradient_accumulation_steps=1)  # the MMD needs more than one of a domain
+    assert sizes_of(short) == [(12, 4, 1, 1), (6, 2, 1, 2)]
     odd = tiny_config.replace(target_batch_size=6, source_batch_size=3, source_every=2)
-    assert sizes_of(odd)[0] == (6, 3, 2, 1)
-    odd = tiny_config.replace(target_batch_size=2, source_batch_size=3, source_every=2)
+    assert sizes_of(odd)[0] == (6, 3, 2, 1)  # the config's own sizes, whatever they are
+    odd = odd.replace(target_batch_size=2)
     assert sizes_of(odd) == [(2, 3, 2, 1)]
 
 
@@ -40,37 +41,24 @@ def test_several_processes_are_refused(tiny_config, monkeypatch):
         batch_size.largest_batch(tiny_config, make_parts(tiny_config))
 
 
-def test_candidates_leave_the_mmd_enough_samples():
-    config = Config.setup("sd15", queue_size=0, target_batch_size=12, source_batch_size=4)
-    assert sizes_of(config.replace(gradient_accumulation_steps=1)) == [(12, 4, 1, 1), (6, 2, 1, 2)]
-
-
 def test_what_is_kept_is_a_line(tiny_config):
     """A prediction for 6 + 2 from steps of one or two samples is what a step of 6 + 2 keeps."""
     config = tiny_config.replace(unbiased=False)
     updater = training.Updater(config, make_parts(config))
-
-    def kept(targets, sources):
-        networks = updater.parts.unet, updater.parts.text_encoder
-        with batch_size.Kept(*networks) as record:
-            changed = config.replace(target_batch_size=targets, source_batch_size=sources)
-            batch_size._pass(updater, changed)
-        assert record.bytes == 0  # the backward pass has let all go
-        return record.peak
-
-    base = kept(1, 1)
-    target, source = kept(2, 1) - base, kept(1, 2) - base
+    base = batch_size._kept(updater, 1, 1)
+    target, source = (batch_size._kept(updater, *sizes) - base for sizes in ((2, 1), (1, 2)))
     assert target > source > 0
-    assert kept(6, 2) == pytest.approx(base + 5 * target + source, rel=0.02)
+    assert batch_size._kept(updater, 6, 2) == pytest.approx(base + 5 * target + source, rel=0.02)
 
 
 def test_weights_do_not_count():
     layer, x, peaks = torch.nn.Linear(3, 5, bias=False), torch.ones(2, 3, requires_grad=True), []
-    for networks, weights in (((), ()), ((layer,), ()), ((layer,), (x,))):
-        with batch_size.Kept(*networks, weights=weights) as record:
+    for networks in ((), (layer,)):
+        with batch_size.Kept(*networks) as record:
             layer(x).sum().backward()
+        assert record.bytes == 0  # the backward pass has let all go
         peaks.append(record.peak)
-    assert peaks == [4 * (2 * 3 + 3 * 5), 4 * 2 * 3, 0]
+    assert peaks == [4 * (2 * 3 + 3 * 5), 4 * 2 * 3]
 
 
 def test_a_domain_without_token_is_measured_by_its_words(tiny_config):
@@ -118,30 +106,38 @@ def test_the_largest_that_fits_is_chosen(tiny_config, monkeypatch):
     assert not parts.unet.training
 
 
-def test_on_a_gpu_sizes_are_tried(tiny_config, monkeypatch):
-    """Without a GPU: the memory that is asked for is the CPU's, and runs out above three targets."""
+@pytest.fixture
+def gpu(monkeypatch):
+    """Try sizes as on a GPU; the memory that is asked for is the CPU's."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**6, 10**7))
+    monkeypatch.setattr(batch_size, "_find_by_prediction", batch_size._find_by_trial)
+
+
+@pytest.mark.parametrize(("most", "found"), [(12, (12, 4, 1)), (3, (3, 1, 4)), (0, None)])
+def test_on_a_gpu_sizes_are_tried(tiny_config, monkeypatch, gpu, most, found):
     tried = []
 
     def run(_updater, config):
         tried.append(config.training.target_batch_size)
-        if tried[-1] > 3:
+        if tried[-1] > most:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**6, 10**7))
-    monkeypatch.setattr(batch_size, "_foretold", lambda _updater: batch_size._tried)
     monkeypatch.setattr(batch_size, "_pass", run)
-    config = tiny_config.replace(target_batch_size=12, source_batch_size=4)
-    found = batch_size.largest_batch(config, make_parts(config)).training
-    assert tried == [12, 6, 3]
-    assert (found.target_batch_size, found.source_batch_size, found.gradient_accumulation_steps) == (3, 1, 4)
+    config = tiny_config.replace(target_batch_size=12, source_batch_size=4, gradient_accumulation_steps=1)
+    if found is None:
+        with pytest.raises(DasdError, match=r"Not even 1 \+ 1 samples"):
+            batch_size.largest_batch(config, make_parts(config))
+        assert tried == [12, 6, 3, 1]
+        return
+    sizes = batch_size.largest_batch(config, make_parts(config)).training
+    assert tried == [size for size in (12, 6, 3) if size >= found[0]]
+    assert (sizes.target_batch_size, sizes.source_batch_size, sizes.gradient_accumulation_steps) == found
 
 
-def test_other_errors_are_not_taken_for_memory(tiny_config, monkeypatch):
+def test_other_errors_are_not_taken_for_memory(tiny_config, monkeypatch, gpu):
     def fail(*_arguments):
         raise RuntimeError("device-side assert triggered")
 
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**6, 10**7))
-    monkeypatch.setattr(batch_size, "_foretold", lambda _updater: batch_size._tried)
     monkeypatch.setattr(batch_size, "_pass", fail)
     with pytest.raises(RuntimeError, match="device-side"):
         batch_size.largest_batch(tiny_config, make_parts(tiny_config))
