@@ -1,10 +1,12 @@
-"""Captions of a folder: every source, and what each refuses."""
+"""Captions of a folder: every source, a model, and what each refuses."""
 
 import json
 
 import datasets
 import numpy as np
 import pytest
+import torch
+import transformers
 from conftest import picture_files
 from PIL import Image
 
@@ -14,6 +16,8 @@ from dasd_utils.apps.new_domain.captions import find_captions, words_of
 from dasd_utils.config import DasdError
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
+NUMBERED = [f"IMG_{i:04}.png" for i in range(4)]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", "a", "house", "boat", "tree"]
 
 
 def album(folder, names, rows=None):
@@ -22,9 +26,6 @@ def album(folder, names, rows=None):
         lines = [json.dumps({"file_name": name} | row) for name, row in zip(names, rows, strict=True)]
         (folder / "metadata.jsonl").write_text("\n".join(lines))
     return captions.open_album(folder)
-
-
-NUMBERED = [f"IMG_{i:04}.png" for i in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -36,10 +37,9 @@ NUMBERED = [f"IMG_{i:04}.png" for i in range(4)]
         ("copy of photo_dog_056_0002", "dog"),
         ("street 42 at night", "street 42 at night"),
         ("été à Paris", "été à paris"),
-        *(
-            (name, "")
-            for name in ("IMG_0032", "0001", "a3f9c2d1", "deadbeef", "00f54ecb-1298", "DSC0012", "x")
-        ),
+        *dict.fromkeys(
+            ("IMG_0032", "0001", "a3f9c2d1", "deadbeef", "00f54ecb-1298", "DSC0012", "x"), ""
+        ).items(),
     ],
 )
 def test_a_name_says_its_words(name, words):
@@ -67,8 +67,8 @@ def test_subfolders_are_labels(tmp_path):
     opened = album(tmp_path, ["dog/1.png", "old_elephant/2.png", "oil tanks/3.png"])
     table = {"dog": "a dog", "old_elephant": "an old elephant", "oil tanks": "oil tanks"}
     assert find_captions(opened).entry == {"label_column": "label", "label_captions": table}
-    told = captions.from_labels(opened, "a sketch of a {label}").entry["label_captions"]
-    assert told["dog"] == "a sketch of a dog" and told["old_elephant"] == "a sketch of an old elephant"
+    table = captions.from_labels(opened, "a sketch of a {label}").entry["label_captions"]
+    assert table["dog"] == "a sketch of a dog" and table["old_elephant"] == "a sketch of an old elephant"
 
 
 def test_label_column_of_metadata(tmp_path):
@@ -99,28 +99,19 @@ def test_nothing_says_anything(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labels", "words"), [(("1", "2"), "'1' is no word"), (("dog", "dog"), "two or more")]
+    ("labels", "words"),
+    [("12", "'1' is no word"), (("dog", "dog"), "two or more"), (("dog", "cat", "cow"), "3 labels are no")],
 )
-def test_labels_that_say_nothing(tmp_path, labels, words):
+def test_labels_that_are_no_classes(tmp_path, monkeypatch, labels, words):
+    monkeypatch.setattr(captions, "MOST_LABELS", 2)
     names = [f"{label}/{i}.png" for i, label in enumerate(labels)]
     with pytest.raises(DasdError, match=words):
         captions.from_labels(album(tmp_path, names))
 
 
-def test_too_many_labels_are_no_classes(tmp_path, monkeypatch):
-    monkeypatch.setattr(captions, "MOST_LABELS", 2)
-    with pytest.raises(DasdError, match="3 labels are no classes"):
-        captions.from_labels(album(tmp_path, ["a dog/1.png", "a cat/1.png", "a cow/1.png"]))
-
-
 def test_an_empty_caption_column_is_none(tmp_path):
     with pytest.raises(DasdError, match="no metadata with a column text"):
         captions.from_metadata(album(tmp_path, NUMBERED, [{"text": ""} for _ in NUMBERED]))
-
-
-def test_no_folder(tmp_path):
-    with pytest.raises(DasdError, match="There is no folder"):
-        captions.open_album(tmp_path / "nowhere")
 
 
 def test_images_in_tables_have_no_files(tmp_path):
@@ -141,3 +132,53 @@ def test_a_broken_caption_file_names_its_line(tmp_path, line):
         data.read_caption_file(path)
     with pytest.raises(DasdError, match="No such file"):
         data.read_caption_file(tmp_path / "nowhere")
+
+
+# a model in the layout of the hub: a narrow random BLIP
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory):
+    """Return the folder of a narrow BLIP that captions."""
+    folder = tmp_path_factory.mktemp("blip")
+    narrow = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    special = dict(bos_token_id=5, eos_token_id=3, sep_token_id=3, pad_token_id=0)
+    seen = dict(image_size=32, patch_size=16, **narrow)
+    text = dict(vocab_size=len(WORDS), encoder_hidden_size=16, **special, **narrow)
+    settings = transformers.BlipConfig(text_config=text, vision_config=seen, projection_dim=16)
+    torch.manual_seed(0)
+    model = transformers.BlipForConditionalGeneration(settings)
+    model.text_decoder.cls.predictions.bias.data[WORDS.index("boat")] = 9.0
+    model.save_pretrained(folder)
+    tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)})
+    images = transformers.BlipImageProcessorPil(size={"height": 32, "width": 32})
+    transformers.BlipProcessor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_each_image_is_captioned_by_its_file(tmp_path, blip, monkeypatch):
+    monkeypatch.setattr(captions, "BATCH", 2)
+    names = picture_files(tmp_path, ["a/1.png", "b/2.png", "3.png"])
+    (tmp_path / "4.png").write_bytes(b"no image")
+    found = captions.from_model(captions.open_album(tmp_path), str(blip), "cpu")
+    assert set(found.texts) == set(names) and found.entry == {}
+    assert all("boat" in text for text in found.texts.values())
+
+
+def test_a_model_that_is_not_there_or_no_captioner(tmp_path, base_dir):
+    opened = album(tmp_path, ["1.png"])
+    for name, words in (("nobody/captions", "there is no folder"), (str(base_dir / "clip"), "be loaded")):
+        with pytest.raises(DasdError, match=rf"{name}'.*{words}"):
+            captions.from_model(opened, name, "cpu")
+
+
+def test_a_pickle_is_not_read(tmp_path, blip):
+    opened, planted = album(tmp_path / "images", ["1.png"]), tmp_path / "planted"
+    planted.mkdir()
+    for file in blip.iterdir():
+        if file.suffix != ".safetensors":
+            (planted / file.name).write_bytes(file.read_bytes())
+    weights = transformers.BlipForConditionalGeneration.from_pretrained(blip).state_dict()
+    torch.save(weights, planted / "pytorch_model.bin")
+    with pytest.raises(DasdError, match="safetensors"):
+        captions.from_model(opened, str(planted), "cpu")

@@ -1,23 +1,79 @@
-"""A folder becomes a domain: proposed, written whole or not at all, trained and evaluated."""
+"""A folder becomes a domain: its words, a proposal, files all or none, a training and an evaluation."""
 
 import dataclasses
 import json
 
+import narrow
 import pytest
 from conftest import picture_files
 from typer.testing import CliRunner
 
 from dasd_utils import data, evaluation, latents, models
 from dasd_utils.apps.cli import main as cli
-from dasd_utils.apps.new_domain import proposal
+from dasd_utils.apps.new_domain import captions, proposal, words
 from dasd_utils.config import ROOT, Config, DasdError
 from dasd_utils.runtime import checkpoints, latent_cache
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
-runner = CliRunner()
 THINGS = ("house", "boat", "tree", "mountain", "bottle")
 NAMES = [f"{colour}-{thing}_{i}.png" for thing in THINGS for i, colour in enumerate(("red", "blue", "green"))]
 NAMES += [f"large {thing} {i}.png" for i, thing in enumerate(THINGS * 2)]
+TOKENIZER = narrow.make_tokenizer()
+
+
+# its words
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "word", "why"),
+    [
+        ("sketch", ["a tree"], "sketch", "of the name"),
+        ("chest-drawing", [], "drawing", "of the name"),
+        ("radiograph", ["the mountain", "a mountain", "the sun"], "mountain", "in 2 of 3 captions"),
+        ("radiograph", ["a photograph of the sun"], "sun", "in 1 of 1"),
+        ("radiograph", ["of zzyzx"], "radiograph", "pieces of the tokenizer: no caption"),
+    ],
+)
+def test_initial_word_is_one_piece(name, known, word, why):
+    found, reason = words.initial_word(name, known, TOKENIZER)
+    assert found == word and why in reason
+
+
+def test_a_token_that_is_taken_is_numbered():
+    tokenizer = narrow.make_tokenizer()
+    tokenizer.add_tokens(["<sketch>", "<Sketch-2>"])
+    assert words.free_token("Sketch", tokenizer) == "<sketch-3>"
+
+
+def test_descriptions_are_english():
+    found = words.describe("ink", "drawing")
+    assert found["descriptions"] == ["an ink", "a picture in the style of an ink drawing"]
+    assert found["style_suffix"] == "ink drawing"
+
+
+def test_fresh_captions_come_first():
+    heldout = ["A dog.", "one", "two", "one"]
+    prompts, reworded = words.evaluation_prompts(["a dog", "Two"], heldout)
+    assert prompts[0] == "one" and len(prompts) == words.ENOUGH_PROMPTS and reworded == len(prompts) - 1
+    assert not {"a dog", "A dog.", "two", "Two"} & set(prompts) and len(set(prompts)) == len(prompts)
+    many = [f"number {i}" for i in range(50)]
+    assert words.evaluation_prompts([], many) == (many[: words.MANY_PROMPTS], 0)
+
+
+def test_one_sentence_for_all_gives_two_prompts_or_more():
+    prompts, reworded = words.evaluation_prompts(["a dog"], ["a dog"])
+    assert len(prompts) == reworded == len(words.WORDINGS) and "a dog" not in prompts
+    assert words.evaluation_prompts(["a dog"], [])[0] == prompts
+
+
+def test_labelled_prompts_name_the_domain():
+    others = [{"prompt": "a cat", "domain": None}, {"prompt": "old", "domain": "sketch"}]
+    rows = words.labelled("sketch", "sketch", ["a sketch of a dog", "a dog", "a dog"], others)
+    own = [{"prompt": text, "domain": "sketch"} for text in ("a sketch of a dog", "a dog, sketch")]
+    assert rows == [others[0], *own]
+
+
+# a proposal
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +82,12 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("images") / "sketches"
     picture_files(place, NAMES)
     return place
+
+
+@pytest.fixture
+def found(folder, tiny_config):
+    """Return the proposal for that folder."""
+    return propose(folder, tiny_config)
 
 
 def propose(folder, config, how="auto", name="sketch"):
@@ -37,8 +99,11 @@ def numbered(folder, count=25, **how):
     return folder
 
 
-def test_a_proposal_says_what_is_there(folder, tiny_config):
-    found = propose(folder, tiny_config)
+def classes(folder):
+    return numbered(folder / "tree").parent if numbered(folder / "house", first=100) else folder
+
+
+def test_a_proposal_says_what_is_there(found, folder):
     audit = found.audit
     assert audit["images"] == 25 == sum(audit[split] for split in data.SPLITS)
     assert audit["captions_missing"] == audit["captions_cut"] == audit["exact_duplicates"] == 0
@@ -60,40 +125,33 @@ def test_the_audit_finds_what_is_wrong(tmp_path, tiny_config):
     assert (audit["images"], audit["exact_duplicates"], audit["captions_missing"]) == (29, 3, 1)
     assert (audit["captions_cut"], audit["grey"], audit["smaller_than_resolution"]) == (1, 1.0, 29)
     assert len(audit["unreadable"]) == 1 and "broken boat.png" in audit["unreadable"][0]
-    told = " ".join(found.warnings)
-    for words in ("cannot be read", "have no caption", "longer than", "smaller than 32"):
-        assert words in told
+    for text in ("cannot be read", "have no caption", "longer than", "smaller than 32"):
+        assert text in " ".join(found.warnings)
     assert found.values(tmp_path / "x.json")["data"] == {"skip_corrupt": True}
 
 
-def test_all_sources_can_be_asked_for(tmp_path, tiny_config, folder):
+def test_all_sources_can_be_named(tmp_path, tiny_config, folder, monkeypatch):
     label = propose(classes(tmp_path / "classes"), tiny_config, "a sketch of a {label}")
     assert label.entry["label_captions"] == {"tree": "a sketch of a tree", "house": "a sketch of a house"}
     one = propose(numbered(tmp_path / "one"), tiny_config, "a line drawing")
     assert one.entry["caption"] == "a line drawing" and "All captions are the same" in str(one.warnings)
     assert propose(folder, tiny_config, "names").captions.texts[NAMES[0]] == "red house"
 
-
-def classes(folder):
-    return numbered(folder / "tree").parent if numbered(folder / "house", first=100) else folder
-
-
-def test_a_model_can_be_asked_for(tmp_path, tiny_config, monkeypatch):
     def from_model(album, name, progress):
-        return proposal.Captions(name, {}, dict.fromkeys(album.files(), f"seen by {name}"))
+        return captions.Captions(name, {}, dict.fromkeys(album.files(), f"seen by {name}"))
 
-    monkeypatch.setattr("dasd_utils.apps.new_domain.captions.from_model", from_model)
-    place = numbered(tmp_path / "images")
+    monkeypatch.setattr(captions, "from_model", from_model)
     for how in ("owner/name", "owner/name@0123abc", str(tmp_path)):
-        assert set(propose(place, tiny_config, how).captions.texts.values()) == {f"seen by {how}"}
+        found = propose(tmp_path / "one", tiny_config, how)
+        assert set(found.captions.texts.values()) == {f"seen by {how}"}
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"name": "no name"}, "letters, digits"),
         ({"name": "painting"}, "Two domains have one name"),
-        ({"name": "x" * 63}, "longer than 64"),
+        ({"name": "x" * 63}, "at most 64"),
         ({"how": "name"}, "Did you mean 'names'"),
         ({"how": ""}, "Or give a sentence"),
         ({"how": "metadata"}, "metadata: no metadata"),
@@ -101,26 +159,17 @@ def test_a_model_can_be_asked_for(tmp_path, tiny_config, monkeypatch):
         ({"folder": "nowhere"}, "There is no folder"),
     ],
 )
-def test_what_cannot_be_proposed(folder, tiny_config, change, words):
-    with pytest.raises(DasdError, match=words):
+def test_what_cannot_be_proposed(folder, tiny_config, change, message):
+    with pytest.raises(DasdError, match=message):
         propose(**({"folder": folder, "config": tiny_config} | change))
 
 
-def test_too_few_images(tmp_path, tiny_config):
-    place = numbered(tmp_path, count=4)
-    with pytest.raises(DasdError, match="too few images to split"):
-        propose(place, tiny_config, "a line drawing")
-
-
 def test_what_fails_does_so_before_a_model_captions(folder, tmp_path, tiny_config, monkeypatch):
-    monkeypatch.setattr(
-        "dasd_utils.apps.new_domain.captions.from_model", lambda *_, **__: pytest.fail("asked too early")
-    )
-    with pytest.raises(DasdError, match="too few images"):
+    monkeypatch.setattr(captions, "from_model", lambda *_, **__: pytest.fail("too early"))
+    with pytest.raises(DasdError, match="too few images to split"):
         propose(numbered(tmp_path / "few", count=4), tiny_config, "owner/name")
     (tmp_path / "there.json").write_text("{}")
-    asked = ["new-domain", "sketch", str(folder), "--captions", "owner/name", "--profile", "tiny"]
-    result = runner.invoke(cli.app, [*asked, "--out", str(tmp_path / "there.json")])
+    result = new_domain(folder, tmp_path / "there.json", "--captions", "owner/name")
     assert isinstance(result.exception, DasdError) and "is there already" in str(result.exception)
 
 
@@ -132,8 +181,25 @@ def test_split_folders_are_used(tmp_path, tiny_config):
     assert set(found.captions.texts) >= {f"train/{NAMES[0]}", "test/yellow vase 0.png"}
 
 
-def test_written_and_loaded(folder, tiny_config, tmp_path):
-    found, out = propose(folder, tiny_config), tmp_path / "mine.json"
+def test_prompts_are_no_captions_of_training_images(folder, tmp_path, tiny_config):
+    def plain(text):
+        return text.lower().rstrip(".")
+
+    sources = ((folder, "names"), (classes(tmp_path / "images"), "labels"), (folder, "a line drawing"))
+    for place, how in sources:
+        found = propose(place, tiny_config, how)
+        config = Config.load(proposal.write(found, tmp_path / f"{how}.json")[0])
+        splits = [data.load_domain(config.domain("sketch"), config, s) for s in ("train", "validation")]
+        trained = {plain(text) for split in splits for texts in split.captions for text in texts}
+        assert trained and len(set(found.prompts)) >= 2
+        assert not trained & {plain(prompt) for prompt in found.prompts}
+
+
+# files
+
+
+def test_written_and_loaded(found, tmp_path):
+    out = tmp_path / "mine.json"
     written = proposal.write(found, out)
     assert [path.name for path in written] == [
         "mine.json",
@@ -149,8 +215,8 @@ def test_written_and_loaded(folder, tiny_config, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "mine_files"}
 
 
-def test_nothing_is_replaced_unless_asked(folder, tiny_config, tmp_path):
-    found, out = propose(folder, tiny_config), tmp_path / "mine.json"
+def test_nothing_is_replaced_unless_forced(found, tmp_path):
+    out = tmp_path / "mine.json"
     proposal.write(found, out)
     (tmp_path / "mine_files" / "old").write_text("")
     for there in (out, tmp_path / "mine_files"):
@@ -161,11 +227,10 @@ def test_nothing_is_replaced_unless_asked(folder, tiny_config, tmp_path):
     assert out.exists() and not (tmp_path / "mine_files" / "old").exists()
 
 
-def test_nothing_is_half_written(folder, tiny_config, tmp_path, monkeypatch):
+def test_nothing_is_half_written(found, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    found = propose(folder, tiny_config)
     proposal.write(found, tmp_path / "mine.json")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     monkeypatch.setattr(proposal, "caption_lines", fail)
@@ -175,8 +240,7 @@ def test_nothing_is_half_written(folder, tiny_config, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_the_folder_of_images_stays_as_it_is(folder, tiny_config):
-    found = propose(folder, tiny_config)
+def test_the_folder_of_images_stays_as_it_is(found, folder):
     with pytest.raises(DasdError, match="inside the folder of images"):
         proposal.write(found, folder / "mine.json")
     with pytest.raises(DasdError, match="is a folder"):
@@ -187,67 +251,49 @@ def test_paths_inside_the_repository_are_relative():
     assert proposal.portable(ROOT / "data" / "x") == "data/x"
 
 
-def test_prompts_are_no_captions_of_training_images(folder, tmp_path, tiny_config):
-    def plain(text):
-        return text.lower().rstrip(".")
-
-    for place, how in (
-        (folder, "names"),
-        (classes(tmp_path / "images"), "labels"),
-        (folder, "a line drawing"),
-    ):
-        found = propose(place, tiny_config, how)
-        config = Config.load(proposal.write(found, tmp_path / f"{how}.json")[0])
-        trained = {
-            plain(caption)
-            for split in ("train", "validation")
-            for each in data.load_domain(config.domain("sketch"), config, split).captions
-            for caption in each
-        }
-        assert trained and len(set(found.prompts)) >= 2
-        assert not trained & {plain(prompt) for prompt in found.prompts}
+# what it is for
 
 
 def run_config(written, tiny_config):
     """Return the written config on the narrow base, with its few steps."""
     protocol = dataclasses.replace(tiny_config.evaluation, prompts_dir=written.evaluation.prompts_dir)
-    return dataclasses.replace(
-        tiny_config, domains=written.domains, classifier=written.classifier, evaluation=protocol
-    )
+    changes = {"domains": written.domains, "classifier": written.classifier, "evaluation": protocol}
+    return dataclasses.replace(tiny_config, **changes)
+
+
+def dasd(*words):
+    return CliRunner().invoke(cli.app, list(map(str, words)))
+
+
+def new_domain(folder, out, *options):
+    return dasd("new-domain", "sketch", folder, "--profile", "tiny", "--out", out, *options)
 
 
 def test_trained_and_evaluated_by_commands_alone(folder, tiny_config, tmp_path):
-    asked = ["new-domain", "sketch", str(folder), "--profile", "tiny", "--out", str(tmp_path / "a.json")]
-    result = runner.invoke(cli.app, [*asked, "--json"])
+    result = new_domain(folder, tmp_path / "a.json", "--json")
     assert result.exit_code == 0, (result.output, result.exception)
-    told = json.loads(result.stdout)
-    assert [line.split()[1] for line in told["next"]] == ["train", "generate", "evaluate"]
-    path = run_config(Config.load(told["config"]), tiny_config).save(tmp_path / "narrow.json")
-    result = runner.invoke(cli.app, ["all", "--config", str(path), "--max_steps", "2", "--json"])
+    answer = json.loads(result.stdout)
+    assert [line.split()[1] for line in answer["next"]] == ["train", "generate", "evaluate"]
+    path = run_config(Config.load(answer["config"]), tiny_config).save(tmp_path / "narrow.json")
+    result = dasd("all", "--config", path, "--max_steps", "2", "--json")
     assert result.exit_code == 0, (result.output, result.exception)
     rows = json.loads(result.stdout)["rows"]
-    assert {row["domain"] for row in rows} == {"sketch"} and {"cmmd", "clip_score"} <= {
-        r["metric"] for r in rows
-    }
-    asked = ["classify", "--config", str(path), "--prompt", "<sketch> a house", "--json"]
-    assert json.loads(runner.invoke(cli.app, asked).stdout)["best_domain"] == "sketch"
+    assert {row["domain"] for row in rows} == {"sketch"}
+    assert {"cmmd", "clip_score"} <= {row["metric"] for row in rows}
+    result = dasd("classify", "--config", path, "--prompt", "<sketch> a house", "--json")
+    assert json.loads(result.stdout)["best_domain"] == "sketch"
 
 
 def test_the_command_says_it_in_words(folder, tmp_path):
-    asked = ["new-domain", "sketch", str(folder), "--profile", "tiny", "--out", str(tmp_path / "b.json")]
-    result = runner.invoke(cli.app, asked)
+    result = new_domain(folder, tmp_path / "b.json")
     assert result.exit_code == 0, (result.output, result.exception)
-    for words in (
-        "25: ",
-        "the file names: 20 different",
-        "<sketch>",
-        f"dasd train --config {tmp_path}/b.json",
-    ):
-        assert words in result.stdout
+    command = f"dasd train --config {tmp_path}/b.json"
+    for text in ("25: ", "the file names: 20 different", "<sketch>", command):
+        assert text in result.stdout
 
 
-def test_other_captions_are_another_run_on_the_same_latents(folder, tiny_config, tmp_path):
-    proposal.write(propose(folder, tiny_config), tmp_path / "a.json")
+def test_other_captions_are_another_run_on_the_same_latents(found, tiny_config, tmp_path):
+    proposal.write(found, tmp_path / "a.json")
     config = run_config(Config.load(tmp_path / "a.json"), tiny_config)
     parts = models.load_parts(config)
 
@@ -263,16 +309,15 @@ def test_other_captions_are_another_run_on_the_same_latents(folder, tiny_config,
     assert before == again and before[0] != after[0] and before[1] == after[1]
 
 
-def test_a_caption_file_is_checked(folder, tiny_config, tmp_path):
-    proposal.write(propose(folder, tiny_config), tmp_path / "a.json")
+def test_a_caption_file_is_checked(found, tmp_path):
+    proposal.write(found, tmp_path / "a.json")
     config = Config.load(tmp_path / "a.json")
     path = tmp_path / "a_files" / "metadata.jsonl"
-    path.write_text('{"file_name": "elsewhere.png", "text": "a tree"}\n')
-    with pytest.raises(DasdError, match="names no image"):
-        data.load_domain(config.domain("sketch"), config)
-    path.write_text(json.dumps({"file_name": NAMES[0], "text": 3}))
-    with pytest.raises(DasdError, match=r"caption file .* of domain sketch holds 3"):
-        data.load_domain(config.domain("sketch"), config)
+    wrong = {("elsewhere.png", "a tree"): "names no image", (NAMES[0], 3): "file .* of domain sketch holds 3"}
+    for (name, text), message in wrong.items():
+        path.write_text(json.dumps({"file_name": name, "text": text}))
+        with pytest.raises(DasdError, match=message):
+            data.load_domain(config.domain("sketch"), config)
     both = dataclasses.replace(config.domains[0], caption_column="text")
     with pytest.raises(DasdError, match="in the place of a caption_column"):
         config.replace(domains=(both,))

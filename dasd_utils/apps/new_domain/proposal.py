@@ -135,7 +135,7 @@ def _plain_entry(name: str, album: Album) -> dict[str, Any]:
     train = "train" if "train" in album.splits else next(iter(album.splits))
     test = next((s for s in ("test", "validation") if s in album.splits and s != train), None)
     wanted = {"image_column": album.column, "train_split": train, "test_split": test}
-    other = {field: value for field, value in wanted.items() if value != getattr(DomainConfig("", ""), field)}
+    other = {field: value for field, value in wanted.items() if value != getattr(DomainConfig, field)}
     return {"name": name, "data": portable(album.folder), **other}
 
 
@@ -143,7 +143,7 @@ def _as_evaluated(config: Config) -> dict[str, Any]:
     """The sampling that the profile evaluates with, until `dasd calibrate` finds better."""
     fields = ("guidance_scale", "num_inference_steps", "scheduler")
     named = {field: getattr(config.evaluation, field) for field in fields}
-    return {field: value for field, value in named.items() if value != getattr(Calibration(), field)}
+    return {field: value for field, value in named.items() if value != getattr(Calibration, field)}
 
 
 def load_splits(entry: dict[str, Any], captions: Captions, config: Config) -> dict[str, data.DomainData]:
@@ -204,7 +204,7 @@ def warnings(report: dict[str, Any], config: Config) -> list[str]:
     if report["train"] < FEW:
         texts.append(f"{report['train']} training images are few: below {FEW} a model rather learns them by "
                      "heart. `--method domainstudio` is made for that.")  # fmt: skip
-    used = DomainConfig("", "").num_images
+    used = DomainConfig.num_images
     if report["train"] > used:
         texts.append(f"{used} of {report['train']} training images are used: num_images says how many.")
     if report["unreadable"]:
