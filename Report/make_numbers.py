@@ -13,6 +13,8 @@ from pathlib import Path
 
 from dasd_utils import evaluation, figures
 from dasd_utils.apps import diagram
+from dasd_utils.evaluation import interval_text
+from dasd_utils.study import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"
@@ -53,11 +55,11 @@ def readme_block() -> str:
     seeds, n = next((r["seeds"], r["n"]) for r in judged if r["method"] == "DASD")
     found = next(r for r in rows("05_classifier") if r["metric"] == "accuracy")
     return (
-        f"{evaluation.ladder_table(judged, TABLES['ladder'])}\n\n"
+        f"{tables.ladder_table(judged, TABLES['ladder'])}\n\n"
         f"Mean over the training seeds {', '.join(map(str, seeds))}, {n // len(seeds)} images a seed and "
         "domain; ± is half of the 95 % interval over prompts and seeds; ≈ marks what cannot be told from "
         "DASD in pairs. "
-        f"Prompt classifier: accuracy {_interval(found, 3)} on {found['n']} labelled prompts."
+        f"Prompt classifier: accuracy {interval_text(found, 3)} on {found['n']} labelled prompts."
     )
 
 
@@ -79,7 +81,7 @@ def speed_block() -> str:
     sampled, machine = stored["rows"], stored["config"]["machine"]
     for row in (r for r in sampled if r["metric"] == "ratio" and r["method"].startswith("ours")):
         what = f"sampling {row['domain']}, tiny: {SAMPLERS[row['method']]}"
-        lines.append(f"| {what} | `StableDiffusionPipeline`, 30 steps of DDIM | {_interval(row, 2)} | |")
+        lines.append(f"| {what} | `StableDiffusionPipeline`, 30 steps of DDIM | {interval_text(row, 2)} | |")
     course = {r["metric"]: r["value"] for r in rows("bench_course") if r["notebook"] == "all"}
     other = evaluation.load_results(RESULTS / "bench_course.json")["config"]["machine"]
     turns = f"Medians of {sampled[0]['repeats']} turns, the least and the greatest in brackets"
@@ -102,7 +104,7 @@ def _step_lines(found: list[dict]) -> list[str]:
         batch = "one by one" if ratio["target_batch_size"] == 1 else batch
         checkpointing = ", checkpointing" if ratio.get("gradient_checkpointing") else ""
         size = f"{ratio['resolution']} px, {precision}, {batch}{checkpointing}"
-        cells = [f"training step, SD 1.5 shapes, {size}", STEPS[against], _interval(ratio, 2)]
+        cells = [f"training step, SD 1.5 shapes, {size}", STEPS[against], interval_text(ratio, 2)]
         lines.append("| " + " | ".join([*cells, f"{memory['value']:.2f}"]) + " |")
     return lines
 
@@ -118,7 +120,7 @@ def _method_lines(stored: dict) -> list[str]:
         )
         what = f"training step of {row['step']}, {row['model']}, {row['resolution']} px, {device}"
         other = NAMES.get(row["against"], row["against"])
-        lines.append(f"| {what} | that of {other} | {_interval(_inverse(row), 2)} | {memory:.2f} |")
+        lines.append(f"| {what} | that of {other} | {interval_text(_inverse(row), 2)} | {memory:.2f} |")
     return lines
 
 
@@ -128,7 +130,7 @@ def _guidance_lines(stored: dict) -> list[str]:
     plain, *others = (row for row in stored["rows"] if row["metric"] == "times_as_long")
     for row in others:
         what = f"sampling, tiny, {row['steps']} steps, {device}: {row['guidance']}"
-        lines.append(f"| {what} | {plain['guidance']} guidance | {_interval(_inverse(row), 2)} | |")
+        lines.append(f"| {what} | {plain['guidance']} guidance | {interval_text(_inverse(row), 2)} | |")
     return lines
 
 
@@ -136,7 +138,10 @@ def _translation_lines(stored: dict) -> list[str]:
     """A row for learning to translate by a loss at each step back, against one through all of them."""
     device = stored["config"]["machine"]["device"]
     own = {row["metric"]: row for row in stored["rows"] if row["against"]}
-    ratio, memory = _interval(_inverse(own["times_as_long"]), 2), own["share_of_memory"]["value"]
+    ratio, memory = (
+        interval_text(_inverse(own["times_as_long"]), 2),
+        own["share_of_memory"]["value"],
+    )
     row = own["seconds"]
     what = f"{row['operation']}, tiny, {row['n']} turns, {device}"
     return [f"| {what} | {row['against']} | {ratio} | {memory:.2f} |"]
@@ -159,9 +164,15 @@ def gpu_table() -> str:
         peak = next(r for r in alike if r["gradient_checkpointing"] == speed["gradient_checkpointing"])
         batch = f"{speed['target_batch_size']} + {speed['source_batch_size']}"
         checkpointing = "on" if speed["gradient_checkpointing"] else "off"
-        cells = [f"{speed['limit_gb']} GB", batch, checkpointing, _interval(speed, 0), _interval(peak, 1)]
+        cells = [
+            f"{speed['limit_gb']} GB",
+            batch,
+            checkpointing,
+            interval_text(speed, 0),
+            interval_text(peak, 1),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
-    seconds = f"An image of 30 steps with guidance takes {_interval(image, 1)} seconds, {image['made']}."
+    seconds = f"An image of 30 steps with guidance takes {interval_text(image, 1)} seconds, {image['made']}."
     return "\n".join([*lines, "", seconds])
 
 
@@ -191,7 +202,7 @@ def card_block() -> str:
     domains = ("painting", "satellite", "xray", "sketch")
     lines = ["| what | " + " | ".join(domains) + " |", "|---|" + "---|" * len(domains)]
     for metric, (title, digits) in CARD.items():
-        cells = [_interval(found[metric, d], digits) if (metric, d) in found else "" for d in domains]
+        cells = [interval_text(found[metric, d], digits) if (metric, d) in found else "" for d in domains]
         lines.append("| " + " | ".join([title, *cells]) + " |")
     samples, seconds = found["base_cmmd", "painting"], found["sampling_seconds", "painting"]
     size, ratio = found["weights_mb", "all"]["value"], found["latent_deviation_ratio", "all"]["value"]
@@ -201,10 +212,6 @@ def card_block() -> str:
         f"{size:.1f} MB. Eight images, 30 steps with guidance, on two cores: {seconds['value']:.1f} s "
         f"({seconds['low']:.1f} to {seconds['high']:.1f}, {seconds['n']} runs)."
     )
-
-
-def _interval(row: dict, digits: int) -> str:
-    return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
 def latex_macros(report: str) -> str:
@@ -218,8 +225,8 @@ def latex_macros(report: str) -> str:
     asked = dict.fromkeys(re.findall(r"\\res\{([^}#]+)\}", report))
     if missing := [key for key in asked if key not in values]:
         sys.exit(f"Report/main.tex quotes what data/results does not hold: {', '.join(missing)}")
-    tables = {f"table/{file}/{domain}": tex_rows(file, domain) for file in TABLES for domain in DOMAINS}
-    quoted = {key: values[key] for key in asked} | tables
+    cells = {f"table/{file}/{domain}": tex_rows(file, domain) for file in TABLES for domain in DOMAINS}
+    quoted = {key: values[key] for key in asked} | cells
     lines = (rf"\expandafter\def\csname res:{key}\endcsname{{{text}}}" for key, text in quoted.items())
     return "\n".join(lines) + "\n"
 
@@ -227,9 +234,9 @@ def latex_macros(report: str) -> str:
 def _quoted() -> Iterator[tuple[str, str]]:
     for name in ("ladder", "real"):
         for row in rows(name):
-            if row["metric"] in evaluation.LADDER:
+            if row["metric"] in figures.METRICS:
                 against = f" - {row['against']}" if "against" in row else ""
-                digits = evaluation.LADDER[row["metric"]][1]
+                digits = figures.METRICS[row["metric"]].decimals
                 yield f"{name}/{row['method']}{against}/{row['domain']}/{row['metric']}", _tex(row, digits)
             elif row["metric"] == "prompts_needed":
                 text = "no number" if row["value"] is None else f"{row['value']:,}"
@@ -253,8 +260,8 @@ def _swept() -> Iterator[tuple[str, str]]:
         elif row["metric"] == "separation":
             whose = "" if row["method"] == "adapted" else "_base"
             yield f"sweep/{where}{whose}", f"${row['value']:.3f}$"
-        elif "separable" in row and row["metric"] in evaluation.LADDER:
-            yield f"sweep/{where}", _tex(row, evaluation.LADDER[row["metric"]][1])
+        elif "separable" in row and row["metric"] in figures.METRICS:
+            yield f"sweep/{where}", _tex(row, figures.METRICS[row["metric"]].decimals)
             target = "targets" if row["domain"] in DOMAINS else "source"
             signs = ("less", row["high"] < 0), ("more", row["low"] > 0)
             bounded = row.get("kernel") != "linear" and row["lambda_align"] > 0
@@ -280,7 +287,7 @@ def tex_rows(file: str, domain: str) -> str:
         for metric in TABLES[file]:
             row = scored.get((method, metric))
             mark = r"\,{\scriptsize$\approx$}" if (method, metric) in alike else ""
-            cells.append(_tex(row, evaluation.LADDER[metric][1]) + mark if row else "")
+            cells.append(_tex(row, figures.METRICS[metric].decimals) + mark if row else "")
         lines.append(" & ".join(cells) + r"\\")
     return "".join(lines)
 

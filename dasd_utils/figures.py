@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import matplotlib.figure
@@ -47,14 +47,34 @@ STYLE = {
     "lines.linewidth": 1.8,
     "figure.facecolor": "white",
 }
-METRIC_TITLES = {
-    "clip_score": "CLIP score (higher is better)",
-    "attribute_accuracy": "attributes shown (higher is better)",
-    "cmmd": "CMMD (lower is better)",
-    "kid": "KID on CLIP features (lower is better)",
-    "recall": "recall (higher is better)",
-    "intra_cluster": "distance inside clusters (higher is better)",
-    "synthetic_to_real": "right on real images (higher is better)",
+
+
+class Metric(NamedTuple):
+    """How a metric is written in tables and charts."""
+
+    title: str
+    better: str = ""  # "higher" or "lower", where one is
+    decimals: int = 3
+    short: str = ""  # for charts, where the title is long
+
+
+METRICS = {  # name in a result row -> how it is written; the order is that of the columns of a table
+    "clip_score": Metric("CLIP score", "higher"),
+    "clip_floor": Metric("CLIP score of shuffled captions"),
+    "attribute_accuracy": Metric("attributes shown, of those asked for", "higher", 2, "attributes shown"),
+    "cmmd": Metric("CMMD", "lower", 2),
+    "kid": Metric("KID on CLIP features", "lower"),
+    "fid": Metric("FID", "lower", 1),
+    "domain_accuracy": Metric("taken for its domain", "higher", 2),
+    "precision": Metric("precision", "higher", 2),
+    "recall": Metric("recall", "higher", 2),
+    "density": Metric("density", "higher", 2),
+    "coverage": Metric("coverage", "higher", 2),
+    "intra_cluster": Metric("distance inside clusters", "higher"),
+    "copy_rank": Metric("nearness to training images, 0.5 as new ones", "", 2),
+    "synthetic_to_real": Metric(
+        "trained on samples, right on real images", "higher", 2, "right on real images"
+    ),
 }
 History = Sequence[Mapping[str, Any]]
 _STYLING = threading.RLock()
@@ -106,9 +126,21 @@ def save(figure: matplotlib.figure.Figure, path: str | Path, dpi: int = 120) -> 
     return path
 
 
+def metric_title(name: str) -> str:
+    """Return a metric's title for a table, with an arrow towards what is better."""
+    metric = METRICS.get(name, Metric(name))
+    return metric.title + {"higher": " ↑", "lower": " ↓", "": ""}[metric.better]
+
+
+def metric_label(name: str, break_line: bool = False) -> str:
+    """Return a metric's label for a chart, which says what is better, on a line of its own if wanted."""
+    metric = METRICS.get(name, Metric(name))
+    better = f" ({metric.better} is better)" if metric.better else ""
+    label = (metric.short or metric.title) + better
+    return label.replace(" (", "\n(") if break_line else label
+
+
 # pictures
-
-
 def image_grid(
     images: Sequence[Image.Image],
     captions: Sequence[str] | None = None,
@@ -269,7 +301,7 @@ def bar_chart(
     for axes, metric in zip(np.ravel(figure.subplots(1, len(metrics))), metrics, strict=True):
         _bars(axes, rows, metric, colors)
         _dashes(axes, rows, [row for row in reference if row["metric"] == metric])
-        axes.set_title(METRIC_TITLES.get(metric, metric))
+        axes.set_title(metric_label(metric))
     handles = [Patch(color=color, label=method) for method, color in colors.items()]
     if "clip_score" in metrics and any(row["metric"] == "clip_floor" for row in rows):
         handles.append(Line2D([], [], color=INK, linestyle=":", label="the same with shuffled captions"))

@@ -1,7 +1,9 @@
-"""Metrics as pure functions of CLIP features: CLIP score and its floor, CMMD, KID, bootstrap intervals.
+"""Metrics as pure functions of features, and the one kind of interval that every number of this project has.
 
-Every interval resamples independent units. Images of one prompt resemble each other, so `groups`, the index
-of each image's prompt, makes the prompt the unit; without it each image is one.
+In this order: CLIP features; CLIP score and attribute accuracy; distances of two sets (CMMD, KID, FID);
+fidelity, diversity and copying; intervals. An interval is the value plus and minus Student's t times the
+standard error over independent units. Images of one prompt resemble each other, so `groups`, the index of
+each image's prompt, makes the prompt the unit; without it each image is one.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from scipy import stats
@@ -24,11 +25,11 @@ from dasd_utils.runtime import bars
 Interval = tuple[float, float]
 Values = Sequence[float] | Tensor
 Groups = Sequence[int] | Tensor | None
+Statistic = Callable[[Tensor, Tensor], Tensor]  # of two sets: weights (B, n) and (B, m) -> (B,)
+CONFIDENCE = 0.95
 
 
 # features
-
-
 @torch.no_grad()
 def embed_images(clip, processor, images: Sequence[Image.Image], batch_size: int = 32) -> Tensor:
     """Return unit-norm CLIP features (n, d), fp32 on the CPU.
@@ -62,8 +63,6 @@ def embed_texts(clip, tokenizer, texts: Sequence[str], batch_size: int = 64) -> 
 
 
 # CLIP score
-
-
 def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
     """Return the cosine of each image with its own text; (n, d), (n, d) -> (n,)."""
     if image_features.shape != text_features.shape:
@@ -84,34 +83,33 @@ def shuffled_scores(
 
     Averaged over `repeats` shuffles. Images of one group share a text and get the same wrong one.
     """
-    index, count = _group_index(groups, len(image_features))
-    if count < 2:
-        raise ValueError("A shuffled-caption floor needs two different texts.")
+    index = _group_index(groups, len(image_features))
+    count = int(index.max()) + 1
     first = torch.stack([(index == g).nonzero()[0, 0] for g in range(count)])  # a text of each group
     shuffles = [first[derangement(count, seed + i)][index] for i in range(repeats)]
     return torch.stack([clip_scores(image_features, text_features[s]) for s in shuffles]).mean(dim=0)
 
 
-def attribute_accuracy(shown: Sequence[dict[str, str]], told: Sequence[dict[str, str]]) -> Tensor:
-    """Return the share of the attributes told by each prompt that its image shows; (n,) in [0, 1].
+def attribute_accuracy(shown: Sequence[dict[str, str]], mentioned: Sequence[dict[str, str]]) -> Tensor:
+    """Return the share of the attributes mentioned by each prompt that its image shows; (n,) in [0, 1].
 
-    shown: what a reader sees in each image. Raises ValueError where a prompt tells nothing.
+    shown: what a classifier of attributes sees in each image. Raises ValueError where a prompt mentions none.
     """
-    if len(shown) != len(told):
-        raise ValueError(f"{len(shown)} images were read, {len(told)} prompts given.")
-    if not all(told):
-        raise ValueError("Every prompt must tell at least one attribute.")
+    if len(shown) != len(mentioned):
+        raise ValueError(f"There are attributes of {len(shown)} images, but {len(mentioned)} prompts.")
+    if not all(mentioned):
+        raise ValueError("Every prompt must mention at least one attribute.")
     shares = [
-        sum(seen.get(name) == value for name, value in asked.items()) / len(asked)
-        for seen, asked in zip(shown, told, strict=True)
+        sum(seen.get(name) == value for name, value in wanted.items()) / len(wanted)
+        for seen, wanted in zip(shown, mentioned, strict=True)
     ]
     return torch.tensor(shares)
 
 
 def derangement(n: int, seed: int) -> Tensor:
-    """Return a random order of 0 .. n - 1 that leaves none in its place."""
+    """Return a random order of 0 .. n - 1 that leaves none in its place; ValueError for n below 2."""
     if n < 2:
-        raise ValueError(f"{n} cannot be deranged; it takes at least 2.")
+        raise ValueError(f"Shuffling needs two different texts, not {n}.")
     generator = torch.Generator().manual_seed(seed)
     while True:  # about one permutation in e is a derangement
         order = torch.randperm(n, generator=generator)
@@ -120,8 +118,6 @@ def derangement(n: int, seed: int) -> Tensor:
 
 
 # distances of distributions
-
-
 def cmmd_kernel(x: Tensor, y: Tensor) -> Tensor:
     """Return 1000 times the Gaussian kernel of bandwidth 10 (arXiv 2401.09603)."""
     return 1000 * losses.gaussian_kernel(x, y, 10.0)
@@ -141,81 +137,40 @@ def cmmd(x: Tensor, y: Tensor, groups: Groups = None) -> float:
 
     Pairs of x in one group do not count. Google's code is the biased estimate: it adds the diagonal's share.
     """
-    return _mmd(x, y, cmmd_kernel, groups)
+    return _of_all(mmd_statistic(x, y, cmmd_kernel, groups), x, y)
 
 
 def kid(x: Tensor, y: Tensor, groups: Groups = None) -> float:
     """Return the KID of two sets of unit-norm features; (n, d), (m, d). Unbiased: can be below 0.
 
-    It uses all pairs once, of which an average over random subsets is a noisier estimate. Pairs of x in one
-    group do not count.
+    All pairs count once, except those of x in one group: an average over random subsets is noisier.
     """
-    return _mmd(x, y, kid_kernel, groups)
+    return _of_all(mmd_statistic(x, y, kid_kernel, groups), x, y)
 
 
-def cmmd_interval(
-    x: Tensor, y: Tensor, groups: Groups = None, num_bootstrap: int = 1000, seed: int = 0
-) -> Interval:
-    """Return the 95 % interval of `cmmd`: see `mmd_interval`."""
-    return mmd_interval(x, y, cmmd_kernel, groups, num_bootstrap, seed)
+def _of_all(statistic: Statistic, x: Tensor, y: Tensor) -> float:
+    """Return a statistic of two sets in which every sample counts once."""
+    return statistic(torch.ones(1, len(x)).double(), torch.ones(1, len(y)).double()).item()
 
 
-def kid_interval(
-    x: Tensor, y: Tensor, groups: Groups = None, num_bootstrap: int = 1000, seed: int = 0
-) -> Interval:
-    """Return the 95 % interval of `kid`: see `mmd_interval`."""
-    return mmd_interval(x, y, kid_kernel, groups, num_bootstrap, seed)
-
-
-def mmd_interval(
-    x: Tensor,
-    y: Tensor,
-    kernel: losses.Kernel,
-    groups: Groups = None,
-    num_bootstrap: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """Return the bootstrap 95 % interval of the unbiased squared MMD, both sets resampled.
+def mmd_statistic(x: Tensor, y: Tensor, kernel: losses.Kernel, groups: Groups = None) -> Statistic:
+    """Return the unbiased squared MMD of two sets as a function of how often each sample counts.
 
     A plain bootstrap fails here: an image that is drawn twice meets its copy off the diagonal, which lifts
-    every draw (80 generated and 200 held-out images: it covered the truth 0 to 90 % of the time). So a draw
-    is a weight, the number of times an image (or all images of a group) was drawn, and pairs of an image with
-    itself stay out whatever its weight. Draws then centre on the estimate; in the same simulation, with
-    images alone and in 20 prompts of 4, the interval covered the truth 95 to 99 %, and up to 100 % where the
-    two distributions are the same: there it is too wide.
+    every draw (80 generated and 200 held-out images: its interval covered the truth 0 to 90 % of the time).
+    So a draw is a weight, the number of times an image (or all images of a group) was drawn, and pairs of an
+    image with itself, or of one group, stay out whatever its weight: draws then centre on the estimate.
     """
-    terms = kernel_terms(x, y, kernel)
-    (index, count), (own, m) = _group_index(groups, len(x)), _group_index(None, len(y))
-    random = np.random.default_rng(seed)
-    x_weights = _draw_weights(random, count, num_bootstrap)[:, index]
-    y_weights = _draw_weights(random, m, num_bootstrap)
-    draws = weighted_mmd(terms, (index, own), (x_weights, y_weights))
-    return _percentiles(draws, min(count, m))
-
-
-def _mmd(x: Tensor, y: Tensor, kernel: losses.Kernel, groups: Groups) -> float:
-    if groups is None:
-        return losses.mmd(x.double(), y.double(), kernel, unbiased=True).item()
-    index, own = _group_index(groups, len(x))[0], torch.arange(len(y))
-    weights = (torch.ones(1, len(x), dtype=torch.float64), torch.ones(1, len(y), dtype=torch.float64))
-    return weighted_mmd(kernel_terms(x, y, kernel), (index, own), weights).item()
-
-
-def kernel_terms(x: Tensor, y: Tensor, kernel: losses.Kernel) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the kernel of x with itself, of y with itself and of x with y, in float64."""
     x, y = x.double(), y.double()  # CMMD is a small difference of large sums
-    return kernel(x, x), kernel(y, y), kernel(x, y)
+    k_xx, k_yy, k_xy = kernel(x, x), kernel(y, y), kernel(x, y)
+    x_group, y_group = _group_index(groups, len(x)), torch.arange(len(y))
 
+    def statistic(x_weights: Tensor, y_weights: Tensor) -> Tensor:
+        within = _weighted_pairs(k_xx, x_group, x_weights) + _weighted_pairs(k_yy, y_group, y_weights)
+        across = ((x_weights @ k_xy) * y_weights).sum(1) / (x_weights.sum(1) * y_weights.sum(1))
+        return within - 2 * across
 
-def weighted_mmd(terms: Sequence[Tensor], groups: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Return one unbiased squared MMD per row of weights; weights: (B, n) and (B, m); returns (B,).
-
-    terms: of `kernel_terms`; groups: the group of each sample of x and of y, whose own pairs do not count.
-    """
-    (k_xx, k_yy, k_xy), (x_weights, y_weights) = terms, weights
-    within = _weighted_pairs(k_xx, groups[0], x_weights) + _weighted_pairs(k_yy, groups[1], y_weights)
-    across = ((x_weights @ k_xy) * y_weights).sum(1) / (x_weights.sum(1) * y_weights.sum(1))
-    return within - 2 * across
+    return statistic
 
 
 def _weighted_pairs(k: Tensor, group: Tensor, weights: Tensor) -> Tensor:
@@ -224,56 +179,42 @@ def _weighted_pairs(k: Tensor, group: Tensor, weights: Tensor) -> Tensor:
     return ((weights @ (k * different)) * weights).sum(1) / ((weights @ different) * weights).sum(1)
 
 
-# intervals of a mean
-
-
-def bootstrap_interval(
-    values: Values, num_bootstrap: int = 1000, seed: int = 0, groups: Groups = None
-) -> Interval:
-    """Return the bootstrap 95 % interval of the mean; whole groups are drawn where they are given."""
-    values = torch.as_tensor(values, dtype=torch.float64)
-    index, count = _group_index(groups, len(values))
-    weights = _draw_weights(np.random.default_rng(seed), count, num_bootstrap)[:, index]
-    return _percentiles((weights @ values) / weights.sum(1), count)
-
-
-def paired_difference(
-    a: Values, b: Values, num_bootstrap: int = 1000, seed: int = 0, groups: Groups = None
-) -> tuple[float, float, float]:
-    """Return (mean of a - b, low, high), a 95 % interval; a[i] and b[i] share prompt and seed."""
-    difference = torch.as_tensor(a, dtype=torch.float64) - torch.as_tensor(b, dtype=torch.float64)
-    return difference.mean().item(), *bootstrap_interval(difference, num_bootstrap, seed, groups)
-
-
-def _percentiles(draws: Tensor, units: int) -> Interval:
-    """Return the 95 % percentile interval, widened as Student's t widens a normal one (arXiv 1411.5279)."""
-    tail = stats.norm.cdf((units / (units - 1)) ** 0.5 * stats.t.ppf(0.025, units - 1))
-    low, high = np.nanquantile(draws.numpy(), [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _draw_weights(random: np.random.Generator, units: int, num_bootstrap: int) -> Tensor:
-    """Return how often each unit is in each draw with replacement; (num_bootstrap, units)."""
-    if units < 2:
-        raise ValueError(f"An interval needs at least two independent samples, not {units}.")
-    counts = random.multinomial(units, np.full(units, 1 / units), size=num_bootstrap)
-    return torch.from_numpy(counts).double()
-
-
-def _group_index(groups: Groups, n: int) -> tuple[Tensor, int]:
-    """Return the group of each sample as 0 .. count - 1, and count."""
+def _group_index(groups: Groups, n: int) -> Tensor:
+    """Return the group of each of n samples as 0 .. count - 1, (n,); each its own without groups."""
     if groups is None:
-        return torch.arange(n), n
+        return torch.arange(n)
     groups = torch.as_tensor(groups)
     if len(groups) != n:
         raise ValueError(f"There are {len(groups)} groups for {n} samples.")
-    index = torch.unique(groups, return_inverse=True)[1]
-    return index, int(index.max()) + 1
+    return torch.unique(groups, return_inverse=True)[1]
 
 
-# Metrics of two sets of features beyond a distance of distributions: fidelity, diversity, copying.
+def frechet_distance(
+    x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None
+) -> Tensor:
+    """Return the Frechet distance of Gaussians fitted to two sets, (B,): with Inception's features, the FID.
+
+    |m_x - m_y|^2 + tr C_x + tr C_y - 2 tr (C_x C_y)^(1/2), arXiv 1706.08500. With C = A^T A the last trace is
+    the sum of the singular values of A_x A_y^T, (n, m): cheap where features are more than samples. Weights
+    (B, n) and (B, m), how often each sample counts, give B values; without them there is one. It is biased
+    upwards where the sets are few: give n with it, and compare equal n only.
+    """
+    weights = [torch.ones(1, len(z)) if w is None else w for z, w in ((x, x_weights), (y, y_weights))]
+    values = []
+    for rows in zip(*(w.double().broadcast_to(max(map(len, weights)), -1) for w in weights), strict=True):
+        (m_x, a_x), (m_y, a_y) = (_gaussian(z.double(), w) for z, w in zip((x, y), rows, strict=True))
+        traces = a_x.square().sum() + a_y.square().sum()
+        values.append((m_x - m_y).square().sum() + traces - 2 * torch.linalg.svdvals(a_x @ a_y.T).sum())
+    return torch.stack(values)
 
 
+def _gaussian(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean (d,), and A (n, d) whose A^T A is the covariance, of samples that count so often."""
+    mean = weights @ x / weights.sum()
+    return mean, (weights / (weights.sum() - 1)).sqrt()[:, None] * (x - mean)
+
+
+# fidelity, diversity, copying
 class PrecisionRecall(NamedTuple):
     """How two sets cover each other, by balls around each sample to its k-th neighbour: means of each."""
 
@@ -312,31 +253,6 @@ def _radii(x: Tensor, k: int) -> Tensor:
     return euclidean_distances(x, x).kthvalue(k + 1, dim=1).values
 
 
-def frechet_distance(
-    x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None
-) -> Tensor:
-    """Return the Frechet distance of Gaussians fitted to two sets, (B,): with Inception's features, the FID.
-
-    |m_x - m_y|^2 + tr C_x + tr C_y - 2 tr (C_x C_y)^(1/2), arXiv 1706.08500. With C = A^T A the last trace is
-    the sum of the singular values of A_x A_y^T, (n, m): cheap where features are more than samples. Weights
-    (B, n) and (B, m), how often each sample counts, give B values; without them there is one. It is biased
-    upwards where the sets are few: give n with it, and compare equal n only.
-    """
-    weights = [torch.ones(1, len(z)) if w is None else w for z, w in ((x, x_weights), (y, y_weights))]
-    values = []
-    for rows in zip(*(w.double().broadcast_to(max(map(len, weights)), -1) for w in weights), strict=True):
-        (m_x, a_x), (m_y, a_y) = (_gaussian(z.double(), w) for z, w in zip((x, y), rows, strict=True))
-        traces = a_x.square().sum() + a_y.square().sum()
-        values.append((m_x - m_y).square().sum() + traces - 2 * torch.linalg.svdvals(a_x @ a_y.T).sum())
-    return torch.stack(values)
-
-
-def _gaussian(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean (d,), and A (n, d) whose A^T A is the covariance, of samples that count so often."""
-    mean = weights @ x / weights.sum()
-    return mean, (weights / (weights.sum() - 1)).sqrt()[:, None] * (x - mean)
-
-
 def nearest_neighbours(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distance (n,) of each row of x to the nearest row of y, and which row that is."""
     found = euclidean_distances(x, y).min(dim=1)
@@ -365,9 +281,7 @@ def intra_cluster_distance(
     often each sample counts, gives B values; nan where no cluster has two samples. One value without them.
     """
     apart = (euclidean_distances(generated, generated) if pairwise is None else pairwise).double()
-    member = torch.nn.functional.one_hot(
-        nearest_neighbours(generated, train)[1].unique(return_inverse=True)[1]
-    ).double()
+    member = F.one_hot(nearest_neighbours(generated, train)[1].unique(return_inverse=True)[1]).double()
     weights = torch.ones(1, len(generated)) if weights is None else weights
     values = []
     for row in weights.double():
@@ -378,14 +292,7 @@ def intra_cluster_distance(
     return torch.stack(values)
 
 
-# What can be told apart: intervals over prompts and training seeds together, paired differences, power.
-
-
-CONFIDENCE = 0.95
-POWER = 0.8
-MOST_PROMPTS = 100_000
-
-
+# intervals
 @dataclass(frozen=True)
 class Estimate:
     """A statistic of S training seeds, and what it becomes when prompts and real images are drawn again."""
@@ -423,6 +330,78 @@ def half_width(terms: tuple[tuple[float, int], ...], probability: float = (1 + C
     return float(stats.t.ppf(probability, freedom)) * math.sqrt(total)
 
 
+def bootstrap_counts(units: int, num_bootstrap: int, seed: int) -> Tensor:
+    """Return how often each of `units` is in each draw with replacement, (B, units) float64.
+
+    Raises ValueError for fewer than two units: they have no spread.
+    """
+    if units < 2:
+        raise ValueError(f"An interval needs at least two independent samples, not {units}.")
+    generator = torch.Generator().manual_seed(seed)
+    picked = torch.randint(units, (num_bootstrap, units), generator=generator)
+    counts = torch.zeros(num_bootstrap, units, dtype=torch.float64)
+    return counts.scatter_add_(1, picked, torch.ones_like(counts))
+
+
+def mean_estimate(values: Tensor, weights: Tensor, units: int) -> Estimate:
+    """Return the estimate of a mean; values: (S, n) of S seeds; weights: (B, n), how often each is drawn."""
+    draws = (weights @ values.T) / weights.sum(dim=1, keepdim=True)
+    return Estimate(values.mean(dim=1), draws, units)
+
+
+def set_estimate(statistics: Sequence[Statistic], weights: Sequence[Tensor], units: int) -> Estimate:
+    """Return the estimate of a statistic of two sets, one for each seed; weights: (B, n) and (B, m).
+
+    A draw that leaves too little for the statistic (nan) counts as the value itself.
+    """
+    once = [torch.ones_like(each[:1]) for each in weights]
+    values = torch.cat([statistic(*once) for statistic in statistics])
+    draws = torch.stack([statistic(*weights) for statistic in statistics], dim=1)
+    return Estimate(values, draws.nan_to_num(values.mean().item()), units)
+
+
+def mmd_estimate(
+    x: Tensor,
+    y: Tensor,
+    kernel: losses.Kernel,
+    groups: Groups = None,
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """Return the unbiased squared MMD of one set x and a set y, both drawn again; see `mmd_statistic`."""
+    group = _group_index(groups, len(x))
+    count = int(group.max()) + 1
+    drawn = bootstrap_counts(count, num_bootstrap, seed)[:, group]
+    drawn_y = bootstrap_counts(len(y), num_bootstrap, seed + 1)
+    return set_estimate([mmd_statistic(x, y, kernel, groups)], (drawn, drawn_y), min(count, len(y)))
+
+
+def cmmd_interval(
+    x: Tensor, y: Tensor, groups: Groups = None, num_bootstrap: int = 1000, seed: int = 0
+) -> Interval:
+    """Return the 95 % interval of `cmmd`."""
+    return mmd_estimate(x, y, cmmd_kernel, groups, num_bootstrap, seed).interval()[1:]
+
+
+def bootstrap_interval(
+    values: Values, num_bootstrap: int = 1000, seed: int = 0, groups: Groups = None
+) -> Interval:
+    """Return the 95 % interval of a mean; complete groups are drawn where they are given."""
+    values = torch.as_tensor(values, dtype=torch.float64)
+    group = _group_index(groups, len(values))
+    count = int(group.max()) + 1
+    drawn = bootstrap_counts(count, num_bootstrap, seed)[:, group]
+    return mean_estimate(values[None], drawn, count).interval()[1:]
+
+
+def paired_difference(
+    a: Values, b: Values, num_bootstrap: int = 1000, seed: int = 0, groups: Groups = None
+) -> tuple[float, float, float]:
+    """Return (mean of a - b, low, high), a 95 % interval; a[i] and b[i] share prompt and seed."""
+    difference = torch.as_tensor(a, dtype=torch.float64) - torch.as_tensor(b, dtype=torch.float64)
+    return difference.mean().item(), *bootstrap_interval(difference, num_bootstrap, seed, groups)
+
+
 def jackknife(statistic: Callable[[Tensor], float], count: int) -> tuple[float, float, float]:
     """Return (value, low, high) at 95 % of a statistic of `count` samples, by leaving each out once.
 
@@ -442,59 +421,3 @@ def jackknife_variance(statistic: Callable[[Tensor], float], count: int) -> tupl
     rows = torch.arange(count)
     without = torch.tensor([statistic(rows[rows != i]) for i in range(count)], dtype=torch.float64)
     return statistic(rows), without.var(correction=0).item() * (count - 1)
-
-
-@dataclass(frozen=True)
-class VarianceComponents:
-    """Variances of one image's paired difference: between seeds, between prompts, and the rest."""
-
-    seeds: float
-    prompts: float
-    rest: float
-
-
-def variance_components(differences: Tensor) -> VarianceComponents:
-    """Return the variance components of differences (S, P) by the mean squares of a two-way table.
-
-    Raises ValueError for fewer than two seeds or prompts.
-    """
-    if differences.ndim != 2 or min(differences.shape) < 2:
-        raise ValueError(f"Variance components need two seeds and prompts, not {tuple(differences.shape)}.")
-    table = differences.double()
-    (seeds, prompts), mean = table.shape, table.mean()
-    of_seeds, of_prompts = table.mean(dim=1, keepdim=True), table.mean(dim=0, keepdim=True)
-    squares = (table - of_seeds - of_prompts + mean).square().sum().item()
-    rest = squares / ((seeds - 1) * (prompts - 1))
-    between_seeds = prompts * of_seeds.var().item() - rest
-    between_prompts = seeds * of_prompts.var().item() - rest
-    return VarianceComponents(max(between_seeds / prompts, 0.0), max(between_prompts / seeds, 0.0), rest)
-
-
-def prompts_needed(parts: VarianceComponents, effect: float, seeds: int) -> int | None:
-    """Return how many prompts show a difference of `effect` with a power of 80 %, or None if no number does.
-
-    Two-sided at 95 %, with `seeds` trainings, at least 2, one image a prompt. Spread between seeds does not
-    shrink with prompts: where it is the larger part, only more seeds help.
-    """
-
-    def enough(prompts: int) -> bool:
-        terms = ((parts.seeds / seeds + parts.rest / (seeds * prompts), seeds - 1),
-                 (parts.prompts / prompts, prompts - 1))  # fmt: skip
-        found, missed = half_width(terms), half_width(terms, POWER)
-        return found + missed <= effect
-
-    if not enough(MOST_PROMPTS):
-        return None
-    low, high = 1, MOST_PROMPTS
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
-
-
-def bootstrap_counts(units: int, num_bootstrap: int, seed: int) -> Tensor:
-    """Return how often each of `units` is in each draw with replacement, (B, units) float64."""
-    generator = torch.Generator().manual_seed(seed)
-    picked = torch.randint(units, (num_bootstrap, units), generator=generator)
-    counts = torch.zeros(num_bootstrap, units, dtype=torch.float64)
-    return counts.scatter_add_(1, picked, torch.ones_like(counts))

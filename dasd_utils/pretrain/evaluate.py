@@ -186,7 +186,7 @@ def deviation_ratio(vae: Any, images: Sequence[Image.Image]) -> float:
 
 def retrieval(scorer: evaluation.Scorer, world: Heldout) -> Tensor:
     """Return whether the caption nearest to each image tells nothing false of it; (n,)."""
-    texts = metrics.embed_texts(scorer.clip, scorer.tokenizer, world.texts)
+    texts = scorer.embed_texts(world.texts)
     found = (scorer.embed(world.images) @ texts.T).argmax(dim=1).tolist()
     return torch.tensor(
         [world.told[j].items() <= shown.items() for j, shown in zip(found, world.shown, strict=True)]
@@ -199,11 +199,11 @@ def zero_shot(scorer: evaluation.Scorer, features: Tensor) -> np.ndarray:
     means = []
     for domain in toyworld.DOMAINS:
         prompts = [captions.bare_prompt(domain, rng) for _ in range(20)]
-        mean = metrics.embed_texts(scorer.clip, scorer.tokenizer, prompts).mean(dim=0)
+        mean = scorer.embed_texts(prompts).mean(dim=0)
         means.append(mean / mean.norm())
     return np.array(toyworld.DOMAINS)[(features @ torch.stack(means).T).argmax(dim=1)]
 
 
 def _read(scorer: evaluation.Scorer, images: Sequence[Image.Image], world: Heldout) -> Tensor:
     """Return the share of the caption's attributes that each image shows, as the reader sees it; (n,)."""
-    return metrics.attribute_accuracy(scorer.reader.read(images, world.domain), world.told)
+    return scorer.attributes_shown(images, world.domain, world.told)

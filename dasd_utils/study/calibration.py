@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from dasd_utils import evaluation, metrics, sampling
+from dasd_utils import evaluation, sampling
 from dasd_utils.config import Calibration, DasdError, DomainConfig, resolve
+from dasd_utils.evaluation import ResultRow
 from dasd_utils.metrics import Estimate
 from dasd_utils.runtime import bars, checkpoints, files
 
@@ -26,7 +26,29 @@ IMAGES = 64  # a candidate and domain
 NOISE = 7_000_000  # seeds that no evaluation uses
 SEARCH = "calibration_search.json"
 log = logging.getLogger(__name__)
-Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What is tried: guidance scales of each kind, then schedules of at most `budget` denoising steps."""
+
+    budget: int = BUDGET
+    num_images: int = IMAGES  # of each candidate
+    scales: Mapping[str, Sequence[float]] = field(default_factory=lambda: SCALES)
+    schedules: Sequence[tuple[str, int]] = field(default_factory=lambda: SCHEDULES)
+
+    def affordable(self) -> list[tuple[str, int]]:
+        """Return the schedules within the budget; DasdError if there is none."""
+        found = [schedule for schedule in self.schedules if schedule[1] <= self.budget]
+        if not found:
+            raise DasdError(f"The budget of {self.budget} steps leaves no schedule to try: {SCHEDULES}.")
+        return found
+
+    def guidances(self, start: Calibration) -> Iterator[Calibration]:
+        """Yield a calibration with each kind and scale of guidance."""
+        for guidance, values in self.scales.items():
+            for scale in values:
+                yield dataclasses.replace(start, guidance=guidance, guidance_scale=scale)
 
 
 @dataclass(frozen=True)
@@ -35,7 +57,7 @@ class Candidate:
 
     calibration: Calibration
     cmmd: Estimate
-    measure: str  # of following the prompt: attribute_accuracy where images can be read, else clip_score
+    measure: str  # of following the prompt: attribute_accuracy where attributes can be seen, else clip_score
     follows: Estimate
     seconds: float  # an image
 
@@ -44,6 +66,16 @@ class Candidate:
         """Return how many predictions of the network an image takes."""
         branches = 2 if self.calibration.guidance_scale > 1 else 1
         return branches * self.calibration.num_inference_steps
+
+    def rows(self, domain: str, chosen: bool, seed: int) -> list[ResultRow]:
+        """Return a row for each of the two scores."""
+        start = {"domain": domain, **dataclasses.asdict(self.calibration), "chosen": chosen}
+        start |= {"calls": self.calls, "seconds_an_image": self.seconds}
+        return [
+            start
+            | {"metric": metric, **evaluation.with_interval(estimate), "n": estimate.units, "seed": seed}
+            for metric, estimate in (("cmmd", self.cmmd), (self.measure, self.follows))
+        ]
 
 
 def calibrate(
@@ -54,9 +86,9 @@ def calibrate(
     num_images: int = IMAGES,
     again: bool = False,
 ) -> None:
-    """Search every target domain and write `calibration.json` at `path`, beside it every candidate's scores.
+    """Search every target domain; write `calibration.json` at `path`, and every candidate's scores beside it.
 
-    In a run folder `load_trained_pipeline` uses it. One that is there is kept, or with `again` replaced when
+    In a run folder `load_trained_pipeline` uses it. An existing file stays, or with `again` is replaced when
     the search is done. Raises DasdError for too few validation images or a folder that cannot be written,
     before any sampling.
     """
@@ -65,12 +97,11 @@ def calibrate(
     checkpoints.writable(path.parent)
     table, found = {}, []
     for domain in pipeline.config.domains:
-        candidates = search(pipeline, domain, scorer, budget, num_images)
+        candidates = search(pipeline, domain, scorer, SearchSpace(budget, num_images))
         best = choose_candidate(candidates)
         table[domain.name] = dataclasses.asdict(best.calibration)
-        found += [
-            row for each in candidates for row in _rows(each, domain, each is best, pipeline.config.seed)
-        ]
+        for each in candidates:
+            found += each.rows(domain.name, each is best, pipeline.config.seed)
         log.info("%s: %s", domain.name, table[domain.name])
     evaluation.save_results(path.with_name(SEARCH), pipeline.config, found)
     files.write_json(path, table, "The calibration")  # last: where it is, the search was complete
@@ -85,71 +116,51 @@ def search(
     pipeline: sampling.DasdPipeline,
     domain: DomainConfig,
     scorer: evaluation.Scorer,
-    budget: int = BUDGET,
-    num_images: int = IMAGES,
-    scales: dict[str, Sequence[float]] | None = None,
-    schedules: Sequence[tuple[str, int]] | None = None,
+    space: SearchSpace | None = None,
     progress: bool = True,
 ) -> list[Candidate]:
     """Return the candidates of one domain: guidance first, with the config's schedule, then the schedule.
 
-    budget: most denoising steps. All candidates answer the same validation captions from the same noise.
+    All candidates sample the same validation captions from the same noise. Raises DasdError for a budget
+    that leaves no schedule, and for too few validation images.
     """
-    wanted = evaluation.load_reference(domain, pipeline.config, scorer, num_images, "validation")
-    start = domain.calibration
-    if start.num_inference_steps > budget:
-        start = dataclasses.replace(start, num_inference_steps=budget)
-    schedules = [s for s in schedules or SCHEDULES if s[1] <= budget]
-    if not schedules:
-        raise DasdError(f"The budget of {budget} steps leaves no schedule to try: {SCHEDULES}.")
-    count = _count(scales, schedules)
+    space = space or SearchSpace()
+    reference = evaluation.load_reference(domain, pipeline.config, scorer, space.num_images, "validation")
+    schedules = space.affordable()
+    steps = min(domain.calibration.num_inference_steps, space.budget)
+    start = dataclasses.replace(domain.calibration, num_inference_steps=steps)
+    count = sum(map(len, space.scales.values())) + len(schedules)
     with bars.bar(None, domain.name, count, shown=progress, unit="candidate") as bar:
 
-        def tried(calibrations: Iterator[Calibration]) -> list[Candidate]:
-            return [_try(pipeline, domain, scorer, wanted, c, num_images, bar) for c in calibrations]
+        def try_all(calibrations: Iterable[Calibration]) -> list[Candidate]:
+            found = []
+            for calibration in calibrations:
+                found.append(_try(pipeline, scorer, reference, calibration, space.num_images))
+                bar.update()
+            return found
 
-        first = tried(_guidances(start, scales or SCALES))
+        first = try_all(space.guidances(start))
         best = choose_candidate(first).calibration
         more = (dataclasses.replace(best, scheduler=s, num_inference_steps=n) for s, n in schedules)
-        return first + tried(c for c in more if c != best)
-
-
-def _count(scales: dict[str, Sequence[float]] | None, schedules: Sequence) -> int:
-    return sum(len(each) for each in (scales or SCALES).values()) + len(schedules)
-
-
-def _guidances(start: Calibration, scales: dict[str, Sequence[float]]) -> Iterator[Calibration]:
-    for guidance, values in scales.items():
-        for scale in values:
-            yield dataclasses.replace(start, guidance=guidance, guidance_scale=scale)
+        return first + try_all(each for each in more if each != best)
 
 
 def _try(
     pipeline: sampling.DasdPipeline,
-    domain: DomainConfig,
     scorer: evaluation.Scorer,
-    wanted: evaluation.Reference,
+    reference: evaluation.Reference,
     calibration: Calibration,
     num_images: int,
-    bar: Any,
 ) -> Candidate:
-    prompt_of = wanted.prompts.prompt_of(num_images)
-    prompts, seeds = [wanted.prompts.texts[i] for i in prompt_of], [NOISE + i for i in range(num_images)]
+    prompts, domain = reference.prompts, reference.domain
+    texts = [prompts.texts[i] for i in prompts.prompt_of(num_images)]
+    seeds = [NOISE + i for i in range(num_images)]
     started = time.perf_counter()
-    images, *_ = pipeline.generate(prompts, domain=domain.name, seed=seeds, settings=calibration)
+    images, *_ = pipeline.generate(texts, domain=domain, seed=seeds, settings=calibration)
     seconds = (time.perf_counter() - started) / num_images
-    bar.update()
-    features = scorer.embed(images)
-    found = {"features": features}
-    if wanted.prompts.mentioned:
-        told = [wanted.prompts.mentioned[i] for i in prompt_of]
-        found["attribute_accuracy"] = metrics.attribute_accuracy(
-            scorer.reader.read(images, domain.name), told
-        )
-    else:
-        found["clip_score"] = metrics.clip_scores(features, wanted.prompts.features[prompt_of])
-    table = evaluation.estimates([found], wanted, pipeline.config.evaluation.num_bootstrap)
-    measure = "attribute_accuracy" if wanted.prompts.mentioned else "clip_score"
+    scores = evaluation.score_prompts(images, prompts, scorer, domain)
+    table = evaluation.estimates([scores], reference, pipeline.config.evaluation.num_bootstrap)
+    measure = "attribute_accuracy" if prompts.mentioned else "clip_score"
     return Candidate(calibration, table["cmmd"], measure, table[measure], seconds)
 
 
@@ -172,16 +183,3 @@ def _value(estimate: Estimate) -> float:
 
 def _error(estimate: Estimate) -> float:
     return estimate.draws.mean(dim=1).std().item()
-
-
-def _rows(candidate: Candidate, domain: DomainConfig, chosen: bool, seed: int) -> list[Row]:
-    start = {"domain": domain.name, **dataclasses.asdict(candidate.calibration), "chosen": chosen}
-    start |= {"calls": candidate.calls, "seconds_an_image": candidate.seconds}
-    rows = []
-    for metric, estimate in (("cmmd", candidate.cmmd), (candidate.measure, candidate.follows)):
-        value, low, high = estimate.interval()
-        rows.append(
-            start
-            | {"metric": metric, "value": value, "low": low, "high": high, "n": estimate.units, "seed": seed}
-        )
-    return rows

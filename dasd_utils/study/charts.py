@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from dasd_utils.figures import BLUES, INK, METRIC_TITLES, MUTED, PALETTE, Figure, style
+from dasd_utils.figures import BLUES, INK, MUTED, PALETTE, Figure, metric_label, style
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -38,7 +38,7 @@ def sweep_chart(rows: Rows, x: str, metrics: Sequence[str], by: Sequence[str]) -
             axes.axhline(0, color=MUTED, linewidth=0.8)
         axes.set_xscale("symlog", linthresh=min((row[x] for row in found if row[x] > 0), default=1))
         axes.set_title(domain if metric == metrics[0] else "")
-        axes.set_ylabel(METRIC_TITLES.get(metric, metric) if domain == domains[0] else "")
+        axes.set_ylabel(metric_label(metric) if domain == domains[0] else "")
         axes.set_xlabel(x if metric == metrics[-1] else "")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(lines), 3))
@@ -99,7 +99,7 @@ def difference_chart(rows: Rows, metrics: Sequence[str], domain: str) -> Figure:
             face = PALETTE[0] if row["separable"] else "white"
             axes.plot(row["value"], place, "o", color=PALETTE[0], markerfacecolor=face, markersize=5)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_title(METRIC_TITLES.get(metric, metric).replace(" (", "\n("), fontsize=9)
+        axes.set_title(metric_label(metric, break_line=True), fontsize=9)
         axes.set_yticks(range(len(methods)), methods, fontsize=8)
     panels[0].invert_yaxis()
     figure.supxlabel(f"{domain}: difference to {found[0]['against']}, 95 %", fontsize=9)
@@ -124,7 +124,7 @@ def trade_chart(rows: Rows, source: str, metric: str = "cmmd") -> Figure:
             axes.plot([x["value"]] * 2, [y["low"], y["high"]], color=color, linewidth=0.8)
             marker = "os^Dvp"[number // len(PALETTE) % 6]
             axes.plot(x["value"], y["value"], marker, color=color, markersize=6, label=method)
-        title = METRIC_TITLES.get(metric, metric)
+        title = metric_label(metric)
         axes.set(title=domain, xlabel=f"{source}, adapter on: {title}", ylabel=f"{domain}: {title}")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
@@ -152,7 +152,7 @@ def front_chart(rows: Rows, metrics: Mapping[str, str]) -> Figure:
         )
         axes.set_title(domain if metric == names[0] else "")
         axes.set_xlabel("predictions of the network an image" if metric == names[-1] else "")
-        axes.set_ylabel(METRIC_TITLES.get(metric, metric) if domain == domains[0] else "")
+        axes.set_ylabel(metric_label(metric) if domain == domains[0] else "")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5)
     return figure
@@ -241,7 +241,7 @@ def fit_chart(rows: Rows, lines: Sequence[str], x: str = "cmmd", y: str = "attri
         for i in (0, -1) if joined == "-" else ():
             beside = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7, "color": color}
             axes.annotate(f"{own[i]['guidance_scale']:g}", (at[0][i], at[1][i]), **beside)
-    axes.set(xlabel=METRIC_TITLES.get(x, x), ylabel=METRIC_TITLES.get(y, y))
+    axes.set(xlabel=metric_label(x), ylabel=metric_label(y))
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
@@ -272,7 +272,7 @@ def plane_chart(rows: Rows, line: str, metrics: Sequence[str] = ("cmmd", "attrib
         _heat(axes, values)
         axes.set_xticks(range(len(across)), [f"{value:g}" for value in across])
         axes.set_yticks(range(len(up)), [f"{value:g}" for value in up])
-        axes.set(title=METRIC_TITLES.get(metric, metric).replace(" (", "\n("), xlabel="$w_c$, to the prompt")
+        axes.set(title=metric_label(metric, break_line=True), xlabel="$w_c$, to the prompt")
         axes.set_ylabel("$w_d$, to the domain" if metric == metrics[0] else "")
     return figure
 
@@ -301,7 +301,7 @@ def length_chart(rows: Rows, metrics: Sequence[str], lines: Sequence[str]) -> Fi
             beside = 1 + 0.04 * (number - (len(lines) - 1) / 2)
             label = name.removesuffix(", over training")
             _over_steps(axes, [p for p in own if metric in p["metrics"]], metric, beside, label, number)
-        title = METRIC_TITLES.get(metric, metric).replace(" (", "\n(")
+        title = metric_label(metric, break_line=True)
         axes.set(xlabel="training steps", xscale="log", title=title)
         axes.set_xticks(sorted({point["max_train_steps"] for own in found.values() for point in own}))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -1,8 +1,8 @@
-"""The ladder of methods: each method changes one thing, and every method is trained, asked and judged alike.
+"""The ladder: methods that differ in one thing each, all trained, sampled and scored in the same way.
 
-What is done is kept: a trained run in `<output_dir>/trained/<key>`, named by all that decides its weights,
-and its samples and scores in `<output_dir>/samples/<key>`, named by all that decides its pictures. A ladder
-that was stopped goes on where it was, and a method that joins costs only itself.
+Finished work is kept: a trained run in `<output_dir>/trained/<key>`, named by all settings that decide its
+weights, and its samples and scores in `<output_dir>/samples/<key>`, named by all settings that decide its
+images. A ladder that was stopped continues where it was, and a new method costs only its own work.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
-from dasd_utils import data, evaluation, metrics, models, profiles, sampling, training
+from dasd_utils import data, evaluation, models, profiles, sampling, training
 from dasd_utils.config import (
     DASD as DASD_METHOD,
 )
@@ -34,9 +33,9 @@ from dasd_utils.config import (
     nearest,
     resolve,
 )
-from dasd_utils.evaluation import Row
-from dasd_utils.runtime import bars, checkpoints, files, images
-from dasd_utils.study import calibration
+from dasd_utils.evaluation import Reference, ResultRow, Scores
+from dasd_utils.runtime import bars, checkpoints, files, images, small_cnn
+from dasd_utils.study import calibration, power
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 DASD = "DASD"
@@ -51,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Method:
-    """One method: what is trained, and how it is asked."""
+    """One method: what is trained, and how it is sampled."""
 
     name: str
     trained: bool = True  # False: the base model
@@ -78,7 +77,7 @@ class Method:
 
     @property
     def sees_source(self) -> bool:
-        """Return whether it is asked prompts of the source too: one method of each training is."""
+        """Return whether it samples the source too: one method of each training does."""
         return self.settings == PROTOCOL and not self.style_words and not self.scales
 
 
@@ -130,13 +129,10 @@ def find_methods(
 
 
 # training
-
-
 def run_config(config: Config, method: Method, seed: int) -> Config:
     """Return the config of a method's training, whose output_dir is named by what decides the weights."""
-    asked = method.config(config.replace(seed=seed, validation_every=0))
-    name = checkpoints.run_key(asked)
-    return asked.replace(output_dir=str(Path(config.output_dir) / "trained" / name))
+    own = method.config(config.replace(seed=seed, validation_every=0))
+    return own.replace(output_dir=str(Path(config.output_dir) / "trained" / checkpoints.run_key(own)))
 
 
 def train(config: Config, method: Method, seed: int, progress: bool = True) -> Config:
@@ -157,8 +153,6 @@ def find_or_train(config: Config, method: Method, seed: int, progress: bool = Tr
 
 
 # sampling
-
-
 def settings(config: Config, method: Method, domain: DomainConfig, run: Path | None) -> Calibration:
     """Return how the method is sampled in a domain; DasdError where its calibration was not made."""
     protocol = config.evaluation
@@ -187,7 +181,7 @@ class Task:
 
     @property
     def folder(self) -> Path:
-        """Return where its files are: named by all that decides the pictures."""
+        """Return where its files are, named by all settings that decide the images."""
         domain = checkpoints.without_newer_fields(dataclasses.asdict(self.domain))
         unseen = ("calibration", "descriptions", *(() if self.method.style_words else ("style_suffix",)))
         named = {
@@ -202,7 +196,7 @@ class Task:
 
     @property
     def scores(self) -> Path:
-        """Return the file of the scores, the last that is written: named by all that judges the pictures."""
+        """Return the file of the scores, the last to be written, named by all that they depend on."""
         model, members = self.config.model, (self.config.source, *self.config.domains)
         named = {
             "judge": [model.base, model.base_revision, model.clip, model.clip_revision],
@@ -212,15 +206,15 @@ class Task:
         }
         return self.folder / f"scores-{files.short_hash(named)}.safetensors"
 
-    def asks(self, wanted: evaluation.Reference) -> tuple[list[str], list[int]]:
+    def prompts_and_seeds(self, reference: Reference) -> tuple[list[str], list[int]]:
         """Return the prompt and the seed of each image."""
-        prompts = [wanted.prompts.texts[i] for i in wanted.prompts.prompt_of(self.count)]
+        prompts = [reference.prompts.texts[i] for i in reference.prompts.prompt_of(self.count)]
         words = [f"{p}, {self.domain.style_suffix}" for p in prompts] if self.method.style_words else prompts
         return words, [SEED_STEP * self.seed + i for i in range(self.count)]
 
 
 def tasks(config: Config, method: Method, seed: int) -> list[Task]:
-    """Return the tasks of a method and a seed: its target domains, and the source where it answers there."""
+    """Return the tasks of a method and a seed: its target domains, and the source where it samples that."""
     run = Path(run_config(config, method, seed).output_dir) if method.trained else None
     count = config.evaluation.num_heldout
     domains = [(domain, count) for domain in config.domains]
@@ -232,32 +226,31 @@ def tasks(config: Config, method: Method, seed: int) -> list[Task]:
 
 
 def is_done(config: Config, method: Method, seed: int) -> bool:
-    """Return whether all of a method and a seed is scored."""
-    if (
-        method.settings == CALIBRATED
-        and not calibration.calibration_file(run_config(config, method, seed).output_dir).is_file()
-    ):
-        return False
+    """Return whether all samples of a method and a seed are scored."""
+    if method.settings == CALIBRATED:
+        run = run_config(config, method, seed).output_dir
+        if not calibration.calibration_file(run).is_file():
+            return False
     return all(task.scores.is_file() for task in tasks(config, method, seed))
 
 
-def sample(task: Task, wanted: evaluation.Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
+def sample(task: Task, reference: Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
     """Return the task's images, read from its file or made now and written there."""
     path = task.folder / "samples.parquet"
     if path.is_file():
         return images.load_samples(path)
-    drawn = draw_images(task, wanted, pipeline)
-    images.save_samples(path, drawn, *task.asks(wanted))
+    drawn = draw_images(task, reference, pipeline)
+    images.save_samples(path, drawn, *task.prompts_and_seeds(reference))
     return drawn
 
 
-def draw_images(task: Task, wanted: evaluation.Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
+def draw_images(task: Task, reference: Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
     """Return the task's images, made now.
 
-    The noise of image i is the same for all methods of a seed. The source is asked with the adapter on: what
-    does adaptation do to what the model knew?
+    The noise of image i is the same for all methods of a seed. The source is sampled with the adapter on: it
+    shows what adaptation does to what the model knew.
     """
-    prompts, seeds = task.asks(wanted)
+    prompts, seeds = task.prompts_and_seeds(reference)
     target = task.method.trained and task.domain in task.config.domains
     images, *_ = pipeline.generate(
         prompts,
@@ -279,10 +272,8 @@ def open_pipeline(config: Config, method: Method, seed: int) -> sampling.DasdPip
 
 
 # scoring
-
-
 class Scoring:
-    """What all methods are judged by, each made at its first use and once."""
+    """What all methods are scored with, each part loaded at its first use and once."""
 
     def __init__(self, config: Config) -> None:
         check_ladder(config)
@@ -294,7 +285,7 @@ class Scoring:
         return evaluation.load_scorer(self.config)
 
     @functools.cached_property
-    def references(self) -> dict[str, evaluation.Reference]:
+    def references(self) -> dict[str, Reference]:
         """The first `num_heldout` held-out images of each domain, by its name."""
         count = self.config.evaluation.num_heldout
         members = (self.config.source, *self.config.domains)
@@ -304,30 +295,31 @@ class Scoring:
         }
 
     @functools.cached_property
-    def domains(self) -> evaluation.SmallCNN:
+    def domains(self) -> small_cnn.SmallCNN:
         """The classifier of domains."""
         return evaluation.train_domain_cnn(self.config)
 
     def score(self, task: Task, images: Sequence[Any]) -> None:
         """Write the scores of a task's images."""
-        wanted = self.references[task.domain.name]
-        found = evaluation.score_images(images, wanted, self.scorer, self.domains, task.seed)
+        reference = self.references[task.domain.name]
+        found = evaluation.score_images(images, reference, self.scorer, self.domains, task.seed)
         with files.atomic_write(task.scores, "The scores") as temporary:
             save_file(found, temporary)
 
-    def control(self, domain: DomainConfig) -> evaluation.Scores:
+    def control(self, domain: DomainConfig) -> Scores:
         """Return the scores of training images in the place of samples."""
-        wanted, train = self.references[domain.name], data.load_domain(domain, self.config)
+        train = data.load_domain(domain, self.config)
         count = min(self.config.evaluation.num_heldout, len(train))
         pictures = [train.images[i] for i in range(count)]
         own = evaluation.prompts_of(train, self.scorer, count)
-        return evaluation.score_images(pictures, wanted, self.scorer, self.domains, 0, own)
+        reference = self.references[domain.name]
+        return evaluation.score_images(pictures, reference, self.scorer, self.domains, 0, own)
 
 
 def run_ladder(
     scoring: Scoring, seeds: Sequence[int], methods: Sequence[Method] = METHODS, progress: bool = True
 ) -> list[tuple[str, int]]:
-    """Train, sample and score what is missing; return the (method, seed) that other processes have in hand.
+    """Train, sample and score what is missing; return the (method, seed) that other processes work on.
 
     Several processes may share one ladder: each takes what no other has taken.
     """
@@ -341,7 +333,7 @@ def run_ladder(
 
 
 def _take(scoring: Scoring, method: Method, seed: int, progress: bool) -> bool:
-    """Do a method of a seed unless another process is at it, or at one that shares its weights."""
+    """Do a method of a seed unless another process works on it, or on one that shares its weights."""
     config = scoring.config
     wanted = run_config(config, method, seed)
     if not method.trained:
@@ -351,33 +343,24 @@ def _take(scoring: Scoring, method: Method, seed: int, progress: bool) -> bool:
             log.info("%s, seed %d", method.name, seed)
             if method.trained:
                 train(config, method, seed, progress)
-            _answer(scoring, method, seed)
+            _sample_and_score(scoring, method, seed)
         return mine
 
 
-def _answer(scoring: Scoring, method: Method, seed: int) -> None:
-    """Sample and score a method of a seed whose weights are there."""
-    config = scoring.config
-    pipeline = open_pipeline(config, method, seed)
+def _sample_and_score(scoring: Scoring, method: Method, seed: int) -> None:
+    """Sample and score a trained method of a seed."""
+    pipeline = open_pipeline(scoring.config, method, seed)
     if method.settings == CALIBRATED:
-        calibration.calibrate(
-            pipeline, scoring.scorer, calibration.calibration_file(pipeline.config.output_dir)
-        )
-    for task in tasks(config, method, seed):
+        path = calibration.calibration_file(pipeline.config.output_dir)
+        calibration.calibrate(pipeline, scoring.scorer, path)
+    for task in tasks(scoring.config, method, seed):
         if not task.scores.is_file():
-            wanted = scoring.references[task.domain.name]
-            scoring.score(task, sample(task, wanted, pipeline))
-
-
-# Where the methods of a ladder stand: scores, paired differences, and how much evidence a difference needs.
-
-
-EFFECT, MANY_SEEDS = 0.01, (3, 5, 10, 20)  # of the note on power
+            scoring.score(task, sample(task, scoring.references[task.domain.name], pipeline))
 
 
 def ladder_rows(
     scoring: Scoring, seeds: Sequence[int], methods: Sequence[Method] = METHODS, against: str = DASD
-) -> list[Row]:
+) -> list[ResultRow]:
     """Return the rows of all methods that are done for all seeds: scores, differences to one of them, power.
 
     A row has method, domain, metric, value, low, high, n (images of all seeds) and seeds; a difference, to
@@ -386,70 +369,43 @@ def ladder_rows(
     config, rows = scoring.config, []
     done = [method for method in methods if all(is_done(config, method, seed) for seed in seeds)]
     for domain in bars.short_bar((*config.domains, config.source), "intervals", unit="domain"):
-        asked = {method.name: stored(config, method, seeds, domain) for method in done}
-        found = {name: by_seed for name, by_seed in asked.items() if by_seed}
+        scores = {method.name: stored(config, method, seeds, domain) for method in done}
+        found = {name: by_seed for name, by_seed in scores.items() if by_seed}
         target = domain in config.domains
         control = {CONTROL: [scoring.control(domain)]} if target else {}
-        rows += _compare(scoring, domain, found | control, done, seeds, against)
-        rows += power(found, domain.name, against) if target else []
+        compared = _compare(scoring, domain, found | control, done, against)
+        rows += [row | {"seeds": [] if row["method"] == CONTROL else list(seeds)} for row in compared]
+        rows += power.power_rows(found, domain.name, against) if target else []
     return rows
 
 
 def _compare(
     scoring: Scoring,
     domain: DomainConfig,
-    found: Mapping[str, Sequence[evaluation.Scores]],
+    found: Mapping[str, Sequence[Scores]],
     done: Sequence[Method],
-    seeds: Sequence[int],
     against: str,
-) -> list[Row]:
-    wanted, draws = scoring.references[domain.name], scoring.config.evaluation.num_bootstrap
-    named = {name: evaluation.estimates(by_seed, wanted, draws) for name, by_seed in found.items()}
+) -> list[ResultRow]:
+    """Return the rows of one domain; found: the scores of each method, one entry a training seed."""
+    reference, draws = scoring.references[domain.name], scoring.config.evaluation.num_bootstrap
+    named = {name: evaluation.estimates(by_seed, reference, draws) for name, by_seed in found.items()}
     rows = evaluation.result_rows(named, {"domain": domain.name}, against)
     for method in (method for method in done if method.after != against):
         two = {name: named[name] for name in (method.name, method.after) if name in named}
-        rows += [
-            row
-            for row in evaluation.result_rows(two, {"domain": domain.name}, method.after)
-            if "against" in row
-        ]
+        rows += evaluation.difference_rows(two, {"domain": domain.name}, method.after)
     sizes = {name: sum(len(each["features"]) for each in by_seed) for name, by_seed in found.items()}
-    trained = {name: [] if name == CONTROL else list(seeds) for name in found}
-    return [row | {"n": sizes[row["method"]], "seeds": trained[row["method"]]} for row in rows]
+    return [row | {"n": sizes[row["method"]]} for row in rows]
 
 
-def stored(
-    config: Config, method: Method, seeds: Sequence[int], domain: DomainConfig
-) -> list[evaluation.Scores]:
-    """Return the scores of a method in a domain, a training seed each; none where it was not asked there."""
+def stored(config: Config, method: Method, seeds: Sequence[int], domain: DomainConfig) -> list[Scores]:
+    """Return the scores of a method in a domain, a training seed each; none where it has none."""
     found = [task for seed in seeds for task in tasks(config, method, seed) if task.domain == domain]
     return [load_file(task.scores) for task in found]
 
 
-def power(found: Mapping[str, Sequence[evaluation.Scores]], domain: str, against: str = DASD) -> list[Row]:
-    """Return how many prompts would show a CLIP score 0.01 above or below another's, by number of seeds."""
-    rows = []
-    for name, by_seed in found.items():
-        if name == against or against not in found or len(by_seed) < 2:
-            continue
-        pairs = zip(by_seed, found[against], strict=True)
-        table = torch.stack([one["clip_score"] - other["clip_score"] for one, other in pairs])
-        parts = metrics.variance_components(table)
-        row = {
-            "method": name,
-            "against": against,
-            "domain": domain,
-            "metric": "prompts_needed",
-            "effect": EFFECT,
-        }
-        row |= {"deviation_of_seeds": parts.seeds**0.5, "deviation_of_prompts": parts.prompts**0.5}
-        rows += [row | {"seeds": n, "value": metrics.prompts_needed(parts, EFFECT, n)} for n in MANY_SEEDS]
-    return rows
-
-
-def searches(config: Config, seeds: Sequence[int], methods: Sequence[Method] = METHODS) -> list[Row]:
+def searches(config: Config, seeds: Sequence[int], methods: Sequence[Method] = METHODS) -> list[ResultRow]:
     """Return the rows of every search for a calibration that the methods are sampled with."""
-    asked = [method for method in methods if method.settings == CALIBRATED]
-    runs = [run_config(config, method, seed).output_dir for method in asked for seed in seeds]
+    calibrated = [method for method in methods if method.settings == CALIBRATED]
+    runs = [run_config(config, method, seed).output_dir for method in calibrated for seed in seeds]
     paths = [calibration.calibration_file(run).with_name(calibration.SEARCH) for run in runs]
     return [row for path in paths if path.is_file() for row in evaluation.load_results(path)["rows"]]

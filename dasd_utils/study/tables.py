@@ -1,65 +1,92 @@
-"""The numbers of a notebook: rows with intervals, as results are stored, and as tables that can be read."""
+"""Result rows as tables: Markdown for a ladder, a data frame for a notebook; and a notebook's own rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
 from dasd_utils import metrics
+from dasd_utils.evaluation import ResultRow, interval_text, markdown_table
+from dasd_utils.figures import METRICS, metric_title
 
-Row = dict[str, Any]
+
+def ladder_table(rows: Sequence[ResultRow], metrics: Sequence[str] | None = None) -> str:
+    """Return the rows of a ladder as Markdown tables, one a domain: a line per method, a column per metric.
+
+    A cell is "value ± half of the 95 % interval"; ≈ follows where the paired difference to the method that
+    the first difference is to cannot be told from 0.
+    """
+    main = next((row["against"] for row in rows if "against" in row), None)
+    same = {
+        (row["domain"], row["method"], row["metric"])
+        for row in rows
+        if row.get("separable") is False and row["against"] == main
+    }
+    found = {(r["domain"], r["method"], r["metric"]): r for r in rows if "against" not in r}
+    parts = []
+    for domain in dict.fromkeys(row["domain"] for row in rows):
+        methods = dict.fromkeys(method for place, method, _ in found if place == domain)
+        columns = [m for m in metrics or METRICS if any((domain, name, m) in found for name in methods)]
+        keys = [[(domain, method, metric) for metric in columns] for method in methods]
+        lines = [[line[0][1], *(_cell(found.get(key), key in same) for key in line)] for line in keys if line]
+        parts.append(markdown_table([domain, *map(metric_title, columns)], lines))
+    return "\n\n".join(parts)
+
+
+def _cell(row: ResultRow | None, same: bool) -> str:
+    if row is None:
+        return ""
+    digits = METRICS[row["metric"]].decimals
+    half = (row["high"] - row["low"]) / 2
+    return f"{row['value']:.{digits}f} ± {half:.{digits}f}{' ≈' if same else ''}"
+
+
+def table(
+    rows: Iterable[ResultRow], titles: Mapping[str, str] | None = None, digits: int = 2
+) -> pd.DataFrame:
+    """Return "value [low, high]" by method and metric, in the rows' order; titles: metric -> its column."""
+    rows = [row for row in rows if titles is None or row["metric"] in titles]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    present = list(dict.fromkeys(row["metric"] for row in rows))
+    names = present if titles is None else [name for name in titles if name in present]
+    cells = {(row["method"], row["metric"]): interval_text(row, digits) for row in rows}
+    columns = {
+        (titles or {}).get(name, name): [cells.get((method, name), "-") for method in methods]
+        for name in names
+    }
+    return pd.DataFrame(columns, index=methods)
 
 
 class Records:
-    """Rows of one domain and one training seed, noted one after the other."""
+    """Result rows of one domain and one training seed, noted one after the other."""
 
     def __init__(self, domain: str, seed: int) -> None:
         self.start, self.seed = {"domain": domain}, seed
-        self.rows: list[Row] = []
+        self.rows: list[ResultRow] = []
 
     def note(
         self, method: str, metric: str, estimate: tuple[float, float, float], n: int, **more: Any
-    ) -> Row:
+    ) -> ResultRow:
         """Keep (value, low, high) of n samples, and return the row."""
         named = dict(zip(("value", "low", "high"), estimate, strict=True))
         row = {"method": method, **self.start, "metric": metric, **named, "n": n, "seed": self.seed, **more}
         self.rows.append(row)
         return row
 
-    def mean(self, method: str, metric: str, each: Tensor, **more: Any) -> Row:
-        """Keep the mean of (n,) with its bootstrap interval, and return the row."""
+    def mean(self, method: str, metric: str, each: Tensor, **more: Any) -> ResultRow:
+        """Keep the mean of (n,) with its 95 % interval, and return the row."""
         interval = metrics.bootstrap_interval(each, seed=self.seed)
         return self.note(method, metric, (each.mean().item(), *interval), len(each), **more)
 
-    def left_out(self, method: str, metric: str, statistic: Callable[[Tensor], float], n: int) -> Row:
+    def jackknife(self, method: str, metric: str, statistic: Callable[[Tensor], float], n: int) -> ResultRow:
         """Keep a statistic of n samples with its interval by leaving each out once, and return the row."""
         return self.note(method, metric, metrics.jackknife(statistic, n), n)
 
     def table(self, about: str, digits: int = 2) -> pd.DataFrame:
         """Return the rows whose metric begins with "<about>: ", a line a method, a column a metric."""
         start = f"{about}: "
-        found = [
-            r | {"metric": r["metric"][len(start) :]} for r in self.rows if r["metric"].startswith(start)
-        ]
-        return table(found, digits=digits)
-
-
-def table(
-    rows: Iterable[Mapping[str, Any]], titles: Mapping[str, str] | None = None, digits: int = 2
-) -> pd.DataFrame:
-    """Return "value [low, high]" by method and metric, in the rows' order; titles: metric -> its column."""
-    rows = [row for row in rows if titles is None or row["metric"] in titles]
-    methods, names = (list(dict.fromkeys(row[name] for row in rows)) for name in ("method", "metric"))
-    names = names if titles is None else [name for name in titles if name in names]
-    said = {
-        (r["method"], r["metric"]): f"{r['value']:.{digits}f} [{r['low']:.{digits}f}, {r['high']:.{digits}f}]"
-        for r in rows
-    }
-    columns = {
-        (titles or {}).get(name, name): [said.get((method, name), "-") for method in methods]
-        for name in names
-    }
-    return pd.DataFrame(columns, index=methods)
+        own = (row for row in self.rows if row["metric"].startswith(start))
+        return table([row | {"metric": row["metric"].removeprefix(start)} for row in own], digits=digits)

@@ -1,8 +1,8 @@
-"""Fit against control: ways of guidance over their scales, each point a method of the ladder.
+"""Fit against control: kinds of guidance over their scales, each point a method of the ladder.
 
-A scale of guidance is one compromise between the look of a domain and what a prompt asks for. A method is all
-its compromises; of two methods the better one shows more of what was asked for at the same distance from the
-domain.
+A guidance scale is one compromise between the look of a domain and the content of a prompt. A curve joins the
+compromises of one training and one kind of guidance; of two curves the better one shows more of the prompt at
+the same distance from the domain.
 """
 
 from __future__ import annotations
@@ -16,32 +16,30 @@ import torch
 from torch import Tensor
 
 from dasd_utils import evaluation
-from dasd_utils.config import Config, DasdError, nearest
-from dasd_utils.evaluation import Row
+from dasd_utils.config import Config, DasdError, DomainConfig, nearest
+from dasd_utils.evaluation import ResultRow
 from dasd_utils.metrics import Estimate
 from dasd_utils.study import ladder
 from dasd_utils.study.ladder import NOTHING, Method
 
 FIT = "cmmd"  # lower is nearer to the domain
-CONTROL = (
-    "attribute_accuracy",
-    "clip_score",
-)  # higher is more of the prompt; the first a scorer knows
+CONTROL = ("attribute_accuracy", "clip_score")  # higher is more of the prompt; the first that all have
 Scales = Mapping[str, float]
+Estimates = Mapping[str, Estimate]  # by metric
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One method: a method's training, asked with one kind of guidance at several scales."""
+    """One training, sampled with one kind of guidance at several scales."""
 
     name: str
-    method: str  # whose training
-    guidance: str  # as a method's settings
+    method: str  # of the ladder, whose training it is
+    guidance: str  # as in Method.settings
     scales: Sequence[Scales]  # one point each
     changes: Mapping[str, Any] = field(default_factory=lambda: NOTHING)  # of the method's training
 
     def points(self) -> list[Method]:
-        """Return a method for each point; DasdError for a method that is none."""
+        """Return a method of the ladder for each point; DasdError for an unknown training."""
         (method,) = ladder.find_methods([self.method])
         changes = _more(method.changes, self.changes) if self.changes else method.changes
         method = dataclasses.replace(method, settings=self.guidance, after="", changes=changes)
@@ -106,49 +104,42 @@ CURVES = (*FRONT, *LENGTHENED)
 
 
 def find_curves(names: Sequence[str] | None) -> list[Curve]:
-    """Return the lines of these names, all if None; DasdError for an unknown one."""
-    known = dict.fromkeys(line.name for line in CURVES)
+    """Return the curves of these names, all if None; DasdError for an unknown one."""
+    known = dict.fromkeys(curve.name for curve in CURVES)
     for name in names or ():
         if name not in known:
-            raise DasdError(f"There is no line {name!r}. {nearest(name, known)}")
-    return [line for line in CURVES if names is None or line.name in names]
+            raise DasdError(f"There is no curve {name!r}. {nearest(name, known)}")
+    return [curve for curve in CURVES if names is None or curve.name in names]
 
 
-def points(lines: Sequence[Curve] = CURVES) -> list[Method]:
-    """Return the methods of all lines."""
-    return [point for line in lines for point in line.points()]
+def points(curves: Sequence[Curve] = CURVES) -> list[Method]:
+    """Return the methods of all curves."""
+    return [point for curve in curves for point in curve.points()]
 
 
-def check_curves(config: Config, lines: Sequence[Curve]) -> None:
-    """Raise DasdError for a line whose training does not go with the config, before any work."""
-    for line in lines:
+def check_curves(config: Config, curves: Sequence[Curve]) -> None:
+    """Raise DasdError for a curve whose training does not go with the config, before any work."""
+    for curve in curves:
         try:
-            line.points()[0].config(config)
+            curve.points()[0].config(config)
         except DasdError as error:
-            raise DasdError(f"The line {line.name!r}: {error} Or name other lines by --only; "
+            raise DasdError(f"The curve {curve.name!r}: {error} Or name other curves by --only; "
                             "data/configs/guidance.json is a config for all.") from None  # fmt: skip
 
 
 def tradeoff_rows(
-    scoring: ladder.Scoring, seeds: Sequence[int], lines: Sequence[Curve] = CURVES
-) -> list[Row]:
-    """Return the scores of every point that is done for all seeds, and what each line gains at equal fit.
+    scoring: ladder.Scoring, seeds: Sequence[int], curves: Sequence[Curve] = CURVES
+) -> list[ResultRow]:
+    """Return the scores of every point that is done for all seeds, and what each curve gains at equal fit.
 
-    A row has method, line, the point's scales, domain, metric, value, low, high, n (images of all seeds) and
-    seeds; the gains are those of `gains`.
+    A row has method, line (the name of the curve), the point's scales, domain, metric, value, low, high, n
+    (images of all seeds) and seeds; the gains are those of `gains`.
     """
-    config, rows = scoring.config, []
-    for domain in config.domains:
-        wanted, found = scoring.references[domain.name], {}
-        size = {"n": len(seeds) * config.evaluation.num_heldout, "seeds": list(seeds)}
-        for line, point in ((each, point) for each in lines for point in each.points()):
-            if all(ladder.is_done(config, point, seed) for seed in seeds):
-                stored = ladder.stored(config, point, seeds, domain)
-                estimates = evaluation.estimates(stored, wanted, config.evaluation.num_bootstrap)
-                what = {"line": line.name, **line.changes, **point.scales, "domain": domain.name}
-                rows += [row | size for row in evaluation.result_rows({point.name: estimates}, what)]
-                if not line.changes:
-                    found.setdefault(line.name, {})[point.name] = estimates
+    rows = []
+    for domain in scoring.config.domains:
+        size = {"n": len(seeds) * scoring.config.evaluation.num_heldout, "seeds": list(seeds)}
+        scored, found = _scored_points(scoring, seeds, domain, curves)
+        rows += [row | size for row in scored]
         for against in (name for name in GUIDED if name in found):
             for name in (name for name in found if name != against):
                 gained = gains(found[name], found[against])
@@ -156,50 +147,68 @@ def tradeoff_rows(
     return rows
 
 
-Points = Mapping[str, Mapping[str, Estimate]]  # point -> metric -> estimate
+def _scored_points(
+    scoring: ladder.Scoring, seeds: Sequence[int], domain: DomainConfig, curves: Sequence[Curve]
+) -> tuple[list[ResultRow], dict[str, dict[str, Estimates]]]:
+    """Return rows of the points that are done, and curve -> point -> estimates, of one length of training."""
+    config, reference = scoring.config, scoring.references[domain.name]
+    rows, found = [], {}
+    for curve, point in ((each, point) for each in curves for point in each.points()):
+        if all(ladder.is_done(config, point, seed) for seed in seeds):
+            scores = ladder.stored(config, point, seeds, domain)
+            estimates = evaluation.estimates(scores, reference, config.evaluation.num_bootstrap)
+            start = {"line": curve.name, **curve.changes, **point.scales, "domain": domain.name}
+            rows += evaluation.result_rows({point.name: estimates}, start)
+            if not curve.changes:
+                found.setdefault(curve.name, {})[point.name] = estimates
+    return rows, found
 
 
-def gains(own: Points, against: Points) -> list[Row]:
-    """Return how much more of the prompt a line shows than another, where both lie as near to the domain.
+def gains(own: Mapping[str, Estimates], against: Mapping[str, Estimates]) -> list[ResultRow]:
+    """Return how much more of the prompt a curve shows than another, where both lie as near to the domain.
 
-    That is asked at every point of the other line that none of its own beats. For each training seed the
-    line's point is chosen by the other seeds: the most control among those that fit at least as well. In each
-    draw of prompts it is chosen anew, so that the interval holds the choice too; seeds share their prompts,
-    so that a line of many points is still a little favoured. A point that the line never comes as near as has
-    no row, and one seed, which would choose for itself, gives none.
+    own, against: point -> metric -> estimate. The question is put at every point of the other curve that none
+    of its own points beats. For each training seed the curve's point is chosen by the other seeds: the most
+    control among those that fit at least as well. In each draw of prompts it is chosen anew, so that the
+    interval holds the choice too; seeds share their prompts, so that a curve of many points is still a little
+    favoured. A point that the curve never comes as near as has no row, and one seed, which would choose for
+    itself, gives none.
     """
     every, rows = (*own.values(), *against.values()), []
     control = next(name for name in CONTROL if all(name in point for point in every))
     for name, point in against.items():
         if len(point[FIT].values) < 2 or _is_beaten(point, against, control):
             continue
-        chosen, reached = _choose(_all(own, FIT), _all(own, control), _all({name: point}, FIT)[0])
+        limit = _all({name: point}, FIT)[0]
+        chosen, reached = _choose(_all(own, FIT), _all(own, control), limit)
         if not reached[0].all():
             continue
         for metric in (FIT, control):
-            found = _all(own, metric).gather(0, chosen[None])[0]  # (1 + B, S)
-            mine = Estimate(found[0], found[1:], point[metric].units)
-            value, low, high = mine.minus(point[metric]).interval()
-            row = {"against": name, "metric": metric, "value": value, "low": low, "high": high}
-            rows.append(row | {"separable": low > 0 or high < 0, "points": [list(own)[i] for i in chosen[0]]})
+            picked = _all(own, metric).gather(0, chosen[None])[0]  # (1 + B, S)
+            mine = Estimate(picked[0], picked[1:], point[metric].units)
+            (row,) = evaluation.difference_rows(
+                {"own": {metric: mine}, name: {metric: point[metric]}}, {}, name
+            )
+            del row["method"]
+            rows.append(row | {"points": [list(own)[i] for i in chosen[0]]})
     return rows
 
 
-def _is_beaten(point: Mapping[str, Estimate], line: Points, control: str) -> bool:
-    """Whether another point of the same line is nearer to the domain and shows more."""
+def _is_beaten(point: Estimates, curve: Mapping[str, Estimates], control: str) -> bool:
+    """Return whether another point of the same curve is nearer to the domain and shows more."""
     fit, shown = point[FIT].values.mean(), point[control].values.mean()
-    return any(o[FIT].values.mean() < fit and o[control].values.mean() > shown for o in line.values())
+    return any(o[FIT].values.mean() < fit and o[control].values.mean() > shown for o in curve.values())
 
 
-def _all(points: Points, metric: str) -> Tensor:
-    """A metric of P points, as found and in B draws: (P, 1 + B, S)."""
+def _all(points: Mapping[str, Estimates], metric: str) -> Tensor:
+    """Return a metric of P points, as estimated and in B draws: (P, 1 + B, S)."""
     return torch.stack([torch.cat([p[metric].values[None], p[metric].draws]) for p in points.values()])
 
 
 def _choose(fit: Tensor, control: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of P points the other seeds choose for each, and whether any fits; else the nearest.
+    """Return which of P points the other seeds choose for each, and whether any fits; else the nearest.
 
-    (P, R, S) twice and (R, S) -> (R, S) twice.
+    fit, control: (P, R, S); limit: (R, S). Returns (R, S) twice.
     """
 
     def by_others(values: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dasd_utils import evaluation, metrics
 from dasd_utils.config import Config, DasdError
+from dasd_utils.study import tables
 from dasd_utils.toyworld.attribute_classifier import AttributeTable
 
 PROMPTS = [p for p in ("aerial view", "a river", "a harbor", "a dark forest") for _ in range(2)]
@@ -165,26 +166,19 @@ def test_a_reader_adds_the_share_of_attributes_shown(scorer, config):
         def read(self, images, domain):
             return [{"scene": "river", "bridge": "yes"}] * len(images)
 
-    mentioned = [
-        {"scene": "river"},
-        {"scene": "river", "bridge": "no"},
-        {"scene": "harbor"},
-        {"bridge": "yes"},
-    ]
-    mentioned = [entry for entry in mentioned for _ in range(2)]
-    given = ("DASD", "satellite", pictures(0, 8, (9, 9, 9)), PROMPTS, pictures(2, 4, (9, 9, 9)))
-    reading = dataclasses.replace(scorer, reader=Reader())
-    found = {
-        row["metric"]: row for row in evaluation.score_method(*given, reading, config, mentioned=mentioned)
-    }
-    assert found["attribute_accuracy"]["value"] == pytest.approx(2.5 / 4)
+    def score(mentioned, reader):
+        reading = dataclasses.replace(scorer, reader=reader)
+        prompts = evaluation.embed_prompts(PROMPTS, reading, mentioned)
+        given = ("DASD", "satellite", pictures(0, 8, (9, 9, 9)), prompts, pictures(2, 4, (9, 9, 9)))
+        return {row["metric"]: row["value"] for row in evaluation.score_method(*given, reading, config)}
+
+    four = [{"scene": "river"}, {"scene": "river", "bridge": "no"}, {"scene": "harbor"}, {"bridge": "yes"}]
+    mentioned = [entry for entry in four for _ in range(2)]
+    assert score(mentioned, Reader())["attribute_accuracy"] == pytest.approx(2.5 / 4)
     with pytest.raises(DasdError, match="no scene = 'lake'"):
-        evaluation.score_method(*given, reading, config, mentioned=[{"scene": "lake"}] * 8)
-    blind = dataclasses.replace(scorer, reader=None)
-    metrics_found = [
-        row["metric"] for row in evaluation.score_method(*given, blind, config, mentioned=mentioned)
-    ]
-    assert "attribute_accuracy" not in metrics_found
+        score([{"scene": "lake"}] * 8, Reader())
+    for values, reader in ((mentioned, None), ([*mentioned[:7], None], Reader()), (None, Reader())):
+        assert "attribute_accuracy" not in score(values, reader)
 
 
 def test_missing_prompts_say_which_file(config, tmp_path):
@@ -277,6 +271,6 @@ def test_a_mark_follows_what_cannot_be_told_from_the_method_that_the_first_diffe
     rows = [start | {"method": name} for name in ("a", "b", "DASD")]
     rows += [start | {"method": name, "against": "DASD", "separable": name == "a"} for name in ("a", "b")]
     rows += [start | {"method": "a", "against": "b", "separable": False}]
-    table = evaluation.ladder_table(rows).splitlines()
+    table = tables.ladder_table(rows).splitlines()
     assert table[0] == "| xray | recall ↑ |"
     assert table[2:] == ["| a | 0.50 ± 0.15 |", "| b | 0.50 ± 0.15 ≈ |", "| DASD | 0.50 ± 0.15 |"]

@@ -90,10 +90,10 @@ def test_embedding_nothing_is_refused(clip):
 
 def test_attribute_accuracy_by_hand():
     shown = [{"scene": "harbor", "count": "two", "water": "blue"}, {"scene": "river"}]
-    told = [{"scene": "harbor", "count": "three"}, {"scene": "river"}]
-    assert metrics.attribute_accuracy(shown, told).tolist() == [0.5, 1.0]
+    mentioned = [{"scene": "harbor", "count": "three"}, {"scene": "river"}]
+    assert metrics.attribute_accuracy(shown, mentioned).tolist() == [0.5, 1.0]
     with pytest.raises(ValueError, match="1 images"):
-        metrics.attribute_accuracy(shown[:1], told)
+        metrics.attribute_accuracy(shown[:1], mentioned)
     with pytest.raises(ValueError, match="at least one"):
         metrics.attribute_accuracy(shown, [{"scene": "harbor"}, {}])
 
@@ -239,14 +239,15 @@ def test_the_cmmd_interval_of_prompts_covers_the_truth():
     assert hits["alone"] < 85
 
 
-@pytest.mark.parametrize("name", ["cmmd", "kid"])
-def test_an_interval_holds_its_value_and_shrinks_with_n(name):
-    value, interval = getattr(metrics, name), getattr(metrics, f"{name}_interval")
+@pytest.mark.parametrize(
+    ("statistic", "kernel"), [(metrics.cmmd, metrics.cmmd_kernel), (metrics.kid, metrics.kid_kernel)]
+)
+def test_an_interval_holds_its_value_and_shrinks_with_n(statistic, kernel):
     widths = []
     for n in (20, 200):
         x, y = units(0, n), units(1, n, shift=0.5)
-        low, high = interval(x, y, num_bootstrap=300)
-        assert low < value(x, y) < high
+        value, low, high = metrics.mmd_estimate(x, y, kernel, num_bootstrap=300).interval()
+        assert value == pytest.approx(statistic(x, y)) and low < value < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
 

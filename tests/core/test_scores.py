@@ -8,6 +8,7 @@ from conftest import on_narrow_base
 
 from dasd_utils import data, evaluation, metrics
 from dasd_utils.config import DasdError
+from dasd_utils.runtime import small_cnn
 
 COUNT = 16
 
@@ -170,7 +171,7 @@ def test_one_label_for_all_teaches_nothing(config, scorer):
 def test_the_probe_of_domains_knows_them(config, domains):
     assert domains.names == sorted(d.name for d in (config.source, *config.domains))
     pictures = list(data.load_domain(config.source, config, "test").images)
-    named = domains.classify(evaluation.cnn_pixels(pictures))
+    named = domains.classify(small_cnn.pixels(pictures))
     assert named.count("painting") / len(named) > 0.6
 
 

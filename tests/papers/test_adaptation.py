@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dasd_utils import evaluation
 from dasd_utils.papers.diffusionclip import adaptation
 from dasd_utils.papers.diffusionclip.adaptation import Labelled
+from dasd_utils.runtime import small_cnn
 
 
 def disc(colour, background=(255, 255, 255)):
@@ -48,10 +48,10 @@ def test_curves_are_of_each_epoch_and_seed():
 def test_watching_changes_nothing():
     x, labels = torch.randn(8, 3, 32, 32), ["a", "b"] * 4
     seen = []
-    watched = evaluation.train_small_cnn(
+    watched = small_cnn.train(
         x, labels, 3, epochs=2, watch=lambda epoch, made: seen.append((epoch, made(x).argmax(1)))
     )
-    plain = evaluation.train_small_cnn(x, labels, 3, epochs=2)
+    plain = small_cnn.train(x, labels, 3, epochs=2)
     assert torch.equal(watched(x), plain(x)) and [epoch for epoch, _ in seen] == [1, 2]
 
 

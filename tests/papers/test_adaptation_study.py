@@ -11,12 +11,12 @@ import torch
 from conftest import on_narrow_base
 from typer.testing import CliRunner
 
-from dasd_utils import data, evaluation, sampling
+from dasd_utils import data, sampling
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import DasdError
 from dasd_utils.papers.diffusionclip import adaptation, translation
 from dasd_utils.papers.diffusionclip.adaptation import BOTH, EDGES, REAL, SOURCE, TRANSLATED, Study
-from dasd_utils.runtime import images
+from dasd_utils.runtime import images, small_cnn
 
 SETTINGS = {"return_step": 300, "forward_steps": 2, "generation_steps": 2, "form": "offset",
             "reference": ("a painting",), "target": ("a sketch",), "strengths": (1.0, 2.0)}  # fmt: skip
@@ -122,7 +122,7 @@ def test_each_set_is_what_its_name_says(study, rows, monkeypatch):
     adaptation.classified(study, 0, new)
 
     def shows(found, pictures, like):
-        return torch.equal(found.pixels, evaluation.cnn_pixels(pictures)) and found.labels == like.labels
+        return torch.equal(found.pixels, small_cnn.pixels(pictures)) and found.labels == like.labels
 
     assert shows(seen["train"][SOURCE], own["train"].images, own["train"])
     assert shows(seen["train"][TRANSLATED], new["train"], own["train"])

@@ -59,8 +59,9 @@ def config(base_dir, tmp_path_factory):
 def search(config, **options):
     pipeline = sampling.load_trained_pipeline(config)
     scorer = evaluation.load_scorer(config, "cpu")
-    options = {"scales": {"cfg": (1.0, 2.0), "domain": (2.0,)}, "num_images": 10, "progress": False} | options
-    return calibration.search(pipeline, config.domains[0], scorer, **options)
+    options = {"scales": {"cfg": (1.0, 2.0), "domain": (2.0,)}, "num_images": 10} | options
+    space = calibration.SearchSpace(**options)
+    return calibration.search(pipeline, config.domains[0], scorer, space, progress=False)
 
 
 def test_guidance_comes_first_then_the_schedule(config):

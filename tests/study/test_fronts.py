@@ -34,7 +34,7 @@ def test_points_have_names_of_their_own_that_the_command_knows():
     assert not any(point.sees_source for point in tradeoff.points())
     asked = [line.name for line in tradeoff.find_curves([tradeoff.PLANE, f"{tradeoff.PLANE}, over training"])]
     assert asked == [tradeoff.PLANE] + [f"{tradeoff.PLANE}, over training"] * len(tradeoff.LENGTHS)
-    with pytest.raises(DasdError, match=r"no line 'DASD'.*DASD, "):
+    with pytest.raises(DasdError, match=r"no curve 'DASD'.*DASD, "):
         tradeoff.find_curves(["DASD"])
 
 
@@ -174,7 +174,7 @@ def test_a_line_that_does_not_go_with_the_config_is_named(tmp_path):
     path = two.save(tmp_path / "config.json")
     result = CliRunner().invoke(cli.app, ["front", "--config", str(path), "--seeds", "0"])
     assert isinstance(result.exception, DasdError)
-    assert "The line 'images alone" in str(result.exception) and not (tmp_path / "run").exists()
+    assert "The curve 'images alone" in str(result.exception) and not (tmp_path / "run").exists()
 
 
 def row(method, metric, value, **more):

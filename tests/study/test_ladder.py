@@ -13,7 +13,7 @@ from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import study as cli_study
 from dasd_utils.config import Calibration, Config, DasdError
 from dasd_utils.runtime import checkpoints, files, images
-from dasd_utils.study import calibration, ladder
+from dasd_utils.study import calibration, ladder, power, tables
 from dasd_utils.study.ladder import Method
 
 QUICK = (("ddim", 1), ("dpm++", 2))
@@ -173,10 +173,10 @@ def test_the_table_has_scores_differences_and_power(done):
     assert {r["n"] for r in rows if r["method"] == "base" and r["domain"] == "xray" and "n" in r} == {24}
     differences = [r for r in rows if r.get("against") == "DASD" and r["metric"] == "cmmd"]
     assert {r["method"] for r in differences} == {method.name for method in LADDER} - {"DASD"}
-    power = [r for r in rows if r["metric"] == "prompts_needed" and r["method"] == "base"]
-    assert {r["seeds"] for r in power} == set(ladder.MANY_SEEDS)
+    needed = [r for r in rows if r["metric"] == "prompts_needed" and r["method"] == "base"]
+    assert {r["seeds"] for r in needed} == set(power.MANY_SEEDS)
     json.dumps(rows, allow_nan=False)
-    text = evaluation.ladder_table(rows)
+    text = tables.ladder_table(rows)
     assert "| DASD, calibrated |" in text and "±" in text
 
 

@@ -12,7 +12,7 @@ def test_rows_hold_all_that_results_need():
     assert row["value"] == pytest.approx(0.25) and row["low"] <= 0.25 <= row["high"]
     assert {"method", "domain", "metric", "n", "seed", "timestep"} <= set(row) and row["n"] == 4
     value = torch.arange(5.0)
-    other = records.left_out("edges", "way: length", lambda rows: value[rows].mean().item(), 5)
+    other = records.jackknife("edges", "way: length", lambda rows: value[rows].mean().item(), 5)
     assert other["value"] == 2.0 and records.rows == [row, other]
 
 

@@ -13,7 +13,7 @@ import typer
 from dasd_utils.apps.cli import options
 from dasd_utils.config import ROOT, Config, DasdError, resolve
 
-EPOCHS = 20  # as `evaluation.CNN_EPOCHS`, whose import would load torch
+EPOCHS = 20  # as `small_cnn.EPOCHS`, whose import would load torch
 
 commands = typer.Typer()
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def ladder(
 ) -> None:
     """Compare methods: train, sample and score what is missing; write ladder.json."""
     from dasd_utils import evaluation
-    from dasd_utils.study import calibration, ladder
+    from dasd_utils.study import calibration, ladder, tables
 
     settings = study_config(profile, config, output_dir, "ladder")
     methods = find_methods(only)
@@ -146,7 +146,7 @@ def ladder(
     evaluation.save_results(path, settings, rows)
     searched = ladder.searches(settings, numbers, methods)
     evaluation.save_results(path.with_name(calibration.SEARCH), settings, searched)
-    show_table(path, rows, as_json, evaluation.ladder_table(rows))
+    show_table(path, rows, as_json, tables.ladder_table(rows))
 
 
 def find_methods(names: list[str] | None) -> list[Any]:
@@ -187,7 +187,7 @@ def front(
 ) -> None:
     """Compare guidance at all its scales: fit against control; write front.json."""
     from dasd_utils import evaluation
-    from dasd_utils.study import ladder, tradeoff
+    from dasd_utils.study import ladder, tables, tradeoff
 
     curves = tradeoff.find_curves(only)
     numbers = read_seeds(seeds)
@@ -209,7 +209,7 @@ def front(
     if len(numbers) < 2:
         log.info("One seed: what a curve gains at equal fit takes two or more.")
     scores = [row for row in rows if "against" not in row]
-    show_table(path, rows, as_json, evaluation.ladder_table(scores))
+    show_table(path, rows, as_json, tables.ladder_table(scores))
 
 
 @commands.command(rich_help_panel=options.STUDY)
@@ -242,8 +242,9 @@ def adapt(
     as_json: options.AsJson = False,
 ) -> None:
     """Translate a labelled domain by words; test classifiers that learned from it."""
-    from dasd_utils import evaluation
+    from dasd_utils import evaluation, figures
     from dasd_utils.papers.diffusionclip import adaptation
+    from dasd_utils.study import tables
 
     numbers = read_seeds(seeds)
     settings = study_config(profile, config, output_dir, "adapt")
@@ -260,7 +261,7 @@ def adapt(
     wanted = {"target": target, "num_images": study.source.num_images, "epochs": epochs}
     path = resolve(settings.output_dir) / "adaptation.json"
     evaluation.save_results(path, settings.to_dict() | {"study": wanted}, rows)
-    looks = evaluation.ladder_table([row for row in rows if row["metric"] in evaluation.LADDER])
+    looks = tables.ladder_table([row for row in rows if row["metric"] in figures.METRICS])
     show_table(path, rows, as_json, *([adaptation.summary(rows)] if study.source.label_column else []), looks)
 
 

@@ -24,10 +24,10 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 
 from dasd_utils import data, evaluation, metrics, sampling
 from dasd_utils.config import Config, DasdError, DomainConfig, resolve
-from dasd_utils.evaluation import Row
+from dasd_utils.evaluation import ResultRow
 from dasd_utils.metrics import Estimate
 from dasd_utils.papers.diffusionclip import translation
-from dasd_utils.runtime import bars, checkpoints, files, images
+from dasd_utils.runtime import bars, checkpoints, files, images, small_cnn
 
 STRONGEST = 98  # percentile of the gradient that is drawn black
 DRAWS = 1000  # of test images, for intervals
@@ -45,7 +45,7 @@ class Labelled:
         """Return images with their labels; ValueError where their numbers differ."""
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images came with {len(labels)} labels.")
-        return cls(evaluation.cnn_pixels(images), list(labels))
+        return cls(small_cnn.pixels(images), list(labels))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,26 +68,26 @@ def answers(
     train: Mapping[str, Labelled],
     test: Mapping[str, Labelled],
     seed: int,
-    epochs: int = evaluation.CNN_EPOCHS,
+    epochs: int = small_cnn.EPOCHS,
 ) -> dict[tuple[str, str], Tensor]:
     """Return (trained on, tested on) -> which images are got right after each epoch, (E, n); 1 or 0."""
     found = {(name, where): torch.zeros(epochs, len(own)) for name in train for where, own in test.items()}
     for name, own in train.items():
 
-        def watch(epoch: int, made: evaluation.SmallCNN, name: str = name) -> None:
+        def watch(epoch: int, made: small_cnn.SmallCNN, name: str = name) -> None:
             for where, asked in test.items():
                 said = made.classify(asked.pixels)
                 right = [a == b for a, b in zip(said, asked.labels, strict=True)]
                 found[name, where][epoch - 1] = torch.tensor(right, dtype=torch.float32)
 
-        evaluation.train_small_cnn(own.pixels, own.labels, seed, epochs, watch)
+        small_cnn.train(own.pixels, own.labels, seed, epochs, watch)
     return found
 
 
 def estimate(right: Tensor) -> Estimate:
     """Return the share of ones in (S, n), S seeds and n images, with what other images would make of it."""
-    weights = metrics.bootstrap_counts(right.shape[1], DRAWS, seed=0)
-    return Estimate(right.double().mean(dim=1), weights @ right.double().T / right.shape[1], right.shape[1])
+    count = right.shape[1]
+    return metrics.mean_estimate(right.double(), metrics.bootstrap_counts(count, DRAWS, seed=0), count)
 
 
 def share_of_the_gap(own: Tensor, low: Tensor, high: Tensor) -> tuple[float, float, float]:
@@ -135,7 +135,7 @@ class Study:
     """
 
     def __init__(
-        self, config: Config, target: str, num_images: int | None = None, epochs: int = evaluation.CNN_EPOCHS
+        self, config: Config, target: str, num_images: int | None = None, epochs: int = small_cnn.EPOCHS
     ) -> None:
         self.config, self.epochs = config, epochs
         name = Path(target).name.rpartition(":")[2]
@@ -256,10 +256,9 @@ def likeness(study: Study, pictures: Sequence[Image.Image], paired: bool) -> dic
         return found
     twins = list(study.images[study.target.name, "test"].images)
     found |= {f"twin_{name}": value for name, value in difference(pictures, twins).items()}
-    told = study.reference.prompts.mentioned
-    if told:
-        read = study.scorer.reader.read(pictures, study.target.name)
-        found["attribute_accuracy"] = metrics.attribute_accuracy(read, told)
+    mentioned = study.reference.prompts.mentioned
+    if mentioned:
+        found["attribute_accuracy"] = study.scorer.attributes_shown(pictures, study.target.name, mentioned)
     return found
 
 
@@ -288,7 +287,7 @@ def classified(
     return answers(train, tests, seed, study.epochs)
 
 
-def table(study: Study, seeds: Sequence[int]) -> list[Row]:
+def table(study: Study, seeds: Sequence[int]) -> list[ResultRow]:
     """Return the rows of seeds that are done: each has method, metric, value, low, high, n and seeds.
 
     "accuracy" by trained on (method), tested on (domain) and epoch; "constant_answer", what one answer to all
@@ -301,7 +300,7 @@ def table(study: Study, seeds: Sequence[int]) -> list[Row]:
     return rows + _accuracies(study, by_seed, end) if study.source.label_column else rows
 
 
-def _looks(study: Study, by_seed: Sequence[dict[str, Tensor]], end: Row) -> list[Row]:
+def _looks(study: Study, by_seed: Sequence[dict[str, Tensor]], end: ResultRow) -> list[ResultRow]:
     rows, target = [], study.target.name
     for method in (name for name in ORDER if f"{name}|features" in by_seed[0]):
         start = f"{method}|"
@@ -317,16 +316,16 @@ def _looks(study: Study, by_seed: Sequence[dict[str, Tensor]], end: Row) -> list
     return rows
 
 
-def _accuracies(study: Study, by_seed: Sequence[dict[str, Tensor]], end: Row) -> list[Row]:
+def _accuracies(study: Study, by_seed: Sequence[dict[str, Tensor]], end: ResultRow) -> list[ResultRow]:
     rows, last = [], {}
     tested = (study.target.name, study.source.name, TRANSLATED)
     for method, where in itertools.product((name for name in ORDER if name != BACK), tested):
         right = torch.stack([each[f"{method}|right|{where}"] for each in by_seed])  # (S, E, n)
         last[method, where] = right[:, -1]
         for epoch in range(right.shape[1]):
-            value, low, high = estimate(right[:, epoch]).interval()
             row = {"method": method, "domain": where, "metric": "accuracy", "epoch": epoch + 1}
-            rows.append(row | {"value": value, "low": low, "high": high, "n": right.shape[2]} | end)
+            found = evaluation.with_interval(estimate(right[:, epoch]))
+            rows.append(row | found | {"n": right.shape[2]} | end)
     target = study.target.name
     rows.append(_constant(study, target) | end)
     for method in (TRANSLATED, BOTH, EDGES) if len(by_seed) >= 3 else ():
@@ -339,30 +338,25 @@ def _accuracies(study: Study, by_seed: Sequence[dict[str, Tensor]], end: Row) ->
     return rows
 
 
-def _constant(study: Study, domain: str) -> Row:
+def _constant(study: Study, domain: str) -> ResultRow:
     """How often one answer to all test images of a domain is right at best: what a classifier has to beat."""
     labels = study.images[domain, "test"].labels
     answer = max(sorted(set(labels)), key=labels.count)
     right = torch.tensor([[float(label == answer) for label in labels]])
-    value, low, high = estimate(right).interval()
-    row = {"method": f"always {answer!r}", "domain": domain, "metric": "constant_answer", "value": value}
-    return row | {"low": low, "high": high, "n": len(labels)}
+    row = {"method": f"always {answer!r}", "domain": domain, "metric": "constant_answer"}
+    return row | evaluation.with_interval(estimate(right)) | {"n": len(labels)}
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[ResultRow]) -> str:
     """Return Markdown: what was trained on, how often it is right in the end in each domain, and the gap."""
     places = list(dict.fromkeys(row["domain"] for row in rows if row["metric"] == "accuracy"))
     places = [place for place in places if place != TRANSLATED]
     last = max((row["epoch"] for row in rows if row["metric"] == "accuracy"), default=0)
-    heads = ["trained on", *(f"right on {place}" for place in places), "share of the gap"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    head, lines = ["trained on", *(f"right on {place}" for place in places), "share of the gap"], []
     for method in dict.fromkeys(row["method"] for row in rows if row["metric"] == "accuracy"):
         own = [row for row in rows if row["method"] == method and row.get("epoch", last) == last]
         found = {(row["metric"], row["domain"]): row for row in own}
         keys = [*(("accuracy", place) for place in places), ("share_of_gap", places[0])]  # the target
-        lines.append("| " + " | ".join([method, *(_said(found.get(key)) for key in keys)]) + " |")
-    return "\n".join(lines)
-
-
-def _said(row: Row | None) -> str:
-    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" if row else ""
+        cells = (evaluation.interval_text(found[key], 2) if key in found else "" for key in keys)
+        lines.append([method, *cells])
+    return evaluation.markdown_table(head, lines)
