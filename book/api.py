@@ -1,54 +1,41 @@
-"""The modules of the package in the order of the data flow: one page of the book for each group."""
+"""The modules of the package, a page of the book for each room: the core, then the folders."""
 
+import ast
+import itertools
 import pkgutil
 import re
 
+from repository import ROOT
+
 import dasd_utils
 
+CORE = [
+    "config", "profiles", "data", "latents", "models", "adapters", "losses", "training", "guidance",
+    "classifier", "sampling", "metrics", "evaluation", "figures",
+]  # fmt: skip
+ROOMS = {"Runtime": "runtime", "Toy world": "toyworld", "Pretraining": "pretrain", "Papers": "papers",
+         "Study": "study", "Apps": "apps"}  # fmt: skip
+
+
+def listed(room: str) -> list[str]:
+    """Return the names that the `__init__` of a folder lists: its files in reading order."""
+    text = (ROOT / "dasd_utils" / room / "__init__.py").read_text(encoding="utf8")
+    return re.findall(r"^- (\w+): ", ast.get_docstring(ast.parse(text)), re.MULTILINE)
+
+
+def found(room: str) -> list[str]:
+    """Return the modules of a folder in reading order, those that its `__init__` does not list at the end."""
+    folder = ROOT / "dasd_utils" / room
+    here = {module.name: module.ispkg for module in pkgutil.iter_modules([str(folder)])}
+    names = dict.fromkeys([*(name for name in listed(room) if name in here), *here])
+    below = [found(f"{room}/{name}") if here[name] else [f"{room}/{name}"] for name in names]
+    return [room, *itertools.chain.from_iterable(below)]
+
+
 GROUPS = {
-    "Configuration": ["dasd_utils", "config", "profiles", "checks", "machines", "processes"],
-    "Toy world": [
-        "toyworld", "toyworld.captions", "toyworld.wordings", "toyworld.everyday", "toyworld.canvas",
-        "toyworld.scenery", "toyworld.painting", "toyworld.satellite", "toyworld.xray",
-    ],
-    "Data and latents": [
-        "images", "splits", "captions", "captioner", "data", "prior", "locks", "cache", "latents",
-        "new_domain", "wordings",
-    ],
-    "Models and adapters": ["pretrained", "models", "cross_attention", "textfree", "adapters"],
-    "Losses, objectives and methods": [
-        "losses", "objectives", "methods", "papers", "papers.domainstudio", "papers.indomain",
-        "papers.diffusionclip",
-    ],
-    "Training": [
-        "precision", "optimization", "batch_size", "checkpoints", "runs", "training", "tracking",
-        "verification",
-    ],
-    "Classifier": ["classifier"],
-    "Guidance, sampling and editing": [
-        "guidance", "denoising", "jobs", "sampling", "editing", "translation", "hspace", "calibration",
-    ],
-    "Live pages": ["live", "bars", "monitor", "drawings", "playground_fields", "playground"],
-    "For other programs": ["export", "model_card", "publish"],
-    "Metrics and evaluation": [
-        "metrics", "manifold", "uncertainty", "probe", "reader", "files", "samples", "evaluation", "scores",
-        "study",
-    ],
-    "The study": [
-        "ladder", "standings", "fronts", "adaptation", "translated", "adaptation_study", "label_shift",
-        "anatomy", "records", "sweep", "workers",
-    ],
-    "Figures": ["figures", "charts", "front_charts", "diagram", "animation"],
-    "The course": ["batch", "freshness", "badges", "colab", "doctor"],
-    "Pretraining": [
-        "pretrain", "pretrain.settings", "pretrain.world", "pretrain.loop", "pretrain.vae", "pretrain.clip",
-        "pretrain.reader", "pretrain.unet", "pretrain.evaluate",
-    ],
-    "Command line": [
-        "cli", "cli_options", "completion", "cli_start", "cli_domain", "cli_train", "cli_use",
-        "cli_playground", "cli_share", "cli_course", "cli_study", "cli_upkeep",
-    ],
-}  # fmt: skip
+    "Core": ["dasd_utils", *CORE],
+    **{title: [name.replace("/", ".") for name in found(room)] for title, room in ROOMS.items()},
+}
 
 
 def modules() -> set[str]:

@@ -1,1 +1,18 @@
-"""Tools for users: the command line, the playground, exports, notebooks."""
+"""Tools for users. In reading order:
+
+- cli: the command `dasd`
+- playground: a page to try prompts on
+- new_domain: a config for images of one's own
+- monitor: curves, pictures and a stop button beside a training
+- export: an adapter in the formats of other programs
+- model_card: the card of an export
+- notebooks: the course is run, its outputs and badges are kept up to date
+- colab: the course is set up in Colab
+- doctor: what a run would meet on this machine
+- verify: whether a run holds what it says
+- batch_size: the largest batch that fits in memory
+- animation: a run's sample grids as a moving picture
+- diagram: the picture of the method
+- sweep: a notebook for each entry of a list of parameters
+- workers: commands side by side, here or on a cluster
+"""

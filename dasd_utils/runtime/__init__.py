@@ -1,1 +1,13 @@
-"""What no lesson opens: processes, precision, progress bars, files, caches, checkpoints."""
+"""What no lesson opens. In reading order:
+
+- processes: what several processes exchange; one alone exchanges nothing
+- precision: at which precision a device computes
+- bars: progress bars, and whether somebody watches
+- files: files that are complete or not there, hashes, locks
+- images: where images come from, and how each becomes an RGB square
+- splits: copies of an image are found and stay in one split
+- latent_cache: VAE latents on disk
+- pretrained: where pretrained weights are: a folder, the hub, or its cache
+- checkpoints: what a run keeps to go on after a stop, and how a run is found
+- tracking: what TensorBoard and other trackers get of a run
+"""

@@ -1,1 +1,9 @@
-"""Studies: many trainings compared."""
+"""Many trainings compared. In reading order:
+
+- ladder: methods that change one thing each, trained, sampled and scored in the same way
+- tradeoff: fit against control, over the scales of each kind of guidance
+- calibration: which guidance, scheduler and steps a domain needs
+- alignment: what the alignment term does to gradients and features
+- tables: a notebook's numbers as rows with intervals and as tables
+- charts: the figures of all these
+"""

@@ -1,4 +1,17 @@
-"""A small world to learn from: captioned scenes with ground-truth attributes, in four domains."""
+"""A small world to learn from: captioned scenes with ground-truth attributes, in four domains.
+
+This file draws and captions any scene. The others, in reading order:
+
+- canvas: shapes, and renderers that paint or ink them
+- scenery: layouts of the painted scenes
+- painting: the painting domain, and the sketch domain from the same scenes
+- satellite: aerial pictures
+- xray: chest x-rays
+- captions: English captions of a scene
+- wordings: the tables that these are joined from
+- everyday: English that matches no picture of this world
+- attribute_classifier: a network that reads a picture's attributes
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "dasd_utils"
 NAMES = ("api", "check_links", "collect", "report", "repository")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 REMOTE = ("http://", "https://", "attachment:")
@@ -29,7 +31,17 @@ def test_every_module_is_in_the_api_once(book):
     listed = [book["api"].full_name(name) for names in book["api"].GROUPS.values() for name in names]
     assert len(listed) == len(set(listed))
     missing, gone = book["api"].modules() - set(listed), set(listed) - book["api"].modules()
-    assert not missing and not gone, f"GROUPS of book/api.py: add {sorted(missing)}, remove {sorted(gone)}"
+    assert not missing and not gone, f"CORE of book/api.py: add {sorted(missing)}, remove {sorted(gone)}"
+
+
+@pytest.mark.parametrize(
+    "room", [path.parent for path in PACKAGE.rglob("*/__init__.py")], ids=lambda path: path.name
+)
+def test_a_folder_lists_its_files_in_reading_order(book, room):
+    files = {module.name for module in pkgutil.iter_modules([str(room)])}
+    listed = book["api"].listed(room.relative_to(PACKAGE))
+    assert set(listed) <= files and len(listed) == len(set(listed))
+    assert set(listed) == files or room.name in ("papers", "diffusionclip", "pretrain")
 
 
 def test_a_page_of_the_api_documents_its_modules(book):
