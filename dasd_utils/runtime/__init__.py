@@ -10,4 +10,5 @@
 - pretrained: where pretrained weights are: a folder, the hub, or its cache
 - checkpoints: what a run keeps to go on after a stop, and how a run is found
 - tracking: what TensorBoard and other trackers get of a run
+- small_cnn: a small classifier of images, trained in seconds
 """

@@ -4,6 +4,7 @@
 - tradeoff: fit against control, over the scales of each kind of guidance
 - calibration: which guidance, scheduler and steps a domain needs
 - alignment: what the alignment term does to gradients and features
-- tables: a notebook's numbers as rows with intervals and as tables
+- power: how many prompts show a difference
+- tables: result rows as tables, and a notebook's own rows
 - charts: the figures of all these
 """
