@@ -18,6 +18,7 @@ from dasd_utils.profiles import PROFILES
 DEBUG = {"on": False}
 PROCESS = int(os.environ.get("RANK", 0))  # of those that `accelerate launch` started
 CONFIGS = "the config's"  # shown as a default
+METAVARS = {int: "N", int | None: "N", str: "NAME", str | None: "NAME"}  # unless an option names its own
 
 # what the commands are listed under
 START = "Start here"
@@ -27,85 +28,70 @@ STUDY = "Study methods"
 UPKEEP = "Build and look after"
 
 
-def completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Return an `autocompletion` that offers those of the names that begin with what has been typed."""
-    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+def option(
+    kind: Any, text: str, *names: str, complete: Callable[[], Iterable[str]] | None = None, **settings: Any
+) -> Any:
+    """Return the annotation of an option: its type, help, names (else the parameter's) and typer's settings.
+
+    `complete` returns the values that the Tab key offers.
+    """
+    settings.setdefault("metavar", METAVARS.get(kind))
+    if complete:
+        settings["autocompletion"] = lambda incomplete: [n for n in complete() if n.startswith(incomplete)]
+    return Annotated[kind, typer.Option(*names, help=text, **settings)]
 
 
 def run_folders() -> list[str]:
     """Return the run folders below data/runs, newest first."""
-    found = [
-        file for depth in ("*", "*/*", "*/*/*") for file in Path("data/runs").glob(f"{depth}/config.json")
-    ]
-    newest = sorted(found, key=lambda file: file.parent.stat().st_mtime, reverse=True)
-    return [str(file.parent) for file in newest]
+    places = ("*/config.json", "*/*/config.json", "*/*/*/config.json")
+    found = [file.parent for place in places for file in Path("data/runs").glob(place)]
+    return [str(run) for run in sorted(found, key=lambda run: run.stat().st_mtime, reverse=True)]
 
 
-Profile = Annotated[
+Profile = option(
     str,
-    typer.Option(
-        metavar="NAME",
-        autocompletion=completing(lambda: ["auto", *PROFILES]),
-        help="tiny, sd15 or auto: sd15 where a GPU has 8 GB or more, else tiny.",
-    ),
-]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="JSON of the fields that differ from the profile's."),
-]
-Method = Annotated[
+    "tiny, sd15 or auto: sd15 where a GPU has 8 GB or more, else tiny.",
+    complete=lambda: ["auto", *PROFILES],
+)
+ConfigFile = option(
+    Path | None, "JSON of the fields that differ from the profile's.", "--config", metavar="FILE"
+)
+Method = option(
     str | None,
-    typer.Option(
-        metavar="NAME",
-        autocompletion=completing(lambda: [DASD, *known_methods()]),
-        help="How to train: dasd, domainstudio, indomain or diffusionclip.",
-        show_default=CONFIGS,
-    ),
-]
-Seed = Annotated[
-    int | None, typer.Option(metavar="N", help="Seed of everything that is random.", show_default=CONFIGS)
-]
-OutputDir = Annotated[
+    "How to train: dasd, domainstudio, indomain or diffusionclip.",
+    show_default=CONFIGS,
+    complete=lambda: [DASD, *known_methods()],
+)
+Seed = option(int | None, "Seed of everything that is random.", show_default=CONFIGS)
+OutputDir = option(
     Path | None,
-    typer.Option(
-        "--output_dir",
-        metavar="FOLDER",
-        autocompletion=completing(run_folders),
-        help="The run folder.",
-        show_default=CONFIGS,
-    ),
-]
-MaxSteps = Annotated[
-    int | None, typer.Option("--max_steps", metavar="N", help="Optimiser steps in all.", show_default=CONFIGS)
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")]
-Tracking = Annotated[
+    "The run folder.",
+    "--output_dir",
+    metavar="FOLDER",
+    show_default=CONFIGS,
+    complete=run_folders,
+)
+MaxSteps = option(int | None, "Optimiser steps in all.", "--max_steps", show_default=CONFIGS)
+Resume = option(bool, "Go on from the newest complete checkpoint.", "--resume")
+Tracking = option(
     str | None,
-    typer.Option(
-        metavar="NAMES",
-        autocompletion=completing(lambda: ["auto", "none", "tensorboard", "wandb", "mlflow", "trackio"]),
-        help="Where losses, pictures and scores are logged: auto (TensorBoard where it is installed), none, "
-        "or names with commas, as tensorboard,wandb.",
-        show_default=CONFIGS,
-    ),
-]
-Run = Annotated[
-    Path, typer.Argument(metavar="RUN", autocompletion=completing(run_folders), help="A run folder.")
-]
-Checkpoint = Annotated[
+    "Where losses, pictures and scores are logged: auto (TensorBoard where it is installed), none, or names "
+    "with commas, as tensorboard,wandb.",
+    metavar="NAMES",
+    show_default=CONFIGS,
+    complete=lambda: ["auto", "none", "tensorboard", "wandb", "mlflow", "trackio"],
+)
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Checkpoint = option(
     Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        autocompletion=completing(run_folders),
-        help="A run folder or an adapter folder.",
-        show_default="--output_dir",
-    ),
-]
-AutoBatchSize = Annotated[
-    bool, typer.Option("--auto_batch_size", help="As few micro-batches to a step as memory allows.")
-]
-Prompt = Annotated[str, typer.Option(metavar="TEXT", help="What the picture should show.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for a script.")]
+    "A run folder or an adapter folder.",
+    metavar="FOLDER",
+    show_default="--output_dir",
+    complete=run_folders,
+)
+AutoBatchSize = option(bool, "As few micro-batches to a step as memory allows.", "--auto_batch_size")
+Prompt = option(str, "What the picture should show.", metavar="TEXT")
+AsJson = option(bool, "Print the result as JSON, for a script.", "--json")
 
 
 def read_config(profile: str, path: Path | None, method: str | None = None, **changes: Any) -> Config:
@@ -143,12 +129,12 @@ def run_settings(
     settings = read_config(profile, config, output_dir=output_dir, **changes)
     folder = Path(checkpoint or resolve(settings.output_dir))
     stored = folder / "config.json"
-    if not stored.exists():
-        return folder, settings
-    if config is not None:
+    if stored.exists() and config is not None:
         method = Config.load(stored).method
-        return folder, read_config(profile, config, method, output_dir=output_dir, **changes)
-    return folder, read_config(profile, stored, output_dir=output_dir or folder, **changes)
+        settings = read_config(profile, config, method, output_dir=output_dir, **changes)
+    elif stored.exists():
+        settings = read_config(profile, stored, output_dir=output_dir or folder, **changes)
+    return folder, settings
 
 
 def shared(pipeline: Any) -> Any:

@@ -11,29 +11,49 @@ from typing import Annotated, Any
 import typer
 
 from dasd_utils.apps.cli import options
+from dasd_utils.apps.cli.options import option
 from dasd_utils.config import ROOT, Config, DasdError, resolve
 
 EPOCHS = 20  # as `small_cnn.EPOCHS`, whose import would load torch
 
 commands = typer.Typer()
 log = logging.getLogger(__name__)
-Workers = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Processes that share the work and the cores.")
-]
-Seeds = Annotated[str, typer.Option(metavar="N,N,...", help="Training seeds, one run each.")]
-StudyDir = Annotated[
+Workers = option(int, "Processes that share the work and the cores.", min=1)
+Scheduler = option(
+    str | None, "A dask scheduler, tcp://host:8786: its workers do the work.", metavar="ADDRESS"
+)
+Seeds = option(str, "Training seeds, one run each.", metavar="N,N,...")
+StudyDir = option(
     Path | None,
-    typer.Option(
-        "--output_dir",
-        metavar="FOLDER",
-        help="Where runs, samples and the table are.",
-        show_default="that of --config, else data/runs/<command>",
-    ),
+    "Where runs, samples and the table are.",
+    "--output_dir",
+    metavar="FOLDER",
+    show_default="that of --config, else data/runs/<command>",
+)
+Budget = option(int, "Most denoising steps an image.", min=1)
+NumImages = option(int, "Images of each candidate.", "--num_images", min=10)
+Again = option(bool, "Search anew where there is a calibration.", "--again")
+Methods = option(
+    list[str] | None, "Only this method; may be given again.", metavar="METHOD", show_default="DASD's"
+)
+Against = option(str | None, "What all are compared with.", metavar="METHOD", show_default="DASD")
+LadderTable = option(bool, "Write ladder.json at the end.", "--table/--no-table")
+Curves = option(list[str] | None, "Only this curve; may be given again.", metavar="CURVE", show_default="all")
+Target = option(str, "Target domain: toyworld:NAME, a folder or a hub id.", metavar="DATA")
+Labelled = option(
+    int | None, "Labelled images to translate.", "--num_images", min=2, show_default=options.CONFIGS
+)
+Epochs = option(int, "Epochs of the small classifiers.", min=1)
+AdaptTable = option(bool, "Write adaptation.json at the end.", "--table/--no-table")
+Cells = Annotated[
+    Path, typer.Argument(metavar="FILE", help="JSON list of objects: the parameters of each run.")
 ]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(metavar="ADDRESS", help="A dask scheduler, tcp://host:8786: its workers do the work."),
-]
+Notebook = option(
+    str,
+    "The notebook to run for each: how its name begins.",
+    complete=lambda: [path.name[:2] for path in ROOT.glob("notebooks/[0-9]*.ipynb")],
+)
+SweepDir = option(Path, "Where executed notebooks and the table are.", "--output_dir", metavar="FOLDER")
 
 
 def study_config(profile: str, config: Path | None, output_dir: Path | None, command: str) -> Config:
@@ -82,11 +102,9 @@ def calibrate(
     profile: options.Profile = "auto",
     config: options.ConfigFile = None,
     output_dir: options.OutputDir = None,
-    budget: Annotated[int, typer.Option(min=1, metavar="N", help="Most denoising steps an image.")] = 30,
-    num_images: Annotated[
-        int, typer.Option("--num_images", min=10, metavar="N", help="Images of each candidate.")
-    ] = 64,
-    again: Annotated[bool, typer.Option("--again", help="Search anew where there is a calibration.")] = False,
+    budget: Budget = 30,
+    num_images: NumImages = 64,
+    again: Again = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Search each domain's guidance, scheduler and steps; write calibration.json."""
@@ -108,16 +126,11 @@ def ladder(
     config: options.ConfigFile = None,
     output_dir: StudyDir = None,
     seeds: Seeds = "0,1,2",
-    only: Annotated[
-        list[str] | None,
-        typer.Option(metavar="METHOD", help="Only this method; may be given again.", show_default="DASD's"),
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option(metavar="METHOD", help="What all are compared with.", show_default="DASD")
-    ] = None,
+    only: Methods = None,
+    against: Against = None,
     workers: Workers = 1,
     scheduler: Scheduler = None,
-    table: Annotated[bool, typer.Option("--table/--no-table", help="Write ladder.json at the end.")] = True,
+    table: LadderTable = True,
     as_json: options.AsJson = False,
 ) -> None:
     """Compare methods: train, sample and score what is missing; write ladder.json."""
@@ -177,10 +190,7 @@ def front(
     config: options.ConfigFile = None,
     output_dir: StudyDir = None,
     seeds: Seeds = "0,1,2",
-    only: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CURVE", help="Only this curve; may be given again.", show_default="all"),
-    ] = None,
+    only: Curves = None,
     workers: Workers = 1,
     scheduler: Scheduler = None,
     as_json: options.AsJson = False,
@@ -214,31 +224,16 @@ def front(
 
 @commands.command(rich_help_panel=options.STUDY)
 def adapt(
-    target: Annotated[
-        str, typer.Option(metavar="DATA", help="Target domain: toyworld:NAME, a folder or a hub id.")
-    ],
+    target: Target,
     profile: options.Profile = "auto",
     config: options.ConfigFile = None,
     output_dir: StudyDir = None,
     seeds: Seeds = "0,1,2",
-    num_images: Annotated[
-        int | None,
-        typer.Option(
-            "--num_images",
-            min=2,
-            metavar="N",
-            help="Labelled images to translate.",
-            show_default=options.CONFIGS,
-        ),
-    ] = None,
-    epochs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Epochs of the small classifiers.")
-    ] = EPOCHS,
+    num_images: Labelled = None,
+    epochs: Epochs = EPOCHS,
     workers: Workers = 1,
     scheduler: Scheduler = None,
-    table: Annotated[
-        bool, typer.Option("--table/--no-table", help="Write adaptation.json at the end.")
-    ] = True,
+    table: AdaptTable = True,
     as_json: options.AsJson = False,
 ) -> None:
     """Translate a labelled domain by words; test classifiers that learned from it."""
@@ -278,23 +273,9 @@ def adapt_words(study: Any, seeds: list[int]) -> list[list[str]]:
 
 @commands.command(rich_help_panel=options.STUDY)
 def sweep(
-    parameters: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSON list of objects: the parameters of each run.")
-    ],
-    notebook: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            autocompletion=options.completing(
-                lambda: [p.name[:2] for p in ROOT.glob("notebooks/[0-9]*.ipynb")]
-            ),
-            help="The notebook to run for each: how its name begins.",
-        ),
-    ],
-    output_dir: Annotated[
-        Path,
-        typer.Option("--output_dir", metavar="FOLDER", help="Where executed notebooks and the table are."),
-    ] = Path("data/runs/sweep"),
+    parameters: Cells,
+    notebook: Notebook,
+    output_dir: SweepDir = Path("data/runs/sweep"),
     workers: Workers = 1,
     scheduler: Scheduler = None,
     as_json: options.AsJson = False,

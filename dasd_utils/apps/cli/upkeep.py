@@ -10,10 +10,31 @@ from typing import Annotated, Any
 import typer
 
 from dasd_utils.apps.cli import options
+from dasd_utils.apps.cli.options import option
 from dasd_utils.config import Config, DasdError, resolve
 
 commands = typer.Typer()
-Only = Annotated[str | None, typer.Option(metavar="NAMES", help="Comma-separated beginnings of names: 03,04")]
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # -p NAME VALUE
+CourseDir = option(Path, "Of executed copies, runs, figures and results.", "--output_dir", metavar="FOLDER")
+Only = option(str | None, "Comma-separated beginnings of names: 03,04", metavar="NAMES")
+Stale = option(bool, "Only those that `dasd fresh` lists.", "--stale")
+Update = option(bool, "Make the copies the tracked notebooks, with their stamp.", "--update")
+Notebooks = Annotated[
+    list[Path] | None, typer.Argument(help="Notebooks to look at.", show_default="all of them")
+]
+Check = option(bool, "Write nothing; status 1 if one is old.", "--check")
+Steps = option(int, "First steps to do again.", min=1)
+Stage = option(
+    list[str] | None,
+    "Only this stage; may be given again.",
+    metavar="NAME",
+    show_default="all that is missing",
+)
+BaseDir = option(str, "Where the base is, or will be.", "--output_dir", metavar="FOLDER")
+PretrainSeed = option(int, "Seed of everything that is random.")
+Threads = option(int | None, "CPU threads of this process.", min=1, show_default="PyTorch's")
+Evaluate = option(bool, "Measure the finished base instead.", "--evaluate")
+NumImages = option(int, "Samples of each domain to measure.", "--num_images", min=2)
 
 
 @commands.command(
@@ -23,44 +44,37 @@ Only = Annotated[str | None, typer.Option(metavar="NAMES", help="Comma-separated
 def notebooks(
     context: typer.Context,
     profile: options.Profile = "auto",
-    output_dir: Annotated[
-        Path,
-        typer.Option("--output_dir", metavar="FOLDER", help="Of executed copies, runs, figures and results."),
-    ] = Path("data/runs/course"),
+    output_dir: CourseDir = Path("data/runs/course"),
     only: Only = None,
     seed: options.Seed = None,
-    stale: Annotated[bool, typer.Option("--stale", help="Only those that `dasd fresh` lists.")] = False,
-    update: Annotated[
-        bool, typer.Option("--update", help="Make the copies the tracked notebooks, with their stamp.")
-    ] = False,
+    stale: Stale = False,
+    update: Update = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Run the notebooks in order through papermill; `-p NAME VALUE` sets a parameter."""
     lessons = load_notebooks_module()
     values = {"profile": options.read_config(profile, None).profile, **read_parameters(context.args)}
     values |= {"seed": seed} if seed is not None else {}
-    paths = [path for path in lessons.find_notebooks(names(only)) if not stale or lessons.stale(path)]
+    paths = [
+        path
+        for path in lessons.find_notebooks(only.split(",") if only else None)
+        if not stale or lessons.stale(path)
+    ]
     if update:
         lessons.check_defaults(paths, values)
     done: list[Any] = []
+
+    def report(one: Any) -> None:
+        typer.echo(f"{one.name}: {one.seconds:.0f} s", err=True)
+
     if paths:  # else none is stale
         values |= {"output_dir": lessons.parameter_path(output_dir.resolve())}
-        done = lessons.run_notebook(paths, output_dir, values, report=echo_time, to_store=update)
+        done = lessons.run_notebook(paths, output_dir, values, report=report, to_store=update)
     if update and done:
         lessons.store_outputs(done)
     rows = [{"notebook": one.name, "path": str(one.path), "seconds": round(one.seconds, 1)} for one in done]
     total = sum(one.seconds for one in done)
     options.show(rows, as_json, f"{len(done)} notebooks in {total:.0f} s: {Path(output_dir).resolve()}")
-
-
-def echo_time(done: Any) -> None:
-    """Print on standard error how long a notebook took."""
-    typer.echo(f"{done.name}: {done.seconds:.0f} s", err=True)
-
-
-def names(only: str | None) -> list[str] | None:
-    """Return the beginnings of names that --only lists, None for all."""
-    return only.split(",") if only else None
 
 
 def load_notebooks_module() -> Any:
@@ -90,19 +104,13 @@ def read_parameters(words: list[str]) -> dict[str, Any]:
 
 
 @commands.command(rich_help_panel=options.UPKEEP)
-def fresh(
-    files: Annotated[
-        list[Path] | None, typer.Argument(help="Notebooks to look at.", show_default="all of them")
-    ] = None,
-    only: Only = None,
-    as_json: options.AsJson = False,
-) -> None:
+def fresh(files: Notebooks = None, only: Only = None, as_json: options.AsJson = False) -> None:
     """List the notebooks whose stored outputs were not made, or not completely, by the present code.
 
     Exit status 1 if there are any: `dasd notebooks --stale --update` renews them.
     """
     lessons = load_notebooks_module()
-    paths = files or lessons.find_notebooks(names(only))
+    paths = files or lessons.find_notebooks(only.split(",") if only else None)
     for path in paths:
         if not path.is_file():
             raise DasdError(f"There is no notebook {path}.")
@@ -116,10 +124,7 @@ def fresh(
 
 
 @commands.command(rich_help_panel=options.UPKEEP)
-def badges(
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; status 1 if one is old.")] = False,
-    as_json: options.AsJson = False,
-) -> None:
+def badges(check: Check = False, as_json: options.AsJson = False) -> None:
     """Write Colab badges and setup cells of the notebooks, from address and version in pyproject.toml."""
     lessons = load_notebooks_module()
     paths = lessons.find_notebooks()
@@ -148,11 +153,7 @@ def encode(
 
 
 @commands.command(rich_help_panel=options.UPKEEP)
-def verify(
-    run: options.Run,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="First steps to do again.")] = 3,
-    as_json: options.AsJson = False,
-) -> None:
+def verify(run: options.Run, steps: Steps = 3, as_json: options.AsJson = False) -> None:
     """Check a run: its files by their hashes, its first steps by doing them again."""
     from dasd_utils.apps import verify
 
@@ -184,24 +185,12 @@ def show_cache(config: Config, found: tuple[int, int], verb: str, as_json: bool)
 
 @commands.command(rich_help_panel=options.UPKEEP)
 def pretrain(
-    stage: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="Only this stage; may be given again.", show_default="all that is missing"
-        ),
-    ] = None,
-    output_dir: Annotated[
-        str, typer.Option("--output_dir", metavar="FOLDER", help="Where the base is, or will be.")
-    ] = "data/tiny-sd",
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of everything that is random.")] = 0,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="CPU threads of this process.", show_default="PyTorch's"),
-    ] = None,
-    evaluate: Annotated[bool, typer.Option("--evaluate", help="Measure the finished base instead.")] = False,
-    num_images: Annotated[
-        int, typer.Option("--num_images", min=2, metavar="N", help="Samples of each domain to measure.")
-    ] = 500,
+    stage: Stage = None,
+    output_dir: BaseDir = "data/tiny-sd",
+    seed: PretrainSeed = 0,
+    threads: Threads = None,
+    evaluate: Evaluate = False,
+    num_images: NumImages = 500,
     as_json: options.AsJson = False,
 ) -> None:
     """Build the embedded base model from the toy world, in hours; or measure it."""

@@ -10,39 +10,62 @@ from typing import Annotated, Any
 import typer
 
 from dasd_utils.apps.cli import options
+from dasd_utils.apps.cli.options import option
 from dasd_utils.config import GUIDANCE, Config, resolve
 from dasd_utils.profiles import PROFILES
 
 commands = typer.Typer()
 DOMAINS = dict.fromkeys(domain["name"] for profile in PROFILES.values() for domain in profile["domains"])
+Domain = option(
+    str | None,
+    "The domain to draw in, such as satellite or xray.",
+    show_default="that of the prompt's token, else the base model",
+    complete=lambda: DOMAINS,
+)
+Guidance = option(
+    str | None,
+    "cfg, domain, decoupled or unconditional.",
+    metavar="RULE",
+    show_default="as calibrated",
+    complete=lambda: GUIDANCE,
+)
+NumImages = option(int, "How many images.", "--num_images", min=1)
+AutoDomain = option(bool, "Let the classifier find the domain, or none.", "--auto-domain")
+Pictures = Annotated[
+    list[Path], typer.Argument(metavar="PICTURE...", help="Image files, or folders of them.")
+]
+Strength = option(
+    float | None,
+    "How far: 0 is the picture itself, 1 as learned.",
+    metavar="X",
+    show_default="as the run chooses",
+)
+Animation = option(
+    Path | None, "What to write: .webp, .gif or .png.", metavar="FILE", show_default="<run>/samples.webp"
+)
+Label = option(str | None, "What stands above.", metavar="TEXT", show_default="the run's profile")
+Width = option(int, "Pixels.", min=64)
+Port = option(int | None, "Of the page's address.", min=1, max=65535, show_default="8866 or a free one")
+Browser = option(bool, "Open the page, where there is a browser.")
+Adapter = Annotated[Path, typer.Argument(help="A run folder or an adapter folder.")]
+ExportDir = Annotated[Path, typer.Argument(help="A folder that is new, empty, or of an earlier export.")]
+Format = option(
+    str,
+    "diffusers: LoRA and tokens; a1111, comfyui: for these programs; pipeline: the whole model.",
+    "--format",
+)
+Name = option(str | None, "Of the LoRA, and before the embeddings' words.", show_default="the run's")
+Samples = option(bool, "Draw a picture for the model card.")
 
 
 @commands.command(rich_help_panel=options.RUNS)
 def generate(
     prompt: options.Prompt,
     checkpoint: options.Checkpoint = None,
-    domain: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            autocompletion=options.completing(lambda: DOMAINS),
-            help="The domain to draw in, such as satellite or xray.",
-            show_default="that of the prompt's token, else the base model",
-        ),
-    ] = None,
-    num_images: Annotated[int, typer.Option("--num_images", min=1, metavar="N", help="How many images.")] = 1,
-    auto_domain: Annotated[
-        bool, typer.Option("--auto-domain", help="Let the classifier find the domain, or none.")
-    ] = False,
-    guidance: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RULE",
-            autocompletion=options.completing(lambda: GUIDANCE),
-            help="cfg, domain, decoupled or unconditional.",
-            show_default="as calibrated",
-        ),
-    ] = None,
+    domain: Domain = None,
+    num_images: NumImages = 1,
+    auto_domain: AutoDomain = False,
+    guidance: Guidance = None,
     profile: options.Profile = "auto",
     config: options.ConfigFile = None,
     seed: options.Seed = None,
@@ -76,18 +99,9 @@ def save_images(images: list[Any], folder: Path, names: list[str]) -> list[str]:
 
 @commands.command(rich_help_panel=options.RUNS)
 def translate(
-    pictures: Annotated[
-        list[Path], typer.Argument(metavar="PICTURE...", help="Image files, or folders of them.")
-    ],
+    pictures: Pictures,
     checkpoint: options.Checkpoint = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help="How far: 0 is the picture itself, 1 as learned.",
-            show_default="as the run chooses",
-        ),
-    ] = None,
+    strength: Strength = None,
     profile: options.Profile = "auto",
     config: options.ConfigFile = None,
     output_dir: options.OutputDir = None,
@@ -122,16 +136,9 @@ def classify(
 @commands.command(rich_help_panel=options.RUNS)
 def animate(
     run: options.Run,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="What to write: .webp, .gif or .png.", show_default="<run>/samples.webp"
-        ),
-    ] = None,
-    label: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What stands above.", show_default="the run's profile")
-    ] = None,
-    width: Annotated[int, typer.Option(min=64, metavar="N", help="Pixels.")] = 640,
+    output: Animation = None,
+    label: Label = None,
+    width: Width = 640,
     as_json: options.AsJson = False,
 ) -> None:
     """Make a moving picture of a run's sample grids (sample_every in the config)."""
@@ -151,13 +158,8 @@ def playground(
     checkpoint: options.Checkpoint = None,
     profile: options.Profile = "auto",
     config: options.ConfigFile = None,
-    port: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=65535, metavar="N", help="Of the page's address.", show_default="8866 or a free one"
-        ),
-    ] = None,
-    browser: Annotated[bool, typer.Option(help="Open the page, where there is a browser.")] = True,
+    port: Port = None,
+    browser: Browser = True,
 ) -> None:
     """Serve the playground at an address of this machine: prompts, domains, guidance, images."""
     from dasd_utils.apps.playground import server
@@ -187,28 +189,11 @@ def find_run(checkpoint: Path | None, profile: str, config: Path | None) -> tupl
 
 @commands.command(rich_help_panel=options.SHARE)
 def export(
-    run: Annotated[
-        Path,
-        typer.Argument(
-            autocompletion=options.completing(options.run_folders), help="A run folder or an adapter folder."
-        ),
-    ],
-    out: Annotated[Path, typer.Argument(help="A folder that is new, empty, or of an earlier export.")],
-    kind: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            metavar="NAME",
-            help="diffusers: LoRA and tokens; a1111, comfyui: for these programs; pipeline: the whole model.",
-        ),
-    ] = "diffusers",
-    name: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Of the LoRA, and before the embeddings' words.", show_default="the run's"
-        ),
-    ] = None,
-    samples: Annotated[bool, typer.Option(help="Draw a picture for the model card.")] = True,
+    run: Adapter,
+    out: ExportDir,
+    kind: Format = "diffusers",
+    name: Name = None,
+    samples: Samples = True,
     profile: options.Profile = "auto",
     config: options.ConfigFile = None,
     as_json: options.AsJson = False,
