@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import os
 import platform
 import shutil
+import textwrap
 import threading
 import time
 import tomllib
@@ -17,6 +19,7 @@ from dasd_utils import profiles
 from dasd_utils.config import ROOT, Config, DomainConfig, is_pinned, resolve
 
 OK, NOTE, MISSING = "ok", "note", "missing"  # note: worth knowing, and nothing that stops the tiny profile
+MARKS = {OK: "  ", NOTE: "~ ", MISSING: "! "}
 PATIENCE = 3.0  # seconds that the hub has to answer, the look-up of its address included
 LITTLE_MEMORY, LITTLE_DISK = 2e9, 2e9  # bytes: what the tiny course needs, rounded up
 TOOLS = {
@@ -53,6 +56,18 @@ def examine(patience: float = PATIENCE) -> list[Row]:
 def can_run(rows: list[Row]) -> bool:
     """Return whether the tiny profile can run here."""
     return all(row.state != MISSING for row in rows)
+
+
+def report(rows: list[Row], width: int = 79) -> list[str]:
+    """Return the lines that a person reads: `!` marks what is missing, `~` what is worth knowing."""
+    lines, left = [], 2 + max(len(row.what) for row in rows) + 2
+    for part, found in itertools.groupby(rows, lambda row: row.part):
+        lines += ["", part] if lines else [part]
+        for row in found:
+            start = MARKS[row.state] + row.what.ljust(left - 2)
+            wrapped = textwrap.wrap(row.found, width - left, break_long_words=False) or [""]
+            lines += [start + wrapped[0], *(" " * left + more for more in wrapped[1:])]
+    return lines
 
 
 # packages

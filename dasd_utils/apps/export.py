@@ -151,12 +151,8 @@ def _write(adapter: Path, out: Path, kind: str, config: Config, name: str) -> di
         _write_pipeline(adapter, out, config, summary)
     else:
         shutil.copytree(adapter, out, dirs_exist_ok=True)
-        _write_json(out / adapters.SUMMARY_FILE, summary | {"base": public_base(config)})
+        files.write_json(out / adapters.SUMMARY_FILE, summary | {"base": public_base(config)}, "The export")
     return {token: token for token in summary["tokens"]}
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
 
 
 def _write_for_program(adapter: Path, out: Path, kind: str, config: Config, name: str) -> dict[str, str]:
@@ -230,7 +226,7 @@ def _write_pipeline(adapter: Path, out: Path, config: Config, summary: dict[str,
     for token, file in summary["tokens"].items():
         pipeline.load_textual_inversion(adapter / file, token=token)
     pipeline.save_pretrained(out)
-    for path in out.rglob("*.json"):
+    for path in list(out.rglob("*.json")):
         _remove_paths(path)
 
 
@@ -239,4 +235,4 @@ def _remove_paths(path: Path) -> None:
     values = json.loads(path.read_text(encoding="utf8"))
     if isinstance(values, dict) and values.keys() & {"_name_or_path", "name_or_path"}:
         kept = {name: value for name, value in values.items() if not name.endswith("name_or_path")}
-        _write_json(path, kept)
+        files.write_json(path, kept, "The export")

@@ -23,11 +23,6 @@ LICENCES = {
     "mit": "MIT, as the base model's.",
     "other": "The base model's licence holds for it too: look it up, and name it in this card.",
 }
-TRAINING = (
-    "max_train_steps", "target_batch_size", "source_batch_size", "gradient_accumulation_steps",
-    "learning_rate", "token_learning_rate", "min_snr_gamma", "caption_dropout",
-)  # fmt: skip
-ALIGNMENT = ("lambda_align", "kernel", "layer")
 
 
 @dataclass(frozen=True)
@@ -67,8 +62,10 @@ def card(
         prompt=" ".join([*first_word, "a small village near a river"]),
         samples=SAMPLES,
         prompts=prompts,
-        data=[(domain, _place(domain)) for domain in (config.source, *config.domains)],
-        settings=_settings(config, summary),
+        domains=(config.source, *config.domains),
+        place=_place,
+        lora=summary["lora"],
+        trained_unet=bool(summary.get("unet")),
         rows=rows,
         results=evaluation.table(rows) if rows else "",
         counts=sorted({min(row["n"] for row in rows), max(row["n"] for row in rows)}) if rows else [],
@@ -130,14 +127,3 @@ def _link(base: str, revision: str | None) -> str:
 def _place(domain: DomainConfig) -> str:
     folder = resolve(domain.data)
     return f"{folder.name} (a folder)" if folder.is_dir() else domain.data
-
-
-def _settings(config: Config, summary: dict[str, Any]) -> dict[str, Any]:
-    lora = summary["lora"]
-    text = "none: the UNet was trained in full" if summary.get("unet") else "none"
-    if lora:
-        text = f"rank {lora['rank']}, alpha {lora['alpha']:g}, convolutions: {lora['convolutions']}"
-    rows = {"LoRA": text, "method": config.method, "seed": config.seed}
-    rows |= {"resolution": f"{config.model.resolution} px"}
-    rows |= {name: getattr(config.training, name) for name in TRAINING}
-    return rows | {name: getattr(config.alignment, name) for name in ALIGNMENT}

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 from dasd_utils import profiles
 from dasd_utils.apps import doctor
 from dasd_utils.apps.cli import main as cli
-from dasd_utils.apps.cli import start as cli_start
 from dasd_utils.config import Config
 
 PROJECT = """
@@ -137,7 +136,7 @@ def test_the_command_ends_with_1_where_something_is_missing(monkeypatch):
 
 def test_the_report_fits_a_terminal():
     rows = [doctor.Row("packages", "numpy", "word " * 40), doctor.Row("devices", "CPU", "2 cores", "note")]
-    lines = cli_start.report(rows)
+    lines = doctor.report(rows)
     assert max(map(len, lines)) <= 79 and lines[0] == "packages" and "devices" in lines
     assert any(line.startswith("~ CPU") for line in lines)
 

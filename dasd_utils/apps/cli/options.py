@@ -108,6 +108,11 @@ def show(result: Any, as_json: bool, text: str) -> None:
         typer.echo(json.dumps(result, indent=2, default=str) if as_json else text)
 
 
+def show_rows(path: Path, rows: list[dict[str, Any]], as_json: bool, *tables: str) -> None:
+    """Print the file that rows were written to, with the rows as JSON or the tables as text."""
+    show({"results": str(path), "rows": rows}, as_json, "\n\n".join([*tables, str(path)]))
+
+
 def open_pipeline(
     checkpoint: Path | None, profile: str, config: Path | None, output_dir: Path | None, **changes: Any
 ) -> Any:

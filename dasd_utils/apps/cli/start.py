@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from dasd_utils.apps.cli import options
-
-if TYPE_CHECKING:
-    from dasd_utils.apps.doctor import Row
+from dasd_utils.apps.cli.options import option
 
 commands = typer.Typer()
-MARKS = {"ok": "  ", "note": "~ ", "missing": "! "}
+DomainName = Annotated[str, typer.Argument(help="Of the domain: letters, digits, '-' or '_'.")]
+Images = Annotated[Path, typer.Argument(help="Its images; nothing is written there.")]
+Captions = option(
+    str,
+    "auto; metadata, sidecars, labels or names; a captioning model's hub id or folder; "
+    '"one sentence"; or "a sketch of a {label}".',
+    metavar="FROM",
+)
+ConfigPath = option(Path | None, "The config file.", metavar="FILE", show_default="NAME.json")
+Force = option(bool, "Replace what is there.", "--force")
 
 
 @commands.command(rich_help_panel=options.START)
@@ -29,40 +34,20 @@ def doctor(as_json: options.AsJson = False) -> None:
 
     rows = doctor.examine()
     fine = doctor.can_run(rows)
-    lines = [*report(rows), "", "The tiny profile can run here." if fine else "What is marked ! is missing."]
+    verdict = "The tiny profile can run here." if fine else "What is marked ! is missing."
+    lines = [*doctor.report(rows), "", verdict]
     options.show({"ok": fine, "rows": [dataclasses.asdict(row) for row in rows]}, as_json, "\n".join(lines))
     if not fine:
         raise typer.Exit(1)
 
 
-def report(rows: list[Row], width: int = 79) -> list[str]:
-    """Return the lines that a person reads: `!` marks what is missing, `~` what is worth knowing."""
-    lines, left = [], 2 + max(len(row.what) for row in rows) + 2
-    for part, found in itertools.groupby(rows, lambda row: row.part):
-        lines += ["", part] if lines else [part]
-        for row in found:
-            start = MARKS[row.state] + row.what.ljust(left - 2)
-            wrapped = textwrap.wrap(row.found, width - left, break_long_words=False) or [""]
-            lines += [start + wrapped[0], *(" " * left + more for more in wrapped[1:])]
-    return lines
-
-
 @commands.command(name="new-domain", rich_help_panel=options.START)
 def new_domain(
-    name: Annotated[str, typer.Argument(help="Of the domain: letters, digits, '-' or '_'.")],
-    folder: Annotated[Path, typer.Argument(help="Its images; nothing is written there.")],
-    captions: Annotated[
-        str,
-        typer.Option(
-            metavar="FROM",
-            help="auto; metadata, sidecars, labels or names; a captioning model's hub id or folder; "
-            '"one sentence"; or "a sketch of a {label}".',
-        ),
-    ] = "auto",
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The config file.", show_default="NAME.json")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    name: DomainName,
+    folder: Images,
+    captions: Captions = "auto",
+    out: ConfigPath = None,
+    force: Force = False,
     profile: options.Profile = "auto",
     as_json: options.AsJson = False,
 ) -> None:

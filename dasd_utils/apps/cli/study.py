@@ -91,11 +91,6 @@ def show_progress(busy: list[Any], as_json: bool, what: str) -> None:
     options.show(busy, as_json, text)
 
 
-def show_table(path: Path, rows: list[dict[str, Any]], as_json: bool, *tables: str) -> None:
-    """Print where the rows of a study were written, and its tables or the rows."""
-    options.show({"results": str(path), "rows": rows}, as_json, "\n\n".join([*tables, str(path)]))
-
-
 @commands.command(rich_help_panel=options.STUDY)
 def calibrate(
     checkpoint: options.Checkpoint = None,
@@ -141,16 +136,9 @@ def ladder(
     methods = find_methods(only)
     numbers = read_seeds(seeds)
     if against and find_methods([against])[0] not in methods:
-        raise DasdError(
-            f"--against is {against!r}, which is not among the compared methods: add it by --only."
-        )
+        raise DasdError(f"--against is {against!r}, none of the compared methods: add it by --only.")
     scoring = ladder.Scoring(settings)
-    busy = run_missing(
-        lambda: ladder.run_ladder(scoring, numbers, methods),
-        lambda: ladder_words(settings, numbers, methods),
-        workers,
-        scheduler,
-    )
+    busy = run_methods(scoring, numbers, methods, workers, scheduler)
     if busy or not table:
         show_progress(busy, as_json, "methods")
         return
@@ -159,7 +147,7 @@ def ladder(
     evaluation.save_results(path, settings, rows)
     searched = ladder.searches(settings, numbers, methods)
     evaluation.save_results(path.with_name(calibration.SEARCH), settings, searched)
-    show_table(path, rows, as_json, tables.ladder_table(rows))
+    options.show_rows(path, rows, as_json, tables.ladder_table(rows))
 
 
 def find_methods(names: list[str] | None) -> list[Any]:
@@ -167,6 +155,20 @@ def find_methods(names: list[str] | None) -> list[Any]:
     from dasd_utils.study import ladder, tradeoff
 
     return ladder.find_methods(names, (*ladder.METHODS, *ladder.PAPER_METHODS, *tradeoff.points()))
+
+
+def run_methods(
+    scoring: Any, seeds: list[int], methods: list[Any], workers: int, scheduler: str | None
+) -> list[Any]:
+    """Do what is missing of these methods; return the (name, seed) that other processes do."""
+    from dasd_utils.study import ladder
+
+    return run_missing(
+        lambda: ladder.run_ladder(scoring, seeds, methods),
+        lambda: ladder_words(scoring.config, seeds, methods),
+        workers,
+        scheduler,
+    )
 
 
 def ladder_words(config: Config, seeds: list[int], methods: list[Any]) -> list[list[str]]:
@@ -204,13 +206,7 @@ def front(
     settings = study_config(profile, config, output_dir, "front")
     scoring = ladder.Scoring(settings)
     tradeoff.check_curves(settings, curves)
-    points = tradeoff.points(curves)
-    busy = run_missing(
-        lambda: ladder.run_ladder(scoring, numbers, points),
-        lambda: ladder_words(settings, numbers, points),
-        workers,
-        scheduler,
-    )
+    busy = run_methods(scoring, numbers, tradeoff.points(curves), workers, scheduler)
     if busy:
         show_progress(busy, as_json, "points")
         return
@@ -219,7 +215,7 @@ def front(
     if len(numbers) < 2:
         log.info("One seed: what a curve gains at equal fit takes two or more.")
     scores = [row for row in rows if "against" not in row]
-    show_table(path, rows, as_json, tables.ladder_table(scores))
+    options.show_rows(path, rows, as_json, tables.ladder_table(scores))
 
 
 @commands.command(rich_help_panel=options.STUDY)
@@ -257,7 +253,8 @@ def adapt(
     path = resolve(settings.output_dir) / "adaptation.json"
     evaluation.save_results(path, settings.to_dict() | {"study": wanted}, rows)
     looks = tables.ladder_table([row for row in rows if row["metric"] in figures.METRICS])
-    show_table(path, rows, as_json, *([adaptation.summary(rows)] if study.source.label_column else []), looks)
+    texts = [adaptation.summary(rows), looks] if study.source.label_column else [looks]
+    options.show_rows(path, rows, as_json, *texts)
 
 
 def adapt_words(study: Any, seeds: list[int]) -> list[list[str]]:
@@ -292,6 +289,4 @@ def sweep(
     rows = sweeps.rows(cells)
     file = resolve(output_dir) / f"{cells[0].notebook}.json"
     path = evaluation.save_results(file, {"sweep": str(parameters)}, rows)
-    options.show(
-        {"results": str(path), "rows": rows}, as_json, f"{len(cells)} cells, {len(rows)} rows: {path}"
-    )
+    options.show_rows(path, rows, as_json, f"{len(cells)} cells, {len(rows)} rows")

@@ -210,9 +210,9 @@ def pretrain(
     from dasd_utils.pretrain.evaluate import measure_base
 
     path, rows = measure_base(output_dir, seed, num_images)
-    lines = [f"{row['metric']:26} {row['domain']:18} {_interval(row)}" for row in rows]
-    options.show({"results": str(path), "rows": rows}, as_json, "\n".join([*lines, str(path)]))
+    options.show_rows(path, rows, as_json, "\n".join(map(_line, rows)))
 
 
-def _interval(row: dict[str, Any]) -> str:
-    return f"{row['value']:8.3f} [{row['low']:.3f}, {row['high']:.3f}] n = {row['n']}"
+def _line(row: dict[str, Any]) -> str:
+    interval = f"{row['value']:8.3f} [{row['low']:.3f}, {row['high']:.3f}] n = {row['n']}"
+    return f"{row['metric']:26} {row['domain']:18} {interval}"
