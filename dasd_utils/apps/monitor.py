@@ -66,7 +66,7 @@ class Monitor:
             return
         self.stop.set()
         self.button.disabled = True
-        self.said.value = _note("Stopping after this step …")
+        self.said.value = note("Stopping after this step …")
 
     def on_step(self, row: training.HistoryRow) -> None:
         """Take a history row; draw what is due, so seldom that the run loses next to nothing."""
@@ -75,7 +75,7 @@ class Monitor:
         self._first = self._first or (row["step"], now)
         if now >= self._line_due or row["step"] == self.bar.max:
             self._line_due = now + LINE
-            self.bar.value, self.numbers.value = row["step"], _note(self._line(row, now))
+            self.bar.value, self.numbers.value = row["step"], note(self._line(row, now))
         if now >= self._curves_due and len(self.rows) > 1:
             self.draw_curves()
             cost = time.monotonic() - now
@@ -112,7 +112,7 @@ class Monitor:
         _show(self.draw_curves)
         self.bar.bar_style = "danger" if error else "success"
         self.button.disabled, self.button.layout.display = True, "none"
-        self.said.value = _note(text, RED if error else "inherit")
+        self.said.value = note(text, RED if error else "inherit")
 
 
 class Running:
@@ -246,6 +246,6 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _note(text: str, colour: str = "inherit") -> str:
+def note(text: str, colour: str = "inherit") -> str:
     """Return a line of plain text as HTML that a screen reader speaks when it changes."""
     return f'<div role="status" style="line-height:1.4;color:{colour}">{html.escape(text)}</div>'

@@ -14,12 +14,12 @@ from typing import Any
 import ipywidgets as widgets
 
 from dasd_utils import sampling
+from dasd_utils.apps.monitor import RED, note
 from dasd_utils.apps.playground import drawings, fields
 from dasd_utils.apps.playground.drawings import AUTO, Drawing, Loaded
 from dasd_utils.apps.playground.server import SETTINGS
 from dasd_utils.config import Config, DasdError
 from dasd_utils.runtime import checkpoints
-from dasd_utils.runtime.bars import RED, note
 
 KEPT = 24  # drawings in the history
 SEEDS = 10_000  # from which another is drawn: short enough to be told
