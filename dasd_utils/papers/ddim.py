@@ -1,4 +1,4 @@
-"""DDIM between any two times (arXiv 2010.02502, eta 0): to the noise or back from it."""
+"""DDIM with eta 0 between any two times (arXiv 2010.02502): to the noise or back from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dasd_utils.guidance import Prediction
 
 
 def ddim_times(last: int, steps: int) -> list[int]:
-    """Return the times from a clean image, -1, in so many steps to the last one: [-1, ..., last - 1]."""
+    """Return [-1, ..., last - 1]: the times of so many steps from a clean image, -1, to time `last`."""
     return [round(last * step / steps) - 1 for step in range(steps + 1)]
 
 
@@ -22,14 +22,14 @@ def alpha_at(alphas_cumprod: Tensor, time: int) -> Tensor:
 
 
 def ddim_step(x: Tensor, eps: Tensor, now: int, after: int, alphas_cumprod: Tensor) -> Tensor:
-    """Return x at the time `after`: the image and the noise that eps says, mixed anew; (B, C, h, w)."""
+    """Return x (B, C, h, w) at the time `after`: predicted_x0 and eps mixed by that time's share."""
     a, b = (alpha_at(alphas_cumprod, time).to(x.device) for time in (now, after))
-    clean = (x - (1 - a).sqrt() * eps) / a.sqrt()
-    return b.sqrt() * clean + (1 - b).sqrt() * eps
+    predicted_x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
+    return b.sqrt() * predicted_x0 + (1 - b).sqrt() * eps
 
 
 def follow(predict: Prediction, x: Tensor, times: Sequence[int], alphas_cumprod: Tensor) -> Tensor:
-    """Return x (B, C, h, w) taken through these times, one after the other, in either direction."""
+    """Return x (B, C, h, w) after steps through these times, in either direction."""
     for now, after in itertools.pairwise(times):
         eps = predict(x, torch.tensor(max(now, 0), device=x.device)).float()
         x = ddim_step(x, eps, now, after, alphas_cumprod)

@@ -1,14 +1,14 @@
-"""DomainStudio (arXiv 2306.14153): keep the distances between samples, restore the detail.
+"""DomainStudio (arXiv 2306.14153): keep the distances between samples, restore their detail.
 
-Two networks see one x_t: the adapted one and the frozen source, here the same UNet with its adapter off. Each
-foretells a clean sample x0~ = (x_t - sqrt(1 - a_t) eps) / sqrt(a_t), and
+Two networks see the same x_t: the adapted one and the frozen source, here the same UNet without its adapter.
+Each predicts x0 = (x_t - sqrt(1 - a_t) eps) / sqrt(a_t), and
 L = L_noise + prior_loss_weight L_prior + image_weight L_img + detail_weight L_hf + detail_mse_weight L_hfmse.
-L_img is the KL divergence of the two networks' softmax of cosines between samples, L_hf the same of their
-high frequencies, L_hfmse the squared distance of these from those of the sample itself.
+L_img is the KL divergence between the two networks' softmax over cosines between samples, L_hf the same of
+their high frequencies, L_hfmse the squared distance of these from those of the sample itself.
 
-The released code loads the frozen network and never asks it, decodes latents without undoing their scale, and
-takes L_hfmse to another image than the sample's own. Here it is as the paper has it. Of the direction of the
-divergence code and paper differ too: `divergence` names it.
+The released code loads the frozen network and never uses it, decodes latents without undoing their scale, and
+compares L_hfmse with another image than the sample's own. Here it is as in the paper. They also differ in the
+direction of the divergence: `divergence` chooses it.
 """
 
 from __future__ import annotations
@@ -27,19 +27,18 @@ from dasd_utils.latents import Batch
 from dasd_utils.losses import whole_unet
 from dasd_utils.runtime import processes
 
-LEAST = 3
+NAME = "DomainStudio"
+MIN_SAMPLES = 3
 COMPARES_SAMPLES = True
 WHY = (
-    "DomainStudio compares how samples of a domain lie to each other: of two, each has one other, so "
-    "that the softmax is 1 and the loss 0 whatever the network does; one has none."
+    "DomainStudio compares the samples of a domain with each other: of two, each has one other, so that the "
+    "softmax is 1 and the loss 0 whatever the network does; one has none."
 )
-# Prior preservation as in DreamBooth, on what the base draws; the MMD of DASD has no place here.
+# Prior preservation as in DreamBooth, on images that the base generates, instead of the MMD of DASD.
 CHANGES: dict[str, Any] = {"lambda_align": 0.0, "prior_loss_weight": 1.0, "source_images": "generated"}
-BY_PROFILE: dict[str, dict[str, Any]] = {
-    "sd15": {
-        "target_batch_size": 8, "source_batch_size": 4, "gradient_accumulation_steps": 2,
-    },  # four of each domain at once
-}  # fmt: skip
+BY_PROFILE: dict[str, dict[str, Any]] = {  # four of each domain in a batch
+    "sd15": {"target_batch_size": 8, "source_batch_size": 4, "gradient_accumulation_steps": 2}
+}
 
 
 @section
@@ -50,7 +49,7 @@ class Settings:
     detail_weight: Weight = 100.0  # of L_hf
     detail_mse_weight: Weight = 0.1  # of L_hfmse
     samples: Count = 4  # of each domain that a step compares: the published batch; more cost more decoding
-    space: Literal["pixels", "latents"] = "pixels"  # x0~ is compared decoded, or in "latents"
+    space: Literal["pixels", "latents"] = "pixels"  # in which x0 is compared
     similarity: Literal["cosine", "euclidean"] = "cosine"  # euclidean: minus the root mean square distance
     detail: Literal["haar", "laplacian"] = "haar"
     divergence: Literal["adapted", "base"] = "adapted"  # KL(adapted || base), or KL(base || adapted)
@@ -58,67 +57,58 @@ class Settings:
 
     @property
     def compares(self) -> bool:
-        """Return whether any loss looks at the foretold clean samples."""
+        """Return whether any loss uses predicted_x0."""
         return max(self.image_weight, self.detail_weight, self.detail_mse_weight) > 0
 
 
-WEIGHTS = ("image_weight", "detail_weight", "detail_mse_weight")
-NO_LOSSES = dict.fromkeys(WEIGHTS, 0.0)
+PARTS = {"L_img": "image_weight", "L_hf": "detail_weight", "L_hfmse": "detail_mse_weight"}
+NO_LOSSES = dict.fromkeys(PARTS.values(), 0.0)
 # of the unconditional models: the middle of the published ranges [0.1, 1] and [0.01, 0.08]
 MILD = {"image_weight": 0.5, "detail_weight": 0.5, "detail_mse_weight": 0.05}
 TENTH = {"image_weight": 10.0, "detail_weight": 10.0, "detail_mse_weight": 0.1}  # of the pairwise weights
-# What summaries of the paper say of it, and it does not: Euclidean, Laplacian, two weights of one half.
+# What summaries of the paper claim, and it does not: Euclidean, Laplacian, two weights of one half.
 CIRCULATING = {
     "similarity": "euclidean", "detail": "laplacian", "image_weight": 0.5, "detail_weight": 0.5,
     "detail_mse_weight": 0.0,
 }  # fmt: skip
-# Few images, no text: the UNet with the empty prompt is the unconditional source model.
-UNCONDITIONAL: dict[str, Any] = {
-    "changes": {"caption_dropout": 1.0, "prior_loss_weight": 0.0, "source_images": "real"},
-    "tokens": False,
-    "settings": "unconditional",
-    "after": "base, unconditional",
-}
 
 
-def only(kept: str) -> dict[str, float]:
+def only(weight: str) -> dict[str, float]:
     """Return the published weights with all but one set to 0."""
-    return {name: getattr(Settings(), name) if name == kept else 0.0 for name in WEIGHTS}
+    return NO_LOSSES | {weight: getattr(Settings(), weight)}
 
 
-def _unconditional(method_settings: dict[str, Any]) -> dict[str, Any]:
-    return UNCONDITIONAL | {"changes": UNCONDITIONAL["changes"] | {"method_settings": method_settings}}
+def _row(own: dict[str, Any], after: str) -> dict[str, Any]:
+    return {"changes": {"method_settings": own}, "after": after}
 
 
-PARTS = {"L_img": "image_weight", "L_hf": "detail_weight", "L_hfmse": "detail_mse_weight"}
-NAME = "DomainStudio"
+def _unconditional(own: dict[str, Any], after: str) -> dict[str, Any]:
+    """Few images, no text: the UNet with the empty prompt is the unconditional source model."""
+    changes = {"caption_dropout": 1.0, "prior_loss_weight": 0.0, "source_images": "real"}
+    row = {"changes": changes | {"method_settings": own}, "after": f"{after}, unconditional"}
+    return row | {"tokens": False, "settings": "unconditional"}
+
+
 _NONE = f"{NAME}, no losses"
+VARIANTS = {f"{NAME}, {name}": only(weight) for name, weight in PARTS.items()}
 LADDER: dict[str, dict[str, Any]] = {
     NAME: {"after": _NONE},
-    _NONE: {"changes": {"method_settings": NO_LOSSES}, "after": "LoRA + token"},
-    **{
-        f"{NAME}, {name}": {"changes": {"method_settings": only(weight)}, "after": _NONE}
-        for name, weight in PARTS.items()
-    },
-    f"{NAME}, latents": {"changes": {"method_settings": {"space": "latents"}}, "after": _NONE},
-    f"{NAME}, as it circulates": {"changes": {"method_settings": CIRCULATING}, "after": _NONE},
-    **{
-        f"{NAME}, {name}": {"changes": {"method_settings": weights}, "after": _NONE}
-        for name, weights in (("a tenth", TENTH), ("mild", MILD))
-    },
+    _NONE: _row(NO_LOSSES, "LoRA + token"),
+    **{name: _row(own, _NONE) for name, own in VARIANTS.items()},
+    f"{NAME}, latents": _row({"space": "latents"}, _NONE),
+    f"{NAME}, as it circulates": _row(CIRCULATING, _NONE),
+    f"{NAME}, a tenth": _row(TENTH, _NONE),
+    f"{NAME}, mild": _row(MILD, _NONE),
     f"{NAME}, whole UNet": {"changes": whole_unet, "after": NAME},
     f"{_NONE}, whole UNet": {
-        "changes": lambda c: whole_unet(c) | {"method_settings": NO_LOSSES},
+        "changes": lambda config: whole_unet(config) | {"method_settings": NO_LOSSES},
         "after": _NONE,
     },
     "base, unconditional": {"trained": False, "settings": "unconditional", "after": "base"},
-    f"{NAME}, unconditional": _unconditional({}) | {"after": f"{_NONE}, unconditional"},
-    f"{_NONE}, unconditional": _unconditional(NO_LOSSES),
-    **{
-        f"{NAME}, {name}, unconditional": _unconditional(only(weight)) | {"after": f"{_NONE}, unconditional"}
-        for name, weight in PARTS.items()
-    },
-    f"{NAME}, mild, unconditional": _unconditional(MILD) | {"after": f"{_NONE}, unconditional"},
+    f"{NAME}, unconditional": _unconditional({}, _NONE),
+    f"{_NONE}, unconditional": _unconditional(NO_LOSSES, "base"),
+    **{f"{name}, unconditional": _unconditional(own, _NONE) for name, own in VARIANTS.items()},
+    f"{NAME}, mild, unconditional": _unconditional(MILD, _NONE),
 }
 
 
@@ -130,17 +120,19 @@ def settings(config: Config) -> Settings:
 def check(config: Config) -> None:
     """Raise DasdError for settings that do not exist or fit, and for batches of fewer than three a domain."""
     own = settings(config)
-    if own.samples < LEAST:
-        raise DasdError(f"samples in method_settings is {own.samples}; {WHY} Set it to {LEAST} or more.")
+    if own.samples < MIN_SAMPLES:
+        raise DasdError(
+            f"samples in method_settings is {own.samples}; {WHY} Set it to {MIN_SAMPLES} or more."
+        )
     if config.alignment.lambda_align > 0:
         raise DasdError(f"lambda_align is {config.alignment.lambda_align}, but DomainStudio aligns no "
                         "features: set it to 0, or method to 'dasd'.")  # fmt: skip
     each = config.training.target_batch_size // max(len(config.domains), 1)
-    if own.image_weight + own.detail_weight > 0 and each < LEAST:
+    if own.image_weight + own.detail_weight > 0 and each < MIN_SAMPLES:
         raise DasdError(
             f"target_batch_size is {config.training.target_batch_size} over {len(config.domains)} domains, "
             f"{each} of each at once; {WHY} Set target_batch_size to "
-            f"{LEAST * max(len(config.domains), 1)} or more."
+            f"{MIN_SAMPLES * max(len(config.domains), 1)} or more."
         )
 
 
@@ -150,7 +142,7 @@ def make_objective(config: Config) -> DomainStudioObjective:
 
 
 class DomainStudioObjective:
-    """The loss of the module's head, in the project's signature: (parts, batch, config) -> (loss, logs)."""
+    """The loss of the module's docstring, called as (parts, batch, config) -> (loss, logs)."""
 
     def __init__(self, config: Config) -> None:
         self.settings = settings(config)
@@ -158,7 +150,7 @@ class DomainStudioObjective:
     def __call__(self, parts: models.Parts, batch: Batch, config: Config) -> tuple[Tensor, dict[str, float]]:
         """Return the loss and its parts: loss_noise, loss_prior, loss_img, loss_hf and loss_hfmse.
 
-        The first `samples` of each domain are compared with each other. Of several processes each passes its
+        The first `samples` of each domain are compared with each other. Each of several processes passes its
         share of the batch through the network, and all compare the same samples.
         """
         batch = one_timestep(batch) if self.settings.timesteps == "shared" else batch
@@ -171,29 +163,29 @@ class DomainStudioObjective:
         eps = processes.gather_rows(eps[:own], places[:own], len(batch.target_latents))
         groups = [rows[: self.settings.samples] for rows in losses.domain_rows(batch, config).values()]
         rows = torch.cat(groups)
-        samples = self.foretold(parts, targets(batch, rows), eps[rows], config)
+        samples = self.predicted_x0(parts, targets(batch, rows), eps[rows], config)
         among = torch.arange(len(rows)).split([len(group) for group in groups])
         terms = relations(*samples, among, self.settings)
-        for (name, term), weight in zip(terms.items(), WEIGHTS, strict=True):
+        for (name, term), weight in zip(terms.items(), PARTS.values(), strict=True):
             loss = loss + getattr(self.settings, weight) * term
             logs[name] = term.item()
         return loss, logs
 
-    def foretold(
+    def predicted_x0(
         self, parts: models.Parts, batch: Batch, eps: Tensor, config: Config
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x0~ of the adapted model and of the source, and x0, of the targets: (B, C, h, w) each.
+        """Return the targets' x0 predicted by the adapted model and by the source, and their own x0.
 
-        As pixels in [-1, 1], or as latents.
+        (B, C, h, w) each, as pixels in [-1, 1] or as latents.
         """
         noisy = noisy_targets(parts, batch)
         a = parts.noise_scheduler.alphas_cumprod.to(noisy.device)[batch.target_timesteps]
         base = sampling.clean_latents(noisy, base_prediction(parts, batch, config), a)
-        found = (sampling.clean_latents(noisy, eps, a), base, batch.target_latents)
+        samples = (sampling.clean_latents(noisy, eps, a), base, batch.target_latents)
         if self.settings.space == "latents":
-            return found
+            return samples
         step_by_step = config.training.gradient_checkpointing
-        return tuple(sampling.decode(parts, latents, step_by_step) for latents in found)
+        return tuple(sampling.decode(parts, latents, step_by_step) for latents in samples)
 
 
 def targets(batch: Batch, rows: Tensor) -> Batch:
@@ -204,7 +196,7 @@ def targets(batch: Batch, rows: Tensor) -> Batch:
 
 
 def one_timestep(batch: Batch) -> Batch:
-    """Return the batch with the first target's timestep for all: x0~ of different times do not compare."""
+    """Return the batch with the first target's timestep for all: only x0 predicted at one time compare."""
     first = batch.target_timesteps[0]
     times = {name: first.expand_as(getattr(batch, name)) for name in ("target_timesteps", "source_timesteps")}
     return dataclasses.replace(batch, **times)
@@ -217,8 +209,10 @@ def noisy_targets(parts: models.Parts, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def base_prediction(parts: models.Parts, batch: Batch, config: Config) -> Tensor:
-    """Return the noise that the source model sees in the targets, (B, C, h, w): adapter off, prompts without
-    the token, which it never learned."""
+    """Return the noise that the source model predicts for the targets, (B, C, h, w).
+
+    Its adapter is off, and its prompts are without the token, which it never learned.
+    """
     prompts = [classifier.without_tokens(prompt, config.domains) for prompt in batch.target_prompts]
     text = models.encode_prompts(parts, prompts)
     with models.lora_disabled(parts):
@@ -229,9 +223,9 @@ def base_prediction(parts: models.Parts, batch: Batch, config: Config) -> Tensor
 def relations(
     adapted: Tensor, base: Tensor, clean: Tensor, groups: Sequence[Tensor], settings: Settings
 ) -> dict[str, Tensor]:
-    """Return {"loss_img", "loss_hf", "loss_hfmse"} of x0~ adapted, x0~ base and x0, (B, C, h, w) each.
+    """Return {"loss_img", "loss_hf", "loss_hfmse"} of x0 by the adapted model, by the base, and the true one.
 
-    groups: rows that are compared with each other. In fp32, whatever the context computes in.
+    (B, C, h, w) each. groups: rows that are compared with each other. In fp32, even under autocast.
     """
     with torch.autocast(adapted.device.type, enabled=False):
         adapted, base, clean = adapted.float(), base.float(), clean.float()
@@ -246,7 +240,7 @@ def relations(
 def pair_loss(adapted: Tensor, base: Tensor, groups: Sequence[Tensor], settings: Settings) -> Tensor:
     """Return the mean over groups of the divergence of their similarities; 0 where none has three rows."""
     found = []
-    for rows in (rows for rows in groups if len(rows) >= LEAST):
+    for rows in (rows for rows in groups if len(rows) >= MIN_SAMPLES):
         own, other = (log_similarities(x[rows], settings.similarity) for x in (adapted, base))
         found.append(divergence(own, other) if settings.divergence == "adapted" else divergence(other, own))
     return torch.stack(found).mean() if found else adapted.new_zeros(())
@@ -262,9 +256,11 @@ def log_similarities(x: Tensor, similarity: str = "cosine") -> Tensor:
 
     Raises ValueError for fewer than three rows.
     """
-    if len(x) < LEAST:
-        raise ValueError(f"There are {len(x)} samples; how they lie to each other takes {LEAST} or more.")
-    return _others(similarities(x, similarity)).log_softmax(dim=1)
+    if len(x) < MIN_SAMPLES:
+        raise ValueError(f"There are {len(x)} samples; to compare them takes {MIN_SAMPLES} or more.")
+    n = len(x)
+    others = ~torch.eye(n, dtype=torch.bool, device=x.device)  # the diagonal left out
+    return similarities(x, similarity)[others].view(n, n - 1).log_softmax(dim=1)
 
 
 def similarities(x: Tensor, similarity: str = "cosine") -> Tensor:
@@ -278,21 +274,12 @@ def similarities(x: Tensor, similarity: str = "cosine") -> Tensor:
     return -distances / rows.shape[1] ** 0.5
 
 
-def _others(square: Tensor) -> Tensor:
-    """Return (n, n) without its diagonal, (n, n - 1)."""
-    n = len(square)
-    return square[~torch.eye(n, dtype=torch.bool, device=square.device)].view(n, n - 1)
-
-
-LOW, HIGH = (1.0, 1.0), (-1.0, 1.0)  # over sqrt 2 each
-
-
 def high_frequencies(x: Tensor, detail: str = "haar") -> Tensor:
     """Return LH + HL + HH of a one-level Haar transform, (B, C, h, w) -> (B, C, h / 2, w / 2).
 
     Or, for "laplacian", the sum of the four neighbours less four times the pixel, (B, C, h, w).
     """
-    low, high = x.new_tensor(LOW) / 2**0.5, x.new_tensor(HIGH) / 2**0.5
+    low, high = x.new_tensor([[1.0, 1.0], [-1.0, 1.0]]) / 2**0.5
     if detail == "haar":
         kernel = torch.outer(low, high) + torch.outer(high, low) + torch.outer(high, high)
         return _each_channel(x, kernel, stride=2)
@@ -308,8 +295,8 @@ def _each_channel(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
 def radial_spectrum(pixels: Tensor) -> Tensor:
     """Return the mean power of grey pictures at 0 to s / 2 cycles a picture, (n, 3, s, s) -> (n, s // 2 + 1).
 
-    Under a Hann window, so that the jump from one border to the other is no detail. Frequencies are rounded
-    to whole cycles. pixels: in [0, 1].
+    A Hann window removes the jump between opposite borders. Frequencies are rounded to full cycles. pixels:
+    in [0, 1].
     """
     grey = pixels.double().mean(dim=1)
     side = grey.shape[-1]

@@ -1,9 +1,9 @@
-"""In-domain generation (arXiv 2312.08195): what a domain looks like, learned from images alone.
+"""In-domain generation (arXiv 2312.08195): the look of a domain, learned from images alone.
 
-The learner never reads a caption: it predicts the noise for the empty prompt (null-text training). What is
-asked for comes from the base, which decoupled guidance puts beside the learner while sampling. Two forms: a
-LoRA, which the same UNet switches on and off; or, with `text_free`, the paper's copy without cross-attention,
-which learns whole.
+Training uses no caption: the model predicts the noise for the empty prompt (null-text training). What a
+prompt says comes from the base, which decoupled guidance combines with this model while sampling. The model
+is a LoRA, which the same UNet switches on and off, or, with `text_free`, the paper's copy of the UNet without
+cross-attention, of which all weights learn.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from dasd_utils.losses import whole_unet
 CHANGES: dict[str, Any] = {"caption_dropout": 1.0, "lambda_align": 0.0, "prior_loss_weight": 0.0}
 BY_PROFILE: dict[str, dict[str, Any]] = {}
 NAME = "domain learner"
-
-
 DECOUPLED: dict[str, Any] = {"tokens": False, "settings": "decoupled"}
 LADDER: dict[str, dict[str, Any]] = {
     "decoupled guidance": DECOUPLED,

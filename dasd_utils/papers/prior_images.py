@@ -1,4 +1,4 @@
-"""What the base draws of its own source domain: the images that prior preservation holds on to."""
+"""Images that the base generates of its source domain, for prior preservation (arXiv 2208.12242)."""
 
 from __future__ import annotations
 
@@ -18,26 +18,24 @@ log = logging.getLogger(__name__)
 
 
 def source_images(config: Config) -> data.DomainData:
-    """Return the source's training split with what the base draws for its captions (arXiv 2208.12242).
+    """Return the source's training split with images that the base generates for its captions.
 
-    They are drawn once, with the source's calibration and one seed a caption, and kept as a parquet file in
-    the cache folder, named by base, precision, captions and settings; ids are made of that name, since
-    another machine rounds otherwise. Of several processes one draws. Raises DasdError where that folder
-    cannot be written.
+    They are generated once, with the source's calibration and one seed a caption, and kept as a parquet file
+    in the cache folder, named by base, precision, captions and settings. Ids are made of that name and not of
+    pixels, since another machine rounds otherwise. One of several processes generates, the others wait.
+    Raises DasdError where that folder cannot be written.
     """
     real = data.load_domain(config.source, config)
     parts = models.load_parts(config)
     prompts = [captions[0] for captions in real.captions]
-    path = (
-        resolve(config.data.cache_dir)
-        / f"generated-{config.source.name}-{_key(config, parts, prompts)}.parquet"
-    )
+    name = f"generated-{config.source.name}-{_key(config, parts, prompts)}.parquet"
+    path = resolve(config.data.cache_dir) / name
     while not path.is_file():
-        with files.try_lock(_lock(path)) as mine:
+        with files.try_lock(checkpoints.writable(path.parent) / f"{path.stem}.lock") as mine:
             if mine and not path.is_file():
-                _draw(path, parts, config, prompts)
+                _generate(path, parts, config, prompts)
         if not mine:
-            log.info("Waiting for another process that draws %s.", path)
+            log.info("Waiting for another process that generates %s.", path)
             time.sleep(POLL)
     pictures = images.load_samples(path)
     return dataclasses.replace(
@@ -53,7 +51,7 @@ def source_images(config: Config) -> data.DomainData:
 
 
 def _key(config: Config, parts: models.Parts, prompts: list[str]) -> str:
-    """Return 24 hex digits of all that decides the pictures."""
+    """Return 24 hex digits of all that decides the images."""
     base = [adapters.base_fingerprint(parts), latent_cache.vae_fingerprint(parts.vae)]
     schedule = {k: v for k, v in parts.noise_scheduler.config.items() if not k.startswith("_")}
     computing = precision.sampling_precision(config.training.mixed_precision, precision.default_device())
@@ -61,14 +59,10 @@ def _key(config: Config, parts: models.Parts, prompts: list[str]) -> str:
     return files.short_hash([*base, schedule, *settings, prompts], 24)
 
 
-def _lock(path: Path) -> Path:
-    checkpoints.writable(path.parent)
-    return path.with_suffix(".lock")
-
-
-def _draw(path: Path, parts: models.Parts, config: Config, prompts: list[str]) -> None:
-    log.info("The base draws %d images of %s, once: %s", len(prompts), config.source.name, path)
+def _generate(path: Path, parts: models.Parts, config: Config, captions: list[str]) -> None:
+    log.info("The base generates %d images of %s, once: %s", len(captions), config.source.name, path)
     pipeline = sampling.DasdPipeline(parts.to(precision.default_device()), config)
-    asked, seeds = [prompt or config.source.name for prompt in prompts], list(range(len(prompts)))
-    pictures, *_ = pipeline.generate(asked, seed=seeds, settings=config.source.calibration)
-    images.save_samples(path, pictures, asked, seeds)
+    prompts = [caption or config.source.name for caption in captions]
+    seeds = list(range(len(prompts)))
+    pictures, *_ = pipeline.generate(prompts, seed=seeds, settings=config.source.calibration)
+    images.save_samples(path, pictures, prompts, seeds)

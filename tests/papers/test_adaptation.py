@@ -38,11 +38,13 @@ def test_curves_are_of_each_epoch_and_seed():
     pictures = [disc((250, 0, 0)), disc((0, 0, 250))] * 8
     labels = ["red", "blue"] * 8
     own, swapped = Labelled.of(pictures, labels), Labelled.of(pictures, labels[1:] + labels[:1])
-    found = adaptation.answers({"own": own}, {"same": own, "swapped": swapped}, 0, epochs=4)
+    found = adaptation.correct_by_epoch({"own": own}, {"same": own, "swapped": swapped}, 0, epochs=4)
     curve = found["own", "same"]
     assert curve.shape == (4, 16) and curve[-1].tolist() == [1.0] * 16
     assert torch.equal(found["own", "swapped"], 1 - curve)
-    assert torch.equal(adaptation.answers({"own": own}, {"same": own}, 0, epochs=2)["own", "same"], curve[:2])
+    assert torch.equal(
+        adaptation.correct_by_epoch({"own": own}, {"same": own}, 0, epochs=2)["own", "same"], curve[:2]
+    )
 
 
 def test_watching_changes_nothing():

@@ -69,7 +69,7 @@ def test_pictures_are_measured_against_their_twins(rows):
 
 
 def test_what_is_kept_is_not_made_again(study, rows, monkeypatch):
-    monkeypatch.setattr(adaptation, "classifier_answers", None)
+    monkeypatch.setattr(adaptation, "measure_seed", None)
     assert adaptation.run_study(study, [0, 1, 2]) == []
     assert adaptation.table(study, [0, 1, 2]) == rows
     assert not Study(study.config, TARGET, num_images=16, epochs=3).is_done(0)
@@ -115,7 +115,7 @@ def test_the_strength_is_the_one_that_words_find_nearest(config, monkeypatch):
 def test_each_set_is_what_its_name_says(study, rows, monkeypatch):
     seen = {}
     monkeypatch.setattr(
-        adaptation, "answers", lambda train, test, *_: seen.update(train=train, test=test) or {}
+        adaptation, "correct_by_epoch", lambda train, test, *_: seen.update(train=train, test=test) or {}
     )
     own = {split: study.images["paintings", split] for split in ("train", "test")}
     new = {split: translation.pictures(study.config, 0, each) for split, each in own.items()}

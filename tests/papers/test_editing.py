@@ -96,7 +96,7 @@ def test_inverted_noise_leads_back_to_the_picture():
     for steps in (10, 40):
         settings = Calibration(1.0, steps, "ddim", "unconditional")
         (jobs,) = zip(*trained.plan(["nothing"] * 2, seed=0, settings=settings), strict=True)
-        found = editing._edited(trained, list(jobs), paintings, 0.5, None, True, None)
+        found = editing._edited(trained, list(jobs), clean, 0.5, None, True, None)
         errors.append(((found - clean).norm() / clean.norm()).item())
     assert errors[0] < 0.15 and errors[1] < errors[0] / 2
 

@@ -86,7 +86,7 @@ def test_a_line_of_the_source_is_tried_on_the_target_as_it_is_and_centred():
         x, labels = torch.randn(200, 5, generator=random), ["no", "yes"] * 100
         x[1::2, 0] += 4
         x[:, 0] += shift
-        return hspace.Known(x[:100], labels[:100], x[100:], labels[100:])
+        return hspace.LabelledFeatures(x[:100], labels[:100], x[100:], labels[100:])
 
     found = {name: right.mean().item() for name, right in hspace.transfer(domain(0.0), domain(9.0)).items()}
     assert found["source, on target"] == 0.5  # all are said to be "yes"

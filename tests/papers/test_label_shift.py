@@ -15,7 +15,7 @@ def domains():
     x[1::2, 0] += 8
     pixels = torch.randn(120, 3, 32, 32, generator=random) * 0.1
     pixels[1::2] += 1
-    known = hspace.Known(x[:80], labels[:80], x[80:], labels[80:])
+    known = hspace.LabelledFeatures(x[:80], labels[:80], x[80:], labels[80:])
     return known, Labelled(pixels[:80], labels[:80]), Labelled(pixels[80:], labels[80:])
 
 
@@ -36,7 +36,7 @@ def test_sets_are_drawn_as_their_names_say(domains, monkeypatch):
         seen.update(train | test)
         return {(name, "target"): torch.zeros(1, 2) for name in train}
 
-    monkeypatch.setattr(hspace.adaptation, "answers", keep)
+    monkeypatch.setattr(hspace.adaptation, "correct_by_epoch", keep)
     hspace.label_shift_trial(known, known, teach, real, {"source": (0.9, 0.1), "target": (0.2, 0.8)}, seed=1)
     of = {name: own.labels.count("yes") / len(own) for name, own in seen.items()}
     assert of[hspace.AS_IT_IS] < 0.25 and len(seen[hspace.TRUE]) == 80

@@ -1,6 +1,8 @@
-"""A classifier for a domain without labels: trained on one set of images after another, tested on real ones.
+"""A classifier for a domain without labels: trained on translated images, tested on real ones of the target.
 
-The question is how much of the way from source images to labelled target images a translation goes.
+`Study` compares sets of training images: the source's, their translations, both together, plain edges of the
+source, and labelled target images, which are the upper limit. The result is the share of the gap between the
+first and the last that translations close.
 """
 
 from __future__ import annotations
@@ -29,13 +31,19 @@ from dasd_utils.metrics import Estimate
 from dasd_utils.papers.diffusionclip import translation
 from dasd_utils.runtime import bars, checkpoints, files, images, small_cnn
 
+SOURCE, TRANSLATED, BOTH = "source images", "translated", "source + translated"
+EDGES, REAL = "edges of the source", "labelled target images"
+BACK = "brought back unchanged"  # inverted and denoised by the base
+ORDER = (SOURCE, BACK, TRANSLATED, BOTH, EDGES, REAL)
+MIN_TEST_IMAGES = 10  # of the target
 STRONGEST = 98  # percentile of the gradient that is drawn black
 DRAWS = 1000  # of test images, for intervals
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images as a probe sees them, and what each shows."""
+    """Images as the small classifier takes them, and the label of each."""
 
     pixels: Tensor  # (n, 3, 32, 32)
     labels: list[str]
@@ -56,7 +64,7 @@ class Labelled:
 
 
 def edges(picture: Image.Image) -> Image.Image:
-    """Return the outlines of a picture, black on white: what translation to a drawing has to beat."""
+    """Return the outlines of a picture, black on white: the baseline of a translation to drawings."""
     grey = ndimage.gaussian_filter(np.asarray(picture.convert("L"), np.float32), 0.7)
     strength = np.hypot(ndimage.sobel(grey, 0), ndimage.sobel(grey, 1))
     most = np.percentile(strength, STRONGEST)
@@ -64,41 +72,40 @@ def edges(picture: Image.Image) -> Image.Image:
     return Image.fromarray((255 * (1 - ink)).astype(np.uint8)).convert("RGB")
 
 
-def answers(
+def correct_by_epoch(
     train: Mapping[str, Labelled],
     test: Mapping[str, Labelled],
     seed: int,
     epochs: int = small_cnn.EPOCHS,
 ) -> dict[tuple[str, str], Tensor]:
-    """Return (trained on, tested on) -> which images are got right after each epoch, (E, n); 1 or 0."""
-    found = {(name, where): torch.zeros(epochs, len(own)) for name in train for where, own in test.items()}
+    """Return (trained on, tested on) -> (E, n): 1 for each image that is classified right after an epoch."""
+    correct = {(name, place): torch.zeros(epochs, len(own)) for name in train for place, own in test.items()}
     for name, own in train.items():
 
-        def watch(epoch: int, made: small_cnn.SmallCNN, name: str = name) -> None:
-            for where, asked in test.items():
-                said = made.classify(asked.pixels)
-                right = [a == b for a, b in zip(said, asked.labels, strict=True)]
-                found[name, where][epoch - 1] = torch.tensor(right, dtype=torch.float32)
+        def watch(epoch: int, classifier: small_cnn.SmallCNN, name: str = name) -> None:
+            for place, tested in test.items():
+                found = classifier.classify(tested.pixels)
+                right = [a == b for a, b in zip(found, tested.labels, strict=True)]
+                correct[name, place][epoch - 1] = torch.tensor(right, dtype=torch.float32)
 
         small_cnn.train(own.pixels, own.labels, seed, epochs, watch)
-    return found
+    return correct
 
 
 def estimate(right: Tensor) -> Estimate:
-    """Return the share of ones in (S, n), S seeds and n images, with what other images would make of it."""
+    """Return the mean of (S, n), S seeds and n images, with its draws over images."""
     count = right.shape[1]
     return metrics.mean_estimate(right.double(), metrics.bootstrap_counts(count, DRAWS, seed=0), count)
 
 
 def share_of_the_gap(own: Tensor, low: Tensor, high: Tensor) -> tuple[float, float, float]:
-    """Return how much of the way from `low` to `high` is gone, with its 95 % interval; right ones, (S, n).
+    """Return how much of the gap from `low` to `high` is closed, with its 95 % interval; (S, n) each, 1 or 0.
 
     0: no better than the source; 1: as good as labelled target images. The ratio of mean differences; its
     variance is that over seeds, each left out once, plus that over draws of images. All nan where `high` is
     not above `low` beyond its interval: there is no gap. Raises ValueError for fewer than three seeds.
     """
     counted = [estimate(each) for each in (own, low, high)]
-
     if not counted[2].minus(counted[1]).interval()[1] > 0:
         return math.nan, math.nan, math.nan
 
@@ -114,24 +121,13 @@ def share_of_the_gap(own: Tensor, low: Tensor, high: Tensor) -> tuple[float, flo
     return value, value - half, value + half
 
 
-# Ways to a classifier for a domain of which only words are known, beside what true labels would give.
-
-
-SOURCE, TRANSLATED, BOTH = "source images", "translated", "source + translated"
-EDGES, REAL = "edges of the source", "labelled target images"
-BACK = "brought back unchanged"
-LEAST = 10  # images of the target that a score is of
-ORDER = (SOURCE, BACK, TRANSLATED, BOTH, EDGES, REAL)
-log = logging.getLogger(__name__)
-
-
 class Study:
     """One config of diffusionclip, whose domain is translated, and the real images of the target.
 
     The config's `num_images` teach the translation; this one's are translated and labelled, and as many of
-    the target are the ceiling. Only that ceiling sees images of the target. Where the domain has a
-    `label_column`, so must the target: small classifiers are then trained on each set of images and tested
-    on both domains.
+    the target are the upper limit: nothing else uses training images of the target. Where the domain has a
+    `label_column`, the target needs it too: small classifiers are then trained on each set of images and
+    tested on both domains.
     """
 
     def __init__(
@@ -147,110 +143,112 @@ class Study:
 
     @functools.cached_property
     def scorer(self) -> evaluation.Scorer:
-        """The CLIP that scores: the same that taught, so that CMMD flatters translations."""
+        """The CLIP that scores: the one that also taught, so that CMMD flatters translations."""
         return evaluation.load_scorer(self.config)
 
     @functools.cached_property
     def images(self) -> dict[tuple[str, str], data.DomainData]:
         """(domain, split) -> images; test splits have at most `num_heldout`."""
         counts = {"train": self.source.num_images, "test": self.config.evaluation.num_heldout}
-        return {
-            (domain.name, split): translation.first_images(
-                data.load_domain(domain, self.config, split), count
-            )
-            for domain in (self.source, self.target)
-            for split, count in counts.items()
-        }
+        found = {}
+        for domain, (split, count) in itertools.product((self.source, self.target), counts.items()):
+            loaded = data.load_domain(domain, self.config, split)
+            found[domain.name, split] = translation.first_images(loaded, count)
+        return found
 
     def check(self) -> None:
         """Raise DasdError for what cannot be classified or translated, before anything is trained."""
         translation.run_config(self.config, 0)
-        if (count := len(self.images[self.target.name, "test"])) < LEAST:
-            raise DasdError(f"The test split of {self.target.name} has {count} images; scores need {LEAST}.")
+        if (count := len(self.images[self.target.name, "test"])) < MIN_TEST_IMAGES:
+            raise DasdError(f"The test split of {self.target.name} has {count} images; scores need "
+                            f"{MIN_TEST_IMAGES}.")  # fmt: skip
         if self.source.label_column is None:
             return
-        found = {key: set(members.labels) for key, members in self.images.items()}
-        own = found[self.source.name, "train"]
-        for (name, split), other in found.items():
+        labels = {key: set(members.labels) for key, members in self.images.items()}
+        own = labels[self.source.name, "train"]
+        for (name, split), other in labels.items():
             if len(own) < 2 or own != other:
-                said = [", ".join(sorted(each)) for each in (own, other)]
-                raise DasdError(f"The labels of {self.source.name} (train) are {said[0]}; of {name} "
-                                f"({split}) they are {said[1]}. It takes the same, two or more.")  # fmt: skip
+                listed = [", ".join(sorted(each)) for each in (own, other)]
+                raise DasdError(f"The labels of {self.source.name} (train) are {listed[0]}; of {name} "
+                                f"({split}) they are {listed[1]}. They must be the same, "
+                                "two or more.")  # fmt: skip
 
     @functools.cached_property
     def reference(self) -> evaluation.Reference:
-        """What translations are judged by: the held-out images of the target."""
-        return evaluation.load_reference(
-            self.target, self.config, self.scorer, self.config.evaluation.num_heldout
-        )
+        """The held-out images of the target, with which translations are compared."""
+        count = self.config.evaluation.num_heldout
+        return evaluation.load_reference(self.target, self.config, self.scorer, count)
 
     @property
     def has_twins(self) -> bool:
-        """Return whether each test image of the target shows the scene of the source's, as toy worlds can."""
+        """Return whether each test image of the target shows the scene of the source's, in a toy world."""
         own, other = (self.images[domain.name, "test"].attributes for domain in (self.source, self.target))
         if not own or not other:
             return False
         return all(b.items() <= a.items() for a, b in zip(own, other, strict=True))
 
     def path(self, seed: int) -> Path:
-        """Return the file of a seed's answers, named by all that decides them but the run."""
+        """Return the file of a seed's measurements, named by all that decides them but the run."""
         named = [(*key, each.ids, each.labels) for key, each in self.images.items()]
         named += [self.config.model.clip, self.config.model.clip_revision, self.epochs]
-        key = files.short_hash(named)
         run = resolve(translation.run_config(self.config, seed).output_dir)
-        return run / f"answers-{key}.safetensors"
+        return run / f"answers-{files.short_hash(named)}.safetensors"
 
     def is_done(self, seed: int) -> bool:
-        """Return whether a seed's answers are kept."""
+        """Return whether a seed's measurements are stored."""
         return self.path(seed).is_file()
 
 
 def run_study(study: Study, seeds: Sequence[int]) -> list[int]:
-    """Train, translate, classify and measure what is missing; return the seeds that other processes have."""
+    """Train, translate, classify and measure what is missing; return the seeds that other processes do."""
     study.check()
     while True:
         left = [seed for seed in seeds if not study.is_done(seed)]
         todo = bars.bar(left, "seeds", shown=bool(left), unit="seed")
-        mine = [seed for seed in todo if _take(study, seed)]
+        mine = [seed for seed in todo if _run_seed(study, seed)]
         if not mine:
             return left
 
 
-def _take(study: Study, seed: int) -> bool:
-    wanted = translation.run_config(study.config, seed)
-    with checkpoints.try_lock_run(wanted) as mine:
+def _run_seed(study: Study, seed: int) -> bool:
+    """Do a seed unless another process does; return whether it is this process's."""
+    with checkpoints.try_lock_run(translation.run_config(study.config, seed)) as mine:
         if mine and not study.is_done(seed):
             log.info("Seed %d", seed)
-            found = classifier_answers(study, seed)
+            found = measure_seed(study, seed)
             with files.atomic_write(study.path(seed), "The answers") as temporary:
                 save_file({name: value.contiguous() for name, value in found.items()}, temporary)
         return mine
 
 
-def classifier_answers(study: Study, seed: int) -> dict[str, Tensor]:
-    """Return what a seed's translations look like, and what classifiers of each set say, by name."""
+def measure_seed(study: Study, seed: int) -> dict[str, Tensor]:
+    """Return how a seed's translations score, and what classifiers of each set get right, by name."""
     name, config = study.source.name, study.config
+    own = study.images[name, "test"]
     new = {
         split: translation.pictures(config, seed, study.images[name, split]) for split in ("train", "test")
     }
-    own, wanted = study.images[name, "test"], translation.run_config(config, seed)
+    wanted = translation.run_config(config, seed)
     pipeline = sampling.load_trained_pipeline(wanted.output_dir, wanted)
-    back = translation.reconstructed(pipeline, config, own)
-    shown = {SOURCE: own.images, BACK: back, TRANSLATED: new["test"]}
-    shown[EDGES] = [edges(picture) for picture in own.images]
-    shown[REAL] = study.images[study.target.name, "train"].images[: len(own)]
+    shown = {
+        SOURCE: own.images,
+        BACK: translation.reconstructed(pipeline, config, own),
+        TRANSLATED: new["test"],
+        EDGES: [edges(picture) for picture in own.images],
+        REAL: study.images[study.target.name, "train"].images[: len(own)],
+    }
     found = {}
     for method, pictures in shown.items():
         measured = likeness(study, pictures, paired=method != REAL)
         found |= {f"{method}|{metric}": value for metric, value in measured.items()}
     if study.source.label_column:
-        for (method, where), right in classified(study, seed, new).items():
-            found[f"{method}|right|{where}"] = right
+        for (method, place), right in classified(study, seed, new).items():
+            found[f"{method}|right|{place}"] = right
     return found
 
 
 def likeness(study: Study, pictures: Sequence[Image.Image], paired: bool) -> dict[str, Tensor]:
-    """Return the CLIP features of pictures and, of those that have one, how far each is from its twin."""
+    """Return the CLIP features of pictures and, where each has a twin in the target, the distance from it."""
     found = {"features": study.scorer.embed(pictures)}
     if not (paired and study.has_twins):
         return found
@@ -272,36 +270,41 @@ def difference(pictures: Sequence[Image.Image], others: Sequence[Image.Image]) -
 def classified(
     study: Study, seed: int, new: dict[str, Sequence[Image.Image]]
 ) -> dict[tuple[str, str], Tensor]:
-    """Return which test images the classifiers trained on each set get right after each epoch, (E, n)."""
+    """Return which test images the classifiers trained on each set get right after each epoch, (E, n).
+
+    new: the translations of the source's splits "train" and "test".
+    """
     source, target = study.source.name, study.target.name
-    sets = {
-        key: Labelled.of(list(members.images), members.labels or []) for key, members in study.images.items()
-    }
-    own = sets[source, "train"]
-    train = {SOURCE: own, TRANSLATED: Labelled.of(new["train"], own.labels)}
-    train[BOTH] = own + train[TRANSLATED]
+    sets = {key: Labelled.of(list(each.images), each.labels or []) for key, each in study.images.items()}
+    own, translated = sets[source, "train"], Labelled.of(new["train"], sets[source, "train"].labels)
     edged = [edges(picture) for picture in study.images[source, "train"].images]
-    train |= {EDGES: Labelled.of(edged, own.labels), REAL: sets[target, "train"]}
-    tests = {target: sets[target, "test"], source: sets[source, "test"]}
-    tests[TRANSLATED] = Labelled.of(new["test"], tests[source].labels)  # is the label still there?
-    return answers(train, tests, seed, study.epochs)
+    train = {
+        SOURCE: own,
+        TRANSLATED: translated,
+        BOTH: own + translated,
+        EDGES: Labelled.of(edged, own.labels),
+        REAL: sets[target, "train"],
+    }
+    test = {target: sets[target, "test"], source: sets[source, "test"]}
+    test[TRANSLATED] = Labelled.of(new["test"], test[source].labels)  # do translations still show the label?
+    return correct_by_epoch(train, test, seed, study.epochs)
 
 
 def table(study: Study, seeds: Sequence[int]) -> list[ResultRow]:
     """Return the rows of seeds that are done: each has method, metric, value, low, high, n and seeds.
 
-    "accuracy" by trained on (method), tested on (domain) and epoch; "constant_answer", what one answer to all
-    would reach; of the last epoch "share_of_gap", the way from source images to labelled target ones; what
-    the pictures of each set look like.
+    "accuracy" by trained on (method), tested on (domain) and epoch; "constant_answer", the best that one
+    answer to all images reaches; of the last epoch "share_of_gap", the share of the gap from source images to
+    labelled target ones; the scores of each set's images.
     """
     by_seed = [load_file(study.path(seed)) for seed in seeds]
-    end = {"seeds": list(seeds)}
-    rows = _looks(study, by_seed, end)
-    return rows + _accuracies(study, by_seed, end) if study.source.label_column else rows
+    rows = _scores(study, by_seed)
+    rows += _accuracies(study, by_seed) if study.source.label_column else []
+    return [row | {"seeds": list(seeds)} for row in rows]
 
 
-def _looks(study: Study, by_seed: Sequence[dict[str, Tensor]], end: ResultRow) -> list[ResultRow]:
-    rows, target = [], study.target.name
+def _scores(study: Study, by_seed: Sequence[dict[str, Tensor]]) -> list[ResultRow]:
+    rows = []
     for method in (name for name in ORDER if f"{name}|features" in by_seed[0]):
         start = f"{method}|"
         own = [{k.removeprefix(start): v for k, v in each.items() if k.startswith(start)} for each in by_seed]
@@ -312,43 +315,43 @@ def _looks(study: Study, by_seed: Sequence[dict[str, Tensor]], end: ResultRow) -
         wanted = ("cmmd", "attribute_accuracy", "twin_mae", "twin_ssim")
         chosen = {method: {metric: found[metric] for metric in wanted if metric in found}}
         count = {"n": len(own[0]["features"])}  # images of each seed
-        rows += [row | count | end for row in evaluation.result_rows(chosen, {"domain": target})]
+        rows += [row | count for row in evaluation.result_rows(chosen, {"domain": study.target.name})]
     return rows
 
 
-def _accuracies(study: Study, by_seed: Sequence[dict[str, Tensor]], end: ResultRow) -> list[ResultRow]:
-    rows, last = [], {}
-    tested = (study.target.name, study.source.name, TRANSLATED)
-    for method, where in itertools.product((name for name in ORDER if name != BACK), tested):
-        right = torch.stack([each[f"{method}|right|{where}"] for each in by_seed])  # (S, E, n)
-        last[method, where] = right[:, -1]
-        for epoch in range(right.shape[1]):
-            row = {"method": method, "domain": where, "metric": "accuracy", "epoch": epoch + 1}
-            found = evaluation.with_interval(estimate(right[:, epoch]))
-            rows.append(row | found | {"n": right.shape[2]} | end)
+def _accuracies(study: Study, by_seed: Sequence[dict[str, Tensor]]) -> list[ResultRow]:
     target = study.target.name
-    rows.append(_constant(study, target) | end)
+    rows, last = [], {}
+    tested = (target, study.source.name, TRANSLATED)
+    for method, place in itertools.product((name for name in ORDER if name != BACK), tested):
+        right = torch.stack([each[f"{method}|right|{place}"] for each in by_seed])  # (S, E, n)
+        last[method, place] = right[:, -1]
+        for epoch in range(right.shape[1]):
+            row = {"method": method, "domain": place, "metric": "accuracy", "epoch": epoch + 1}
+            found = evaluation.with_interval(estimate(right[:, epoch]))
+            rows.append(row | found | {"n": right.shape[2]})
+    rows.append(_constant(study))
     for method in (TRANSLATED, BOTH, EDGES) if len(by_seed) >= 3 else ():
         ends = [last[each, target] for each in (method, SOURCE, REAL)]
-        value, low, high = share_of_the_gap(*ends)
-        if not all(map(math.isfinite, (value, low, high))):
-            continue  # labelled target images teach no more than the source's: there is no gap
-        row = {"method": method, "domain": target, "metric": "share_of_gap", "value": value, "low": low}
-        rows.append(row | {"high": high, "n": ends[0].shape[1]} | end)
+        interval = share_of_the_gap(*ends)
+        if all(map(math.isfinite, interval)):  # else labelled target images teach no more than the source's
+            found = dict(zip(("value", "low", "high"), interval, strict=True))
+            row = {"method": method, "domain": target, "metric": "share_of_gap"}
+            rows.append(row | found | {"n": ends[0].shape[1]})
     return rows
 
 
-def _constant(study: Study, domain: str) -> ResultRow:
-    """How often one answer to all test images of a domain is right at best: what a classifier has to beat."""
-    labels = study.images[domain, "test"].labels
+def _constant(study: Study) -> ResultRow:
+    """Return how often the most frequent label of the target's test images is right."""
+    labels = study.images[study.target.name, "test"].labels
     answer = max(sorted(set(labels)), key=labels.count)
     right = torch.tensor([[float(label == answer) for label in labels]])
-    row = {"method": f"always {answer!r}", "domain": domain, "metric": "constant_answer"}
+    row = {"method": f"always {answer!r}", "domain": study.target.name, "metric": "constant_answer"}
     return row | evaluation.with_interval(estimate(right)) | {"n": len(labels)}
 
 
 def summary(rows: Sequence[ResultRow]) -> str:
-    """Return Markdown: what was trained on, how often it is right in the end in each domain, and the gap."""
+    """Return a Markdown table: trained on, accuracy at the end in each domain, share of the gap."""
     places = list(dict.fromkeys(row["domain"] for row in rows if row["metric"] == "accuracy"))
     places = [place for place in places if place != TRANSLATED]
     last = max((row["epoch"] for row in rows if row["metric"] == "accuracy"), default=0)

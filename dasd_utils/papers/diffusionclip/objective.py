@@ -24,19 +24,9 @@ import transformers
 from pydantic import Field
 from torch import Tensor
 
+from dasd_utils import config as cfg
 from dasd_utils import metrics, models
-from dasd_utils.config import (
-    Config,
-    DasdError,
-    Flag,
-    Number,
-    Positive,
-    Texts,
-    Weight,
-    check_promptless,
-    read_object,
-    section,
-)
+from dasd_utils.config import Config, DasdError, check_promptless, read_object, section
 from dasd_utils.guidance import Prediction
 from dasd_utils.latents import Batch
 from dasd_utils.papers import ddim
@@ -52,7 +42,7 @@ BY_PROFILE: dict[str, dict[str, Any]] = {
     "sd15": {"target_batch_size": 1, "whole_unet": True, "learning_rate": 4e-6},
 }
 LADDER: dict[str, dict[str, Any]] = {}  # it takes no prompt, so it has no place on the ladder
-Steps = Annotated[Positive, Field(le=1000)]  # of a noise schedule of 1000
+Steps = Annotated[cfg.Positive, Field(le=1000)]  # of a noise schedule of 1000
 ACCUMULATES = False  # every call is an update, several of one batch
 TRAINED_WITH = ("model.clip", "model.clip_revision")  # config fields that a resumed run keeps too
 NOISY = "far/"  # before the id of an inverted sample, in a checkpoint
@@ -63,17 +53,17 @@ MIN_LENGTH = 1e-3  # of a direction: below it the sentences are the same to CLIP
 class Settings:
     """The numbers of the method, as in the released code."""
 
-    target: Texts = ()  # sentences of the target domain, of which the mean is taken
-    reference: Texts = ()  # the same of the images as they are
+    target: cfg.Texts = ()  # sentences of the target domain, of which the mean is taken
+    reference: cfg.Texts = ()  # the same of the images as they are
     return_step: Steps = 500  # t0: how far into the noise, 300 to 600 of 1000
     forward_steps: Steps = 40  # S_for, to the noise
     generation_steps: Steps = 6  # S_gen, back
     # of L_dir: -log((2 - L_dir) / 2); "paper": L_dir itself; "offset": as above
     form: Literal["released", "paper", "offset"] = "released"
-    direction_weight: Weight = 3.0
-    l1_weight: Weight = 0.3
-    every_step: Flag = True  # the GPU-efficient mode; False: one loss after all steps, with their gradient
-    strengths: tuple[Number, ...] = (1.0,)  # of a translation; of several the one nearest to the words
+    direction_weight: cfg.Weight = 3.0
+    l1_weight: cfg.Weight = 0.3
+    every_step: cfg.Flag = True  # GPU-efficient mode; False: one loss after all steps, with their gradient
+    strengths: tuple[cfg.Number, ...] = (1.0,)  # of a translation; of several the one nearest to the words
 
 
 def settings(config: Config) -> Settings:
