@@ -1,11 +1,10 @@
-"""Methods of other papers: each is one file or folder, found by the name in a config's `method`.
+"""Methods of other papers, found by the name in a config's `method`. In reading order:
 
-In reading order:
-prior_images: source images that the base generates, for prior preservation
-domainstudio: distances between samples are kept, and their detail restored
-indomain: a domain learned from images alone, for decoupled guidance
-text_free: the same with a UNet that needs no text
-editing: pictures changed under any guidance
-ddim: deterministic steps between any two times, for diffusionclip
-diffusionclip: pictures translated into a domain that words describe
+- prior_images: source images that the base generates, for prior preservation
+- domainstudio: distances between samples are kept, and their detail restored
+- indomain: a domain learned from images alone, for decoupled guidance
+- text_free: the same with a UNet that needs no text
+- editing: pictures changed under any guidance
+- ddim: deterministic steps between any two times, for diffusionclip
+- diffusionclip: pictures translated into a domain that words describe
 """

@@ -1,8 +1,7 @@
-"""DiffusionCLIP (arXiv 2110.02711): pictures translated by words, and classifiers for the new domain.
+"""DiffusionCLIP (arXiv 2110.02711): pictures translated by words, for classifiers too. In reading order:
 
-In reading order:
-objective: the loss, and the settings of the method
-translation: a trained run applied to pictures, with any strength
-adaptation: classifiers trained on translations, tested on real images of the target
-hspace: labels in the UNet's bottleneck, and training sets resampled by them
+- objective: the loss, and the settings of the method
+- translation: a trained run applied to pictures, with any strength
+- adaptation: classifiers trained on translations, tested on real images of the target
+- hspace: labels in the UNet's bottleneck, and training sets resampled by them
 """
