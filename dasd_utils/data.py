@@ -84,14 +84,11 @@ def load_domain(domain: DomainConfig, config: Config, split: str = "train") -> D
 
 
 def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainData:
-    world = _toyworld_name(domain)
-    count = _count_scenes(domain, config, split)
+    world, count = _choose_scenes(domain, config, split)
     seed, size = TOY_SEEDS[split], config.model.resolution
     pictures = images.LazyImages(functools.partial(toyworld.draw, world, seed, size=size), count)
-    drawn = bars.short_bar(pictures, f"drawing {world}", unit="image")
-    ids, thumbnails = zip(
-        *((images.content_hash(each), images.thumbnail(each)) for each in drawn), strict=True
-    )
+    bar = bars.short_bar(pictures, f"drawing {world}", unit="image")
+    drawn = [(images.content_hash(picture), images.thumbnail(picture)) for picture in bar]
     attributes = [toyworld.attributes(world, seed, i) for i in range(count)]
     variants = [toyworld.told_variants(world, seed, i) for i in range(count)]
     columns = {name: [scene.get(name, "") for scene in attributes] for name in toyworld.ATTRIBUTES[world]}
@@ -102,16 +99,17 @@ def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainDa
     return DomainData(
         domain, split, pictures,
         captions=_captions(domain, columns.get(column), labels, count),
-        ids=list(ids),
+        ids=[name for name, _ in drawn],
         sizes=[(size, size)] * count,
-        thumbnails=np.stack(thumbnails),
+        thumbnails=np.stack([small for _, small in drawn]),
         labels=labels,
         attributes=attributes,
         mentioned=[[named for _, named in each] for each in variants] if column == "captions" else None,
     )  # fmt: skip
 
 
-def _toyworld_name(domain: DomainConfig) -> str:
+def _choose_scenes(domain: DomainConfig, config: Config, split: str) -> tuple[str, int]:
+    """Return the toy world's domain and the number of its scenes in the split."""
     world = domain.data.removeprefix("toyworld:")
     if world not in toyworld.DOMAINS:
         raise DasdError(f"The toy world has no domain {world!r} (domain {domain.name}). "
@@ -120,17 +118,12 @@ def _toyworld_name(domain: DomainConfig) -> str:
     for name in filter(None, (domain.caption_column, domain.label_column)):
         if name not in columns:
             raise DasdError(f"{domain.data} has no column {name!r}. Columns: {', '.join(columns)}.")
-    return world
-
-
-def _count_scenes(domain: DomainConfig, config: Config, split: str) -> int:
-    if split == "train":
-        return domain.num_images
-    validation, test = config.training.validation_images, config.evaluation.num_heldout
-    name, count = ("validation_images", validation) if split == "validation" else ("num_heldout", test)
+    counts = (domain.num_images, config.training.validation_images, config.evaluation.num_heldout)
+    count = counts[SPLITS.index(split)]
     if not count:
+        name = "validation_images" if split == "validation" else "num_heldout"
         raise DasdError(f"The {split} split of {domain.data} is empty: set {name} to 1 or more.")
-    return count
+    return world, count
 
 
 class _Table(NamedTuple):

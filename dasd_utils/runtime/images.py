@@ -57,7 +57,7 @@ def find_image_files(places: Sequence[Path]) -> list[Path]:
         if not place.exists():
             raise DasdError(f"There is no file or folder {place}.")
         inside = sorted(place.iterdir()) if place.is_dir() else []
-        found += [file for file in inside if file.suffix.lower() in SUFFIXES] or [place] * place.is_file()
+        found += [place] if place.is_file() else [f for f in inside if f.suffix.lower() in SUFFIXES]
     if not found:
         raise DasdError(f"There is no image in {', '.join(map(str, places))}.")
     return found
@@ -106,26 +106,20 @@ def open_rows(domain: DomainConfig, split: str) -> datasets.Dataset:
 
     Raises DasdError, naming what was looked for and where, if it is not there or lacks a configured column.
     """
-    folder = resolve(domain.data)
-    rows = _from_folder(domain, folder, split) if folder.is_dir() else _from_hub(domain, folder, split)
+    folder, where = resolve(domain.data), f"{domain.data} (domain {domain.name})"
+    loaded = open_folder(domain, folder) if folder.is_dir() else {split: _from_hub(domain, folder, split)}
+    if split not in loaded:
+        raise DasdError(f"{where} has no split {split!r}. Splits: {', '.join(loaded)}.")
+    rows = loaded[split]
     for name in ("image_column", "caption_column", "label_column"):
         column = getattr(domain, name)
         if column is not None and column not in rows.column_names:
-            where = f"{domain.data} (domain {domain.name})"
             known = ", ".join(rows.column_names)
             advice = _metadata_advice(folder, column) if folder.is_dir() else ""
             raise DasdError(f"{where} has no column {column!r}, its {name}. Columns: {known}.{advice}")
     if not len(rows):
-        raise DasdError(f"Split {split!r} of {domain.data} (domain {domain.name}) has no images.")
+        raise DasdError(f"Split {split!r} of {where} has no images.")
     return rows
-
-
-def _from_folder(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
-    loaded = open_folder(domain, folder)
-    if split not in loaded:
-        raise DasdError(f"The folder {folder} (domain {domain.name}) has no split {split!r}. "
-                        f"Splits: {', '.join(loaded)}.")  # fmt: skip
-    return loaded[split]
 
 
 def open_folder(domain: DomainConfig, folder: Path) -> datasets.DatasetDict:
@@ -201,8 +195,7 @@ def undecoded(rows: datasets.Dataset, column: str) -> datasets.Dataset:
     try:
         return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
-        kind = rows.features[column]
-        raise DasdError(f"The column {column!r} holds no images but {kind}.") from error
+        raise DasdError(f"The column {column!r} holds no images but {rows.features[column]}.") from error
 
 
 class LazyImages(Sequence):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from dasd_utils.data import DomainData
 
 VERSION = "3"  # of what the cache holds; a change here makes every older file unused
-SHARD = 1024  # images a file: what an interrupted encoding can lose
+SHARD = 1024  # images a file: what is held in memory, and what an interrupted encoding can lose
 ENCODE_BATCH = 8  # images at once through the VAE, fewer of large ones
 ENCODE_PIXELS = 8 * 256 * 256  # at once: a gigabyte of Stable Diffusion's VAE
 POLL = 0.5  # seconds between two looks at a shard that another process encodes
@@ -49,10 +48,8 @@ class Latents(Sequence):
         places = range(len(self))[first]  # negative indices count from the end; IndexError beyond it
         if isinstance(places, int):
             return self._row(places)[tuple(rest)]
-        rows = (
-            np.stack([self._row(i) for i in places]) if places else np.empty((0, *self.shape[1:]), self.dtype)
-        )
-        return rows[(slice(None), *rest)]
+        rows = [self._row(i)[None] for i in places]
+        return np.concatenate([self.shards[0][:0], *rows])[(slice(None), *rest)]
 
     def _row(self, index: int) -> np.ndarray:
         shard, place = divmod(index, len(self.shards[0]))
@@ -145,21 +142,18 @@ def _encode_if_free(
 def _write_shard(
     path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: Any
 ) -> None:
-    unfinished = path.with_suffix(".tmp")  # one that a killed process left is written over
-    stop, rows = min(start + SHARD, len(data)), None
+    stop = min(start + SHARD, len(data))
     width, height = data.images[start].size
     size = max(min(ENCODE_BATCH, ENCODE_PIXELS // (width * height)), 1)
+    parts = []
+    for first in range(start, stop, size):
+        parts.append(_encode(vae, data.images[first : min(first + size, stop)], dtype))
+        bar.update(len(parts[-1]))
+    unfinished = path.with_suffix(".tmp")  # one that a killed process left is written over
     try:
-        for first in range(start, stop, size):
-            moments = _encode(vae, data.images[first : min(first + size, stop)], dtype)
-            if rows is None:
-                shape = (stop - start, *moments.shape[1:])
-                rows = np.lib.format.open_memmap(unfinished, "w+", moments.dtype, shape)
-            rows[first - start : first - start + len(moments)] = moments
-            bar.update(len(moments))
-        rows.flush()
-        del rows  # an open file cannot be renamed everywhere
-        os.replace(unfinished, path)
+        with unfinished.open("wb") as file:
+            np.save(file, np.concatenate(parts))
+        unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 
