@@ -94,7 +94,7 @@ def score(images: list[Image.Image], domain: str, scorer: evaluation.Scorer, see
     """Return CMMD to held-out renders and attributes shown, each with its interval."""
     world = heldout(domain, len(images))
     real, made = scorer.embed(world.images), scorer.embed(images)
-    shown = scorer.attributes_shown(images, domain, world.told)
+    shown = scorer.attributes_shown(images, domain, world.mentioned)
     cmmd, attributes = (
         metrics.cmmd_interval(made, real, seed=seed),
         metrics.bootstrap_interval(shown, seed=seed),

@@ -90,7 +90,7 @@ def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainDa
     bar = bars.short_bar(pictures, f"drawing {world}", unit="image")
     drawn = [(images.content_hash(picture), images.thumbnail(picture)) for picture in bar]
     attributes = [toyworld.attributes(world, seed, i) for i in range(count)]
-    variants = [toyworld.told_variants(world, seed, i) for i in range(count)]
+    variants = [toyworld.captions_with_mentions(world, seed, i) for i in range(count)]
     columns = {name: [scene.get(name, "") for scene in attributes] for name in toyworld.ATTRIBUTES[world]}
     columns["captions"] = [[text for text, _ in each] for each in variants]
     constant = domain.label_captions or domain.caption is not None

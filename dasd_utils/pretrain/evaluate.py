@@ -29,35 +29,35 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Heldout:
-    """Renders of one domain with one caption each, the one of several that tells most."""
+    """Renders of one domain with one caption each, the one of several that mentions most."""
 
     domain: str
     images: list[Image.Image]
     shown: list[dict[str, str]]  # all attributes of each image
     texts: list[str]
-    told: list[dict[str, str]]  # those of `shown` that the text tells
+    mentioned: list[dict[str, str]]  # those of `shown` that the text mentions
 
 
 def heldout(domain: str, count: int) -> Heldout:
     """Return the first `count` scenes of the world kept for this evaluation."""
     scenes = [(domain, WORLD_SEED, i) for i in range(count)]
-    wordings = [max(toyworld.told_variants(*scene, 8), key=lambda w: len(w[1])) for scene in scenes]
-    texts, told = zip(*wordings, strict=True)
+    wordings = [max(toyworld.captions_with_mentions(*scene, 8), key=lambda w: len(w[1])) for scene in scenes]
+    texts, mentioned = zip(*wordings, strict=True)
     images = [toyworld.draw(*scene) for scene in scenes]
-    return Heldout(domain, images, [toyworld.attributes(*s) for s in scenes], list(texts), list(told))
+    return Heldout(domain, images, [toyworld.attributes(*s) for s in scenes], list(texts), list(mentioned))
 
 
 def evaluate(config: Config, num_images: int = 500) -> list[Row]:
     """Return the rows of `data/results/pretrain.json` for the base of `config`, and for its adapter if any.
 
     num_images: renders and samples a domain, at least 2, sampled with the domain's calibration (the base with
-    that of the source). Raises DasdError for fewer, and for a base without an attribute reader.
+    that of the source). Raises DasdError for fewer, and for a base without an attribute classifier.
     """
     scorer = evaluation.load_scorer(config, "cpu")
     if num_images < 2:
         raise DasdError(f"At least two images a domain are needed, not {num_images}.")
     if scorer.reader is None:
-        raise DasdError(f"{config.model.base} has no attribute reader: `dasd pretrain` has not made it.")
+        raise DasdError(f"{config.model.base} has no attribute classifier: `dasd pretrain` has not made it.")
     pipeline, adapted = _pipeline(config)
     worlds = {domain: heldout(domain, num_images) for domain in toyworld.DOMAINS}
     features = {domain: scorer.embed(world.images) for domain, world in worlds.items()}
@@ -112,7 +112,7 @@ def _score_parts(
     worlds: dict[str, Heldout],
     features: dict[str, Tensor],
 ) -> None:
-    """Add what VAE, CLIP and reader make of renders."""
+    """Add the scores of VAE, CLIP and attribute classifier on renders."""
     for domain, world in worlds.items():
         table.mean("psnr", domain, psnr(vae, world.images))
         table.mean("retrieval_r1", domain, retrieval(scorer, heldout(domain, RETRIEVAL)))
@@ -185,11 +185,11 @@ def deviation_ratio(vae: Any, images: Sequence[Image.Image]) -> float:
 
 
 def retrieval(scorer: evaluation.Scorer, world: Heldout) -> Tensor:
-    """Return whether the caption nearest to each image tells nothing false of it; (n,)."""
+    """Return whether the caption nearest to each image mentions nothing that it does not show; (n,)."""
     texts = scorer.embed_texts(world.texts)
     found = (scorer.embed(world.images) @ texts.T).argmax(dim=1).tolist()
     return torch.tensor(
-        [world.told[j].items() <= shown.items() for j, shown in zip(found, world.shown, strict=True)]
+        [world.mentioned[j].items() <= shown.items() for j, shown in zip(found, world.shown, strict=True)]
     )
 
 
@@ -205,5 +205,5 @@ def zero_shot(scorer: evaluation.Scorer, features: Tensor) -> np.ndarray:
 
 
 def _read(scorer: evaluation.Scorer, images: Sequence[Image.Image], world: Heldout) -> Tensor:
-    """Return the share of the caption's attributes that each image shows, as the reader sees it; (n,)."""
-    return scorer.attributes_shown(images, world.domain, world.told)
+    """Return the share of the caption's attributes that the classifier finds in each image; (n,)."""
+    return scorer.attributes_shown(images, world.domain, world.mentioned)

@@ -75,11 +75,14 @@ def render(domain: str, seed: int, index: int, size: int = 64) -> Scene:
 
 
 def caption_variants(domain: str, seed: int, index: int, n: int = 5) -> list[str]:
-    """Return n wordings of one scene; the first is the caption that `render` gives."""
-    return [text for text, _ in told_variants(domain, seed, index, n)]
+    """Return n captions of one scene; the first is the caption that `render` gives."""
+    return [text for text, _ in captions_with_mentions(domain, seed, index, n)]
 
 
-def told_variants(domain: str, seed: int, index: int, n: int = 5) -> list[tuple[str, dict[str, str]]]:
-    """Return n wordings of one scene, each with the attributes that it tells."""
+def captions_with_mentions(
+    domain: str, seed: int, index: int, n: int = 5
+) -> list[tuple[str, dict[str, str]]]:
+    """Return n captions of one scene, each with the attributes that it mentions."""
     shown = attributes(domain, seed, index)
-    return [captions.told_caption(domain, shown, _generator(domain, seed, index, 2 + i)) for i in range(n)]
+    generators = (_generator(domain, seed, index, 2 + i) for i in range(n))
+    return [captions.compose_caption(domain, shown, rng) for rng in generators]

@@ -1,7 +1,7 @@
 """English captions of the toy world's scenes, joined from the tables in `wordings`.
 
 A caption is a frame ("an aerial view of {}") around a scene phrase ("two ships in a harbor") and tails ("with
-blue water") for what neither of them tells.
+blue water") for what neither of them mentions.
 """
 
 import re
@@ -13,77 +13,78 @@ from dasd_utils.toyworld.wordings import BARE, FRAMES, JOINS, SCENE_TAILS, SCENE
 
 Attributes = dict[str, str]
 
-FULL, PARTIAL = 0.5, 0.3  # shares of captions that tell all attributes, or some; the rest tell the scene
+FULL = 0.5  # share of captions that mention all attributes
+PARTIAL = 0.3  # share of those that mention some; the rest mention the scene alone
 UNFRAMED = {"painting": 0.17}  # shares of captions without a frame, which need not name the domain
 MAX_WORDS, TRIES = 16, 40
 SLOT = re.compile(r"{(\w+)}")
 REPEATABLE = {"a", "an", "the", "of", "on", "and"}  # any other word sounds clumsy the second time
 
 
-def told_caption(domain: str, attributes: Attributes, rng: np.random.Generator) -> tuple[str, Attributes]:
-    """One wording of a scene, lower-case and without a full stop, and the attributes that it tells.
+def compose_caption(domain: str, attributes: Attributes, rng: np.random.Generator) -> tuple[str, Attributes]:
+    """Return a caption of a scene, lower-case and without a full stop, and the attributes that it mentions.
 
-    What is worded by silence ("house=no") is not told, nor what a plural only narrows down. KeyError for
-    anything unknown.
+    What a caption leaves out to say it ("house=no") is not mentioned, nor what a plural only narrows down.
+    Raises KeyError for an unknown scene, attribute or value.
     """
     for name, value in attributes.items():
         _ = SCENES[domain][value] if name == "scene" else WORDS[domain][name][value]
-    for told in (_told(attributes, rng), {"scene": attributes["scene"]}):
+    for mentioned in (_draw_mentioned(attributes, rng), {"scene": attributes["scene"]}):
         for _ in range(TRIES):
-            template, silent = _compose(domain, attributes, told, rng)
+            template, silent = _compose(domain, attributes, mentioned, rng)
             if template and _reads_well(template):
-                said = {name: value for name, value in told.items() if name not in silent}
-                return _fill(template, domain, told, rng), said
+                said = {name: value for name, value in mentioned.items() if name not in silent}
+                return _fill(template, domain, mentioned, rng), said
     raise RuntimeError(f"no caption for {domain}: {attributes}")
 
 
 def bare_prompt(domain: str, rng: np.random.Generator) -> str:
-    """A prompt that names the domain and nothing else, such as "a satellite image"."""
+    """Return a prompt that names the domain and nothing else, such as "a satellite image"."""
     frames = [frame for frame, _ in _options(FRAMES[domain], {}, {}) if "{}" not in frame]
     return _pick(frames + BARE[domain].split(" | "), rng)
 
 
-def _told(attributes: Attributes, rng: np.random.Generator) -> Attributes:
-    """The attributes that a caption is to tell: all, some or only the scene."""
+def _draw_mentioned(attributes: Attributes, rng: np.random.Generator) -> Attributes:
+    """Return the attributes that a caption has to mention: all, some or only the scene."""
     draw = rng.random()
     chance = 1.0 if draw < FULL else 0.5 if draw < FULL + PARTIAL else 0.0
     return {name: value for name, value in attributes.items() if name == "scene" or rng.random() < chance}
 
 
 def _compose(
-    domain: str, attributes: Attributes, told: Attributes, rng: np.random.Generator
+    domain: str, attributes: Attributes, mentioned: Attributes, rng: np.random.Generator
 ) -> tuple[str, set[str]]:
-    """A random caption, its slots still open, and the attributes it tells by silence.
+    """Return a random caption, its slots still open, and the attributes whose words are empty.
 
-    The caption is "" where an attribute to be told found no place in it.
+    The caption is "" where it has no place for an attribute.
     """
-    frame, framed = _frame(domain, attributes, told, rng)
-    phrase, phrased = _pick(_options(SCENES[domain][told["scene"]], attributes, told), rng)
-    untold = told.keys() - framed - phrased - {"scene"}
-    tails = TAILS[domain] | SCENE_TAILS.get(told["scene"], {})
-    if untold - tails.keys():
+    frame, framed = _frame(domain, attributes, mentioned, rng)
+    phrase, phrased = _pick(_options(SCENES[domain][mentioned["scene"]], attributes, mentioned), rng)
+    missing = mentioned.keys() - framed - phrased - {"scene"}
+    tails = TAILS[domain] | SCENE_TAILS.get(mentioned["scene"], {})
+    if missing - tails.keys():
         return "", set()
-    said = {name: _tail(tails[name], told[name], rng) for name in tails if name in untold}
+    said = {name: _tail(tails[name], mentioned[name], rng) for name in tails if name in missing}
     text = " ".join(part for part in (phrase, *said.values()) if part)
     return frame.replace("{}", text), {name for name, tail in said.items() if not tail}
 
 
-def _fill(text: str, domain: str, told: Attributes, rng: np.random.Generator) -> str:
-    """The caption with a word in every slot."""
-    text = text.replace("(s)", "" if told.get("count") == "one" else "s")
+def _fill(text: str, domain: str, mentioned: Attributes, rng: np.random.Generator) -> str:
+    """Return the caption with a word in every slot."""
+    text = text.replace("(s)", "" if mentioned.get("count") == "one" else "s")
     for name in SLOT.findall(text):
-        text = text.replace(f"{{{name}}}", _pick(WORDS[domain][name][told[name]].split(" | "), rng), 1)
+        text = text.replace(f"{{{name}}}", _pick(WORDS[domain][name][mentioned[name]].split(" | "), rng), 1)
     return text
 
 
 def _frame(
-    domain: str, attributes: Attributes, told: Attributes, rng: np.random.Generator
+    domain: str, attributes: Attributes, mentioned: Attributes, rng: np.random.Generator
 ) -> tuple[str, set[str]]:
-    """A frame with its place {} for the scene, and the attributes that it tells."""
+    """Return a frame with its place {} for the scene, and the attributes that it mentions."""
     if rng.random() < UNFRAMED.get(domain, 0):
         return "{}", set()
-    frame, tells = _pick(_options(FRAMES[domain], attributes, told), rng)
-    return (frame if "{}" in frame else f"{frame} {_pick(JOINS[domain].split(' | '), rng)} {{}}"), tells
+    frame, mentions = _pick(_options(FRAMES[domain], attributes, mentioned), rng)
+    return (frame if "{}" in frame else f"{frame} {_pick(JOINS[domain].split(' | '), rng)} {{}}"), mentions
 
 
 def _tail(wordings: dict[str, str] | str, value: str, rng: np.random.Generator) -> str:
@@ -92,34 +93,34 @@ def _tail(wordings: dict[str, str] | str, value: str, rng: np.random.Generator) 
 
 @cache
 def _parsed(wordings: str) -> list[tuple[str, dict[str, str], dict[str, str], frozenset[str]]]:
-    """Every wording with the values that it tells, those that it excludes and the attributes of its slots."""
+    """Return each wording with the values it mentions, those it excludes and the attributes of its slots."""
     parsed = []
     for wording in wordings.split(" | "):
         text, _, conditions = wording.rstrip("]").partition(" [")
         terms = [term.partition("=") for term in conditions.split(",") if term]
-        tells = {name: value for name, _, value in terms if not name.endswith("!")}
+        mentions = {name: value for name, _, value in terms if not name.endswith("!")}
         excludes = {name[:-1]: value for name, _, value in terms if name.endswith("!")}
-        parsed.append((text, tells, excludes, frozenset(SLOT.findall(text))))
+        parsed.append((text, mentions, excludes, frozenset(SLOT.findall(text))))
     return parsed
 
 
-def _options(wordings: str, attributes: Attributes, told: Attributes) -> list[tuple[str, set[str]]]:
-    """The wordings that suit the picture and tell nothing beyond `told`, with what each of them tells."""
-    return _suitable(wordings, frozenset(attributes.items()), frozenset(told.items()))
+def _options(wordings: str, attributes: Attributes, mentioned: Attributes) -> list[tuple[str, set[str]]]:
+    """Return the wordings that suit the picture and mention nothing else, with what each of them mentions."""
+    return _suitable(wordings, frozenset(attributes.items()), frozenset(mentioned.items()))
 
 
 @lru_cache(maxsize=10_000)  # many captions are tried for one picture, and pictures resemble each other
-def _suitable(wordings: str, attributes: frozenset, told: frozenset) -> list[tuple[str, set[str]]]:
-    names = {name for name, _ in told}
+def _suitable(wordings: str, attributes: frozenset, mentioned: frozenset) -> list[tuple[str, set[str]]]:
+    names = {name for name, _ in mentioned}
     return [
-        (text, tells.keys() | slots)
-        for text, tells, excludes, slots in _parsed(wordings)
-        if tells.items() <= told and slots <= names and not excludes.items() & attributes
+        (text, mentions.keys() | slots)
+        for text, mentions, excludes, slots in _parsed(wordings)
+        if mentions.items() <= mentioned and slots <= names and not excludes.items() & attributes
     ]
 
 
 def _reads_well(text: str) -> bool:
-    """Whether a caption is short enough and repeats no word, slots apart (green land, green water)."""
+    """Return whether a caption is short and repeats no word, slots apart (green land, green water)."""
     words = text.split()
     rest = [word for word in words if word not in REPEATABLE]
     longest = len(words) + words.count("{count}")  # "a single"

@@ -392,7 +392,7 @@ def test_toy_world_splits_are_different_scenes(config):
 def test_toy_world_says_what_each_caption_mentions(config):
     loaded = load("toyworld:satellite", config, num_images=6)
     for i, (captions, mentioned) in enumerate(zip(loaded.captions, loaded.mentioned, strict=True)):
-        wordings = toyworld.told_variants("satellite", data.TOY_SEEDS["train"], i)
+        wordings = toyworld.captions_with_mentions("satellite", data.TOY_SEEDS["train"], i)
         assert list(zip(captions, mentioned, strict=True)) == wordings
         assert all(each.items() <= loaded.attributes[i].items() for each in mentioned)
     assert any(loaded.mentioned[0]) and loaded.mentioned[0] != [loaded.attributes[0]] * 5

@@ -10,11 +10,11 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
-from dasd_utils import pretrain, toyworld
+from dasd_utils import toyworld
 from dasd_utils.config import Config, DasdError, resolve
-from dasd_utils.pretrain import evaluate, loop, vae
-from dasd_utils.pretrain.clip import Text, contrastive
-from dasd_utils.pretrain.world import Images
+from dasd_utils.pretrain import build, evaluate, shared, stages
+from dasd_utils.pretrain.shared import Images
+from dasd_utils.pretrain.stages import Text, contrastive
 from dasd_utils.toyworld.attribute_classifier import AttributeClassifier
 
 SMALL = dict(
@@ -28,8 +28,8 @@ SMALL = dict(
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain")
-    config = pretrain.PretrainConfig(output_dir=str(folder / "base"), work_dir=str(folder / "work"), **SMALL)
-    return config, pretrain.pretrain(config, progress=False)
+    config = shared.PretrainConfig(output_dir=str(folder / "base"), work_dir=str(folder / "work"), **SMALL)
+    return config, build.pretrain(config, progress=False)
 
 
 def test_diffusers_loads_and_samples(base):
@@ -63,7 +63,7 @@ def test_tokenizer_knows_every_byte(base):
 def test_latents_have_unit_variance(base):
     config, _ = base
     work = resolve(config.work_dir)
-    autoencoder = vae.train_vae(config, work, progress=False)
+    autoencoder = stages.train_vae(config, work, progress=False)
     images = Images(work, toyworld.DOMAINS)
     picks = images.draw(np.random.default_rng(0), 1024)
     latents = autoencoder.encode(images.pixels(picks)).latent_dist.mean
@@ -75,10 +75,10 @@ def test_normalising_leaves_reconstructions_alone(base):
     config, _ = base
     work = resolve(config.work_dir)
     images = Images(work, toyworld.DOMAINS)
-    autoencoder = vae.train_vae(config, work, progress=False)
+    autoencoder = stages.train_vae(config, work, progress=False)
     pixels = images.pixels([(0, 1), (1, 2)])
     before = autoencoder.decode(autoencoder.encode(pixels).latent_dist.mean).sample
-    again = vae.normalise_latents(autoencoder, images)
+    again = stages.normalise_latents(autoencoder, images)
     after = again.decode(again.encode(pixels).latent_dist.mean).sample
     assert torch.allclose(before, after, atol=1e-4)
 
@@ -107,10 +107,10 @@ class Line(torch.nn.Linear):
 
 def fitted(folder, steps, stop=None):
     """Return the weights after `steps` steps in `folder`, or None where the run was stopped."""
-    config = pretrain.PretrainConfig(checkpoint_every=2, log_every=1, decay=0.5, learning_rate=0.01)
+    config = shared.PretrainConfig(checkpoint_every=2, log_every=1, decay=0.5, learning_rate=0.01)
     line = Line(stop)
     try:
-        return loop.fit(line, line.loss_at, steps, config, folder, progress=False).state_dict()
+        return shared.fit(line, line.loss_at, steps, config, folder, progress=False).state_dict()
     except KeyboardInterrupt:
         return None
 
@@ -141,10 +141,10 @@ def test_a_shorter_plan_is_refused(tmp_path):
 
 
 def test_other_inputs_are_refused(tmp_path):
-    config, line = pretrain.PretrainConfig(), Line()
-    loop.fit(line, line.loss_at, 2, config, tmp_path, progress=False, inputs="one")
+    config, line = shared.PretrainConfig(), Line()
+    shared.fit(line, line.loss_at, 2, config, tmp_path, progress=False, inputs="one")
     with pytest.raises(DasdError, match="other parts"):
-        loop.fit(line, line.loss_at, 2, config, tmp_path, progress=False, inputs="two")
+        shared.fit(line, line.loss_at, 2, config, tmp_path, progress=False, inputs="two")
 
 
 def test_a_torn_log_line_is_no_obstacle(tmp_path):
@@ -156,9 +156,11 @@ def test_a_torn_log_line_is_no_obstacle(tmp_path):
 
 def test_previews_leave_the_training_alone(tmp_path):
     plain = fitted(tmp_path / "plain", 6)
-    config, line = pretrain.PretrainConfig(learning_rate=0.01, preview_every=2, decay=0.5), Line()
+    config, line = shared.PretrainConfig(learning_rate=0.01, preview_every=2, decay=0.5), Line()
     shown = []
-    loop.fit(line, line.loss_at, 6, config, tmp_path / "shown", False, lambda model, path: shown.append(path))
+    shared.fit(
+        line, line.loss_at, 6, config, tmp_path / "shown", False, lambda model, path: shown.append(path)
+    )
     assert len(shown) == 3
     assert all(torch.equal(plain[name], value) for name, value in line.state_dict().items())
 
@@ -166,29 +168,29 @@ def test_previews_leave_the_training_alone(tmp_path):
 def test_a_work_folder_keeps_its_settings(base):
     config, _ = base
     with pytest.raises(DasdError, match="seed 0, now 1"):
-        pretrain.pretrain(dataclasses.replace(config, seed=1), ("render",), progress=False)
+        build.pretrain(dataclasses.replace(config, seed=1), ("render",), progress=False)
 
 
 def test_a_stage_says_what_it_lacks(tmp_path):
-    config = pretrain.PretrainConfig(work_dir=str(tmp_path), **SMALL)
+    config = shared.PretrainConfig(work_dir=str(tmp_path), **SMALL)
     with pytest.raises(DasdError, match="stage 'render' first"):
-        pretrain.pretrain(config, ("vae",), progress=False)
+        build.pretrain(config, ("vae",), progress=False)
 
 
 def test_assembling_replaces_a_base_and_keeps_its_card(base):
     config, folder = base
     (folder / "README.md").write_text("the card")
     (folder / "stale.txt").write_text("of an older base")
-    pretrain.pretrain(config, ("assemble",), progress=False)
+    build.pretrain(config, ("assemble",), progress=False)
     assert (folder / "README.md").read_text() == "the card" and not (folder / "stale.txt").exists()
     assert sorted(p.name for p in folder.parent.iterdir()) == ["base", "work"]
 
 
 def test_a_nan_stops_the_stage(tmp_path):
     line = Line()
-    config = pretrain.PretrainConfig()
+    config = shared.PretrainConfig()
     with pytest.raises(DasdError, match="step 0"):
-        loop.fit(line, lambda step: line.weight.sum() * float("nan"), 2, config, tmp_path, progress=False)
+        shared.fit(line, lambda step: line.weight.sum() * float("nan"), 2, config, tmp_path, progress=False)
 
 
 def test_contrastive_has_several_right_answers():
@@ -233,4 +235,4 @@ def test_a_finished_base_is_measured_without_an_adapter(base, monkeypatch, caplo
 
 def test_unknown_stage():
     with pytest.raises(DasdError, match="stage"):
-        pretrain.pretrain(pretrain.PretrainConfig(), ("vea",))
+        build.pretrain(shared.PretrainConfig(), ("vea",))

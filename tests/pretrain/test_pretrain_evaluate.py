@@ -27,7 +27,9 @@ class Identity:
 def test_heldout_captions_tell_what_is_shown():
     world = evaluate.heldout("satellite", 4)
     assert world.shown == [toyworld.attributes("satellite", evaluate.WORLD_SEED, i) for i in range(4)]
-    assert all(told.items() <= shown.items() for told, shown in zip(world.told, world.shown, strict=True))
+    assert all(
+        told.items() <= shown.items() for told, shown in zip(world.mentioned, world.shown, strict=True)
+    )
     assert len(world.images) == len(world.texts) == 4
 
 
@@ -37,14 +39,13 @@ def test_psnr_by_hand():
     assert values.tolist() == pytest.approx([-20 * np.log10(0.05)] * 2, abs=1e-3)
 
 
-def test_retrieval_counts_captions_that_tell_nothing_false(monkeypatch):
+def test_retrieval_counts_captions_that_mention_nothing_false():
     world = evaluate.heldout("satellite", 6)
     one_hot = torch.eye(6)
-    scorer = SimpleNamespace(clip=None, tokenizer=None, embed=lambda images: one_hot)
-    monkeypatch.setattr(evaluate.metrics, "embed_texts", lambda clip, tokenizer, texts: one_hot)
+    scorer = SimpleNamespace(embed=lambda images: one_hot, embed_texts=lambda texts: one_hot)
     assert evaluate.retrieval(scorer, world).all()
-    monkeypatch.setattr(evaluate.metrics, "embed_texts", lambda clip, tokenizer, texts: one_hot.roll(1, 0))
-    expected = [world.told[(i + 1) % 6].items() <= world.shown[i].items() for i in range(6)]
+    scorer.embed_texts = lambda texts: one_hot.roll(1, 0)
+    expected = [world.mentioned[(i + 1) % 6].items() <= world.shown[i].items() for i in range(6)]
     assert evaluate.retrieval(scorer, world).tolist() == expected and not all(expected)
 
 
@@ -63,7 +64,7 @@ def test_channels_of_unequal_deviation_show():
     assert evaluate.deviation_ratio(Identity(), images) > 1
 
 
-def test_a_base_without_a_reader_is_refused_at_once(base_dir):
+def test_a_base_without_an_attribute_classifier_is_refused_at_once(base_dir):
     config = Config.setup("tiny", base=str(base_dir), clip=str(base_dir / "clip"))
-    with pytest.raises(DasdError, match="no attribute reader"):
+    with pytest.raises(DasdError, match="no attribute classifier"):
         evaluate.evaluate(config, 4)

@@ -73,7 +73,7 @@ def test_sketch_captions_name_no_colour():
 
 def test_unknown_attribute_value_is_an_error():
     with pytest.raises(KeyError):
-        captions.told_caption("satellite", {"scene": "moon base"}, np.random.default_rng(0))
+        captions.compose_caption("satellite", {"scene": "moon base"}, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -86,7 +86,7 @@ def test_bare_prompts_name_the_domain_only(domain):
 def test_what_a_wording_tells_stands_in_it(domain):
     """Silence tells nothing: "no" needs a word, as every other value does."""
     for index in range(60):
-        for text, told in toyworld.told_variants(domain, 9, index, 4):
+        for text, told in toyworld.captions_with_mentions(domain, 9, index, 4):
             assert told.items() <= toyworld.attributes(domain, 9, index).items()
             for name, value in told.items():
                 if value == "no":

@@ -196,15 +196,15 @@ def pretrain(
     """Build the embedded base model from the toy world, in hours; or measure it."""
     import torch
 
-    from dasd_utils import pretrain as stages
+    from dasd_utils.pretrain import build
 
     if threads:
         torch.set_num_threads(threads)
     if evaluate and stage:
         raise DasdError("--evaluate measures a finished base; it takes no --stage.")
     if not evaluate:
-        settings = stages.PretrainConfig(seed=seed, output_dir=output_dir)
-        made = str(stages.pretrain(settings, tuple(stage) if stage else stages.STAGES))
+        settings = build.PretrainConfig(seed=seed, output_dir=output_dir)
+        made = str(build.pretrain(settings, tuple(stage) if stage else build.STAGES))
         options.show({"base": made}, as_json, made)
         return
     from dasd_utils.pretrain.evaluate import measure_base

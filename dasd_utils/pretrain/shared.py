@@ -1,0 +1,303 @@
+"""What every stage shares: sizes and budgets, the rendered images, and one training loop.
+
+The loop has a constant learning rate and then a linear decay. Until the decay a run does not depend on its
+planned length, so a finished stage can be made longer: with more planned steps it goes on from the checkpoint
+that was kept where its decay began.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import Pool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dasd_utils import toyworld
+from dasd_utils.config import DasdError
+from dasd_utils.runtime import bars, checkpoints
+from dasd_utils.runtime.images import to_pixels
+
+WORLD_SEED = 100  # data sets of the course use other seeds, so their images are new to every part
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Sizes and budgets; the values are those that made the shipped weights."""
+
+    seed: int = 0
+    output_dir: str = "data/tiny-sd"
+    work_dir: str = "data/cache/pretrain"
+    resolution: int = 64  # pixels
+    paintings: int = 60_000  # rendered images, a domain
+    others: int = 24_000
+    vae_channels: tuple[int, ...] = (32, 64, 96)
+    vae_steps: int = 9_000
+    vae_batch_size: int = 8  # whole images; twice as many 32 px crops before the decay
+    kl_weight: float = 2e-4
+    clip_width: tuple[int, int] = (128, 160)  # channels of the text and the vision tower
+    clip_steps: int = 3_000
+    clip_batch_size: int = 96  # pairs
+    everyday: int = 16  # texts a batch that match no image
+    vocab_size: int = 2_000
+    unet_channels: tuple[int, ...] = (64, 128, 160)
+    unet_steps: int = 4_200
+    unet_batch_size: int = 64
+    caption_dropout: float = 0.1
+    reader_steps: int = 1_500
+    reader_batch_size: int = 64
+    learning_rate: float = 1e-3
+    decay: float = 0.2  # the share of a stage's steps, at its end, in which the learning rate falls to 0
+    ema_decay: float = 0.998
+    log_every: int = 50  # steps
+    checkpoint_every: int = 250  # steps
+    preview_every: int = 1_000  # steps between grids of pictures in the stage's folder
+
+    def decay_starts(self, steps: int) -> int:
+        """Return the first step of a stage's decay."""
+        return steps - max(1, round(self.decay * steps))
+
+
+# The rendered images and captions that every stage reads.
+
+
+def _render_chunk(job: tuple[str, int, int, int]) -> np.ndarray:
+    domain, start, stop, size = job
+    return np.stack([np.asarray(toyworld.draw(domain, WORLD_SEED, i, size)) for i in range(start, stop)])
+
+
+def _describe_chunk(job: tuple[str, int, int]) -> list[dict]:
+    domain, start, stop = job
+    scenes = [(domain, WORLD_SEED, i) for i in range(start, stop)]
+    return [
+        {"captions": toyworld.captions_with_mentions(*s, 6), "attributes": toyworld.attributes(*s)}
+        for s in scenes
+    ]
+
+
+def _in_parallel(work: Callable, domain: str, count: int, *extra: int, progress: bool = True) -> Iterator:
+    """Yield the results of chunks of 250 scenes, in order, made on all cores."""
+    jobs = [(domain, i, min(i + 250, count), *extra) for i in range(0, count, 250)]
+    with Pool() as pool:
+        yield from bars.bar(pool.imap(work, jobs), domain, len(jobs), shown=progress, unit="chunk")
+
+
+def _counts(config: PretrainConfig) -> dict[str, int]:
+    return {d: config.paintings if d == "painting" else config.others for d in toyworld.DOMAINS}
+
+
+def render_images(config: PretrainConfig, work: Path, progress: bool = True) -> None:
+    """Write <domain>.npy, uint8 (n, size, size, 3)."""
+    size, part = config.resolution, work / "part.npy"
+    for domain, count in _counts(config).items():
+        if (work / f"{domain}.npy").exists():
+            continue
+        images = np.lib.format.open_memmap(part, "w+", np.uint8, (count, size, size, 3))
+        for number, chunk in enumerate(_in_parallel(_render_chunk, domain, count, size, progress=progress)):
+            images[250 * number : 250 * number + len(chunk)] = chunk
+        images.flush()
+        part.replace(work / f"{domain}.npy")
+
+
+def describe_images(config: PretrainConfig, work: Path, progress: bool = True) -> None:
+    """Write <domain>.json: captions of every image with what each mentions, and all attributes."""
+    for domain, count in _counts(config).items():
+        if not (work / f"{domain}.json").exists():
+            chunks = _in_parallel(_describe_chunk, domain, count, progress=progress)
+            (work / "part.json").write_text(json.dumps([row for chunk in chunks for row in chunk]))
+            (work / "part.json").replace(work / f"{domain}.json")
+
+
+def read_rows(work: Path, domain: str) -> list[dict[str, Any]]:
+    """Return {"captions": [[text, mentioned], ...], "attributes": {...}} of every image of a domain."""
+    return json.loads(_present(work / f"{domain}.json", "describe").read_text())
+
+
+def _present(path: Path, stage: str) -> Path:
+    if not path.exists():
+        raise DasdError(f"{path} is missing: run the stage {stage!r} first (dasd pretrain --stage {stage}).")
+    return path
+
+
+class Images:
+    """The rendered images and captions of some domains, as one indexed set."""
+
+    def __init__(self, work: Path, domains: tuple[str, ...]) -> None:
+        self.arrays = [np.load(_present(work / f"{d}.npy", "render"), mmap_mode="r") for d in domains]
+        self.domains = domains
+
+    def draw(self, rng: np.random.Generator, count: int, only: int | None = None) -> list[tuple[int, int]]:
+        """Return (domain number, index) pairs, every domain equally often, or those of one domain."""
+        which = (
+            rng.permutation(np.arange(count) % len(self.domains)) if only is None else np.full(count, only)
+        )
+        return [(int(d), int(rng.integers(len(self.arrays[d])))) for d in which]
+
+    def pixels(self, picks: list[tuple[int, int]]) -> Tensor:
+        """Return the images as float32 (B, 3, size, size) in [-1, 1]."""
+        return to_pixels([self.arrays[d][i] for d, i in picks])
+
+
+def grid(images: Tensor, path: Path, columns: int, enlarge: int = 2) -> None:
+    """Write (n, 3, h, w) in [-1, 1] as one picture of n / columns rows."""
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    rows = [torch.cat(list(row), dim=1) for row in pixels.split(columns)]
+    picture = Image.fromarray(torch.cat(rows, dim=0).numpy())
+    picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST).save(path)
+
+
+# The training loop.
+
+
+Loss = Callable[[int], Tensor]  # step -> scalar
+Preview = Callable[[nn.Module, Path], None]  # writes a picture of what the model can do
+LAST, STABLE = "last.safetensors", "stable.safetensors"
+
+
+def fit(
+    model: nn.Module,
+    loss_at: Loss,
+    steps: int,
+    config: PretrainConfig,
+    folder: Path,
+    progress: bool = True,
+    preview: Preview | None = None,
+    inputs: str = "",
+) -> nn.Module:
+    """Train with AdamW, going on where `folder` left off; return the model with its averaged weights.
+
+    Writes log.jsonl, last.safetensors, stable.safetensors (where the decay began) and, with `preview`, grids.
+    `inputs` is the fingerprint of the stages that the losses are made of. Raises DasdError for a checkpoint
+    of other inputs or of a longer plan, and for a gradient that is not finite.
+    """
+    optimizer = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+    )
+    ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+    plan = {"steps": str(steps), "decay_starts": str(config.decay_starts(steps)), "inputs": inputs}
+    decay_starts = config.decay_starts(steps)
+    start = _resume(folder, plan, model, optimizer, ema)
+    log = [row for row in checkpoints.load_rows(folder / "log.jsonl") if row["step"] <= start]
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints.write_rows(folder / "log.jsonl", log)
+    left = range(start, steps)
+    bar = bars.bar(left, folder.name, steps, shown=progress, unit="step", initial=start, mininterval=5)
+    for step in bar:
+        factor = min((step + 1) / 100, (steps - step) / (steps - decay_starts), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+        loss = _step(model, loss_at(step), optimizer, f"{folder.name}, step {step}")
+        ema.step(model.parameters())
+        done = step + 1
+        if done % config.log_every == 0:
+            row = {"step": done, "loss": loss, "time": round(time.time(), 1)}
+            checkpoints.append_row(folder / "log.jsonl", row)
+            bar.set_postfix(loss=f"{loss:.3f}")
+        if done % config.checkpoint_every == 0 or done in (decay_starts, steps):
+            _checkpoint(folder, {"step": str(done), **plan}, model, optimizer, ema)
+        if preview and (done % config.preview_every == 0 or done == steps):
+            _draw(preview, folder / f"step-{done:06d}.png", model, ema)
+    ema.copy_to(model.parameters())
+    return model.eval().requires_grad_(False)
+
+
+def fingerprint(*folders: Path) -> str:
+    """Return the SHA-256 of the newest checkpoints of stages: the same for the same weights."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        digest.update((folder / LAST).read_bytes())
+    return digest.hexdigest()
+
+
+def _step(model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, where: str) -> float:
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    if not torch.isfinite(norm):
+        raise DasdError(f"{where}: the gradient is {norm}; lower PretrainConfig.learning_rate.")
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+@torch.no_grad()
+def _draw(preview: Preview, path: Path, model: nn.Module, ema: EMAModel) -> None:
+    """Show the averaged weights, then go on with the others."""
+    ema.store(model.parameters())
+    ema.copy_to(model.parameters())
+    preview(model.eval(), path)
+    ema.restore(model.parameters())
+    model.train()
+
+
+def _checkpoint(
+    folder: Path, plan: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
+) -> None:
+    """Write one safetensors file and rename it: a broken write leaves the old one.
+
+    Where the decay begins, the kept copy comes first: the file that says "done so far" is never without it.
+    """
+    tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    for i, (shadow, parameter) in enumerate(zip(ema.shadow_params, model.parameters(), strict=True)):
+        tensors[f"ema.{i}"] = shadow.contiguous()
+        for name, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{i}.{name}"] = value.contiguous()
+    part = folder / "part.safetensors"
+    save_file(tensors, part, metadata=plan)
+    if plan["step"] == plan["decay_starts"]:
+        shutil.copyfile(part, folder / "copy.safetensors")
+        (folder / "copy.safetensors").replace(folder / STABLE)
+    part.replace(folder / LAST)
+
+
+def _newest(folder: Path, plan: dict[str, str]) -> tuple[Path, int] | None:
+    """Return the newest checkpoint of this plan, or of another one from before the decay of both."""
+    found = [folder / name for name in (LAST, STABLE) if (folder / name).exists()]
+    for path in found:
+        with safe_open(path, framework="pt") as file:
+            made = file.metadata() or {}
+        if made.get("inputs", "") != plan["inputs"]:
+            raise DasdError(
+                f"{path} was trained with other parts than those it would now be joined with. Delete the "
+                f"folder {folder} to train this stage again."
+            )
+        step = int(made["step"])
+        if made["steps"] == plan["steps"] or step <= min(
+            int(made["decay_starts"]), int(plan["decay_starts"])
+        ):
+            return path, step
+    if found:
+        raise DasdError(
+            f"{folder} holds a run of {made['steps']} steps, longer than the {plan['steps']} planned "
+            "now: delete the folder to train anew, or plan as many steps."
+        )
+    return None
+
+
+def _resume(
+    folder: Path, plan: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
+) -> int:
+    """Load the newest checkpoint that fits; return the number of steps done."""
+    found = _newest(folder, plan)
+    if not found:
+        return 0
+    tensors = load_file(found[0])
+    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    for i, parameter in enumerate(model.parameters()):
+        ema.shadow_params[i] = tensors[f"ema.{i}"]
+        prefix = f"optimizer.{i}."
+        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        optimizer.state[parameter] = state
+    ema.optimization_step = found[1]
+    return found[1]
