@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests need no network; read when huggingface_hub is imported
 
@@ -18,11 +21,26 @@ import sd15_files
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
+from typer.testing import CliRunner
 
-from dasd_utils import models, sampling
+from dasd_utils import evaluation, models, sampling
+from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import Calibration, Config, DasdError
 
 torch.set_num_threads(1)  # tests are small, and threads that wait for each other cost more than they give
+LONG = ("test_processes", "test_ladder", "test_kill_resume", "test_training")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: two processes that share the files then end together."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+def dasd(*words: object) -> Any:
+    """Run `dasd` with these words and `--json` in this process; return what it printed."""
+    result = CliRunner().invoke(cli.app, [*map(str, words), "--json"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="session")
@@ -121,6 +139,15 @@ def adapted(parts) -> models.Parts:
     models.add_domain_tokens(parts, parts.config.domains)
     narrow.randomise(models.trainable_parameters(parts))
     return parts
+
+
+@pytest.fixture(scope="module")
+def quick_cnn() -> Iterator[None]:
+    """Train the classifiers of pictures for few epochs, wherever nobody says for how many."""
+    with pytest.MonkeyPatch.context() as patch:
+        quick = functools.partial(evaluation.train_small_cnn, epochs=5)
+        patch.setattr(evaluation, "train_small_cnn", quick)
+        yield
 
 
 def picture_files(

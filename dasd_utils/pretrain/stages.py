@@ -27,6 +27,8 @@ from dasd_utils.toyworld.attribute_classifier import SIZE, AttributeClassifier, 
 
 # The autoencoder: 64 px images to 16 x 16 latents of unit variance in every channel.
 
+MEASURED = 1024  # images by which latents are normalised
+
 
 def vae_model(config: PretrainConfig) -> AutoencoderKL:
     """Return an untrained VAE without attention: what it learns on crops then holds for whole images."""
@@ -89,9 +91,9 @@ def normalise_latents(vae: AutoencoderKL, images: Images) -> AutoencoderKL:
 
     Latents then have mean 0 and deviation 1 in every channel, and `scaling_factor` is 1.
     """
-    picks = images.draw(np.random.default_rng(0), 1024)
-    moments = [vae.encode(images.pixels(picks[i : i + 64])).latent_dist.mean for i in range(0, 1024, 64)]
-    latents = torch.cat(moments)  # (1024, 4, h, w)
+    picks = images.draw(np.random.default_rng(0), MEASURED)
+    moments = [vae.encode(images.pixels(picks[i : i + 64])).latent_dist.mean for i in range(0, MEASURED, 64)]
+    latents = torch.cat(moments)  # (MEASURED, 4, h, w)
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     before, after, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
     before.weight[:channels] /= deviation[:, None, None, None]

@@ -20,7 +20,7 @@ def config(base_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scorer(config):
+def scorer(config, quick_cnn):
     return evaluation.load_scorer(config, "cpu")
 
 

@@ -241,7 +241,8 @@ def test_validation_reads_no_caption_either(config, vae):
 @pytest.mark.parametrize("text_free", [False, True])
 def test_a_run_of_the_method_is_trained_and_asked_by_the_commands(tiny_config, tmp_path, text_free):
     values = tiny_config.replace(validation_every=0).to_dict()
-    domain = {"name": "sketch", "data": "toyworld:sketch", "num_images": 24}
+    quick = {"num_inference_steps": 2, "scheduler": "ddim"}
+    domain = {"name": "sketch", "data": "toyworld:sketch", "num_images": 24, "calibration": quick}
     wanted = {"profile": "tiny", "method": "indomain", "domains": [domain], "model": values["model"]}
     kept = ("max_train_steps", "target_batch_size", "lr_warmup_steps", "validation_every")
     wanted["training"] = {name: values["training"][name] for name in kept}

@@ -16,7 +16,7 @@ from dasd_utils.study import charts, ladder, tradeoff
 
 
 @pytest.fixture(scope="module")
-def config(base_dir, tmp_path_factory):
+def config(base_dir, tmp_path_factory, quick_cnn):
     changes = dict(num_heldout=12, num_bootstrap=20, max_train_steps=2, checkpoint_every=1)
     found = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path_factory.mktemp("front"), **changes)
     return found.replace(domains=found.domains[:1])

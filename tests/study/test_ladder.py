@@ -37,7 +37,7 @@ def config(base_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def quick():
+def quick(quick_cnn):
     """Search two schedules and two scales, of ten images each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "SCHEDULES", QUICK)
