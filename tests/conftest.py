@@ -23,9 +23,10 @@ from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from typer.testing import CliRunner
 
-from dasd_utils import evaluation, models, sampling
+from dasd_utils import models, sampling
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import Calibration, Config, DasdError
+from dasd_utils.runtime import small_cnn
 
 torch.set_num_threads(1)  # tests are small, and threads that wait for each other cost more than they give
 LONG = ("test_processes", "test_ladder", "test_kill_resume", "test_training")
@@ -145,8 +146,7 @@ def adapted(parts) -> models.Parts:
 def quick_cnn() -> Iterator[None]:
     """Train the classifiers of pictures for few epochs, wherever nobody says for how many."""
     with pytest.MonkeyPatch.context() as patch:
-        quick = functools.partial(evaluation.train_small_cnn, epochs=5)
-        patch.setattr(evaluation, "train_small_cnn", quick)
+        patch.setattr(small_cnn, "train", functools.partial(small_cnn.train, epochs=5))
         yield
 
 

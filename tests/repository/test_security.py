@@ -37,19 +37,10 @@ from dasd_utils.runtime import checkpoints, images, pretrained, tracking
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 # Their commits are not known here: who writes one into profiles.py takes the name out.
 UNPINNED = {"huggan/few-shot-art-painting", "arampacha/rsicd", "hf-vision/chest-xray-pneumonia"}
-PICKLED = (
-    "pytorch_model.bin",
-    "diffusion_pytorch_model.bin",
-    "pytorch_lora_weights.bin",
-    "learned_embeds.bin",
-    "satellite.pt",
-    "adapter.pt",
-    "optimizer.pt",
-    "model.ckpt",
-    "state.pkl",
-    "history.pkl",
-    "random_states_0.pkl",
-)
+PICKLED = """
+pytorch_model.bin diffusion_pytorch_model.bin pytorch_lora_weights.bin learned_embeds.bin satellite.pt
+adapter.pt optimizer.pt model.ckpt state.pkl history.pkl random_states_0.pkl
+"""
 SECRETS = {
     "HF_TOKEN": "hf_" + "notarealtoken" * 3,
     "HUGGING_FACE_HUB_TOKEN": "hf_" + "norisitthisone" * 3,
@@ -160,9 +151,8 @@ def test_the_watch_sees_every_way(no_pickle):
 def test_training_resuming_loading_and_sampling_know_no_pickle(no_pickle, tiny_config):
     config = tiny_config.replace(sample_every=2)
     cli_train.run_training(config, resume=False, auto_batch_size=False)
-    folder, history = cli_train.run_training(
-        config.replace(max_train_steps=6), resume=True, auto_batch_size=False
-    )
+    longer = config.replace(max_train_steps=6)
+    folder, history = cli_train.run_training(longer, resume=True, auto_batch_size=False)
     assert len(history) == 6
     adapters.load_adapter(models.load_parts(config), folder / "adapter")
     pipeline = sampling.load_trained_pipeline(folder)
@@ -198,7 +188,7 @@ def plant(folder, marker):
     """Put a bomb under every name of PICKLED into the folder and all below it."""
     content = pickle_bytes(Bomb(marker))
     for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-        for name in PICKLED:
+        for name in PICKLED.split():
             (place / name).write_bytes(content)
 
 
@@ -241,13 +231,12 @@ BINARIES = [
 ]
 
 
-@pytest.mark.parametrize(("part", "name", "kind"), BINARIES, ids=[row[0] for row in BINARIES])
+@pytest.mark.parametrize(("part", "name", "kind"), BINARIES)
 def test_weights_that_are_only_pickled_are_refused(base_dir, tiny_config, tmp_path, part, name, kind):
     base = tmp_path / "base"
     shutil.copytree(base_dir, base)
     file = base / part / f"{name}.safetensors"
-    pickled = name.replace("model", "pytorch_model") if name == "model" else name
-    torch.save(load_file(file), base / part / f"{pickled}.bin")
+    torch.save(load_file(file), base / part / f"{'pytorch_model' if name == 'model' else name}.bin")
     file.unlink()
     kind.from_pretrained(base / part)  # the library would take it
     config = tiny_config.replace(base=base, clip=base / "clip")
@@ -420,42 +409,31 @@ def test_a_run_keeps_no_secret_of_its_environment(finished):
         assert str(Path.home()).encode() + b"/" not in content, file
 
 
-def published():
-    """Return every file that readers get."""
-    code = (
-        "*.*",
-        "Makefile",
-        "benchmarks/*",
-        "tests/**/*.py",
-        "dasd_utils/**/*.py",
-        "notebooks/*",
-        "figures/*",
-    )
-    results = ("Report/*", "book/*.*", "data/*.md", "data/prompts/*", "data/results/*", "data/tiny-*/**/*")
-    patterns = code + results
-    return [path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()]
+PUBLISHED = """
+*.* Makefile benchmarks/* tests/**/*.py dasd_utils/**/*.py notebooks/* figures/* Report/* book/*.*
+data/*.md data/prompts/* data/results/* data/tiny-*/**/*
+"""
 
 
 def test_no_published_file_holds_what_looks_like_a_secret():
-    files = published()
+    files = [path for pattern in PUBLISHED.split() for path in ROOT.glob(pattern) if path.is_file()]
     assert {".ipynb", ".md", ".json", ".py", ".safetensors"} <= {path.suffix for path in files}
     found = {str(p.relative_to(ROOT)): m[0][:12] for p in files if (m := TOKENS.search(p.read_bytes()))}
     assert found == {}
 
 
-SHAPES = [
+SHAPES = [  # in two halves, so that this file holds none
     ("hf_", "a1B2" * 8),
     ("sk-", "proj-a1B2c3D4e5F6g7H8"),
     ("AKIA", "A1B2C3D4E5F6G7H8"),
     ("ghp_", "a1B2c3" * 6),
     ("-----BEGIN RSA ", "PRIVATE KEY-----"),
-]  # in two halves, so that this file holds none
+]
 
 
-@pytest.mark.parametrize("halves", SHAPES, ids=[row[0].strip() for row in SHAPES])
+@pytest.mark.parametrize("halves", SHAPES)
 def test_a_secret_would_be_found(halves):
-    secret = "".join(halves)
-    assert TOKENS.search(f'{{"key": "{secret}"}}'.encode())
+    assert TOKENS.search(f'{{"key": "{"".join(halves)}"}}'.encode())
 
 
 # make audit
