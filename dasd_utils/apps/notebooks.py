@@ -66,7 +66,7 @@ def load_notebook(path: Path) -> nbformat.NotebookNode:
 # Running: the whole course as one command.
 
 
-def run_notebook(
+def run_notebooks(
     paths: list[Path],
     output_dir: str | Path,
     parameters: dict[str, Any],

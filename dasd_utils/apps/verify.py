@@ -1,4 +1,4 @@
-"""Does a run hold what it says: its files against their hashes, its first steps against its history."""
+"""Whether a run is as it says: its files against their hashes, its first steps against its history."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]  # what, ok, found
 
 
 def verify(folder: str | Path, steps: int = 3) -> list[Row]:
-    """Return one row for the files of a run, one for each checkpoint, and one for each step done again.
+    """Return one row for the files of a run, one for each checkpoint, and one for each step that is repeated.
 
     The steps start, as the run did, from the base; they need the data and the base model that the run names.
     Raises DasdError if there is no finished run.
@@ -29,14 +29,13 @@ def verify(folder: str | Path, steps: int = 3) -> list[Row]:
         )
     rows = [_files("the run's files", folder)]
     rows += [_files(path.name, path) for path in sorted((folder / "checkpoints").glob("step-*"))]
-    config, history = Config.load(folder / "config.json"), training.load_history(folder)
-    steps = min(steps, len(history))
-    again = repeat_steps(config, steps)
-    return rows + [_step(told, found) for told, found in zip(history[:steps], again, strict=True)]
+    history = training.load_history(folder)[:steps]
+    repeated = repeat_steps(Config.load(folder / "config.json"), len(history))
+    return rows + [_step(*pair) for pair in zip(history, repeated, strict=True)]
 
 
 def repeat_steps(config: Config, steps: int) -> list[Row]:
-    """Return the history rows of the first steps of a run, done anew in a folder of their own."""
+    """Return the history rows of the first steps of a run, repeated in a temporary folder."""
     parts = training.setup_training(config)
     *_, sampler = latents.create_datasets(config, parts.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
@@ -57,14 +56,15 @@ def _files(what: str, folder: Path) -> Row:
         return {"what": what, "ok": False, "found": str(error)}
 
 
-def _step(told: Row, found: Row) -> Row:
-    """Compare two rows by their largest relative difference."""
-    apart = max(_apart(told.get(name), found[name]) for name in COMPARED if name in found)
-    text = "the same bits" if apart == 0 else f"{apart:.1e} apart, relative"
-    return {"what": f"step {found['step']}", "ok": apart <= TOLERANCE, "found": text}
+def _step(stored: Row, repeated: Row) -> Row:
+    """Compare two history rows of a step by their largest relative difference."""
+    names = [name for name in COMPARED if name in repeated]
+    difference = max(_difference(stored.get(name), repeated[name]) for name in names)
+    text = "the same bits" if difference == 0 else f"{difference:.1e} apart, relative"
+    return {"what": f"step {repeated['step']}", "ok": difference <= TOLERANCE, "found": text}
 
 
-def _apart(told: float | None, found: float) -> float:
-    if told is None or not math.isfinite(found):  # a step that was skipped
-        return 0.0 if told is None and not math.isfinite(found) else math.inf
-    return abs(told - found) / max(abs(told), 1e-12)
+def _difference(stored: float | None, repeated: float) -> float:
+    if stored is None or not math.isfinite(repeated):  # a step that was skipped
+        return 0.0 if stored is None and not math.isfinite(repeated) else math.inf
+    return abs(stored - repeated) / max(abs(stored), 1e-12)

@@ -22,7 +22,7 @@ Command = Sequence[str]
 def run(
     commands: Sequence[Command], workers: int = 1, scheduler: str | None = None, progress: bool = True
 ) -> list[str | None]:
-    """Run each command, the words behind `dasd`; return what each said at last if it failed, else None.
+    """Run each command, the words behind `dasd`; return the last line of its errors if it failed, else None.
 
     `workers` processes share the cores of this machine. With the address of a dask scheduler the cluster's
     workers run them instead, each as often as they have threads: they need this project and a file system in
@@ -40,14 +40,14 @@ def run(
             for _ in bars.bar(as_completed(waiting), "commands", len(waiting), shown=progress):
                 pass
             return [one.result() for one in waiting]
-        except KeyboardInterrupt:  # the processes had the signal too, and save
+        except KeyboardInterrupt:  # the processes got the signal too, and save
             for one in waiting:
                 one.cancel()
             raise
 
 
 def run_all(commands: Sequence[Command], workers: int, scheduler: str | None) -> None:
-    """Run all commands as `run` does; raise DasdError with what the first that failed said."""
+    """Run all commands as `run` does; raise DasdError with the last line of the first that failed."""
     results = zip(commands, run(commands, workers, scheduler), strict=True)
     failed = [(command, error) for command, error in results if error]
     if failed:
@@ -57,7 +57,7 @@ def run_all(commands: Sequence[Command], workers: int, scheduler: str | None) ->
 
 
 def execute(command: Command, threads: int | None = None) -> str | None:
-    """Run one command in a process of its own; return its last words if it failed."""
+    """Run one command in a process of its own; return its last line of stderr if it failed."""
     environment = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -65,8 +65,8 @@ def execute(command: Command, threads: int | None = None) -> str | None:
     done = subprocess.run(words, env=environment, cwd=Path.cwd(), capture_output=True, text=True)
     if done.returncode == 0:
         return None
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    return said[-1] if said else f"exit status {done.returncode}"
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit status {done.returncode}"
 
 
 def _on_cluster(commands: Sequence[Command], scheduler: str, progress: bool) -> list[str | None]:

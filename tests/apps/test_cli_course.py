@@ -43,20 +43,20 @@ def notebook(tmp_path):
 
 
 def test_notebook_runs_with_parameters(notebook, tmp_path):
-    (done,) = notebooks.run_notebook([notebook], tmp_path / "out", {"value": 3}, progress=False)
+    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 3}, progress=False)
     assert '"3"' in done.path.read_text()
 
 
 def test_failing_notebook_names_cell_and_error(notebook, tmp_path):
     with pytest.raises(DasdError, match=r"00_small\.ipynb failed in cell 3 with AssertionError: too large"):
-        notebooks.run_notebook([notebook], tmp_path / "out", {"value": 7}, progress=False)
+        notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 7}, progress=False)
 
 
 def test_stored_notebook_has_no_injected_cell_and_says_what_made_it(notebook, tmp_path):
     for folder in ("", "00_small"):
         (old := tmp_path / "out" / folder / "figures" / "old.png").parent.mkdir(parents=True)
         old.write_bytes(b"of an earlier run with other settings")
-    done = notebooks.run_notebook([notebook], tmp_path / "out", {"value": 3}, progress=False, to_store=True)
+    done = notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 3}, progress=False, to_store=True)
     (figures := tmp_path / "out" / "00_small" / "figures").mkdir(parents=True)
     (figures / "00_new.png").write_bytes(b"of this one")
     (tmp_path / "repo" / "notebooks").mkdir(parents=True)
@@ -72,9 +72,9 @@ def test_what_is_stored_ran_in_a_folder_of_its_own(notebook, tmp_path):
     text = notebook.read_text().replace("value = 1", 'value = 1\\noutput_dir = \\"data/runs/course\\"')
     notebook.write_text(text.replace(r"'too large'\nvalue", r"'too large'\noutput_dir"))
     parameters = {"output_dir": str(tmp_path / "out")}
-    (done,) = notebooks.run_notebook([notebook], tmp_path / "out", parameters, progress=False)
+    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", parameters, progress=False)
     assert done.folder == tmp_path / "out" and f"{tmp_path}/out'" in done.path.read_text()
-    (done,) = notebooks.run_notebook([notebook], tmp_path / "out", parameters, progress=False, to_store=True)
+    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", parameters, progress=False, to_store=True)
     assert done.folder == tmp_path / "out/00_small" and f"{tmp_path}/out/00_small'" in done.path.read_text()
 
 

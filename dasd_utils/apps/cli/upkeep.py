@@ -69,7 +69,7 @@ def notebooks(
 
     if paths:  # else none is stale
         values |= {"output_dir": lessons.parameter_path(output_dir.resolve())}
-        done = lessons.run_notebook(paths, output_dir, values, report=report, to_store=update)
+        done = lessons.run_notebooks(paths, output_dir, values, report=report, to_store=update)
     if update and done:
         lessons.store_outputs(done)
     rows = [{"notebook": one.name, "path": str(one.path), "seconds": round(one.seconds, 1)} for one in done]

@@ -31,7 +31,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Choices:
-    """What a person asks for."""
+    """What a person chooses in the form."""
 
     prompt: str
     domain: str | None = AUTO  # a name, AUTO, or None for the base model
@@ -60,7 +60,7 @@ class Loaded:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         self.identity = {"run": name_of(self.run), "adapter": digest.hexdigest()[:16]}
-        self._fitting = threading.Lock()  # one thread fits the classifier, another may ask it
+        self._fitting = threading.Lock()  # one thread fits the classifier, another may use it
 
     @property
     def domains(self) -> tuple[DomainConfig, ...]:
@@ -75,8 +75,8 @@ class Loaded:
     def classify(self, prompt: str) -> dict[str, Any]:
         """Return what the pipeline's classifier says, with its "threshold"; DasdError for an empty prompt."""
         with self._fitting:
-            judge = self.pipeline.classifier
-        return judge.classify(prompt) | {"threshold": judge.threshold}
+            classifier = self.pipeline.classifier
+        return classifier.classify(prompt) | {"threshold": classifier.threshold}
 
 
 def load(run: str | Path, config: Config | None = None) -> Loaded:
@@ -168,15 +168,15 @@ def save(drawing: Drawing, folder: str | Path) -> Path:
 def parameters(drawing: Drawing) -> str:
     """Return the settings in the two lines that AUTOMATIC1111's web interface writes into its images."""
     settings, (width, height) = drawing.settings, drawing.image.size
+    prompt = settings["prompt"]
     token = settings["token"]
-    told = (
-        f"{token} {settings['prompt']}" if token and token not in settings["prompt"] else settings["prompt"]
-    )
+    if token and token not in prompt:
+        prompt = f"{token} {prompt}"
     model = settings["run"] if settings["model"] == ADAPTED else "base"
     values = {"Steps": settings["num_inference_steps"], "Sampler": SAMPLERS[settings["scheduler"]]}
     values |= {"CFG scale": settings["guidance_scale"], "Seed": settings["seed"], "Size": f"{width}x{height}"}
     values |= {"Model": model, "Guidance": settings["guidance"]}
-    return f"{told}\n{', '.join(f'{name}: {value}' for name, value in values.items())}"
+    return f"{prompt}\n{', '.join(f'{name}: {value}' for name, value in values.items())}"
 
 
 def read(path: str | Path) -> Settings:
@@ -189,12 +189,9 @@ def read(path: str | Path) -> Settings:
         raise DasdError(f"The image {path} cannot be read: {error.strerror or error}.") from None
     except (KeyError, ValueError, RecursionError):
         settings = None
-    wanted = {"prompt", "domain", "seed", "model", "run", "adapter", "guidance", "scheduler"}
-    if (
-        not isinstance(settings, dict)
-        or not settings.keys() >= wanted
-        or not isinstance(settings["run"], str)
-    ):
+    needed = {"prompt", "domain", "seed", "model", "run", "adapter", "guidance", "scheduler"}
+    complete = isinstance(settings, dict) and settings.keys() >= needed
+    if not complete or not isinstance(settings["run"], str):
         raise DasdError(f"{path} does not say how it was drawn: only images that the playground saved do.")
     return settings
 

@@ -64,12 +64,12 @@ class Fields:
         return widgets.Box([form, view], layout=both)
 
     def choices(self) -> Choices:
-        """Return what the form asks for."""
+        """Return what is chosen in the form."""
         values = (self.prompt.value, self.domain.value, self.calibration(), self.seed.value)
         return Choices(*values, beside=self.beside.value)
 
     def calibration(self) -> Calibration:
-        """Return how the form says to sample; a browser sends the 5 of a slider as 5.000000000000001."""
+        """Return how the form samples; a browser sends the 5 of a slider as 5.000000000000001."""
         scale, domain_scale = (round(slider.value, 6) for slider in (self.scale, self.domain_scale))
         return Calibration(scale, self.steps.value, self.scheduler.value, self.guidance.value, domain_scale)
 
@@ -84,11 +84,11 @@ class Fields:
         self._show_scales()
 
     def is_calibrated(self) -> bool:
-        """Return whether nobody has changed how to sample since it was set."""
+        """Return whether how to sample is as it was set."""
         return self.calibration() == self._calibrated
 
     def put_back(self, settings: Mapping[str, Any]) -> None:
-        """Set what a drawing was made with."""
+        """Put the settings of a drawing into the form."""
         names = {field.name for field in dataclasses.fields(Calibration)} & settings.keys()
         known = {value for _, value in self.domain.options}
         self.prompt.value, self.seed.value = settings["prompt"], settings["seed"]
@@ -96,14 +96,14 @@ class Fields:
         self.calibrate(Calibration(**{name: settings[name] for name in names}))
 
     def take(self, loaded: Loaded) -> None:
-        """Offer the domains of another run; what is typed and chosen stays where that run knows it."""
+        """Offer the domains of another run; the prompt, and a domain that it knows, stay."""
         before, options = self.domain.value, _domains(loaded)
         self.domain.options = options
         self.domain.value = before if before in dict(options).values() else AUTO
         self.folder.value = drawings.place_for(loaded)
 
     def busy(self, busy: bool) -> None:
-        """Lock what starts work while some is being done, and free it."""
+        """Disable what starts work while some is being done."""
         self.generate.disabled = self.run.disabled = busy
 
     def _show_scales(self) -> None:

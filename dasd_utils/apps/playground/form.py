@@ -22,8 +22,8 @@ from dasd_utils.config import Config, DasdError
 from dasd_utils.runtime import checkpoints
 
 KEPT = 24  # drawings in the history
-SEEDS = 10_000  # from which another is drawn: short enough to be told
-PAUSE = 0.25  # seconds without a key before the classifier is asked
+SEEDS = 10_000  # from which another is drawn: short enough to remember
+PAUSE = 0.25  # seconds without a key before the prompt is classified
 Work = Callable[[Callable[[], None]], Any]
 
 
@@ -45,7 +45,7 @@ class Playground:
         self.loaded, self.found, self.shown = loaded, None, []
         self._work, self._pause = work or ThreadPoolExecutor(1).submit, pause
         self._waiting: threading.Timer | None = None
-        self._asked = threading.Lock()
+        self._classifying = threading.Lock()
         places = list(dict.fromkeys([loaded.run, *drawings.find_runs(loaded.pipeline.config)]))
         self.fields = fields.Fields(loaded, places, prompt, seed)
         self.widget = self.fields.layout()
@@ -62,7 +62,7 @@ class Playground:
         fields.save.on_click(lambda _button: self.save())
 
     def _typed(self, _change: Any) -> None:
-        """Ask the classifier once the keys have been still for a moment."""
+        """Classify the prompt once no key was pressed for a moment."""
         if not self._pause:
             self.show_scores()
             return
@@ -75,9 +75,9 @@ class Playground:
     def show_scores(self) -> None:
         """Draw the classifier's score of each domain for the prompt as it stands.
 
-        Where the domain is to be found and nobody chose how to sample, that follows the domain found.
+        If the form is to find the domain, it takes its calibration, unless one was chosen by hand.
         """
-        with self._asked:
+        with self._classifying:
             try:
                 answer = self.loaded.classify(self.fields.prompt.value)
                 self.found, text = answer["best_domain"], fields.bars(answer)
@@ -144,7 +144,7 @@ class Playground:
         return f"{drawings.name_of(run)} is loaded."
 
     def _do(self, doing: str, task: Callable[[], str | None]) -> None:
-        """Run a task beside the page; what goes wrong is said in the form, which stays usable."""
+        """Run a task beside the page; an error is shown in the form, which stays usable."""
         self._say(doing)
         self.fields.busy(True)
 
