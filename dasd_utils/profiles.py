@@ -1,4 +1,4 @@
-"""The profiles `tiny` and `sd15`, what `auto` picks, and the published settings: values alone.
+"""The profiles `tiny` and `sd15`, the published settings, and what `auto` picks.
 
 A profile holds the fields that differ from the defaults in `config`.
 """
@@ -9,38 +9,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SATELLITE: dict[str, Any] = {  # what both profiles say of the domain
+SATELLITE: dict[str, Any] = {  # the same in both profiles
     "name": "satellite",
     "token": "<satellite>",
     "initial_word": "aerial",
-    "descriptions": [
-        "a satellite image",
-        "an aerial view",
-        "an overhead photograph from above",
-        "a top-down remote sensing image",
-    ],
+    "descriptions": ["a satellite image", "an aerial view",
+                     "an overhead photograph from above", "a top-down remote sensing image"],
     "style_suffix": "satellite image from above",
-}
+}  # fmt: skip
 XRAY: dict[str, Any] = {
     "name": "xray",
     "token": "<xray>",
     "initial_word": "radiograph",
-    "descriptions": [
-        "a chest x-ray",
-        "a medical radiograph",
-        "a scan of the lungs",
-        "a frontal radiograph of the thorax",
-    ],
+    "descriptions": ["a chest x-ray", "a medical radiograph",
+                     "a scan of the lungs", "a frontal radiograph of the thorax"],
     "style_suffix": "chest x-ray radiograph",
-}
+}  # fmt: skip
 
 
-def _sampling(guidance_scale: float, num_inference_steps: int, scheduler: str) -> dict[str, Any]:
-    return {
-        "guidance_scale": guidance_scale,
-        "num_inference_steps": num_inference_steps,
-        "scheduler": scheduler,
-    }
+def _sampling(guidance_scale: float, steps: int, scheduler: str) -> dict[str, Any]:
+    return {"guidance_scale": guidance_scale, "num_inference_steps": steps, "scheduler": scheduler}
 
 
 # The embedded default: a small latent diffusion model and the toy world, on a CPU in minutes.
@@ -119,7 +107,6 @@ SD15: dict[str, Any] = {
 }
 
 PROFILES = {"tiny": TINY, "sd15": SD15}
-
 # The published settings by name: Config.setup("sd15", **PUBLISHED).
 PUBLISHED: dict[str, Any] = {
     "dropout": 0.1,
@@ -143,17 +130,16 @@ PUBLISHED: dict[str, Any] = {
 
 LEAST_GIB = 7.5  # of Stable Diffusion 1.5; an "8 GB" card reports a little less
 
-# profile -> (a GPU of at least so many GB, fields), the largest first; a smaller one gets the profile as it
-# is. Samples to an optimiser step are the profile's, 12 + 4 in sd15. The peaks are those of
+
+def _sizes(targets: int, sources: int, micro_batches: int) -> dict[str, Any]:
+    return {"target_batch_size": targets, "source_batch_size": sources,
+            "gradient_accumulation_steps": micro_batches, "gradient_checkpointing": False}  # fmt: skip
+
+
+# (a GPU of at least so many GB, the fields of sd15 that fit it), the largest first; a smaller one gets the
+# profile as it is. An optimiser step has 12 + 4 samples in each. The peaks are those of
 # data/results/bench_gpu.json, counted for bf16, of which fp16 takes as many bytes; a tenth stays free.
-FITTED_SIZES: dict[str, tuple[tuple[float, dict[str, Any]], ...]] = {
-    "sd15": (
-        (20.0, {"target_batch_size": 12, "source_batch_size": 4, "gradient_accumulation_steps": 1,
-                "gradient_checkpointing": False}),
-        (12.0, {"target_batch_size": 6, "source_batch_size": 2, "gradient_accumulation_steps": 2,
-                "gradient_checkpointing": False}),
-    ),
-}  # fmt: skip
+FITTED_SIZES = ((20.0, _sizes(12, 4, 1)), (12.0, _sizes(6, 2, 2)))
 
 # Fields that change what a micro-batch takes, or that are the sizes themselves: who sets one sets all.
 SIZE_FIELDS = {
@@ -174,14 +160,15 @@ class AutoChoice:
 def choose_profile(given: Mapping[str, Any] | None = None) -> AutoChoice:
     """Return what `auto` picks: Stable Diffusion where CUDA has at least 8 GB, else `tiny`.
 
-    given: the fields that the user sets. Sizes are left alone where these decide them, or name a method:
-    its loss may depend on them.
+    given: the fields that the user sets. The profile's sizes stay where one of these is a size, or names a
+    method, as its loss may depend on them.
     """
-    import torch
+    import torch  # takes seconds, and only this choice needs it
 
     if not torch.cuda.is_available():
         return AutoChoice("tiny", {}, "no CUDA device here")
-    size, name = torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
+    size = torch.cuda.get_device_properties(0).total_memory
+    name = torch.cuda.get_device_name(0)
     if size / 2**30 < LEAST_GIB:
         return AutoChoice("tiny", {}, f"{name} has {size / 2**30:.1f} GB, Stable Diffusion 1.5 needs 8")
     native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -191,22 +178,15 @@ def choose_profile(given: Mapping[str, Any] | None = None) -> AutoChoice:
         own.append("method")
     if own:
         return AutoChoice("sd15", {}, f"{reason}; sizes are not fitted to it, as {', '.join(own)} is given")
-    changes = fitted_sizes("sd15", size / 1e9)
-    return AutoChoice("sd15", changes, f"{reason}; {_said(changes)}")
+    changes = next((changes for least, changes in FITTED_SIZES if size / 1e9 >= least), {})
+    return AutoChoice("sd15", dict(changes), f"{reason}; {_describe(changes)}")
 
 
-def fitted_sizes(profile: str, gigabytes: float) -> dict[str, Any]:
-    """Return the fields that fit a profile to a GPU of so many GB; none where it is to stay as it is."""
-    for least, changes in FITTED_SIZES.get(profile, ()):
-        if gigabytes >= least:
-            return dict(changes)
-    return {}
-
-
-def _said(changes: Mapping[str, Any]) -> str:
+def _describe(changes: Mapping[str, Any]) -> str:
     if not changes:
         return "micro-batches are those of the profile"
-    targets, sources, count = (changes[n] for n in ("target_batch_size", "source_batch_size",
-                                                    "gradient_accumulation_steps"))  # fmt: skip
-    return (f"{targets} + {sources} images at once, {count} times a step, "
-            f"gradient checkpointing {'on' if changes['gradient_checkpointing'] else 'off'}")  # fmt: skip
+    targets, sources, micro_batches, checkpointing = changes.values()
+    state = "on" if checkpointing else "off"
+    return (
+        f"{targets} + {sources} images at once, {micro_batches} times a step, gradient checkpointing {state}"
+    )

@@ -41,7 +41,7 @@ PROGRAM = """import sys, types
 sys.modules["google.colab"] = types.ModuleType("google.colab")
 import psutil
 {cell}
-import dasd_utils.config, importlib.metadata
+import dasd_utils.profiles, importlib.metadata  # the packages are empty: a module that needs none
 print("FOUND", dasd_utils.__file__, importlib.metadata.version("dasd-utils"))"""
 
 
@@ -77,12 +77,9 @@ def zip_wheel(path, files, info):
 def write_setuptools(folder):
     """Write the installed setuptools as the wheel that it came from: the package is built by it."""
     found = metadata.distribution("setuptools")
-    kept = [
-        f
-        for f in found.files
-        if ".." not in f.parts and f.suffix != ".pyc" and f.name not in ("RECORD", "INSTALLER")
-    ]
-    info = next(f.parts[0] for f in kept if f.parts[0].endswith(".dist-info"))
+    own = [file for file in found.files if ".." not in file.parts and file.suffix != ".pyc"]
+    kept = [file for file in own if file.name not in ("RECORD", "INSTALLER")]
+    info = next(file.parts[0] for file in kept if file.parts[0].endswith(".dist-info"))
     files = {file.as_posix(): Path(file.locate()).read_bytes() for file in kept}
     zip_wheel(folder / f"{info.removesuffix('.dist-info')}-py3-none-any.whl", files, info)
 
@@ -132,17 +129,8 @@ def repository(tmp_path_factory):
     shutil.copy(ROOT / "notebooks" / notebook.name, notebook)
     notebooks.write_badges([notebook], folder)
     cell = next(c for c in nbformat.read(notebook, as_version=4).cells if notebooks.is_setup(c))
-    git = [
-        "git",
-        "-C",
-        str(folder),
-        "-c",
-        "user.name=a",
-        "-c",
-        "user.email=a@b",
-        "-c",
-        "init.defaultBranch=main",
-    ]
+    options = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
+    git = ["git", "-C", str(folder), *options]
     for words in (["init"], ["add", "."], ["commit", "-m", "all"], ["tag", notebooks.repository().tag]):
         subprocess.run([*git, *words], check=True, capture_output=True)
     return folder, cell.source
