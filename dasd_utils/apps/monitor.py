@@ -19,6 +19,7 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import display
 from PIL import Image
+from tqdm import tqdm
 
 from dasd_utils import figures, training
 from dasd_utils.config import Config, DasdError
@@ -36,9 +37,10 @@ class Monitor:
     """What a page shows of a run: `widget`, fed by the loop's callbacks. `stop` is set by its button."""
 
     def __init__(self, steps: int) -> None:
-        """steps: of the whole run."""
-        self.stop, self.rows = threading.Event(), []
-        self._begun, self._first = time.monotonic(), None
+        """steps: of the complete run."""
+        self.stop = threading.Event()
+        self.rows: list[training.HistoryRow] = []
+        self._first: tuple[int, float] | None = None  # step and time of the first row
         self._line_due = self._curves_due = 0.0
         self.bar = widgets.IntProgress(0, 0, steps, layout={"width": "220px"})
         self.button = widgets.Button(description="Stop", icon="stop", button_style="warning")
@@ -55,13 +57,13 @@ class Monitor:
         self.widget = widgets.VBox([top, self.said, self.curves, self.pictures])
 
     def _arrived(self, data: Any, subshell: str | None) -> str | None:
-        """Take a click while a cell is at work: one that waits for the run, say."""
+        """Handle a click as it arrives, also while a cell waits for the run."""
         if isinstance(data, dict) and data.get("method") == "custom":
             self.ask_to_stop()
         return subshell
 
     def ask_to_stop(self) -> None:
-        """Let the run end after its present step."""
+        """Make the run end after its present step."""
         if self.stop.is_set():
             return
         self.stop.set()
@@ -69,26 +71,28 @@ class Monitor:
         self.said.value = note("Stopping after this step …")
 
     def on_step(self, row: training.HistoryRow) -> None:
-        """Take a history row; draw what is due, so seldom that the run loses next to nothing."""
+        """Add a history row; draw what is due, so seldom that the run hardly slows down."""
         self.rows.append(row)
         now = time.monotonic()
         self._first = self._first or (row["step"], now)
         if now >= self._line_due or row["step"] == self.bar.max:
             self._line_due = now + LINE
-            self.bar.value, self.numbers.value = row["step"], note(self._line(row, now))
+            self.bar.value = row["step"]
+            self.numbers.value = note(self._line(row, now))
         if now >= self._curves_due and len(self.rows) > 1:
             self.draw_curves()
             cost = time.monotonic() - now
             self._curves_due = now + max(EVERY, cost / SHARE)
 
     def _line(self, row: training.HistoryRow, now: float) -> str:
-        (first, begun), loss = self._first, row.get("loss")
-        text = f"step {row['step']} of {self.bar.max}" + (f", loss {loss:.4f}" if loss is not None else "")
+        first, begun = self._first
+        text = f"step {row['step']} of {self.bar.max}"
+        text += f", loss {row['loss']:.4f}" if row.get("loss") is not None else ""
         if row["step"] == first:
             return text
         speed = (row["step"] - first) / max(now - begun, 1e-9)
-        left = (self.bar.max - row["step"]) / speed
-        return f"{text}, {speed:.2g} steps a second, {_duration(left)} left"
+        left = tqdm.format_interval((self.bar.max - row["step"]) / speed)
+        return f"{text}, {speed:.2g} steps a second, {left} left"
 
     def draw_curves(self) -> None:
         """Draw the curves of all rows so far."""
@@ -107,30 +111,46 @@ class Monitor:
         self.pictures.value = made._repr_png_() if isinstance(made, Image.Image) else made.encode("png")
         self.pictures.layout.display = None
 
+    def behind(
+        self, on_step: Callable[[training.HistoryRow], None] | None, on_sample: Callable[[int], Any] | None
+    ) -> dict[str, Any]:
+        """Return the caller's callbacks, each followed by the monitor's."""
+
+        def step(row: training.HistoryRow) -> None:
+            if on_step:
+                on_step(row)
+            _show(self.on_step, row)
+
+        def sample(number: int) -> Any:
+            made = on_sample(number)
+            _show(self.on_sample, number, made)
+            return made
+
+        return {"on_step": step, "on_sample": sample if on_sample else None}
+
     def end(self, text: str, error: bool = False) -> None:
         """Draw the last state and say how the run ended."""
         _show(self.draw_curves)
         self.bar.bar_style = "danger" if error else "success"
-        self.button.disabled, self.button.layout.display = True, "none"
+        self.button.disabled = True
+        self.button.layout.display = "none"
         self.said.value = note(text, RED if error else "inherit")
 
 
-class Running:
+class Running(futures.Future):
     """A run that trains in a thread of its own, or one that is done."""
 
     def __init__(self, stop: threading.Event | None = None) -> None:
-        self._stop, self._done = stop, futures.Future()
+        """stop: what ends the run early, where there is a thread."""
+        super().__init__()
+        self._stop = stop
 
     def run(self, task: Callable[[], Sequence[training.HistoryRow]]) -> None:
         """Do the task and keep what it returns or raises."""
         try:
-            self._done.set_result(task())
+            self.set_result(task())
         except BaseException as error:  # Ctrl-C and a stop are KeyboardInterrupt
-            self._done.set_exception(error)
-
-    def done(self) -> bool:
-        """Return whether the run has ended."""
-        return self._done.done()
+            self.set_exception(error)
 
     def result(self) -> list[training.HistoryRow]:
         """Wait for the end and return the history; raise what the run raised.
@@ -147,9 +167,9 @@ class Running:
             return self._wait()
 
     def _wait(self) -> list[training.HistoryRow]:
-        while not futures.wait([self._done], timeout=0.2).done:  # with a timeout, so that signals are seen
+        while not futures.wait([self], timeout=0.2).done:  # with a timeout, so that signals are seen
             pass
-        return self._done.result()
+        return super().result()
 
 
 def train(
@@ -184,7 +204,7 @@ def _watched(
 ) -> Running:
     display(monitor.widget)
     running = Running(monitor.stop)
-    options = {**options, **_joined(monitor, **callbacks), "stop": monitor.stop, "progress": False}
+    options = {**options, **monitor.behind(**callbacks), "stop": monitor.stop, "progress": False}
 
     def task() -> list[training.HistoryRow]:
         try:
@@ -211,39 +231,12 @@ def _finish(thread: threading.Thread, stop: threading.Event) -> None:
     thread.join(GRACE)
 
 
-def _joined(
-    monitor: Monitor,
-    on_step: Callable[[training.HistoryRow], None] | None,
-    on_sample: Callable[[int], Any] | None,
-) -> dict[str, Any]:
-    """The caller's callbacks, each followed by the monitor's."""
-
-    def step(row: training.HistoryRow) -> None:
-        if on_step:
-            on_step(row)
-        _show(monitor.on_step, row)
-
-    def sample(number: int) -> Any:
-        made = on_sample(number)
-        _show(monitor.on_sample, number, made)
-        return made
-
-    return {"on_step": step, "on_sample": sample if on_sample else None}
-
-
 def _show(how: Callable[..., None], *what: Any) -> None:
-    """A picture that cannot be drawn is no reason to lose a run."""
+    """Draw, and log what goes wrong: a picture that cannot be drawn must not end a run."""
     try:
         how(*what)
     except Exception:
         log.exception("The monitor cannot show this step.")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def note(text: str, colour: str = "inherit") -> str:
