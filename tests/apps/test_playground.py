@@ -20,7 +20,7 @@ SCALES = {"satellite": 5.0, "xray": 3.0}
 
 
 class FakePipeline:
-    """Records what is asked of it; the classifier finds the domain whose name is in the prompt."""
+    """Records its calls; the classifier finds the domain whose name is in the prompt."""
 
     def __init__(self):
         domains = [
@@ -40,8 +40,7 @@ class FakePipeline:
         return contextlib.nullcontext()
 
     def generate(self, prompt, domain=None, seed=None, settings=None):
-        if not prompt.strip():
-            raise DasdError("The prompt is empty: <b>write</b>.")
+        self.classify(prompt)
         self.calls.append(SimpleNamespace(prompt=prompt, domain=domain, seed=seed, settings=settings))
         return Image.new("RGB", (8, 8), (seed % 256, 0, 0)), domain, {"token": None}
 
@@ -50,6 +49,19 @@ def fake(folder, name="one"):
     (folder / name / "adapter").mkdir(parents=True)
     (folder / name / "adapter/adapter.json").write_text(name)
     return drawings.Loaded(FakePipeline(), folder / name)
+
+
+def fill(form, **values):
+    for name, value in values.items():
+        getattr(form.fields, name).value = value
+
+
+def wait_for(condition):
+    for _ in range(500):
+        if condition():
+            return
+        time.sleep(0.02)
+    pytest.fail("This took longer than ten seconds.")
 
 
 @pytest.fixture
@@ -68,20 +80,13 @@ def calls(form):
 
 
 def test_a_click_draws_what_the_form_says(form):
-    fields = form.fields
-    fields.prompt.value, fields.domain.value, fields.scale.value, fields.seed.value = (
-        "a heart",
-        "xray",
-        4.5,
-        7,
-    )
-    fields.guidance.value, fields.domain_scale.value = "decoupled", 2.0
-    fields.generate.click()
+    fill(form, prompt="a heart", domain="xray", scale=4.5, seed=7, guidance="decoupled", domain_scale=2.0)
+    form.fields.generate.click()
     (call,) = calls(form)
     assert (call.prompt, call.domain, call.seed) == ("a heart", "xray", 7)
     assert call.settings == Calibration(4.5, 8, "ddim", "decoupled", 2.0)
-    assert shown(form)[0].size == (8, 8) and not fields.generate.disabled
-    assert "xray · decoupled 4.5 + 2 · 8 steps of ddim · seed 7" in fields.said.value
+    assert shown(form)[0].size == (8, 8) and not form.fields.generate.disabled
+    assert "xray · decoupled 4.5 + 2 · 8 steps of ddim · seed 7" in form.fields.said.value
 
 
 def test_typing_shows_the_scores_and_brings_the_calibration(form):
@@ -104,53 +109,39 @@ def test_typing_shows_the_scores_and_brings_the_calibration(form):
 def test_scores_wait_for_the_keys_to_be_still(tmp_path, monkeypatch):
     monkeypatch.setattr(drawings, "find_runs", lambda _config: [])
     form = playground.Playground(fake(tmp_path), "a house", work=lambda task: task(), pause=0.05)
-    asked, before = [], form.loaded.pipeline.classify
-    form.loaded.pipeline.classifier.classify = lambda prompt: asked.append(prompt) or before(prompt)
+    prompts, before = [], form.loaded.pipeline.classify
+    form.loaded.pipeline.classifier.classify = lambda prompt: prompts.append(prompt) or before(prompt)
     for text in ("an x", "an xr", "an xray"):
-        form.fields.prompt.value = text
-    for _ in range(100):
-        if "<b>xray</b>" in form.fields.scores.value:
-            break
-        time.sleep(0.02)
-    assert asked == ["an xray"] and "<b>xray</b>" in form.fields.scores.value
+        fill(form, prompt=text)
+    wait_for(lambda: "<b>xray</b>" in form.fields.scores.value)
+    assert prompts == ["an xray"]
 
 
 def test_a_domain_brings_its_calibration(form):
-    form.fields.scale.value = 9.0
-    form.fields.domain.value = "xray"
+    fill(form, scale=9.0, domain="xray")
     assert (form.fields.scale.value, form.fields.steps.value) == (3.0, 8)
-    form.fields.domain.value = None
+    fill(form, domain=None)
     assert form.fields.scale.value == CONFIG.source.calibration.guidance_scale
+    beyond = Calibration(20.0, 250, "ddim")  # the sliders' ends: they move
+    form.fields.calibrate(beyond)
+    assert form.fields.calibration() == beyond
 
 
-def test_a_value_beyond_a_slider_moves_its_end(form):
-    form.fields.calibrate(Calibration(20.0, 250, "ddim"))
-    assert form.fields.calibration() == Calibration(20.0, 250, "ddim")
-
-
-def test_what_the_pipeline_refuses_is_said_and_the_form_stays_usable(form):
-    form.fields.domain.value, form.fields.prompt.value = "xray", " "
+def test_what_goes_wrong_is_shown_and_the_form_stays_usable(form):
+    fill(form, domain="xray", prompt=" ")
     form.fields.generate.click()
     assert "The prompt is empty: &lt;b&gt;write" in form.fields.said.value
     assert not form.fields.generate.disabled and not shown(form) and form.fields.save.disabled
-
-
-def test_a_fault_is_said_too(form):
     form.loaded.pipeline.generate = lambda *_words, **_options: 1 / 0
     form.fields.generate.click()
     assert "ZeroDivisionError" in form.fields.said.value and not form.fields.generate.disabled
 
 
-def test_the_history_puts_settings_back(form):
+def test_the_history_puts_settings_back_and_ends_somewhere(form, monkeypatch):
     fields = form.fields
-    fields.prompt.value, fields.seed.value, fields.scale.value = "an xray", 1, 6.0
+    fill(form, prompt="an xray", seed=1, scale=6.0)
     fields.generate.click()
-    fields.prompt.value, fields.seed.value, fields.scale.value, fields.beside.value = (
-        "a satellite",
-        2,
-        2.0,
-        True,
-    )
+    fill(form, prompt="a satellite", seed=2, scale=2.0, beside=True)
     fields.generate.click()
     assert len(fields.history.children) == 3 and len(shown(form)) == 2
     oldest = fields.history.children[-1].children[0]
@@ -158,33 +149,28 @@ def test_the_history_puts_settings_back(form):
     oldest.click()
     assert (fields.prompt.value, fields.domain.value, fields.seed.value) == ("an xray", "xray", 1)
     assert fields.scale.value == 6.0 and shown(form)[0].getpixel((0, 0)) == (1, 0, 0)
-
-
-def test_the_history_ends_somewhere(form, monkeypatch):
     monkeypatch.setattr(playground, "KEPT", 2)
-    for _ in range(3):
-        form.fields.generate.click()
-    assert len(form.fields.history.children) == 2
+    fields.generate.click()
+    assert len(fields.history.children) == 2
 
 
 def test_save_writes_what_is_on_show(form, tmp_path):
-    form.fields.beside.value = True
+    fill(form, beside=True)
     form.fields.generate.click()
-    form.fields.folder.value = str(tmp_path / "saved")
+    fill(form, folder=str(tmp_path / "saved"))
     form.fields.save.click()
     names = sorted(path.name for path in (tmp_path / "saved").iterdir())
     assert names == ["satellite_adapted_0_0.png", "satellite_base_0_0.png"]
     assert all(drawings.read(tmp_path / "saved" / name)["prompt"] == "a satellite" for name in names)
     (tmp_path / "file").write_text("")
-    form.fields.folder.value = str(tmp_path / "file/below")
+    fill(form, folder=str(tmp_path / "file/below"))
     form.fields.save.click()
     assert "cannot be written" in form.fields.said.value
 
 
 def test_another_run_is_loaded_and_nothing_typed_is_lost(form, tmp_path, monkeypatch):
     monkeypatch.setattr(drawings, "load", lambda run: fake(tmp_path, run.name))
-    form.fields.prompt.value, form.fields.domain.value = "an xray of mine", "xray"
-    form.fields.run.value = tmp_path / "two"
+    fill(form, prompt="an xray of mine", domain="xray", run=tmp_path / "two")
     assert form.loaded.run == tmp_path / "two" and "two is loaded" in form.fields.said.value
     assert (form.fields.prompt.value, form.fields.domain.value) == ("an xray of mine", "xray")
     assert form.fields.folder.value == str(tmp_path / "two" / "generated")
@@ -218,10 +204,7 @@ def test_work_is_done_beside_the_page(tmp_path, monkeypatch):
     form.fields.prompt.value = "an xray"  # answered while it draws
     assert "<b>xray</b>" in form.fields.scores.value
     gate.set()
-    for _ in range(200):
-        if not form.fields.generate.disabled:
-            break
-        time.sleep(0.02)
+    wait_for(lambda: not form.fields.generate.disabled)
     assert shown(form) and calls(form)[0].prompt == "a satellite"
 
 
