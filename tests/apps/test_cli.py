@@ -1,11 +1,13 @@
 """The command: published options, JSON on standard output, one line for an error of the user."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
 import typer
-from conftest import on_narrow_base
+from conftest import dasd, on_narrow_base
 from typer.testing import CliRunner
 
 from dasd_utils.apps import batch_size
@@ -17,20 +19,13 @@ from dasd_utils.config import Config, DasdError
 runner = CliRunner()
 
 
-def run(*words):
-    """Run a command that must succeed and return what it printed on standard output."""
-    result = runner.invoke(cli.app, [str(w) for w in words])
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.stdout
-
-
 @pytest.fixture(scope="module")
 def trained(base_dir, tmp_path_factory):
     """Return (config file, run folder) of a run that `dasd train` made."""
     folder = tmp_path_factory.mktemp("cli")
     config = on_narrow_base("tiny", base_dir, base_dir / "clip", folder, num_heldout=8)
     path = config.save(folder / "config.json")
-    printed = json.loads(run("train", "--config", path, "--max_steps", 2, "--seed", 5, "--json"))
+    printed = dasd("train", "--config", path, "--max_steps", 2, "--seed", 5)
     assert printed["step"] == 2
     return path, folder / "run"
 
@@ -44,8 +39,7 @@ def test_train_wrote_the_run(trained):
 
 def test_train_resumes(trained):
     path, folder = trained
-    printed = run("train", "--config", path, "--max_steps", 3, "--seed", 5, "--resume", "--json")
-    assert json.loads(printed)["step"] == 3
+    assert dasd("train", "--config", path, "--max_steps", 3, "--seed", 5, "--resume")["step"] == 3
     assert (folder / "history.jsonl").read_text().count("\n") == 3
 
 
@@ -74,17 +68,17 @@ def test_encode_fills_the_cache_and_clean_empties_it(base_dir, tmp_path):
     kept = tmp_path / "cache" / "mine" / "painting-train-1.npy"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"0")
-    filled = json.loads(run("encode", "--config", path, "--json"))
+    filled = dasd("encode", "--config", path)
     files = list((tmp_path / "cache").glob("*.npy"))
     assert filled["shards"] == len(files) == 6  # three domains, training and validation
     assert filled["bytes"] == sum(file.stat().st_size for file in files)
     before = {file: file.stat().st_mtime_ns for file in files}
-    run("train", "--config", path, "--max_steps", 1)
+    dasd("train", "--config", path, "--max_steps", 1)
     assert {file: file.stat().st_mtime_ns for file in files} == before
     (tmp_path / "cache" / "xray-train-1.tmp").write_bytes(b"left by a process that was killed")
-    assert json.loads(run("clean", "--config", path, "--json"))["shards"] == 6
+    assert dasd("clean", "--config", path)["shards"] == 6
     assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == [kept]
-    assert json.loads(run("clean", "--config", path, "--json"))["shards"] == 0
+    assert dasd("clean", "--config", path)["shards"] == 0
 
 
 def test_auto_batch_size_is_found_once(base_dir, tmp_path, monkeypatch):
@@ -92,13 +86,13 @@ def test_auto_batch_size_is_found_once(base_dir, tmp_path, monkeypatch):
     path = config.save(tmp_path / "config.json")
     limit = [3]
 
-    def fits(_updater, sizes):
-        return sizes.training.target_batch_size <= limit[0]
+    def largest(_updater, configs):
+        return next(config for size, config in configs.items() if size <= limit[0])
 
-    monkeypatch.setattr(batch_size, "_foretold", lambda _updater: fits)
+    monkeypatch.setattr(batch_size, "_find_by_prediction", largest)
 
     def trained_with(*more):
-        run("train", "--config", path, "--auto_batch_size", *more)
+        dasd("train", "--config", path, "--auto_batch_size", *more)
         used = Config.load(tmp_path / "run" / "config.json").training
         return used.target_batch_size, used.gradient_accumulation_steps
 
@@ -108,35 +102,28 @@ def test_auto_batch_size_is_found_once(base_dir, tmp_path, monkeypatch):
     assert trained_with("--max_steps", 1) == (6, 1)
 
 
-def test_generate_writes_pictures(trained, tmp_path):
-    options = ("--domain", "satellite", "--num_images", 2, "--seed", 3, "--output_dir", tmp_path)
-    printed = run("generate", "--checkpoint", trained[1], "--prompt", "a harbor", *options, "--json")
-    result = json.loads(printed)
-    assert result["domain"] == "satellite" and result["settings"]["seed"] == 3
-    assert len(list((tmp_path / "generated").glob("satellite_3_*.png"))) == len(result["images"]) == 2
+def test_generate_writes_pictures_with_the_guidance_and_the_domain_it_finds(trained, tmp_path):
+    def generate(*words):
+        place = ("--checkpoint", trained[1], "--output_dir", tmp_path)
+        result = dasd("generate", *place, "--seed", 3, *words)
+        return result["domain"], result["settings"], result["images"]
 
-
-def test_generate_takes_another_guidance(trained, tmp_path):
-    options = ("--domain", "satellite", "--seed", 3, "--output_dir", tmp_path, "--guidance", "decoupled")
-    printed = run("generate", "--checkpoint", trained[1], "--prompt", "a harbor", *options, "--json")
-    used = json.loads(printed)["settings"]
+    harbor = ("--prompt", "a harbor", "--domain", "satellite")
+    domain, used, images = generate(*harbor, "--num_images", 2)
+    assert domain == "satellite" and used["seed"] == 3
+    assert len(list((tmp_path / "generated").glob("satellite_3_*.png"))) == len(images) == 2
+    _, used, _ = generate(*harbor, "--guidance", "decoupled")
     assert used["guidance"] == "decoupled" and used["domain_scale"] == 2.5
-
-
-def test_generate_finds_the_domain(trained, tmp_path):
-    printed = run("generate", "--checkpoint", trained[1], "--prompt", "<xray> lungs", "--auto-domain",
-                  "--output_dir", tmp_path, "--json")  # fmt: skip
-    assert json.loads(printed)["domain"] == "xray"
+    assert generate("--prompt", "<xray> lungs", "--auto-domain")[0] == "xray"
 
 
 def test_classify_prints_the_dictionary(trained):
-    printed = run("classify", "--checkpoint", trained[1], "--prompt", "<xray> lungs", "--json")
-    result = json.loads(printed)
+    result = dasd("classify", "--checkpoint", trained[1], "--prompt", "<xray> lungs")
     assert result["best_domain"] == "xray" and result["suggested_prompt"] == "<xray> lungs"
 
 
 def test_evaluate_writes_rows(trained):
-    result = json.loads(run("evaluate", "--checkpoint", trained[1], "--json"))
+    result = dasd("evaluate", "--checkpoint", trained[1])
     rows = json.loads((trained[1] / "evaluation.json").read_text())["rows"]
     assert rows == result["rows"]
     assert {row["method"] for row in rows} == {"base", "base + style words", "DASD"}
@@ -149,34 +136,11 @@ def test_evaluate_writes_rows(trained):
 )
 def test_export_writes_the_files_a_card_and_samples(trained, tmp_path, kind, lora):
     out = tmp_path / "out"
-    told = json.loads(run("export", trained[1], out, "--format", kind, "--name", "mine", "--json"))
-    assert {"README.md", "samples.png", f"{lora}.safetensors"} <= set(told["files"])
-    assert all((out / file).is_file() for file in told["files"])
+    printed = dasd("export", trained[1], out, "--format", kind, "--name", "mine")
+    assert {"README.md", "samples.png", f"{lora}.safetensors"} <= set(printed["files"])
+    assert all((out / file).is_file() for file in printed["files"])
+    assert printed["upload"] == f"hf upload OWNER/NAME {out}"
     assert "max_train_steps" in (out / "README.md").read_text()
-
-
-def test_export_refuses_a_name_that_no_prompt_can_hold(trained, tmp_path):
-    result = runner.invoke(cli.app, ["export", str(trained[1]), str(tmp_path / "out"), "--name", "a/b"])
-    assert isinstance(result.exception, DasdError) and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["train", "--profile", "tny"], "profile"),
-        (["train", "--profile", "tiny", "--max_steps", "0"], "max_train_steps"),
-        (["train", "--config", "missing.json"], "missing.json"),
-        (["generate", "--profile", "tiny", "--prompt", "x", "--checkpoint", "nowhere"], "nowhere"),
-        (["notebooks", "--only", "99"], "99"),
-        (["notebooks", "-p", "sead", "3", "--only", "00"], "sead"),
-    ],
-)
-def test_error_is_one_line(words, message, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["dasd", *words])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert stop.value.code == 1 and error.startswith("dasd:") and message in error
 
 
 def ended(monkeypatch, *words):
@@ -223,7 +187,7 @@ def test_every_option_is_explained(name):
     assert "--json" in words or name == "playground"  # which has no result
 
 
-def test_underscores_and_hyphens_are_alike():
+def test_underscores_and_hyphens_are_the_same():
     for spelling in ("--output-dir", "--output_dir"):
         result = runner.invoke(cli.app, ["train", spelling, "x", "--max-steps", "0", "--profile", "tiny"])
         assert "max_train_steps" in str(result.exception)
@@ -232,5 +196,36 @@ def test_underscores_and_hyphens_are_alike():
 def test_help_fits_80_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     for name, _ in commands():
-        printed = run(name, "--help")
+        printed = runner.invoke(cli.app, [name, "--help"]).stdout
         assert max(map(len, printed.splitlines())) <= 80 and "…" not in printed, name
+
+
+COMPLETED = {
+    "dasd train --method d": ["dasd", "diffusionclip", "domainstudio"],
+    "dasd train --profile ": ["auto", "tiny", "sd15"],
+    "dasd generate --domain x": ["xray"],
+    "dasd generate --guidance d": ["domain", "decoupled"],
+    "dasd sweep list.json --notebook 03": ["03"],
+    "dasd verify ": ["data/runs/deep/new", "data/runs/old"],  # newest first
+    "dasd generate --checkpoint data/runs/o": ["data/runs/old"],
+    "dasd export data/runs/d": ["data/runs/deep/new"],
+}
+
+
+@pytest.mark.parametrize("words", COMPLETED)
+def test_the_tab_key_offers_values(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate(("old", "deep/new")):
+        file = tmp_path / "data/runs" / name / "config.json"
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+        os.utime(file.parent, (age, age))
+    count = str(len(words.split(" ")) - 1)
+    asked = {"_DASD_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
+    assert runner.invoke(cli.app, [], env=asked, prog_name="dasd").stdout.split() == COMPLETED[words]
+
+
+def test_help_loads_no_torch():
+    code = "import sys, dasd_utils.apps.cli.main; assert not {'torch', 'diffusers'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -20,25 +20,15 @@ def test_parameters_are_read_as_json():
         upkeep.read_parameters(["-p", "steps"])
 
 
-NOTEBOOK = {
-    "cells": [
-        {"cell_type": "code", "execution_count": None, "id": "a", "metadata": {"tags": ["parameters"]},
-         "outputs": [], "source": "value = 1"},
-        {"cell_type": "code", "execution_count": None, "id": "b", "metadata": {}, "outputs": [],
-         "source": "assert value < 5, 'too large'\nvalue"},
-    ],
-    "metadata": {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    },
-    "nbformat": 4, "nbformat_minor": 5,
-}  # fmt: skip
-
-
 @pytest.fixture
 def notebook(tmp_path):
+    """Return the path of a notebook that shows its parameter `value`, and fails where that is 5 or more."""
     path = tmp_path / "00_small.ipynb"
-    path.write_text(json.dumps(NOTEBOOK))
+    declared = nbformat.v4.new_code_cell("value = 1", metadata={"tags": ["parameters"]})
+    shown = nbformat.v4.new_code_cell("assert value < 5, 'too large'\nvalue")
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[declared, shown], metadata=metadata), path)
     return path
 
 
@@ -70,7 +60,7 @@ def test_stored_notebook_has_no_injected_cell_and_says_what_made_it(notebook, tm
 
 def test_what_is_stored_ran_in_a_folder_of_its_own(notebook, tmp_path):
     text = notebook.read_text().replace("value = 1", 'value = 1\\noutput_dir = \\"data/runs/course\\"')
-    notebook.write_text(text.replace(r"'too large'\nvalue", r"'too large'\noutput_dir"))
+    notebook.write_text(text.replace(' "value"\n', ' "output_dir"\n'))
     parameters = {"output_dir": str(tmp_path / "out")}
     (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", parameters, progress=False)
     assert done.folder == tmp_path / "out" and f"{tmp_path}/out'" in done.path.read_text()

@@ -205,6 +205,8 @@ def test_unknown_formats_and_whole_unets_are_refused_before_any_work(tiny_config
     adapters.save_adapter(parts, tmp_path / "adapter")
     with pytest.raises(DasdError, match="Did you mean 'diffusers'"):
         export.check_export(tmp_path / "adapter", tmp_path / "out", "difusers", "dasd")
+    with pytest.raises(DasdError, match="letters, digits"):
+        export.check_export(tmp_path / "adapter", tmp_path / "out", "comfyui", "a/b")
     with pytest.raises(DasdError, match="was trained in full"):
         export.check_export(tmp_path / "adapter", tmp_path / "out", "comfyui", "dasd")
 

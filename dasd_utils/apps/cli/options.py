@@ -37,8 +37,13 @@ def option(
     """
     settings.setdefault("metavar", METAVARS.get(kind))
     if complete:
-        settings["autocompletion"] = lambda incomplete: [n for n in complete() if n.startswith(incomplete)]
+        settings["autocompletion"] = offering(complete)
     return Annotated[kind, typer.Option(*names, help=text, **settings)]
+
+
+def offering(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return typer's `autocompletion` that offers the names which begin with what has been typed."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
 
 
 def run_folders() -> list[str]:
@@ -81,7 +86,9 @@ Tracking = option(
     show_default=CONFIGS,
     complete=lambda: ["auto", "none", "tensorboard", "wandb", "mlflow", "trackio"],
 )
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=offering(run_folders))
+]
 Checkpoint = option(
     Path | None,
     "A run folder or an adapter folder.",

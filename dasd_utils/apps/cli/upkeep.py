@@ -37,10 +37,7 @@ Evaluate = option(bool, "Measure the finished base instead.", "--evaluate")
 NumImages = option(int, "Samples of each domain to measure.", "--num_images", min=2)
 
 
-@commands.command(
-    rich_help_panel=options.UPKEEP,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
+@commands.command(rich_help_panel=options.UPKEEP, context_settings=PASS_ON)
 def notebooks(
     context: typer.Context,
     profile: options.Profile = "auto",
@@ -55,11 +52,8 @@ def notebooks(
     lessons = load_notebooks_module()
     values = {"profile": options.read_config(profile, None).profile, **read_parameters(context.args)}
     values |= {"seed": seed} if seed is not None else {}
-    paths = [
-        path
-        for path in lessons.find_notebooks(only.split(",") if only else None)
-        if not stale or lessons.stale(path)
-    ]
+    paths = lessons.find_notebooks(only.split(",") if only else None)
+    paths = [path for path in paths if lessons.stale(path)] if stale else paths
     if update:
         lessons.check_defaults(paths, values)
     done: list[Any] = []

@@ -47,7 +47,12 @@ Label = option(str | None, "What stands above.", metavar="TEXT", show_default="t
 Width = option(int, "Pixels.", min=64)
 Port = option(int | None, "Of the page's address.", min=1, max=65535, show_default="8866 or a free one")
 Browser = option(bool, "Open the page, where there is a browser.")
-Adapter = Annotated[Path, typer.Argument(help="A run folder or an adapter folder.")]
+Adapter = Annotated[
+    Path,
+    typer.Argument(
+        help="A run folder or an adapter folder.", autocompletion=options.offering(options.run_folders)
+    ),
+]
 ExportDir = Annotated[Path, typer.Argument(help="A folder that is new, empty, or of an earlier export.")]
 Format = option(
     str,
