@@ -202,9 +202,8 @@ class SampleRequest:
     def of(cls, **options: Any) -> SampleRequest:
         """Return the request of keyword options; DasdError for one that does not exist or fit."""
         known = [field.name for field in dataclasses.fields(cls)]
-        for name in options:
-            if name not in known:
-                raise DasdError(f"There is no option {name!r} of generate. {nearest(name, known)}")
+        if unknown := [name for name in options if name not in known]:
+            raise DasdError(f"There is no option {unknown[0]!r} of generate. {nearest(unknown[0], known)}")
         request = cls(**options)
         if request.num_images < 1:
             raise DasdError(f"num_images is {request.num_images}; it must be at least 1.")
@@ -251,10 +250,9 @@ class DasdPipeline:
     def classifier(self) -> classifier.DomainClassifier:
         """The prompt classifier, made and fitted at its first use."""
         if self._classifier is None:
-            rows = classifier.load_prompts(self.config.classifier.prompts)
-            parts = self.parts
-            made = classifier.DomainClassifier(parts.text_encoder, parts.tokenizer, self.config.domains)
-            made.fit_threshold(rows)
+            encoder, tokenizer = self.parts.text_encoder, self.parts.tokenizer
+            made = classifier.DomainClassifier(encoder, tokenizer, self.config.domains)
+            made.fit_threshold(classifier.load_prompts(self.config.classifier.prompts))
             self._classifier = made
         return self._classifier
 
@@ -306,10 +304,10 @@ class DasdPipeline:
         num_images above 1 gives a list of images in the place of each image. Image i of a prompt starts
         from the noise (seed, i), whatever else is in the batch; `seed` may be a list, one a prompt; None
         draws one, which the settings record. Options are the other fields of `SampleRequest`:
-        `negative_prompt`; `adapter` switches LoRA on or off against the domain's rule, to see what it does
-        to other prompts; `guidance` replaces that of the settings: "cfg", "domain", "decoupled",
-        "unconditional", or several `Term`s, of any number of models. Raises DasdError for an empty prompt,
-        an unknown domain or option, a token that contradicts `domain`, and settings that cannot be sampled.
+        `negative_prompt`; `adapter`, LoRA on or off, to see what it does to other prompts; `guidance`: "cfg",
+        "domain", "decoupled", "unconditional", or several `Term`s of any number of models. Raises DasdError
+        for an empty prompt, an unknown domain or option, a token that contradicts `domain`, and settings that
+        cannot be sampled.
         """
         given = {"domain": domain, "num_images": num_images, "seed": seed}
         given |= {"auto_domain": auto_domain, "settings": settings}

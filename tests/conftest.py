@@ -150,6 +150,27 @@ def quick_cnn() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def pipeline(adapted, tiny_config) -> sampling.DasdPipeline:
+    """Return the pipeline of the random adapter."""
+    adapted.unet.eval()
+    return sampling.DasdPipeline(adapted, tiny_config)
+
+
+@pytest.fixture
+def undecoded(monkeypatch) -> Callable[..., torch.Tensor]:
+    """Return `undecoded(call, ...)`: the latents (n, C, h, w) that a call hands over to be decoded."""
+
+    def run(call, *arguments, **options) -> torch.Tensor:
+        seen = []
+        with monkeypatch.context() as patch:
+            patch.setattr(sampling, "decode_images", lambda vae, x: seen.append(x) or [None] * len(x))
+            call(*arguments, **options)
+        return torch.cat(seen)
+
+    return run
+
+
 def picture_files(
     folder: Path, names: Sequence[str], first: int = 0, grey: bool = False, size: int = 32
 ) -> list[str]:

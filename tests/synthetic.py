@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
@@ -50,6 +51,12 @@ def saved(image: Image.Image, kind: str, **options) -> dict:
 def plain(mode: str, colour, size=(6, 4)) -> Image.Image:
     """Return an image of one colour."""
     return Image.new(mode, size, colour)
+
+
+def pictures(count: int) -> list[Image.Image]:
+    """Return smooth random images of 32 px, the same at each call."""
+    small = np.random.default_rng(0).integers(0, 255, (count, 4, 4, 3), dtype=np.uint8)
+    return [Image.fromarray(each).resize((32, 32), Image.Resampling.BICUBIC) for each in small]
 
 
 def same_batch(one: Batch, two: Batch) -> bool:

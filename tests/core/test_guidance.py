@@ -1,4 +1,4 @@
-"""Guidance: the rules as formulas, any number of branches and models, and what they come to in a pipeline."""
+"""Guidance: the rules as formulas, any number of branches and models, and their images in a pipeline."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ PROMPT = "a river near a forest"
 QUICK = Calibration(3.0, 3, "ddim")
 
 
-@pytest.fixture
-def pipeline(adapted, tiny_config):
-    adapted.unet.eval()
-    return sampling.DasdPipeline(adapted, tiny_config)
+def decoupled(domain_scale, guidance_scale, **changes):
+    scales = {"domain_scale": domain_scale, "guidance_scale": guidance_scale}
+    return dataclasses.replace(QUICK, guidance="decoupled", **scales, **changes)
 
 
 # the formulas
 
 
-def test_the_answers_of_all_branches_are_combined():
+def test_the_predictions_of_all_branches_are_combined():
     eps = [torch.tensor([float(value)]) for value in (1, 3, 0)]
     assert guidance.combine(eps, [2.0, 0.5]).item() == 1 + 2 * (3 - 1) + 0.5 * (0 - 1)
     assert guidance.combine([eps[0], None, eps[2]], [0.0, 0.5]).item() == 0.5
@@ -39,8 +38,8 @@ def test_the_answers_of_all_branches_are_combined():
 def test_weights_may_change_from_noise_to_image(done, value):
     terms = (Term(BASE, EMPTY), Term(BASE, GIVEN, (0.0, 1.0, 2.0)), Term(ADAPTED, EMPTY, 0.7))
     assert guidance.weights(terms, done) == pytest.approx([value, 0.7])
-    floored = Term(ADAPTED, GIVEN, (0.0, 1.0, 2.0), least=1.0)
-    assert guidance.weights((terms[0], floored), done) == [max(value, 1.0)]
+    bounded = Term(ADAPTED, GIVEN, (0.0, 1.0, 2.0), least=1.0)
+    assert guidance.weights((terms[0], bounded), done) == [max(value, 1.0)]
 
 
 def test_scales_of_the_prompt_stop_at_one_and_others_at_nothing():
@@ -52,8 +51,14 @@ def test_scales_of_the_prompt_stop_at_one_and_others_at_nothing():
     assert guidance.weights(guidance.rule(Calibration(4.0, guidance="unconditional"))) == []
 
 
-def fake_models(calls):
-    """Return `choose`: three networks that answer text times 1, 10 and 100, and note their batches."""
+@pytest.fixture
+def calls():
+    return []
+
+
+@pytest.fixture
+def network_of(calls):
+    """Return three networks that predict text times 1, 10 and 100, and note their batches in `calls`."""
 
     def network(name, factor):
         def run(latents, timestep, encoder_hidden_states):
@@ -68,22 +73,24 @@ def fake_models(calls):
     return made.__getitem__
 
 
-def test_any_number_of_branches_and_models_and_a_batch_a_model():
-    calls, texts = [], [torch.full((2, 77, 8), float(value)) for value in (1, 2, 3, 4, 5)]
-    names = (BASE, ADAPTED, "other", BASE, ADAPTED)
-    branches = [Branch(text, name) for text, name in zip(texts, names, strict=True)]
-    predict = guidance.guided_prediction(fake_models(calls), branches, lambda t: [2.0, 0.5, -1.0, 0.25])
+def branches_of(*models):
+    """Return branches with the texts 1, 2, ... for a batch of two."""
+    return [Branch(torch.full((2, 77, 8), float(i)), model) for i, model in enumerate(models, start=1)]
+
+
+def test_any_number_of_branches_and_models_and_a_batch_a_model(calls, network_of):
+    branches = branches_of(BASE, ADAPTED, "other", BASE, ADAPTED)
+    predict = guidance.guided_prediction(network_of, branches, lambda t: [2.0, 0.5, -1.0, 0.25])
     eps = predict(torch.zeros(2, 4, 8, 8), torch.tensor(3))
     expected = 1 + 2 * (20 - 1) + 0.5 * (300 - 1) - 1 * (4 - 1) + 0.25 * (50 - 1)
     torch.testing.assert_close(eps, torch.full((2, 4, 8, 8), expected))
     assert calls == [(BASE, 4), (ADAPTED, 4), ("other", 2)]
 
 
-def test_branches_that_count_for_nothing_are_not_asked():
-    calls, texts = [], [torch.full((2, 77, 8), float(value)) for value in (1, 2, 3)]
-    branches = [Branch(texts[0], BASE), Branch(texts[1], ADAPTED), Branch(texts[2], BASE)]
+def test_branches_without_a_share_are_not_computed(calls, network_of):
     weights = iter([[0.0, 2.0], [1.0, 0.0], [0.0, 0.0], [2.0, 2.0]])
-    predict = guidance.guided_prediction(fake_models(calls), branches, lambda t: next(weights))
+    branches = branches_of(BASE, ADAPTED, BASE)
+    predict = guidance.guided_prediction(network_of, branches, lambda t: next(weights))
     found = [predict(torch.zeros(2, 1, 1, 1), torch.tensor(3))[0].item() for _ in range(4)]
     assert found == [1 + 2 * 2, 20, 1, 1 + 2 * 19 + 2 * 2]
     assert calls == [(BASE, 4), (ADAPTED, 2), (BASE, 2), (BASE, 4), (ADAPTED, 2)]
@@ -92,16 +99,19 @@ def test_branches_that_count_for_nothing_are_not_asked():
 # in a pipeline
 
 
-def latents(pipeline, monkeypatch, prompt=PROMPT, **options):
-    """Return the latents that `generate` decodes."""
-    seen = []
-    monkeypatch.setattr(sampling, "decode_images", lambda vae, x: seen.append(x) or [None] * len(x))
-    pipeline.generate(prompt, seed=5, **options)
-    return torch.cat(seen)
+@pytest.fixture
+def latents(pipeline, undecoded):
+    """Return `latents(...)`: those of an x-ray that `generate` decodes."""
+
+    def found(prompt=PROMPT, **options):
+        given = {"domain": "xray", "seed": 5, "settings": QUICK} | options
+        return undecoded(pipeline.generate, prompt, **given)
+
+    return found
 
 
 def by_hand(pipeline, domain_scale, guidance_scale):
-    """Return the latents of `latents(..., domain="xray")` by the formula; domain_scale: of the timestep."""
+    """Return what `latents(...)` is by the formula; domain_scale: a function of the timestep."""
     parts = pipeline.parts
     with torch.no_grad():
         empty, token, text = models.encode_prompts(parts, ["", "<xray>", PROMPT]).split(1)
@@ -116,77 +126,54 @@ def by_hand(pipeline, domain_scale, guidance_scale):
     return sampling.denoise(predict, pipeline.scheduler("ddim"), noise, 3)
 
 
-def decoupled(domain_scale, guidance_scale, **changes):
-    return dataclasses.replace(
-        QUICK, guidance="decoupled", domain_scale=domain_scale, guidance_scale=guidance_scale, **changes
-    )
-
-
 @pytest.mark.parametrize("scheduler", sampling.SCHEDULERS)
-def test_without_the_domain_it_is_the_base_under_classifier_free_guidance(pipeline, monkeypatch, scheduler):
+def test_without_the_domain_it_is_the_base_under_classifier_free_guidance(pipeline, latents, scheduler):
     options = {"scheduler": scheduler, "num_inference_steps": 5}
     with pipeline.base():
-        expected = latents(
-            pipeline, monkeypatch, domain="xray", settings=dataclasses.replace(QUICK, **options)
-        )
-    found = latents(pipeline, monkeypatch, domain="xray", settings=decoupled(0.0, 3.0, **options))
+        expected = latents(settings=dataclasses.replace(QUICK, **options))
+    found = latents(settings=decoupled(0.0, 3.0, **options))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_without_control_the_prompt_does_not_matter(pipeline, monkeypatch):
-    one, other = (
-        latents(pipeline, monkeypatch, text, domain="xray", settings=decoupled(2.0, 0.0))
-        for text in (PROMPT, "another one")
-    )
-    assert torch.equal(one, other)
-    expected = by_hand(pipeline, lambda timestep: 2.0, 0.0)
-    torch.testing.assert_close(one, expected, atol=1e-4, rtol=0)  # LoRA is merged
-
-
-def test_all_three_branches_are_the_formula(pipeline, monkeypatch):
-    found = latents(pipeline, monkeypatch, domain="xray", settings=decoupled(2.0, 3.0))
-    expected = by_hand(pipeline, lambda timestep: 2.0, 3.0)
+@pytest.mark.parametrize("guidance_scale", [0.0, 3.0])
+def test_decoupled_guidance_is_the_formula(pipeline, latents, guidance_scale):
+    found = latents(settings=decoupled(2.0, guidance_scale))
+    expected = by_hand(pipeline, lambda timestep: 2.0, guidance_scale)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)  # LoRA is merged
+    other = latents("another one", settings=decoupled(2.0, guidance_scale))
+    assert torch.equal(found, other) == (guidance_scale == 0)  # without it the prompt does not matter
 
 
-def test_every_image_of_a_batch_has_its_own_texts(pipeline):
+def test_every_image_of_a_batch_has_its_own_texts(pipeline, monkeypatch):
     """Two domains in one batch, one of them named by the token that the prompt holds."""
     prompts, seeds = [f"<xray> {PROMPT}", f"<satellite> {PROMPT}"], [4, 5]
-    told, encode = [], models.encode_prompts
-
-    def noting(parts, texts):
-        told.append(texts)
-        return encode(parts, texts)
-
+    seen, encode = [], models.encode_prompts
+    monkeypatch.setattr(
+        models, "encode_prompts", lambda parts, texts: seen.append(texts) or encode(parts, texts)
+    )
     settings = decoupled(2.0, 3.0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "encode_prompts", noting)
-        together, domains, _ = pipeline.generate(prompts, seed=seeds, settings=settings)
+    together, domains, _ = pipeline.generate(prompts, seed=seeds, settings=settings)
     assert domains == ["xray", "satellite"]
-    assert told == [["", "<xray>", "<satellite>", PROMPT]]  # the base is told no token
+    assert seen == [["", "<xray>", "<satellite>", PROMPT]]  # the base is given no token
     for image, prompt, seed in zip(together, prompts, seeds, strict=True):
         alone, *_ = pipeline.generate(prompt, seed=seed, settings=settings)
         assert np.abs(np.asarray(alone, int) - np.asarray(image, int)).max() <= 1
 
 
-def test_a_negative_prompt_stands_for_nothing(pipeline, monkeypatch):
-    options = {"domain": "xray", "settings": decoupled(2.0, 3.0), "negative_prompt": "dark"}
-    found = latents(pipeline, monkeypatch, **options)
-    assert not torch.allclose(
-        found, latents(pipeline, monkeypatch, **(options | {"negative_prompt": ""})), atol=1e-3
-    )
+def test_a_negative_prompt_replaces_the_empty_one(pipeline, latents):
+    both = decoupled(2.0, 3.0)
+    found = latents(settings=both, negative_prompt="dark")
+    assert not torch.allclose(found, latents(settings=both), atol=1e-3)
     with pipeline.base():
-        base = latents(pipeline, monkeypatch, **options)
-        plain = latents(pipeline, monkeypatch, **(options | {"settings": QUICK}))
+        base, plain = (latents(settings=each, negative_prompt="dark") for each in (both, QUICK))
     torch.testing.assert_close(base, plain, atol=1e-5, rtol=0)
 
 
 def test_three_branches_cost_two_calls_a_step(pipeline, adapted):
     sizes = []
-    hook = adapted.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    adapted.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     pipeline.generate([PROMPT] * 2, domain="xray", seed=0, settings=decoupled(2.0, 3.0))
-    hook.remove()
-    assert sizes == [4, 2] * 3  # base: nothing and the prompt; adapted: the token
+    assert sizes == [4, 2] * 3  # base: the empty prompt and the given one; adapted: the token
 
 
 TERMS = {
@@ -198,29 +185,28 @@ TERMS = {
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_every_guidance_is_a_setting_of_one_rule(pipeline, monkeypatch, name):
-    options = {"domain": "xray", "settings": QUICK}
-    named = latents(pipeline, monkeypatch, guidance=name, **options)
-    assert torch.equal(named, latents(pipeline, monkeypatch, guidance=TERMS[name], **options))
-    in_settings = dataclasses.replace(QUICK, guidance=name)
-    assert torch.equal(named, latents(pipeline, monkeypatch, domain="xray", settings=in_settings))
+def test_every_guidance_is_a_setting_of_one_rule(latents, name):
+    named = latents(guidance=name)
+    assert torch.equal(named, latents(guidance=TERMS[name]))
+    assert torch.equal(named, latents(settings=dataclasses.replace(QUICK, guidance=name)))
 
 
-def test_the_settings_say_what_made_the_image(pipeline):
-    _, _, used = pipeline.generate(PROMPT, domain="xray", settings=QUICK, guidance="decoupled", seed=1)
+def test_the_settings_record_what_made_the_image(pipeline):
+    def settings(wanted):
+        return pipeline.generate(PROMPT, domain="xray", settings=QUICK, guidance=wanted, seed=1)[2]
+
+    used = settings("decoupled")
     assert used["guidance"] == "decoupled" and used["domain_scale"] == 2.5 and "rule" not in used
-    *_, used = pipeline.generate(PROMPT, domain="xray", settings=QUICK, guidance="domain", seed=1)
+    used = settings("domain")
     assert used["guidance"] == "domain" and "domain_scale" not in used
-    terms = (Term(BASE, EMPTY), Term(ADAPTED, GIVEN, 1.5))
-    *_, used = pipeline.generate(PROMPT, domain="xray", settings=QUICK, guidance=terms, seed=1)
+    used = settings((Term(BASE, EMPTY), Term(ADAPTED, GIVEN, 1.5)))
     assert used["rule"][1] == {"model": "adapted", "prompt": "given", "weight": 1.5, "least": None}
-    assert not used.keys() & {"guidance", "guidance_scale", "domain_scale"}  # they made nothing
+    assert not used.keys() & {"guidance", "guidance_scale", "domain_scale"}  # they had no effect
 
 
-def test_a_weight_of_several_numbers_follows_the_noise(pipeline, monkeypatch):
+def test_a_weight_of_several_numbers_follows_the_noise(pipeline, latents):
     def found(domain, control):
-        terms = (Term(BASE, EMPTY), Term(ADAPTED, TOKEN, domain), Term(BASE, GIVEN, control))
-        return latents(pipeline, monkeypatch, domain="xray", settings=QUICK, guidance=terms)
+        return latents(guidance=(Term(BASE, EMPTY), Term(ADAPTED, TOKEN, domain), Term(BASE, GIVEN, control)))
 
     plain = found(2.0, 3.0)
     assert torch.equal(plain, found((2.0,), (3.0, 3.0)))
@@ -229,54 +215,55 @@ def test_a_weight_of_several_numbers_follows_the_noise(pipeline, monkeypatch):
     torch.testing.assert_close(found((0.0, 2.0), 3.0), expected, atol=1e-4, rtol=0)
 
 
-def test_a_learner_of_another_run_is_one_more_model(pipeline, adapted, monkeypatch):
+def test_a_learner_of_another_run_is_one_more_model(pipeline, adapted, latents):
     terms = (Term(BASE, EMPTY), Term("twin", EMPTY, 2.0), Term(BASE, GIVEN, 3.0))
     with pytest.raises(DasdError, match="Models: base, adapted"):
-        pipeline.generate(PROMPT, domain="xray", settings=QUICK, guidance=terms)
+        latents(guidance=terms)
     pipeline.learners["base"] = adapted.unet
     with pytest.raises(DasdError, match="A learner is named 'base'"):
-        pipeline.generate(PROMPT, domain="xray", settings=QUICK, guidance=terms)
+        latents(guidance=terms)
     del pipeline.learners["base"]
     pipeline.learners["twin"] = copy.deepcopy(adapted.unet)
     own = (Term(BASE, EMPTY), Term(ADAPTED, EMPTY, 2.0), Term(BASE, GIVEN, 3.0))
-    found = [latents(pipeline, monkeypatch, domain="xray", settings=QUICK, guidance=g) for g in (terms, own)]
+    found = [latents(guidance=each) for each in (terms, own)]
     torch.testing.assert_close(*found, atol=1e-4, rtol=0)  # the adapter's weights, but not merged
 
 
+def weighted(*weight):
+    return (Term(BASE, EMPTY), Term(BASE, GIVEN, *weight))
+
+
+FINITE = "a finite number or a tuple"
 REFUSED = {
-    "no terms": (dict(guidance=()), "sequence of terms, at least one, not"),
-    "names": (dict(guidance=["cfg"]), "sequence of terms, at least one, not"),
-    "one term": (dict(guidance=Term(BASE, EMPTY)), "sequence of terms, at least one, not"),
-    "text": (dict(guidance=(Term(BASE, EMPTY), Term(BASE, GIVEN, "2"))), "a finite number or a tuple"),
-    "list": (dict(guidance=(Term(BASE, EMPTY), Term(BASE, GIVEN, [1.0]))), "a finite number or a tuple"),
-    "least": (dict(guidance=(Term(BASE, EMPTY), Term(BASE, GIVEN, 1.0, float("nan")))), "a finite number"),
-    "token": (dict(guidance=(Term(BASE, EMPTY), Term(BASE, TOKEN, 1.0))), "adapted model alone"),
-    "negative": (dict(guidance=(Term(BASE, GIVEN),), negative_prompt="dark"), "leave negative_prompt out"),
-    "prompt": (dict(guidance=(Term(BASE, "mine"),)), "Prompts: empty, given, token"),
-    "weight": (
-        dict(guidance=(Term(BASE, EMPTY), Term(BASE, GIVEN, float("nan")))),
-        "a finite number or a tuple",
-    ),
-    "name": (dict(guidance="decopled"), "decoupled"),
-    "no number": (dict(guidance=(Term(BASE, EMPTY), Term(BASE, GIVEN, ()))), "a finite number or a tuple"),
+    "no terms": ((), "sequence of terms, at least one, not"),
+    "names": (["cfg"], "sequence of terms, at least one, not"),
+    "one term": (Term(BASE, EMPTY), "sequence of terms, at least one, not"),
+    "text": (weighted("2"), FINITE),
+    "list": (weighted([1.0]), FINITE),
+    "nan": (weighted(float("nan")), FINITE),
+    "no number": (weighted(()), FINITE),
+    "least": (weighted(1.0, float("nan")), FINITE),
+    "token": ((Term(BASE, EMPTY), Term(BASE, TOKEN, 1.0)), "adapted model alone"),
+    "negative": ((Term(BASE, GIVEN),), "leave negative_prompt out"),
+    "prompt": ((Term(BASE, "mine"),), "Prompts: empty, given, token"),
+    "name": ("decopled", "decoupled"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_wrong_rules_are_refused(pipeline, case):
-    options, said = REFUSED[case]
-    with pytest.raises(DasdError, match=said):
-        pipeline.generate(PROMPT, domain="xray", **({"settings": QUICK} | options))
+    terms, message = REFUSED[case]
+    negative = "dark" if case == "negative" else ""
+    with pytest.raises(DasdError, match=message):
+        pipeline.generate(PROMPT, domain="xray", settings=QUICK, guidance=terms, negative_prompt=negative)
 
 
-def test_a_learner_of_another_run_is_named_with_its_place(adapted, tiny_config, base_dir, tmp_path):
-    pipeline = sampling.DasdPipeline(adapted, tiny_config)
-    own = tiny_config.replace(output_dir=str(tmp_path / "other"))
-    made = training.setup_training(own)
+def test_a_learner_of_another_run_is_named_with_its_place(pipeline, tiny_config, tmp_path):
+    made = training.setup_training(tiny_config.replace(output_dir=str(tmp_path / "other")))
     with torch.no_grad():
         for p in models.trainable_parameters(made)["lora"]:
             p.add_(0.05)
-    run = training.save_training_results(own, made, [])
+    run = training.save_training_results(made.config, made, [])
     pipeline.add_learner("other", run)
     rule = (Term(BASE, EMPTY), Term("other", GIVEN, 1.0))
     image, _, settings = pipeline.generate("a house", seed=1, guidance=rule)
@@ -289,6 +276,6 @@ def test_a_learner_of_another_run_is_named_with_its_place(adapted, tiny_config, 
     with pytest.raises(DasdError, match="named 'base'"):
         pipeline.add_learner("base", run)
     with torch.no_grad():
-        next(p for n, p in adapted.unet.named_parameters() if "lora" not in n).add_(0.1)
+        next(p for n, p in pipeline.parts.unet.named_parameters() if "lora" not in n).add_(0.1)
     with pytest.raises(DasdError, match="another base"):
         pipeline.add_learner("else", run)

@@ -1,4 +1,4 @@
-"""Images translated by words: the way to noise and back, the losses by hand, and a training that goes on."""
+"""Images translated by words: DDIM to noise and back, the losses by hand, and a training that resumes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import dataclasses
 import math
 
 import diffusers
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from synthetic import NoiseSampler, make_batch
+from synthetic import NoiseSampler, make_batch, pictures
 
-from dasd_utils import losses, models, sampling, training
+from dasd_utils import evaluation, losses, models, sampling, training
+from dasd_utils.apps import batch_size
 from dasd_utils.config import Config, DasdError, method_changes
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, Term
 from dasd_utils.papers import ddim
 from dasd_utils.papers.diffusionclip import objective as diffusionclip
 from dasd_utils.papers.diffusionclip import translation
+from dasd_utils.runtime import images
 
 SHORT = {"return_step": 300, "forward_steps": 6, "generation_steps": 3}
 SHORT |= {"reference": ("a painting",), "target": ("a satellite image",)}
@@ -44,12 +44,7 @@ def parts(config):
     return training.setup_training(config)
 
 
-def pictures(count):
-    small = np.random.default_rng(0).integers(0, 255, (count, 4, 4, 3), dtype=np.uint8)
-    return [Image.fromarray(each).resize((32, 32), Image.Resampling.BICUBIC) for each in small]
-
-
-# the way
+# DDIM
 
 
 def test_a_step_is_that_of_ddim_in_both_directions():
@@ -73,17 +68,17 @@ def test_times_go_from_the_clean_image_to_the_return_step():
     assert ddim.alpha_at(torch.tensor([0.9, 0.5]), -1) == 1.0
 
 
-def test_the_way_back_is_the_way_there_where_the_noise_is_the_same():
+def test_steps_back_undo_steps_there_where_the_noise_is_the_same():
     eps, alphas = torch.randn(1, 4, 8, 8), torch.linspace(0.99, 0.01, 1000)
-    x, times, asked = torch.randn(1, 4, 8, 8), ddim.ddim_times(500, 7), []
+    x, times, seen = torch.randn(1, 4, 8, 8), ddim.ddim_times(500, 7), []
 
     def predict(_x, timestep):
-        asked.append(int(timestep))
+        seen.append(int(timestep))
         return eps
 
-    far = ddim.follow(predict, x, times, alphas)
-    assert asked == [0, *times[1:-1]]  # a clean image is asked at the first time
-    assert torch.allclose(ddim.follow(predict, far, times[::-1], alphas), x, atol=1e-4)
+    noisy = ddim.follow(predict, x, times, alphas)
+    assert seen == [0, *times[1:-1]]  # a clean image is passed at the first time
+    assert torch.allclose(ddim.follow(predict, noisy, times[::-1], alphas), x, atol=1e-4)
 
 
 # the losses
@@ -91,11 +86,7 @@ def test_the_way_back_is_the_way_there_where_the_noise_is_the_same():
 
 def test_the_direction_by_hand():
     before, direction = torch.zeros(1, 2), torch.tensor([2.0, 0.0])
-    along, across, against = (
-        torch.tensor([[3.0, 0.0]]),
-        torch.tensor([[0.0, 1.0]]),
-        torch.tensor([[-1.0, 0.0]]),
-    )
+    along, across, against = torch.tensor([[3.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]).split(1)
     both = torch.cat([along, across])
     loss = diffusionclip.direction_loss
     assert [loss(x, before, direction).item() for x in (along, across, against)] == [0.0, 1.0, 2.0]
@@ -117,30 +108,20 @@ def test_the_loss_is_of_pixels_and_of_words(config, parts):
     assert words.direction.norm() > 0
 
 
-def test_features_are_those_of_the_judge(config, parts):
-    from dasd_utils import evaluation
-    from dasd_utils.runtime import images
-
-    scorer, own = (
-        evaluation.load_scorer(config, "cpu"),
-        diffusionclip.Words(config, diffusionclip.settings(config), torch.device("cpu")),
-    )
-    chosen = pictures(3)
-    found = own.embed(images.to_pixels(chosen))
-    assert torch.nn.functional.cosine_similarity(found, scorer.embed(chosen)).min() > 0.99
+def test_features_are_those_of_the_scorer(config):
+    words = diffusionclip.Words(config, diffusionclip.settings(config), torch.device("cpu"))
+    found = words.embed(images.to_pixels(pictures(3)))
+    expected = evaluation.load_scorer(config, "cpu").embed(pictures(3))
+    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99
 
 
 # the objective
 
 
-def test_a_batch_is_on_its_way_for_all_steps_and_is_inverted_once(config, parts, monkeypatch):
+def test_a_batch_stays_for_all_steps_and_is_inverted_once(config, parts, monkeypatch):
     objective, sampler = losses.make_objective(config), OfOneDomain(config)
-    calls = []
-    follow = ddim.follow
-    monkeypatch.setattr(
-        ddim, "follow", lambda predict, x, *rest: calls.append(len(x)) or follow(predict, x, *rest)
-    )
-    done = []
+    calls, done, follow = [], [], ddim.follow
+    monkeypatch.setattr(ddim, "follow", lambda p, x, *rest: calls.append(len(x)) or follow(p, x, *rest))
     for step in range(12):
         objective(parts, sampler.batch(step // 3), config)
         done.append(int(objective.trajectory["done"]) if objective.trajectory else 0)
@@ -246,50 +227,38 @@ def pipeline(config, parts):
     return sampling.DasdPipeline(parts.to("cpu"), config, batch_size=2)
 
 
-def latents_of(pipeline, monkeypatch, *arguments, **options):
-    seen = []
-    monkeypatch.setattr(sampling, "decode_images", lambda vae, x: seen.append(x) or [None] * len(x))
-    translation.translate(pipeline, *arguments, **options)
-    return torch.cat(seen)
+STEPS = {"return_step": 300, "forward_steps": 6, "generation_steps": 3}
 
 
-def test_strength_mixes_base_and_learner(pipeline, monkeypatch):
-    steps = {"return_step": 300, "forward_steps": 6, "generation_steps": 3}
+def test_strength_mixes_base_and_learner(pipeline, undecoded):
     chosen = pictures(3)
-    found = {s: latents_of(pipeline, monkeypatch, chosen, strength=s, **steps) for s in (0, 0.5, 1)}
-    far = translation.invert(pipeline, chosen, 300, 6)
+    mixed = {s: undecoded(translation.translate, pipeline, chosen, strength=s, **STEPS) for s in (0, 0.5, 1)}
+    noisy = translation.invert(pipeline, chosen, 300, 6)
     for strength, rule in ((0, (Term(BASE, EMPTY),)), (1, (Term(ADAPTED, EMPTY),))):
-        seen = []
-        monkeypatch.setattr(
-            sampling, "decode_images", lambda vae, x, seen=seen: seen.append(x) or [None] * len(x)
-        )
-        translation.generate(pipeline, far, 300, 3, rule)
-        assert torch.allclose(found[strength], torch.cat(seen), atol=1e-5)
-    assert not torch.allclose(found[0], found[1]) and not torch.allclose(found[0.5], found[1])
+        expected = undecoded(translation.generate, pipeline, noisy, 300, 3, rule)
+        assert torch.allclose(mixed[strength], expected, atol=1e-5)
+    assert not torch.allclose(mixed[0], mixed[1]) and not torch.allclose(mixed[0.5], mixed[1])
 
 
-def test_there_and_back_are_opposite_ways(pipeline, monkeypatch):
-    walked, follow = [], ddim.follow
-    monkeypatch.setattr(
-        ddim,
-        "follow",
-        lambda p, x, times, *rest: walked.append(list(times)) or follow(p, x, times, *rest),
-    )
+def test_there_and_back_are_the_same_times(pipeline, monkeypatch):
+    seen, follow = [], ddim.follow
+    monkeypatch.setattr(ddim, "follow", lambda p, x, times, *a: seen.append(times) or follow(p, x, times, *a))
     translation.translate(pipeline, pictures(1), 300, 3, 2)
-    assert walked == [[-1, 99, 199, 299], [299, 149, -1]]
+    assert seen == [[-1, 99, 199, 299], [299, 149, -1]]
 
 
-def test_a_picture_is_translated_alike_whatever_is_beside_it(pipeline, monkeypatch):
-    chosen, steps = pictures(3), {"return_step": 300, "forward_steps": 6, "generation_steps": 3}
-    together = latents_of(pipeline, monkeypatch, chosen, **steps)
-    alone = latents_of(pipeline, monkeypatch, chosen[2:], **steps)
+def test_a_picture_is_translated_alike_whatever_is_beside_it(pipeline, undecoded):
+    together, alone = (
+        undecoded(translation.translate, pipeline, chosen, **STEPS)
+        for chosen in (pictures(3), pictures(3)[2:])
+    )
     assert torch.allclose(together[2:], alone, atol=1e-5)
 
 
-def test_steps_that_do_not_fit_are_refused(pipeline):
-    for steps in ({"forward_steps": 301}, {"generation_steps": 0}, {"return_step": 1001}):
-        with pytest.raises(DasdError, match="return_step"):
-            translation.translate(pipeline, pictures(1), **({"return_step": 300, "forward_steps": 3} | steps))
+@pytest.mark.parametrize("steps", [{"forward_steps": 301}, {"generation_steps": 0}, {"return_step": 1001}])
+def test_steps_that_do_not_fit_are_refused(pipeline, steps):
+    with pytest.raises(DasdError, match="return_step"):
+        translation.translate(pipeline, pictures(1), **(STEPS | steps))
 
 
 def test_the_config_for_stable_diffusion_is_the_paper():
@@ -306,8 +275,6 @@ def test_words_that_clip_cannot_tell_apart_are_refused(config):
 
 
 def test_a_step_of_micro_batches_is_refused(config, parts):
-    from dasd_utils.apps import batch_size
-
     with pytest.raises(DasdError, match="takes one batch through several steps"):
         batch_size.largest_batch(config, parts)
 

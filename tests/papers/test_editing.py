@@ -10,6 +10,7 @@ import torch
 from conftest import plain_pipeline
 from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
+from synthetic import pictures
 
 from dasd_utils import data, models, sampling
 from dasd_utils.config import Calibration, Config, DasdError
@@ -17,37 +18,24 @@ from dasd_utils.papers import editing
 
 PROMPTS = ["a river near a forest", "a house"]
 QUICK = Calibration(2.0, 6, "ddim")
+PICTURES = pictures(2)
 
 
 @pytest.fixture
-def pipeline(adapted, tiny_config):
-    adapted.unet.eval()
-    return sampling.DasdPipeline(adapted, tiny_config)
-
-
-@pytest.fixture
-def pictures():
-    small = np.random.default_rng(0).integers(0, 255, (2, 4, 4, 3), dtype=np.uint8)
-    return [Image.fromarray(each).resize((32, 32), Image.Resampling.BICUBIC) for each in small]
-
-
-@pytest.fixture
-def latents(pipeline, monkeypatch):
+def latents(pipeline, undecoded):
     """Return `latents(...)`: what `edit` decodes."""
 
     def found(*arguments, **options):
-        seen = []
-        monkeypatch.setattr(sampling, "decode_images", lambda vae, x: seen.append(x) or [None] * len(x))
-        editing.edit(pipeline, *arguments, **({"seed": 3, "settings": QUICK, "domain": "xray"} | options))
-        return torch.cat(seen)
+        given = {"seed": 3, "settings": QUICK, "domain": "xray"} | options
+        return undecoded(editing.edit, pipeline, PICTURES, PROMPTS, *arguments, **given)
 
     return found
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "unipc", "euler"])
-def test_it_is_the_loop_of_diffusers_begun_later(adapted, pictures, latents, scheduler):
+def test_it_is_the_loop_of_diffusers_begun_later(adapted, latents, scheduler):
     reference = plain_pipeline(adapted, scheduler, StableDiffusionImg2ImgPipeline)
-    clean = editing.encode(adapted, pictures)  # diffusers takes latents as they are
+    clean = editing.encode(adapted, PICTURES)  # diffusers takes latents as they are
     noise = torch.stack([sampling.initial_noise((4, 8, 8), 3, 0)] * 2)
     add_noise = reference.scheduler.add_noise
     reference.scheduler.add_noise = lambda x, _noise, timesteps: add_noise(x, noise, timesteps)
@@ -60,34 +48,34 @@ def test_it_is_the_loop_of_diffusers_begun_later(adapted, pictures, latents, sch
         output_type="latent",
     ).images
     settings = dataclasses.replace(QUICK, scheduler=scheduler)
-    found = latents(pictures, PROMPTS, strength=0.5, settings=settings)
+    found = latents(strength=0.5, settings=settings)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("scheduler", sampling.SCHEDULERS)
-def test_what_the_mask_keeps_stays(adapted, pictures, latents, scheduler):
+def test_what_the_mask_keeps_stays(adapted, latents, scheduler):
     settings = dataclasses.replace(QUICK, scheduler=scheduler)
-    clean = editing.encode(adapted, pictures)
-    nothing = latents(pictures, PROMPTS, mask=np.zeros((32, 32), np.uint8), settings=settings)
+    clean = editing.encode(adapted, PICTURES)
+    nothing = latents(mask=np.zeros((32, 32), np.uint8), settings=settings)
     torch.testing.assert_close(nothing, clean, atol=1e-5, rtol=0)
-    plain = latents(pictures, PROMPTS, settings=settings)
-    everything = latents(pictures, PROMPTS, mask=np.full((32, 32), 255, np.uint8), settings=settings)
+    plain = latents(settings=settings)
+    everything = latents(mask=np.full((32, 32), 255, np.uint8), settings=settings)
     torch.testing.assert_close(everything, plain, atol=1e-5, rtol=0)
     half = np.zeros((32, 32), np.uint8)
     half[:, 16:] = 255
-    left, right = latents(pictures, PROMPTS, mask=Image.fromarray(half), settings=settings).chunk(2, dim=3)
+    left, right = latents(mask=Image.fromarray(half), settings=settings).chunk(2, dim=3)
     torch.testing.assert_close(left, clean[..., :4], atol=1e-5, rtol=0)
     assert (right - clean[..., 4:]).abs().mean() > 0.01
 
 
-def test_more_strength_goes_further(adapted, pictures, latents):
-    clean = editing.encode(adapted, pictures)
-    away = [(latents(pictures, PROMPTS, strength=s) - clean).norm().item() for s in (0.2, 0.6, 1.0)]
+def test_more_strength_goes_further(adapted, latents):
+    clean = editing.encode(adapted, PICTURES)
+    away = [(latents(strength=s) - clean).norm().item() for s in (0.2, 0.6, 1.0)]
     assert 0 < away[0] < away[1] < away[2]
 
 
 def test_inverted_noise_leads_back_to_the_picture():
-    """Told and asked the same, the way back is the way there; a trained base is smooth enough to see it."""
+    """By the same prediction, denoising undoes the inversion; a trained base is smooth enough to see it."""
     config = Config.setup("tiny", num_heldout=2)
     trained = sampling.DasdPipeline(models.load_parts(config), config)
     paintings = list(data.load_domain(config.source, config, "test").images)
@@ -101,30 +89,30 @@ def test_inverted_noise_leads_back_to_the_picture():
     assert errors[0] < 0.15 and errors[1] < errors[0] / 2
 
 
-def test_inversion_is_told_what_is_shown(pictures, latents):
-    options = {"invert": True, "strength": 0.5}
-    told = latents(pictures, PROMPTS, shown=["a tree", "a hill"], **options)
-    plain = latents(pictures, PROMPTS, **options)
-    assert not torch.allclose(told, plain, atol=1e-3)
-    assert not torch.allclose(
-        told, latents(pictures, PROMPTS, shown=["a boat", "a moon"], **options), atol=1e-3
+@pytest.mark.parametrize("adapter", [True, False])
+def test_inversion_is_given_what_is_shown(latents, adapter):
+    options = {"invert": True, "strength": 0.5, "adapter": adapter}
+    plain, *shown = (
+        latents(shown=texts, **options) for texts in (None, ["a tree", "a hill"], ["a boat", "a moon"])
     )
-    assert torch.equal(plain, latents(pictures, PROMPTS, seed=8, **options))  # no noise is drawn
+    assert not torch.allclose(shown[0], plain, atol=1e-3)
+    assert not torch.allclose(*shown, atol=1e-3)
+    assert torch.equal(plain, latents(seed=8, **options))  # no noise is drawn
 
 
 @pytest.mark.parametrize("guidance", ["cfg", "domain", "decoupled", "unconditional"])
-def test_any_guidance_changes_pictures(pipeline, pictures, guidance):
+def test_any_guidance_changes_pictures(pipeline, guidance):
     options = {"seed": 1, "settings": QUICK, "domain": "xray", "guidance": guidance}
-    found = editing.edit(pipeline, pictures, PROMPTS, **options)
+    found = editing.edit(pipeline, PICTURES, PROMPTS, **options)
     assert [image.size for image in found] == [(32, 32)] * 2
-    alone = editing.edit(pipeline, pictures[:1], PROMPTS[:1], **options)
+    alone = editing.edit(pipeline, PICTURES[:1], PROMPTS[:1], **options)
     difference = np.abs(np.asarray(alone[0], int) - np.asarray(found[0], int))
     assert difference.max() <= 1  # whatever else is in the batch
 
 
-def test_large_pictures_are_cut_to_size_and_batches_split(pipeline, pictures):
+def test_large_pictures_are_cut_to_size_and_batches_split(pipeline):
     pipeline.batch_size = 1
-    large = [picture.resize((80, 48)) for picture in pictures]
+    large = [picture.resize((80, 48)) for picture in PICTURES]
     found = editing.edit(pipeline, large, PROMPTS, seed=1, settings=QUICK, domain="xray")
     assert [image.size for image in found] == [(32, 32)] * 2
 
@@ -139,16 +127,16 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit_is_refused(pipeline, pictures, case):
+def test_what_does_not_fit_is_refused(pipeline, case):
     changes, said = REFUSED[case]
     options = {"prompts": PROMPTS, "settings": QUICK, "domain": "xray", "seed": 0} | changes
     with pytest.raises(DasdError, match=said):
-        editing.edit(pipeline, pictures, options.pop("prompts"), **options)
+        editing.edit(pipeline, PICTURES, options.pop("prompts"), **options)
 
 
-def test_pictures_of_one_call_have_one_kind_of_settings(pipeline, pictures):
+def test_pictures_of_one_call_have_one_kind_of_settings(pipeline):
     first, second = pipeline.config.domains
     other = dataclasses.replace(first, calibration=Calibration(9.0, 3, "ddim"))
     pipeline.config = pipeline.config.replace(domains=(other, second))
     with pytest.raises(DasdError, match="need one domain"):
-        editing.edit(pipeline, pictures, ["<xray> lungs", "<satellite> a harbor"], seed=0)
+        editing.edit(pipeline, PICTURES, ["<xray> lungs", "<satellite> a harbor"], seed=0)

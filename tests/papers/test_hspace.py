@@ -1,24 +1,20 @@
 """Features of the bottleneck, linear classifiers on them, and sets drawn to the shares of another domain."""
 
 import narrow
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from synthetic import pictures
 
-from dasd_utils import models, sampling
+from dasd_utils import models
 from dasd_utils.papers import editing
 from dasd_utils.papers.diffusionclip import hspace
-
-
-def pictures(count):
-    small = np.random.default_rng(0).integers(0, 255, (count, 4, 4, 3), dtype=np.uint8)
-    return [Image.fromarray(each).resize((32, 32), Image.Resampling.BICUBIC) for each in small]
+from dasd_utils.papers.diffusionclip.adaptation import Labelled
 
 
 @pytest.fixture
-def pipeline(adapted, tiny_config):
-    return sampling.DasdPipeline(adapted, tiny_config, batch_size=2)
+def pipeline(pipeline):
+    pipeline.batch_size = 2
+    return pipeline
 
 
 def test_features_are_the_mean_of_the_mid_block_over_space(pipeline):
@@ -92,3 +88,46 @@ def test_a_line_of_the_source_is_tried_on_the_target_as_it_is_and_centred():
     assert found["source, on target"] == 0.5  # all are said to be "yes"
     assert min(found["source, on source"], found["ceiling, on target"]) > 0.9
     assert found["source, on target, centred"] > 0.9
+
+
+# training sets resampled
+
+
+@pytest.fixture
+def domains():
+    """Features that tell the label, pictures that do: bright ones are "yes"."""
+    random, labels = torch.Generator().manual_seed(0), ["no", "yes"] * 60
+    x = torch.randn(120, 3, generator=random)
+    x[1::2, 0] += 8
+    pixels = torch.randn(120, 3, 32, 32, generator=random) * 0.1
+    pixels[1::2] += 1
+    known = hspace.LabelledFeatures(x[:80], labels[:80], x[80:], labels[80:])
+    return known, Labelled(pixels[:80], labels[:80]), Labelled(pixels[80:], labels[80:])
+
+
+def test_the_targets_share_is_found_without_its_labels(domains):
+    known, teach, real = domains
+    shares = {"source": (0.8, 0.2), "target": (0.3, 0.7)}
+    found = hspace.label_shift_trial(known, known, teach, real, shares, seed=0)
+    assert found[hspace.SHARE] == pytest.approx(0.7, abs=0.15)  # of forty that were drawn
+    assert set(found) == {hspace.AS_IT_IS, hspace.ESTIMATED, hspace.TRUE, hspace.SHARE}
+    assert all(found[name] > 0.9 for name in found if name != hspace.SHARE)
+    by_trial = hspace.label_shift_estimates([found, found | {hspace.SHARE: 0.5}])
+    assert by_trial[hspace.SHARE].tolist() == pytest.approx([found[hspace.SHARE], 0.5])
+
+
+def test_sets_are_drawn_as_their_names_say(domains, monkeypatch):
+    known, teach, real = domains
+    seen = {}
+
+    def keep(train, test, seed):
+        seen.update(train | test)
+        return {(name, "target"): torch.zeros(1, 2) for name in train}
+
+    monkeypatch.setattr(hspace.adaptation, "correct_by_epoch", keep)
+    hspace.label_shift_trial(known, known, teach, real, {"source": (0.9, 0.1), "target": (0.2, 0.8)}, seed=1)
+    of = {name: own.labels.count("yes") / len(own) for name, own in seen.items()}
+    assert of[hspace.AS_IT_IS] < 0.25 and len(seen[hspace.TRUE]) == 80
+    assert min(of[hspace.ESTIMATED], of[hspace.TRUE], of["target"]) > 0.6
+    for own in seen.values():  # pictures keep their labels
+        assert [pixel.mean() > 0.5 for pixel in own.pixels] == [label == "yes" for label in own.labels]
