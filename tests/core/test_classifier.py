@@ -15,11 +15,6 @@ PROMPTS = config.ROOT / "data" / "prompts"
 
 
 @pytest.fixture
-def parts(tiny_config):
-    return models.load_parts(tiny_config)
-
-
-@pytest.fixture
 def domain_classifier(parts, tiny_config):
     models.add_domain_tokens(parts, tiny_config.domains)
     return classifier.DomainClassifier(parts.text_encoder, parts.tokenizer, tiny_config.domains, 0.5)
@@ -52,13 +47,9 @@ def test_the_test_file_has_forty_of_each_and_shares_no_prompt():
     texts = [plain(row["prompt"]) for row in (*test, *fitted)]
     assert len(set(texts)) == len(texts)
     assert not {plain(text) for text in classifier.BACKGROUND} & set(texts)
-
-
-def test_the_published_cases_are_in_the_test_file():
-    truth = {row["prompt"]: row["domain"] for row in labelled("test")}
+    truth = {row["prompt"]: row["domain"] for row in test}  # the published cases
     assert truth["chest scan showing lungs"] == truth["medical radiograph"] == "xray"
-    assert truth["aerial view of airport"] == "satellite"
-    assert truth["a cat"] is None
+    assert truth["aerial view of airport"] == "satellite" and truth["a cat"] is None
 
 
 @pytest.mark.parametrize("domain", ["painting", "satellite", "xray"])
@@ -127,9 +118,8 @@ def test_a_prompt_with_a_token_keeps_it_and_gets_no_other(domain_classifier, pro
 
 def test_a_list_gives_what_its_prompts_give_alone(domain_classifier):
     prompts = ["an aerial view of a river", "a dark table", "<xray> lungs"]
-    for alone, together in zip(
-        map(domain_classifier.classify, prompts), domain_classifier.classify(prompts), strict=True
-    ):
+    for prompt, together in zip(prompts, domain_classifier.classify(prompts), strict=True):
+        alone = domain_classifier.classify(prompt)
         assert alone["suggested_prompt"] == together["suggested_prompt"]
         assert alone["all_similarities"] == pytest.approx(together["all_similarities"], abs=1e-5)
 
@@ -140,12 +130,6 @@ def test_empty_prompts_are_refused(domain_classifier, prompt):
         domain_classifier.classify(prompt)
 
 
-def test_a_classifier_without_threshold_says_so(domain_classifier):
-    domain_classifier.threshold = None
-    with pytest.raises(config.DasdError, match="fit_threshold"):
-        domain_classifier.classify("a river")
-
-
 def test_a_domain_needs_something_to_compare_with(parts):
     bare = config.DomainConfig("ct", "folder", token="<ct>", initial_word="scan")
     with pytest.raises(config.DasdError, match="ct has neither descriptions nor a learned token"):
@@ -154,6 +138,8 @@ def test_a_domain_needs_something_to_compare_with(parts):
 
 def test_the_threshold_is_the_middle_of_the_best_gap(tiny_config):
     domain_classifier = FixedScores(tiny_config.domains)
+    with pytest.raises(config.DasdError, match="fit_threshold"):
+        domain_classifier.classify("0.9 0.1")
     rows = [("0.9 0.1", "satellite"), ("0.2 0.7", "xray"), ("0.3 0.1", None), ("0.1 0.0", None)]
     rows = [{"prompt": text, "domain": name} for text, name in rows]
     assert domain_classifier.fit_threshold(rows) == pytest.approx(0.5)  # between 0.3 and 0.7

@@ -1,15 +1,32 @@
-"""The experiment of domain adaptation: sets, curves, the cheap baseline, and the share of the gap."""
+"""From words to a classifier for a domain without labels: its statistics, the study, and the commands."""
 
+from __future__ import annotations
+
+import dataclasses
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import on_narrow_base
 from PIL import Image
+from typer.testing import CliRunner
 
-from dasd_utils.papers.diffusionclip import adaptation
-from dasd_utils.papers.diffusionclip.adaptation import Labelled
-from dasd_utils.runtime import small_cnn
+from dasd_utils import data, sampling
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.config import DasdError
+from dasd_utils.papers.diffusionclip import adaptation, translation
+from dasd_utils.papers.diffusionclip.adaptation import BOTH, EDGES, REAL, SOURCE, TRANSLATED, Labelled, Study
+from dasd_utils.runtime import images, small_cnn
+
+SETTINGS = {"return_step": 300, "forward_steps": 2, "generation_steps": 2, "form": "offset",
+            "reference": ("a painting",), "target": ("a sketch",), "strengths": (1.0, 2.0)}  # fmt: skip
+TARGET = "toyworld:sketch"
+
+
+# sets and statistics
 
 
 def disc(colour, background=(255, 255, 255)):
@@ -58,18 +75,18 @@ def test_watching_changes_nothing():
 
 
 def test_the_share_of_the_gap_by_hand():
-    none, whole = torch.zeros(3, 4000), torch.ones(3, 4000)
-    assert adaptation.share_of_the_gap(whole, none, whole) == pytest.approx((1, 1, 1))
+    none, full = torch.zeros(3, 4000), torch.ones(3, 4000)
+    assert adaptation.share_of_the_gap(full, none, full) == pytest.approx((1, 1, 1))
     own = none.clone()
     for row, count in enumerate((1600, 2000, 2400)):
         own[row, :count] = 1
-    value, least, most = adaptation.share_of_the_gap(own, none, whole)
+    value, least, most = adaptation.share_of_the_gap(own, none, full)
     assert value == pytest.approx(0.5) and least < 0.5 < most
     half = (most - least) / 2  # the standard error over seeds, 0.1 / sqrt(3), times t of 2 degrees
     assert half == pytest.approx(4.303 * 0.1 / 3**0.5, rel=0.05)  # images add variance and degrees
     half_right = torch.zeros(3, 100)
     half_right[:, ::2] = 1  # by all seeds alike: what is left are the images
-    _, least, most = adaptation.share_of_the_gap(half_right, none[:, :100], whole[:, :100])
+    _, least, most = adaptation.share_of_the_gap(half_right, none[:, :100], full[:, :100])
     assert (most - least) / 2 == pytest.approx(1.984 * 0.5 / 100**0.5, rel=0.1)
 
 
@@ -84,3 +101,190 @@ def test_an_estimate_counts_images_and_seeds():
     right = (torch.rand(5, 100, generator=torch.Generator().manual_seed(0)) < 0.7).float()
     value, low, high = adaptation.estimate(right).interval()
     assert value == pytest.approx(right.mean().item()) and 0.04 < high - low < 0.2
+
+
+# the study
+
+
+@pytest.fixture(scope="module")
+def config(base_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapt")
+    config = on_narrow_base("tiny", base_dir, base_dir / "clip", folder, num_heldout=12, num_bootstrap=20)
+    domain = dataclasses.replace(
+        config.domains[0], name="paintings", data="toyworld:painting", token=None, label_column="house",
+        num_images=6,
+    )  # fmt: skip
+    plain = {"caption_dropout": 1.0, "lambda_align": 0.0, "validation_every": 0}
+    return config.replace(method="diffusionclip", method_settings=SETTINGS, domains=(domain,), **plain)
+
+
+@pytest.fixture(scope="module")
+def study(config):
+    return Study(config, TARGET, num_images=16, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def rows(study):
+    assert adaptation.run_study(study, [0, 1, 2]) == []
+    return adaptation.table(study, [0, 1, 2])
+
+
+def test_every_set_is_tested_on_both_domains_after_each_epoch(rows):
+    found = {(r["method"], r["domain"], r["epoch"]) for r in rows if r["metric"] == "accuracy"}
+    methods, places = (SOURCE, TRANSLATED, BOTH, EDGES, REAL), ("sketch", "paintings", TRANSLATED)
+    assert found == {(m, d, e) for m in methods for d in places for e in (1, 2)}
+    assert all({"n", "seeds", "low", "high"} <= set(row) for row in rows)
+
+
+def test_the_best_constant_answer_is_reported(study, rows):
+    (row,) = [row for row in rows if row["metric"] == "constant_answer"]
+    labels = study.images["sketch", "test"].labels
+    most = max("no", "yes", key=labels.count)
+    assert row["method"] == f"always {most!r}" and row["value"] == labels.count(most) / len(labels)
+    assert row["domain"] == "sketch" and row["n"] == 12
+
+
+def test_pictures_are_measured_against_their_twins(rows):
+    found = {(r["method"], r["metric"]): r["value"] for r in rows if r["metric"] != "accuracy"}
+    assert {(m, "twin_mae") for m in (SOURCE, TRANSLATED, EDGES)} <= set(found)
+    assert (REAL, "twin_mae") not in found and (REAL, "cmmd") in found
+    assert 0 < found[SOURCE, "twin_mae"] < 1 and -1 < found[EDGES, "twin_ssim"] < 1
+
+
+def test_what_is_kept_is_not_made_again(study, rows, monkeypatch):
+    monkeypatch.setattr(adaptation, "measure_seed", None)
+    assert adaptation.run_study(study, [0, 1, 2]) == []
+    assert adaptation.table(study, [0, 1, 2]) == rows
+    assert not Study(study.config, TARGET, num_images=16, epochs=3).is_done(0)
+    assert not Study(study.config, TARGET, num_images=12, epochs=2).is_done(0)
+
+
+def test_seeds_share_the_inversion_and_not_the_translation(study, rows):
+    folder = translation.resolve(study.config.output_dir)
+    assert len(list(folder.glob("inverted-*.safetensors"))) == 3  # 6 to choose a strength, 16 and 12
+    own = [translation.pictures(study.config, seed, study.images["paintings", "test"]) for seed in (0, 1)]
+    assert len(own[0]) == 12 and own[0][0].tobytes() != own[1][0].tobytes()
+
+
+def test_nothing_that_translates_ever_loads_the_target(study, tmp_path, monkeypatch):
+    config, load = study.config.replace(output_dir=str(tmp_path / "run")), data.load_domain
+    pictures = study.images["paintings", "test"]
+
+    def refuse(domain, *rest):
+        assert domain.data != TARGET
+        return load(domain, *rest)
+
+    monkeypatch.setattr(data, "load_domain", refuse)
+    assert len(translation.pictures(config, 0, pictures)) == 12
+
+
+def test_the_strength_is_the_one_that_words_find_nearest(config, monkeypatch):
+    seen = []
+
+    def generate(pipeline, far, return_step, steps, terms):
+        seen.append(terms[-1].weight if len(terms) > 1 else 1.0)
+        return images.load_samples(next(translation.resolve(config.output_dir).rglob("translated-test*")))[
+            : len(far)
+        ]
+
+    wanted = translation.train(config, 0)
+    pipeline = translation.sampling.load_trained_pipeline(wanted.output_dir, wanted)
+    distances = iter([0.7, 0.4])
+    monkeypatch.setattr(translation, "generate", generate)
+    monkeypatch.setattr(translation.objective, "direction_loss", lambda *a: torch.tensor(next(distances)))
+    assert translation.strength(pipeline, config) == 2.0 and seen == [1.0, 2.0]
+
+
+def test_each_set_is_what_its_name_says(study, rows, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        adaptation, "correct_by_epoch", lambda train, test, *_: seen.update(train=train, test=test)
+    )
+    own = {split: study.images["paintings", split] for split in ("train", "test")}
+    real = {split: study.images["sketch", split] for split in ("train", "test")}
+    new = {split: translation.pictures(study.config, 0, each) for split, each in own.items()}
+    adaptation.classified(study, 0, new)
+    expected = {
+        ("train", SOURCE): (own["train"].images, own["train"]),
+        ("train", TRANSLATED): (new["train"], own["train"]),
+        ("train", EDGES): ([adaptation.edges(p) for p in own["train"].images], own["train"]),
+        ("train", REAL): (real["train"].images, real["train"]),
+        ("test", TRANSLATED): (new["test"], own["test"]),
+        ("test", "sketch"): (real["test"].images, real["test"]),
+    }
+    for (split, name), (pictures, like) in expected.items():
+        found = seen[split][name]
+        assert torch.equal(found.pixels, small_cnn.pixels(pictures)) and found.labels == like.labels
+    assert seen["train"][BOTH].labels == own["train"].labels * 2
+
+
+def test_what_comes_back_unchanged_is_the_bases(config, study, monkeypatch):
+    seen = []
+    monkeypatch.setattr(translation, "generate", lambda *arguments: seen.append(arguments[-1]) or [])
+    wanted = translation.train(config, 0)
+    pipeline = sampling.load_trained_pipeline(wanted.output_dir, wanted)
+    translation.reconstructed(pipeline, config, study.images["paintings", "test"])
+    assert seen == [translation.translation_rule(0)]
+
+
+def test_a_split_is_cut_with_all_that_is_known_of_it(config):
+    whole = data.load_domain(config.domains[0], config, "test")
+    part = translation.first_images(whole, 5)
+    assert len(part) == len(part.labels) == len(part.mentioned) == len(part.images) == 5
+    assert part.labels == whole.labels[:5] and part.thumbnails.shape[0] == 5
+
+
+def test_a_domain_without_labels_is_looked_at_and_not_classified(config):
+    domain = dataclasses.replace(config.domains[0], label_column=None)
+    study = Study(config.replace(domains=(domain,)), "toyworld:xray")
+    assert adaptation.run_study(study, [0, 1]) == []
+    rows = adaptation.table(study, [0, 1])
+    assert {row["metric"] for row in rows} == {"cmmd"}  # no twins: other scenes
+
+
+def test_what_does_not_fit_is_said_before_anything_is_trained(config, tmp_path):
+    own = config.replace(output_dir=str(tmp_path / "run"))
+    with pytest.raises(DasdError, match="has 8 images; scores need 10"):
+        Study(own.replace(num_heldout=8), TARGET).check()
+    with pytest.raises(DasdError, match="rename one"):
+        Study(own.replace(domains=(dataclasses.replace(own.domains[0], name="sketch"),)), TARGET)
+    by_scene = dataclasses.replace(own.domains[0], label_column="scene")
+    with pytest.raises(DasdError, match=r"labels of paintings .*the same, two"):
+        Study(own.replace(domains=(by_scene,)), "toyworld:satellite").check()
+    path = own.replace(method="dasd", method_settings={}).save(tmp_path / "config.json")
+    result = CliRunner().invoke(cli.app, ["adapt", "--config", str(path), "--target", TARGET])
+    assert isinstance(result.exception, DasdError) and "diffusionclip" in str(result.exception)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_writes_the_table(study, rows, tmp_path):
+    path = study.config.save(tmp_path / "config.json")
+    words = ["adapt", "--config", str(path), "--target", TARGET, "--seeds", "0,1,2", "--num_images", "16"]
+    result = CliRunner().invoke(cli.app, [*words, "--epochs", "2"])
+    assert result.exit_code == 0, result.output
+    stored = json.loads((translation.resolve(study.config.output_dir) / "adaptation.json").read_text())
+    assert stored["rows"] == rows
+    assert "| source images |" in result.output
+
+
+def test_files_are_translated_by_the_command(study, rows, tmp_path):
+    run = translation.run_config(study.config, 0).output_dir
+    chosen = [study.images["paintings", "test"].images[i] for i in range(2)]
+    (tmp_path / "in").mkdir()
+    for number, picture in enumerate(chosen):
+        picture.resize((80, 48)).save(tmp_path / "in" / f"{number}.png")
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    words = ["translate", str(tmp_path / "in"), "--checkpoint", run, "--strength", "0"]
+    result = CliRunner().invoke(cli.app, [*words, "--json"])
+    assert result.exit_code == 0, result.output
+    new = [Path(path) for path in json.loads(result.stdout)["images"]]
+    assert [path.name for path in new] == ["000_0.png", "001_1.png"]
+    back = translation.translate(
+        sampling.load_trained_pipeline(run), [images.open_file(tmp_path / "in" / "0.png")], 300, 2, 2, 0.0
+    )
+    assert images.open_file(new[0]).tobytes() == back[0].tobytes() and back[0].size == (32, 32)
+    (tmp_path / "broken.png").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    for path, said in (("broken.png", "cannot be read"), ("nowhere", "no file"), ("empty", "no image")):
+        result = CliRunner().invoke(cli.app, ["translate", str(tmp_path / path), "--checkpoint", run])
+        assert isinstance(result.exception, DasdError) and said in str(result.exception)

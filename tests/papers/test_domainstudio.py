@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 
@@ -64,22 +65,18 @@ def test_pair_loss_of_three_samples_by_hand():
     generator = torch.Generator().manual_seed(0)
     adapted, base = (torch.randn(3, 2, 2, 2, generator=generator) for _ in range(2))
 
+    def softmax(z: list[list[float]], i: int) -> list[float]:
+        others = [row for j, row in enumerate(z) if j != i]
+        dots = [sum(a * b for a, b in zip(z[i], row, strict=True)) for row in others]
+        powers = [
+            math.exp(dot / math.hypot(*z[i]) / math.hypot(*row))
+            for dot, row in zip(dots, others, strict=True)
+        ]
+        return [power / sum(powers) for power in powers]
+
     def kl(x: torch.Tensor, y: torch.Tensor) -> float:
-        total = 0.0
-        for i in range(3):
-            rows = []
-            for z in (x.flatten(1).tolist(), y.flatten(1).tolist()):
-                cosines = [
-                    sum(a * b for a, b in zip(z[i], z[j], strict=True))
-                    / math.hypot(*z[i])
-                    / math.hypot(*z[j])
-                    for j in range(3)
-                    if j != i
-                ]
-                whole = sum(map(math.exp, cosines))
-                rows.append([math.exp(c) / whole for c in cosines])
-            total += sum(p * math.log(p / q) for p, q in zip(*rows, strict=True)) / 3
-        return total
+        rows = [(softmax(x.flatten(1).tolist(), i), softmax(y.flatten(1).tolist(), i)) for i in range(3)]
+        return sum(p * math.log(p / q) for ps, qs in rows for p, q in zip(ps, qs, strict=True)) / 3
 
     group = [torch.arange(3)]
     found = domainstudio.pair_loss(adapted, base, group, Settings())
@@ -111,9 +108,8 @@ def test_laplacian_of_a_point():
     x = torch.zeros(1, 1, 5, 5)
     x[0, 0, 2, 2] = 1.0
     found = domainstudio.high_frequencies(x, "laplacian")[0, 0]
-    assert (
-        found.shape == (5, 5) and found[2, 2] == -4 and found[1, 2] == found[2, 3] == 1 and found.sum() == 0
-    )
+    assert found.shape == (5, 5) and found.sum() == 0
+    assert found[2, 2] == -4 and found[1, 2] == found[2, 3] == 1
     assert not domainstudio.high_frequencies(torch.ones(1, 3, 4, 4), "laplacian").any()
 
 
@@ -171,8 +167,7 @@ def test_an_adapter_that_changes_nothing_costs_nothing(config):
 
 def test_no_gradient_reaches_the_source_and_every_weight_of_the_adapter_has_one(config, parts, monkeypatch):
     found, predict = [], domainstudio.base_prediction
-    keep = lambda *a: found.append(predict(*a)) or found[-1]  # noqa: E731
-    monkeypatch.setattr(domainstudio, "base_prediction", keep)
+    monkeypatch.setattr(domainstudio, "base_prediction", lambda *a: found.append(predict(*a)) or found[-1])
     before = {name: p.detach().clone() for name, p in parts.unet.named_parameters()}
     loss, _ = losses.make_objective(config)(parts, make_batch(config), config)
     loss.backward()
@@ -184,25 +179,19 @@ def test_no_gradient_reaches_the_source_and_every_weight_of_the_adapter_has_one(
     assert parts.tokens.weight.grad.abs().sum() > 0
 
 
-def test_the_source_knows_no_token(config, parts, monkeypatch):
-    asked, encode = [], models.encode_prompts
-    monkeypatch.setattr(
-        models, "encode_prompts", lambda p, prompts: asked.append(prompts) or encode(p, prompts)
-    )
+def test_the_source_is_the_base_model_without_the_token(config, parts, monkeypatch):
+    seen, encode = [], models.encode_prompts
+    monkeypatch.setattr(models, "encode_prompts", lambda p, texts: seen.append(texts) or encode(p, texts))
     terms(parts, config)
-    assert ["a village"] * 6 in asked
-    base = domainstudio.base_prediction(parts, make_batch(config), config)
-    narrow.randomise(models.trainable_parameters(parts), seed=5)
-    assert torch.equal(domainstudio.base_prediction(parts, make_batch(config), config), base)
-
-
-def test_the_source_is_the_base_model(config, parts):
-    fresh = models.load_parts(config)
-    batch = domainstudio.one_timestep(make_batch(config))
+    assert ["a village"] * 6 in seen
+    fresh, batch = models.load_parts(config), domainstudio.one_timestep(make_batch(config))
     plain = models.encode_prompts(fresh, ["a village"] * 6)
     with torch.no_grad():
         expected = fresh.unet(domainstudio.noisy_targets(fresh, batch), batch.target_timesteps, plain).sample
-    assert torch.allclose(domainstudio.base_prediction(parts, batch, config), expected, atol=1e-6)
+    base = domainstudio.base_prediction(parts, batch, config)
+    assert torch.allclose(base, expected, atol=1e-6)
+    narrow.randomise(models.trainable_parameters(parts), seed=5)
+    assert torch.equal(domainstudio.base_prediction(parts, batch, config), base)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -239,16 +228,10 @@ def test_one_timestep_is_the_first_targets(config):
 
 
 def test_every_variant_is_another_loss(config, parts):
-    found = {"default": terms(parts, config)}
-    for change in (
-        {"space": "latents"},
-        {"similarity": "euclidean"},
-        {"detail": "laplacian"},
-        {"divergence": "base"},
-        {"timesteps": "own"},
-    ):
-        found[str(change)] = terms(parts, config, **change)
-    values = [logs["loss_hf"] for logs in found.values()]
+    changes = {"space": "latents", "similarity": "euclidean", "detail": "laplacian"}
+    changes |= {"divergence": "base", "timesteps": "own"}
+    found = [terms(parts, config)] + [terms(parts, config, **{name: each}) for name, each in changes.items()]
+    values = [logs["loss_hf"] for logs in found]
     assert len(set(values)) == len(values) and all(v > 0 for v in values)
 
 
@@ -266,7 +249,7 @@ def test_only_so_many_samples_are_compared(config, parts):
 
 def test_without_weights_nothing_is_compared(config, parts, monkeypatch):
     monkeypatch.setattr(sampling, "decode", lambda *a: pytest.fail("decoded"))
-    monkeypatch.setattr(domainstudio, "base_prediction", lambda *a: pytest.fail("asked the source"))
+    monkeypatch.setattr(domainstudio, "base_prediction", lambda *a: pytest.fail("ran the source"))
     logs = terms(parts, config, **domainstudio.NO_LOSSES)
     assert set(logs) == {"loss_noise", "loss_prior"}
 
@@ -298,10 +281,9 @@ def test_similarities_are_computed_in_full_precision_under_autocast():
 
 
 def test_batches_under_three_are_refused_with_the_reason(config):
+    reason = r"softmax is 1 and the loss 0.*Set target_batch_size to 6 or more"
     for size in (1, 4, 5):
-        with pytest.raises(
-            DasdError, match=r"softmax is 1 and the loss 0.*Set target_batch_size to 6 or more"
-        ):
+        with pytest.raises(DasdError, match=reason):
             config.replace(target_batch_size=size)
     config.replace(target_batch_size=2, method_settings=domainstudio.NO_LOSSES)  # nothing is compared
     with pytest.raises(DasdError, match=r"samples in method_settings is 2"):
@@ -310,17 +292,17 @@ def test_batches_under_three_are_refused_with_the_reason(config):
         domainstudio.log_similarities(torch.randn(2, 4))
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"image_wieght": 1.0}, "Did you mean 'image_weight'"),
-        ({"space": "pixel"}, "Did you mean 'pixels'"),
-        ({"similarity": "dot"}, "method_settings.similarity is"),
-        ({"detail_weight": -1.0}, "method_settings.detail_weight is -1.0; it must be greater"),
-        ({"detail_weight": "much"}, "detail_weight is .much.; it must be a valid number"),
-        ({"image_weight": float("nan")}, "finite"),
-    ],
-)
+SETTINGS = [
+    ({"image_wieght": 1.0}, "Did you mean 'image_weight'"),
+    ({"space": "pixel"}, "Did you mean 'pixels'"),
+    ({"similarity": "dot"}, "method_settings.similarity is"),
+    ({"detail_weight": -1.0}, "detail_weight is -1.0; it must be greater than or equal to 0"),
+    ({"detail_weight": "much"}, "it must be a valid number"),
+    ({"image_weight": float("nan")}, "finite"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), SETTINGS)
 def test_settings_that_do_not_fit_are_refused(config, settings, message):
     with pytest.raises(DasdError, match=message):
         config.replace(method_settings=settings)
@@ -335,21 +317,17 @@ def test_alignment_is_dasds(config):
 
 
 def test_a_run_resumes_bit_for_bit(config, tmp_path):
-    def trained(folder: str, *steps: int) -> list[dict]:
-        for stop in steps:
-            here = config.replace(output_dir=tmp_path / folder, max_train_steps=4, checkpoint_every=2)
-            parts = make_parts(here)
+    def trained(folder: str, *stops: int) -> list[dict]:
+        here = config.replace(output_dir=tmp_path / folder, max_train_steps=4, checkpoint_every=2)
+        for stop in stops:
 
             def watch(row: dict, stop: int = stop) -> None:
                 if row["step"] == stop < 4:
                     raise KeyboardInterrupt
 
-            try:
-                return training.train(
-                    here, parts, NoiseSampler(here), resume=True, on_step=watch, progress=False
-                )
-            except KeyboardInterrupt:
-                continue
+            options = {"resume": True, "on_step": watch, "progress": False}
+            with contextlib.suppress(KeyboardInterrupt):
+                return training.train(here, make_parts(here), NoiseSampler(here), **options)
         raise AssertionError
 
     whole, parted = trained("whole", 4), trained("parted", 3, 4)

@@ -1,4 +1,4 @@
-"""The text-free copy of a UNet: constants for cross-attentions, trained, kept, loaded, left for the base."""
+"""The text-free copy of a UNet: constants for cross-attentions, trained, saved, loaded, and switched off."""
 
 from __future__ import annotations
 
@@ -45,29 +45,18 @@ def copied(config):
     return training.setup_training(config)
 
 
-@pytest.fixture
-def asked(config):
-    """Return noisy latents, timesteps, and two texts."""
-    generator = torch.Generator().manual_seed(1)
-    latents = torch.randn(3, 4, 8, 8, generator=generator)
-    texts = torch.randn(2, 3, 77, 32, generator=generator)
-    return latents, torch.tensor([10, 400, 990]), texts
-
-
 def weights(parts):
     return {name: p.detach().clone() for name, p in parts.unet.named_parameters()}
 
 
-def width(parts) -> int:
-    return parts.unet.config.cross_attention_dim
-
-
 @torch.no_grad()
-def answers(unet, asked):
-    latents, timesteps, texts = asked
-    wide = unet.config.cross_attention_dim
-    texts = torch.randn(2, 3, 77, wide, generator=torch.Generator().manual_seed(2))
-    return [unet(latents, timesteps, encoder_hidden_states=text).sample for text in texts]
+def predictions(unet, empty=None):
+    """Return the noise predicted for two random texts, or for the empty prompt's embedding alone."""
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(3, 4, 8, 8, generator=generator)
+    texts = torch.randn(2, 3, 77, unet.config.cross_attention_dim, generator=generator)
+    texts = texts if empty is None else empty.expand(1, 3, -1, -1)
+    return [unet(latents, torch.tensor([10, 400, 990]), encoder_hidden_states=text).sample for text in texts]
 
 
 def test_constants_are_the_mean_output_for_the_empty_prompt(parts):
@@ -82,30 +71,22 @@ def test_constants_are_the_mean_output_for_the_empty_prompt(parts):
     for name, value in found.items():
         by_hand = torch.cat([out.flatten(0, 1) for out in seen[name]]).double().mean(dim=0)
         torch.testing.assert_close(value, by_hand)
-    assert [int(times[0]) for _, times, _ in passes] == torch.linspace(
-        0, 999, text_free.TIMES
-    ).long().tolist()
+    times = [int(times[0]) for _, times, _ in passes]
+    assert times == torch.linspace(0, 999, text_free.TIMES).long().tolist()
     again = text_free.mean_outputs(parts.unet, text_free._passes(parts, empty))
     assert all(torch.equal(found[name], again[name]) for name in found)
 
 
-def test_no_text_makes_a_difference(copied, asked):
-    one, other = answers(copied.unet, asked)
+def test_no_text_makes_a_difference_and_the_start_is_near_the_base(copied):
+    one, other = predictions(copied.unet)
     assert torch.equal(one, other)
+    empty = models.encode_prompts(copied, [""])
+    (own,) = predictions(copied.unet, empty)
     with models.lora_disabled(copied):
-        one, other = answers(copied.unet, asked)
+        one, other = predictions(copied.unet)
+        (base,) = predictions(copied.unet, empty)
     assert not torch.equal(one, other)
-
-
-def test_the_start_is_near_the_base_s_answer_to_nothing(copied, asked):
-    latents, timesteps, _ = asked
-    empty = models.encode_prompts(copied, [""]).expand(3, -1, -1)
-    with torch.no_grad():
-        own = copied.unet(latents, timesteps, encoder_hidden_states=empty).sample
-        with models.lora_disabled(copied):
-            base = copied.unet(latents, timesteps, encoder_hidden_states=empty).sample
-            told = answers(copied.unet, asked)[0]
-    assert (own - base).norm() < 0.5 * (told - base).norm()  # nearer than any text
+    assert (own - base).norm() < 0.5 * (one - base).norm()  # nearer than any text
 
 
 def test_what_no_longer_counts_does_not_learn(copied):
@@ -114,15 +95,10 @@ def test_what_no_longer_counts_does_not_learn(copied):
     idle = {name for name, p in named.items() if id(p) not in learning}
     assert idle and all(".attn2." in name or ".norm2." in name for name in idle)
     assert not any("resnets" in name or name.endswith("attn2.to_out.0.bias") for name in idle)
-    loss = sum(answer.square().mean() for answer in answers_with_gradient(copied))
-    loss.backward()
-    assert all((named[name].grad is None) == (name in idle) for name in named)
-
-
-def answers_with_gradient(parts):
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    text = torch.zeros(2, 77, width(parts))
-    yield parts.unet(latents, torch.tensor(5), encoder_hidden_states=text).sample
+    text = torch.zeros(2, 77, copied.unet.config.cross_attention_dim)
+    copied.unet(latents, torch.tensor(5), encoder_hidden_states=text).sample.square().mean().backward()
+    assert all((named[name].grad is None) == (name in idle) for name in named)
 
 
 def test_training_changes_the_constants_and_keeps_the_base(config, copied):
@@ -131,15 +107,13 @@ def test_training_changes_the_constants_and_keeps_the_base(config, copied):
     after = weights(copied)
     for name in before:
         assert torch.equal(before[name], after[name]) == text_free.is_idle(name), name
-    fresh = models.load_parts(config)
+    fresh = weights(models.load_parts(config))
     with models.lora_disabled(copied):
-        assert all(
-            torch.equal(p, q) for p, q in zip(copied.unet.parameters(), fresh.unet.parameters(), strict=True)
-        )
+        assert all(torch.equal(own, fresh[name]) for name, own in weights(copied).items())
     assert copied.tokens is None  # no prompt would hold one
 
 
-def test_a_stopped_training_goes_on_as_if_it_had_not(config, tmp_path):
+def test_a_stopped_training_resumes_to_the_bit(config, tmp_path):
     def stop(row):
         if row["step"] == 2:
             raise KeyboardInterrupt
@@ -157,12 +131,11 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(config, tmp_path):
     assert all(torch.equal(histories[0][name], histories[1][name]) for name in histories[0])
 
 
-def test_plain_diffusers_reads_the_copy(config, copied, asked, tmp_path):
+def test_plain_diffusers_reads_the_copy(config, copied, tmp_path):
     training.train(config, copied, OfOneDomain(config), progress=False)
     adapters.save_adapter(copied, tmp_path / "adapter")
     plain = UNet2DConditionModel.from_pretrained(tmp_path / "adapter", subfolder="unet")
-    for own, other in zip(answers(copied.unet, asked), answers(plain, asked), strict=True):
-        torch.testing.assert_close(own, other, atol=1e-5, rtol=0)
+    torch.testing.assert_close(predictions(copied.unet), predictions(plain), atol=1e-5, rtol=0)
 
 
 def test_a_saved_copy_is_loaded_and_sampled(config, copied, tmp_path):
@@ -219,16 +192,16 @@ def test_the_method_learns_from_images_alone(tiny_config):
             config.replace(**changes)
 
 
-def test_switches_inside_each_other_leave_the_base_its_text(copied, asked):
+def test_switches_inside_each_other_leave_the_base_its_text(copied):
     """As for LoRA: inside, nothing is on, so nothing is switched on again."""
     with models.lora_disabled(copied):
-        expected = answers(copied.unet, asked)
+        expected = predictions(copied.unet)
         with models.lora_disabled(copied):
             pass
         with models.lora_merged(copied) as switch:
             switch(True)
-        assert all(torch.equal(a, b) for a, b in zip(expected, answers(copied.unet, asked), strict=True))
-    one, other = answers(copied.unet, asked)
+        assert all(torch.equal(a, b) for a, b in zip(expected, predictions(copied.unet), strict=True))
+    one, other = predictions(copied.unet)
     assert torch.equal(one, other)
 
 
@@ -239,7 +212,7 @@ def test_validation_reads_no_caption_either(config, vae):
 
 
 @pytest.mark.parametrize("text_free", [False, True])
-def test_a_run_of_the_method_is_trained_and_asked_by_the_commands(tiny_config, tmp_path, text_free):
+def test_a_run_of_the_method_is_trained_and_sampled_by_the_commands(tiny_config, tmp_path, text_free):
     values = tiny_config.replace(validation_every=0).to_dict()
     quick = {"num_inference_steps": 2, "scheduler": "ddim"}
     domain = {"name": "sketch", "data": "toyworld:sketch", "num_images": 24, "calibration": quick}
@@ -265,7 +238,7 @@ def test_a_run_of_the_method_is_trained_and_asked_by_the_commands(tiny_config, t
 
 
 def main(*words):
-    """Return what a command prints as JSON."""
+    """Return the JSON that a command prints."""
     result = CliRunner().invoke(cli.app, [*map(str, words), "--json"])
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
