@@ -14,17 +14,11 @@ VERSION = ["--help"]
 FAILING = ["train", "--config", "none.json"]  # before it loads a library
 
 
-def test_commands_run_and_failures_are_told():
-    said = workers.run([VERSION, FAILING, VERSION], workers=2, progress=False)
-    assert said[0] is said[2] is None and "none.json" in said[1]
-
-
-def test_a_failure_names_its_command():
+def test_commands_run_and_failures_are_reported():
+    errors = workers.run([VERSION, FAILING, VERSION], workers=2, progress=False)
+    assert errors[0] is errors[2] is None and "none.json" in errors[1]
     with pytest.raises(DasdError, match=r"1 of 1 commands failed.*`dasd train --config none.json`"):
         workers.run_all([FAILING], 1, None)
-
-
-def test_no_workers_are_refused():
     with pytest.raises(DasdError, match="at least 1"):
         workers.run([VERSION], workers=0)
 
