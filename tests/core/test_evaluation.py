@@ -12,7 +12,6 @@ from PIL import Image
 
 from dasd_utils import evaluation, metrics
 from dasd_utils.config import Config, DasdError
-from dasd_utils.study import tables
 from dasd_utils.toyworld.attribute_classifier import AttributeTable
 
 PROMPTS = [p for p in ("aerial view", "a river", "a harbor", "a dark forest") for _ in range(2)]
@@ -23,15 +22,6 @@ def pictures(seed, n, colour):
     random = np.random.default_rng(seed)
     pixels = np.clip(np.array(colour) + random.normal(scale=40, size=(n, 32, 32, 3)), 0, 255)
     return [Image.fromarray(p) for p in pixels.astype(np.uint8)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Many small products: threads cost more than they give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -264,13 +254,3 @@ def test_inception_is_a_file_that_the_config_names(base_dir, tmp_path):
     path.write_bytes(b"no archive")
     with pytest.raises(DasdError, match=r"inception names .*inception\.pt, which is no TorchScript file"):
         evaluation.load_scorer(config, "cpu")
-
-
-def test_a_mark_follows_what_cannot_be_told_from_the_method_that_the_first_difference_is_to():
-    start = {"domain": "xray", "metric": "recall", "value": 0.5, "low": 0.4, "high": 0.7}
-    rows = [start | {"method": name} for name in ("a", "b", "DASD")]
-    rows += [start | {"method": name, "against": "DASD", "separable": name == "a"} for name in ("a", "b")]
-    rows += [start | {"method": "a", "against": "b", "separable": False}]
-    table = tables.ladder_table(rows).splitlines()
-    assert table[0] == "| xray | recall ↑ |"
-    assert table[2:] == ["| a | 0.50 ± 0.15 |", "| b | 0.50 ± 0.15 ≈ |", "| DASD | 0.50 ± 0.15 |"]

@@ -4,21 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import linalg, spatial, stats
 from torch.nn import functional as F
 from torchmetrics.image.kid import poly_mmd
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from dasd_utils import losses, metrics
-from dasd_utils.papers import domainstudio
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Thousands of small products: threads cost more than they give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def normal(seed, *shape):
@@ -176,12 +167,11 @@ def test_groups_remove_the_bias_of_similar_images():
 # intervals
 
 
-def test_bootstrap_interval_is_near_the_t_interval():
-    values = normal(0, 40)
-    low, high = metrics.bootstrap_interval(values, num_bootstrap=5000)
-    half = 2.0227 * values.std().item() / 40**0.5  # t of 39 degrees of freedom
-    assert low == pytest.approx(values.mean().item() - half, abs=0.1 * half)
-    assert high == pytest.approx(values.mean().item() + half, abs=0.1 * half)
+def test_the_interval_of_a_mean_is_that_of_student():
+    values = normal(0, 40).double()
+    low, high = metrics.bootstrap_interval(values, num_bootstrap=20_000)
+    expected = stats.t.interval(0.95, 39, values.mean(), stats.sem(values))
+    assert (low, high) == pytest.approx(expected, abs=0.01)
     assert metrics.bootstrap_interval(values, seed=1) == metrics.bootstrap_interval(values, seed=1)
     assert metrics.bootstrap_interval(values, seed=1) != metrics.bootstrap_interval(values, seed=2)
 
@@ -262,19 +252,209 @@ def test_paired_difference_is_sharper_than_two_intervals():
     assert metrics.bootstrap_interval(a)[0] < metrics.bootstrap_interval(b)[1]
 
 
-def test_the_spectrum_of_a_wave_is_at_its_frequency():
-    place = torch.arange(64) / 64
-    waves = torch.stack([0.5 + 0.25 * torch.sin(2 * torch.pi * k * place).expand(3, 64, 64) for k in (5, 20)])
-    power = domainstudio.radial_spectrum(waves)
-    assert power.shape == (2, 33) and power.argmax(dim=1).tolist() == [5, 20]
-    assert domainstudio.radial_spectrum(waves.transpose(2, 3)).sub(power).abs().max() < 1e-9
-    assert domainstudio.radial_spectrum(torch.full((1, 3, 16, 16), 0.3)).abs().max() < 1e-12
-    halved = domainstudio.radial_spectrum(0.5 + (waves - 0.5) / 2)
-    assert torch.allclose(4 * halved, power)
-
-
 def test_an_interval_of_one_sample_is_refused():
     with pytest.raises(ValueError, match="at least two"):
         metrics.bootstrap_interval([0.3])
     with pytest.raises(ValueError, match="at least two"):
         metrics.cmmd_interval(units(0, 4), units(1, 9), groups=[0, 0, 0, 0])
+
+
+# fidelity, diversity, copying
+
+
+def cloud(n, d=4, seed=0, mean=0.0):
+    return normal(seed, n, d) + mean
+
+
+def means(generated, real, k=5):
+    found = metrics.precision_recall(generated, real, k)
+    assert [len(each) for each in found] == [len(generated), len(real)] * 2
+    return metrics.PrecisionRecall(*(each.mean().item() for each in found))
+
+
+def test_four_points_on_a_line():
+    real = torch.tensor([[0.0], [1.0], [2.0], [10.0]])  # radii for k = 1: 1, 1, 1, 8
+    generated = torch.tensor([[0.5], [2.5], [30.0]])  # radii: 2, 2, 27.5
+    found = means(generated, real, k=1)
+    assert found.precision == pytest.approx(2 / 3)  # 0.5 and 2.5 lie in balls, 30 in none
+    assert found.recall == 1  # 0, 1, 2 lie near 0.5; 10 is 20 from 30
+    assert found.density == pytest.approx((2 + 2 + 0) / 3)  # 0.5 in those of 0 and 1; 2.5 of 2 and 10
+    assert found.coverage == 1
+
+
+def test_against_a_tree_of_neighbours():
+    """The same numbers from scipy's k-d tree, ball by ball."""
+    real, generated, k = cloud(60).numpy(), cloud(50, seed=1, mean=0.7).numpy(), 3
+    radii = {
+        name: spatial.cKDTree(x).query(x, k + 1)[0][:, -1] for name, x in (("r", real), ("g", generated))
+    }
+    inside = np.array([[np.linalg.norm(g - r) <= s for r, s in zip(real, radii["r"], strict=True)]
+                       for g in generated])  # fmt: skip
+    covered = np.array([[np.linalg.norm(g - r) <= s for r in real]
+                        for g, s in zip(generated, radii["g"], strict=True)])  # fmt: skip
+    found = means(torch.tensor(generated), torch.tensor(real), k)
+    assert found.precision == pytest.approx(inside.any(1).mean())
+    assert found.recall == pytest.approx(covered.any(0).mean())
+    assert found.density == pytest.approx(inside.sum() / (k * len(generated)))
+    assert found.coverage == pytest.approx(inside.any(0).mean())
+
+
+def test_far_and_collapsed_sets():
+    real = cloud(40)
+    far = means(cloud(40, seed=1, mean=100.0), real)
+    assert (far.precision, far.recall, far.density, far.coverage) == (0, 0, 0, 0)
+    one = real[:1].repeat(40, 1) + 1e-3 * cloud(40, seed=2)
+    collapsed = means(one, real)
+    assert collapsed.precision == 1 and collapsed.recall < 0.1 and collapsed.coverage < 0.5
+    with pytest.raises(ValueError, match="k = 5"):
+        metrics.precision_recall(real[:5], real)
+
+
+def test_frechet_distance():
+    x, y = cloud(500, 3), cloud(400, 3, seed=1, mean=0.5) * 2
+    one, two = np.cov(x.numpy().T), np.cov(y.numpy().T)
+    gap = x.mean(0).double().numpy() - y.mean(0).double().numpy()
+    expected = gap @ gap + np.trace(one + two - 2 * linalg.sqrtm(one @ two).real)
+    assert metrics.frechet_distance(x, y).item() == pytest.approx(expected, rel=1e-6)
+    assert metrics.frechet_distance(x, x).item() == pytest.approx(0, abs=1e-6)
+    wide, narrow = torch.tensor([[-2.0], [2.0]]), torch.tensor([[-1.0], [1.0]])  # variances 8 and 2
+    assert metrics.frechet_distance(wide, narrow).item() == pytest.approx((8**0.5 - 2**0.5) ** 2, rel=1e-6)
+    few, many = cloud(5, 20, seed=2), cloud(6, 20, seed=3)  # fewer samples than features
+    root = linalg.sqrtm(np.cov(few.numpy().T) @ np.cov(many.numpy().T)).real
+    gap = (few.mean(0) - many.mean(0)).square().sum().item()
+    whole = gap + few.var(0).sum().item() + many.var(0).sum().item() - 2 * np.trace(root)
+    assert metrics.frechet_distance(few, many).item() == pytest.approx(whole, rel=1e-3)
+
+
+def test_frechet_distance_of_drawn_samples():
+    x, y = cloud(30, 3), cloud(40, 3, seed=1, mean=0.5)
+    weights = torch.ones(2, 30)
+    weights[1, :5], weights[1, 5:10] = 2, 0
+    drawn = torch.cat([x[:5], x[:5], x[10:]])
+    one, other = metrics.frechet_distance(x, y, weights).tolist()
+    assert one == pytest.approx(metrics.frechet_distance(x, y).item())
+    assert other == pytest.approx(metrics.frechet_distance(drawn, y).item())
+    assert metrics.frechet_distance(y, x, None, weights).tolist() == pytest.approx([one, other])
+
+
+def test_copies_are_told_from_new_images():
+    train, heldout = cloud(100), cloud(80, seed=1)
+    assert metrics.copy_rank(train[:30] + 1e-4, train, heldout).tolist() == [0] * 30
+    assert metrics.copy_rank(cloud(300, seed=2), train, heldout).mean() == pytest.approx(0.5, abs=0.06)
+    assert metrics.copy_rank(cloud(30, seed=3, mean=50.0), train, heldout).min() == 1
+    distance, index = metrics.nearest_neighbours(train[3:5] + 1e-3, train)
+    assert index.tolist() == [3, 4] and distance.max() < 0.01
+
+
+def test_intra_cluster_distance():
+    train = torch.tensor([[0.0], [100.0]])
+    generated = torch.tensor([[1.0], [3.0], [5.0], [98.0], [104.0]])
+    assert metrics.intra_cluster_distance(generated, train).tolist() == pytest.approx(
+        [((2 + 2 + 4) / 3 + 6) / 2]
+    )
+    assert metrics.intra_cluster_distance(train.repeat(2, 1), train).item() == 0  # copies
+    ones = torch.ones(5, 5) - torch.eye(5)
+    assert metrics.intra_cluster_distance(generated, train, ones).item() == pytest.approx(1)
+    assert metrics.intra_cluster_distance(train, train).isnan().all()  # every cluster has one
+
+
+def test_intra_cluster_distance_of_drawn_samples():
+    """A weight is how often a sample was drawn; its copies are at no distance from it."""
+    train = torch.tensor([[0.0], [100.0]])
+    generated = torch.tensor([[1.0], [3.0], [5.0], [98.0], [104.0]])
+    weights = torch.tensor([[1, 1, 0, 1, 0], [2, 1, 0, 1, 1], [0, 0, 1, 0, 1]])
+    pair, triple, none = metrics.intra_cluster_distance(generated, train, weights=weights).tolist()
+    assert pair == pytest.approx(2)  # 1 and 3; the other cluster has one
+    assert triple == pytest.approx(((2 * 2 * 1 * 2) / (2 * 2 * 1) + 6) / 2) and none != none
+
+
+# estimates over prompts and seeds
+
+
+def table(generator, seeds, prompts, of_seeds=0.0, of_prompts=0.0, rest=0.0):
+    """Scores (S, P) around 0 with these deviations."""
+    one, two, three = (
+        torch.randn(s, generator=generator) for s in ((seeds, 1), (1, prompts), (seeds, prompts))
+    )
+    return (of_seeds * one + of_prompts * two + rest * three).double()
+
+
+def estimate(scores, weights):
+    return metrics.mean_estimate(scores, weights, scores.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "deviations"),
+    [(3, (0.3, 1.0, 0.5)), (3, (1.0, 0.0, 0.3)), (2, (0.2, 1.0, 0.2)), (5, (0.0, 1.0, 1.0))],
+)
+def test_the_interval_covers_prompts_and_seeds(seeds, deviations):
+    generator, weights = torch.Generator().manual_seed(0), metrics.bootstrap_counts(40, 300, seed=0)
+    held = [
+        low <= 0 <= high
+        for _ in range(400)
+        for _, low, high in [estimate(table(generator, seeds, 40, *deviations), weights).interval()]
+    ]
+    assert 0.93 <= np.mean(held) <= 1.0
+
+
+def test_prompts_alone_would_be_too_narrow():
+    """What the spread of seeds is for: without it most intervals miss."""
+    generator, weights = torch.Generator().manual_seed(0), metrics.bootstrap_counts(40, 300, seed=0)
+    held = []
+    for _ in range(200):
+        scores = table(generator, 3, 40, 1.0, 0.2, 0.2).mean(dim=0, keepdim=True)  # as if one training
+        _, low, high = estimate(scores, weights).interval()
+        held.append(low <= 0 <= high)
+    assert np.mean(held) < 0.5
+
+
+def test_two_variances_widen_as_welch_says():
+    half = metrics.half_width(((4.0, 2), (0.0, 50)))
+    assert half == pytest.approx(stats.t.ppf(0.975, 2) * 2)
+    freedom = 25 / (16 / 2 + 1 / 50)
+    assert metrics.half_width(((4.0, 2), (1.0, 50))) == pytest.approx(stats.t.ppf(0.975, freedom) * 5**0.5)
+    assert metrics.half_width(((0.0, 2), (0.0, 9))) == 0
+
+
+def test_pairs_cancel_what_they_share():
+    generator, weights = torch.Generator().manual_seed(2), metrics.bootstrap_counts(60, 500, seed=0)
+    shared = table(generator, 3, 60, of_prompts=1.0)
+    one = estimate(shared + 0.1 + table(generator, 3, 60, rest=0.01), weights)
+    other = estimate(shared, weights)
+    value, low, high = one.minus(other).interval()
+    assert low < 0.1 < high and high - low < 0.02 and value == pytest.approx(0.1, abs=0.01)
+    assert one.interval()[1] < 0 < one.interval()[2]
+
+
+def test_draws_are_counts_of_a_resample():
+    weights = metrics.bootstrap_counts(7, 2000, seed=0)
+    assert (weights.sum(dim=1) == 7).all() and (weights == weights.round()).all()
+    assert weights.mean().item() == 1 and weights.var().item() == pytest.approx(6 / 7, rel=0.05)
+    assert torch.equal(weights, metrics.bootstrap_counts(7, 2000, seed=0))
+    assert not torch.equal(weights, metrics.bootstrap_counts(7, 2000, seed=1))
+
+
+def test_leaving_each_out_is_the_t_interval_for_a_mean():
+    values = torch.randn(9, generator=torch.Generator().manual_seed(0)).double()
+    found = metrics.jackknife(lambda rows: values[rows].mean().item(), 9)
+    low, high = stats.t.interval(0.95, 8, values.mean(), stats.sem(values))
+    assert found == pytest.approx((values.mean().item(), low, high))
+
+
+def test_leaving_each_out_covers_a_mean_over_pairs():
+    generator, hits = torch.Generator().manual_seed(0), 0
+    for _ in range(300):
+        values = 1 + torch.randn(20, generator=generator).double()
+
+        def products(rows, values=values):
+            square = torch.outer(values[rows], values[rows])
+            return square[torch.triu_indices(len(rows), len(rows), 1).unbind()].mean().item()
+
+        _, low, high = metrics.jackknife(products, 20)
+        hits += low <= 1 <= high  # the mean of a product of two samples
+    assert 0.9 <= hits / 300 <= 0.98
+
+
+def test_leaving_out_needs_three():
+    with pytest.raises(ValueError, match="three of them, not 2"):
+        metrics.jackknife(lambda rows: 0.0, 2)

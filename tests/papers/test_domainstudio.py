@@ -361,3 +361,14 @@ def test_objective_of_dasd_and_of_the_method_share_the_noise_prediction(config, 
     one = losses.DasdObjective(plain)(parts, batch, plain)[1]
     two = terms(parts, config, batch)
     assert {name: two[name] for name in one} == pytest.approx(one)
+
+
+def test_the_spectrum_of_a_wave_is_at_its_frequency():
+    place = torch.arange(64) / 64
+    waves = torch.stack([0.5 + 0.25 * torch.sin(2 * torch.pi * k * place).expand(3, 64, 64) for k in (5, 20)])
+    power = domainstudio.radial_spectrum(waves)
+    assert power.shape == (2, 33) and power.argmax(dim=1).tolist() == [5, 20]
+    assert domainstudio.radial_spectrum(waves.transpose(2, 3)).sub(power).abs().max() < 1e-9
+    assert domainstudio.radial_spectrum(torch.full((1, 3, 16, 16), 0.3)).abs().max() < 1e-12
+    halved = domainstudio.radial_spectrum(0.5 + (waves - 0.5) / 2)
+    assert torch.allclose(4 * halved, power)

@@ -1,8 +1,9 @@
-"""Numbers of a notebook: what is kept is what is shown."""
+"""Tables show the rows that they are given, in order, with their intervals."""
 
 import pytest
 import torch
 
+from dasd_utils.study import tables
 from dasd_utils.study.tables import Records, table
 
 
@@ -28,3 +29,13 @@ def test_a_table_shows_methods_in_order_and_only_what_it_is_about():
     assert records.table("twin", digits=3).loc["zebra", "mae"] == "0.125 [0.025, 0.225]"
     named = table(records.rows, {"other: mae": "M", "absent": "A"})
     assert list(named.columns) == ["M"] and list(named.index) == ["zebra"]
+
+
+def test_a_ladder_marks_what_cannot_be_told_from_its_main_method():
+    start = {"domain": "xray", "metric": "recall", "value": 0.5, "low": 0.4, "high": 0.7}
+    rows = [start | {"method": name} for name in ("a", "b", "DASD")]
+    rows += [start | {"method": name, "against": "DASD", "separable": name == "a"} for name in ("a", "b")]
+    rows += [start | {"method": "a", "against": "b", "separable": False}]
+    lines = tables.ladder_table(rows).splitlines()
+    assert lines[0] == "| xray | recall ↑ |"
+    assert lines[2:] == ["| a | 0.50 ± 0.15 |", "| b | 0.50 ± 0.15 ≈ |", "| DASD | 0.50 ± 0.15 |"]

@@ -205,7 +205,7 @@ def test_fit_is_across_and_control_up(rows):
     assert drawn["cfg"].get_xydata().tolist() == [[2.0, 0.5], [3.0, 0.7]]
     assert drawn["cfg"].get_linestyle() == "-" and drawn["plane"].get_linestyle() == "None"
     assert [text.get_text() for text in axes.texts] == ["1", "5"]
-    with pytest.raises(ValueError, match="of the line other"):
+    with pytest.raises(ValueError, match="of the curve other"):
         charts.fit_chart(rows, ("cfg", "other"))
 
 
@@ -228,5 +228,5 @@ def test_lengths_of_training_are_in_order():
         charts.length_chart([*rows, other], ["cmmd"], ["a"])
     with pytest.raises(ValueError, match="no guidance_scale"):
         charts.fit_chart(rows, ["a"], y="cmmd")
-    with pytest.raises(ValueError, match="of the line b"):
+    with pytest.raises(ValueError, match="of the curve b"):
         charts.length_chart(rows, ["cmmd"], ["a", "b"])
