@@ -1,4 +1,4 @@
-"""Every method is asked and judged alike; what is done is kept, and nothing is done twice."""
+"""Every method is sampled and scored in the same way; finished work is kept and never repeated."""
 
 import dataclasses
 import json
@@ -17,16 +17,21 @@ from dasd_utils.study import calibration, ladder, power, tables
 from dasd_utils.study.ladder import Method
 
 QUICK = (("ddim", 1), ("dpm++", 2))
-NAMES = [
-    "base",
-    "base + style words",
-    "token only",
-    "LoRA only",
-    "DASD",
-    "DASD, calibrated",
-    "DASD, Domain Guidance",
-]
+NAMES = ["base", "base + style words", "token only", "LoRA only", "DASD", "DASD, calibrated",
+         "DASD, Domain Guidance"]  # fmt: skip
 LADDER = ladder.find_methods(NAMES)
+
+
+def method_of(name):
+    return ladder.find_methods([name])[0]
+
+
+def samples_file(config, method, seed=0, place=0):
+    return ladder.tasks(config, method, seed)[place].folder / "samples.parquet"
+
+
+def pixels(config, method, place=0):
+    return b"".join(image.tobytes() for image in images.load_samples(samples_file(config, method, 0, place)))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ def done(config, quick):
     return config
 
 
-def test_every_rung_is_scored_in_every_domain(done):
+def test_every_method_is_scored_in_every_domain(done):
     for method in LADDER:
         domains = [task.domain.name for task in ladder.tasks(done, method, 1)]
         own = method.settings == ladder.PROTOCOL and not method.style_words
@@ -61,68 +66,48 @@ def test_every_rung_is_scored_in_every_domain(done):
         assert all(task.scores.is_file() for task in ladder.tasks(done, method, 1))
 
 
-def test_rungs_that_differ_in_sampling_share_their_weights(done):
+def test_methods_that_differ_in_sampling_share_their_weights(done):
     runs = {method.name: ladder.run_config(done, method, 0).output_dir for method in LADDER if method.trained}
     assert runs["DASD"] == runs["DASD, calibrated"] == runs["DASD, Domain Guidance"]
     assert len(set(runs.values())) == 3
     assert ladder.run_config(done, LADDER[-1], 1).output_dir not in runs.values()
 
 
-def test_all_rungs_are_asked_alike(done):
-    asked = {}
+def test_all_methods_get_the_same_prompts_and_noise(done):
+    rows = {}
     for method in LADDER:
-        task = ladder.tasks(done, method, 1)[0]
-        rows = images.pq.read_table(task.folder / "samples.parquet").drop_columns("image").to_pylist()
-        asked[method.name] = rows
-        settings = task.calibration
+        table = images.pq.read_table(samples_file(done, method, 1))
+        rows[method.name] = table.drop_columns("image").to_pylist()
         if method.settings == ladder.PROTOCOL:
-            protocol = done.evaluation
-            assert settings == Calibration(
+            own, protocol = ladder.tasks(done, method, 1)[0].calibration, done.evaluation
+            assert own == Calibration(
                 protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler
             )
-    words = done.domains[0].style_suffix
-    styled = asked.pop("base + style words")
-    assert all(rows == asked["base"] for rows in asked.values())
-    assert [row["prompt"] for row in styled] == [f"{row['prompt']}, {words}" for row in asked["base"]]
-    assert [row["seed"] for row in styled] == [row["seed"] for row in asked["base"]]
+    styled, words = rows.pop("base + style words"), done.domains[0].style_suffix
+    assert all(each == rows["base"] for each in rows.values())
+    assert styled == [row | {"prompt": f"{row['prompt']}, {words}"} for row in rows["base"]]
 
 
 def test_seeds_have_noise_of_their_own(done):
-    tables = [ladder.tasks(done, LADDER[0], seed)[0].folder / "samples.parquet" for seed in (0, 1)]
-    seeds = [set(images.pq.read_table(path).column("seed").to_pylist()) for path in tables]
-    assert not seeds[0] & seeds[1] and len(seeds[0]) == 12
+    tables = [images.pq.read_table(samples_file(done, LADDER[0], seed)) for seed in (0, 1)]
+    one, other = (set(table.column("seed").to_pylist()) for table in tables)
+    assert not one & other and len(one) == 12
 
 
-def test_methods_differ_in_their_pictures(done):
-    first = {}
-    for method in LADDER:
-        made = images.load_samples(ladder.tasks(done, method, 0)[0].folder / "samples.parquet")
-        first[method.name] = b"".join(image.tobytes() for image in made)
-    assert len(set(first.values())) == len(LADDER)
-
-
-def test_the_source_is_asked_with_the_adapter_on(done):
-    base, adapted = (
-        images.load_samples(
-            ladder.tasks(done, ladder.find_methods([name])[0], 0)[-1].folder / "samples.parquet"
-        )
-        for name in ("base", "DASD")
-    )
-    assert [i.tobytes() for i in base] != [i.tobytes() for i in adapted]
+def test_methods_differ_in_their_images_and_the_adapter_is_on_for_the_source(done):
+    assert len({pixels(done, method) for method in LADDER}) == len(LADDER)
+    assert pixels(done, method_of("base"), place=-1) != pixels(done, method_of("DASD"), place=-1)
 
 
 def test_what_is_done_is_not_done_again(done, monkeypatch):
-    for module, name in (
-        (training, "train"),
-        (sampling, "load_trained_pipeline"),
-        (evaluation, "load_scorer"),
-    ):
+    work = (training, "train"), (sampling, "load_trained_pipeline"), (evaluation, "load_scorer")
+    for module, name in work:
         monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("done again"))
     assert ladder.run_ladder(ladder.Scoring(done), [0, 1], LADDER, progress=False) == []
 
 
 def test_lost_scores_cost_no_training_and_no_sampling(done, monkeypatch):
-    task = ladder.tasks(done, ladder.find_methods(["DASD"])[0], 0)[0]
+    task = ladder.tasks(done, method_of("DASD"), 0)[0]
     before = task.scores.read_bytes()
     task.scores.unlink()
     monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("trained again"))
@@ -133,7 +118,7 @@ def test_lost_scores_cost_no_training_and_no_sampling(done, monkeypatch):
 
 def test_a_stopped_training_goes_on(config, tmp_path):
     here = config.replace(output_dir=str(tmp_path), max_train_steps=3)
-    method = ladder.find_methods(["LoRA + token"])[0]
+    method = method_of("LoRA + token")
     wanted = ladder.run_config(here, method, 0)
 
     def stop(row):
@@ -150,16 +135,13 @@ def test_a_stopped_training_goes_on(config, tmp_path):
     assert files[0].read_text() == files[1].read_text()
 
 
-def test_a_rung_in_other_hands_is_left_to_them(config, tmp_path):
-    here, method = config.replace(output_dir=str(tmp_path)), ladder.find_methods(["token only"])[0]
+def test_a_method_that_another_process_trains_is_left_to_it(config, tmp_path):
+    here, method = config.replace(output_dir=str(tmp_path)), method_of("token only")
     folder = ladder.Path(ladder.run_config(here, method, 0).output_dir)
     folder.mkdir(parents=True)
-    with files.try_lock(
-        folder / checkpoints.LOCK
-    ) as mine:  # as another process's `dasd train` there holds it
-        assert mine and ladder.run_ladder(ladder.Scoring(here), [0], [method], progress=False) == [
-            ("token only", 0)
-        ]
+    with files.try_lock(folder / checkpoints.LOCK) as mine:  # as another `dasd train` there holds it
+        busy = ladder.run_ladder(ladder.Scoring(here), [0], [method], progress=False)
+        assert mine and busy == [("token only", 0)]
     assert not (tmp_path / "samples").exists()
 
 
@@ -188,7 +170,7 @@ def test_the_control_counts_its_own_images(done):
     assert {(r["n"], *r["seeds"]) for r in rows} == {(9,)}
 
 
-def test_a_rung_is_compared_with_the_one_before_it_too(done):
+def test_a_method_is_compared_with_the_one_before_it_too(done):
     rows = ladder.ladder_rows(ladder.Scoring(done), [0, 1], LADDER)
     pairs = {(r["method"], r["against"]) for r in rows if "separable" in r and r["against"] != "DASD"}
     assert pairs == {(name, "base") for name in ("base + style words", "token only", "LoRA only")}
@@ -196,7 +178,7 @@ def test_a_rung_is_compared_with_the_one_before_it_too(done):
     assert all(method.after in known and method.after != method.name for method in ladder.METHODS)
 
 
-def test_all_rungs_are_compared_with_the_one_that_is_named(done):
+def test_all_methods_are_compared_with_the_one_that_is_named(done):
     rows = ladder.ladder_rows(ladder.Scoring(done), [0, 1], LADDER, against="LoRA only")
     compared = {r["method"] for r in rows if r.get("against") == "LoRA only" and r["metric"] == "cmmd"}
     assert compared == {method.name for method in LADDER} - {"LoRA only"}
@@ -204,19 +186,14 @@ def test_all_rungs_are_compared_with_the_one_that_is_named(done):
     assert needed == {"LoRA only"}
 
 
-def test_the_searches_of_all_seeds_are_told(done):
+def test_searches_are_those_of_all_seeds(done):
     rows = ladder.searches(done, [0, 1], LADDER)
     assert {(r["seed"], r["domain"]) for r in rows} == {(s, d) for s in (0, 1) for d in ("satellite", "xray")}
-    chosen = [r for r in rows if r["chosen"] and r["metric"] == "cmmd"]
-    assert len(chosen) == 4
-    assert (
-        ladder.searches(done, [0, 1], ladder.find_methods(["DASD"]))
-        == ladder.searches(done, [7], LADDER)
-        == []
-    )
+    assert len([r for r in rows if r["chosen"] and r["metric"] == "cmmd"]) == 4
+    assert ladder.searches(done, [0, 1], [method_of("DASD")]) == ladder.searches(done, [7], LADDER) == []
 
 
-def test_unfinished_rungs_are_left_out_of_the_table(done):
+def test_unfinished_methods_are_left_out_of_the_table(done):
     more = [*LADDER, Method("new", changes={"kernel": "linear"})]
     assert "new" not in {r["method"] for r in ladder.ladder_rows(ladder.Scoring(done), [0, 1], more)}
 
@@ -241,43 +218,38 @@ def mine(monkeypatch):
     return called
 
 
-def test_another_objective_has_weights_of_its_own(config, mine):
-    plain, other = Method("x", changes={"queue_size": 4}), Method("y", objective="mine")
-    one, two = (ladder.run_config(config, method, 0).output_dir for method in (plain, other))
-    assert one != two
-
-
 def test_an_objective_joins_by_adding_a_row(config, tmp_path, mine):
-    here = config.replace(output_dir=str(tmp_path))
-    wanted = ladder.train(here, Method("mine", objective="mine"), 0, False)
+    own, plain = Method("mine", objective="mine"), Method("x", changes={"queue_size": 4})
+    wanted = ladder.train(config.replace(output_dir=str(tmp_path)), own, 0, False)
     assert mine == [config.training.target_batch_size] * 2
     assert wanted.alignment.queue_size == 4 and wanted.method == "mine"
+    one, two = (ladder.run_config(config, method, 0).output_dir for method in (own, plain))
+    assert one != two  # another objective has weights of its own
 
 
-def test_each_rung_has_its_own_method_whatever_the_config_names(config):
+def test_a_config_that_names_a_method_is_refused(config):
     other = config.replace(method="domainstudio", lambda_align=0.0)
-    for attempt in (ladder.Scoring, lambda c: ladder.run_config(c, ladder.find_methods(["DASD"])[0], 0)):
+    for attempt in (ladder.Scoring, lambda c: ladder.run_config(c, method_of("DASD"), 0)):
         with pytest.raises(DasdError, match="each method of a ladder has its own"):
             attempt(other)
 
 
 def test_methods_in_a_ladder_keep_the_batch_of_its_config():
     config = Config.setup("sd15", target_batch_size=6)
-    asked = ladder.find_methods(["DomainStudio"])[0].config(config)
+    asked = method_of("DomainStudio").config(config)
     assert asked.training.target_batch_size == 6 and asked.training.gradient_accumulation_steps == 4
-    whole = ladder.find_methods(["DomainStudio, whole UNet"])[0].config(config).training
+    whole = method_of("DomainStudio, whole UNet").config(config).training
     assert whole.whole_unet and whole.learning_rate == pytest.approx(1e-5)
 
 
-def test_the_ladder_is_dasds_unless_rungs_of_papers_are_named():
+def test_the_ladder_is_dasds_unless_methods_of_papers_are_named():
     assert ladder.find_methods(None) == list(ladder.METHODS)
-    assert [method.objective for method in ladder.find_methods(["DASD", "DomainStudio"])] == [
-        "dasd",
-        "domainstudio",
-    ]
+    assert [m.objective for m in ladder.find_methods(["DASD", "DomainStudio"])] == ["dasd", "domainstudio"]
+    with pytest.raises(DasdError, match="Did you mean 'LoRA only'"):
+        ladder.find_methods(["Lora only"])
 
 
-def test_unconditional_rungs_answer_the_empty_prompt(config, tmp_path):
+def test_unconditional_methods_sample_the_empty_prompt(config, tmp_path):
     here = config.replace(output_dir=str(tmp_path), source=dataclasses.replace(config.source, num_images=4))
     methods = ladder.find_methods(["base, unconditional", "DomainStudio, unconditional"])
     assert ladder.run_ladder(ladder.Scoring(here), [0], methods, progress=False) == []
@@ -289,26 +261,24 @@ def test_unconditional_rungs_answer_the_empty_prompt(config, tmp_path):
     pipeline, task = ladder.open_pipeline(here, methods[1], 0), ladder.tasks(here, methods[1], 0)[0]
     drawn = images.load_samples(task.folder / "samples.parquet")
     options = {"domain": "satellite", "settings": task.calibration, "adapter": True}
-    again, *_ = pipeline.generate("whatever is said", seed=2, **options)
+    again, *_ = pipeline.generate("any prompt", seed=2, **options)
     assert again.tobytes() == drawn[2].tobytes()
 
 
-def test_a_rung_without_calibration_is_not_done(config, tmp_path):
-    method = ladder.find_methods(["DASD, calibrated"])[0]
+def test_a_method_without_calibration_is_not_done(config, tmp_path):
+    method = method_of("DASD, calibrated")
     assert not ladder.is_done(config.replace(output_dir=str(tmp_path)), method, 0)
     with pytest.raises(DasdError, match=r"calibration\.json: No such file.*`dasd calibrate`"):
         ladder.tasks(config.replace(output_dir=str(tmp_path)), method, 0)
 
 
 def test_published_settings_are_those_that_were_published(config):
-    method = ladder.find_methods(["DASD, published sampling"])[0]
+    method = method_of("DASD, published sampling")
     found = [task.calibration for task in ladder.tasks(config, method, 0)]
     assert found == [Calibration(7.0, 30, "ddim"), Calibration(7.5, 30, "ddim")]
 
 
-def test_unknown_rungs_and_seeds_are_refused():
-    with pytest.raises(DasdError, match="Did you mean 'LoRA only'"):
-        ladder.find_methods(["Lora only"])
+def test_seeds_are_different_numbers():
     for text in ("", "0,", "0,0", "a", "-1"):
         with pytest.raises(DasdError, match="--seeds"):
             cli_study.read_seeds(text)
@@ -343,22 +313,17 @@ def test_a_stopped_ladder_says_how_to_go_on(done, monkeypatch, capsys):
     assert stopped.value.code == 130 and "same command goes on" in capsys.readouterr().err
 
 
-def test_a_domain_that_changes_its_data_has_other_samples(config):
-    method = ladder.find_methods(["base"])[0]
-    one = ladder.tasks(config, method, 0)[0]
-    first = dataclasses.replace(config.domains[0], data="toyworld:sketch")
-    other = ladder.tasks(config.replace(domains=(first, *config.domains[1:])), method, 0)[0]
-    assert one.folder != other.folder
+def test_folders_of_samples_and_files_of_scores_are_named_by_what_decides_them(done):
+    def task(**changes):
+        return ladder.tasks(done.replace(**changes), method_of("base"), 0)[0]
 
-
-def test_what_judges_or_splits_otherwise_is_not_mistaken_for_what_is_there(done):
-    method = ladder.find_methods(["base"])[0]
-    task = ladder.tasks(done, method, 0)[0]
-    judged = ladder.tasks(done.replace(inception="other.pt"), method, 0)[0]
-    assert judged.folder == task.folder and judged.scores != task.scores
-    for change in ({"test_fraction": 0.3}, {"resolution": 16}, {"base_revision": "a" * 40}):
-        assert ladder.tasks(done.replace(**change), method, 0)[0].folder != task.folder
-    assert ladder.tasks(done.replace(cache_dir="elsewhere"), method, 0)[0].folder == task.folder
+    first = dataclasses.replace(done.domains[0], data="toyworld:sketch")
+    for change in ({"test_fraction": 0.3}, {"resolution": 16}, {"base_revision": "a" * 40},
+                   {"domains": (first, *done.domains[1:])}):  # fmt: skip
+        assert task(**change).folder != task().folder
+    assert task(cache_dir="elsewhere").folder == task().folder
+    scored = task(inception="other.pt")
+    assert scored.folder == task().folder and scored.scores != task().scores
 
 
 def test_the_folder_is_that_of_the_config_unless_one_is_named(done, monkeypatch):
