@@ -52,7 +52,7 @@ def draw_cross(axes: Axes, x: Row, y: Row, color: str) -> None:
 def metric_panels(
     rows: Rows, metrics: Sequence[str], x: str, width: float
 ) -> tuple[Figure, Iterator[tuple[Axes, str, Rows]]]:
-    """Return a figure with a row of panels per metric and a column per domain; (axes, metric, rows) of each."""
+    """Return a figure, a row of panels per metric and a column per domain, and what to draw in each panel."""
     domains = unique(rows, "domain")
     size = (width * len(domains), 2.5 * len(metrics) + 0.6)
     figure = Figure(figsize=size, layout="constrained")
