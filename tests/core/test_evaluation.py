@@ -1,9 +1,10 @@
-"""The protocol on images of known quality, and the files it reads and writes."""
+"""Methods differ in what is compared alone; rows are right on images of known quality; files come back."""
 
 import dataclasses
 import json
 import logging
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from dasd_utils.config import Config, DasdError
 from dasd_utils.toyworld.attribute_classifier import AttributeTable
 
 PROMPTS = [p for p in ("aerial view", "a river", "a harbor", "a dark forest") for _ in range(2)]
+RED, GREEN = (200, 30, 30), (30, 200, 30)
 
 
 def pictures(seed, n, colour):
@@ -35,14 +37,22 @@ def scorer(config):
 
 
 @pytest.fixture(scope="module")
-def rows(scorer, config):
-    red, green = pictures(0, 8, (200, 30, 30)), pictures(1, 8, (30, 200, 30))
-    heldout = pictures(2, 12, (200, 30, 30))
-    return [
-        row
-        for method, images in (("good", red), ("bad", green))
-        for row in evaluation.score_method(method, "satellite", images, PROMPTS, heldout, scorer, config)
-    ]
+def score(scorer, config):
+    """Return `score(method, images, ...)`: the rows of images for PROMPTS, against red held-out ones."""
+
+    def rows_of(method, images, prompts=PROMPTS, heldout=None, own=scorer):
+        heldout = pictures(2, 12, RED) if heldout is None else heldout
+        return evaluation.score_method(method, "satellite", images, prompts, heldout, own, config)
+
+    return rows_of
+
+
+@pytest.fixture(scope="module")
+def rows(score):
+    return score("good", pictures(0, 8, RED)) + score("bad", pictures(1, 8, GREEN))
+
+
+# the rows of a method
 
 
 def test_rows_have_the_agreed_fields(rows, config):
@@ -59,180 +69,81 @@ def test_images_like_the_held_out_ones_score_better(rows):
         assert found["good", metric]["high"] < found["bad", metric]["low"]
 
 
-def test_values_are_those_of_metrics(rows, scorer, config):
-    red, heldout = scorer.embed(pictures(0, 8, (200, 30, 30))), scorer.embed(pictures(2, 12, (200, 30, 30)))
-    texts = metrics.embed_texts(scorer.clip, scorer.tokenizer, PROMPTS)
-    groups = [PROMPTS.index(p) for p in PROMPTS]
-    values = {row["metric"]: row["value"] for row in rows if row["method"] == "good"}
-    assert values["clip_score"] == pytest.approx(metrics.clip_score(red, texts), abs=1e-6)
-    assert values["cmmd"] == pytest.approx(metrics.cmmd(red, heldout, groups), rel=1e-3)
-    features = evaluation.score_method("good", "satellite", red_images(), PROMPTS, heldout, scorer, config)
-    assert features == rows[:4]  # held-out features instead of images
+def test_values_are_those_of_metrics(rows, score, scorer):
+    red, heldout = scorer.embed(pictures(0, 8, RED)), scorer.embed(pictures(2, 12, RED))
+    texts, groups = scorer.embed_texts(PROMPTS), [PROMPTS.index(p) for p in PROMPTS]
+    found = {row["metric"]: row for row in rows if row["method"] == "good"}
+    assert found["clip_score"]["value"] == pytest.approx(metrics.clip_score(red, texts), abs=1e-6)
+    assert found["cmmd"]["value"] == pytest.approx(metrics.cmmd(red, heldout, groups), rel=1e-3)
+    assert score("good", pictures(0, 8, RED), heldout=heldout) == rows[:4]  # features instead of images
 
 
-def red_images():
-    return pictures(0, 8, (200, 30, 30))
+def test_images_of_one_prompt_are_one_unit(rows, scorer):
+    prompts = evaluation.embed_prompts(PROMPTS, scorer)
+    groups = prompts.group_of(8).tolist()
+    assert len(set(groups)) == 4 and groups[::2] == groups[1::2]
+    scores = metrics.clip_scores(scorer.embed(pictures(0, 8, RED)), prompts.features)
+    expected = metrics.bootstrap_interval(scores, num_bootstrap=50, groups=groups)
+    assert (rows[0]["low"], rows[0]["high"]) == pytest.approx(expected)
 
 
-def test_a_caption_of_its_own_beats_the_floor(scorer, config, monkeypatch):
+def test_a_caption_of_its_own_beats_the_floor(scorer, score, monkeypatch):
     """Features of prompts in place of those of images: each image shows its prompt exactly."""
-    texts = metrics.embed_texts(scorer.clip, scorer.tokenizer, PROMPTS)
+    texts = scorer.embed_texts(PROMPTS)
     monkeypatch.setattr(evaluation.metrics, "embed_images", lambda *_: texts)
-    scored = evaluation.score_method("exact", "satellite", PROMPTS, PROMPTS, texts, scorer, config)
-    values = {row["metric"]: row for row in scored}
+    values = {row["metric"]: row for row in score("exact", PROMPTS, heldout=texts)}
     assert values["clip_score"]["value"] == pytest.approx(1.0, abs=1e-5)
     assert values["clip_floor"]["high"] < values["clip_score"]["low"]
 
 
-def test_score_method_refuses_before_it_embeds(config):
-    images = red_images()
+def test_score_method_refuses_before_it_embeds(score):
+    images = pictures(0, 8, RED)
     with pytest.raises(DasdError, match="8 images came with 7 prompts"):
-        evaluation.score_method("m", "d", images, PROMPTS[:7], images, None, config)
+        score("m", images, PROMPTS[:7], images, own=None)
     with pytest.raises(DasdError, match="two different prompts"):
-        evaluation.score_method("m", "d", images, ["a"] * 8, images, None, config)
+        score("m", images, ["a"] * 8, images, own=None)
     with pytest.raises(DasdError, match="two held-out images, not 1"):
-        evaluation.score_method("m", "d", images, PROMPTS, images[:1], None, config)
+        score("m", images, PROMPTS, images[:1], own=None)
 
 
-# the scorer
-
-
-def test_the_judge_is_frozen_and_loads_quietly(config, caplog):
-    with caplog.at_level(logging.WARNING):
-        scorer = evaluation.load_scorer(config, "cpu")
-    assert not scorer.clip.training
-    assert not any(p.requires_grad for p in scorer.clip.parameters())
-    assert caplog.text == ""
-
-
-def test_a_missing_judge_says_where_it_was_looked_for(config, tmp_path):
-    with pytest.raises(DasdError, match=r"no folder .*nowhere/clip"):
-        evaluation.load_scorer(config.replace(clip=str(tmp_path / "nowhere" / "clip")))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DasdError, match=r"cannot be loaded from .*empty"):
-        evaluation.load_scorer(config.replace(clip=str(tmp_path / "empty")))
-
-
-# files
-
-
-def write_prompts(config, tmp_path, values):
-    (tmp_path / "satellite.json").write_text(json.dumps(values), encoding="utf8")
-    return config.replace(prompts_dir=str(tmp_path))
-
-
-def test_prompts_are_strings_or_objects_with_text(config, tmp_path):
-    values = {"domain": "satellite", "prompts": ["a river", {"text": "a harbor", "attributes": {"n": 1}}]}
-    config = write_prompts(config, tmp_path, values)
-    assert evaluation.load_prompts(config, "satellite") == ["a river", "a harbor"]
-
-
-@pytest.mark.parametrize(
-    "values",
-    [{"prompts": ["one"]}, {"prompts": ["one", ""]}, {"prompts": "two"}, {"prompts": ["a", {}]}, ["a", "b"]],
-)
-def test_malformed_prompts_are_refused(config, tmp_path, values):
-    with pytest.raises(DasdError, match=r"satellite\.json must hold"):
-        evaluation.load_prompts(write_prompts(config, tmp_path, values), "satellite")
-
-
-def test_told_attributes_are_all_or_none(config, tmp_path):
-    both = [{"text": "a river", "attributes": {"scene": "river"}}, {"text": "x", "attributes": {"a": "b"}}]
-    assert evaluation.load_mentioned(write_prompts(config, tmp_path, {"prompts": both}), "satellite") == [
-        {"scene": "river"},
-        {"a": "b"},
-    ]
-    some = write_prompts(config, tmp_path, {"prompts": [both[0], "a harbor"]})
-    assert evaluation.load_mentioned(some, "satellite") is None
-    wrong = write_prompts(config, tmp_path, {"prompts": [{"text": "x", "attributes": ["a"]}, both[1]]})
-    with pytest.raises(DasdError, match="object of texts"):
-        evaluation.load_mentioned(wrong, "satellite")
-
-
-def test_a_reader_adds_the_share_of_attributes_shown(scorer, config):
+def test_a_classifier_of_attributes_adds_the_share_shown(scorer, score):
     class Reader:
         table = AttributeTable({"satellite": {"scene": ["river", "harbor"], "bridge": ["yes", "no"]}})
 
         def read(self, images, domain):
             return [{"scene": "river", "bridge": "yes"}] * len(images)
 
-    def score(mentioned, reader):
-        reading = dataclasses.replace(scorer, reader=reader)
-        prompts = evaluation.embed_prompts(PROMPTS, reading, mentioned)
-        given = ("DASD", "satellite", pictures(0, 8, (9, 9, 9)), prompts, pictures(2, 4, (9, 9, 9)))
-        return {row["metric"]: row["value"] for row in evaluation.score_method(*given, reading, config)}
+    def values(mentioned, reader):
+        own = dataclasses.replace(scorer, reader=reader)
+        prompts = evaluation.embed_prompts(PROMPTS, own, mentioned)
+        return {row["metric"]: row["value"] for row in score("m", pictures(0, 8, RED), prompts, own=own)}
 
     four = [{"scene": "river"}, {"scene": "river", "bridge": "no"}, {"scene": "harbor"}, {"bridge": "yes"}]
     mentioned = [entry for entry in four for _ in range(2)]
-    assert score(mentioned, Reader())["attribute_accuracy"] == pytest.approx(2.5 / 4)
+    assert values(mentioned, Reader())["attribute_accuracy"] == pytest.approx(2.5 / 4)
     with pytest.raises(DasdError, match="no scene = 'lake'"):
-        score([{"scene": "lake"}] * 8, Reader())
-    for values, reader in ((mentioned, None), ([*mentioned[:7], None], Reader()), (None, Reader())):
-        assert "attribute_accuracy" not in score(values, reader)
+        values([{"scene": "lake"}] * 8, Reader())
+    for given, reader in ((mentioned, None), ([*mentioned[:7], None], Reader()), (None, Reader())):
+        assert "attribute_accuracy" not in values(given, reader)
 
 
-def test_missing_prompts_say_which_file(config, tmp_path):
-    with pytest.raises(DasdError, match=r"domain 'satellite' cannot be read from .*satellite\.json"):
-        evaluation.load_prompts(config.replace(prompts_dir=str(tmp_path)), "satellite")
+# the scorer
 
 
-def test_results_come_back_as_they_were_saved(tmp_path, config, rows):
-    path = evaluation.save_results(tmp_path / "new" / "06_evaluation.json", config, rows)
-    results = evaluation.load_results(path)
-    assert results["rows"] == rows
-    assert type(config).from_dict(results["config"]) == config
-    assert os.listdir(path.parent) == ["06_evaluation.json"]
-    assert path.stat().st_mode & 0o044 == 0o044
+def test_the_scorer_is_frozen_loads_quietly_and_gives_unit_norm(config, caplog):
+    with caplog.at_level(logging.WARNING):
+        scorer = evaluation.load_scorer(config, "cpu")
+    assert not scorer.clip.training and caplog.text == ""
+    assert not any(p.requires_grad for p in scorer.clip.parameters())
+    torch.testing.assert_close(scorer.embed(pictures(0, 3, RED)).norm(dim=-1), torch.ones(3))
 
 
-def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
-    path = evaluation.save_results(tmp_path / "r.json", {}, [{"value": 1.0}])
-    before = path.read_text()
-    with pytest.raises(ValueError, match=r"not JSON compliant|Out of range"):
-        evaluation.save_results(path, {}, [{"value": float("nan")}])
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(DasdError, match="No space left"):
-        evaluation.save_results(path, {}, [{"value": 2.0}])
-    assert path.read_text() == before
-    assert os.listdir(tmp_path) == ["r.json"]
-
-
-def test_results_that_are_none_are_refused(tmp_path):
-    with pytest.raises(DasdError, match="cannot be read"):
-        evaluation.load_results(tmp_path / "none.json")
-    (tmp_path / "text.json").write_text("no")
-    with pytest.raises(DasdError, match="no JSON"):
-        evaluation.load_results(tmp_path / "text.json")
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(DasdError, match="holds no results"):
-        evaluation.load_results(tmp_path / "other.json")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DasdError, match="cannot be written"):
-        evaluation.save_results(tmp_path / "file" / "r.json", {}, [])
-
-
-def test_the_table_has_a_column_per_method():
-    def row(method, metric, value, seed=0):
-        low, high = value - 0.01, value + 0.01
-        fixed = {"domain": "xray", "n": 80, "seed": seed}
-        return {"method": method, "metric": metric, "value": value, "low": low, "high": high, **fixed}
-
-    rows = [row("base", "clip_score", 0.2), row("DASD", "clip_score", 0.3), row("DASD", "cmmd", 5.0)]
-    lines = evaluation.table(rows).split("\n")
-    assert lines[0] == "| domain | metric | base | DASD |"
-    assert lines[1] == "|---|---|---|---|"
-    assert lines[2] == "| xray | CLIP score ↑ | 0.200 [0.190, 0.210] | 0.300 [0.290, 0.310] |"
-    assert lines[3] == "| xray | CMMD ↓ |  | 5.00 [4.99, 5.01] |"
-    assert "(seed 1)" in evaluation.table([*rows, row("base", "kid", 1.0, seed=1)])
-
-
-def test_features_of_a_judge_have_unit_norm(scorer):
-    norms = scorer.embed(red_images()).norm(dim=-1)
-    torch.testing.assert_close(norms, torch.ones(8))
+def test_a_missing_clip_says_where_it_was_looked_for(config, tmp_path):
+    with pytest.raises(DasdError, match=r"no folder .*nowhere/clip"):
+        evaluation.load_scorer(config.replace(clip=str(tmp_path / "nowhere" / "clip")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DasdError, match=r"cannot be loaded from .*empty"):
+        evaluation.load_scorer(config.replace(clip=str(tmp_path / "empty")))
 
 
 class Mean(torch.nn.Module):
@@ -254,3 +165,154 @@ def test_inception_is_a_file_that_the_config_names(base_dir, tmp_path):
     path.write_bytes(b"no archive")
     with pytest.raises(DasdError, match=r"inception names .*inception\.pt, which is no TorchScript file"):
         evaluation.load_scorer(config, "cpu")
+
+
+# prompts
+
+
+@pytest.fixture
+def with_prompts(config, tmp_path):
+    """Return `with_prompts(values)`: the config whose file of satellite prompts holds these values."""
+
+    def write(values):
+        (tmp_path / "satellite.json").write_text(json.dumps(values), encoding="utf8")
+        return config.replace(prompts_dir=str(tmp_path))
+
+    return write
+
+
+def test_prompts_are_strings_or_objects_with_text(with_prompts):
+    config = with_prompts({"domain": "satellite", "prompts": ["a river", {"text": "a harbor", "more": 1}]})
+    assert evaluation.load_prompts(config, "satellite") == ["a river", "a harbor"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"prompts": ["one"]}, {"prompts": ["one", ""]}, {"prompts": "two"}, {"prompts": ["a", {}]}, ["a", "b"]],
+)
+def test_malformed_prompts_are_refused(with_prompts, values):
+    with pytest.raises(DasdError, match=r"satellite\.json must hold"):
+        evaluation.load_prompts(with_prompts(values), "satellite")
+
+
+def test_attributes_are_mentioned_by_all_prompts_or_none(with_prompts):
+    both = [{"text": "a river", "attributes": {"scene": "river"}}, {"text": "x", "attributes": {"a": "b"}}]
+    found = evaluation.load_mentioned(with_prompts({"prompts": both}), "satellite")
+    assert found == [{"scene": "river"}, {"a": "b"}]
+    some = with_prompts({"prompts": [both[0], "a harbor"]})
+    assert evaluation.load_mentioned(some, "satellite") is None
+    wrong = with_prompts({"prompts": [{"text": "x", "attributes": ["a"]}, both[1]]})
+    with pytest.raises(DasdError, match="object of texts"):
+        evaluation.load_mentioned(wrong, "satellite")
+
+
+def test_missing_prompts_say_which_file(config, tmp_path):
+    with pytest.raises(DasdError, match=r"domain 'satellite' cannot be read from .*satellite\.json"):
+        evaluation.load_prompts(config.replace(prompts_dir=str(tmp_path)), "satellite")
+
+
+# sampling every method, and the whole path
+
+
+class Recorder:
+    """Stands in for a pipeline: remembers its calls, returns images that say prompt and number."""
+
+    def __init__(self):
+        self.calls = []
+
+    def generate(self, prompts, num_images, **options):
+        self.calls.append({"prompts": prompts, "num_images": num_images, **options})
+        images = [
+            [Image.new("RGB", (8, 8), (p, i, 0)) for i in range(num_images)] for p in range(len(prompts))
+        ]
+        return images if num_images > 1 else [row[0] for row in images], None, None
+
+
+def calls(config):
+    recorder = Recorder()
+    for method in evaluation.METHODS:
+        evaluation.sample_method(config, recorder, method, config.domains[0], ["a harbor", "a forest"])
+    return recorder.calls
+
+
+def test_methods_share_seeds_settings_and_counts(tiny_config):
+    base, style, dasd = calls(tiny_config)
+    for name in ("seed", "settings", "num_images"):
+        assert base[name] == style[name] == dasd[name]
+    assert base["settings"].guidance_scale == tiny_config.evaluation.guidance_scale
+    assert base["prompts"] == dasd["prompts"] == ["a harbor", "a forest"]
+    assert (base["domain"], style["domain"], dasd["domain"]) == (None, None, "satellite")
+    assert style["prompts"] == [f"{p}, {tiny_config.domains[0].style_suffix}" for p in base["prompts"]]
+    other = calls(tiny_config.replace(seed=1))[0]["seed"]
+    assert len({*base["seed"], *other}) == 4  # each prompt has noise of its own
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_images_come_prompt_by_prompt(tiny_config, count):
+    config = tiny_config.replace(images_per_prompt=count)
+    made = evaluation.sample_method(config, Recorder(), "DASD", config.domains[0], ["a", "b"])
+    assert [image.getpixel((0, 0))[:2] for image in made] == [(p, i) for p in range(2) for i in range(count)]
+    with pytest.raises(DasdError, match="DASD"):
+        evaluation.sample_method(config, Recorder(), "dasd", config.domains[0], ["a"])
+
+
+def test_the_protocol_is_that_of_the_config(tiny_config):
+    """Not that of the run which the pipeline was loaded from."""
+    recorder = Recorder()
+    recorder.config = tiny_config.replace(images_per_prompt=5)
+    rows, images = evaluation.evaluate(tiny_config, recorder, methods=("base",), progress=False)
+    assert len(images["base", "satellite"]) == rows[0]["n"] == 40
+    assert {row["metric"] for row in rows} == {"clip_score", "clip_floor", "cmmd", "kid"}
+
+
+def test_wrong_attributes_are_refused_before_any_sampling(tiny_config, monkeypatch):
+    table = AttributeTable({"satellite": {"scene": ["harbor"]}})
+    scorer = evaluation.Scorer(None, None, None, SimpleNamespace(table=table))
+    monkeypatch.setattr(evaluation, "load_scorer", lambda config: scorer)
+    recorder = Recorder()
+    with pytest.raises(DasdError, match="no scene = 'airport'"):
+        evaluation.evaluate(tiny_config, recorder, progress=False)
+    assert recorder.calls == []
+
+
+# files and tables
+
+
+def test_results_come_back_as_they_were_saved(tmp_path, config, rows):
+    path = evaluation.save_results(tmp_path / "new" / "06_evaluation.json", config, rows)
+    results = evaluation.load_results(path)
+    assert results["rows"] == rows
+    assert type(config).from_dict(results["config"]) == config
+    assert os.listdir(path.parent) == ["06_evaluation.json"]
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
+    path = evaluation.save_results(tmp_path / "r.json", {}, [{"value": 1.0}])
+    before = path.read_text()
+    with pytest.raises(ValueError, match=r"not JSON compliant|Out of range"):
+        evaluation.save_results(path, {}, [{"value": float("nan")}])
+    assert path.read_text() == before and os.listdir(tmp_path) == ["r.json"]
+
+
+def test_results_that_are_none_are_refused(tmp_path):
+    with pytest.raises(DasdError, match="cannot be read"):
+        evaluation.load_results(tmp_path / "none.json")
+    (tmp_path / "text.json").write_text("no")
+    with pytest.raises(DasdError, match="no JSON"):
+        evaluation.load_results(tmp_path / "text.json")
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(DasdError, match="holds no results"):
+        evaluation.load_results(tmp_path / "other.json")
+
+
+def test_the_table_has_a_column_per_method():
+    def row(method, metric, value, seed=0):
+        ends = {"value": value, "low": value - 0.01, "high": value + 0.01}
+        return {"method": method, "metric": metric, **ends, "domain": "xray", "n": 80, "seed": seed}
+
+    rows = [row("base", "clip_score", 0.2), row("DASD", "clip_score", 0.3), row("DASD", "cmmd", 5.0)]
+    lines = evaluation.table(rows).split("\n")
+    assert lines[:2] == ["| domain | metric | base | DASD |", "|---|---|---|---|"]
+    assert lines[2] == "| xray | CLIP score ↑ | 0.200 [0.190, 0.210] | 0.300 [0.290, 0.310] |"
+    assert lines[3] == "| xray | CMMD ↓ |  | 5.00 [4.99, 5.01] |"
+    assert "(seed 1)" in evaluation.table([*rows, row("base", "kid", 1.0, seed=1)])

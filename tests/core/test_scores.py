@@ -79,21 +79,21 @@ def test_prompts_take_turns(wanted):
 
 
 def test_the_floor_never_compares_with_an_equal_text(scorer, wanted, config, domains):
-    asked = dataclasses.replace(
+    prompts = dataclasses.replace(
         wanted.prompts,
         texts=["a", "b"] * (COUNT // 2),
         features=wanted.prompts.features[[0, 1] * (COUNT // 2)],
     )
-    found = evaluation.score_images(heldout(config), wanted, scorer, domains, own=asked)
+    found = evaluation.score_images(heldout(config), wanted, scorer, domains, own=prompts)
     other = wanted.prompts.features[[1, 0] * (COUNT // 2)]
     torch.testing.assert_close(found["clip_floor"], (wanted.heldout * other).sum(dim=1))
 
 
 def test_a_caption_for_all_images_has_no_floor(config, scorer, wanted, domains):
-    asked = dataclasses.replace(
+    prompts = dataclasses.replace(
         wanted.prompts, texts=["a dog"] * COUNT, features=wanted.prompts.features[:1].expand(COUNT, -1)
     )
-    alike = dataclasses.replace(wanted, prompts=asked)
+    alike = dataclasses.replace(wanted, prompts=prompts)
     found = evaluation.score_images(heldout(config), alike, scorer, domains)
     assert "clip_floor" not in found and found["clip_score"].shape == (COUNT,)
     assert "clip_floor" not in evaluation.estimates([found], alike, 20)
@@ -106,10 +106,10 @@ def fake(seed, shift=0.0, n=2 * COUNT, d=8):
 
 
 def made_reference(d=8):
-    asked = evaluation.Prompts([f"prompt {i}" for i in range(COUNT)], torch.zeros(COUNT, d))
+    prompts = evaluation.Prompts([f"prompt {i}" for i in range(COUNT)], torch.zeros(COUNT, d))
     real = fake(99, n=COUNT, d=d)["features"]
     return evaluation.Reference(
-        "satellite", asked, real, fake(98, n=40, d=d)["features"], torch.zeros(COUNT, 3, 1, 1)
+        "satellite", prompts, real, fake(98, n=40, d=d)["features"], torch.zeros(COUNT, 3, 1, 1)
     )
 
 
