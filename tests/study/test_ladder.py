@@ -268,7 +268,7 @@ def test_unconditional_methods_sample_the_empty_prompt(config, tmp_path):
 def test_a_method_without_calibration_is_not_done(config, tmp_path):
     method = method_of("DASD, calibrated")
     assert not ladder.is_done(config.replace(output_dir=str(tmp_path)), method, 0)
-    with pytest.raises(DasdError, match=r"calibration\.json: No such file.*`dasd calibrate`"):
+    with pytest.raises(DasdError, match=r"`dasd calibrate`.*calibration\.json: No such file"):
         ladder.tasks(config.replace(output_dir=str(tmp_path)), method, 0)
 
 
