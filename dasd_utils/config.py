@@ -1,4 +1,4 @@
-"""Every setting of the project, once: what a field may hold is its type. JSON in and out."""
+"""Every setting of the project, once. The type of a field says what it may hold; JSON in and out."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ Kind = typing.TypeVar("Kind")
 
 
 class DasdError(ValueError):
-    """What the user can mend: the message says what is wrong, where, and what to do."""
+    """An error that the user can fix: the message says what is wrong, where, and what to do."""
 
 
-# The types of fields: no settings exist that break a bound or a pattern.
+# The types of fields. Settings that break a bound or a pattern cannot be constructed.
 
 
 def _plain_text(value: Any) -> Any:
@@ -89,9 +89,9 @@ GUIDANCE = typing.get_args(Guidance)
 
 @typing.dataclass_transform(frozen_default=True)
 def section(kind: type[Kind]) -> type[Kind]:
-    """Make a class a frozen dataclass whose fields hold what their types say; DasdError for all else.
+    """Decorate a class: it becomes a frozen dataclass that raises DasdError for a value of another type.
 
-    Numbers are finite. Nothing is converted but an int to a float, a list to a tuple and a path to text.
+    Floats must be finite. An int becomes a float, a list a tuple, a path text; nothing else is converted.
     """
     rules = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
     made = pydantic.dataclasses.dataclass(frozen=True, config=rules)(kind)
@@ -130,25 +130,27 @@ def read_object(kind: type[Kind], values: Any, where: str) -> Kind:
 
 
 def _explain(error: pydantic.ValidationError, kind: type, where: str = "") -> str:
-    """Return what is wrong with one field: an unknown one, for which another may lack, or the first."""
-    slips = error.errors(include_url=False)
-    slip = min(slips, key=lambda each: each["type"] != "unexpected_keyword_argument")
-    path = [where, *slip["loc"]] if where else list(slip["loc"])
+    """Return what is wrong with one field: an unknown one if there is any, as its name may be misspelled."""
+    problems = error.errors(include_url=False)
+    problem = min(problems, key=lambda each: each["type"] != "unexpected_keyword_argument")
+    path = [where, *problem["loc"]] if where else list(problem["loc"])
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     outer = place.rpartition(".")[0]
-    match slip["type"]:
+    match problem["type"]:
         case "value_error":
-            return str(slip["ctx"]["error"])  # a DasdError
+            return str(problem["ctx"]["error"])  # a DasdError
         case "unexpected_keyword_argument":
-            names = [part for part in slip["loc"][:-1] if isinstance(part, str)]
+            names = [part for part in problem["loc"][:-1] if isinstance(part, str)]
             known = dataclasses.fields(KINDS[names[-1]] if names else kind)
             return _unknown_field(path[-1], [each.name for each in known], outer)
         case "missing":
             return f"{outer or 'The config'} lacks the field {path[-1]!r}."
         case "literal_error":
-            return _not_a_choice(place, slip["input"], re.findall("'(.+?)'", slip["ctx"]["expected"]))
+            return _not_a_choice(place, problem["input"], re.findall("'(.+?)'", problem["ctx"]["expected"]))
         case _:
-            return f"{place} is {_show(slip['input'])}; {slip['msg'].replace('Input should', 'it must')}."
+            return (
+                f"{place} is {_show(problem['input'])}; {problem['msg'].replace('Input should', 'it must')}."
+            )
 
 
 def _show(value: Any) -> str:
@@ -202,7 +204,7 @@ class DomainConfig:
 
     name: Name
     data: Place  # "toyworld:<domain>", a hub id, or a folder
-    token: Token | None = None  # "<satellite>"; the source has none, other domains may
+    token: Token | None = None  # "<satellite>"; the source has none, and a target may have none
     initial_word: Text = ""  # the token starts at the mean of this word's pieces
     image_column: Text = "image"
     caption_column: Text | None = None  # a sentence, or a list of which one is drawn at each step
@@ -248,10 +250,10 @@ class DataConfig:
 class LoraSettings:
     """Low-rank updates of the UNet (arXiv 2106.09685)."""
 
-    rank: Count = 8  # 0: no LoRA, the tokens alone learn
+    rank: Count = 8  # 0: no LoRA, only the tokens are trained
     alpha: Rate = 32.0
     dropout: Share = 0.1
-    convolutions: Literal["all", "mid", "none"] = "all"  # whose `conv1`, `conv2` learn: those of which blocks
+    convolutions: Literal["all", "mid", "none"] = "all"  # the blocks whose convolutions have LoRA
 
 
 @section
@@ -273,8 +275,8 @@ class AlignmentConfig:
 class TrainingConfig:
     """One optimiser step sees `gradient_accumulation_steps` micro-batches of target and source."""
 
-    whole_unet: Flag = False  # every weight of the UNet learns, and there is no LoRA
-    text_free: Flag = False  # with whole_unet: cross-attentions put out a constant that learns
+    whole_unet: Flag = False  # all weights of the UNet are trained, without LoRA
+    text_free: Flag = False  # with whole_unet: a trained constant takes the place of each cross-attention
     max_train_steps: Positive = 600
     target_batch_size: Positive = 24
     source_batch_size: Count = 8  # the published 3 : 1
@@ -464,7 +466,7 @@ def _section_of(name: str) -> str:
 
 
 def _contradictions(config: Config) -> Iterator[str]:
-    """Yield what could only fail later."""
+    """Yield why fields do not fit together, where training would only fail later."""
     names = [domain.name for domain in (config.source, *config.domains)]
     tokens = [domain.token for domain in config.domains if domain.token is not None]
     if not config.domains:
@@ -503,7 +505,7 @@ def _contradictions(config: Config) -> Iterator[str]:
 def _contradictions_of_mmd(
     training: TrainingConfig, alignment: AlignmentConfig, domains: int
 ) -> Iterator[str]:
-    """An unbiased MMD needs two samples of each domain: in the batch, or with the queue's help."""
+    """Yield why the MMD cannot be estimated; unbiased, it needs two samples a domain, batch or queue."""
     if alignment.pairs and (alignment.unbiased or alignment.queue_size):
         yield ("pairs compares single samples, which has no unbiased estimate and no use for a queue: set "
                "unbiased to false and queue_size to 0, or pairs to false.")  # fmt: skip
@@ -594,9 +596,9 @@ def _check_method(config: Config) -> None:
 
 
 def resolve(path: str | Path) -> Path:
-    """Return an absolute path; a relative one starts at the present folder if it is there, else at ROOT.
+    """Return an absolute path; a relative one is looked for in the current folder, then under ROOT.
 
-    Raises DasdError for a path that no file can have: too long, a loop of links, the home of nobody.
+    Raises DasdError for a path that no file can have: too long, a loop of links, the home of an unknown user.
     """
     try:
         found = Path(path).expanduser()

@@ -13,7 +13,6 @@ from transformers import CLIPModel, CLIPTokenizer
 from dasd_utils import toyworld
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.pretrain import build, evaluate, shared, stages
-from dasd_utils.pretrain.shared import Images
 from dasd_utils.pretrain.stages import Text, contrastive
 from dasd_utils.toyworld.attribute_classifier import AttributeClassifier
 
@@ -63,27 +62,27 @@ def test_tokenizer_knows_every_byte(base):
     for text in ("zebra 42", "Ünïcode €", "x-ray"):
         ids = tokenizer(text).input_ids
         assert ids[0] == tokenizer.bos_token_id and ids.index(tokenizer.eos_token_id) == len(ids) - 1
-        assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.lower().replace(
-            " ", ""
-        )
+        decoded = tokenizer.decode(ids, skip_special_tokens=True)
+        assert decoded.replace(" ", "") == text.lower().replace(" ", "")
 
 
-def test_latents_have_unit_variance(base):
-    config, _ = base
-    work = resolve(config.work_dir)
-    autoencoder = stages.train_vae(config, work, progress=False)
-    images = Images(work, toyworld.DOMAINS)
+@pytest.fixture
+def vae(base):
+    """Return (the trained VAE, all images)."""
+    work = resolve(base[0].work_dir)
+    return stages.train_vae(base[0], work, progress=False), shared.Images(work, toyworld.DOMAINS)
+
+
+def test_latents_have_unit_variance(vae):
+    autoencoder, images = vae
     picks = images.draw(np.random.default_rng(0), stages.MEASURED)
     latents = autoencoder.encode(images.pixels(picks)).latent_dist.mean
     assert latents.mean((0, 2, 3)).abs().max() < 0.05
     assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.05
 
 
-def test_normalising_leaves_reconstructions_alone(base):
-    config, _ = base
-    work = resolve(config.work_dir)
-    images = Images(work, toyworld.DOMAINS)
-    autoencoder = stages.train_vae(config, work, progress=False)
+def test_normalising_leaves_reconstructions_alone(vae):
+    autoencoder, images = vae
     pixels = images.pixels([(0, 1), (1, 2)])
     before = autoencoder.decode(autoencoder.encode(pixels).latent_dist.mean).sample
     again = stages.normalise_latents(autoencoder, images)
@@ -113,12 +112,14 @@ class Line(torch.nn.Linear):
         return (self(batch) - batch[:, :1]).square().mean()
 
 
-def fitted(folder, steps, stop=None):
+def fitted(folder, steps, stop=None, **options):
     """Return the weights after `steps` steps in `folder`, or None where the run was stopped."""
-    config = shared.PretrainConfig(checkpoint_every=2, log_every=1, decay=0.5, learning_rate=0.01)
+    config = shared.PretrainConfig(
+        checkpoint_every=2, log_every=1, decay=0.5, learning_rate=0.01, preview_every=2
+    )
     line = Line(stop)
     try:
-        return shared.fit(line, line.loss_at, steps, config, folder, progress=False).state_dict()
+        return shared.fit(line, line.loss_at, steps, config, folder, False, **options).state_dict()
     except KeyboardInterrupt:
         return None
 
@@ -149,10 +150,9 @@ def test_a_shorter_plan_is_refused(tmp_path):
 
 
 def test_other_inputs_are_refused(tmp_path):
-    config, line = shared.PretrainConfig(), Line()
-    shared.fit(line, line.loss_at, 2, config, tmp_path, progress=False, inputs="one")
+    fitted(tmp_path, 2, inputs="one")
     with pytest.raises(DasdError, match="other parts"):
-        shared.fit(line, line.loss_at, 2, config, tmp_path, progress=False, inputs="two")
+        fitted(tmp_path, 2, inputs="two")
 
 
 def test_a_torn_log_line_is_no_obstacle(tmp_path):
@@ -164,13 +164,10 @@ def test_a_torn_log_line_is_no_obstacle(tmp_path):
 
 def test_previews_leave_the_training_alone(tmp_path):
     plain = fitted(tmp_path / "plain", 6)
-    config, line = shared.PretrainConfig(learning_rate=0.01, preview_every=2, decay=0.5), Line()
     shown = []
-    shared.fit(
-        line, line.loss_at, 6, config, tmp_path / "shown", False, lambda model, path: shown.append(path)
-    )
+    drawn = fitted(tmp_path / "shown", 6, preview=lambda model, path: shown.append(path))
     assert len(shown) == 3
-    assert all(torch.equal(plain[name], value) for name, value in line.state_dict().items())
+    assert all(torch.equal(plain[name], value) for name, value in drawn.items())
 
 
 def test_a_work_folder_keeps_its_settings(base):
@@ -196,9 +193,10 @@ def test_assembling_replaces_a_base_and_keeps_its_card(base):
 
 def test_a_nan_stops_the_stage(tmp_path):
     line = Line()
-    config = shared.PretrainConfig()
     with pytest.raises(DasdError, match="step 0"):
-        shared.fit(line, lambda step: line.weight.sum() * float("nan"), 2, config, tmp_path, progress=False)
+        shared.fit(
+            line, lambda _: line.weight.sum() * float("nan"), 2, shared.PretrainConfig(), tmp_path, False
+        )
 
 
 def test_contrastive_has_several_right_answers():
@@ -210,7 +208,7 @@ def test_contrastive_has_several_right_answers():
     assert contrastive(everyday_wins, right) > 5
 
 
-def test_a_text_suits_what_shows_all_it_tells():
+def test_a_text_suits_what_shows_all_it_mentions():
     text = Text("two ships in a harbor", "satellite", {"scene": "harbor", "count": "two"})
     shown = {"scene": "harbor", "count": "two", "water": "blue"}
     assert text.suits("satellite", shown) and not text.suits("painting", shown)
