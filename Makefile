@@ -6,7 +6,7 @@ COURSE = data/runs/course
 AUDIT = .venv-audit
 CODE = dasd_utils benchmarks book/*.py tests/audit.py
 PROCESSES ?= 2  # that share the tests, one thread each
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n $(PROCESSES) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 LADDER = $(BIN)/dasd ladder --seeds 0,1,2 --workers 2
 ADAPT = $(BIN)/dasd adapt --workers 2
 CONDITIONAL = --against "DomainStudio, no losses" --only base --only "base + style words" \
@@ -32,7 +32,7 @@ course: install
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(PYTEST) --no-loadscope-reorder -m "not browser"
+	$(PYTEST) -m "not browser"
 	$(PYTEST) --nbval-lax --nbval-cell-timeout=1500 notebooks
 
 browser: $(VENV)/.browser  # the pages, clicked through in an installed Chromium or Chrome

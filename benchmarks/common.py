@@ -21,8 +21,6 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from dasd_utils import evaluation
-
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 Row = dict[str, Any]
@@ -230,4 +228,6 @@ def save(name: str, settings: dict[str, Any], rows: Sequence[Row]) -> Path:
         what = {key: value for key, value in row.items() if not isinstance(value, Measure)}
         measures = {key: value for key, value in row.items() if isinstance(value, Measure)}
         flat += [{"seed": 0, **what, "metric": key, **value._asdict()} for key, value in measures.items()]
+    from dasd_utils import evaluation  # here: a worker starts without what this loads
+
     return evaluation.save_results(RESULTS / f"bench_{name}.json", settings, flat)

@@ -41,7 +41,7 @@ class Command:
         for index in range(count):
             own = {"RANK": str(index), "LOCAL_RANK": str(index)} if count > 1 else {}
             arguments = (list(map(str, words)), shared | own, folder, index, prepare)
-            self.processes.append(FORKS.Process(target=_be_dasd, args=arguments))
+            self.processes.append(FORKS.Process(target=_be_dasd, args=arguments, daemon=True))
             self.processes[-1].start()
 
     def finish(self, timeout: float = 300) -> list[int]:

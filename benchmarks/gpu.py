@@ -127,8 +127,8 @@ def largest(rows: list[common.Row]) -> list[common.Row]:
     found = []
     for limit in LIMITS:
         for checkpointing in (False, True):
-            alike = [r for r in rows if r["gradient_checkpointing"] == checkpointing and "peak_gb" in r]
-            fitting = [row for row in alike if row["peak_gb"].high <= limit]
+            measured = [r for r in rows if r["gradient_checkpointing"] == checkpointing and "peak_gb" in r]
+            fitting = [row for row in measured if row["peak_gb"].high <= limit]
             found += [{**row, "limit_gb": limit} for row in fitting[-1:]]
     return found
 

@@ -45,7 +45,7 @@ def factory(name: str, precision: str, batch_size: int) -> common.Operations:
 
 
 def main(
-    precision: Annotated[str, typer.Option(help="no, bf16, fp16 or auto, for all alike")] = "auto",
+    precision: Annotated[str, typer.Option(help="no, bf16, fp16 or auto, the same for all")] = "auto",
     threads: int = 2,
     batch_size: int = 8,
     repeats: Annotated[int, typer.Option(min=1)] = 5,

@@ -1,4 +1,4 @@
-"""Kill a training run at many moments and resume it: is it, bit for bit, the run that nobody killed?
+"""Kill a training run at many moments and resume it: is it, bit for bit, the run that was never killed?
 
 python benchmarks/kill_resume.py --kills 20
 """
@@ -115,7 +115,7 @@ def attempt(folder: Path, place: dict[str, Any], base: str | None, expected: dic
 
 
 def undisturbed(folder: Path, base: str | None) -> dict[str, str]:
-    """Return the hashes of a run that nobody kills, in the place where the others will be."""
+    """Return the hashes of a run that is not killed, in the folder where the others will be."""
     failed, said = train(settings(folder, base).save(folder / "config.json"))
     if failed:
         raise SystemExit(said)
@@ -156,7 +156,7 @@ def main(
     columns = ("phase", "entry", "after", "step", "resumed_from", "resumed", "equal")
     print(common.table(rows, dict.fromkeys(columns, "")))
     good = [row["killed"] and row["each_step_once"] and row["equal"] for row in rows]
-    print(f"{sum(good)} of {len(rows)} equal to the run that nobody killed")
+    print(f"{sum(good)} of {len(rows)} equal to the run that was never killed")
     machine = {"machine": common.machine(torch.get_num_threads()), "steps": STEPS}
     flat = [{**row, "n": 1, "good": common.exactly(float(ok))} for row, ok in zip(rows, good, strict=True)]
     share = common.exactly(sum(good) / len(rows))

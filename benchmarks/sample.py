@@ -107,7 +107,7 @@ def score(images: list[Image.Image], domain: str, scorer: evaluation.Scorer, see
 
 
 def main(
-    precision: Annotated[str, typer.Option(help="no, bf16, fp16 or auto, for all alike")] = "auto",
+    precision: Annotated[str, typer.Option(help="no, bf16, fp16 or auto, the same for all")] = "auto",
     threads: int = 2,
     batch_size: int = 8,
     num_images: Annotated[int, typer.Option(help="a domain, for CMMD and attributes", min=2)] = 200,

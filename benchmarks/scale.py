@@ -22,7 +22,7 @@ from dasd_utils.config import Config
 from dasd_utils.runtime import latent_cache, precision
 
 STEPS = 20  # timed training steps
-TOLD = 10_000_000  # images that the table tells of, as a line through what was measured
+LARGEST = 10_000_000  # images of the rows that are extrapolated
 SHARED = 10_000  # images that several workers encode together
 STAGES = ("prepare", "encode", "train")
 FORMATS = {"images": "", "workers": "", "stage": "", "seconds": ".0f", "peak_gb": ".2f", "disk_gb": ".3f"}
@@ -102,28 +102,28 @@ def shared(images: int, count: int) -> common.Row:
     return row | {"seconds": common.exactly(seconds)}
 
 
-def told(rows: list[common.Row]) -> list[common.Row]:
-    """Return rows for TOLD images: the line through the two largest measurements of what grows."""
+def extrapolated(rows: list[common.Row]) -> list[common.Row]:
+    """Return rows for LARGEST images: the line through the two largest measurements of what grows."""
     sizes = sorted({row["images"] for row in rows})[-2:]
     if len(sizes) < 2:
         return []
     result = []
     for stage in STAGES[:2]:
         pair = [r for size in sizes for r in rows if (r["images"], r["stage"]) == (size, stage)]
-        row = {"images": TOLD, "workers": 1, "stage": stage, "n": 2, "made": "extrapolated"}
+        row = {"images": LARGEST, "workers": 1, "stage": stage, "n": 2, "made": "extrapolated"}
         for name in ("seconds", "peak_gb", "disk_gb"):
             if name in pair[0]:
                 slope, start = np.polyfit(sizes, [each[name].value for each in pair], 1)
-                row[name] = common.exactly(float(start + slope * TOLD))
+                row[name] = common.exactly(float(start + slope * LARGEST))
         result.append(row)
     return result
 
 
 def sd15_disk() -> common.Row:
-    """Return the cache of TOLD images of 512 px for Stable Diffusion 1.5: mean and deviation in float16."""
+    """Return the cache of LARGEST images of 512 px for SD 1.5: mean and deviation in float16."""
     size = 2 * 4 * 64 * 64 * 2
-    row = {"images": TOLD, "workers": 1, "stage": "encode, SD 1.5 at 512 px", "n": 1, "made": "counted"}
-    return row | {"disk_gb": common.exactly(size * TOLD / 1e9)}
+    row = {"images": LARGEST, "workers": 1, "stage": "encode, SD 1.5 at 512 px", "n": 1, "made": "counted"}
+    return row | {"disk_gb": common.exactly(size * LARGEST / 1e9)}
 
 
 def main(
@@ -139,7 +139,7 @@ def main(
         print(common.table(rows[-len(STAGES) :], FORMATS), flush=True)
     alone = [row for row in rows if row["images"] == SHARED]
     extra = [shared(SHARED, workers)] if workers > 1 and alone else []
-    rows += [*extra, *told(rows), sd15_disk()]
+    rows += [*extra, *extrapolated(rows), sd15_disk()]
     print(common.table(rows, FORMATS))
     print(common.save("scale", {"machine": common.machine(threads), "train_steps": STEPS}, rows))
 

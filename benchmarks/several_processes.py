@@ -39,7 +39,7 @@ def settings(folder: Path, images: int) -> Config:
 
 
 def trained(folder: Path, count: int, images: int) -> tuple[torch.Tensor, list[dict], float]:
-    """Train in so many processes; return (all weights, history, seconds)."""
+    """Train in `count` processes; return (all weights, history, seconds)."""
     path = settings(folder, images).save(folder.parent / f"{count}.json")
     launcher = [*LAUNCH, "--num_processes", str(count), "-m"] if count > 1 else []
     command = [sys.executable, "-m", *launcher, "dasd_utils.apps.cli.main", "train", "--config", path]

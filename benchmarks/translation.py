@@ -58,7 +58,7 @@ def factory(every_step: bool, batch_size: int, precision: str) -> common.Operati
 
 
 def main(
-    precision: Annotated[str, typer.Option(help="no, bf16, fp16 or auto, for all alike")] = "auto",
+    precision: Annotated[str, typer.Option(help="no, bf16, fp16 or auto, the same for all")] = "auto",
     threads: int = 2,
     batch_size: int = 8,
     repeats: Annotated[int, typer.Option(min=1)] = 5,

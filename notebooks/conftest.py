@@ -9,33 +9,36 @@ from typing import Any
 
 import pytest
 
-SMALLER: dict[str, dict[str, Any]] = {
-    "03_training": {"max_train_steps": 60, "sample_every": 20},
-    "04_sampling": {"guidance_scales": [1.0, 4.0, 7.5], "num_prompts": 8, "step_counts": [5, 15]},
-    "06_evaluation": {"images_per_prompt": 1, "num_inference_steps": 8},
-    "07_domainstudio": {
-        "num_source_images": 12,
-        "max_train_steps": 20,
-        "max_train_steps_without_text": 20,
-        "num_samples": 12,
-    },
-    "08_guidance": {"max_train_steps": 20, "earlier_steps": [5], "num_compared": 12, "num_edited": 8},
+SMALLER: dict[str, dict[str, Any]] = {  # in the order in which they begin, the longest first
     "09_diffusionclip": {
-        "num_images": 8,
-        "max_train_steps": 18,
-        "published_steps": 6,
-        "num_compared": 12,
-        "num_labelled": 40,
-        "num_tested": 40,
+        "num_images": 6,
+        "max_train_steps": 10,
+        "published_steps": 4,
+        "num_compared": 6,
+        "num_labelled": 24,
+        "num_tested": 24,
         "timesteps": [50, 350],
     },
-    "10_comparison": {"num_images": 24},
-    "11_alignment": {"num_images": 24},
+    "solutions": {"num_prompts": 4},
+    "03_training": {"max_train_steps": 40, "sample_every": 20},
+    "08_guidance": {"max_train_steps": 12, "earlier_steps": [4], "num_compared": 8, "num_edited": 6},
+    "07_domainstudio": {
+        "num_source_images": 12,
+        "max_train_steps": 12,
+        "max_train_steps_without_text": 12,
+        "num_samples": 12,
+    },
+    "11_alignment": {"num_images": 12},
+    "04_sampling": {"guidance_scales": [1.0, 4.0, 7.5], "num_prompts": 6, "step_counts": [4, 8]},
+    "06_evaluation": {"images_per_prompt": 1, "num_inference_steps": 4},
+    "10_comparison": {"num_images": 12},
 }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Set the smaller numbers after the cell tagged `parameters`, as papermill would."""
+    """Set the smaller numbers after the cell tagged `parameters`, as papermill would; the longest first."""
+    order = list(SMALLER)
+    items.sort(key=lambda item: order.index(item.path.stem) if item.path.stem in order else len(order))
     for item in items:
         cell = getattr(item, "cell", None)
         if cell is None or "parameters" not in cell.metadata.get("tags", []):

@@ -27,7 +27,7 @@ def test_a_stopwatch_adds_up_and_gives_the_functions_back():
     assert set(watch.seconds) == {"first", "second"} and min(watch.seconds.values()) >= 0
 
 
-def test_a_worker_times_answers_and_tells_what_failed():
+def test_a_worker_times_answers_and_says_what_failed():
     worker = common.Worker(dict, threads=1, next=iter([4, 5, 6]).__next__)
     assert worker.ask("value", "next") == 4
     assert 0 <= worker.ask("seconds", "next") < 10
@@ -106,13 +106,15 @@ def test_scale_prepares_encodes_and_trains(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "history.jsonl").read_text().count("\n") == 1
 
 
-def test_scale_tells_of_more_images_by_a_line():
+def test_scale_extrapolates_by_a_line():
     rows = []
     for images in (100, 1000, 10000):
         for stage in ("prepare", "encode", "train"):
             row = {"images": images, "stage": stage, "seconds": common.exactly(2 + images / 100)}
             rows.append(row | {"peak_gb": common.exactly(1 + images * 1e-6)})
-    told = scale.told(rows)
-    assert [(row["stage"], row["images"]) for row in told] == [("prepare", 10**7), ("encode", 10**7)]
-    assert told[0]["seconds"].value == pytest.approx(100002) and told[0]["peak_gb"].value == pytest.approx(11)
-    assert scale.told(rows[:3]) == []
+    found = scale.extrapolated(rows)
+    assert [(row["stage"], row["images"]) for row in found] == [("prepare", 10**7), ("encode", 10**7)]
+    assert found[0]["seconds"].value == pytest.approx(100002) and found[0]["peak_gb"].value == pytest.approx(
+        11
+    )
+    assert scale.extrapolated(rows[:3]) == []

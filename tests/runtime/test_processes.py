@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ LAUNCH += ["--dynamo_backend", "no", "--main_process_port", "0", "-m", "dasd_uti
 
 
 def trained(config: Config, count: int, *options: object) -> tuple[dict, list[dict]]:
-    """Return (adapter, history) of a run in so many processes."""
+    """Return (adapter, history) of a run in `count` processes."""
     folder = Path(config.output_dir)
     path = config.save(folder.parent / f"{count}.json")
     command = Command(["train", "--config", path, "--json", *options], folder.parent / f"said-{count}", count)
@@ -93,35 +94,34 @@ def test_two_processes_compare_the_same_samples_as_one(config, tmp_path):
     assert_close(*runs)
 
 
-@pytest.fixture
-def launched(config, tmp_path):
-    """Return (config, process) of a run that `accelerate launch` started in two, with a checkpoint by now."""
-    config = config.replace(max_train_steps=2000, checkpoint_every=1)
-    words = ["train", "--config", str(config.save(tmp_path / "config.json"))]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+def wait_for_checkpoint(config: Config, is_running: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
-    while checkpoints.newest_checkpoint(tmp_path / "run" / "checkpoints") is None:
-        assert time.monotonic() < deadline and process.poll() is None
+    while checkpoints.newest_checkpoint(Path(config.output_dir) / "checkpoints") is None:
+        assert time.monotonic() < deadline and is_running()
         time.sleep(0.1)
-    return config, process
 
 
-def test_a_killed_process_ends_the_others(launched):
-    config, process = launched
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    os.kill(max(map(int, children.stdout.split())), signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "--resume" in err
+def test_a_killed_process_ends_the_others(config, tmp_path):
+    config = config.replace(max_train_steps=2000, checkpoint_every=1)
+    command = Command(["train", "--config", config.save(tmp_path / "config.json")], tmp_path / "said", 2)
+    first, second = command.processes
+    wait_for_checkpoint(config, first.is_alive)
+    second.kill()
+    assert command.finish(60) == [1, -signal.SIGKILL]
+    assert "--resume" in command.text("err")
     adapter, history = trained(config.replace(max_train_steps=len(rows(config)) + 3), 1, "--resume")
     assert [row["step"] for row in history] == list(range(1, len(history) + 1))
     assert all(value.isfinite().all() for value in adapter.values())
 
 
-def test_sigterm_stops_all_after_a_step_and_saves(launched):
-    config, process = launched
+def test_sigterm_stops_all_after_a_step_and_saves(config, tmp_path):
+    """Here `accelerate launch` starts the two, and passes the signal on."""
+    config = config.replace(max_train_steps=2000, checkpoint_every=1)
+    words = ["train", "--config", str(config.save(tmp_path / "config.json"))]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    wait_for_checkpoint(config, lambda: process.poll() is None)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     last = rows(config)[-1]["step"]
