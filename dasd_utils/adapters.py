@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,18 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # where diffusers looks for it
 SUMMARY_FILE = "adapter.json"
 UNET = "unet"  # the folder of a UNet all of whose weights learned, in the layout of diffusers
 UNET_FILES = (f"{UNET}/config.json", f"{UNET}/diffusion_pytorch_model.safetensors")
-TOKEN = re.compile(r"<[\w-]+>")  # it names a file
+
+
+@cfg.section
+class Summary:
+    """What adapter.json holds: the base, and what was trained on it."""
+
+    base: cfg.Text
+    base_fingerprint: cfg.Text
+    tokens: dict[cfg.Token, cfg.Text]  # token -> file
+    lora: cfg.LoraSettings | None
+    unet: cfg.Text | None = None  # the folder of a complete UNet
+    base_revision: cfg.Text | None = None
 
 
 def base_fingerprint(parts: models.Parts) -> str:
@@ -66,9 +77,9 @@ def load_adapter_state(parts: models.Parts, state: dict[str, Tensor]) -> None:
 
 
 def _trained(parts: models.Parts) -> dict[str, Tensor]:
-    whole = bool(parts.base_weights)
+    whole_unet = bool(parts.base_weights)
     weights = parts.unet.named_parameters()
-    trained = {f"unet.{name}": p for name, p in weights if whole or "lora_" in name}
+    trained = {f"unet.{name}": p for name, p in weights if whole_unet or "lora_" in name}
     return trained if parts.tokens is None else trained | {"tokens.weight": parts.tokens.weight}
 
 
@@ -85,9 +96,8 @@ def _copy(values: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
 def save_adapter(parts: models.Parts, folder: str | Path) -> None:
     """Write the LoRA, one file per token, and adapter.json; an adapter already there is replaced.
 
-    Plain diffusers reads them with `load_lora_weights(folder)` and `load_textual_inversion(file)`. A UNet all
-    of whose weights learned is in `unet/`, for `UNet2DConditionModel.from_pretrained(folder,
-    subfolder="unet")`.
+    Plain diffusers reads them with `load_lora_weights(folder)` and `load_textual_inversion(file)`. A complete
+    UNet is in `unet/`, for `UNet2DConditionModel.from_pretrained(folder, subfolder="unet")`.
     Raises DasdError if there is nothing to save, or the folder is not an adapter's or not writable.
     """
     folder = Path(folder)
@@ -183,28 +193,17 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
     rows = [_read_row(folder / file, token, width) for token, file in summary["tokens"].items()]
     state = None if summary["lora"] is None else _read_tensors(folder / LORA_FILE)
     unet = _read_unet(parts, folder) if summary.get("unet") else None
-    lora = _checked_lora(parts.config, summary["lora"] or {}, folder)
-    if rows:
-        models.attach_tokens(parts, list(summary["tokens"]), torch.stack(rows))
-    if unet is not None:
-        models.unfreeze_unet(parts)
-        _copy(unet, dict(parts.unet.named_parameters()))
     if state is not None:
-        models.add_lora(parts.unet, lora)
+        models.add_lora(parts.unet, cfg.LoraSettings(**summary["lora"]))
         state = {name.removeprefix("unet."): value for name, value in state.items()}
         if _shapes(state) != _shapes(get_peft_model_state_dict(parts.unet)):
             raise cfg.DasdError(f"{folder / LORA_FILE} does not fit the settings in {SUMMARY_FILE}.")
         set_peft_model_state_dict(parts.unet, state)
-
-
-def _checked_lora(config: cfg.Config, settings: dict[str, Any], folder: Path) -> cfg.LoraSettings:
-    try:
-        lora = config.replace(**settings).lora
-    except cfg.DasdError as error:
-        raise cfg.DasdError(f"{folder / SUMMARY_FILE} is damaged: {error}") from None
-    if settings and lora.rank < 1:
-        raise cfg.DasdError(f"{folder / SUMMARY_FILE} is damaged: it names a LoRA of rank {lora.rank}.")
-    return lora
+    if unet is not None:
+        models.unfreeze_unet(parts)
+        _copy(unet, dict(parts.unet.named_parameters()))
+    if rows:
+        models.attach_tokens(parts, list(summary["tokens"]), torch.stack(rows))
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
@@ -216,21 +215,22 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         what = f"it has no {SUMMARY_FILE}" if path.parent.is_dir() else "there is no such folder"
         raise cfg.DasdError(f"There is no adapter in {folder}: {what}. Train one first, or name its folder.")
-    summary = files.read_json(path, "The adapter")
     try:
-        needed = [*summary["tokens"].values(), *([LORA_FILE] if summary["lora"] else [])]
-        needed += UNET_FILES if summary.get("unet") else ()
-        summary["base"], summary["base_fingerprint"], cfg.LoraSettings(**(summary["lora"] or {}))
-        named = summary["tokens"].items()
-        odd = [token for token, file in named if not TOKEN.fullmatch(token) or file != _token_file(token)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise cfg.DasdError(f"{path} is damaged: {error!r}.") from None
-    if odd:  # saved again, it would name a file
-        raise cfg.DasdError(f"{path} is damaged: the token {odd[0]!r} or its file is no plain name.")
+        values = files.read_json(path, "The adapter")
+        names = [each.name for each in dataclasses.fields(Summary)]
+        known = {name: values[name] for name in names if name in values}  # later versions may write more
+        summary = cfg.read_object(Summary, known, SUMMARY_FILE)
+    except (TypeError, ValueError) as error:
+        raise cfg.DasdError(f"{path} is damaged: {error}") from None
+    odd = [file for token, file in summary.tokens.items() if file != _token_file(token)]
+    if odd or (summary.lora and summary.lora.rank == 0):  # a file's name could lead out of the folder
+        raise cfg.DasdError(f"{path} is damaged: no adapter has {odd[0] if odd else 'a LoRA of rank 0'}.")
+    needed = [*summary.tokens.values(), *([LORA_FILE] if summary.lora else [])]
+    needed += UNET_FILES if summary.unet else ()
     missing = [name for name in needed if not (path.parent / name).is_file()]
     if missing:
         raise cfg.DasdError(f"The adapter in {folder} lacks {', '.join(missing)}.")
-    return summary
+    return values
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The losses: noise prediction, MMD, and DASD's objective, L = L_noise + lambda_align * MMD^2.
 
 Pure functions of tensors first, then the pass of a batch through the UNet, the objective of DASD, and which
-objective a config asks for. All objectives are called alike, (parts, batch, config) -> (loss, logs).
+objective a config asks for. All are called as (parts, batch, config) -> (loss, logs).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dasd_utils.runtime import processes
 
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (n, d), (m, d) -> (n, m)
 Objective = Callable[[models.Parts, Batch, Config], tuple[Tensor, dict[str, float]]]
+ALL = slice(None)
 BANDWIDTH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 TIME_SCALE = 10.0  # with `match_timesteps`: 1 / 10 of the time range counts as much as the median distance
 
@@ -210,12 +211,7 @@ def needs_source(config: Config) -> bool:
 
 
 def noise_loss(
-    parts: models.Parts,
-    batch: Batch,
-    eps: Tensor,
-    config: Config,
-    rows: Any = slice(None),
-    kind: str = "target",
+    parts: models.Parts, batch: Batch, eps: Tensor, config: Config, rows: Any = ALL, kind: str = "target"
 ) -> Tensor:
     """Return the noise prediction loss, weighted as configured, of the targets or the sources, by `kind`.
 

@@ -216,7 +216,7 @@ def add_lora(unet: diffusers.UNet2DConditionModel, lora: cfg.LoraSettings) -> No
 
 
 def unfreeze_unet(parts: Parts) -> None:
-    """Let every weight of the UNet learn in the place of a LoRA; copies of the base's are kept beside them.
+    """Let every weight of the UNet learn in the place of a LoRA; copies of the base's stay in `base_weights`.
 
     Raises DasdError if the UNet has a LoRA, or learns already.
     """
@@ -234,7 +234,7 @@ def lora_disabled(parts: Parts) -> Iterator[Parts]:
             yield parts
         return
     layers = _active_layers(parts)
-    trained = {p: p.requires_grad for layer in layers for p in layer.parameters()}
+    flags = {p: p.requires_grad for layer in layers for p in layer.parameters()}
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -242,7 +242,7 @@ def lora_disabled(parts: Parts) -> Iterator[Parts]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
-        for parameter, flag in trained.items():  # peft switches them all on
+        for parameter, flag in flags.items():  # peft switches them all on
             parameter.requires_grad_(flag)
 
 
@@ -255,20 +255,20 @@ def lora_merged(parts: Parts) -> Iterator[Callable[[bool], None]]:
     where the weights are in half precision. Afterwards every weight is as before, to the bit. If the whole
     UNet learned, its weights and the base's change places.
     """
-    whole = bool(parts.base_weights)
-    exchanged = _unet_weights(parts) if whole else _merged_weights(parts)
+    whole_unet = bool(parts.base_weights)
+    exchanged = _unet_weights(parts) if whole_unet else _merged_weights(parts)
 
     def switch(to_adapted: bool) -> None:
         torch.clear_autocast_cache()  # it knows weights by their place, not by their values
         for weight, base, adapted in exchanged:
             weight.data = adapted if to_adapted else base
 
-    with nullcontext() if whole else lora_disabled(parts):
+    with nullcontext() if whole_unet else lora_disabled(parts):
         try:
             switch(True)
             yield switch
         finally:
-            switch(whole)  # a LoRA is beside the base's weights again
+            switch(whole_unet)  # a LoRA is beside the base's weights again
 
 
 def _merged_weights(parts: Parts) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
@@ -330,11 +330,10 @@ def encode_prompts(parts: Parts, prompts: list[str]) -> Tensor:
 def _warn_if_truncated(parts: Parts, prompt: str) -> None:
     limit = parts.tokenizer.model_max_length
     ids = parts.tokenizer(prompt, verbose=False).input_ids
-    if len(ids) <= limit or prompt in parts.truncated_prompts:
-        return
-    parts.truncated_prompts.add(prompt)
-    lost = parts.tokenizer.decode(ids[limit - 1 : -1])
-    log.warning("A prompt of %d tokens is cut to %d. Lost: %r of %r", len(ids), limit, lost, prompt)
+    if len(ids) > limit and prompt not in parts.truncated_prompts:
+        parts.truncated_prompts.add(prompt)
+        lost = parts.tokenizer.decode(ids[limit - 1 : -1])
+        log.warning("A prompt of %d tokens is cut to %d. Lost: %r of %r", len(ids), limit, lost, prompt)
 
 
 @torch.no_grad()

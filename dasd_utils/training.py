@@ -82,10 +82,10 @@ def setup_training(config: Config) -> models.Parts:
     Raises DasdError if the base is missing, already has a token, or lacks the block to align at.
     """
     torch.manual_seed(config.seed)
-    whole = config.training.whole_unet
-    parts = models.load_parts(config, unet_dtype=None if whole else precision.frozen_dtype(config))
+    whole_unet = config.training.whole_unet
+    parts = models.load_parts(config, unet_dtype=None if whole_unet else precision.frozen_dtype(config))
     models.blocks(parts.unet, config.alignment.layer)
-    if whole:
+    if whole_unet:
         models.unfreeze_unet(parts)
         if config.training.text_free:
             paper("text_free").open_text_free(parts.to(precision.default_device()))
@@ -387,7 +387,8 @@ class Run:
             if state["step"] < self.config.training.max_train_steps:
                 (self.folder / checkpoints.MANIFEST).unlink(missing_ok=True)
             for name in (HISTORY, SPEED):
-                checkpoints.truncate_rows(self.folder / name, state["step"])
+                rows = checkpoints.rows_until(self.folder / name, state["step"])
+                checkpoints.write_rows(self.folder / name, rows)
         log.info("Training goes on from %s.", path)
         return state["step"]
 

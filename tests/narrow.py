@@ -145,3 +145,12 @@ def randomise(parameters: dict[str, list[torch.nn.Parameter]], seed: int = 1, sc
     with torch.no_grad():
         for parameter in (p for group in parameters.values() for p in group):
             parameter += scale * torch.randn(parameter.shape, generator=generator)
+
+
+@torch.no_grad()
+def predicted_noise(unet: UNet2DConditionModel, text: torch.Tensor) -> torch.Tensor:
+    """Return what a UNet predicts for fixed latents of 8 x 8, one row a text condition."""
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(len(text), 4, 8, 8, generator=generator)
+    timesteps = torch.randint(0, 1000, (len(text),), generator=generator)
+    return unet(latents, timesteps, text).sample

@@ -40,7 +40,7 @@ UNTRAINED = (
     "domain.calibration", "domain.descriptions", "domain.style_suffix",
 )  # fmt: skip
 SAME_NUMBERS = "training.gradient_checkpointing"  # the same activations, computed twice
-# Fields in which two runs may differ and yet count as the same, by what is asked of them.
+# Fields in which two runs may differ and yet count as the same, by purpose.
 MAY_DIFFER = {
     # one goes on from the other's checkpoint; a method's TRAINED_WITH may not differ even so
     "resume": (*UNTRAINED, SAME_NUMBERS, "training.max_train_steps", "model.clip", "model.clip_revision"),
@@ -75,13 +75,13 @@ def compared_fields(values: Mapping[str, Any], purpose: str) -> dict[str, Any]:
 
     Where the base draws the source's images, the source's calibration decides them and stays.
     """
-    kept = copy.deepcopy(dict(values))
+    compared = copy.deepcopy(dict(values))
     for name in MAY_DIFFER[purpose]:
-        for part, field in _places(kept, name):
+        for part, field in _places(compared, name):
             part.pop(field, None)
     if purpose != "resume" and values["data"]["source_images"] == "generated":
-        kept["source"]["calibration"] = values["source"]["calibration"]
-    return kept
+        compared["source"]["calibration"] = values["source"]["calibration"]
+    return compared
 
 
 def _places(values: dict[str, Any], name: str) -> list[tuple[dict[str, Any], str]]:
@@ -110,17 +110,17 @@ def _drop_newer(values: dict[str, Any]) -> None:
 
 def without_newer_fields(domain: dict[str, Any]) -> dict[str, Any]:
     """Return a domain's values without the fields that are newer than the file names made of them."""
-    kept = dict(domain)
-    _drop_newer({"source": kept})
-    return kept
+    older = dict(domain)
+    _drop_newer({"source": older})
+    return older
 
 
 def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """Return "field: saved -> present" for each config value that may not change when a run is resumed."""
-    held = getattr(method_module(present.get("method", "dasd")), "TRAINED_WITH", ())
+    fixed = getattr(method_module(present.get("method", "dasd")), "TRAINED_WITH", ())
     found = _differences(compared_fields(saved, "resume"), compared_fields(present, "resume"))
     before, now = flatten(saved), flatten(present)
-    found += [(name, before.get(name), now.get(name)) for name in held if before.get(name) != now.get(name)]
+    found += [(name, before.get(name), now.get(name)) for name in fixed if before.get(name) != now.get(name)]
     return [f"{name}: {one!r} -> {other!r}" for name, one, other in found]
 
 
@@ -459,8 +459,3 @@ def rows_until(path: Path, step: int) -> list[dict[str, Any]]:
     if len(rows) < step:
         log.warning("%s holds %d rows for %d steps.", path, len(rows), step)
     return list(rows.values())
-
-
-def truncate_rows(path: Path, step: int) -> None:
-    """Keep the rows that `rows_until` returns."""
-    write_rows(path, rows_until(path, step))

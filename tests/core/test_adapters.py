@@ -16,15 +16,6 @@ from dasd_utils.config import DasdError
 PROMPTS = ["<satellite> a village near a river", "<xray> lungs", "lungs, <xray>", "a still life", ""]
 
 
-def outputs(unet, text):
-    """Return the UNet's noise prediction on fixed latents, one row a prompt."""
-    generator = torch.Generator().manual_seed(3)
-    latents = torch.randn(len(text), 4, 8, 8, generator=generator)
-    timesteps = torch.randint(0, 1000, (len(text),), generator=generator)
-    with torch.no_grad():
-        return unet(latents, timesteps, text).sample
-
-
 def condition(parts):
     with torch.no_grad():
         return models.encode_prompts(parts, PROMPTS)
@@ -43,7 +34,7 @@ def folder(adapted, tmp_path):
 def assert_same(parts, adapted):
     assert torch.equal(condition(parts), condition(adapted))
     text = condition(adapted)
-    assert torch.equal(outputs(parts.unet, text), outputs(adapted.unet, text))
+    assert torch.equal(narrow.predicted_noise(parts.unet, text), narrow.predicted_noise(adapted.unet, text))
 
 
 @pytest.mark.parametrize("convolutions", ["all", "mid", "none"])
@@ -57,15 +48,15 @@ def test_plain_diffusers_loads_what_is_saved(tiny_config, base_dir, tmp_path, co
 
     pipeline = StableDiffusionPipeline.from_pretrained(base_dir, safety_checker=None)
     text = condition(parts)
-    base = outputs(pipeline.unet.eval(), text)
+    base = narrow.predicted_noise(pipeline.unet.eval(), text)
     pipeline.load_lora_weights(tmp_path / "adapter")
     for token in ("<xray>", "<satellite>"):
         pipeline.load_textual_inversion(tmp_path / "adapter" / f"{token[1:-1]}.safetensors", token=token)
     with torch.no_grad():
         theirs, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)
     assert (theirs - text).abs().max() < 1e-5
-    ours = outputs(parts.unet, text)
-    assert (outputs(pipeline.unet.eval(), text) - ours).abs().max() < 1e-5
+    ours = narrow.predicted_noise(parts.unet, text)
+    assert (narrow.predicted_noise(pipeline.unet.eval(), text) - ours).abs().max() < 1e-5
     assert (base - ours).abs().max() > 1e-2
 
 
@@ -131,41 +122,35 @@ def test_an_adapter_may_be_lora_or_tokens_alone(tiny_config, tmp_path, kind):
     assert (again.tokens is None) == (kind == "lora")
 
 
-def test_nothing_to_save_is_an_error(parts, tmp_path):
-    with pytest.raises(DasdError, match="no adapter to save"):
-        adapters.save_adapter(parts, tmp_path / "adapter")
-    assert names(tmp_path) == []
+def test_where_nothing_can_be_saved_nothing_is_written(parts, adapted, tmp_path):
+    bare = models.load_parts(parts.config)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    for given, place, match in (
+        (bare, tmp_path / "adapter", "no adapter to save"),
+        (adapted, tmp_path / "mine", "holds other files"),
+        (adapted, tmp_path / "mine" / "notes.txt" / "adapter", "cannot be written"),
+    ):
+        with pytest.raises(DasdError, match=match):
+            adapters.save_adapter(given, place)
+    assert names(tmp_path) == ["mine"] and names(tmp_path / "mine") == ["notes.txt"]
 
 
-def test_saving_replaces_an_adapter_and_refuses_other_folders(folder, adapted, tmp_path):
+def test_saving_replaces_an_adapter_and_a_failed_save_leaves_the_old_one(folder, adapted, monkeypatch):
     models.trainable_parameters(adapted)["tokens"][0].data.zero_()
     old = (folder / "xray.safetensors").read_bytes()
     adapters.save_adapter(adapted, folder)
-    assert (folder / "xray.safetensors").read_bytes() != old
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(DasdError, match="holds other files"):
-        adapters.save_adapter(adapted, tmp_path / "mine")
-    assert names(tmp_path / "mine") == ["notes.txt"]
-
-
-def test_a_failed_save_leaves_the_old_adapter_and_nothing_else(folder, adapted, monkeypatch):
     before = {name: (folder / name).read_bytes() for name in names(folder)}
+    assert before["xray.safetensors"] != old
 
     def disk_full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(adapters, "save_file", disk_full)
-    with pytest.raises(DasdError, match="No space left"):
+    with pytest.raises(DasdError, match=r"No space left.*Make room"):
         adapters.save_adapter(adapted, folder)
     assert names(folder.parent) == ["adapter"]
     assert {name: (folder / name).read_bytes() for name in names(folder)} == before
-
-
-def test_a_folder_that_cannot_be_written_is_named(adapted, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DasdError, match="cannot be written"):
-        adapters.save_adapter(adapted, tmp_path / "file" / "adapter")
 
 
 def refused(config, folder, match):
@@ -183,6 +168,11 @@ def test_another_base_is_refused(folder, tiny_config, tiny_base):
     refused(tiny_config.replace(base=tiny_base(layers_per_block=2)), folder, "belongs to the base")
 
 
+def test_a_second_adapter_is_refused(folder, adapted):
+    with pytest.raises(DasdError, match="already have an adapter"):
+        adapters.load_adapter(adapted, folder)
+
+
 def test_a_missing_folder_or_file_is_named(folder, tiny_config, tmp_path):
     refused(tiny_config, tmp_path / "nowhere", "there is no such folder")
     (folder / "xray.safetensors").rename(tmp_path / "moved")
@@ -198,8 +188,7 @@ def test_a_damaged_file_is_named(folder, tiny_config, name):
 
 
 def test_swapped_token_files_are_refused(folder, tiny_config):
-    (folder / "satellite.safetensors").replace(folder / "xray.safetensors")
-    (folder / "satellite.safetensors").write_bytes((folder / "xray.safetensors").read_bytes())
+    (folder / "xray.safetensors").write_bytes((folder / "satellite.safetensors").read_bytes())
     refused(tiny_config, folder, "no row of <xray>")
 
 
@@ -211,22 +200,19 @@ def test_lora_weights_that_do_not_fit_their_settings_are_refused(folder, tiny_co
         adapters.load_adapter(models.load_parts(tiny_config), folder)
 
 
-def test_a_second_adapter_is_refused(folder, adapted):
-    with pytest.raises(DasdError, match="already have an adapter"):
-        adapters.load_adapter(adapted, folder)
-
-
 def test_state_is_a_copy_of_all_that_trains_and_goes_back(adapted):
     groups = models.trainable_parameters(adapted)
     state = adapters.adapter_state(adapted)
     assert len(state) == sum(map(len, groups.values())) and "tokens.weight" in state
     before, text = condition(adapted), torch.randn(2, 77, narrow.HIDDEN)
-    noise = outputs(adapted.unet, text)
+    noise = narrow.predicted_noise(adapted.unet, text)
     narrow.randomise(groups, seed=9)
     assert not torch.equal(condition(adapted), before)
     kept = [p for group in groups.values() for p in group]
     adapters.load_adapter_state(adapted, state)
-    assert torch.equal(condition(adapted), before) and torch.equal(outputs(adapted.unet, text), noise)
+    assert torch.equal(condition(adapted), before) and torch.equal(
+        narrow.predicted_noise(adapted.unet, text), noise
+    )
     now = [p for group in models.trainable_parameters(adapted).values() for p in group]
     assert all(a is b for a, b in zip(kept, now, strict=True))  # an optimiser still holds them
 

@@ -84,12 +84,8 @@ def test_a_gaussian_kernel_of_a_point_with_itself_is_one(kernel):
 def test_median_bandwidth_by_hand_and_detached():
     x, y = torch.tensor([[0.0], [1.0]], requires_grad=True), torch.tensor([[3.0], [7.0]])
     sigma = losses.median_bandwidth(x, y)  # distances 1 2 3 4 6 7; torch takes the lower middle
-    assert sigma.item() == 3
-    assert not sigma.requires_grad
-
-
-def test_median_bandwidth_of_equal_points_is_one():
-    assert losses.median_bandwidth(torch.zeros(3, 2), torch.zeros(2, 2)).item() == 1
+    assert sigma.item() == 3 and not sigma.requires_grad
+    assert losses.median_bandwidth(torch.zeros(3, 2), torch.zeros(2, 2)).item() == 1  # of equal points
     assert losses.median_bandwidth(torch.zeros(8, 1), torch.full((1, 1), 2.0)).item() == 2
 
 
@@ -122,13 +118,10 @@ def test_gaussian_mmd_by_hand():
     assert losses.mmd(x, y, sigma=1.0, unbiased=False).item() == pytest.approx(biased)
 
 
-@pytest.mark.parametrize("kernel", ["linear", "gaussian", "multi"])
-def test_biased_mmd_of_a_set_with_itself_is_zero(kernel):
-    x = normal(0, 9, 4)
-    assert losses.mmd(x, x, kernel, unbiased=False).item() == pytest.approx(0, abs=1e-6)
+EACH = pytest.mark.parametrize("kernel", ["linear", "gaussian", "multi"])
 
 
-@pytest.mark.parametrize("kernel", ["linear", "gaussian", "multi"])
+@EACH
 def test_unbiased_mmd_of_one_distribution_has_mean_zero_and_biased_has_not(kernel):
     draws = [(normal(2 * i, 8, 3), normal(2 * i + 1, 12, 3)) for i in range(400)]
     values = torch.stack([losses.mmd(x, y, kernel, sigma=2.0) for x, y in draws])
@@ -138,6 +131,8 @@ def test_unbiased_mmd_of_one_distribution_has_mean_zero_and_biased_has_not(kerne
     biased = torch.stack([losses.mmd(x, y, kernel, unbiased=False, sigma=2.0) for x, y in draws])
     assert biased.mean() > 20 * standard_error
     assert biased.min() > 0
+    same = losses.mmd(*draws[0][:1] * 2, kernel, unbiased=False)
+    assert same.item() == pytest.approx(0, abs=1e-6)
 
 
 def test_mmd_grows_with_the_shift():
@@ -146,7 +141,7 @@ def test_mmd_grows_with_the_shift():
     assert values == sorted(values)
 
 
-@pytest.mark.parametrize("kernel", ["linear", "gaussian", "multi"])
+@EACH
 @pytest.mark.parametrize("unbiased", [True, False])
 def test_descending_the_gradient_brings_the_sets_together(kernel, unbiased):
     x, y = normal(0, 20, 4).requires_grad_(), normal(1, 15, 4) + 2
@@ -181,7 +176,7 @@ def test_mean_pair_distance_by_hand():
     assert losses.mean_pair_distance(X, Y, sigma=2.0).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("kernel", ["linear", "gaussian", "multi"])
+@EACH
 def test_mean_pair_distance_is_that_of_batches_of_one(kernel):
     x, y = normal(0, 5, 4), normal(1, 3, 4) + 1
     sigma = losses.median_bandwidth(x, y)
@@ -196,20 +191,23 @@ def test_mmd_takes_a_callable_kernel():
     assert value.item() == pytest.approx(23 / 3)
 
 
-def test_mmd_refuses():
-    with pytest.raises(ValueError, match=r"unbiased MMD needs at least two samples.*1 and 3"):
-        losses.mmd(X[:1], Y)
-    with pytest.raises(ValueError, match="at least two"):
-        losses.mmd(X, Y[:1])
-    with pytest.raises(ValueError, match="at least one"):
-        losses.mmd(X[:0], Y, unbiased=False)
-    with pytest.raises(ValueError, match="compares"):
-        losses.mmd(X, torch.zeros(3, 3))
-    with pytest.raises(ValueError, match="compares"):
-        losses.mmd(X, torch.zeros(2))
-    with pytest.raises(ValueError, match="no kernel 'gauss'"):
-        losses.mmd(X, Y, "gauss")
-    with pytest.raises(ValueError, match="above 0"):
-        losses.mmd(X, Y, sigma=0.0)
+@pytest.mark.parametrize(
+    "x, y, options, match",
+    [
+        (X[:1], Y, {}, r"unbiased MMD needs at least two samples.*1 and 3"),
+        (X, Y[:1], {}, "at least two"),
+        (X[:0], Y, {"unbiased": False}, "at least one"),
+        (X, torch.zeros(3, 3), {}, "compares"),
+        (X, torch.zeros(2), {}, "compares"),
+        (X, Y, {"kernel": "gauss"}, "no kernel 'gauss'"),
+        (X, Y, {"sigma": 0.0}, "above 0"),
+    ],
+)
+def test_mmd_refuses(x, y, options, match):
+    with pytest.raises(ValueError, match=match):
+        losses.mmd(x, y, **options)
+
+
+def test_mean_pair_distance_refuses_an_empty_set():
     with pytest.raises(ValueError, match="at least one"):
         losses.mean_pair_distance(X, Y[:0])

@@ -1,4 +1,4 @@
-"""The objective: its formula, the shared pass, the feature queue."""
+"""The objective of DASD: its formula, the shared pass, the feature queue."""
 
 from __future__ import annotations
 
@@ -45,42 +45,27 @@ def test_loss_is_noise_prediction_plus_weighted_mmd(tiny_config, parts):
 
 
 def test_prompts_of_the_source_carry_no_gradient(tiny_config, parts, monkeypatch):
-    """No token of theirs learns; everything else is as if they had been encoded with the others."""
-    batch, encode, seen = make_batch(tiny_config), models.encode_prompts, []
-    parts.unet.eval()
-    with monkeypatch.context() as patch:
-        patch.setattr(models, "encode_prompts", lambda *a: seen.append(encode(*a)) or seen[-1])
-        eps, mid = losses.predict_noise(parts, batch, with_source=True)
+    """No token of theirs learns; that nothing else changes is seen in the next test."""
+    encode, seen = models.encode_prompts, []
+    monkeypatch.setattr(models, "encode_prompts", lambda *a: seen.append(encode(*a)) or seen[-1])
+    losses.predict_noise(parts, make_batch(tiny_config), with_source=True)
     assert [text.requires_grad for text in seen] == [True, False]
-    prompts = [*batch.target_prompts, *batch.source_prompts]
-    timesteps = torch.cat([batch.target_timesteps, batch.source_timesteps])
-    latents, noise = (
-        torch.cat([getattr(batch, f"{kind}_{what}") for kind in ("target", "source")])
-        for what in ("latents", "noise")
-    )
-    noisy = parts.noise_scheduler.add_noise(latents, noise, timesteps)
-    text = models.encode_prompts(parts, prompts)
-    whole = models.unet_pass(parts.unet, noisy, timesteps, text, num_target=6)
-    weights = [p for group in models.trainable_parameters(parts).values() for p in group]
-    for ours, theirs in zip((eps, mid), whole, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    gradients = [
-        torch.autograd.grad(e.square().mean() + m.square().mean(), weights) for e, m in ((eps, mid), whole)
-    ]
-    for ours, theirs in zip(*gradients, strict=True):
-        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-9
+
+
+def assert_near(found, expected, relative, absolute=1e-9):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).norm() <= relative * theirs.norm() + absolute
 
 
 def test_loss_and_gradients_are_those_of_two_whole_passes(tiny_config, parts):
-    """What makes a step fast changes nothing: kept texts, the shared pass, the source that stops early."""
+    """What makes a step fast changes nothing: cached texts, the shared pass, the source that stops early."""
     config = tiny_config.replace(lambda_align=0.5, queue_size=0, dropout=0.0)
     batch = make_batch(config)
     parts.unet.train()
-    generator = torch.Generator().manual_seed(3)
     groups = models.trainable_parameters(parts)
-    with torch.no_grad():
-        for weight in groups["lora"]:
-            weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
+    generator = torch.Generator().manual_seed(3)
+    for weight in groups["lora"]:
+        torch.nn.init.normal_(weight, std=0.05, generator=generator)
     weights = [p for group in groups.values() for p in group]
 
     def whole_pass(kind):
@@ -99,10 +84,8 @@ def test_loss_and_gradients_are_those_of_two_whole_passes(tiny_config, parts):
 
     models.cache_texts(parts, batch.source_prompts)
     loss, _ = losses.DasdObjective(config)(parts, batch, config)
-    found = torch.autograd.grad(loss, weights)
     assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-9
+    assert_near(torch.autograd.grad(loss, weights), expected, 1e-5)
 
 
 def test_gradients_reach_lora_and_every_token(tiny_config, parts):
@@ -126,14 +109,15 @@ def test_the_gradient_of_the_mmd_reaches_lora(tiny_config, parts, source_feature
         loss, _ = losses.DasdObjective(config)(parts, batch, config.replace(lambda_align=weight))
         gradient = torch.autograd.grad(loss, weights, materialize_grads=True)
         found.append(torch.cat([g.flatten() for g in gradient]))
-    features = losses.pool_features(losses.predict_noise(parts, batch, True, layer=layer)[1], "mean")
-    source = features[6:]
+
+    def features():
+        return losses.pool_features(losses.predict_noise(parts, batch, True, layer=layer)[1], "mean")
+
+    target, source = features().split([6, 2])
     if source_features == "frozen":
         with torch.no_grad(), models.lora_disabled(parts):
-            source = losses.pool_features(losses.predict_noise(parts, batch, True, layer=layer)[1], "mean")[
-                6:
-            ]
-    mmd = sum(losses.mmd(source, features[:6][batch.target_domains == d], "multi") for d in (0, 1)) / 2
+            source = features()[6:]
+    mmd = sum(losses.mmd(source, target[batch.target_domains == d], "multi") for d in (0, 1)) / 2
     gradient = torch.autograd.grad(mmd, weights, materialize_grads=True)
     expected = torch.cat([g.flatten() for g in gradient])
     assert (found[0] - found[1] - expected).norm() < 1e-3 * expected.norm()
@@ -166,18 +150,18 @@ def test_the_source_passes_as_far_as_it_is_looked_at(
     assert seen["conv_in"][len(entered) :] == [6]
 
 
-def test_a_whole_pass_predicts_the_noise_of_the_sources_too(tiny_config, parts):
+def test_the_noise_of_the_sources_is_predicted_too_where_it_is_wanted(tiny_config, parts):
     batch = make_batch(tiny_config)
     eps, mid = losses.predict_noise(parts, batch, with_source=True)
-    whole, same = losses.predict_noise(parts, batch, with_source=True, source_noise=True)
+    full, same = losses.predict_noise(parts, batch, with_source=True, source_noise=True)
     noisy = parts.noise_scheduler.add_noise(batch.source_latents, batch.source_noise, batch.source_timesteps)
     text = models.encode_prompts(parts, batch.source_prompts)
     source = parts.unet(noisy, batch.source_timesteps, text).sample
-    assert (len(eps), len(whole)) == (6, 8)
-    for one, other in ((whole[:6], eps), (whole[6:], source), (same, mid)):
+    assert (len(eps), len(full)) == (6, 8)
+    for one, other in ((full[:6], eps), (full[6:], source), (same, mid)):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    alike = [losses.noise_loss(parts, batch, each, tiny_config).item() for each in (eps, whole)]
-    assert alike[0] == pytest.approx(alike[1], rel=1e-5)
+    noise = [losses.noise_loss(parts, batch, each, tiny_config).item() for each in (eps, full)]
+    assert noise[0] == pytest.approx(noise[1], rel=1e-5)
 
 
 def test_the_sources_own_loss_is_added_with_its_weight(tiny_config, parts):
@@ -198,8 +182,7 @@ def test_the_sources_own_loss_is_added_with_its_weight(tiny_config, parts):
     assert logs["loss_noise"] == pytest.approx(plain.item(), rel=1e-5)
     assert loss.item() == pytest.approx((plain + 0.5 * prior).item(), rel=1e-5)
     gradients = [torch.autograd.grad(value, weights) for value in (loss, plain + 0.5 * prior)]
-    for ours, theirs in zip(*gradients, strict=True):
-        assert (ours - theirs).norm() <= 1e-3 * theirs.norm() + 1e-7
+    assert_near(*gradients, 1e-3, 1e-7)
     _, logs = losses.DasdObjective(config)(parts, make_batch(config, sources=0), config)
     assert set(logs) == {"loss_noise"}
 
@@ -291,21 +274,15 @@ def test_a_batch_without_source_compares_with_the_queue(tiny_config, parts):
     assert all(p.grad is not None for p in models.trainable_parameters(parts)["lora"])
 
 
-def test_the_biased_estimator_takes_one_sample(tiny_config):
+def test_the_biased_estimator_takes_one_sample_and_pairs_are_compared_one_by_one(tiny_config):
     config = tiny_config.replace(queue_size=0, unbiased=False, kernel="linear")
     batch = make_batch(config, domains=(0, 1), sources=1)
     features = features_of(batch, 1)
     found = losses.DasdObjective(config).distances(features, batch, config)
-    assert found["satellite"].item() == pytest.approx(
-        (features[0] - features[2]).square().sum().item(), rel=1e-4
-    )
-
-
-def test_pairs_are_compared_one_by_one(tiny_config):
-    config = tiny_config.replace(queue_size=0, unbiased=False, pairs=True, kernel="linear")
-    batch = make_batch(config, sources=3)
+    torch.testing.assert_close(found["satellite"], (features[0] - features[2]).square().sum())
+    paired, batch = config.replace(pairs=True), make_batch(config, sources=3)
     features = features_of(batch, 1)
-    found = losses.DasdObjective(config).distances(features, batch, config)["xray"]
+    found = losses.DasdObjective(paired).distances(features, batch, paired)["xray"]
     pairs = [(features[i] - features[j]).square().sum() for i in (1, 3, 5) for j in (6, 7, 8)]
     torch.testing.assert_close(found, torch.stack(pairs).mean())
 

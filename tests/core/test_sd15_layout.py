@@ -24,14 +24,6 @@ def sd15_parts(sd15_config):
     return parts
 
 
-def outputs(unet, text):
-    generator = torch.Generator().manual_seed(3)
-    latents = torch.randn(len(text), 4, 8, 8, generator=generator)
-    timesteps = torch.randint(0, 1000, (len(text),), generator=generator)
-    with torch.no_grad():
-        return models.unet_pass(unet, latents, timesteps, text)[0]
-
-
 def condition(parts):
     with torch.no_grad():
         return models.encode_prompts(parts, PROMPTS)
@@ -62,11 +54,8 @@ def test_old_names_of_weights_are_all_found(sd15_config, sd15_layout_dir):
 def test_parts_are_those_of_the_layout(sd15_config):
     parts = models.load_parts(sd15_config)
     schedule = parts.noise_scheduler.config
-    assert (schedule.beta_start, schedule.beta_end, schedule.beta_schedule) == (
-        0.00085,
-        0.012,
-        "scaled_linear",
-    )
+    found = (schedule.beta_start, schedule.beta_end, schedule.beta_schedule)
+    assert found == (0.00085, 0.012, "scaled_linear")
     assert schedule.prediction_type == "epsilon" and not schedule.clip_sample
     assert parts.text_encoder.config.eos_token_id == 2 != parts.tokenizer.eos_token_id
     assert parts.tokenizer.model_max_length == 77
@@ -94,7 +83,9 @@ def test_only_lora_and_rows_train(sd15_parts):
     assert all(p.grad.any() for group in groups.values() for p in group)
 
 
-def test_condition_and_noise_are_those_of_plain_diffusers(sd15_parts, sd15_layout_dir, tmp_path):
+def test_an_adapter_is_that_of_plain_diffusers_and_reloaded_whatever_the_variant(
+    sd15_config, sd15_parts, sd15_layout_dir, tmp_path
+):
     adapters.save_adapter(sd15_parts, tmp_path / "adapter")
     options = dict(safety_checker=None, variant="fp16", use_safetensors=True)
     pipeline = StableDiffusionPipeline.from_pretrained(sd15_layout_dir, **options)
@@ -103,22 +94,17 @@ def test_condition_and_noise_are_those_of_plain_diffusers(sd15_parts, sd15_layou
         pipeline.load_textual_inversion(tmp_path / "adapter" / f"{token}.safetensors", token=f"<{token}>")
     with torch.no_grad():
         theirs, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)
-    ours = condition(sd15_parts)
-    assert (theirs - ours).abs().max() < 1e-5
-    noise = outputs(pipeline.unet.eval(), ours)
-    assert (noise - outputs(sd15_parts.unet, ours)).abs().max() < 1e-5
-
-
-def test_an_adapter_is_reloaded_whatever_the_variant(sd15_config, sd15_parts, tmp_path):
-    adapters.save_adapter(sd15_parts, tmp_path / "adapter")
+    text = condition(sd15_parts)
+    noise = narrow.predicted_noise(sd15_parts.unet, text)
+    assert (theirs - text).abs().max() < 1e-5
+    assert (narrow.predicted_noise(pipeline.unet.eval(), text) - noise).abs().max() < 1e-5
     again = models.load_parts(sd15_config)
     adapters.load_adapter(again, tmp_path / "adapter")
-    text = condition(sd15_parts)
     assert torch.equal(condition(again), text)
-    assert torch.equal(outputs(again.unet, text), outputs(sd15_parts.unet, text))
+    assert torch.equal(narrow.predicted_noise(again.unet, text), noise)
     full = models.load_parts(sd15_config.replace(base_variant=None))
     adapters.load_adapter(full, tmp_path / "adapter")
-    assert torch.allclose(outputs(full.unet, text), outputs(again.unet, text), atol=0.02)
+    assert torch.allclose(narrow.predicted_noise(full.unet, text), noise, atol=0.02)
 
 
 def test_an_adapter_of_the_tiny_profile_is_refused(adapted, sd15_config, tmp_path):

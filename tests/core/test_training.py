@@ -48,10 +48,6 @@ def stop_at(step: int, how=KeyboardInterrupt):
     return look
 
 
-def press_ctrl_c_at(step: int):
-    return lambda row: signal.raise_signal(signal.SIGINT) if row["step"] == step else None
-
-
 def assert_same(one, two) -> None:
     assert one.keys() == two.keys()
     for name in one:
@@ -59,23 +55,18 @@ def assert_same(one, two) -> None:
 
 
 def test_only_lora_and_new_rows_change_in_fifty_steps(tiny_config):
-    config = tiny_config.replace(
-        max_train_steps=50, validation_every=0, checkpoint_every=0, target_batch_size=2, queue_size=4
-    )
+    quiet = {"validation_every": 0, "checkpoint_every": 0, "target_batch_size": 2, "queue_size": 4}
+    config = tiny_config.replace(max_train_steps=50, **quiet)
     parts = make_parts(config)
-    groups = models.trainable_parameters(parts)
-    trained = {id(p) for group in groups.values() for p in group}
-    named = [
-        (n, p)
-        for m in (parts.unet, parts.text_encoder, parts.vae, parts.tokens)
-        for n, p in m.named_parameters()
-    ]
-    before = {name: p.detach().clone() for name, p in named}
-    rows = parts.tokens.weight.detach().clone()
+    trained = {id(p) for group in models.trainable_parameters(parts).values() for p in group}
+    modules = (parts.unet, parts.text_encoder, parts.vae, parts.tokens)
+    before = [(name, p, p.detach().clone()) for m in modules for name, p in m.named_parameters()]
+    assert {id(p) for _, p, _ in before if p.requires_grad} == trained
     training.train(config, parts, NoiseSampler(config), progress=False)
-    for name, parameter in named:
-        assert torch.equal(parameter, before[name]) != (id(parameter) in trained), name
-    assert (parts.tokens.weight != rows).any(dim=1).all()
+    for name, parameter, value in before:
+        changed = parameter != value
+        assert changed.any() == (id(parameter) in trained), name
+        assert parameter is not parts.tokens.weight or changed.any(dim=1).all()
 
 
 def test_the_loss_falls_on_data_that_can_be_learned(tiny_config):
@@ -95,9 +86,11 @@ def test_source_prompts_are_encoded_once_a_run(config, monkeypatch):
     sampler = NoiseSampler(config)
     prompts = sorted({p for step in range(6) for p in sampler.batch(step).source_prompts})
     _, plain = start(config, NoiseSampler(config))
-    asked, keep = [], models.cache_texts
+    asked, cache = [], models.cache_texts
     monkeypatch.setattr(sampler, "source_prompts", lambda: prompts, raising=False)
-    monkeypatch.setattr(models, "cache_texts", lambda parts, texts: asked.append(texts) or keep(parts, texts))
+    monkeypatch.setattr(
+        models, "cache_texts", lambda parts, texts: asked.append(texts) or cache(parts, texts)
+    )
     parts, kept = start(config, sampler)
     assert asked == [prompts]
     assert not parts.text_cache  # the parts are left as they were
@@ -147,9 +140,8 @@ def test_tokens_or_lora_alone_train_save_load_and_sample(config, vae, rank, toke
     assert all(not torch.equal(after[name], before[name]) for name in after)
 
     folder = training.save_training_results(config, parts, history)
-    files = ["pytorch_lora_weights.safetensors"] * (rank > 0) + [
-        f"{token[1:-1]}.safetensors" for token in learned
-    ]
+    files = ["pytorch_lora_weights.safetensors"] * (rank > 0)
+    files += [f"{token[1:-1]}.safetensors" for token in learned]
     assert sorted(path.name for path in (folder / "adapter").iterdir()) == ["adapter.json", *files]
     pipeline = sampling.load_trained_pipeline(folder, device="cpu")
     assert_same(adapters.adapter_state(pipeline.parts), after)
@@ -229,24 +221,17 @@ def test_a_broken_checkpoint_costs_only_the_steps_since_the_one_before(config, t
     assert history == expected
 
 
-def test_ctrl_c_ends_the_step_and_leaves_a_checkpoint(config, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])  # Ctrl-C, and a scheduler's
+def test_a_signal_ends_the_step_and_leaves_a_checkpoint(config, tmp_path, number):
     _, expected = start(config.replace(output_dir=tmp_path / "straight"))
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt, match="resume=True"):
-        start(config, on_step=press_ctrl_c_at(3))
-    assert signal.getsignal(signal.SIGINT) is before
+        start(config, on_step=lambda row: signal.raise_signal(number) if row["step"] == 3 else None)
+    assert signal.getsignal(number) is before
     assert checkpoints.newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-000003"
+    assert training.load_history(config.output_dir) == expected[:3]
     _, history = start(config, resume=True)
     assert history == expected
-
-
-def test_sigterm_ends_the_step_and_leaves_a_checkpoint(config, tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt, match="resume=True"):
-        start(config, on_step=lambda row: signal.raise_signal(signal.SIGTERM) if row["step"] == 3 else None)
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert checkpoints.newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-000003"
-    assert [row["step"] for row in training.load_history(config.output_dir)] == [1, 2, 3]
 
 
 def test_a_finished_run_returns_its_history_at_once(config):

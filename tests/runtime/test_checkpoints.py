@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, exact, and plain about what is wrong."""
+"""Checkpoints: complete or not there, exact, and clear about what is wrong; the history beside them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def steps(folder) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_read_returns_what_was_written(tmp_path):
+def test_read_returns_what_was_written_as_safetensors_and_json(tmp_path):
     matrix = torch.randn(4, 3)
     groups = {"adapter": {"view": matrix.T, "half": matrix.bfloat16()}, "objective": {}}
     path = checkpoints.write_checkpoint(tmp_path, 12, groups, {"step": 12, "note": None})
@@ -32,10 +32,6 @@ def test_read_returns_what_was_written(tmp_path):
     assert list(found) == ["adapter"]  # an empty group leaves no file
     assert torch.equal(found["adapter"]["view"], matrix.T)
     assert found["adapter"]["half"].dtype == torch.bfloat16
-
-
-def test_only_safetensors_and_json_are_written(tmp_path):
-    path = checkpoints.write_checkpoint(tmp_path, 1, tensors(), {"step": 1})
     assert {p.suffix for p in path.iterdir()} == {".safetensors", ".json"}
 
 
@@ -67,20 +63,15 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, caplog, damage):
     assert "step-000002" in caplog.text
 
 
-def test_newest_says_so_if_none_is_whole(tmp_path):
+def test_newest_says_so_if_none_is_complete(tmp_path):
     assert checkpoints.newest_checkpoint(tmp_path / "never") is None
+    (tmp_path / f"{checkpoints.UNFINISHED}000005").mkdir()  # a crash left it behind
+    assert checkpoints.newest_checkpoint(tmp_path) is None
     path = checkpoints.write_checkpoint(tmp_path, 1, tensors(), {"step": 1})
+    assert steps(tmp_path) == ["step-000001"]
     (path / "manifest.json").write_text("{", encoding="utf8")
     with pytest.raises(DasdError, match="broken"):
         checkpoints.newest_checkpoint(tmp_path)
-
-
-def test_what_a_crash_left_behind_is_no_checkpoint(tmp_path):
-    unfinished = tmp_path / f"{checkpoints.UNFINISHED}000005"
-    unfinished.mkdir()
-    assert checkpoints.newest_checkpoint(tmp_path) is None
-    checkpoints.write_checkpoint(tmp_path, 6, tensors(), {"step": 6})
-    assert steps(tmp_path) == ["step-000006"]
 
 
 def test_a_failing_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
@@ -111,15 +102,11 @@ except checkpoints.DasdError as error:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
 def test_a_disk_that_is_full_in_the_middle_of_a_write(tmp_path):
-    told = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert "step-000002 cannot be written" in told.stdout and "Make room" in told.stdout
-    assert "step-000001" in told.stdout
-    assert (
-        steps(tmp_path) == ["step-000001"] and checkpoints.newest_checkpoint(tmp_path).name == "step-000001"
-    )
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]  # nothing half-written
+    words = [sys.executable, "-c", FULL, str(tmp_path)]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert "step-000002 cannot be written" in said and "Make room" in said and "step-000001" in said
+    assert steps(tmp_path) == ["step-000001"]  # nothing half-written
+    assert checkpoints.newest_checkpoint(tmp_path).name == "step-000001"
 
 
 def quantised(seed: int, steps: int, state=None):
@@ -142,9 +129,8 @@ def test_8bit_moments_are_kept_to_the_bit(tmp_path):
     before, optimizer = quantised(0, steps=3)
     tensors = {"optimizer": checkpoints.optimizer_tensors(optimizer)}
     assert tensors["optimizer"]["0.state1"].dtype == torch.uint8
-    saved = checkpoints.read_checkpoint(checkpoints.write_checkpoint(tmp_path, 3, tensors, {"step": 3}))[0][
-        "optimizer"
-    ]
+    path = checkpoints.write_checkpoint(tmp_path, 3, tensors, {"step": 3})
+    saved = checkpoints.read_checkpoint(path)[0]["optimizer"]
     after, restored = quantised(1, steps=0, state=saved)
     for weight, value in zip(after, before, strict=True):
         weight.data.copy_(value.data)
@@ -169,9 +155,8 @@ def trained(seed: int, steps: int, state=None) -> tuple[list[torch.Tensor], torc
 
 def test_optimiser_state_survives_the_disk(tmp_path):
     _, optimizer = trained(0, steps=3)
-    path = checkpoints.write_checkpoint(
-        tmp_path, 3, {"optimizer": checkpoints.optimizer_tensors(optimizer)}, {"step": 3}
-    )
+    tensors = {"optimizer": checkpoints.optimizer_tensors(optimizer)}
+    path = checkpoints.write_checkpoint(tmp_path, 3, tensors, {"step": 3})
     saved = checkpoints.read_checkpoint(path)[0]["optimizer"]
     _, fresh = trained(1, steps=0, state=saved)
     before, after = optimizer.state_dict()["state"], fresh.state_dict()["state"]
@@ -208,21 +193,11 @@ def test_rows_hold_each_step_once_after_a_resume(tmp_path):
     with path.open("a", encoding="utf8") as file:
         file.write('{"step": 5, "lo')  # the process died here
     assert [r["step"] for r in checkpoints.load_rows(path)] == [1, 2, 3, 4]
-    checkpoints.truncate_rows(path, 2)
-    assert [r["step"] for r in checkpoints.load_rows(path)] == [1, 2]
-    checkpoints.append_row(path, {"step": 3, "loss": 7.0})
-    assert [(r["step"], r["loss"]) for r in checkpoints.load_rows(path)] == [(1, 0.5), (2, 1.0), (3, 7.0)]
-
-
-def test_numbers_that_are_not_finite_are_null(tmp_path):
-    path = tmp_path / "history.jsonl"
-    checkpoints.append_row(path, {"step": 1, "loss": math.nan, "grad_norm": math.inf, "skipped": True})
-    row = json.loads(path.read_text(encoding="utf8"), parse_constant=pytest.fail)
-    assert row == {"step": 1, "loss": None, "grad_norm": None, "skipped": True}
-
-
-def test_a_broken_line_in_the_middle_is_named(tmp_path):
-    path = tmp_path / "history.jsonl"
+    checkpoints.write_rows(path, checkpoints.rows_until(path, 2))
+    checkpoints.append_row(path, {"step": 3, "loss": math.nan, "grad_norm": math.inf, "skipped": True})
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text("utf8").splitlines()]
+    spoilt = {"step": 3, "loss": None, "grad_norm": None, "skipped": True}  # JSON knows no nan
+    assert rows == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}, spoilt]
     path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n', encoding="utf8")
     with pytest.raises(DasdError, match="Line 2"):
         checkpoints.load_rows(path)

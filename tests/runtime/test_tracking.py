@@ -1,10 +1,10 @@
-"""Trackers: what is told is read back from TensorBoard's files, and training never notices it."""
+"""Trackers: what they get is read back from TensorBoard's files, and training never notices it."""
 
 import json
 
 import pytest
 import torch
-from accelerate import tracking as known
+from accelerate import tracking as accelerate_tracking
 from PIL import Image
 from synthetic import NoiseSampler, make_parts
 
@@ -48,9 +48,7 @@ def pictures(step):
 def test_tensorboard_reads_losses_rates_pictures_and_the_config(config):
     _, history = train(config, on_sample=pictures)
     found = events(config)
-    told = curve(config)
-    assert [step for step, _ in told] == [1, 2, 3, 4]
-    assert [value for _, value in told] == pytest.approx([row["loss"] for row in history])
+    assert curve(config) == [(row["step"], pytest.approx(row["loss"])) for row in history]
     names = set(found.Tags()["scalars"])
     assert names >= {"train/learning_rate", "train/grad_norm", "train/samples_per_second", "train/mmd"}
     assert {f"validation/{domain.name}" for domain in config.domains} <= names
@@ -61,11 +59,11 @@ def test_tensorboard_reads_losses_rates_pictures_and_the_config(config):
 
 @needs_tensorboard
 def test_training_is_the_same_bits_with_and_without(config, tmp_path):
-    weights, history = train(config.replace(tracking="none", output_dir=tmp_path / "untold"))
-    assert not (tmp_path / "untold" / tracking.FOLDER).exists()
-    told_weights, told_history = train(config)
-    assert told_history == history
-    assert all(torch.equal(told_weights[name], weights[name]) for name in weights)
+    weights, history = train(config.replace(tracking="none", output_dir=tmp_path / "none"))
+    assert not (tmp_path / "none" / tracking.FOLDER).exists()
+    tracked_weights, tracked_history = train(config)
+    assert tracked_history == history
+    assert all(torch.equal(tracked_weights[name], weights[name]) for name in weights)
 
 
 def stop_at(number):
@@ -77,7 +75,7 @@ def stop_at(number):
 
 
 @needs_tensorboard
-def test_a_resumed_run_goes_on_and_tells_each_step_once(config):
+def test_a_resumed_run_goes_on_with_each_step_once(config):
     with pytest.raises(RuntimeError):
         train(config, on_step=stop_at(3))
     assert [step for step, _ in curve(config)] == [1, 2, 3]  # closed although it failed
@@ -87,86 +85,77 @@ def test_a_resumed_run_goes_on_and_tells_each_step_once(config):
 
 
 @needs_tensorboard
-def test_a_run_that_starts_anew_forgets_the_curves_of_the_one_before(config):
+def test_a_run_that_starts_anew_replaces_the_curves_and_scores_are_added_to_it(config):
     train(config)
     train(config.replace(max_train_steps=2))
+    rows = [{"domain": "xray", "metric": "cmmd", "method": "DASD", "value": 0.5}]
+    with tracking.open_trackers(config) as trackers:
+        trackers.log(tracking.score_values(rows), 2)
+        trackers.show(pictures(1), 2)
+    assert curve(config, "evaluation/xray/cmmd/DASD") == [(2, 0.5)]
     assert [step for step, _ in curve(config)] == [1, 2]
 
 
-@needs_tensorboard
-def test_scores_and_pictures_are_added_to_a_run(config):
-    train(config)
-    rows = [{"domain": "xray", "metric": "cmmd", "method": "DASD", "value": 0.5}]
-    with tracking.open_trackers(config) as trackers:
-        trackers.log(tracking.score_values(rows), 4)
-        trackers.show(pictures(1), 4)
-    assert curve(config, "evaluation/xray/cmmd/DASD") == [(4, 0.5)]
-    assert [step for step, _ in curve(config)] == [1, 2, 3, 4]
+class Recorder(accelerate_tracking.GeneralTracker):
+    """A tracker that remembers what it gets, and fails where a test wants it."""
 
-
-class Told(known.GeneralTracker):
-    """A tracker that remembers, and fails when it is asked to."""
-
-    name, requires_logging_directory, fails_at, log_of = "told", False, None, []
+    name, requires_logging_directory, fails_at, calls = "recorder", False, None, []
 
     def __init__(self, project, **options):
         super().__init__()
-        Told.log_of = [("init", project)]
+        Recorder.calls = [("init", project)]
 
     @property
     def tracker(self):
         return None
 
     def start(self):
-        if Told.fails_at == "start":
+        if Recorder.fails_at == "start":
             raise ConnectionError("no network.\nmore")
 
     def log(self, values, step=None, **_):
-        if Told.fails_at == step:
+        if Recorder.fails_at == step:
             raise OSError("disk full")
-        Told.log_of.append((step, values))
+        Recorder.calls.append((step, values))
 
     def finish(self):
-        Told.log_of.append("finish")
+        Recorder.calls.append(("finish",))
 
 
 @pytest.fixture
-def told(config, monkeypatch):
+def recorded(config, monkeypatch):
     """Return the config of a run whose tracker is the one above, under a name that configs may hold."""
-    monkeypatch.setitem(known.LOGGER_TYPE_TO_CLASS, "trackio", Told)
+    monkeypatch.setitem(accelerate_tracking.LOGGER_TYPE_TO_CLASS, "trackio", Recorder)
     monkeypatch.setattr(tracking, "_is_installed", lambda name: name == "trackio")
-    monkeypatch.setattr(Told, "fails_at", None)
+    monkeypatch.setattr(Recorder, "fails_at", None)
     return config.replace(tracking="trackio")
 
 
-def test_another_tracker_by_name_is_told_and_ended_also_when_the_run_fails(told):
+def test_another_tracker_by_name_is_closed_also_when_the_run_fails(recorded):
     with pytest.raises(RuntimeError):
-        train(told, on_step=stop_at(2))
-    assert [entry[0] for entry in Told.log_of[:-1]] == ["init", 1, 2] and Told.log_of[-1] == "finish"
+        train(recorded, on_step=stop_at(2))
+    assert [call[0] for call in Recorder.calls] == ["init", 1, 2, "finish"]
 
 
-def test_a_tracker_that_fails_on_the_way_is_left_out(told, monkeypatch, caplog):
-    monkeypatch.setattr(Told, "fails_at", 2)
-    _, history = train(told)
+def test_a_tracker_that_fails_on_the_way_is_left_out(recorded, monkeypatch, caplog):
+    monkeypatch.setattr(Recorder, "fails_at", 2)
+    _, history = train(recorded)
     assert len(history) == 4 and "trackio" not in caplog.text
-    assert caplog.text.count("told gets nothing more of this run: disk full") == 1
+    assert caplog.text.count("recorder gets nothing more of this run: disk full") == 1
 
 
-def test_a_tracker_that_cannot_start_is_an_error_before_the_first_step(told, monkeypatch):
-    monkeypatch.setattr(Told, "fails_at", "start")
+def test_a_tracker_that_cannot_start_is_an_error_before_the_first_step(recorded, monkeypatch):
+    monkeypatch.setattr(Recorder, "fails_at", "start")
     with pytest.raises(DasdError, match=r"trackio cannot start: no network\. Fix that"):
-        train(told)
-    assert not (training.resolve(told.output_dir) / "history.jsonl").exists()
+        train(recorded)
+    assert not (training.resolve(recorded.output_dir) / "history.jsonl").exists()
 
 
-def test_a_tracker_that_is_not_there_says_what_to_install(config, monkeypatch):
+def test_a_tracker_that_is_not_there_or_not_logged_in_says_what_to_do(config, monkeypatch):
     monkeypatch.setattr(tracking, "_is_installed", lambda name: False)
-    assert tracking.tracker_names(config) == []  # auto asks for nothing
+    assert tracking.tracker_names(config) == []  # auto names nothing
     with pytest.raises(DasdError, match="pip install wandb"):
-        training.check_training(config.replace(tracking=["tensorboard", "wandb"][1]))
-
-
-def test_wandb_must_be_logged_in(config, monkeypatch):
+        training.check_training(config.replace(tracking="wandb"))
     monkeypatch.setattr(tracking, "_is_installed", lambda name: True)
     monkeypatch.setattr(tracking, "_wandb_is_ready", lambda: False)
     with pytest.raises(DasdError, match="wandb login"):
@@ -174,26 +163,25 @@ def test_wandb_must_be_logged_in(config, monkeypatch):
 
 
 def test_names_that_configs_may_hold_are_those_of_accelerate(config):
-    assert set(cfg.TRACKERS) == set(known.LOGGER_TYPE_TO_CLASS)
+    assert set(cfg.TRACKERS) == set(accelerate_tracking.LOGGER_TYPE_TO_CLASS)
     with pytest.raises(DasdError, match="Did you mean 'tensorboard'"):
         config.replace(tracking="tensorbord")
     with pytest.raises(DasdError, match="tracking is 'none'"):
         config.replace(tracking="tensorboard,none")
 
 
-def test_of_several_processes_the_first_tells(config, monkeypatch):
+def test_of_several_processes_the_first_has_trackers(config, monkeypatch):
     monkeypatch.setattr(tracking.processes, "is_main", lambda: False)
     with tracking.open_trackers(config, 0) as trackers:
         trackers.log({"train/loss": 1.0}, 1)
     assert not (training.resolve(config.output_dir) / tracking.FOLDER).exists()
 
 
-def test_only_finite_numbers_are_told():
-    heard = Told("dasd")
-    trackers = tracking.Trackers([heard])
+def test_only_finite_numbers_are_sent():
+    trackers = tracking.Trackers([Recorder("dasd")])
     trackers.log(tracking.row_values({"step": 3, "loss": float("nan"), "skipped": True, "mmd": None}), 3)
     trackers.log(tracking.row_values({"step": 4, "loss": 0.5, "validation_xray": 1}), 4)
-    assert Told.log_of == [("init", "dasd"), (4, {"train/loss": 0.5, "validation/xray": 1})]
+    assert Recorder.calls == [("init", "dasd"), (4, {"train/loss": 0.5, "validation/xray": 1})]
 
 
 def test_the_config_is_flat(config):
