@@ -1,1 +1,7 @@
-"""Build `data/tiny-sd` from the toy world: `shared`, `stages`, `build`, and `evaluate`, which measures it."""
+"""Build `data/tiny-sd` from the toy world. In reading order:
+
+- shared: settings, the rendered images, one training loop
+- stages: the networks, one training each
+- build: all stages, assembled in the layout of diffusers
+- evaluate: how good the base is
+"""
