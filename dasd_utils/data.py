@@ -127,7 +127,7 @@ def _choose_scenes(domain: DomainConfig, config: Config, split: str) -> tuple[st
 
 
 class _Table(NamedTuple):
-    """The rows of one split of a data set, as they stand there."""
+    """The rows of one split of a data set, with captions and labels, before any image is read."""
 
     rows: datasets.Dataset
     captions: list[list[str]]
@@ -135,7 +135,7 @@ class _Table(NamedTuple):
 
 
 def _load_rows(domain: DomainConfig, config: Config, split: str) -> DomainData:
-    """Check columns and captions of all the splits that matter first: reading the pixels takes long."""
+    """Check columns and captions of all splits in use before reading the pixels, which takes long."""
     is_test = split == "test" and domain.test_split is not None
     table = _open_table(domain, domain.test_split if is_test else domain.train_split)
     test = _open_table(domain, domain.test_split) if domain.test_split and not is_test else None
@@ -216,7 +216,7 @@ def _sentences(domain: DomainConfig, value: Any) -> list[str]:
 
 
 def _captions_of_file(domain: DomainConfig, rows: datasets.Dataset) -> list[Any]:
-    """Return what the domain's caption file says of each row, None where it says nothing."""
+    """Return the caption file's entry for each row, None where it has none."""
     known = read_caption_file(domain.caption_file)
     found = [known.get(name) for name in files_of_rows(rows, domain.image_column, resolve(domain.data))]
     if all(value is None for value in found):

@@ -1,4 +1,4 @@
-"""Where pretrained weights are: a folder, the hub or its cache; and an error that says where it looked."""
+"""Find pretrained weights in a folder, on the hub or in its cache; errors name the places searched."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Source:
     revision: str | None = None
     variant: str | None = None
     folder: Path | None = None  # None: on the hub
-    unreachable: str = ""  # why the hub cannot be asked; its cache may still have the files
+    unreachable: str = ""  # why the hub cannot be reached; its cache may still have the files
 
     def load(self, kind: Any, part: str = "", **options: Any) -> Any:
         """Return `kind.from_pretrained` of the part (a subfolder), or raise DasdError."""
@@ -65,7 +65,8 @@ class Source:
 def find_weights(name: str, revision: str | None = None, variant: str | None = None) -> Source:
     """Return where the weights of that name are: the folder if there is one, else the hub.
 
-    The hub is asked once, because its own file requests each retry for half a minute without network.
+    One request tells whether the hub can be reached: without network each request for a file would retry for
+    half a minute.
     Raises DasdError if the name is neither a folder nor a hub id.
     """
     folder = resolve(name)
@@ -73,7 +74,7 @@ def find_weights(name: str, revision: str | None = None, variant: str | None = N
         return Source(name, revision, variant, folder)
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise DasdError(f"{name!r} is not there: no folder {folder}. Name a folder in the layout of "
-                            f"diffusers or transformers, or a hub id like 'owner/name'.")  # fmt: skip
+                        f"diffusers or transformers, or a hub id like 'owner/name'.")  # fmt: skip
     if not is_pinned(revision):
         log.warning("The model %s is read at revision %s, which may hold other files tomorrow. Pin it to a "
                     "commit hash: base_revision, clip_revision, or NAME@HASH of a captioning model.", name,

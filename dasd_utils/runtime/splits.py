@@ -1,4 +1,4 @@
-"""Copies of an image are known as copies, and what belongs together stays in one split."""
+"""Groups of duplicate images, and splits by content that keep each group together."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ TILE = 2048  # thumbnails compared with as many others at once
 def duplicate_groups(ids: Sequence[str], thumbnails: np.ndarray) -> np.ndarray:
     """Return a group number (n,) for each image; exact copies and near duplicates share one.
 
-    Near: thumbnails (n, 32, 32) that correlate above NEAR_DUPLICATE, and whatever such pairs connect.
-    Chest x-rays are all alike to a 64-bit difference hash, not to this.
+    Near duplicates are thumbnails (n, 32, 32) that correlate above NEAR_DUPLICATE, and all that such pairs
+    connect. (A 64-bit difference hash, the usual way, takes different chest x-rays for duplicates.)
     """
     _, first, inverse = np.unique(np.asarray(ids), return_index=True, return_inverse=True)
     near = first[_near_pairs(thumbnails[first])]
@@ -29,7 +29,8 @@ def duplicate_groups(ids: Sequence[str], thumbnails: np.ndarray) -> np.ndarray:
 def _near_pairs(thumbnails: np.ndarray) -> np.ndarray:
     """Return (2, p): the pairs of thumbnails (n, 32, 32) that correlate above NEAR_DUPLICATE.
 
-    Means over 4 x 4 pixels P and the norm r of what they miss decide for most: <a, b> <= <Pa, Pb> + r_a r_b.
+    Most pairs are ruled out by a bound that costs a sixteenth: <a, b> <= <Pa, Pb> + r_a r_b, with P the means
+    over 4 x 4 pixels and r the norm of what they leave out.
     """
     parts = range(0, len(thumbnails), TILE)
     bound = np.concatenate([_bound(_unit(thumbnails[start : start + TILE])) for start in parts])
@@ -47,14 +48,14 @@ def _near_pairs(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _unit(thumbnails: np.ndarray) -> np.ndarray:
-    """Thumbnails (n, 32, 32) as rows (n, 1024) of mean 0 and norm 1, float32."""
+    """Return thumbnails (n, 32, 32) as rows (n, 1024) of mean 0 and norm 1, float32."""
     flat = thumbnails.reshape(-1, 32 * 32).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 
 def _bound(flat: np.ndarray) -> np.ndarray:
-    """P and r of `_near_pairs`, (n, 65): the products of its rows are never below those of the rows given."""
+    """Return P and r of `_near_pairs` as (n, 65): products of its rows are at least those of the rows given."""
     coarse = flat.reshape(-1, 8, 4, 8, 4).sum(axis=(2, 4)).reshape(-1, 64) / 4  # orthonormal
     missed = np.sqrt(np.maximum((flat**2).sum(axis=1) - (coarse**2).sum(axis=1), 0))
     return np.concatenate([coarse, missed[:, None]], axis=1)
@@ -63,11 +64,11 @@ def _bound(flat: np.ndarray) -> np.ndarray:
 def split_by_content(
     ids: Sequence[str], groups: Sequence[int], validation_fraction: float, test_fraction: float
 ) -> list[str]:
-    """Return "train", "validation" or "test" for each image, the same for the whole of a group.
+    """Return "train", "validation" or "test" for each image, the same for all images of a group.
 
-    The smallest hash of a group decides, hashed once more as the smallest is no fair draw; so images added
-    later move no other image to another split. Only a split that would stay empty, though its fraction is
-    not 0, is given a group of the largest split.
+    The smallest id (hash) of a group decides, hashed once more because the smallest of several is not uniform;
+    so images added later move no other image to another split. Only a split that would stay empty, though its
+    fraction is not 0, gets a group of the largest split.
     """
     leaders: dict[int, str] = {}
     for group, name in zip(groups, ids, strict=True):

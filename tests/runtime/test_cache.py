@@ -104,6 +104,17 @@ def test_cache_that_cannot_be_written(make, tmp_path):
         make(cache_dir=tmp_path / "file")
 
 
+def test_a_full_disk_leaves_nothing(cached, config, monkeypatch):
+    def save(file, _):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", save)
+    with pytest.raises(DasdError, match="No space left on device. Set cache_dir"):
+        cached()
+    assert not shards_of(config)
+
+
 def test_latents_that_are_not_finite(config, vae):
     bad = AutoencoderKL.from_config(vae.config)
     with torch.no_grad():

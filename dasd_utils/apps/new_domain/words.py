@@ -99,7 +99,7 @@ def labelled(
 ) -> list[dict[str, Any]]:
     """Return other labelled prompts for the classifier's threshold, and the domain's own behind them.
 
-    A caption counts as it is if it says a word of the style, else with the style words behind it.
+    A caption that has a word of the style stands as it is; others get the style words behind them.
     """
     own, different = set(style.split()), list(dict.fromkeys(captions))[:MANY_PROMPTS]
     prompts = [c if own & set(_normal(c).split()) else f"{c}, {style}" for c in different]
