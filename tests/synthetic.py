@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import functools
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from dasd_utils import data, latents, models, training
-from dasd_utils.config import Config, ModelConfig
+from dasd_utils.config import Config, DomainConfig, ModelConfig
 from dasd_utils.latents import Batch
 
 DOMAINS = (0, 1, 0, 1, 0, 1)  # of the six targets that the narrow config asks for
@@ -57,6 +59,27 @@ def pictures(count: int) -> list[Image.Image]:
     """Return smooth random images of 32 px, the same at each call."""
     small = np.random.default_rng(0).integers(0, 255, (count, 4, 4, 3), dtype=np.uint8)
     return [Image.fromarray(each).resize((32, 32), Image.Resampling.BICUBIC) for each in small]
+
+
+def picture(number: int, size=(24, 20), mode="RGB") -> Image.Image:
+    """Return a picture of its own for each number: soft patches, so that a copy of another size is alike."""
+    patches = np.random.default_rng(number).integers(0, 255, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(patches).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def write_images(folder: Path, numbers, rows: dict | None = None) -> Path:
+    """Save pictures, and metadata.jsonl with the given columns (name -> number -> value)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        picture(number).save(folder / f"{number}.png")
+    if rows:
+        lines = [{"file_name": f"{n}.png"} | {key: make(n) for key, make in rows.items()} for n in numbers]
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf8")
+    return folder
+
+
+def domain(source, **settings) -> DomainConfig:
+    return DomainConfig(**({"name": "thing", "data": str(source), "token": "<thing>"} | settings))
 
 
 def same_batch(one: Batch, two: Batch) -> bool:

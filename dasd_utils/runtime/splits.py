@@ -55,7 +55,7 @@ def _unit(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _bound(flat: np.ndarray) -> np.ndarray:
-    """Return P and r of `_near_pairs` as (n, 65): products of its rows are at least those of the rows given."""
+    """Return P and r of `_near_pairs` as (n, 65): products of these rows are at least those of `flat`."""
     coarse = flat.reshape(-1, 8, 4, 8, 4).sum(axis=(2, 4)).reshape(-1, 64) / 4  # orthonormal
     missed = np.sqrt(np.maximum((flat**2).sum(axis=1) - (coarse**2).sum(axis=1), 0))
     return np.concatenate([coarse, missed[:, None]], axis=1)
@@ -66,9 +66,9 @@ def split_by_content(
 ) -> list[str]:
     """Return "train", "validation" or "test" for each image, the same for all images of a group.
 
-    The smallest id (hash) of a group decides, hashed once more because the smallest of several is not uniform;
-    so images added later move no other image to another split. Only a split that would stay empty, though its
-    fraction is not 0, gets a group of the largest split.
+    The smallest id (hash) of a group decides, hashed once more because the smallest of several is not
+    uniform; so images added later move no other image to another split. Only a split that would stay empty,
+    though its fraction is not 0, gets a group of the largest split.
     """
     leaders: dict[int, str] = {}
     for group, name in zip(groups, ids, strict=True):

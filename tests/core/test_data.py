@@ -10,8 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
-from synthetic import Words
+from synthetic import Words, domain, picture, write_images
 
 from dasd_utils import data, latents, toyworld
 from dasd_utils.config import Config, DasdError, DomainConfig
@@ -29,27 +28,6 @@ def config() -> Config:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return tmp_path / "set"
-
-
-def picture(number: int, size=(24, 20), mode="RGB") -> Image.Image:
-    """Return a picture of its own for each number: soft patches, so that a copy of another size is alike."""
-    patches = np.random.default_rng(number).integers(0, 255, (5, 6, 3), dtype=np.uint8)
-    return Image.fromarray(patches).resize(size, Image.Resampling.BICUBIC).convert(mode)
-
-
-def write_images(folder: Path, numbers, rows: dict | None = None) -> Path:
-    """Save pictures, and metadata.jsonl with the given columns (name -> number -> value)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in numbers:
-        picture(number).save(folder / f"{number}.png")
-    if rows:
-        lines = [{"file_name": f"{n}.png"} | {key: make(n) for key, make in rows.items()} for n in numbers]
-        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf8")
-    return folder
-
-
-def domain(source, **settings) -> DomainConfig:
-    return DomainConfig(**({"name": "thing", "data": str(source), "token": "<thing>"} | settings))
 
 
 def load(source, config: Config, **settings) -> data.DomainData:

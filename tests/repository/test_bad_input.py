@@ -19,8 +19,7 @@ from conftest import on_narrow_base, refused
 from narrow import randomise
 from PIL import Image
 from safetensors.torch import save_file
-from synthetic import NoiseSampler, make_parts
-from test_data import domain, picture, write_images
+from synthetic import NoiseSampler, domain, make_parts, picture, write_images
 from transformers import CLIPTokenizer
 from typer.testing import CliRunner
 

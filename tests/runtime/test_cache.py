@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_nothing(cached, config, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", save)
-    with pytest.raises(DasdError, match="No space left on device. Set cache_dir"):
+    with pytest.raises(DasdError, match=r"No space left on device\. Set cache_dir"):
         cached()
     assert not shards_of(config)
 
