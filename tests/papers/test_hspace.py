@@ -1,5 +1,7 @@
 """Features of the bottleneck, linear classifiers on them, and sets drawn to the shares of another domain."""
 
+import functools
+
 import narrow
 import pytest
 import torch
@@ -105,8 +107,10 @@ def domains():
     return known, Labelled(pixels[:80], labels[:80]), Labelled(pixels[80:], labels[80:])
 
 
-def test_the_targets_share_is_found_without_its_labels(domains):
+def test_the_targets_share_is_found_without_its_labels(domains, monkeypatch):
     known, teach, real = domains
+    quick = functools.partial(hspace.adaptation.correct_by_epoch, epochs=5)
+    monkeypatch.setattr(hspace.adaptation, "correct_by_epoch", quick)
     shares = {"source": (0.8, 0.2), "target": (0.3, 0.7)}
     found = hspace.label_shift_trial(known, known, teach, real, shares, seed=0)
     assert found[hspace.SHARE] == pytest.approx(0.7, abs=0.15)  # of forty that were drawn
