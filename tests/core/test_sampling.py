@@ -134,43 +134,53 @@ def by_hand(adapted, prompt: str, settings: Calibration, seed: int, base_uncond:
 
     scheduler = sampling.make_scheduler(settings.scheduler, adapted.noise_scheduler)
     noise = sampling.initial_noise((4, 8, 8), seed, 0)[None]
-    return sampling.decode_images(
-        adapted.vae, sampling.denoise(predict, scheduler, noise, settings.num_inference_steps)
-    )[0]
+    latents = sampling.denoise(predict, scheduler, noise, settings.num_inference_steps)
+    return sampling.decode_images(adapted.vae, latents)[0]
 
 
 def test_domain_guidance_leads_away_from_the_base_model(pipeline, adapted):
-    plain, guided = Calibration(3.0, 2, "ddim"), Calibration(3.0, 2, "ddim", "domain")
-    options = {"domain": "xray", "seed": 7}
-    expected = by_hand(adapted, f"<xray> {PROMPT}", guided, 7, base_uncond=True)
-    image, _, used = pipeline.generate(PROMPT, settings=guided, **options)
-    assert same(image, expected) and used["guidance"] == "domain"
-    assert not same(image, pipeline.generate(PROMPT, settings=plain, **options)[0])
-    with pipeline.base():  # one model: the two kinds are one
-        images = [pipeline.generate(PROMPT, settings=each, **options)[0] for each in (plain, guided)]
-    assert pixels(images[0]).tolist() == pixels(images[1]).tolist()
-    ones = [dataclasses.replace(each, guidance_scale=1.0) for each in (plain, guided)]
-    images = [pipeline.generate(PROMPT, settings=each, **options)[0] for each in ones]
-    assert pixels(images[0]).tolist() == pixels(images[1]).tolist()
-
-
-def test_the_adapter_is_switched_against_the_domain_s_rule(pipeline, adapted, tiny_config):
-    def image(**options):
-        found, domain, used = pipeline.generate(PROMPT, seed=2, **options)
-        assert domain == options.get("domain")
-        assert (used["token"] is None) == (domain in (None, "painting") or options["adapter"] is False)
+    def image(settings):
+        found, _, used = pipeline.generate(PROMPT, domain="xray", seed=7, settings=settings)
+        assert used["guidance"] == settings.guidance
         return found
 
+    plain, guided = Calibration(3.0, 2, "ddim"), Calibration(3.0, 2, "ddim", "domain")
+    assert same(image(guided), by_hand(adapted, f"<xray> {PROMPT}", guided, 7, base_uncond=True))
+    assert not same(image(guided), image(plain))
+    with pipeline.base():  # one model: the two kinds are one
+        assert image(plain).tobytes() == image(guided).tobytes()
+    plain, guided = (dataclasses.replace(each, guidance_scale=1.0) for each in (plain, guided))
+    assert image(plain).tobytes() == image(guided).tobytes()
+
+
+def test_the_adapter_is_on_where_there_is_a_domain_or_as_it_is_switched(pipeline, adapted, tiny_config):
+    def image(of=pipeline, **options):
+        found, domain, used = of.generate(PROMPT, seed=2, **options)
+        assert domain == options.get("domain")
+        learned = of is pipeline and of._use_adapter and domain == "satellite"
+        assert used["token"] == ("<satellite>" if learned and options.get("adapter", True) else None)
+        return found
+
+    fresh = sampling.DasdPipeline(models.load_parts(tiny_config), tiny_config)
+    base = image(fresh, domain="satellite")
     on = by_hand(adapted, PROMPT, tiny_config.source.calibration, 2, base_uncond=False)
+    assert not same(on, base)
     with pipeline.base():
-        off = image(domain="satellite", adapter=False)
-        assert same(image(adapter=True), off)
-    assert not same(on, off)
+        for options in (
+            {"domain": "satellite"},
+            {"domain": "satellite", "adapter": False},
+            {"adapter": True},
+        ):
+            assert same(image(**options), base)
     for domain in (None, "painting"):
+        assert same(image(domain=domain), base) and same(image(domain=domain, adapter=False), base)
         assert same(image(domain=domain, adapter=True), on)
-        assert same(image(domain=domain, adapter=False), off)
-    assert same(image(domain="satellite", adapter=False), off)
-    assert same(image(domain="satellite", adapter=True), image(domain="satellite", adapter=None))
+    adapted_image = image(domain="satellite")
+    assert same(image(domain="satellite", adapter=True), adapted_image) and not same(adapted_image, base)
+    assert same(image(domain="satellite", adapter=False), base)
+    mixed, _, rows = pipeline.generate([PROMPT, f"<satellite> {PROMPT}"], seed=2)
+    assert same(mixed[0], base) and same(mixed[1], adapted_image)
+    assert [row["token"] for row in rows] == [None, "<satellite>"]
 
 
 def test_noise_is_counted():
@@ -232,36 +242,17 @@ def test_the_domain_is_found_in_the_prompt(pipeline, tiny_config):
     pipeline.classifier.threshold = -1.0  # random weights give any score
     image, domain, settings = pipeline.generate(words, auto_domain=True, seed=1)
     assert domain == settings["domain"] == "xray"
-    again = pipeline.generate_with_auto_domain(words, seed=1)
-    assert again[1:] == ("xray", settings, f"<xray> {words}")
-    assert same(again[0], image)
+    again, *rest = pipeline.generate_with_auto_domain(words, seed=1)
+    assert rest == ["xray", settings, f"<xray> {words}"] and same(again, image)
     pipeline.classifier.threshold = 1.1
-    assert pipeline.generate_with_auto_domain(words)[1::2] == (None, words)
-    held = pipeline.generate_with_auto_domain([words, "lungs <satellite>"])
-    assert held[1] == [None, "satellite"]
-    assert held[3] == [words, "lungs <satellite>"]
+    prompts = [words, "lungs <satellite>"]
+    assert pipeline.generate_with_auto_domain(prompts)[1::2] == ([None, "satellite"], prompts)
 
 
 def test_the_classifier_is_made_and_fitted_when_it_is_needed(pipeline):
     pipeline._classifier = None
     assert set(pipeline.classify_prompt("a chest scan")) >= {"best_domain", "suggested_prompt"}
     assert pipeline.classifier is pipeline.classifier and pipeline.classifier.threshold is not None
-
-
-def test_without_a_domain_the_base_model_answers(pipeline, tiny_config):
-    fresh = sampling.DasdPipeline(models.load_parts(tiny_config), tiny_config)
-    expected, _, _ = fresh.generate(PROMPT, seed=2)
-    assert same(pipeline.generate(PROMPT, seed=2)[0], expected)
-    assert same(pipeline.generate(PROMPT, domain="painting", seed=2)[0], expected)
-    assert not same(pipeline.generate(PROMPT, domain="satellite", seed=2)[0], expected)
-    with pipeline.base() as base:
-        image, domain, settings = base.generate(PROMPT, domain="satellite", seed=2)
-    assert same(image, expected)
-    assert (domain, settings["token"]) == ("satellite", None)
-    mixed, _, _ = pipeline.generate([PROMPT, f"<satellite> {PROMPT}"], seed=2)
-    assert same(mixed[0], expected)
-    assert same(mixed[1], pipeline.generate(PROMPT, domain="satellite", seed=2)[0])
-    assert fresh.generate(PROMPT, domain="satellite", seed=2)[2]["token"] is None
 
 
 def test_a_comparison_has_one_row_a_domain(pipeline):
