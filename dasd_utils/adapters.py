@@ -22,6 +22,7 @@ from dasd_utils.runtime import files
 LORA_FILE = "pytorch_lora_weights.safetensors"  # where diffusers looks for it
 SUMMARY_FILE = "adapter.json"
 UNET = "unet"  # the folder of a UNet all of whose weights learned, in the layout of diffusers
+Shapes = dict[str, tuple[int, ...]]
 UNET_FILES = (f"{UNET}/config.json", f"{UNET}/diffusion_pytorch_model.safetensors")
 
 
@@ -83,7 +84,7 @@ def _trained(parts: models.Parts) -> dict[str, Tensor]:
     return trained if parts.tokens is None else trained | {"tokens.weight": parts.tokens.weight}
 
 
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(tensors: dict[str, Tensor]) -> Shapes:
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
@@ -190,9 +191,14 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
     if _trained(parts):
         raise cfg.DasdError("These parts already have an adapter. Load fresh parts for another one.")
     width = parts.text_encoder.get_input_embeddings().embedding_dim
-    rows = [_read_row(folder / file, token, width) for token, file in summary["tokens"].items()]
+    rows = [
+        _read_tensors(folder / file, {token: (width,)}, f"row of {token}, {width} wide")[token]
+        for token, file in summary["tokens"].items()
+    ]
     state = None if summary["lora"] is None else _read_tensors(folder / LORA_FILE)
-    unet = _read_unet(parts, folder) if summary.get("unet") else None
+    weights = dict(parts.unet.named_parameters())
+    what = f"weights of the UNet of {parts.config.model.base!r}"
+    unet = _read_tensors(folder / UNET_FILES[1], _shapes(weights), what) if summary.get("unet") else None
     if state is not None:
         models.add_lora(parts.unet, cfg.LoraSettings(**summary["lora"]))
         state = {name.removeprefix("unet."): value for name, value in state.items()}
@@ -201,7 +207,7 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
         set_peft_model_state_dict(parts.unet, state)
     if unet is not None:
         models.unfreeze_unet(parts)
-        _copy(unet, dict(parts.unet.named_parameters()))
+        _copy(unet, weights)
     if rows:
         models.attach_tokens(parts, list(summary["tokens"]), torch.stack(rows))
 
@@ -233,23 +239,12 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     return values
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path, shapes: Shapes | None = None, what: str = "") -> dict[str, Tensor]:
+    """Return the tensors of a file; DasdError unless they have the names and shapes, if these are given."""
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except Exception as error:  # safetensors has kinds of its own
         raise cfg.DasdError(f"{path} cannot be read: {error}. Save the adapter again.") from None
-
-
-def _read_unet(parts: models.Parts, folder: Path) -> dict[str, Tensor]:
-    path = folder / UNET_FILES[1]
-    state = _read_tensors(path)
-    if _shapes(state) != _shapes(dict(parts.unet.named_parameters())):
-        raise cfg.DasdError(f"{path} does not fit the UNet of {parts.config.model.base!r}.")
-    return state
-
-
-def _read_row(path: Path, token: str, width: int) -> Tensor:
-    tensors = _read_tensors(path)
-    if token not in tensors or tensors[token].shape != (width,):
-        raise cfg.DasdError(f"{path} holds no row of {token}, {width} wide. Save the adapter again.")
-    return tensors[token]
+    if shapes is not None and _shapes(tensors) != shapes:
+        raise cfg.DasdError(f"{path} holds no {what}. Save the adapter again.")
+    return tensors

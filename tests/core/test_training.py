@@ -22,13 +22,8 @@ from dasd_utils.runtime import checkpoints
 @pytest.fixture
 def config(tiny_config):
     """Dropout, queue and schedule are on: all that a resume could get wrong."""
-    return tiny_config.replace(
-        max_train_steps=6,
-        checkpoint_every=2,
-        validation_every=0,
-        dropout=0.2,
-        queue_size=5,
-    )
+    changes = {"max_train_steps": 6, "checkpoint_every": 2, "validation_every": 0}
+    return tiny_config.replace(**changes, dropout=0.2, queue_size=5)
 
 
 def start(config, sampler=None, **options):
@@ -38,12 +33,12 @@ def start(config, sampler=None, **options):
     return parts, training.train(config, parts, sampler, parts["token_ids"], progress=False, **options)
 
 
-def stop_at(step: int, how=KeyboardInterrupt):
+def stop_at(step: int):
     """Return an on_step callback that stops the run behind the loop's back, as a crash would."""
 
     def look(row) -> None:
         if row["step"] == step:
-            raise how
+            raise KeyboardInterrupt
 
     return look
 
@@ -165,31 +160,25 @@ def test_every_step_asks_for_its_own_micro_batches(config):
 
 
 def test_validation_and_samples_see_no_dropout(config):
-    config = config.replace(max_train_steps=2, validation_every=1, sample_every=2, learning_rate=1e-12)
-    config = config.replace(token_learning_rate=1e-12, dropout=0.9)
-    modes, parts = [], make_parts(config)
-    history = training.train(
-        config,
-        parts,
-        NoiseSampler(config),
-        progress=False,
-        on_sample=lambda step: modes.append((step, parts.unet.training)),
-    )
+    still = {"learning_rate": 1e-12, "token_learning_rate": 1e-12, "dropout": 0.9}
+    config = config.replace(max_train_steps=2, validation_every=1, sample_every=2, **still)
+    modes, parts, sampler = [], make_parts(config), NoiseSampler(config)
+
+    def look(step):
+        modes.append((step, parts.unet.training))
+
+    history = training.train(config, parts, sampler, progress=False, on_sample=look)
     assert modes == [(2, False)]
     first, second = (row["validation_xray"] for row in history)
     assert first == pytest.approx(second, rel=1e-4)
     assert not parts.unet.training
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"ema_decay": 0.9, "gradient_accumulation_steps": 2},
-        {"mixed_precision": "bf16", "lr_scheduler": "linear"},
-        {"rank": 0},
-    ],
-)
+AVERAGED = {"ema_decay": 0.9, "gradient_accumulation_steps": 2}
+HALF = {"mixed_precision": "bf16", "lr_scheduler": "linear"}
+
+
+@pytest.mark.parametrize("changes", [{}, AVERAGED, HALF, {"rank": 0}])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config, tmp_path, changes):
     config = config.replace(**changes)
     straight = config.replace(output_dir=tmp_path / "straight")
@@ -234,29 +223,21 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(config, tmp_path, number
     assert history == expected
 
 
-def test_a_finished_run_returns_its_history_at_once(config):
-    parts, history = start(config.replace(ema_decay=0.9))
+def test_a_finished_run_returns_its_history_at_once_and_goes_on_when_given_more_steps(config):
+    config = config.replace(ema_decay=0.9, max_train_steps=2)
+    parts, history = start(config)
     sampler = NoiseSampler(config)
-    again, found = start(config.replace(ema_decay=0.9), sampler, resume=True)
+    again, found = start(config, sampler, resume=True)
     assert found == history and sampler.asked == [] and sampler.encoded == 0
     assert_same(adapters.adapter_state(again), adapters.adapter_state(parts))
+    _, longer = start(config.replace(max_train_steps=3), sampler, resume=True)
+    assert longer[:2] == history and longer[2]["step"] == 3 and sampler.asked[0] == (2, 0)
 
 
-def test_a_finished_run_goes_on_when_given_more_steps(config):
-    start(config.replace(max_train_steps=2))
-    sampler = NoiseSampler(config)
-    _, history = start(config.replace(max_train_steps=3), sampler, resume=True)
-    assert [row["step"] for row in history] == [1, 2, 3] and sampler.asked[0] == (2, 0)
-
-
-def test_resume_without_a_checkpoint_starts_at_the_beginning(config, caplog):
+def test_without_a_checkpoint_or_without_resume_a_run_starts_at_the_beginning(config, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        _, history = start(config.replace(max_train_steps=1), resume=True)
-    assert len(history) == 1 and "no checkpoint" in caplog.text
-
-
-def test_without_resume_the_earlier_run_is_replaced(config, tmp_path):
-    start(config.replace(max_train_steps=2))
+        _, history = start(config.replace(max_train_steps=2), resume=True)
+    assert len(history) == 2 and "no checkpoint" in caplog.text
     with pytest.raises(KeyboardInterrupt):
         start(config.replace(rank=2), on_step=stop_at(1))  # before its first checkpoint
     assert checkpoints.newest_checkpoint(tmp_path / "run" / "checkpoints") is None
