@@ -86,7 +86,8 @@ def _picture(given: Image.Image | figures.Figure) -> Image.Image:
 
 def _frame(picture: Image.Image, size: tuple[int, int], step: int, last: int, label: str) -> Image.Image:
     """The picture below its step, the label, and a line as long as the share of the run that is done."""
-    head, margin = 30, 10
+    head = 30  # pixels above the picture
+    margin = 10
     frame = Image.new("RGB", (size[0], size[1] + head), "white")
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)

@@ -114,7 +114,7 @@ def _find_by_trial(updater: training.Updater, configs: dict[int, Config]) -> Con
 
 
 def _find_by_prediction(updater: training.Updater, configs: dict[int, Config]) -> Config | None:
-    """Return the first config whose step fits: it keeps a constant, and so much a target and a source."""
+    """Return the first config whose step fits: it keeps a constant, and more for each target and source."""
     learned = 16 * sum(p.numel() for p in updater.parameters)  # gradient, two moments, one to spare
     free = (1 - SPARE) * psutil.virtual_memory().available - learned
     factor = PEAK_OVER_KEPT[updater.config.training.gradient_checkpointing]
@@ -185,11 +185,13 @@ def _pass(updater: training.Updater, config: Config) -> None:
 
 
 def _batch(updater: training.Updater, config: Config) -> Batch:
-    sizes, parts = config.training, updater.parts
+    parts = updater.parts
     side = config.model.resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
-    targets, sources = sizes.target_batch_size, sizes.source_batch_size
-    channels = parts.unet.config.in_channels
-    target, source = torch.zeros(targets, channels, side, side), torch.zeros(sources, channels, side, side)
+    targets = config.training.target_batch_size
+    sources = config.training.source_batch_size
+    shape = parts.unet.config.in_channels, side, side
+    target = torch.zeros(targets, *shape)
+    source = torch.zeros(sources, *shape)
     return Batch(
         target_latents=target,
         source_latents=source,

@@ -30,7 +30,8 @@ def method_diagram(images: Images | None = None) -> figures.Figure:
 
     images: small pictures to show, any of "target", "source" and "result"; plain icons for the others.
     """
-    drawing, images = _Drawing(), images or {}
+    drawing = _Drawing()
+    images = images or {}
     _data(drawing, images)
     _network(drawing)
     _losses(drawing)

@@ -154,7 +154,8 @@ def save(drawing: Drawing, folder: str | Path) -> Path:
     The text "dasd" is JSON; "parameters" is what image viewers of the Stable Diffusion web interfaces read.
     Raises DasdError where the folder cannot be written.
     """
-    info, settings = PngImagePlugin.PngInfo(), drawing.settings
+    settings = drawing.settings
+    info = PngImagePlugin.PngInfo()
     info.add_text(KEY, json.dumps(settings))
     info.add_text("parameters", parameters(drawing))
     name = f"{settings['domain'] or 'none'}_{settings['model']}_{settings['seed']}"

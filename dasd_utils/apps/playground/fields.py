@@ -123,7 +123,8 @@ def _named(text: str) -> dict[str, Any]:
 
 def bars(answer: Mapping[str, Any]) -> str:
     """Return the classifier's answer as HTML: a bar for each domain, a line at the threshold, a verdict."""
-    threshold, best = answer["threshold"], answer["best_domain"]
+    threshold = answer["threshold"]
+    best = answer["best_domain"]
     rows = []
     for name, score in answer["all_similarities"].items():
         fill = f"width:{_percent(score)};background:{FOUND if name == best else OTHER}"
