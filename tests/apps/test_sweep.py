@@ -4,11 +4,10 @@ import json
 
 import nbformat
 import pytest
-from typer.testing import CliRunner
+from conftest import dasd
 
 from dasd_utils import evaluation
 from dasd_utils.apps import notebooks, sweep, workers
-from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import DasdError
 
 CODE = """
@@ -87,15 +86,14 @@ def test_only_what_is_missing_runs_and_rows_carry_their_parameters(notebook, tmp
     def in_this_process(commands, workers, scheduler):
         ran.extend(commands)
         for command in commands:
-            result = CliRunner().invoke(cli.app, command)
-            assert result.exit_code == 0, result.output
+            dasd(*command)
 
     monkeypatch.setattr(workers, "run_all", in_this_process)
-    words = ["sweep", str(path), "--notebook", notebook, "--output_dir", str(tmp_path / "out"), "--json"]
-    printed = json.loads(CliRunner().invoke(cli.app, words).stdout)
+    words = ["sweep", path, "--notebook", notebook, "--output_dir", tmp_path / "out"]
+    printed = dasd(*words)
     assert [(row["a"], row["b"], row["value"]) for row in printed["rows"]] == [(1, 10, 11), (5, 10, 15)]
     stored = evaluation.load_results(printed["results"])
     assert stored["rows"] == printed["rows"] and len(ran) == 2
     write(path, [{"a": [1, 5, 6], "b": 10}])
-    again = json.loads(CliRunner().invoke(cli.app, words).stdout)
+    again = dasd(*words)
     assert len(again["rows"]) == 3 and len(ran) == 3

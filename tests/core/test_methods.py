@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+from conftest import dasd
 from typer.testing import CliRunner
 
 from dasd_utils import evaluation, losses
@@ -93,10 +94,8 @@ def test_a_method_trains_by_the_command_and_its_run_is_verified(tiny_config, tmp
         del values[section][name]  # the method's own, then
     del values["data"]["source_images"], values["method"], values["method_settings"]
     path.write_text(json.dumps(values))
-    words = ["train", "--config", str(path), "--method", "domainstudio", "--json"]
-    result = CliRunner().invoke(cli.app, words)
-    assert result.exit_code == 0, result.output
-    said = json.loads(result.stdout)
+    words = ["train", "--config", str(path), "--method", "domainstudio"]
+    said = dasd(*words)
     assert said["step"] == 4 and said["loss_img"] >= 0 and "loss_prior" in said
     stored = Config.load(tmp_path / "run" / "config.json")
     assert stored.method == "domainstudio" and stored.alignment.lambda_align == 0

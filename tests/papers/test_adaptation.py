@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import on_narrow_base
+from conftest import dasd, on_narrow_base
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -274,10 +274,8 @@ def test_files_are_translated_by_the_command(study, rows, tmp_path):
     for number, picture in enumerate(chosen):
         picture.resize((80, 48)).save(tmp_path / "in" / f"{number}.png")
     (tmp_path / "in" / "notes.txt").write_text("no picture")
-    words = ["translate", str(tmp_path / "in"), "--checkpoint", run, "--strength", "0"]
-    result = CliRunner().invoke(cli.app, [*words, "--json"])
-    assert result.exit_code == 0, result.output
-    new = [Path(path) for path in json.loads(result.stdout)["images"]]
+    said = dasd("translate", tmp_path / "in", "--checkpoint", run, "--strength", 0)
+    new = [Path(path) for path in said["images"]]
     assert [path.name for path in new] == ["000_0.png", "001_1.png"]
     back = translation.translate(
         sampling.load_trained_pipeline(run), [images.open_file(tmp_path / "in" / "0.png")], 300, 2, 2, 0.0

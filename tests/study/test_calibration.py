@@ -1,14 +1,10 @@
 """The search keeps its budget, chooses by the rule, and writes what the pipeline uses."""
 
-import json
-
 import pytest
 import torch
-from conftest import on_narrow_base
-from typer.testing import CliRunner
+from conftest import dasd, on_narrow_base
 
 from dasd_utils import evaluation, sampling, training
-from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import Calibration, DasdError
 from dasd_utils.metrics import Estimate
 from dasd_utils.study import calibration
@@ -99,10 +95,8 @@ def test_a_budget_below_every_schedule_is_refused(config):
 def test_the_command_writes_what_the_pipeline_uses(config, monkeypatch):
     monkeypatch.setattr(calibration, "SCHEDULES", (("ddim", 1), ("dpm++", 2)))
     monkeypatch.setattr(calibration, "SCALES", {"cfg": (1.5,), "domain": (3.0,)})
-    words = ["calibrate", "--checkpoint", config.output_dir, "--num_images", "10", "--json"]
-    result = CliRunner().invoke(cli.app, words)
-    assert result.exit_code == 0, result.output
-    printed = json.loads(result.stdout)
+    words = ["calibrate", "--checkpoint", config.output_dir, "--num_images", 10]
+    printed = dasd(*words)
     pipeline = sampling.load_trained_pipeline(config.output_dir)
     for domain in pipeline.config.domains:
         found = domain.calibration
@@ -118,10 +112,10 @@ def test_the_command_writes_what_the_pipeline_uses(config, monkeypatch):
     assert all(r["low"] <= r["value"] <= r["high"] for r in rows)
     before = calibration.calibration_file(config.output_dir).read_bytes()
     monkeypatch.setattr(calibration, "search", lambda *a, **k: pytest.fail("searched again"))
-    assert CliRunner().invoke(cli.app, words).exit_code == 0
+    dasd(*words)
     assert calibration.calibration_file(config.output_dir).read_bytes() == before
     with pytest.raises(BaseException, match="searched again"):
-        CliRunner().invoke(cli.app, [*words, "--again"], catch_exceptions=False)
+        dasd(*words, "--again")
     assert (
         calibration.calibration_file(config.output_dir).read_bytes() == before
     )  # until the new search is done

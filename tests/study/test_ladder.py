@@ -5,11 +5,9 @@ import json
 import types
 
 import pytest
-from conftest import on_narrow_base
-from typer.testing import CliRunner
+from conftest import dasd, on_narrow_base
 
 from dasd_utils import evaluation, latents, losses, sampling, training
-from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import study as cli_study
 from dasd_utils.config import Calibration, Config, DasdError
 from dasd_utils.runtime import checkpoints, files, images
@@ -294,11 +292,9 @@ def test_commands_hold_what_shares_weights(config):
 
 def test_the_command_writes_the_table(done):
     path = done.save(ladder.resolve(done.output_dir) / "asked.json")
-    words = ["ladder", "--config", str(path), "--output_dir", done.output_dir, "--seeds", "0,1", "--json"]
-    words += [w for method in LADDER for w in ("--only", method.name)]
-    result = CliRunner().invoke(cli.app, words)
-    assert result.exit_code == 0, result.output
-    stored = evaluation.load_results(json.loads(result.stdout)["results"])
+    named = [word for method in LADDER for word in ("--only", method.name)]
+    said = dasd("ladder", "--config", path, "--output_dir", done.output_dir, "--seeds", "0,1", *named)
+    stored = evaluation.load_results(said["results"])
     assert {row["method"] for row in stored["rows"]} >= {method.name for method in LADDER}
 
 

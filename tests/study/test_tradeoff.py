@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import on_narrow_base
+from conftest import dasd, on_narrow_base
 from typer.testing import CliRunner
 
 from dasd_utils.apps.cli import main as cli
@@ -148,9 +148,7 @@ def lines():
 def test_the_command_asks_every_point_and_writes_the_front(config, lines, tmp_path, monkeypatch):
     monkeypatch.setattr(tradeoff, "CURVES", lines)
     path = config.save(tmp_path / "config.json")
-    asked = ["front", "--config", str(path), "--seeds", "0,1", "--json"]
-    done = CliRunner().invoke(cli.app, asked)
-    assert done.exit_code == 0, done.output
+    dasd("front", "--config", path, "--seeds", "0,1")
     stored = json.loads((ladder.resolve(config.output_dir) / "front.json").read_text())
     scored = [row for row in stored["rows"] if "against" not in row]
     assert {row["method"] for row in scored} == {point.name for point in tradeoff.points(lines)}
