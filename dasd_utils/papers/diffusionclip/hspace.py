@@ -204,5 +204,5 @@ def label_shift_estimates(trials: Sequence[Mapping[str, float]]) -> dict[str, Te
     return {name: torch.tensor([each[name] for each in trials]) for name in trials[0]}
 
 
-def _rows(images: Labelled, rows: Sequence[int]) -> Labelled:
-    return Labelled(images.pixels[rows], [images.labels[row] for row in rows])
+def _rows(labelled: Labelled, rows: Sequence[int]) -> Labelled:
+    return Labelled(labelled.pixels[rows], [labelled.labels[row] for row in rows])
