@@ -1,4 +1,4 @@
-"""A stranger's program: reads what was exported with diffusers alone, and draws one image of each request.
+"""Another program: it reads exports with diffusers alone, and draws one image of each request.
 
 `python plain_reader.py requests.json`; a request: base, variant, folder, kind (of `export.FORMATS`), lora
 (file), tokens (file -> word), prompt, guidance_scale, num_inference_steps, noise and image (.npy).

@@ -57,7 +57,7 @@ def unrounded(pipeline, job):
     return (image / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).numpy()
 
 
-def request(parts, folder, kind, exported, out):
+def reading(parts, folder, kind, exported, out):
     lora = next((f for f in exported.files if f.endswith(".safetensors") and "embeddings" not in f), "")
     tokens = {}
     for token, word in exported.words.items():
@@ -80,26 +80,26 @@ def request(parts, folder, kind, exported, out):
     }
 
 
-def read_by_strangers(requests, folder):
+def read_by_diffusers(requests, folder):
     (folder / "requests.json").write_text(json.dumps(requests))
     command = [sys.executable, str(READER), str(folder / "requests.json")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_every_format_gives_strangers_the_image_of_this_projects_pipeline(tiny_config, sd15_config, tmp_path):
+def test_every_format_gives_others_the_image_of_this_projects_pipeline(tiny_config, sd15_config, tmp_path):
     requests, own = [], {}
     for config in (tiny_config, sd15_config):
         config, folder = config.replace(rank=8, alpha=32.0, convolutions="all"), tmp_path / config.profile
         parts = trained(config)
         for kind in export.FORMATS:
             out, exported = written(parts, folder, kind)
-            requests.append(request(parts, folder, kind, exported, out))
+            requests.append(reading(parts, folder, kind, exported, out))
         image = own[config.model.base] = own_image(parts, folder)
         with sampling.DasdPipeline(parts, config).base() as base:
             [[job]] = base.plan([WORDS], domain="satellite", seed=7, settings=QUICK)
             assert not np.allclose(image, unrounded(base, job), atol=1e-2)  # the adapter matters
-    read_by_strangers(requests, tmp_path)
+    read_by_diffusers(requests, tmp_path)
     for one in requests:
         assert np.abs(np.load(one["image"]) - own[one["base"]]).max() < 1e-4, (one["base"], one["kind"])
 
@@ -129,10 +129,10 @@ def test_alpha_32_at_rank_8_is_written_as_such(tiny_config, tmp_path):
     with safe_open(out / "models/Lora/dasd.safetensors", "pt") as file:
         keys = [key for key in file.keys() if key.endswith(".alpha")]  # noqa: SIM118 (no mapping)
         alphas = {file.get_tensor(key).item() for key in keys}
-        told = file.metadata()
+        metadata = file.metadata()
     assert alphas == {32.0}
-    assert (told["ss_network_dim"], told["ss_network_alpha"]) == ("8", "32.0")
-    assert json.loads(told["ss_network_args"]) == {"conv_dim": "8", "conv_alpha": "32.0"}
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("8", "32.0")
+    assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "8", "conv_alpha": "32.0"}
 
 
 def test_embeddings_are_one_vector_under_a_word_of_their_own(adapted, tmp_path):
@@ -191,7 +191,7 @@ def test_nothing_is_left_of_an_export_that_fails(adapted, tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_unknown_formats_and_whole_unets_are_refused_before_any_work(tiny_config, tmp_path):
+def test_unknown_formats_bad_names_and_trained_unets_are_refused_before_any_work(tiny_config, tmp_path):
     parts = models.load_parts(tiny_config)
     models.unfreeze_unet(parts)
     models.trainable_parameters(parts)
@@ -204,7 +204,7 @@ def test_unknown_formats_and_whole_unets_are_refused_before_any_work(tiny_config
         export.check_export(tmp_path / "adapter", tmp_path / "out", "comfyui", "dasd")
 
 
-def test_a_unet_that_learned_whole_is_in_the_pipeline(tiny_config, tmp_path):
+def test_a_unet_that_was_trained_in_full_is_in_the_pipeline(tiny_config, tmp_path):
     parts = models.load_parts(tiny_config)
     models.unfreeze_unet(parts)
     narrow.randomise(models.trainable_parameters(parts), scale=0.01)

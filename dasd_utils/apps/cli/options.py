@@ -53,6 +53,9 @@ def run_folders() -> list[str]:
     return [str(run) for run in sorted(found, key=lambda run: run.stat().st_mtime, reverse=True)]
 
 
+offer_runs = offering(run_folders)
+
+
 Profile = option(
     str,
     "tiny, sd15 or auto: sd15 where a GPU has 8 GB or more, else tiny.",
@@ -86,9 +89,7 @@ Tracking = option(
     show_default=CONFIGS,
     complete=lambda: ["auto", "none", "tensorboard", "wandb", "mlflow", "trackio"],
 )
-Run = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=offering(run_folders))
-]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=offer_runs)]
 Checkpoint = option(
     Path | None,
     "A run folder or an adapter folder.",

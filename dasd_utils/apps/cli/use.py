@@ -48,10 +48,7 @@ Width = option(int, "Pixels.", min=64)
 Port = option(int | None, "Of the page's address.", min=1, max=65535, show_default="8866 or a free one")
 Browser = option(bool, "Open the page, where there is a browser.")
 Adapter = Annotated[
-    Path,
-    typer.Argument(
-        help="A run folder or an adapter folder.", autocompletion=options.offering(options.run_folders)
-    ),
+    Path, typer.Argument(help="A run folder or an adapter folder.", autocompletion=options.offer_runs)
 ]
 ExportDir = Annotated[Path, typer.Argument(help="A folder that is new, empty, or of an earlier export.")]
 Format = option(
