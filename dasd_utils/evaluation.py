@@ -38,12 +38,12 @@ DOMAIN_SHARE = 300  # training images of each domain that teach the classifier o
 
 @dataclass(frozen=True)
 class Scorer:
-    """The frozen networks that score: a CLIP of its own, and the toy world's classifier of attributes."""
+    """The frozen networks that score: a CLIP of its own, and the toy world's attribute classifier."""
 
     clip: transformers.CLIPModel
     tokenizer: transformers.CLIPTokenizer
     processor: Any  # its CLIPImageProcessor
-    reader: AttributeClassifier | None = None  # beside a base of the toy world only
+    attribute_classifier: AttributeClassifier | None = None  # beside a base of the toy world only
     inception: Any = None  # where the config names its file
 
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
@@ -68,9 +68,9 @@ class Scorer:
     ) -> Tensor:
         """Return the share of the attributes mentioned by each prompt that its image shows, (n,).
 
-        It takes the classifier of attributes (`reader`), which a base of the toy world brings.
+        It takes the attribute classifier that a base of the toy world brings.
         """
-        return metrics.attribute_accuracy(self.reader.read(images, domain), mentioned)
+        return metrics.attribute_accuracy(self.attribute_classifier.read(images, domain), mentioned)
 
 
 def load_scorer(config: Config, device: str | None = None) -> Scorer:
@@ -87,9 +87,9 @@ def load_scorer(config: Config, device: str | None = None) -> Scorer:
             f"{len(tokenizer)} tokens, its text tower {clip.config.text_config.vocab_size}."
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    reader = AttributeClassifier.load(resolve(config.model.base) / "reader")
+    attributes = AttributeClassifier.load(resolve(config.model.base) / "reader")
     inception = _load_inception(config.evaluation.inception, device)
-    return Scorer(clip.to(device).eval().requires_grad_(False), tokenizer, processor, reader, inception)
+    return Scorer(clip.to(device).eval().requires_grad_(False), tokenizer, processor, attributes, inception)
 
 
 def _load_inception(path: str | None, device: str) -> Any:
@@ -164,13 +164,13 @@ def _prompt_entries(config: Config, domain: str) -> tuple[Path, list]:
 
 
 def check_mentioned(scorer: Scorer, domain: str, mentioned: Sequence[dict[str, str]] | None) -> None:
-    """Raise DasdError for an attribute or value that the scorer's reader, if it has one, does not know."""
-    known = scorer.reader.table.values.get(domain, {}) if scorer.reader else {}
-    for values in mentioned if mentioned and scorer.reader else ():
+    """Raise DasdError for an attribute or value that the scorer, if it sees attributes, does not know."""
+    known = scorer.attribute_classifier.table.values.get(domain, {}) if scorer.attribute_classifier else {}
+    for values in mentioned if mentioned and scorer.attribute_classifier else ():
         for name, value in values.items():
             if value not in known.get(name, ()):
                 raise DasdError(
-                    f"The classifier of attributes knows no {name} = {value!r} of the domain {domain!r}: "
+                    f"The attribute classifier knows no {name} = {value!r} of the domain {domain!r}: "
                     'correct the "attributes" of its evaluation prompts, or leave them out of all.'
                 )
 
@@ -184,7 +184,7 @@ def embed_prompts(
     """
     distinct = sorted(set(texts))
     groups = torch.tensor([distinct.index(text) for text in texts])
-    known = list(mentioned) if scorer.reader and mentioned and all(mentioned) else None
+    known = list(mentioned) if scorer.attribute_classifier and mentioned and all(mentioned) else None
     return Prompts(list(texts), scorer.embed_texts(distinct)[groups], known, groups=groups)
 
 
@@ -192,7 +192,9 @@ def prompts_of(images: data.DomainData, scorer: Scorer, count: int) -> Prompts:
     """Return the first caption of each of the first `count` images, with its attributes and label."""
     rows = range(min(count, len(images)))
     texts = [images.captions[i][0] for i in rows]
-    mentioned = [images.mentioned[i][0] for i in rows] if images.mentioned and scorer.reader else None
+    mentioned = (
+        [images.mentioned[i][0] for i in rows] if images.mentioned and scorer.attribute_classifier else None
+    )
     check_mentioned(scorer, images.config.name, mentioned)
     labels = [images.labels[i] for i in rows] if images.labels and len(set(images.labels)) > 1 else None
     return Prompts(texts, scorer.embed_texts(texts), mentioned, labels)
@@ -261,7 +263,7 @@ def score_prompts(
     if len(distinct) > 1:
         same_text = [distinct.index(prompts.texts[i]) for i in prompt_of]
         scores["clip_floor"] = metrics.shuffled_scores(features, texts, same_text, seed=seed)
-    if prompts.mentioned and scorer.reader:
+    if prompts.mentioned and scorer.attribute_classifier:
         mentioned = [prompts.mentioned[i] for i in prompt_of]
         scores["attribute_accuracy"] = scorer.attributes_shown(images, domain, mentioned)
     return scores

@@ -56,7 +56,7 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
     scorer = evaluation.load_scorer(config, "cpu")
     if num_images < 2:
         raise DasdError(f"At least two images a domain are needed, not {num_images}.")
-    if scorer.reader is None:
+    if scorer.attribute_classifier is None:
         raise DasdError(f"{config.model.base} has no attribute classifier: `dasd pretrain` has not made it.")
     pipeline, adapted = _pipeline(config)
     worlds = {domain: heldout(domain, num_images) for domain in toyworld.DOMAINS}

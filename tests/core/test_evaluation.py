@@ -114,7 +114,7 @@ def test_a_classifier_of_attributes_adds_the_share_shown(scorer, score):
             return [{"scene": "river", "bridge": "yes"}] * len(images)
 
     def values(mentioned, reader):
-        own = dataclasses.replace(scorer, reader=reader)
+        own = dataclasses.replace(scorer, attribute_classifier=reader)
         prompts = evaluation.embed_prompts(PROMPTS, own, mentioned)
         return {row["metric"]: row["value"] for row in score("m", pictures(0, 8, RED), prompts, own=own)}
 

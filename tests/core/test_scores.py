@@ -59,44 +59,32 @@ def test_held_out_images_themselves_are_perfect(config, scorer, wanted, domains)
     assert abs(estimate["cmmd"].values.item()) < abs(metrics.cmmd(wanted.heldout, wanted.train)) + 0.2
 
 
-def test_training_images_are_copies(config, scorer, wanted, domains):
+def test_training_images_are_copies_and_another_domain_is_seen(config, scorer, wanted, domains):
     train = data.load_domain(config.domains[0], config)
-    found = evaluation.score_images(
-        list(train.images)[:COUNT], wanted, scorer, domains, own=evaluation.prompts_of(train, scorer, COUNT)
-    )
+    own = evaluation.prompts_of(train, scorer, COUNT)
+    found = evaluation.score_images(list(train.images)[:COUNT], wanted, scorer, domains, own=own)
     assert found["copy_rank"].max() == 0
-
-
-def test_other_pictures_are_of_another_domain(config, scorer, wanted, domains):
-    other = data.load_domain(config.domains[1], config.replace(num_heldout=COUNT), "test")
-    found = evaluation.score_images(list(other.images), wanted, scorer, domains)
-    own = evaluation.score_images(heldout(config), wanted, scorer, domains)
-    assert found["domain_accuracy"].mean() < 0.3 < 0.7 < own["domain_accuracy"].mean()
+    pictures = data.load_domain(config.domains[1], config.replace(num_heldout=COUNT), "test").images
+    other = evaluation.score_images(list(pictures), wanted, scorer, domains)
+    assert other["domain_accuracy"].mean() < 0.3 < 0.7 < found["domain_accuracy"].mean()
 
 
 def test_prompts_take_turns(wanted):
     assert wanted.prompts.prompt_of(COUNT + 3).tolist() == [*range(COUNT), 0, 1, 2]
 
 
-def test_the_floor_never_compares_with_an_equal_text(scorer, wanted, config, domains):
-    prompts = dataclasses.replace(
-        wanted.prompts,
-        texts=["a", "b"] * (COUNT // 2),
-        features=wanted.prompts.features[[0, 1] * (COUNT // 2)],
-    )
-    found = evaluation.score_images(heldout(config), wanted, scorer, domains, own=prompts)
-    other = wanted.prompts.features[[1, 0] * (COUNT // 2)]
+def test_the_floor_never_compares_with_an_equal_text(scorer, wanted, config):
+    def score(texts, features):
+        prompts = dataclasses.replace(wanted.prompts, texts=texts, features=features)
+        return evaluation.score_prompts(heldout(config), prompts, scorer, wanted.domain)
+
+    features, half = wanted.prompts.features, COUNT // 2
+    found = score(["a", "b"] * half, features[[0, 1] * half])
+    other = features[[1, 0] * half]
     torch.testing.assert_close(found["clip_floor"], (wanted.heldout * other).sum(dim=1))
-
-
-def test_a_caption_for_all_images_has_no_floor(config, scorer, wanted, domains):
-    prompts = dataclasses.replace(
-        wanted.prompts, texts=["a dog"] * COUNT, features=wanted.prompts.features[:1].expand(COUNT, -1)
-    )
-    alike = dataclasses.replace(wanted, prompts=prompts)
-    found = evaluation.score_images(heldout(config), alike, scorer, domains)
-    assert "clip_floor" not in found and found["clip_score"].shape == (COUNT,)
-    assert "clip_floor" not in evaluation.estimates([found], alike, 20)
+    one = score(["a dog"] * COUNT, features[:1].expand(COUNT, -1))  # one text for all leaves no wrong one
+    assert "clip_floor" not in one and one["clip_score"].shape == (COUNT,)
+    assert "clip_floor" not in evaluation.estimates([one], wanted, 20)
 
 
 def fake(seed, shift=0.0, n=2 * COUNT, d=8):

@@ -1,4 +1,4 @@
-"""A line is one training at several scales; what it gains is told by seeds that did not choose."""
+"""A curve is one training at several scales; its gain is measured on seeds that did not choose its points."""
 
 import dataclasses
 import json
@@ -32,20 +32,21 @@ def test_points_have_names_of_their_own_that_the_command_knows():
     assert len(set(names)) == len(names)
     assert not set(names) & {method.name for method in (*ladder.METHODS, *ladder.PAPER_METHODS)}
     assert not any(point.sees_source for point in tradeoff.points())
-    asked = [line.name for line in tradeoff.find_curves([tradeoff.PLANE, f"{tradeoff.PLANE}, over training"])]
+    asked = [
+        curve.name for curve in tradeoff.find_curves([tradeoff.PLANE, f"{tradeoff.PLANE}, over training"])
+    ]
     assert asked == [tradeoff.PLANE] + [f"{tradeoff.PLANE}, over training"] * len(tradeoff.LENGTHS)
     with pytest.raises(DasdError, match=r"no curve 'DASD'.*DASD, "):
         tradeoff.find_curves(["DASD"])
 
 
-def test_a_line_shares_one_training_and_differs_in_its_scales(config):
-    (line,) = tradeoff.find_curves([tradeoff.PLANE])
-    found = {point.name: settings(config, point) for point in line.points()}
-    assert len({checkpoints.run_key(point.config(config)) for point in line.points()}) == 1
+def test_a_curve_shares_one_training_and_differs_in_its_scales(config):
+    (curve,) = tradeoff.find_curves([tradeoff.PLANE])
+    found = {point.name: settings(config, point) for point in curve.points()}
+    assert len({checkpoints.run_key(point.config(config)) for point in curve.points()}) == 1
     steps = config.evaluation.num_inference_steps, config.evaluation.scheduler
-    assert found["images alone, decoupled, domain 4, guidance 2"] == Calibration(
-        2.0, *steps, "decoupled", 4.0
-    )
+    one = found["images alone, decoupled, domain 4, guidance 2"]
+    assert one == Calibration(2.0, *steps, "decoupled", 4.0)
     assert len(set(found.values())) == 20
 
 
@@ -56,17 +57,15 @@ def test_the_same_question_after_other_lengths_of_training(config):
     (one,) = {settings(config, point) for point in points}
     assert (one.guidance, one.guidance_scale) == ("cfg", 2.5)
     same = config.replace(max_train_steps=200)
-    at = {
-        point.config(same).training.max_train_steps: checkpoints.run_key(point.config(same))
-        for point in points
-    }
-    (line,) = tradeoff.find_curves(["captions, classifier-free"])
-    assert at[200] == checkpoints.run_key(line.points()[0].config(same))  # no second training of that length
+    longer = [point.config(same) for point in points]
+    at = {each.training.max_train_steps: checkpoints.run_key(each) for each in longer}
+    (curve,) = tradeoff.find_curves(["captions, classifier-free"])
+    assert at[200] == checkpoints.run_key(curve.points()[0].config(same))  # no second training of that length
 
 
-def test_a_learner_without_prompts_is_asked_what_its_line_says(config, monkeypatch):
-    (line,) = tradeoff.find_curves(["images alone, classifier-free"])
-    point, asked = line.points()[0], {}
+def test_a_learner_without_prompts_is_sampled_as_its_curve_says(config, monkeypatch):
+    (curve,) = tradeoff.find_curves(["images alone, classifier-free"])
+    point, asked = curve.points()[0], {}
 
     class Pipeline:
         def generate(self, prompts, **options):
@@ -101,7 +100,7 @@ def test_gains_are_of_points_that_the_other_seeds_choose():
     assert control["separable"] is False and fit["separable"] is True
 
 
-def test_no_gain_is_claimed_over_a_point_that_its_own_line_beats():
+def test_no_gain_is_claimed_over_a_point_that_its_own_curve_beats():
     own = {"a": made((0.9, 0.9), (0.65, 0.65))}
     against = {"w 1": made((1.0, 1.0), (0.6, 0.6)), "w 3": made((0.3, 0.3), (0.75, 0.75))}
     assert tradeoff.gains(own, against) == []  # of w 1, w 3 is nearer and shows more; a is not as near as w 3
@@ -111,17 +110,14 @@ def test_the_choice_is_made_anew_in_each_draw():
     """Two points of one fit: where draws differ in which shows more, the interval holds the choice."""
     shown = torch.tensor([[0.6, 0.6], [0.2, 0.2]], dtype=torch.float64)
     draws = torch.stack([shown, shown.flip(0)], dim=1)  # (P, B, S): each is the better one in one draw
-    own = {
-        name: {
-            "cmmd": Estimate(torch.ones(2), torch.ones(2, 2), 12),
-            "attribute_accuracy": Estimate(v, d, 12),
-        }
-        for name, v, d in zip("ab", shown, draws, strict=True)
-    }
     level = torch.full((2,), 0.5, dtype=torch.float64)
-    point = {"cmmd": Estimate(torch.ones(2), torch.ones(2, 2), 12),
-             "attribute_accuracy": Estimate(level, level.expand(2, 2), 12)}  # fmt: skip
-    _, control = tradeoff.gains(own, {"p": point})
+
+    def point(values, draws):
+        fit = Estimate(torch.ones(2), torch.ones(2, 2), 12)
+        return {"cmmd": fit, "attribute_accuracy": Estimate(values, draws, 12)}
+
+    own = {name: point(v, d) for name, v, d in zip("ab", shown, draws, strict=True)}
+    _, control = tradeoff.gains(own, {"p": point(level, level.expand(2, 2))})
     assert (control["low"], control["value"]) == pytest.approx((0.1, 0.1))  # 0.6 in either draw
 
 
@@ -136,7 +132,7 @@ def test_one_seed_chooses_for_nobody():
 
 
 @pytest.fixture(scope="module")
-def lines():
+def curves():
     cfg, plane = tradeoff.find_curves(["captions, classifier-free", tradeoff.PLANE])
     return [
         dataclasses.replace(cfg, scales=cfg.scales[:2]),
@@ -145,13 +141,13 @@ def lines():
     ]
 
 
-def test_the_command_asks_every_point_and_writes_the_front(config, lines, tmp_path, monkeypatch):
-    monkeypatch.setattr(tradeoff, "CURVES", lines)
+def test_the_command_asks_every_point_and_writes_the_front(config, curves, tmp_path, monkeypatch):
+    monkeypatch.setattr(tradeoff, "CURVES", curves)
     path = config.save(tmp_path / "config.json")
     dasd("front", "--config", path, "--seeds", "0,1")
     stored = json.loads((ladder.resolve(config.output_dir) / "front.json").read_text())
     scored = [row for row in stored["rows"] if "against" not in row]
-    assert {row["method"] for row in scored} == {point.name for point in tradeoff.points(lines)}
+    assert {row["method"] for row in scored} == {point.name for point in tradeoff.points(curves)}
     (one,) = (r for r in scored if r["method"].endswith("domain 1, guidance 4") and r["metric"] == "cmmd")
     assert (one["line"], one["domain_scale"], one["guidance_scale"]) == (tradeoff.PLANE, 1.0, 4.0)
     assert (one["n"], one["seeds"], one["low"] < one["value"] < one["high"]) == (24, [0, 1], True)
@@ -160,15 +156,14 @@ def test_the_command_asks_every_point_and_writes_the_front(config, lines, tmp_pa
     assert {r["method"] for r in gained} <= {tradeoff.PLANE} and {r["n"] for r in stored["rows"]} == {24}
 
 
-def test_a_line_that_does_not_go_with_the_config_is_named(tmp_path):
+def test_a_curve_that_does_not_go_with_the_config_is_named(tmp_path):
     two = Config.setup("tiny", output_dir=str(tmp_path / "run"))
     tradeoff.check_curves(two, tradeoff.find_curves(["DASD, Domain Guidance"]))
+    curves = tradeoff.find_curves(["DASD, Domain Guidance", "images alone, Domain Guidance"])
     with pytest.raises(
         DasdError, match=r"'images alone, Domain Guidance'.*one domain.*--only.*guidance.json"
     ):
-        tradeoff.check_curves(
-            two, tradeoff.find_curves(["DASD, Domain Guidance", "images alone, Domain Guidance"])
-        )
+        tradeoff.check_curves(two, curves)
     path = two.save(tmp_path / "config.json")
     result = CliRunner().invoke(cli.app, ["front", "--config", str(path), "--seeds", "0"])
     assert isinstance(result.exception, DasdError)
@@ -185,10 +180,8 @@ def rows():
     found = []
     for scale, fit, control in ((1.0, 2.0, 0.5), (5.0, 3.0, 0.7)):
         more = {"line": "cfg", "guidance_scale": scale}
-        found += [
-            row(f"cfg {scale}", "cmmd", fit, **more),
-            row(f"cfg {scale}", "attribute_accuracy", control, **more),
-        ]
+        for metric, value in (("cmmd", fit), ("attribute_accuracy", control)):
+            found.append(row(f"cfg {scale}", metric, value, **more))
     for d in (0.0, 2.0):
         for c in (0.0, 4.0):
             more = {"line": "plane", "domain_scale": d, "guidance_scale": c}
