@@ -23,7 +23,7 @@ def tokenless(config):
     return dataclasses.replace(config.domains[0], token=None)
 
 
-class OfOneDodasd(NoiseSampler):
+class OfOneDomain(NoiseSampler):
     """Batches of the first domain, without text."""
 
     def batch(self, step, micro=0):
@@ -102,7 +102,7 @@ def test_what_no_longer_counts_does_not_learn(copied):
 
 def test_training_changes_the_constants_and_keeps_the_base(config, copied):
     before = weights(copied)
-    training.train(config, copied, OfOneDodasd(config), progress=False)
+    training.train(config, copied, OfOneDomain(config), progress=False)
     after = weights(copied)
     for name in before:
         assert torch.equal(before[name], after[name]) == text_free.is_idle(name), name
@@ -123,15 +123,15 @@ def test_a_stopped_training_resumes_to_the_bit(config, tmp_path):
         parts = training.setup_training(here)
         if stopped:
             with pytest.raises(KeyboardInterrupt):
-                training.train(here, parts, OfOneDodasd(here), on_step=stop, progress=False)
+                training.train(here, parts, OfOneDomain(here), on_step=stop, progress=False)
             parts = training.setup_training(here)
-        training.train(here, parts, OfOneDodasd(here), resume=True, progress=False)
+        training.train(here, parts, OfOneDomain(here), resume=True, progress=False)
         histories.append(weights(parts))
     assert all(torch.equal(histories[0][name], histories[1][name]) for name in histories[0])
 
 
 def test_plain_diffusers_reads_the_copy(config, copied, tmp_path):
-    training.train(config, copied, OfOneDodasd(config), progress=False)
+    training.train(config, copied, OfOneDomain(config), progress=False)
     adapters.save_adapter(copied, tmp_path / "adapter")
     plain = UNet2DConditionModel.from_pretrained(tmp_path / "adapter", subfolder="unet")
     torch.testing.assert_close(predictions(copied.unet), predictions(plain), atol=1e-5, rtol=0)
@@ -139,7 +139,7 @@ def test_plain_diffusers_reads_the_copy(config, copied, tmp_path):
 
 def test_a_saved_copy_is_loaded_and_sampled(config, copied, tmp_path):
     folder = tmp_path / "adapter"
-    training.train(config, copied, OfOneDodasd(config), progress=False)
+    training.train(config, copied, OfOneDomain(config), progress=False)
     adapters.save_adapter(copied, folder)
     fresh = models.load_parts(config)
     adapters.load_adapter(fresh, folder)
@@ -178,7 +178,7 @@ def test_the_method_learns_from_images_alone(tiny_config):
     config = tiny_config.replace(domains=(tokenless(tiny_config),), **alone)
     parts = training.setup_training(config)
     assert parts.token_ids == {} and parts.unet.peft_config
-    loss, logs = losses.make_objective(config)(parts, OfOneDodasd(config).batch(0), config)
+    loss, logs = losses.make_objective(config)(parts, OfOneDomain(config).batch(0), config)
     assert logs.keys() == {"loss_noise"} and loss.item() == pytest.approx(logs["loss_noise"])
     blind = [dataclasses.replace(domain, token=None) for domain in tiny_config.domains]
     for changes, said in (
@@ -238,7 +238,7 @@ def test_a_run_of_the_method_is_trained_and_sampled_by_the_commands(tiny_config,
 def test_images_without_captions_are_enough(tiny_config):
     silent = dataclasses.replace(tokenless(tiny_config), caption="")
     config = tiny_config.replace(domains=(silent,), method="indomain", caption_dropout=1.0, lambda_align=0.0)
-    found = data.load_dodasd(silent, config)
+    found = data.load_domain(silent, config)
     assert set(map(tuple, found.captions)) == {("",)} and found.mentioned is None
 
 
