@@ -34,6 +34,9 @@ SMALLER: dict[str, dict[str, Any]] = {  # in the order in which they begin, the 
     "06_evaluation": {"images_per_prompt": 1, "num_inference_steps": 4},
     "10_comparison": {"num_images": 12},
 }
+# These teach a classifier of domains, for a score; fewer images do.
+TAUGHT = ("07_domainstudio", "10_comparison", "11_alignment")
+FEW_TEACH = "\nfrom dasd_utils import evaluation\nevaluation.DOMAIN_SHARE = 40"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,3 +52,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if missing:
             raise pytest.UsageError(f"{item.path.name} has no parameter {', '.join(missing)}.")
         cell.source += "".join(f"\n{name} = {value!r}" for name, value in numbers.items())
+        cell.source += FEW_TEACH if item.path.stem in TAUGHT else ""
