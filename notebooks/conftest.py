@@ -20,7 +20,7 @@ SMALLER: dict[str, dict[str, Any]] = {  # in the order in which they begin, the 
         "num_tested": 24,
         "timesteps": [50, 350],
     },
-    "solutions": {"num_prompts": 4},
+    "solutions": {"num_prompts": 4, "short_steps": 4, "token_steps": 8},
     "03_training": {"max_train_steps": 40, "sample_every": 20},
     "08_guidance": {"max_train_steps": 12, "earlier_steps": [4], "num_compared": 10, "num_edited": 6},
     "07_domainstudio": {

@@ -262,7 +262,7 @@ def test_what_the_profiles_take_from_the_hub_is_pinned():
 
 
 @pytest.mark.parametrize("revision", [None, "main", REVISION])
-def test_an_unpinned_data_set_is_told_with_the_commit_that_was_read(monkeypatch, caplog, tmp_path, revision):
+def test_an_unpinned_data_set_is_named_with_the_commit_that_was_read(monkeypatch, caplog, tmp_path, revision):
     picture = {"image": [Image.new("RGB", (8, 8))]}
     made = datasets.Dataset.from_dict(picture, features=datasets.Features({"image": datasets.Image()}))
     made.save_to_disk(tmp_path / REVISION)  # the library's cache names its folders by commit, too
@@ -275,19 +275,19 @@ def test_an_unpinned_data_set_is_told_with_the_commit_that_was_read(monkeypatch,
     if revision == REVISION:
         assert caplog.messages == []
     else:
-        (told,) = caplog.messages  # once for all splits
-        assert domain.data in told and f"revision {revision or 'main'}," in told
-        assert f"`revision` to {REVISION}." in told
+        (warning,) = caplog.messages  # once for all splits
+        assert domain.data in warning and f"revision {revision or 'main'}," in warning
+        assert f"`revision` to {REVISION}." in warning
 
 
-def test_a_data_set_whose_commit_is_not_known_is_told_too(monkeypatch, caplog):
+def test_a_data_set_whose_commit_is_not_known_is_named_too(monkeypatch, caplog):
     rows = datasets.Dataset.from_dict({"image": ["x"]})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_args, **_options: rows)
     images.open_rows(DomainConfig("things", "owner/unknown-things", caption="a thing"), "train")
     assert "the commit hash that the page" in caplog.text
 
 
-def test_an_unpinned_model_is_told(monkeypatch, caplog):
+def test_an_unpinned_model_is_named(monkeypatch, caplog):
     monkeypatch.setattr(HfApi, "model_info", lambda *_args, **_options: None)
     pretrained.find_weights("owner/name", REVISION)
     assert caplog.text == ""
@@ -327,11 +327,11 @@ def test_remote_code_is_nowhere_asked_for():
 
 @pytest.mark.parametrize("section", [None, "model", "data", "evaluation", "source"])
 def test_no_config_can_ask_for_remote_code(section):
-    asked = {"trust_remote_code": True}
+    unsafe = {"trust_remote_code": True}
     with pytest.raises(DasdError, match="trust_remote_code"):
-        Config.setup("tiny", **asked)
+        Config.setup("tiny", **unsafe)
     values = Config.setup("tiny").to_dict()
-    (values[section] if section else values).update(asked)
+    (values[section] if section else values).update(unsafe)
     with pytest.raises(DasdError, match="trust_remote_code"):
         Config.from_dict(values)
 
@@ -441,10 +441,10 @@ def test_a_secret_would_be_found(halves):
 
 def audited(monkeypatch, capsys, *answers):
     """Return (exit status, what is printed) when the databases answer so."""
-    told = iter(answers)
+    left = iter(answers)
 
     def run(command, **_options):
-        return subprocess.CompletedProcess(command, 0, next(told), "no route to host")
+        return subprocess.CompletedProcess(command, 0, next(left), "no route to host")
 
     monkeypatch.setattr(audit.subprocess, "run", run)
     status = audit.main("requirements.txt")
