@@ -228,9 +228,11 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
         summary = cfg.read_object(Summary, known, SUMMARY_FILE)
     except (TypeError, ValueError) as error:
         raise cfg.DasdError(f"{path} is damaged: {error}") from None
-    odd = [file for token, file in summary.tokens.items() if file != _token_file(token)]
-    if odd or (summary.lora and summary.lora.rank == 0):  # a file's name could lead out of the folder
-        raise cfg.DasdError(f"{path} is damaged: no adapter has {odd[0] if odd else 'a LoRA of rank 0'}.")
+    for token, file in summary.tokens.items():
+        if file != _token_file(token):  # another name could lead out of the folder
+            raise cfg.DasdError(f"{path} is damaged: {token} is in {_token_file(token)}, not in {file!r}.")
+    if summary.lora and summary.lora.rank == 0:
+        raise cfg.DasdError(f"{path} is damaged: a LoRA has a rank of 1 or more, not 0.")
     needed = [*summary.tokens.values(), *([LORA_FILE] if summary.lora else [])]
     needed += UNET_FILES if summary.unet else ()
     missing = [name for name in needed if not (path.parent / name).is_file()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,45 +13,7 @@ from pathlib import Path
 import dasd_utils
 from dasd_utils.config import ROOT
 
-METHOD = '''
-"""Weighted noise prediction: L = weight * L_noise."""
-
-from __future__ import annotations
-
-from typing import Any
-
-from dasd_utils import losses
-from dasd_utils.config import Config, Rate, read_object, section
-
-CHANGES: dict[str, Any] = {"lambda_align": 0.0}
-BY_PROFILE: dict[str, dict[str, Any]] = {}
-LADDER: dict[str, dict[str, Any]] = {"weighted loss": {"changes": {"method_settings": {"weight": 3.0}}}}
-
-
-@section
-class Settings:
-    """What `method_settings` may hold."""
-
-    weight: Rate = 2.0
-
-
-def check(config: Config) -> None:
-    """Raise DasdError for settings that do not exist."""
-    read_object(Settings, config.method_settings, "method_settings")
-
-
-def make_objective(config: Config) -> losses.Objective:
-    """Return what training calls."""
-    weight = read_object(Settings, config.method_settings, "method_settings").weight
-
-    def objective(parts, batch, config):
-        part, _ = batch.share()
-        eps, _ = losses.predict_batch(parts, part, config)
-        loss, logs = losses.denoising_losses(parts, part, eps, batch, config)
-        return weight * loss, logs | {"weight": weight}
-
-    return objective
-'''
+METHOD = re.search(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
 SCRIPT = """
 import json, sys, threading
 import torch
