@@ -166,27 +166,31 @@ Preview = Callable[[nn.Module, Path], None]  # writes a picture of what the mode
 LAST, STABLE = "last.safetensors", "stable.safetensors"
 
 
-def fit(
-    model: nn.Module,
-    loss_at: Loss,
-    steps: int,
-    config: PretrainConfig,
-    folder: Path,
-    progress: bool = True,
-    preview: Preview | None = None,
-    inputs: str = "",
-) -> nn.Module:
-    """Train with AdamW, going on where `folder` left off; return the model with its averaged weights.
+@dataclass(frozen=True)
+class Stage:
+    """One training: its folder, its length, and what its losses are made of."""
 
-    Writes log.jsonl, last.safetensors, stable.safetensors (where the decay began) and, with `preview`, grids.
-    `inputs` is the fingerprint of the stages that the losses are made of. Raises DasdError for a checkpoint
-    of other inputs or of a longer plan, and for a gradient that is not finite.
+    folder: Path
+    steps: int
+    preview: Preview | None = None  # with it, grids of images are written
+    inputs: str = ""  # fingerprint of the stages that the losses are made of
+
+
+def fit(
+    model: nn.Module, loss_at: Loss, stage: Stage, config: PretrainConfig, progress: bool = True
+) -> nn.Module:
+    """Train with AdamW, going on where the stage's folder left off; return the model with averaged weights.
+
+    Writes log.jsonl, last.safetensors, stable.safetensors (where the decay began) and the preview's grids.
+    Raises DasdError for a checkpoint of other inputs or of a longer plan, and for a gradient that is not
+    finite.
     """
+    folder, steps = stage.folder, stage.steps
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
     )
     ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
-    plan = {"steps": str(steps), "decay_starts": str(config.decay_starts(steps)), "inputs": inputs}
+    plan = {"steps": str(steps), "decay_starts": str(config.decay_starts(steps)), "inputs": stage.inputs}
     decay_starts = config.decay_starts(steps)
     start = _resume(folder, plan, model, optimizer, ema)
     log = [row for row in checkpoints.load_rows(folder / "log.jsonl") if row["step"] <= start]
@@ -207,8 +211,8 @@ def fit(
             bar.set_postfix(loss=f"{loss:.3f}")
         if done % config.checkpoint_every == 0 or done in (decay_starts, steps):
             _checkpoint(folder, {"step": str(done), **plan}, model, optimizer, ema)
-        if preview and (done % config.preview_every == 0 or done == steps):
-            _draw(preview, folder / f"step-{done:06d}.png", model, ema)
+        if stage.preview and (done % config.preview_every == 0 or done == steps):
+            _draw(stage.preview, folder / f"step-{done:06d}.png", model, ema)
     ema.copy_to(model.parameters())
     return model.eval().requires_grad_(False)
 

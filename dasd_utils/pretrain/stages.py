@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from dasd_utils import losses, toyworld
 from dasd_utils.config import DasdError
-from dasd_utils.pretrain.shared import Images, PretrainConfig, fingerprint, fit, grid, read_rows
+from dasd_utils.pretrain.shared import Images, PretrainConfig, Stage, fingerprint, fit, grid, read_rows
 from dasd_utils.runtime import bars
 from dasd_utils.toyworld import captions, everyday
 from dasd_utils.toyworld.attribute_classifier import SIZE, AttributeClassifier, AttributeTable
@@ -74,7 +74,7 @@ def train_vae(config: PretrainConfig, work: Path, progress: bool = True) -> Auto
         pixels = images.pixels(images.draw(np.random.default_rng(0), 12))
         grid(torch.cat([pixels, vae.decode(vae.encode(pixels).latent_dist.mean).sample]), path, columns=12)
 
-    vae = fit(vae, loss_at, config.vae_steps, config, work / "vae", progress, preview)
+    vae = fit(vae, loss_at, Stage(work / "vae", config.vae_steps, preview), config, progress)
     return normalise_latents(vae, images)
 
 
@@ -232,7 +232,7 @@ def train_clip(config: PretrainConfig, work: Path, progress: bool = True) -> CLI
         right = torch.tensor([[float(t.suits(*scene)) for scene in scenes] for t in texts])
         return contrastive(logits, right) + 0.5 * model.table.loss(attributes, scenes)
 
-    return fit(model, loss_at, config.clip_steps, config, work / "clip", progress).clip
+    return fit(model, loss_at, Stage(work / "clip", config.clip_steps), config, progress).clip
 
 
 def _text(domain: str, wordings: list[tuple[str, dict[str, str]]], rng: np.random.Generator) -> Text:
@@ -282,15 +282,8 @@ def train_attribute_classifier(
             logits = classifier(pixels)
         return classifier.table.loss(logits.float(), scenes)
 
-    return fit(
-        classifier,
-        loss_at,
-        config.reader_steps,
-        config,
-        work / "reader",
-        progress,
-        inputs=fingerprint(work / "vae"),
-    )
+    stage = Stage(work / "reader", config.reader_steps, inputs=fingerprint(work / "vae"))
+    return fit(classifier, loss_at, stage, config, progress)
 
 
 @torch.no_grad()
@@ -401,7 +394,7 @@ def train_unet(config: PretrainConfig, work: Path, progress: bool = True) -> UNe
         grid(_sample(unet, vae, context), path, columns=len(PREVIEW_PROMPTS))
 
     inputs = fingerprint(work / "vae", work / "clip")
-    return fit(unet, loss_at, config.unet_steps, config, work / "unet", progress, preview, inputs)
+    return fit(unet, loss_at, Stage(work / "unet", config.unet_steps, preview, inputs), config, progress)
 
 
 @torch.no_grad()

@@ -119,7 +119,9 @@ def fitted(folder, steps, stop=None, **options):
     )
     line = Line(stop)
     try:
-        return shared.fit(line, line.loss_at, steps, config, folder, False, **options).state_dict()
+        return shared.fit(
+            line, line.loss_at, shared.Stage(folder, steps, **options), config, False
+        ).state_dict()
     except KeyboardInterrupt:
         return None
 
@@ -194,9 +196,8 @@ def test_assembling_replaces_a_base_and_keeps_its_card(base):
 def test_a_nan_stops_the_stage(tmp_path):
     line = Line()
     with pytest.raises(DasdError, match="step 0"):
-        shared.fit(
-            line, lambda _: line.weight.sum() * float("nan"), 2, shared.PretrainConfig(), tmp_path, False
-        )
+        stage = shared.Stage(tmp_path, 2)
+        shared.fit(line, lambda _: line.weight.sum() * float("nan"), stage, shared.PretrainConfig(), False)
 
 
 def test_contrastive_has_several_right_answers():

@@ -389,7 +389,7 @@ def test_an_adapter_that_names_files_elsewhere_is_refused(copied, tmp_path, toke
     for place in (tmp_path / "elsewhere.safetensors", run / "xray.safetensors"):
         place.write_bytes(row)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": tokens}))
-    with pytest.raises(DasdError, match="damaged: (<xray> is in xray.safetensors|.*tokens.*angle brackets)"):
+    with pytest.raises(DasdError, match=r"damaged: (<xray> is in xray.safetensors|.*tokens.*angle brackets)"):
         adapters.load_adapter(models.load_parts(config), run / "adapter")
 
 
