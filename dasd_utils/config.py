@@ -258,7 +258,7 @@ class LoraSettings:
 
 @section
 class AlignmentConfig:
-    """The MMD between features of source and target inside the UNet (decision 4 of the method)."""
+    """The MMD between features of source and target inside the UNet."""
 
     lambda_align: Weight = 0.01
     kernel: Literal["linear", "gaussian", "multi"] = "multi"  # one median bandwidth, or five of them

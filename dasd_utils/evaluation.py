@@ -1,8 +1,8 @@
 """One path from prompts to numbers: prompts, images, scores of each image, estimates, rows with intervals.
 
-`score_images` gives every image its scores; `estimates` draws prompts and real images anew, so that each
-metric becomes an `Estimate`; `result_rows` writes value and 95 % interval. `evaluate` goes all the way for
-one run and the base model, the ladder for many trainings.
+`score_images` gives every image its scores; `estimates` bootstraps over prompts and held-out images, so
+that each metric becomes an `Estimate`; `result_rows` writes value and 95 % interval. `evaluate` goes all the
+way for one run and the base model, the ladder for many trainings.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Prompts:
     groups: Tensor | None = None  # (P,) equal for prompts that are one independent unit; None: each is one
 
     def prompt_of(self, count: int) -> Tensor:
-        """Return which prompt each of `count` samples has, (count,): they take turns."""
+        """Return the prompt index of each of `count` samples, (count,): sample i has prompt i % P."""
         return torch.arange(count) % len(self.texts)
 
     def group_of(self, count: int) -> Tensor:
@@ -178,7 +178,7 @@ def check_mentioned(scorer: Scorer, domain: str, mentioned: Sequence[dict[str, s
 def embed_prompts(
     texts: Sequence[str], scorer: Scorer, mentioned: Sequence[dict[str, str]] | None = None
 ) -> Prompts:
-    """Return the prompts of images, text by text; equal texts are one independent unit.
+    """Embed one prompt per image; images with equal text are one unit of the bootstrap.
 
     mentioned: the attributes of each text, used where none lacks them and the scorer can see attributes.
     """
@@ -254,7 +254,7 @@ def score_prompts(
 ) -> Scores:
     """Return features of images, and how well each shows its prompt; image i has prompt i % P.
 
-    seed: of the shuffles of `clip_floor`, which there is for two or more different texts.
+    seed: for the shuffles behind `clip_floor`, the CLIP score with wrong prompts, of two or more texts.
     """
     features, prompt_of = scorer.embed(images), prompts.prompt_of(len(images))
     texts = prompts.features[prompt_of]
@@ -279,8 +279,8 @@ def score_images(
 ) -> Scores:
     """Return every score of a method's images, one number an image (or a held-out image), and their features.
 
-    Image i has prompt i % P of the reference; `own` are the captions of real images in the place of samples.
-    seed: of the classifier that is trained on them.
+    Image i has prompt i % P of the reference. own: the captions, where real images are scored instead of
+    samples. seed: of the small classifier that is trained on the images.
     """
     prompts, small = own or reference.prompts, small_cnn.pixels(images)
     scores = score_prompts(images, prompts, scorer, reference.domain)
@@ -302,7 +302,7 @@ def score_images(
 def estimates(
     by_seed: Sequence[Scores], reference: Reference, num_bootstrap: int = 1000
 ) -> dict[str, Estimate]:
-    """Return each metric's estimate over training seeds; prompts and held-out images are drawn again.
+    """Return each metric's estimate over training seeds, with a bootstrap over prompts and held-out images.
 
     The draws are the same for every method of a domain, so that estimates can be subtracted.
     """
@@ -324,7 +324,7 @@ def estimates(
 
 
 def set_statistics(scores: Scores, reference: Reference, group: Tensor) -> dict[str, metrics.Statistic]:
-    """Return what no single image has, distances of distributions and diversity, as functions of weights."""
+    """Return the metrics of whole sets (CMMD, KID, FID, diversity), each a function of bootstrap counts."""
     features, real = scores["features"], reference.heldout
     found = {
         "cmmd": metrics.mmd_statistic(features, real, metrics.cmmd_kernel, group),
@@ -358,7 +358,7 @@ def result_rows(
 def difference_rows(
     named: Mapping[str, Mapping[str, Estimate]], start: Mapping[str, object], against: str
 ) -> list[ResultRow]:
-    """Return a row for each paired difference, method - `against`; `separable`: its interval leaves out 0."""
+    """Return a row for each paired difference, method - `against`; `separable`: the interval has no 0."""
     rows, base = [], named.get(against, {})
     for method, table in named.items():
         for metric in table if method != against else ():
@@ -385,7 +385,7 @@ def score_method(
 ) -> list[ResultRow]:
     """Return one row per metric for the images that a method made in a domain.
 
-    prompts: of each image its own, without token or style words so that all methods answer one question, or
+    prompts: one per image, without token or style words, so that every method is scored by the same text, or
     `embed_prompts` of them; images of one prompt are one independent unit. heldout: images of the domain that
     no training saw, or `scorer.embed` of them. Raises DasdError for too few images or prompts, before
     anything is computed.

@@ -162,7 +162,7 @@ class Sampler:
             self._latents[split] = [cached_latents(m, self.config, vae, mark, progress) for m in members]
 
     def batch(self, step: int, micro: int = 0) -> Batch:
-        """Return micro-batch `micro` of step `step`; target domains take turns, sources share timesteps.
+        """Return micro-batch `micro` of step `step` (from 0); targets alternate, sources share timesteps.
 
         Raises DasdError before `encode`.
         """

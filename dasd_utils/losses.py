@@ -77,7 +77,7 @@ def mmd(
 def mean_pair_distance(
     x: Tensor, y: Tensor, kernel: str | Kernel = "gaussian", sigma: float | Tensor | None = None
 ) -> Tensor:
-    """Return k(x, x) + k(y, y) - 2 k(x, y) of single samples, averaged over all pairs of x and y.
+    """Return the mean over all pairs (x_i, y_j) of k(x_i, x_i) + k(y_j, y_j) - 2 k(x_i, y_j).
 
     This is what the biased MMD becomes at batch size 1: a distance of points, 0 only where all points are
     equal, not where the distributions agree. Arguments as for `mmd`.
@@ -158,8 +158,9 @@ def _checked_samples(x: Tensor, y: Tensor, unbiased: bool) -> list[Tensor]:
 def predict_batch(parts: models.Parts, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
     """Return (predicted noise, features after the aligned block), as far as the config's loss needs them.
 
-    Sources without a loss of their own stop after the block. With `source_features` "frozen" their features
-    are the base model's. Without alignment and prior loss no source enters the network.
+    Source rows leave the UNet after that block, unless prior preservation needs their noise prediction. With
+    `source_features` "frozen" their features are the base model's. Without alignment and prior preservation
+    no source enters the network.
     """
     alignment = config.alignment
     frozen = alignment.lambda_align > 0 and alignment.source_features == "frozen"
@@ -177,8 +178,8 @@ def predict_noise(
 ) -> tuple[Tensor, Tensor]:
     """Return (predicted noise, features after the block `layer`), targets first, then sources.
 
-    Shapes are (Bt, C, h, w) and (Bt + Bs, C', h', w'); only Bt features without source, Bt + Bs rows of noise
-    with `source_noise`. A batch may have no source.
+    Shapes are (Bt, C, h, w) and (Bt + Bs, C', h', w'). Without source there are Bt rows of features. With
+    `source_noise` the noise of sources is predicted too, (Bt + Bs, C, h, w). A batch may have no source.
     """
     inputs = _unet_inputs(parts, batch, "target")
     if with_source and batch.source_prompts:
@@ -246,7 +247,7 @@ def denoising_losses(
 
 
 def _share_weight(own: int, total: int) -> float:
-    """Return the weight of a mean over this process's samples: 1 where all processes have equally many."""
+    """Return the factor on this process's mean: averaged over processes it is the mean of all samples."""
     return own / total * processes.count()
 
 
@@ -366,7 +367,8 @@ def pool_features(features: Tensor, pooling: str) -> Tensor:
 def alignment_distance(source: Tensor, target: Tensor, settings: AlignmentConfig) -> Tensor:
     """Return the squared MMD of two sets of rows as the settings say; (n, d), (m, d) -> ().
 
-    With `match_timesteps` the kernel is the product of one of features and one of timesteps.
+    With `match_timesteps` the scaled t / T is one more coordinate: each Gaussian becomes the product of a
+    kernel of features and one of timesteps.
     """
     if settings.pairs:
         return mean_pair_distance(source, target, settings.kernel)

@@ -136,7 +136,8 @@ class TokenRows(nn.Module):
     """New rows of a frozen token embedding, as a parameter of their own (`weight`, (n, d), float32).
 
     Hooks on the embedding make ids from its size on read these rows. The matrix is neither resized nor
-    trained, so an optimiser that decays weights never sees the old vocabulary.
+    trained, so an optimiser that decays weights never sees the old vocabulary. `Updater` of training.py
+    trains the rows and restores their norm after each step.
     """
 
     def __init__(self, embedding: nn.Embedding, rows: Tensor) -> None:

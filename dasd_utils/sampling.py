@@ -49,7 +49,7 @@ def fresh_seed() -> int:
 
 
 def seeds_for(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """Return one seed a prompt: those given, the same for all, or, for None, the same fresh one.
+    """Return one seed per prompt: a list as it is; a number, or for None a random one, repeated.
 
     Raises DasdError for another number of seeds than prompts, and for one that is no whole number in range.
     """
@@ -96,7 +96,7 @@ def make_scheduler(name: str, base_scheduler: Any) -> Any:
 
 @contextlib.contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside: a LoRA added to a model in eval mode starts in training mode."""
+    """Inside the `with`, modules are in eval mode: dropout of a newly added LoRA starts in training mode."""
     training = [part for module in modules for part in module.modules() if part.training]
     try:
         for part in training:
@@ -155,9 +155,9 @@ def clean_latents(noisy: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor:
 
 
 def decode(parts: models.Parts, latents: Tensor, step_by_step: bool = False) -> Tensor:
-    """Return pixels (B, 3, H, W) in about [-1, 1] of scaled latents; gradients pass.
+    """Decode latents, scaled as the UNet has them, to pixels (B, 3, H, W), not clamped; differentiable.
 
-    step_by_step: one image at a time, decoded again for its gradient: the memory is that of one image.
+    step_by_step: one image at a time with gradient checkpointing, so that the memory is that of one image.
     """
     vae = parts.vae.to(latents.device)
 
@@ -211,7 +211,7 @@ class SampleRequest:
 
 
 class DasdPipeline:
-    """A base model and its adapter, sampled with each domain's calibration.
+    """A base model and its adapter, sampled with each domain's calibration: guidance, scheduler, steps.
 
     The adapter is on where there is a domain: named, found by the classifier, or by its token in the
     prompt. Everywhere else the base model samples, LoRA off, with the source domain's calibration.
@@ -264,7 +264,7 @@ class DasdPipeline:
 
     @contextlib.contextmanager
     def base(self) -> Iterator[DasdPipeline]:
-        """Sample the base model inside: LoRA off and no token put in; a domain gives its settings only."""
+        """Inside the `with` the base model is sampled, without token; `domain` chooses only the settings."""
         before = self._use_adapter
         self._use_adapter = False
         try:
@@ -273,7 +273,7 @@ class DasdPipeline:
             self._use_adapter = before
 
     def add_learner(self, name: str, run: str | Path) -> None:
-        """Load what another run learned of the same base, for guidance terms of that name.
+        """Load the UNet of another run of the same base as `name`, for `Term(model=name, ...)`.
 
         The settings of an image whose rule uses it record the run's folder. Raises DasdError for a run that
         is missing or of another base, and for the names of the pipeline's own models.
@@ -301,7 +301,7 @@ class DasdPipeline:
     ) -> tuple[Any, Any, Any]:
         """Return (image, domain name or None, settings); three lists, one entry a prompt, for a list.
 
-        num_images above 1 gives a list of images in the place of each image. Image i of a prompt starts
+        With num_images > 1 each prompt gives a list of images. Image i of a prompt starts
         from the noise (seed, i), whatever else is in the batch; `seed` may be a list, one a prompt; None
         draws one, which the settings record. Options are the other fields of `SampleRequest`:
         `negative_prompt`; `adapter`, LoRA on or off, to see what it does to other prompts; `guidance`: "cfg",
@@ -393,8 +393,8 @@ class DasdPipeline:
     ) -> tuple[Calibration, tuple[Term, ...]]:
         """Return the calibration and the terms of its guidance, checked.
 
-        A model that learned without prompts predicts nothing useful for one: instead of classifier-free
-        guidance, unless it is wanted by name, the base predicts for the prompt ("decoupled").
+        If training dropped every caption, "cfg" of the settings becomes "decoupled": the base reads the
+        prompt. `guidance="cfg"` by name keeps it.
         """
         without_prompts = adapted and self.config.training.caption_dropout == 1
         if wanted is None and without_prompts and calibration.guidance == "cfg":
@@ -516,8 +516,8 @@ class DasdPipeline:
     def _branches(self, jobs: Sequence[Job]) -> list[guidance.Branch]:
         """Return the terms of the jobs' rule with their encoded prompts; equal texts are encoded once.
 
-        The negative prompt replaces the first term's empty prompt and, without an adapter, that of the
-        token's term, so that the two predict the same.
+        The negative prompt replaces the first term's empty prompt. With the adapter off the token's term gets
+        it too, as both terms then mean the base without a prompt.
         """
         first, unet = jobs[0], self.parts.unet
         texts = []  # of each term, one a job

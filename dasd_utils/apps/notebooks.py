@@ -1,4 +1,9 @@
-"""The notebooks as files: run them, say whose stored outputs are stale, write their Colab badges."""
+"""The notebooks as files: run them, say whose stored outputs are stale, write their Colab badges.
+
+A stamp in a notebook's metadata holds hashes of what made its outputs: its code cells, the rooms of the
+package that they reach, and their data. A room is hashed as one: the core, `runtime`, a paper, `study`, or
+a tool of `apps`.
+"""
 
 from __future__ import annotations
 
@@ -76,8 +81,8 @@ def run_notebooks(
 ) -> list[Executed]:
     """Execute each notebook with the parameters it declares; write executed copies to `output_dir`.
 
-    to_store: each runs in a new folder of its own, `output_dir/<name>`, so that its outputs come from the
-    repository alone; its copy holds the stamp of the code and the data that made them.
+    to_store: each runs in an empty folder, `output_dir/<name>`, so that it sees no other notebook's files,
+    and the stamp is written into its copy.
     Raises DasdError at the first failure: notebook, cell and error. The copy then holds the traceback.
     """
     output_dir = Path(output_dir).resolve()
@@ -105,7 +110,7 @@ def run_notebooks(
 
 
 def parameter_path(folder: Path) -> str:
-    """Return a folder as results may name it: relative below ROOT, without a path of this machine."""
+    """Return a folder as results may name it: relative to ROOT if it is inside, else unchanged."""
     return str(folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder)
 
 
@@ -126,7 +131,7 @@ def check_parameters(paths: list[Path], parameters: dict[str, Any]) -> None:
 
 
 def check_defaults(paths: list[Path], parameters: dict[str, Any]) -> None:
-    """Raise DasdError for a value other than a notebook's default, which its stored outputs must show."""
+    """Raise DasdError if a parameter is not the notebook's default: stored outputs are of the defaults."""
     for path in paths:
         for name, default in _defaults(path).items():
             if name in parameters and not _is_value_of(default, parameters[name]):
@@ -158,7 +163,7 @@ def _execute(path: Path, copy: Path, parameters: dict[str, Any], progress: bool)
 
 
 def store_outputs(done: list[Executed], root: Path = ROOT) -> None:
-    """Make executed copies the tracked notebooks, and their figures and results the tracked ones.
+    """Copy executed notebooks over notebooks/, their figures and results over figures/ and data/results/.
 
     What papermill and editors add is left out: the injected cell, times, widget states.
     """
@@ -198,7 +203,7 @@ def stale(path: Path, root: Path = ROOT) -> list[str]:
 
 
 def faults(path: Path) -> list[str]:
-    """Return what a complete run would not have left: widget states, errors, counts out of order."""
+    """Return signs that a notebook was not run from top to bottom: widget states, errors, wrong counts."""
     notebook = load_notebook(path)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     counts = [cell.execution_count for cell in cells]
@@ -294,8 +299,8 @@ def _plain(node: Any) -> Any:
 def reached_rooms(cells: Code, root: Path = ROOT) -> dict[str, Code]:
     """Return the rooms of the package that code uses, and those that these import, inside functions too.
 
-    A text that is a module's name, such as "dasd_utils.apps.cli.main", counts as an import of it. A paper is
-    also reached by its name in the cells, in a config that they name, or in a paper that is reached.
+    A text that is a module's name, such as "dasd_utils.apps.cli.main", counts as an import of it. A paper
+    also counts if its name is in the cells, in a config that they name, or in another paper that counts.
     """
     rooms = rooms_of(root)
     data = _data_of(cells, root) | _composed_data(cells, root)
@@ -346,8 +351,8 @@ def _data_of(code: Code, root: Path) -> set[str]:
 
 
 def _composed_data(cells: Code, root: Path) -> set[str]:
-    """Return the files of data/results and data/configs whose name an f-string of the cells makes of their
-    own texts: f"bench_{name}.json" in a notebook that says "guidance"."""
+    """Return the results and configs whose name an f-string of the cells makes of texts of the same cells:
+    f"bench_{name}.json" in a notebook that says "guidance"."""
     found = set()
     for path in (*root.glob("data/results/*.json"), *root.glob("data/configs/*.json")):
         name = path.relative_to(root).as_posix()
@@ -361,8 +366,8 @@ def _composed_data(cells: Code, root: Path) -> set[str]:
 def _content(path: Path) -> bytes:
     """Return a file's content, or a folder's: names and contents of its files but prose.
 
-    Of a folder with a manifest, such as a run, the manifest alone, which has the hash of each file: what is
-    drawn or measured beside it is not what it was made of.
+    Of a folder with a manifest, such as a run, the manifest alone: it has the hash of each file that was
+    saved, and later images or timings beside them do not count.
     """
     for file in (path, path / "manifest.json"):
         if file.is_file():

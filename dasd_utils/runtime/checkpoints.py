@@ -71,9 +71,9 @@ def writable(output_dir: str | Path) -> Path:
 
 
 def compared_fields(values: Mapping[str, Any], purpose: str) -> dict[str, Any]:
-    """Return a config's values without those in which runs MAY_DIFFER for the purpose.
+    """Return a config's values without the fields MAY_DIFFER[purpose].
 
-    Where the base draws the source's images, the source's calibration decides them and stays.
+    Except for "resume", the source's calibration stays where its images are generated: it determines them.
     """
     compared = copy.deepcopy(dict(values))
     for name in MAY_DIFFER[purpose]:
@@ -109,7 +109,7 @@ def _drop_newer(values: dict[str, Any]) -> None:
 
 
 def without_newer_fields(domain: dict[str, Any]) -> dict[str, Any]:
-    """Return a domain's values without the fields that are newer than the file names made of them."""
+    """Drop new fields that have their default, so that file names hashed from older configs stay valid."""
     older = dict(domain)
     _drop_newer({"source": older})
     return older
@@ -178,7 +178,7 @@ def _misfit(folder: Path, config: Config) -> str | None:
 
 
 def _by_step(config: Config) -> dict[str, Any]:
-    """Return the compared fields with the samples of a step in the place of those of a micro-batch.
+    """Return the compared fields with batch sizes per optimiser step (micro-batch x accumulation).
 
     "auto" divides a step by the memory of the GPU, and a run is found on another machine too.
     """
@@ -192,7 +192,7 @@ def _by_step(config: Config) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def try_lock_run(config: Config) -> Iterator[bool]:
-    """Yield whether this process has the run's folder inside the `with`; other runs are then kept out."""
+    """Try to lock the run's folder: yield True inside the `with`, False if another run has locked it."""
     folder = writable(config.output_dir)
     key = threading.get_ident(), folder
     if key in _locked:  # as `save_training_results` inside the lock of the command
@@ -228,8 +228,9 @@ def write_checkpoint(
 ) -> Path:  # fmt: skip
     """Write `step-<step>/` into `folder`, remove all but the newest `keep`, and return its path.
 
-    `tensors`: file name without ending -> named tensors of any device; `state`: JSON values. Checkpoints of
-    later steps, which a resume gave up, go too. Raises DasdError when the disk refuses; what stood there
+    `tensors`: file name without ending -> named tensors of any device; `state`: JSON values; a training run
+    passes what `Run.save` and `Updater.state` of training.py collect. Checkpoints of later steps go too: the
+    run was resumed before them. Raises DasdError when the disk refuses; what stood there
     before then still stands.
     """
     final = checkpoint_path(folder, step)
@@ -451,7 +452,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def rows_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Return the rows up to `step`, each step once (its last row)."""
+    """Return the rows up to `step`; of a step that was logged twice, the last."""
     try:
         rows = {row["step"]: row for row in load_rows(path) if row["step"] <= step}
     except (KeyError, TypeError):
