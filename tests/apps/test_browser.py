@@ -18,12 +18,13 @@ from dasd_utils.runtime import checkpoints
 pytestmark = pytest.mark.browser
 
 PLAYGROUND = f"""
-from dasd_utils import drawings, playground
-playground.Playground(drawings.load({str(ROOT / "data/tiny-run")!r})).widget
+from dasd_utils.apps.playground import drawings, form
+form.Playground(drawings.load({str(ROOT / "data/tiny-run")!r})).widget
 """
 TRAINING = """
 import dataclasses
-from dasd_utils import data, figures, monitor, sampling, training
+from dasd_utils import latents, sampling, training
+from dasd_utils.apps import monitor
 from dasd_utils.config import Config
 
 config = Config.load("config.json")
