@@ -1,4 +1,4 @@
-"""Write what report, README and model card quote, from data/results, and draw the method: nothing by hand.
+"""Write what report, README and model card quote, from data/results: nothing by hand.
 
 Usage: python Report/make_numbers.py [--check]
 """
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dasd_utils import evaluation, figures
-from dasd_utils.apps import diagram
 from dasd_utils.evaluation import interval_text
 from dasd_utils.study import tables
 
@@ -311,7 +310,6 @@ def main() -> None:
     if "--check" not in sys.argv:
         report = (ROOT / "Report" / "main.tex").read_text(encoding="utf8")
         (ROOT / "Report" / "numbers.tex").write_text(latex_macros(report), encoding="utf8")
-        figures.save(diagram.method_diagram(), ROOT / "figures" / "method.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@
 - verify: whether a run holds what it says
 - batch_size: the largest batch that fits in memory
 - animation: a run's sample grids as a moving picture
-- diagram: the picture of the method
 - sweep: a notebook for each entry of a list of parameters
 - workers: commands side by side, here or on a cluster
 """

@@ -13,7 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from dasd_utils import figures, toyworld
-from dasd_utils.apps import diagram
 
 
 @pytest.fixture(autouse=True)
@@ -217,27 +216,6 @@ def test_confusion_matrix_shows_counts_and_shades_shares():
     assert_readable(figure)
 
 
-# the diagram
-
-
-@pytest.mark.parametrize("images", [None, {"target": red(1)[0]}])
-def test_the_diagram_can_be_read(images):
-    figure = diagram.method_diagram(images)
-    assert_readable(figure)
-    words = " ".join(text for text, _ in extents(figure))
-    for part in ("VAE", "UNet", "LoRA", "Text encoder", "MMD", "classifier", "<satellite>", "scheduler"):
-        assert part in words
-
-
-def test_the_diagram_shows_given_images():
-    def reds(figure):
-        return (np.abs(pixels(figure) - (200, 0, 0)).max(axis=-1) < 8).sum()
-
-    assert reds(diagram.method_diagram()) == 0
-    one, two = ({name: red(1)[0] for name in names} for names in (("source",), ("source", "result")))
-    assert reds(diagram.method_diagram(two)) > 1.5 * reds(diagram.method_diagram(one)) > 100
-
-
 # style, files, notebooks
 
 
@@ -245,7 +223,6 @@ def test_style_and_figures_leave_nothing_behind():
     """Neither settings nor, in a list that would fill the memory, figures."""
     before = dict(matplotlib.rcParams)
     figures.bar_chart(results())
-    diagram.method_diagram()
     with figures.style():
         assert matplotlib.rcParams["axes.spines.top"] is False
     assert dict(matplotlib.rcParams) == before and pyplot.get_fignums() == []
