@@ -26,9 +26,7 @@ class AttributeTable:
 
     def __init__(self, attributes: dict[str, dict[str, Sequence[str]]]) -> None:
         self.columns: dict[str, dict[str, slice]] = {}
-        self.values = {
-            domain: {name: list(v) for name, v in table.items()} for domain, table in attributes.items()
-        }
+        self.values = {d: {name: list(v) for name, v in t.items()} for d, t in attributes.items()}
         self.size = 0
         for domain, table in self.values.items():
             self.columns[domain] = {}
@@ -70,13 +68,10 @@ class AttributeClassifier(nn.Module):
         self.width, self.table = width, AttributeTable(attributes)
         channels = [width, 2 * width, 4 * width, 5 * width]
         self.stem = nn.Conv2d(3, channels[0], 3, stride=2, padding=1)
-        self.stages = nn.Sequential(
-            *(
-                layer
-                for before, after in zip(channels, [*channels[1:], channels[-1]], strict=True)
-                for layer in (_Block(before), nn.Conv2d(before, after, 3, stride=2, padding=1))
-            )
-        )
+        stages: list[nn.Module] = []
+        for before, after in zip(channels, [*channels[1:], channels[-1]], strict=True):
+            stages += [_Block(before), nn.Conv2d(before, after, 3, stride=2, padding=1)]
+        self.stages = nn.Sequential(*stages)
         self.norm = nn.LayerNorm(channels[-1] * 4)
         self.head = nn.Linear(channels[-1] * 4, self.table.size)
 
@@ -104,9 +99,8 @@ class AttributeClassifier(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         config = {"width": self.width, "attributes": self.table.values}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(
-            {k: v.half().contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors"
-        )
+        weights = {name: value.half().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
 
     @classmethod
     def load(cls, folder: str | Path) -> AttributeClassifier | None:

@@ -1,18 +1,39 @@
-"""English captions of the toy world's scenes, joined from the tables in `wordings`.
+"""English captions of the toy world's scenes, joined from the tables in wordings.json.
 
 A caption is a frame ("an aerial view of {}") around a scene phrase ("two ships in a harbor") and tails ("with
-blue water") for what neither of them mentions.
+blue water") for what neither of them mentions. A wording may end in a condition: [side=both] means that it is
+for captions which tell that value, and tells it; [count!=one] only asks that the picture differs. {name}
+stands for the word of that attribute, {} for the scene phrase and its tails, (s) for the plural of "count".
 """
 
+import json
 import re
+from collections.abc import Sequence
 from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dasd_utils.toyworld.wordings import BARE, FRAMES, JOINS, SCENE_TAILS, SCENES, TAILS, WORDS
-
 Attributes = dict[str, str]
+Wordings = tuple[str, ...]
 
+
+def _frozen(table: Any) -> Any:
+    """Return the table with tuples in the place of lists."""
+    return tuple(table) if isinstance(table, list) else {name: _frozen(each) for name, each in table.items()}
+
+
+TABLES = _frozen(json.loads(Path(__file__).with_name("wordings.json").read_text(encoding="utf8")))
+WORDS = TABLES["words"]  # domain -> attribute -> value -> words; one that is missing here is an error
+SCENES = TABLES["scenes"]  # domain -> scene -> phrases
+TAILS = TABLES["tails"]  # domain -> attribute -> wordings, of all values or of each
+FRAMES = TABLES["frames"]
+BARE = TABLES["bare"]  # prompts that name the domain, besides its frames
+# A sketch tells less than a painting, in the same phrases: colours stand in slots only.
+WORDS["sketch"] = {name: WORDS["painting"][name] for name in ("count", "beard", "hat", "house")}
+TAILS["sketch"] = {name: TAILS["painting"][name] for name in ("beard", "hat", "house")}
+SCENES["sketch"] = SCENES["painting"]
 FULL = 0.5  # share of captions that mention all attributes
 PARTIAL = 0.3  # share of those that mention some; the rest mention the scene alone
 UNFRAMED = {"painting": 0.17}  # shares of captions without a frame, which need not name the domain
@@ -41,7 +62,7 @@ def compose_caption(domain: str, attributes: Attributes, rng: np.random.Generato
 def bare_prompt(domain: str, rng: np.random.Generator) -> str:
     """Return a prompt that names the domain and nothing else, such as "a satellite image"."""
     frames = [frame for frame, _ in _options(FRAMES[domain], {}, {}) if "{}" not in frame]
-    return _pick(frames + BARE[domain].split(" | "), rng)
+    return pick([*frames, *BARE[domain]], rng)
 
 
 def _draw_mentioned(attributes: Attributes, rng: np.random.Generator) -> Attributes:
@@ -59,12 +80,15 @@ def _compose(
     The caption is "" where it has no place for an attribute.
     """
     frame, framed = _frame(domain, attributes, mentioned, rng)
-    phrase, phrased = _pick(_options(SCENES[domain][mentioned["scene"]], attributes, mentioned), rng)
+    phrase, phrased = pick(_options(SCENES[domain][mentioned["scene"]], attributes, mentioned), rng)
     missing = mentioned.keys() - framed - phrased - {"scene"}
-    tails = TAILS[domain] | SCENE_TAILS.get(mentioned["scene"], {})
+    tails = TAILS[domain] | TABLES["scene_tails"].get(mentioned["scene"], {})
     if missing - tails.keys():
         return "", set()
-    said = {name: _tail(tails[name], mentioned[name], rng) for name in tails if name in missing}
+    said = {}
+    for name in (each for each in tails if each in missing):
+        wordings = tails[name]
+        said[name] = pick(wordings if isinstance(wordings, tuple) else wordings[mentioned[name]], rng)
     text = " ".join(part for part in (phrase, *said.values()) if part)
     return frame.replace("{}", text), {name for name, tail in said.items() if not tail}
 
@@ -73,7 +97,7 @@ def _fill(text: str, domain: str, mentioned: Attributes, rng: np.random.Generato
     """Return the caption with a word in every slot."""
     text = text.replace("(s)", "" if mentioned.get("count") == "one" else "s")
     for name in SLOT.findall(text):
-        text = text.replace(f"{{{name}}}", _pick(WORDS[domain][name][mentioned[name]].split(" | "), rng), 1)
+        text = text.replace(f"{{{name}}}", pick(WORDS[domain][name][mentioned[name]], rng), 1)
     return text
 
 
@@ -83,19 +107,15 @@ def _frame(
     """Return a frame with its place {} for the scene, and the attributes that it mentions."""
     if rng.random() < UNFRAMED.get(domain, 0):
         return "{}", set()
-    frame, mentions = _pick(_options(FRAMES[domain], attributes, mentioned), rng)
-    return (frame if "{}" in frame else f"{frame} {_pick(JOINS[domain].split(' | '), rng)} {{}}"), mentions
-
-
-def _tail(wordings: dict[str, str] | str, value: str, rng: np.random.Generator) -> str:
-    return _pick((wordings if isinstance(wordings, str) else wordings[value]).split(" | "), rng)
+    frame, mentions = pick(_options(FRAMES[domain], attributes, mentioned), rng)
+    return (frame if "{}" in frame else f"{frame} {pick(TABLES['joins'][domain], rng)} {{}}"), mentions
 
 
 @cache
-def _parsed(wordings: str) -> list[tuple[str, dict[str, str], dict[str, str], frozenset[str]]]:
+def _parsed(wordings: Wordings) -> list[tuple[str, dict[str, str], dict[str, str], frozenset[str]]]:
     """Return each wording with the values it mentions, those it excludes and the attributes of its slots."""
     parsed = []
-    for wording in wordings.split(" | "):
+    for wording in wordings:
         text, _, conditions = wording.rstrip("]").partition(" [")
         terms = [term.partition("=") for term in conditions.split(",") if term]
         mentions = {name: value for name, _, value in terms if not name.endswith("!")}
@@ -104,13 +124,13 @@ def _parsed(wordings: str) -> list[tuple[str, dict[str, str], dict[str, str], fr
     return parsed
 
 
-def _options(wordings: str, attributes: Attributes, mentioned: Attributes) -> list[tuple[str, set[str]]]:
+def _options(wordings: Wordings, attributes: Attributes, mentioned: Attributes) -> list[tuple[str, set[str]]]:
     """Return the wordings that suit the picture and mention nothing else, with what each of them mentions."""
     return _suitable(wordings, frozenset(attributes.items()), frozenset(mentioned.items()))
 
 
 @lru_cache(maxsize=10_000)  # many captions are tried for one picture, and pictures resemble each other
-def _suitable(wordings: str, attributes: frozenset, mentioned: frozenset) -> list[tuple[str, set[str]]]:
+def _suitable(wordings: Wordings, attributes: frozenset, mentioned: frozenset) -> list[tuple[str, set[str]]]:
     names = {name for name, _ in mentioned}
     return [
         (text, mentions.keys() | slots)
@@ -127,5 +147,6 @@ def _reads_well(text: str) -> bool:
     return longest <= MAX_WORDS and len(set(rest)) == len(rest)
 
 
-def _pick(options: list, rng: np.random.Generator):
+def pick(options: Sequence[Any], rng: np.random.Generator) -> Any:
+    """Return one of the options, each as likely."""
     return options[rng.integers(len(options))]

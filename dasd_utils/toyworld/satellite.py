@@ -191,20 +191,8 @@ def _airport(board: _Board, attributes: dict, rng: np.random.Generator) -> None:
 
 def _plane(board: _Board, x: float, y: float, reach: float) -> None:
     """A white plane with its nose up; `reach` is half its length."""
-    half = np.array(
-        [
-            (0, -1.1),
-            (0.17, -0.85),
-            (0.17, -0.35),
-            (0.92, 0.22),
-            (0.92, 0.45),
-            (0.17, 0.22),
-            (0.15, 0.62),
-            (0.45, 0.86),
-            (0.45, 1.05),
-            (0, 0.95),
-        ]
-    )
+    half = np.array([(0, -1.1), (0.17, -0.85), (0.17, -0.35), (0.92, 0.22), (0.92, 0.45), (0.17, 0.22),
+                     (0.15, 0.62), (0.45, 0.86), (0.45, 1.05), (0, 0.95)])  # fmt: skip
     board.shape(_moved(_strip(half, half * (-1, 1)) * reach, x, y), _WHITE, 2)
 
 
@@ -260,9 +248,8 @@ def _river(board: _Board, attributes: dict, rng: np.random.Generator) -> None:
 
 
 def _farmland(board: _Board, attributes: dict, rng: np.random.Generator) -> None:
-    season = attributes["season"]
-    crops = [_tone(rng, colour) for colour in _CROPS[season]]
-    hedge, soil = _BETWEEN_FIELDS[season]
+    crops = [_tone(rng, colour) for colour in _CROPS[attributes["season"]]]
+    hedge, soil = _BETWEEN_FIELDS[attributes["season"]]
     if attributes["pattern"] == "squares":
         _fields(board, rng, crops, hedge)
     else:
@@ -514,21 +501,12 @@ def _tennis_courts(board: _Board, attributes: dict, rng: np.random.Generator) ->
 
 # How each scene is drawn, and by how many degrees it may lean from the upright.
 DRAWERS = {
-    "airport": (_airport, 5),
-    "harbor": (_harbor, 4),
-    "river": (_river, 40),
-    "farmland": (_farmland, 25),
-    "residential": (_residential, 8),
-    "parking lot": (_parking_lot, 6),
-    "forest": (_forest, 45),
-    "beach": (_beach, 14),
-    "stadium": (_stadium, 15),
-    "interchange": (_interchange, 45),
-    "desert": (_desert, 20),
-    "storage tanks": (_storage_tanks, 8),
-    "island": (_island, 45),
+    "airport": (_airport, 5), "harbor": (_harbor, 4), "river": (_river, 40), "farmland": (_farmland, 25),
+    "residential": (_residential, 8), "parking lot": (_parking_lot, 6), "forest": (_forest, 45),
+    "beach": (_beach, 14), "stadium": (_stadium, 15), "interchange": (_interchange, 45),
+    "desert": (_desert, 20), "storage tanks": (_storage_tanks, 8), "island": (_island, 45),
     "tennis courts": (_tennis_courts, 6),
-}
+}  # fmt: skip
 
 
 def sample_attributes(rng: np.random.Generator) -> dict[str, str]:

@@ -19,15 +19,11 @@ def _sky(attributes: Attributes, rng: Rng, horizon: float, x: float, cloud: floa
         return [*shapes, ellipse(x, horizon - rng.uniform(0, 0.06), 0.13, 0.13, "sun")]
     y = rng.uniform(0.14, 0.19)
     if time == "night":
-        crescent = turn(
-            arc(x, y, 0.1, 0.1, 90, 270) + arc(x, y, 0.03, 0.1, 270, 90), (x, y), rng.uniform(-60, -30)
-        )
+        crescent = arc(x, y, 0.1, 0.1, 90, 270) + arc(x, y, 0.03, 0.1, 270, 90)
+        crescent = turn(crescent, (x, y), rng.uniform(-60, -30))
         stars = [(rng.uniform(0.04, 0.96), rng.uniform(0.04, 0.8 * horizon)) for _ in range(6)]
-        return [
-            *shapes,
-            *(ellipse(*star, 0.014, 0.014, "moon", "ink") for star in stars),
-            polygon(crescent, "moon"),
-        ]
+        shapes += [ellipse(*star, 0.014, 0.014, "moon", "ink") for star in stars]
+        return [*shapes, polygon(crescent, "moon")]
     shapes.append(ellipse(x, y, 0.09, 0.09, "sun"))
     if cloud is not None:
         x, y, r = cloud + rng.uniform(-0.08, 0.08), rng.uniform(0.16, 0.24), rng.uniform(0.05, 0.06)
@@ -63,22 +59,16 @@ def _house(rng: Rng, x: float, base: float, width: float) -> Shapes:
 def _tree(rng: Rng, x: float, base: float, height: float) -> Shapes:
     """A round tree with its foot at (x, base)."""
     crown = blob(x, base - height * 0.66, height * 0.34, height * 0.34, 7, 0.1, rng.uniform(0, 3))
-    return [
-        rect(x - height * 0.06, base - height * 0.5, x + height * 0.06, base, "trunk"),
-        polygon(crown, "tree"),
-    ]
+    trunk = rect(x - height * 0.06, base - height * 0.5, x + height * 0.06, base, "trunk")
+    return [trunk, polygon(crown, "tree")]
 
 
 def _pine(rng: Rng, x: float, base: float, height: float) -> Shapes:
     """A pointed tree with its foot at (x, base)."""
     half, foot = height * rng.uniform(0.26, 0.32), base - height * 0.14
-    outline = [
-        (x, base - height),
-        (x + half * 0.7, base - height * 0.52),
-        (x + half * 0.35, base - height * 0.52),
-    ]
-    outline += [(x + half, foot), (x - half, foot), (x - half * 0.35, base - height * 0.52)]
-    outline += [(x - half * 0.7, base - height * 0.52)]
+    middle = base - height * 0.52
+    outline = [(x, base - height), (x + half * 0.7, middle), (x + half * 0.35, middle), (x + half, foot),
+               (x - half, foot), (x - half * 0.35, middle), (x - half * 0.7, middle)]  # fmt: skip
     return [rect(x - height * 0.06, foot, x + height * 0.06, base, "trunk", "ink"), polygon(outline, "pine")]
 
 
@@ -119,14 +109,8 @@ def _lighthouse(attributes: Attributes, rng: Rng) -> Shapes:
     shapes += [line([(left, y), (left + 0.2, y)], "wave", 0.024) for left, y in ((0.04, 0.78), (0.2, 0.9))]
     if attributes.get("time") == "night":
         shapes.append(polygon([(x, top - 0.05), (-0.1, top + 0.08), (-0.1, top + 0.32)], "lamp", "hide"))
-    rock = [
-        (x - 0.34, 1.1),
-        (x - 0.26, 0.86),
-        (x - 0.17, base - 0.02),
-        (x + 0.16, base - 0.03),
-        (x + 0.3, 0.88),
-    ]
-    shapes.append(polygon([*rock, (x + 0.4, 1.1)], "rock"))
+    rock = [(x - 0.34, 1.1), (x - 0.26, 0.86), (x - 0.17, base - 0.02), (x + 0.16, base - 0.03)]
+    shapes.append(polygon([*rock, (x + 0.3, 0.88), (x + 0.4, 1.1)], "rock"))
     for stripe in range(5):
         upper, lower = (half * (0.62 + 0.38 * step / 5) for step in (stripe, stripe + 1))
         y, below = (top + (base - top) * step / 5 for step in (stripe, stripe + 1))
@@ -148,24 +132,15 @@ def _mountain(attributes: Attributes, rng: Rng) -> Shapes:
     shapes = _sky(attributes, rng, horizon, 0.14)
     shapes.append(polygon([(far - 0.36, foot), (far, rng.uniform(0.34, 0.42)), (far + 0.36, foot)], "far"))
     shapes.append(polygon([(x - half, foot), (x, peak), (x + half, foot)], "mountain"))
-    cap = [
-        (0, 0),
-        (1, 1),
-        (0.4, 0.72),
-        (0, 1.15),
-        (-0.4, 0.72),
-        (-1, 1),
-    ]  # as parts of its half width, height
-    shapes.append(
-        polygon([(x + dx * half * slope, peak + dy * (foot - peak) * slope) for dx, dy in cap], "snow")
-    )
+    cap = [(0, 0), (1, 1), (0.4, 0.72), (0, 1.15), (-0.4, 0.72), (-1, 1)]  # in its half width and height
+    snow = [(x + dx * half * slope, peak + dy * (foot - peak) * slope) for dx, dy in cap]
+    shapes.append(polygon(snow, "snow"))
     shapes += _ridge(rng, horizon + 0.06, 0.06, "land")
     house = attributes.get("house") == "yes"
     places = (0.08, 0.24, 0.4) if house else (0.1, 0.3, 0.72, 0.9)
     for place in places:
-        shapes += _pine(
-            rng, place + rng.uniform(-0.03, 0.03), rng.uniform(0.86, 0.97), rng.uniform(0.26, 0.34)
-        )
+        x, base = place + rng.uniform(-0.03, 0.03), rng.uniform(0.86, 0.97)
+        shapes += _pine(rng, x, base, rng.uniform(0.26, 0.34))
     if house:
         shapes += _house(rng, rng.uniform(0.7, 0.76), rng.uniform(0.88, 0.93), rng.uniform(0.3, 0.34))
     return mirror(shapes) if rng.random() < 0.5 else shapes
@@ -209,9 +184,8 @@ def _field(attributes: Attributes, rng: Rng) -> Shapes:
         x, base = place + rng.uniform(-0.05, 0.05), horizon + rng.uniform(0.04, 0.1)
         shapes += _tree(rng, x, base, rng.uniform(0.3, 0.36))
     if house:
-        shapes += _house(
-            rng, rng.uniform(0.74, 0.8), horizon + rng.uniform(0.06, 0.1), rng.uniform(0.3, 0.34)
-        )
+        x, base = rng.uniform(0.74, 0.8), horizon + rng.uniform(0.06, 0.1)
+        shapes += _house(rng, x, base, rng.uniform(0.3, 0.34))
     return mirror(shapes) if rng.random() < 0.5 else shapes
 
 
@@ -249,22 +223,19 @@ def _fruit_piece(kind: str, x: float, y: float, r: float, rng: Rng) -> Shapes:
     if kind == "grapes":
         spots = [(-0.7, -0.5), (0, -0.6), (0.7, -0.5), (-0.36, 0.05), (0.36, 0.05), (0, 0.6)]
         bunch = [(x + r * dx, y + r * dy) for dx, dy in spots]
-        shines = [
-            ellipse(px - r * 0.1, py - r * 0.12, r * 0.16, r * 0.16, "shine", "hide") for px, py in bunch
+        fruit = [ellipse(*spot, r * 0.48, r * 0.48, "fruit") for spot in bunch]
+        small = r * 0.16
+        return fruit + [
+            ellipse(px - r * 0.1, py - r * 0.12, small, small, "shine", "hide") for px, py in bunch
         ]
-        return [ellipse(*spot, r * 0.48, r * 0.48, "fruit") for spot in bunch] + shines
     if kind == "lemons":
         upper, lower = arc(x, y, r, r * 0.8, 200, 340, 9), arc(x, y, r, r * 0.8, 20, 160, 9)
         shapes = [polygon([(x - r * 1.3, y), *upper, (x + r * 1.3, y), *lower], "fruit")]
     elif kind == "pears":
-        belly, tip = (
-            arc(x, y + r * 0.2, r * 0.9, r * 0.85, -20, 200),
-            arc(x, y - r * 0.8, r * 0.42, r * 0.45, 190, 350, 8),
-        )
-        shapes = [
-            polygon(belly + tip, "fruit"),
-            line([(x, y - r * 1.2), (x + r * 0.2, y - r * 1.6)], "stalk", 0.02),
-        ]
+        belly = arc(x, y + r * 0.2, r * 0.9, r * 0.85, -20, 200)
+        tip = arc(x, y - r * 0.8, r * 0.42, r * 0.45, 190, 350, 8)
+        stalk = line([(x, y - r * 1.2), (x + r * 0.2, y - r * 1.6)], "stalk", 0.02)
+        shapes = [polygon(belly + tip, "fruit"), stalk]
     else:
         shapes = [ellipse(x, y, r, r, "fruit")]
         stalk = [line([(x, y - r * 0.7), (x + r * 0.25, y - r * 1.3)], "stalk", 0.022)]
@@ -349,10 +320,8 @@ def _face(x: float, y: float, rx: float, ry: float, rng: Rng) -> Shapes:
     shapes, gap, level = [], rx * rng.uniform(0.42, 0.48), y - ry * 0.08
     for side in (-gap, gap):
         eye, brow = x + side, level - 0.075
-        shapes += [
-            ellipse(eye, level, 0.056, 0.042, "white", "hide"),
-            ellipse(eye, level, 0.034, 0.04, "eye", "ink"),
-        ]
+        shapes.append(ellipse(eye, level, 0.056, 0.042, "white", "hide"))
+        shapes.append(ellipse(eye, level, 0.034, 0.04, "eye", "ink"))
         shapes.append(line([(eye - 0.06, brow), (eye + 0.06, brow)], "eye", 0.022))
     nose, wide = rng.choice((-0.03, 0.03)), rx * rng.uniform(0.34, 0.44)
     shapes.append(line([(x, level + 0.02), (x + nose, y + ry * 0.28), (x, y + ry * 0.3)], "stalk", 0.018))
