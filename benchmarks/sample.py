@@ -18,7 +18,7 @@ from dasd_utils import evaluation, metrics, sampling
 from dasd_utils.config import Calibration, Config, DomainConfig, resolve
 from dasd_utils.pretrain.evaluate import heldout
 from dasd_utils.runtime import checkpoints
-from dasd_utils.runtime.precision import autocast
+from dasd_utils.runtime.processes import autocast
 from dasd_utils.sampling import initial_noise, make_scheduler
 
 PUBLISHED = {"num_inference_steps": 30, "scheduler": "ddim"}

@@ -19,7 +19,7 @@ import typer
 
 from dasd_utils import latents, training
 from dasd_utils.config import Config
-from dasd_utils.runtime import latent_cache, precision
+from dasd_utils.runtime import latent_cache, processes
 
 STEPS = 20  # timed training steps
 LARGEST = 10_000_000  # images of the rows that are extrapolated
@@ -44,7 +44,7 @@ def stages(images: int, folder: str) -> common.Operations:
         with mock.patch.object(
             latent_cache, "_write_shard", side_effect=latent_cache._write_shard
         ) as written:
-            made["sampler"].encode(parts.vae, precision.default_device(), progress=False)
+            made["sampler"].encode(parts.vae, processes.default_device(), progress=False)
         return [min(latent_cache.SHARD, len(call.args[1]) - call.args[2]) for call in written.call_args_list]
 
     def train() -> None:

@@ -26,7 +26,7 @@ from dasd_utils import latents, losses, models, training
 from dasd_utils.config import ROOT, Config
 from dasd_utils.papers import text_free
 from dasd_utils.runtime import latent_cache
-from dasd_utils.runtime.precision import DTYPES, autocast, choose_precision, default_device, frozen_dtype
+from dasd_utils.runtime.processes import DTYPES, autocast, choose_precision, default_device, frozen_dtype
 
 PROMPT = "a dense forest beside a winding river with a bridge and a few houses"
 IMAGES = 300 + 2 * 400  # of the published study, source and both targets: what a cache has to hold

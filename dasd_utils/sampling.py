@@ -25,7 +25,7 @@ from dasd_utils import adapters, classifier, guidance, models
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, check_choice, nearest, resolve
 from dasd_utils.data import with_token
 from dasd_utils.guidance import Job, Prediction, Term
-from dasd_utils.runtime import bars, files, images, precision, processes
+from dasd_utils.runtime import bars, files, images, processes
 
 SCHEDULERS: dict[str, type] = {
     "ddim": diffusers.DDIMScheduler,
@@ -493,7 +493,7 @@ class DasdPipeline:
         Inside, dropout is off, and the adapter is merged into the weights where the jobs use it.
         """
         first, unet = jobs[0], self.parts.unet
-        computing = functools.partial(precision.autocast, self.config.training.mixed_precision, unet.device)
+        computing = functools.partial(processes.autocast, self.config.training.mixed_precision, unet.device)
         last = max(self.parts.noise_scheduler.config.num_train_timesteps - 1, 1)
         with_adapter = models.lora_merged if first.adapted else models.lora_disabled
 
@@ -581,7 +581,7 @@ def load_trained_pipeline(
     config = config or Config.load(run / "config.json")
     if (run / CALIBRATION_FILE).exists():
         config = calibrated(config, run / CALIBRATION_FILE)
-    device = precision.usable_device(device)
-    parts = models.load_parts(config, unet_dtype=precision.frozen_dtype(config, device))
+    device = processes.usable_device(device)
+    parts = models.load_parts(config, unet_dtype=processes.frozen_dtype(config, device))
     adapters.load_adapter(parts, adapter)
     return DasdPipeline(parts.to(device), config)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from dasd_utils import adapters, latents, losses, models
 from dasd_utils.config import Config, DasdError, TrainingConfig, paper, resolve
-from dasd_utils.runtime import bars, checkpoints, precision, processes, tracking
+from dasd_utils.runtime import bars, checkpoints, processes, tracking
 
 HISTORY = "history.jsonl"  # one row a step: what a second run repeats
 SPEED = "speed.jsonl"  # and what it does not
@@ -69,7 +69,7 @@ def check_updates(training: TrainingConfig) -> None:
         raise DasdError(f"target_batch_size is {training.target_batch_size}, too little for "
                         f"{processes.count()} processes to share: enlarge it, with fewer accumulation "
                         "steps, or launch fewer.")  # fmt: skip
-    precision.choose_precision(training.mixed_precision, precision.default_device())
+    processes.choose_precision(training.mixed_precision, processes.default_device())
     if training.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise DasdError("optimizer 'adamw_8bit' needs the package bitsandbytes, which is not installed: "
                         "`pip install bitsandbytes`, or set optimizer to 'adamw'.")  # fmt: skip
@@ -83,12 +83,12 @@ def setup_training(config: Config) -> models.Parts:
     """
     torch.manual_seed(config.seed)
     whole_unet = config.training.whole_unet
-    parts = models.load_parts(config, unet_dtype=None if whole_unet else precision.frozen_dtype(config))
+    parts = models.load_parts(config, unet_dtype=None if whole_unet else processes.frozen_dtype(config))
     models.blocks(parts.unet, config.alignment.layer)
     if whole_unet:
         models.unfreeze_unet(parts)
         if config.training.text_free:
-            paper("text_free").open_text_free(parts.to(precision.default_device()))
+            paper("text_free").open_text_free(parts.to(processes.default_device()))
     elif config.lora.rank > 0:
         models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)
@@ -548,8 +548,8 @@ class Updater:
 
 
 def _accelerator(training: TrainingConfig) -> Accelerator:
-    device = precision.default_device()
-    chosen = precision.choose_precision(training.mixed_precision, device)
+    device = processes.default_device()
+    chosen = processes.choose_precision(training.mixed_precision, device)
     shared = AcceleratorState._shared_state  # one for the process, and it refuses a second precision
     if shared and shared.get("_mixed_precision") != chosen:
         AcceleratorState._reset_state()

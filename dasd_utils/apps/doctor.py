@@ -110,16 +110,16 @@ def devices() -> Iterator[Row]:
     try:
         import torch
 
-        from dasd_utils.runtime import precision
+        from dasd_utils.runtime import processes
     except ImportError as error:
         yield Row("devices", "PyTorch", f"cannot be imported: {error}", MISSING)
         return
-    cpu = precision.choose_precision("auto", torch.device("cpu"))
+    cpu = processes.choose_precision("auto", torch.device("cpu"))
     threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} in use by PyTorch"
     yield Row("devices", "CPU", f"{threads}, {_computes(cpu)}")
     for number in range(torch.cuda.device_count()):
         known = torch.cuda.get_device_properties(number)
-        chosen = precision.choose_precision("auto", torch.device("cuda", number))
+        chosen = processes.choose_precision("auto", torch.device("cuda", number))
         yield Row(
             "devices", f"CUDA {number}", f"{known.name}, {gigabytes(known.total_memory)}, {_computes(chosen)}"
         )

@@ -11,7 +11,7 @@ import numpy as np
 
 from dasd_utils import adapters, data, models, sampling
 from dasd_utils.config import Config, resolve
-from dasd_utils.runtime import checkpoints, files, images, latent_cache, precision
+from dasd_utils.runtime import checkpoints, files, images, latent_cache, processes
 
 POLL = 0.5  # seconds between two looks at a file that another process makes
 log = logging.getLogger(__name__)
@@ -54,14 +54,14 @@ def _key(config: Config, parts: models.Parts, prompts: list[str]) -> str:
     """Return 24 hex digits of all that decides the images."""
     base = [adapters.base_fingerprint(parts), latent_cache.vae_fingerprint(parts.vae)]
     schedule = {k: v for k, v in parts.noise_scheduler.config.items() if not k.startswith("_")}
-    computing = precision.sampling_precision(config.training.mixed_precision, precision.default_device())
+    computing = processes.sampling_precision(config.training.mixed_precision, processes.default_device())
     settings = [config.model.resolution, computing, config.source.calibration.settings()]
     return files.short_hash([*base, schedule, *settings, prompts], 24)
 
 
 def _generate(path: Path, parts: models.Parts, config: Config, captions: list[str]) -> None:
     log.info("The base generates %d images of %s, once: %s", len(captions), config.source.name, path)
-    pipeline = sampling.DasdPipeline(parts.to(precision.default_device()), config)
+    pipeline = sampling.DasdPipeline(parts.to(processes.default_device()), config)
     prompts = [caption or config.source.name for caption in captions]
     seeds = list(range(len(prompts)))
     pictures, *_ = pipeline.generate(prompts, seed=seeds, settings=config.source.calibration)

@@ -1,7 +1,6 @@
 """What no lesson opens. In reading order:
 
-- processes: what several processes exchange; one alone exchanges nothing
-- precision: at which precision a device computes
+- processes: where the networks compute and how exactly; what several processes exchange
 - bars: progress bars, and whether somebody watches
 - files: files that are complete or not there, hashes, locks
 - images: where images come from, and how each becomes an RGB square

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from dasd_utils.config import Config, DasdError, resolve
-from dasd_utils.runtime import bars, files, precision
+from dasd_utils.runtime import bars, files, processes
 from dasd_utils.runtime.images import to_pixels
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def cached_latents(
     each shard is encoded by one of them.
     Raises DasdError if the cache folder cannot be written or the VAE gives numbers that are not finite.
     """
-    dtype = precision.frozen_dtype(config, vae.device) or torch.float32
+    dtype = processes.frozen_dtype(config, vae.device) or torch.float32
     starts = range(0, len(data), SHARD)
     paths = [_shard_path(data, start, config, f"{fingerprint} {dtype}") for start in starts]
     missing = {path: start for path, start in zip(paths, starts, strict=True) if not path.exists()}

@@ -1,4 +1,4 @@
-"""What several processes exchange, each with its share of every batch; one process exchanges nothing.
+"""Devices, their precision, and what several processes exchange; one process exchanges nothing.
 
 Averages are means over processes, as in distributed data parallel training: a process whose share of a batch
 is larger or smaller weights its loss by that share, so that the mean is that of the complete batch.
@@ -6,6 +6,7 @@ is larger or smaller weights its loss by that share, so that the mean is that of
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -14,8 +15,9 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from dasd_utils.config import DasdError
+from dasd_utils.config import Config, DasdError
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 log = logging.getLogger(__name__)
 
 
@@ -131,3 +133,64 @@ def _reduce(tensor: Tensor, how: str) -> Tensor:
         log.error("Another of the %d processes ended or cannot be reached (%s). What stopped it stands "
                   "above; go on from the last checkpoint with `--resume`.", count(), reason)  # fmt: skip
         raise DasdError("Stopped, as another process did.") from error
+
+
+# Where the networks compute, and at which precision
+
+
+def default_device() -> torch.device:
+    """Return CUDA if there is one, else the CPU; of several processes each has its own GPU."""
+    return state().device
+
+
+def usable_device(device: str | torch.device | None = None) -> torch.device:
+    """Return the device, `default_device()` for None; DasdError if there is no such device here."""
+    try:
+        found = default_device() if device is None else torch.device(device)
+        torch.empty(1, device=found)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
+        raise DasdError(f"The device {str(device)!r} cannot be used: {reason}. Name another one, such as "
+                        "'cpu'.") from None  # fmt: skip
+    return found
+
+
+def choose_precision(setting: str, device: torch.device) -> str:
+    """Return "no", "bf16" or "fp16"; "auto" is bf16 where the device has it, else fp16 on CUDA, else fp32.
+
+    Raises DasdError for fp16 without CUDA: its gradients need a scaler.
+    """
+    if setting == "fp16" and device.type != "cuda":
+        raise DasdError(f"mixed_precision 'fp16' needs a CUDA device, here is {device.type!r}. Use 'bf16' or "
+                        "'no'.")  # fmt: skip
+    if setting != "auto":
+        return setting
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    # emulated, bf16 is many times slower than fp32; torch before 2.11 cannot tell
+    found = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "no"
+
+
+def sampling_precision(setting: str, device: torch.device) -> str:
+    """Return the precision without gradients: as `choose_precision`, but fp16 is "auto" without CUDA.
+
+    A run that was trained in fp16 on a GPU can so be sampled anywhere.
+    """
+    return choose_precision("auto" if setting == "fp16" and device.type != "cuda" else setting, device)
+
+
+def autocast(setting: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """Return the context in which networks compute on the device, without gradients."""
+    chosen = sampling_precision(setting, device)
+    return torch.autocast(device.type, DTYPES.get(chosen), enabled=chosen in DTYPES)
+
+
+def frozen_dtype(config: Config, device: torch.device | None = None) -> torch.dtype | None:
+    """Return the half precision of the frozen UNet where the config wants it, None for that of its files.
+
+    The network computes in that precision anyway. The device is `default_device()` by default.
+    """
+    if not config.model.half_weights:
+        return None
+    return DTYPES.get(sampling_precision(config.training.mixed_precision, device or default_device()))

@@ -9,7 +9,7 @@ import torch
 
 from dasd_utils import profiles, sampling
 from dasd_utils.config import ROOT, Config
-from dasd_utils.runtime import precision
+from dasd_utils.runtime import processes
 
 SIZES = ("target_batch_size", "source_batch_size", "gradient_accumulation_steps", "gradient_checkpointing")
 CARDS = [  # name, memory in GiB as CUDA reports it, bf16, profile, sizes, precision
@@ -51,7 +51,7 @@ def test_every_card_gets_a_profile_that_fits(
         count = config.training.gradient_accumulation_steps * getattr(config.training, part)
         assert count == plain.gradient_accumulation_steps * getattr(plain, part)
     if computed:
-        found = precision.choose_precision(config.training.mixed_precision, torch.device("cuda"))
+        found = processes.choose_precision(config.training.mixed_precision, torch.device("cuda"))
         assert found == computed and f"computes in {computed}" in caplog.text
         assert counted_gb(*fitting[:2], fitting[3]) <= 0.9 * gib * 2**30 / 1e9
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dasd_utils import adapters, classifier, guidance, models, sampling
 from dasd_utils.config import Calibration, DasdError
-from dasd_utils.runtime import precision
+from dasd_utils.runtime import processes
 
 PROMPT = "a river near a forest"
 
@@ -112,7 +112,7 @@ def test_each_text_is_encoded_once(pipeline, adapted, monkeypatch):
 
 def test_a_base_kept_in_half_precision_gives_nearly_the_same_image(run, tiny_config, monkeypatch):
     whole = sampling.load_trained_pipeline(run, device="cpu")
-    monkeypatch.setattr(precision, "frozen_dtype", lambda *a: torch.bfloat16)
+    monkeypatch.setattr(processes, "frozen_dtype", lambda *a: torch.bfloat16)
     half = sampling.load_trained_pipeline(run, device="cpu")
     kinds = {("lora" in name, p.dtype) for name, p in half.parts.unet.named_parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from dasd_utils.config import DasdError
-from dasd_utils.runtime import precision
+from dasd_utils.runtime import processes
 
 
 def test_precision_by_device(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert precision.choose_precision("bf16", cpu) == "bf16"
+    assert processes.choose_precision("bf16", cpu) == "bf16"
     with pytest.raises(DasdError, match="fp16"):
-        precision.choose_precision("fp16", cpu)
+        processes.choose_precision("fp16", cpu)
     for native, expected in ((True, "bf16"), (False, "fp16")):
         # a T4 emulates bfloat16 and says so unless asked
         monkeypatch.setattr(
@@ -19,7 +19,7 @@ def test_precision_by_device(monkeypatch):
             "is_bf16_supported",
             lambda including_emulation=True, n=native: n or including_emulation,
         )
-        assert precision.choose_precision("auto", cuda) == expected
+        assert processes.choose_precision("auto", cuda) == expected
 
 
 def test_a_cpu_gets_bf16_only_where_it_is_native(monkeypatch):
@@ -31,15 +31,15 @@ def test_a_cpu_gets_bf16_only_where_it_is_native(monkeypatch):
         ({}, "no"),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
-        assert precision.choose_precision("auto", cpu) == expected
+        assert processes.choose_precision("auto", cpu) == expected
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert precision.choose_precision("auto", cpu) == "no"
+    assert processes.choose_precision("auto", cpu) == "no"
 
 
 def test_the_frozen_unet_is_kept_in_the_precision_of_computing(tiny_config, monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     for setting, device, expected in (
         ("auto", cuda, torch.bfloat16),
         ("fp16", cuda, torch.float16),
@@ -49,14 +49,14 @@ def test_the_frozen_unet_is_kept_in_the_precision_of_computing(tiny_config, monk
         ("fp16", cpu, None),  # a run trained in fp16 is sampled anywhere
     ):
         config = tiny_config.replace(mixed_precision=setting, half_weights=True)
-        assert precision.frozen_dtype(config, device) is expected
-        assert precision.frozen_dtype(config.replace(half_weights=False), device) is None
+        assert processes.frozen_dtype(config, device) is expected
+        assert processes.frozen_dtype(config.replace(half_weights=False), device) is None
 
 
 def test_autocast_computes_at_the_chosen_precision():
     x = torch.ones(2, 2)
     for setting, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):
-        with precision.autocast(setting, torch.device("cpu")):
+        with processes.autocast(setting, torch.device("cpu")):
             assert (x @ x).dtype == dtype
-    with precision.autocast("fp16", torch.device("cpu")):  # trained on a GPU, sampled here
+    with processes.autocast("fp16", torch.device("cpu")):  # trained on a GPU, sampled here
         assert (x @ x).dtype in (torch.float32, torch.bfloat16)

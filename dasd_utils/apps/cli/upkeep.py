@@ -136,13 +136,13 @@ def encode(
 ) -> None:
     """Fill the latent cache. Processes that share it, here or elsewhere, divide the work."""
     from dasd_utils import latents, models
-    from dasd_utils.runtime import latent_cache, precision
+    from dasd_utils.runtime import latent_cache, processes
 
     settings = options.read_config(profile, config)
     parts = models.load_parts(settings)
     models.add_domain_tokens(parts, settings.domains)  # captions are counted with them
     *_, sampler = latents.create_datasets(settings, parts.tokenizer)
-    sampler.encode(parts.vae, precision.default_device())
+    sampler.encode(parts.vae, processes.default_device())
     show_cache(settings, latent_cache.stored(settings), "There are", as_json)
 
 

@@ -15,7 +15,7 @@ import transformers
 
 from dasd_utils import data
 from dasd_utils.config import DasdError, DomainConfig, nearest, resolve
-from dasd_utils.runtime import bars, files, images, precision, pretrained
+from dasd_utils.runtime import bars, files, images, pretrained, processes
 
 FILE = "metadata.jsonl"  # of a caption file: the layout `imagefolder` of datasets
 COLUMNS = ("text", "caption", "captions", "sentence", "sentences", "description", "prompt")
@@ -227,7 +227,7 @@ def from_model(album: Album, name: str, device: str | None = None, progress: boo
     source = pretrained.find_weights(base, revision or None)
     model = source.load(transformers.AutoModelForImageTextToText, use_safetensors=True)
     processor = source.load(transformers.AutoProcessor)
-    model.to(device or precision.default_device()).eval()
+    model.to(device or processes.default_device()).eval()
     for start in bars.bar(range(0, len(names), BATCH), "captions", shown=progress, unit="batch"):
         texts |= _caption(album, names[start : start + BATCH], processor, model)
     if not texts:

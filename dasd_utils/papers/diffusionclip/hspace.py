@@ -20,7 +20,7 @@ from dasd_utils import losses, models
 from dasd_utils.papers import editing
 from dasd_utils.papers.diffusionclip import adaptation
 from dasd_utils.papers.diffusionclip.adaptation import Labelled
-from dasd_utils.runtime import images, precision
+from dasd_utils.runtime import images, processes
 from dasd_utils.sampling import DasdPipeline
 
 DECAY = 1e-2  # of the weights of a linear classifier, whose features have deviation 1
@@ -40,7 +40,7 @@ def features(
     parts, size = pipeline.parts, pipeline.batch_size
     squares = [images.center_crop(picture, pipeline.config.model.resolution) for picture in pictures]
     generator = torch.Generator().manual_seed(seed)
-    computing = precision.autocast(pipeline.config.training.mixed_precision, parts.unet.device)
+    computing = processes.autocast(pipeline.config.training.mixed_precision, parts.unet.device)
     found = []
     with models.lora_disabled(parts), computing:
         empty = models.encode_prompts(parts, [""]).to(parts.unet.dtype)

@@ -21,7 +21,7 @@ from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, Term
 from dasd_utils.papers import ddim, editing
 from dasd_utils.papers.diffusionclip import objective
-from dasd_utils.runtime import bars, checkpoints, files, images, latent_cache, precision
+from dasd_utils.runtime import bars, checkpoints, files, images, latent_cache, processes
 from dasd_utils.sampling import DasdPipeline
 
 METHOD = "diffusionclip"
@@ -193,7 +193,7 @@ def inverted(pipeline: DasdPipeline, config: Config, found: data.DomainData) -> 
     """
     own, parts = objective.settings(config), pipeline.parts
     base = [adapters.base_fingerprint(parts), latent_cache.vae_fingerprint(parts.vae)]
-    computing = precision.sampling_precision(config.training.mixed_precision, parts.unet.device)
+    computing = processes.sampling_precision(config.training.mixed_precision, parts.unet.device)
     how = [config.model.resolution, computing, own.return_step, own.forward_steps]
     key = files.short_hash([*base, found.ids, *how])
     path = checkpoints.writable(config.output_dir) / f"inverted-{found.split}-{key}.safetensors"
