@@ -46,7 +46,7 @@ def test_stored_notebook_has_no_injected_cell_and_says_what_made_it(notebook, tm
     for folder in ("", "00_small"):
         (old := tmp_path / "out" / folder / "figures" / "old.png").parent.mkdir(parents=True)
         old.write_bytes(b"of an earlier run with other settings")
-    done = notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 3}, progress=False, to_store=True)
+    done = notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 1}, progress=False, to_store=True)
     (figures := tmp_path / "out" / "00_small" / "figures").mkdir(parents=True)
     (figures / "00_new.png").write_bytes(b"of this one")
     (tmp_path / "repo" / "notebooks").mkdir(parents=True)
@@ -61,10 +61,9 @@ def test_stored_notebook_has_no_injected_cell_and_says_what_made_it(notebook, tm
 def test_what_is_stored_ran_in_a_folder_of_its_own(notebook, tmp_path):
     text = notebook.read_text().replace("value = 1", 'value = 1\\noutput_dir = \\"data/runs/course\\"')
     notebook.write_text(text.replace(' "value"\n', ' "output_dir"\n'))
-    parameters = {"output_dir": str(tmp_path / "out")}
-    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", parameters, progress=False)
+    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {}, progress=False)
     assert done.folder == tmp_path / "out" and f"{tmp_path}/out'" in done.path.read_text()
-    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", parameters, progress=False, to_store=True)
+    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {}, progress=False, to_store=True)
     assert done.folder == tmp_path / "out/00_small" and f"{tmp_path}/out/00_small'" in done.path.read_text()
 
 
@@ -74,10 +73,10 @@ def test_missing_packages_are_named(monkeypatch):
         upkeep.load_notebooks_module()
 
 
-def test_outputs_of_other_values_are_not_stored(notebook):
-    notebooks.check_defaults([notebook], {"value": 1, "profile": "tiny"})
+def test_outputs_of_other_values_are_not_stored(notebook, tmp_path):
     with pytest.raises(DasdError, match="says value = 1"):
-        notebooks.check_defaults([notebook], {"value": 3})
+        notebooks.run_notebooks([notebook], tmp_path, {"value": 3}, to_store=True)
+    assert list(tmp_path.glob("*/*.ipynb")) == []
 
 
 @pytest.fixture
@@ -87,22 +86,23 @@ def course(notebook, monkeypatch):
     notebook.write_text(notebook.read_text().replace("value = 1", declared))
     monkeypatch.setattr(notebooks, "find_notebooks", lambda only=None: [notebook])
 
+    def store(done):
+        for one in done:
+            made = nbformat.read(one.path, 4)
+            made.cells = [c for c in made.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+            made.metadata["dasd"] = one.stamp
+            nbformat.write(made, notebook)
+
+    monkeypatch.setattr(notebooks, "store_outputs", store)
+
     def run(*words):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["dasd", *words])
-            patch.setattr(notebooks, "store_outputs", lambda done: batch_store(done, notebook))
-            try:
-                cli.main()
-            except SystemExit as stop:
-                return stop.code
+        monkeypatch.setattr(sys, "argv", ["dasd", *words])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return stop.code
 
     return run
-
-
-def batch_store(done, notebook):
-    made = nbformat.read(done[0].path, as_version=4)
-    made.cells = [c for c in made.cells if "injected-parameters" not in c.metadata.get("tags", [])]
-    nbformat.write(made, notebook)
 
 
 def test_only_stale_notebooks_are_run_again(course, notebook, capsys, tmp_path):

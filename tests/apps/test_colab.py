@@ -122,7 +122,7 @@ def repository(tmp_path_factory):
     shutil.copytree(ROOT / "dasd_utils", folder / "dasd_utils", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "requirements.txt", folder)
     (folder / "README.md").write_text("# DASD\n")
-    text = (ROOT / "pyproject.toml").read_text().replace(notebooks.repository().address, ADDRESS)
+    text = (ROOT / "pyproject.toml").read_text().replace(notebooks.repository()[0], ADDRESS)
     (folder / "pyproject.toml").write_text(text)
     notebook = folder / "notebooks" / "00_start.ipynb"
     notebook.parent.mkdir()
@@ -131,7 +131,7 @@ def repository(tmp_path_factory):
     cell = next(c for c in nbformat.read(notebook, as_version=4).cells if notebooks.is_setup(c))
     options = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
     git = ["git", "-C", str(folder), *options]
-    for words in (["init"], ["add", "."], ["commit", "-m", "all"], ["tag", notebooks.repository().tag]):
+    for words in (["init"], ["add", "."], ["commit", "-m", "all"], ["tag", notebooks.repository()[1]]):
         subprocess.run([*git, *words], check=True, capture_output=True)
     return folder, cell.source
 
@@ -190,7 +190,7 @@ def test_torch_numpy_and_transformers_are_not_touched(in_colab):
 
 def test_the_running_kernel_sees_the_package_of_that_version(in_colab):
     _, _, done = in_colab
-    version = notebooks.repository().tag
+    version = notebooks.repository()[1]
     place, found = done.stdout.rpartition("FOUND ")[2].split()
     assert Path(place).parts[-3:] == (f"dasd-{version}", "dasd_utils", "__init__.py") and found == version[1:]
 

@@ -54,17 +54,12 @@ def notebooks(
     values |= {"seed": seed} if seed is not None else {}
     paths = lessons.find_notebooks(only.split(",") if only else None)
     paths = [path for path in paths if lessons.stale(path)] if stale else paths
-    if update:
-        lessons.check_defaults(paths, values)
-    done: list[Any] = []
 
     def report(one: Any) -> None:
         typer.echo(f"{one.name}: {one.seconds:.0f} s", err=True)
 
-    if paths:  # else none is stale
-        values |= {"output_dir": lessons.parameter_path(output_dir.resolve())}
-        done = lessons.run_notebooks(paths, output_dir, values, report=report, to_store=update)
-    if update and done:
+    done = lessons.run_notebooks(paths, output_dir, values, report=report, to_store=update) if paths else []
+    if update:
         lessons.store_outputs(done)
     rows = [{"notebook": one.name, "path": str(one.path), "seconds": round(one.seconds, 1)} for one in done]
     total = sum(one.seconds for one in done)
@@ -123,9 +118,9 @@ def badges(check: Check = False, as_json: options.AsJson = False) -> None:
     lessons = load_notebooks_module()
     paths = lessons.find_notebooks()
     found = [path.name for path in (lessons.outdated_badges if check else lessons.write_badges)(paths)]
-    where = lessons.repository()
+    where = ", ".join(lessons.repository())
     text = f"{len(found)} of {len(paths)} notebooks {'are old' if check else 'changed'}"
-    options.show(found, as_json, "\n".join([*found, f"{text}: {where.address}, {where.tag}"]))
+    options.show(found, as_json, "\n".join([*found, f"{text}: {where}"]))
     if check and found:
         raise DasdError(f"{text}: `dasd badges` writes them anew.")
 
