@@ -1,8 +1,7 @@
 """Training that is watched while it runs: curves, pictures, and a button that stops it.
 
-A kernel handles most clicks only between two cells, so a watched run trains in a thread beside them. Nothing
-of its randomness depends on that: the weights are the same in every bit, as long as no other cell uses the
-model meanwhile.
+A kernel handles most clicks only between two cells, so a watched run trains in a thread beside them. Its
+weights do not depend on that, as long as no other cell uses the model meanwhile.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ import html
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
 import ipywidgets as widgets
 from IPython.display import display
-from PIL import Image
 from tqdm import tqdm
 
 from dasd_utils import figures, training
@@ -28,8 +26,6 @@ from dasd_utils.runtime import bars
 EVERY = 2.0  # seconds at least between two drawings of the curves
 SHARE = 0.02  # of the time, at most, that drawing them may take
 GRACE = 30.0  # seconds that a run has to end in, when the kernel does
-LINE = 0.3  # seconds between two updates of the line of numbers
-RED = "#c0392b"  # of what went wrong
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +37,7 @@ class Monitor:
         self.stop = threading.Event()
         self.rows: list[training.HistoryRow] = []
         self._first: tuple[int, float] | None = None  # step and time of the first row
-        self._line_due = self._curves_due = 0.0
+        self._curves_due = 0.0
         self.bar = widgets.IntProgress(0, 0, steps, layout={"width": "220px"})
         self.button = widgets.Button(description="Stop", icon="stop", button_style="warning")
         self.button.tooltip = "ends the present step and writes a checkpoint"
@@ -68,31 +64,23 @@ class Monitor:
             return
         self.stop.set()
         self.button.disabled = True
-        self.said.value = note("Stopping after this step …")
+        self._say("Stopping after this step …")
 
     def on_step(self, row: training.HistoryRow) -> None:
-        """Add a history row; draw what is due, so seldom that the run hardly slows down."""
+        """Add a history row; draw the curves so seldom that the run hardly slows down."""
         self.rows.append(row)
         now = time.monotonic()
-        self._first = self._first or (row["step"], now)
-        if now >= self._line_due or row["step"] == self.bar.max:
-            self._line_due = now + LINE
-            self.bar.value = row["step"]
-            self.numbers.value = note(self._line(row, now))
+        step, steps = row["step"], self.bar.max
+        self._first = self._first or (step, now)
+        text = f"step {step} of {steps}"
+        text += f", loss {row['loss']:.4f}" if row.get("loss") is not None else ""
+        if step > self._first[0]:
+            speed = (step - self._first[0]) / max(now - self._first[1], 1e-9)
+            text += f", {speed:.2g} steps a second, {tqdm.format_interval((steps - step) / speed)} left"
+        self.bar.value, self.numbers.value = step, text
         if now >= self._curves_due and len(self.rows) > 1:
             self.draw_curves()
-            cost = time.monotonic() - now
-            self._curves_due = now + max(EVERY, cost / SHARE)
-
-    def _line(self, row: training.HistoryRow, now: float) -> str:
-        first, begun = self._first
-        text = f"step {row['step']} of {self.bar.max}"
-        text += f", loss {row['loss']:.4f}" if row.get("loss") is not None else ""
-        if row["step"] == first:
-            return text
-        speed = (row["step"] - first) / max(now - begun, 1e-9)
-        left = tqdm.format_interval((self.bar.max - row["step"]) / speed)
-        return f"{text}, {speed:.2g} steps a second, {left} left"
+            self._curves_due = now + max(EVERY, (time.monotonic() - now) / SHARE)
 
     def draw_curves(self) -> None:
         """Draw the curves of all rows so far."""
@@ -101,56 +89,32 @@ class Monitor:
             self.curves.layout.display = None
 
     def on_sample(self, step: int, made: Any) -> None:
-        """Show what a sampling callback returned: images, by name or not, one image, or a figure; or None."""
+        """Show what a sampling callback returned: images, a figure, or None."""
         if made is None:
             return
-        if isinstance(made, Mapping):
-            made = figures.comparison_grid(made, title=f"step {step}")
         if isinstance(made, Sequence):
             made = figures.image_grid(made, title=f"step {step}")
-        self.pictures.value = made._repr_png_() if isinstance(made, Image.Image) else made.encode("png")
+        self.pictures.value = made.encode("png")
         self.pictures.layout.display = None
 
-    def behind(
-        self, on_step: Callable[[training.HistoryRow], None] | None, on_sample: Callable[[int], Any] | None
-    ) -> dict[str, Any]:
-        """Return the caller's callbacks, each followed by the monitor's."""
-
-        def step(row: training.HistoryRow) -> None:
-            if on_step:
-                on_step(row)
-            _show(self.on_step, row)
-
-        def sample(number: int) -> Any:
-            made = on_sample(number)
-            _show(self.on_sample, number, made)
-            return made
-
-        return {"on_step": step, "on_sample": sample if on_sample else None}
-
-    def end(self, text: str, error: bool = False) -> None:
+    def end(self, text: str, colour: str = "inherit") -> None:
         """Draw the last state and say how the run ended."""
         _show(self.draw_curves)
-        self.bar.bar_style = "danger" if error else "success"
         self.button.disabled = True
         self.button.layout.display = "none"
-        self.said.value = note(text, RED if error else "inherit")
+        self._say(text, colour)
+
+    def _say(self, text: str, colour: str = "inherit") -> None:
+        """Show a line that a screen reader speaks."""
+        self.said.value = f'<div role="status" style="color:{colour}">{html.escape(text)}</div>'
 
 
 class Running(futures.Future):
-    """A run that trains in a thread of its own, or one that is done."""
+    """A run that trains in a thread of its own until `stop` is set, or one that is done."""
 
     def __init__(self, stop: threading.Event | None = None) -> None:
-        """stop: what ends the run early, where there is a thread."""
         super().__init__()
         self._stop = stop
-
-    def run(self, task: Callable[[], Sequence[training.HistoryRow]]) -> None:
-        """Do the task and keep what it returns or raises."""
-        try:
-            self.set_result(task())
-        except BaseException as error:  # Ctrl-C and a stop are KeyboardInterrupt
-            self.set_exception(error)
 
     def result(self) -> list[training.HistoryRow]:
         """Wait for the end and return the history; raise what the run raised.
@@ -158,77 +122,72 @@ class Running(futures.Future):
         A stop is a KeyboardInterrupt, as of `training.train`. An interrupt of the kernel while this waits
         stops the run as its button does; a second one does not wait for the end of the step.
         """
-        try:
-            return self._wait()
-        except KeyboardInterrupt:
-            if self._stop is None or self.done():
-                raise
-            self._stop.set()
-            return self._wait()
-
-    def _wait(self) -> list[training.HistoryRow]:
-        while not futures.wait([self], timeout=0.2).done:  # with a timeout, so that signals are seen
-            pass
-        return super().result()
+        while True:
+            try:
+                while not futures.wait([self], timeout=0.2).done:  # with a timeout, so that signals are seen
+                    pass
+                return super().result()
+            except KeyboardInterrupt:
+                if self.done() or self._stop is None or self._stop.is_set():
+                    raise
+                self._stop.set()
 
 
 def train(
     config: Config,
-    parts: Any,
-    sampler: Any,
-    token_ids: Any = None,
-    *,
+    *what: Any,
     on_step: Callable[[training.HistoryRow], None] | None = None,
     on_sample: Callable[[int], Any] | None = None,
     **options: Any,
 ) -> Running:
-    """Train as `training.train` does; return what `.result()` gives the history of.
+    """Train as `training.train` does, from the same arguments; return what `.result()` gives the history of.
 
     In a live session a widget is displayed and the call returns at once: the run goes on in a thread, with
     curves, a button that stops it, and the pictures (images or a figure) that `on_sample` returns. Elsewhere
     it trains before it returns, and nothing is displayed.
     """
-    callbacks = {"on_step": on_step, "on_sample": on_sample}
     if not bars.is_live():
         running = Running()
-        options.setdefault("progress", False)
-        history = training.train(config, parts, sampler, token_ids, **callbacks, **options)
-        running.run(lambda: history)
+        options = {"progress": False, "on_step": on_step, "on_sample": on_sample, **options}
+        running.set_result(training.train(config, *what, **options))
         return running
-    return _watched(Monitor(config.training.max_train_steps), (config, parts, sampler, token_ids),
-                    callbacks, options)  # fmt: skip
+    monitor = Monitor(config.training.max_train_steps)
 
+    def step(row: training.HistoryRow) -> None:
+        if on_step:
+            on_step(row)
+        _show(monitor.on_step, row)
 
-def _watched(
-    monitor: Monitor, what: tuple[Any, ...], callbacks: dict[str, Any], options: dict[str, Any]
-) -> Running:
-    display(monitor.widget)
+    def sample(number: int) -> Any:
+        made = on_sample(number)
+        _show(monitor.on_sample, number, made)
+        return made
+
+    callbacks = {"on_step": step, "on_sample": sample if on_sample else None, "stop": monitor.stop}
+    options |= {"progress": False, **callbacks}
     running = Running(monitor.stop)
-    options = {**options, **monitor.behind(**callbacks), "stop": monitor.stop, "progress": False}
-
-    def task() -> list[training.HistoryRow]:
-        try:
-            history = training.train(*what, **options)
-        except KeyboardInterrupt as stop:
-            monitor.end(str(stop) or "Stopped.")
-            raise
-        except Exception as error:
-            kind = "" if isinstance(error, DasdError) else f"{type(error).__name__}: "
-            monitor.end(f"{kind}{error}", error=True)
-            raise
-        monitor.end(f"Trained {len(history)} steps.")
-        return history
-
-    thread = threading.Thread(target=running.run, args=(task,), name="training", daemon=True)
-    atexit.register(_finish, thread, monitor.stop)
+    work = (running, monitor, lambda: training.train(config, *what, **options))
+    thread = threading.Thread(target=_run, args=work, name="training", daemon=True)
+    atexit.register(thread.join, GRACE)
+    atexit.register(
+        monitor.stop.set
+    )  # called first: a run at work when the kernel ends writes its checkpoint
+    display(monitor.widget)
     thread.start()
     return running
 
 
-def _finish(thread: threading.Thread, stop: threading.Event) -> None:
-    """Let a run that is still at work when the kernel ends write its checkpoint first."""
-    stop.set()
-    thread.join(GRACE)
+def _run(running: Running, monitor: Monitor, train: Callable[[], list[training.HistoryRow]]) -> None:
+    try:
+        history = train()
+    except BaseException as error:  # a stop is a KeyboardInterrupt
+        known = isinstance(error, DasdError | KeyboardInterrupt)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        monitor.end(text, "inherit" if isinstance(error, KeyboardInterrupt) else "#c0392b")
+        running.set_exception(error)
+    else:
+        monitor.end(f"Trained {len(history)} steps.")
+        running.set_result(history)
 
 
 def _show(how: Callable[..., None], *what: Any) -> None:
@@ -237,8 +196,3 @@ def _show(how: Callable[..., None], *what: Any) -> None:
         how(*what)
     except Exception:
         log.exception("The monitor cannot show this step.")
-
-
-def note(text: str, colour: str = "inherit") -> str:
-    """Return a line of plain text as HTML that a screen reader speaks when it changes."""
-    return f'<div role="status" style="line-height:1.4;color:{colour}">{html.escape(text)}</div>'

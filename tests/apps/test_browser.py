@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import time
 
 import pages
 import pytest
@@ -85,7 +86,12 @@ def voila(tmp_path):
         "--no-browser",
     ]
     with pages.serving([*words, "--port", str(port)], port, tmp_path) as said:
-        yield re.search(r"http://\S+", said.read_text()).group()
+        address = None
+        for _ in range(10 * pages.SLOW):
+            if address := re.search(r"http://\S+", said.read_text()):
+                break
+            time.sleep(0.1)
+        yield address.group()
 
 
 @pytest.fixture(scope="module")

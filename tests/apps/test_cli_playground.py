@@ -1,8 +1,13 @@
 """`dasd playground`: what it serves, where, and what it needs."""
 
+import http.server
 import json
 import os
 import socket
+import sys
+import threading
+import time
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -12,41 +17,59 @@ from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.playground import server
 from dasd_utils.config import ROOT, Config, DasdError
 
-runner = CliRunner()
 TINY_RUN = ROOT / "data/tiny-run"
 
 
 @pytest.fixture
 def served(monkeypatch):
-    """Return the calls of `serve`, which would not return; the environment is put back."""
+    """Return the words that Voilà is launched with, which would not return; the environment is put back."""
     calls = []
-    monkeypatch.setattr(server, "serve", lambda *words: calls.append(words))
+    voila = SimpleNamespace(launch_instance=lambda argv: calls.append(argv))
     monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "voila.app", SimpleNamespace(Voila=voila))
     monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(server, "_say_when_it_answers", lambda *_words: None)
     return calls
 
 
 def run(*words):
-    return runner.invoke(cli.app, ["playground", *map(str, words)])
+    return CliRunner().invoke(cli.app, ["playground", *map(str, words)])
 
 
-def test_the_shipped_run_is_served_on_this_machine_alone(served):
-    result = run("--profile", "tiny", "--no-browser")
+def free_port():
+    with socket.socket() as probe:
+        probe.bind((server.HOST, 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("options", [(), ("--checkpoint", TINY_RUN / "adapter")])
+def test_a_run_is_served_on_this_machine_alone(served, options):
+    port = free_port()
+    result = run("--profile", "tiny", "--port", port, "--no-browser", *options)
     assert result.exit_code == 0, result.output
-    ((port, token, browser),) = served
-    assert result.stdout == "" and f"http://127.0.0.1:{port}/?token={token}" in result.stderr
-    assert not browser and len(token) >= 16
+    ((page, *words),) = served
+    assert page == str(server.PAGE) and "--no-browser" in words and f"--port={port}" in words
+    (token,) = (word.partition("token=")[2] for word in words if "token=" in word)
+    assert len(token) >= 16 and f"--Voila.ip={server.HOST}" in words and server.HOST == "127.0.0.1"
     given = json.loads(os.environ[server.SETTINGS])
     assert given["run"] == str(TINY_RUN) and Config.from_dict(given["config"]).profile == "tiny"
 
 
-def test_a_run_or_its_adapter_and_a_port_are_chosen(served, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    assert run("--checkpoint", TINY_RUN / "adapter", "--port", port).exit_code == 0
-    assert served[0][0] == port and served[0][2]
-    assert json.loads(os.environ[server.SETTINGS])["run"] == str(TINY_RUN)
+def test_the_address_is_said_once_it_answers(capsys):
+    port = free_port()
+    threading.Thread(target=server._say_when_it_answers, args=(port, "here"), daemon=True).start()
+    time.sleep(0.3)
+    assert capsys.readouterr().err == ""
+    handler = http.server.BaseHTTPRequestHandler  # answers 501 to all
+    with http.server.HTTPServer((server.HOST, port), handler) as answering:
+        answering.handle_request()
+    said = ""
+    for _ in range(100):
+        said += capsys.readouterr().err
+        if "here\n" in said:
+            return
+        time.sleep(0.05)
+    pytest.fail("The address is not said.")
 
 
 def test_a_port_in_use_is_an_error_and_without_one_another_is_taken(served, monkeypatch):
@@ -68,7 +91,7 @@ def test_a_run_without_adapter_is_an_error_before_anything_is_served(served, tmp
 
 def test_without_voila_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
-    result = run()
+    result = run("--profile", "tiny")
     assert isinstance(result.exception, DasdError) and "pip install voila" in str(result.exception)
 
 

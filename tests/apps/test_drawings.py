@@ -1,15 +1,11 @@
 """A drawing is its choices: drawn, saved, read, and drawn again bit for bit."""
 
-import json
-import os
-import shutil
-
 import pytest
 from PIL import Image, PngImagePlugin
 
 from dasd_utils import adapters
 from dasd_utils.apps.playground import drawings
-from dasd_utils.apps.playground.drawings import AUTO, Choices, Loaded
+from dasd_utils.apps.playground.drawings import AUTO, Loaded
 from dasd_utils.config import Calibration, DasdError
 from dasd_utils.runtime import checkpoints
 from dasd_utils.sampling import DasdPipeline
@@ -45,7 +41,7 @@ def loaded(adapted, run):
 
 
 def test_a_saved_image_can_be_drawn_again(loaded, run, tmp_path):
-    (drawing,) = drawings.draw(loaded, Choices("clear lungs", "xray", HOW, seed=3))
+    (drawing,) = drawings.draw(loaded, "clear lungs", "xray", HOW, 3)
     path = drawings.save(drawing, tmp_path / "images")
     assert path.name == "xray_adapted_3_0.png" and Image.open(path).tobytes() == drawing.image.tobytes()
     assert drawings.read(path) == drawing.settings
@@ -56,7 +52,7 @@ def test_a_saved_image_can_be_drawn_again(loaded, run, tmp_path):
 
 
 def test_beside_is_the_base_with_the_same_noise(loaded):
-    base, ours = drawings.draw(loaded, Choices("clear lungs", "xray", HOW, seed=3, beside=True))
+    base, ours = drawings.draw(loaded, "clear lungs", "xray", HOW, 3, beside=True)
     assert (base.settings["model"], ours.settings["model"]) == ("base", "adapted")
     assert base.settings | {"model": 0, "token": 0} == ours.settings | {"model": 0, "token": 0}
     with loaded.pipeline.base():
@@ -67,26 +63,26 @@ def test_beside_is_the_base_with_the_same_noise(loaded):
 
 @pytest.mark.parametrize(("chosen", "found", "model"), [(AUTO, "xray", "adapted"), (None, None, "base")])
 def test_the_domain_is_found_or_none(loaded, chosen, found, model):
-    (drawing,) = drawings.draw(loaded, Choices("a house", chosen, HOW))
+    (drawing,) = drawings.draw(loaded, "a house", chosen, HOW, 0)
     assert (drawing.settings["domain"], drawing.settings["model"]) == (found, model)
     assert drawings.draw_again(drawing.settings, loaded).tobytes() == drawing.image.tobytes()
 
 
 @pytest.mark.parametrize("rule", ["domain", "decoupled", "unconditional"])
 def test_every_guidance_is_kept(loaded, rule):
-    (drawing,) = drawings.draw(loaded, Choices("lungs", "xray", Calibration(3.0, 2, "ddim", rule, 1.5)))
+    (drawing,) = drawings.draw(loaded, "lungs", "xray", Calibration(3.0, 2, "ddim", rule, 1.5), 0)
     assert drawing.settings["guidance"] == rule
     assert drawings.draw_again(drawing.settings, loaded).tobytes() == drawing.image.tobytes()
 
 
 def test_another_adapter_is_refused(loaded):
-    (drawing,) = drawings.draw(loaded, Choices("lungs", "xray", HOW))
+    (drawing,) = drawings.draw(loaded, "lungs", "xray", HOW, 0)
     with pytest.raises(DasdError, match="another one"):
         drawings.draw_again({**drawing.settings, "adapter": "0"}, loaded)
 
 
 def test_other_programs_read_the_parameters_and_no_path_of_this_machine(loaded, tmp_path):
-    (drawing,) = drawings.draw(loaded, Choices("lungs", "xray", HOW, seed=3))
+    (drawing,) = drawings.draw(loaded, "lungs", "xray", HOW, 3)
     path = drawings.save(drawing, tmp_path)
     assert drawing.settings["run"] == "run" and str(tmp_path).encode() not in path.read_bytes()
     text = Image.open(path).text["parameters"]
@@ -108,22 +104,3 @@ def test_what_holds_no_settings_is_said(tmp_path):
     plain.write_bytes(b"no image")
     with pytest.raises(DasdError, match="cannot be read"):
         drawings.read(plain)
-
-
-def test_runs_of_the_same_base_are_found(tiny_config, run, tmp_path):
-    place = tmp_path / "runs"
-    for number, name in enumerate(["old", "deep/down/new", "broken", "other"]):
-        shutil.copytree(run, place / name)
-        os.utime(place / name / "adapter", (number, number))
-    (place / "broken/adapter/adapter.json").write_text("{")
-    other = json.loads((run / "config.json").read_text())
-    other["model"]["base"] = "another/base"
-    (place / "other/config.json").write_text(json.dumps(other))
-    found = drawings.find_runs(tiny_config.replace(shipped_run=str(run)), place)
-    assert found == [run, place / "deep/down/new", place / "old"]
-
-
-def test_saved_images_go_to_the_run_but_not_into_a_shipped_one(loaded, run):
-    assert drawings.place_for(loaded) == str(run / "generated")
-    loaded.pipeline.config = loaded.pipeline.config.replace(shipped_run=str(run))
-    assert drawings.place_for(loaded) == "data/runs/playground"

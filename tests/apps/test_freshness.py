@@ -171,7 +171,7 @@ def before(package):
         ("papers/editing", "08 09"),
         ("papers/ddim", "09"),  # and not for the scheduler "ddim"
         ("papers/diffusionclip/translation", "09"),
-        ("apps/monitor", "03 04"),  # 04 has the playground, whose notes look like the monitor's
+        ("apps/monitor", "03"),
         ("apps/playground/drawings", "04"),
         ("apps/cli/main", ""),
         ("pretrain/evaluate", ""),

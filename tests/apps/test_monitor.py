@@ -95,10 +95,10 @@ def test_curves_are_drawn_so_seldom_that_the_run_loses_little(monkeypatch):
     assert 0.5 * len(drawn) < 1.5 * monitor.SHARE * now[0] and len(drawn) > 2
 
 
-def test_pictures_may_be_a_figure_an_image_or_none():
+def test_pictures_may_be_images_a_figure_or_none():
     watching = monitor.Monitor(1)
     image = Image.new("RGB", (8, 8))
-    for made in (figures.image_grid([image]), image, [image.convert("L")]):
+    for made in (figures.image_grid([image]), [image.convert("L")]):
         watching.pictures.value = b""
         watching.on_sample(1, made)
         assert Image.open(io.BytesIO(watching.pictures.value))
@@ -166,9 +166,11 @@ def test_a_click_counts_on_arrival_and_once():
     assert "Stopped after step 2." in watching.said.value
 
 
-def test_a_run_that_is_at_work_when_the_kernel_ends_is_waited_for():
-    stop, saved = threading.Event(), []
-    thread = threading.Thread(target=lambda: saved.append(stop.wait(5)), daemon=True)
-    thread.start()
-    monitor._finish(thread, stop)
-    assert saved == [True]
+def test_a_run_that_is_at_work_when_the_kernel_ends_writes_its_checkpoint(config, displayed, monkeypatch):
+    at_exit, reached = [], threading.Event()
+    monkeypatch.setattr(monitor.atexit, "register", lambda *call: at_exit.append(call))
+    _, running = start(config.replace(max_train_steps=60), on_step=lambda row: reached.set())
+    assert reached.wait(30)
+    for call, *arguments in reversed(at_exit):
+        call(*arguments)
+    assert running.done() and len(training.load_history(config.output_dir)) < 60

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from dasd_utils.apps.playground import drawings, fields
+from dasd_utils.apps.playground import drawings
 from dasd_utils.apps.playground import form as playground
 from dasd_utils.config import Calibration, Config, DasdError
 
@@ -45,15 +45,15 @@ class FakePipeline:
         return Image.new("RGB", (8, 8), (seed % 256, 0, 0)), domain, {"token": None}
 
 
-def fake(folder, name="one"):
-    (folder / name / "adapter").mkdir(parents=True)
-    (folder / name / "adapter/adapter.json").write_text(name)
-    return drawings.Loaded(FakePipeline(), folder / name)
+def fake(folder):
+    (folder / "one/adapter").mkdir(parents=True)
+    (folder / "one/adapter/adapter.json").write_text("one")
+    return drawings.Loaded(FakePipeline(), folder / "one")
 
 
 def fill(form, **values):
     for name, value in values.items():
-        getattr(form.fields, name).value = value
+        getattr(form, name).value = value
 
 
 def wait_for(condition):
@@ -66,13 +66,16 @@ def wait_for(condition):
 
 @pytest.fixture
 def form(tmp_path, monkeypatch):
-    """Return a form whose work is done at once, beside a second run."""
-    monkeypatch.setattr(drawings, "find_runs", lambda _config: [tmp_path / "two"])
-    return playground.Playground(fake(tmp_path), "a satellite", work=lambda task: task(), pause=0)
+    """Return a form whose work is done at once."""
+    at_once = SimpleNamespace(submit=lambda task: task())
+    monkeypatch.setattr(playground, "ThreadPoolExecutor", lambda _threads: at_once)
+    timer = lambda _pause, task: SimpleNamespace(cancel=list, start=task)  # noqa: E731
+    monkeypatch.setattr(playground.threading, "Timer", timer)
+    return playground.Playground(fake(tmp_path), "a satellite")
 
 
 def shown(form):
-    return [Image.open(io.BytesIO(box.children[0].value)) for box in form.fields.pictures.children]
+    return [Image.open(io.BytesIO(box.children[0].value)) for box in form.pictures.children]
 
 
 def calls(form):
@@ -81,136 +84,107 @@ def calls(form):
 
 def test_a_click_draws_what_the_form_says(form):
     fill(form, prompt="a heart", domain="xray", scale=4.5, seed=7, guidance="decoupled", domain_scale=2.0)
-    form.fields.generate.click()
+    form.generate.click()
     (call,) = calls(form)
     assert (call.prompt, call.domain, call.seed) == ("a heart", "xray", 7)
     assert call.settings == Calibration(4.5, 8, "ddim", "decoupled", 2.0)
-    assert shown(form)[0].size == (8, 8) and not form.fields.generate.disabled
-    assert "xray · decoupled 4.5 + 2 · 8 steps of ddim · seed 7" in form.fields.said.value
+    assert shown(form)[0].size == (8, 8) and not form.generate.disabled
+    assert "xray · decoupled 4.5 + 2 · 8 steps of ddim · seed 7" in form.said.value
 
 
 def test_typing_shows_the_scores_and_brings_the_calibration(form):
-    fields = form.fields
-    assert "<b>satellite</b>" in fields.scores.value and fields.scale.value == 5.0
-    fields.prompt.value = "an xray"
-    assert "<b>xray</b>" in fields.scores.value and fields.scale.value == 3.0
-    assert 'data-domain="xray"' in fields.scores.value and "left:50.0%" in fields.scores.value
-    fields.scale.value = 3.0000000000000004  # as a browser answers to 3
-    assert fields.is_calibrated()
-    fields.scale.value = 3.5  # chosen by hand: it stays
-    fields.prompt.value = "a satellite"
-    assert "<b>satellite</b>" in fields.scores.value and fields.scale.value == 3.5
-    fields.prompt.value = "a house"
-    assert "<b>none</b>" in fields.scores.value
-    fields.prompt.value = ""
-    assert "&lt;b&gt;write" in fields.scores.value and not calls(form)
+    assert "<b>satellite</b>" in form.scores.value and form.scale.value == 5.0
+    form.prompt.value = "an xray"
+    assert "<b>xray</b>" in form.scores.value and form.scale.value == 3.0
+    assert 'data-domain="xray"' in form.scores.value and "left:50.0%" in form.scores.value
+    form.scale.value = 3.0000000000000004  # as a browser answers to 3
+    assert form.calibration() == form._calibrated
+    form.scale.value = 3.5  # chosen by hand: it stays
+    form.prompt.value = "a satellite"
+    assert "<b>satellite</b>" in form.scores.value and form.scale.value == 3.5
+    form.prompt.value = "a house"
+    assert "<b>none</b>" in form.scores.value
+    form.prompt.value = ""
+    assert "&lt;b&gt;write" in form.scores.value and not calls(form)
 
 
 def test_scores_wait_for_the_keys_to_be_still(tmp_path, monkeypatch):
-    monkeypatch.setattr(drawings, "find_runs", lambda _config: [])
-    form = playground.Playground(fake(tmp_path), "a house", work=lambda task: task(), pause=0.05)
+    monkeypatch.setattr(playground, "PAUSE", 0.05)
+    form = playground.Playground(fake(tmp_path), "a house")
     prompts, before = [], form.loaded.pipeline.classify
     form.loaded.pipeline.classifier.classify = lambda prompt: prompts.append(prompt) or before(prompt)
     for text in ("an x", "an xr", "an xray"):
         fill(form, prompt=text)
-    wait_for(lambda: "<b>xray</b>" in form.fields.scores.value)
+    wait_for(lambda: "<b>xray</b>" in form.scores.value)
     assert prompts == ["an xray"]
 
 
 def test_a_domain_brings_its_calibration(form):
     fill(form, scale=9.0, domain="xray")
-    assert (form.fields.scale.value, form.fields.steps.value) == (3.0, 8)
+    assert (form.scale.value, form.steps.value) == (3.0, 8)
     fill(form, domain=None)
-    assert form.fields.scale.value == CONFIG.source.calibration.guidance_scale
+    assert form.scale.value == CONFIG.source.calibration.guidance_scale
     beyond = Calibration(20.0, 250, "ddim")  # the sliders' ends: they move
-    form.fields.calibrate(beyond)
-    assert form.fields.calibration() == beyond
+    form.calibrate(beyond)
+    assert form.calibration() == beyond
 
 
 def test_what_goes_wrong_is_shown_and_the_form_stays_usable(form):
     fill(form, domain="xray", prompt=" ")
-    form.fields.generate.click()
-    assert "The prompt is empty: &lt;b&gt;write" in form.fields.said.value
-    assert not form.fields.generate.disabled and not shown(form) and form.fields.save.disabled
+    form.generate.click()
+    assert "The prompt is empty: &lt;b&gt;write" in form.said.value
+    assert not form.generate.disabled and not shown(form) and form.save.disabled
     form.loaded.pipeline.generate = lambda *_words, **_options: 1 / 0
-    form.fields.generate.click()
-    assert "ZeroDivisionError" in form.fields.said.value and not form.fields.generate.disabled
+    form.generate.click()
+    assert "ZeroDivisionError" in form.said.value and not form.generate.disabled
 
 
 def test_the_history_puts_settings_back_and_ends_somewhere(form, monkeypatch):
-    fields = form.fields
     fill(form, prompt="an xray", seed=1, scale=6.0)
-    fields.generate.click()
+    form.generate.click()
     fill(form, prompt="a satellite", seed=2, scale=2.0, beside=True)
-    fields.generate.click()
-    assert len(fields.history.children) == 3 and len(shown(form)) == 2
-    oldest = fields.history.children[-1].children[0]
+    form.generate.click()
+    assert len(form.history.children) == 3 and len(shown(form)) == 2
+    oldest = form.history.children[-1].children[0]
     assert "dasd-thumbnail" in oldest._dom_classes and "an xray" in oldest.tooltip
     oldest.click()
-    assert (fields.prompt.value, fields.domain.value, fields.seed.value) == ("an xray", "xray", 1)
-    assert fields.scale.value == 6.0 and shown(form)[0].getpixel((0, 0)) == (1, 0, 0)
+    assert (form.prompt.value, form.domain.value, form.seed.value) == ("an xray", "xray", 1)
+    assert form.scale.value == 6.0 and shown(form)[0].getpixel((0, 0)) == (1, 0, 0)
     monkeypatch.setattr(playground, "KEPT", 2)
-    fields.generate.click()
-    assert len(fields.history.children) == 2
+    form.generate.click()
+    assert len(form.history.children) == 2
 
 
 def test_save_writes_what_is_on_show(form, tmp_path):
     fill(form, beside=True)
-    form.fields.generate.click()
+    form.generate.click()
     fill(form, folder=str(tmp_path / "saved"))
-    form.fields.save.click()
+    form.save.click()
     names = sorted(path.name for path in (tmp_path / "saved").iterdir())
     assert names == ["satellite_adapted_0_0.png", "satellite_base_0_0.png"]
     assert all(drawings.read(tmp_path / "saved" / name)["prompt"] == "a satellite" for name in names)
     (tmp_path / "file").write_text("")
     fill(form, folder=str(tmp_path / "file/below"))
-    form.fields.save.click()
-    assert "cannot be written" in form.fields.said.value
+    form.save.click()
+    assert "cannot be written" in form.said.value
 
 
-def test_another_run_is_loaded_and_nothing_typed_is_lost(form, tmp_path, monkeypatch):
-    monkeypatch.setattr(drawings, "load", lambda run: fake(tmp_path, run.name))
-    fill(form, prompt="an xray of mine", domain="xray", run=tmp_path / "two")
-    assert form.loaded.run == tmp_path / "two" and "two is loaded" in form.fields.said.value
-    assert (form.fields.prompt.value, form.fields.domain.value) == ("an xray of mine", "xray")
-    assert form.fields.folder.value == str(tmp_path / "two" / "generated")
-    form.fields.generate.click()
-    assert form.shown[0].settings["run"] == "two"
-
-
-def test_a_run_that_cannot_be_loaded_leaves_the_old_one(form, tmp_path):
-    before = form.loaded
-    form.fields.run.value = tmp_path / "two"
-    assert form.loaded is before and form.fields.run.value == before.run
-    assert "There is no adapter" in form.fields.said.value and not form.fields.run.disabled
-
-
-def test_the_history_brings_the_run_back(form, tmp_path, monkeypatch):
-    made = {"one": form.loaded}
-    monkeypatch.setattr(drawings, "load", lambda run: made.get(run.name) or fake(tmp_path, run.name))
-    form.fields.generate.click()
-    form.fields.run.value = tmp_path / "two"
-    form.fields.history.children[0].children[0].click()
-    assert form.loaded is made["one"] and form.fields.run.value == tmp_path / "one"
-
-
-def test_work_is_done_beside_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(drawings, "find_runs", lambda _config: [])
-    form, gate = playground.Playground(fake(tmp_path), "a satellite", pause=0), threading.Event()
+def test_work_is_done_beside_the_page(tmp_path):
+    form, gate = playground.Playground(fake(tmp_path), "a satellite"), threading.Event()
     before = form.loaded.pipeline.generate
     form.loaded.pipeline.generate = lambda *words, **options: gate.wait(10) and before(*words, **options)
-    form.fields.generate.click()
-    assert form.fields.generate.disabled and "Drawing" in form.fields.said.value
-    form.fields.prompt.value = "an xray"  # answered while it draws
-    assert "<b>xray</b>" in form.fields.scores.value
+    form.generate.click()
+    assert form.generate.disabled and "Drawing" in form.said.value
+    form.prompt.value = "an xray"  # answered while it draws
+    wait_for(lambda: "<b>xray</b>" in form.scores.value)
     gate.set()
-    wait_for(lambda: not form.fields.generate.disabled)
+    wait_for(lambda: not form.generate.disabled)
     assert shown(form) and calls(form)[0].prompt == "a satellite"
 
 
 def test_names_are_no_html():
     answer = {"best_domain": "<i>", "all_similarities": {"<i>": -0.2}, "threshold": 2.0}
-    text = fields.bars(answer)
+    text = playground.bars(answer)
     assert "<i>" not in text and "width:0.0%" in text and "left:100.0%" in text
 
 

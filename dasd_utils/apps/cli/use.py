@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -166,14 +164,7 @@ def playground(
     """Serve the playground at an address of this machine: prompts, domains, guidance, images."""
     from dasd_utils.apps.playground import server
 
-    server.check_voila()
-    folder, settings = find_run(checkpoint, profile, config)
-    number, token = server.choose_port(port), server.new_token()
-    given = {"run": str(resolve(folder).absolute()), "config": settings.to_dict()}
-    os.environ[server.SETTINGS] = json.dumps(given)  # kernels inherit it; it is read as data, never run
-    typer.echo(f"The playground of {folder}: http://{server.HOST}:{number}/?token={token}", err=True)
-    typer.echo("Ctrl-C ends it.", err=True)
-    server.serve(number, token, browser)
+    server.serve(*find_run(checkpoint, profile, config), port, browser)
 
 
 def find_run(checkpoint: Path | None, profile: str, config: Path | None) -> tuple[Path, Config]:

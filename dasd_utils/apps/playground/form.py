@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import itertools
 import json
 import os
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,61 +17,103 @@ from typing import Any
 import ipywidgets as widgets
 
 from dasd_utils import sampling
-from dasd_utils.apps.monitor import RED, note
-from dasd_utils.apps.playground import drawings, fields
+from dasd_utils.apps.playground import drawings
 from dasd_utils.apps.playground.drawings import AUTO, Drawing, Loaded
 from dasd_utils.apps.playground.server import SETTINGS
-from dasd_utils.config import Config, DasdError
+from dasd_utils.config import Calibration, Config, DasdError, resolve
+from dasd_utils.guidance import BASE
 from dasd_utils.runtime import checkpoints
 
+RULES = {"classifier-free": "cfg", "Domain Guidance": "domain", "decoupled": "decoupled",
+         "unconditional": "unconditional"}  # fmt: skip
 KEPT = 24  # drawings in the history
 SEEDS = 10_000  # from which another is drawn: short enough to remember
 PAUSE = 0.25  # seconds without a key before the prompt is classified
-Work = Callable[[Callable[[], None]], Any]
+SHOWN, THUMB = 300, 84  # pixels on the screen, whatever an image has
+RED = "#c0392b"
+_numbers = itertools.count()
 
 
 class Playground:
     """The form, its drawings and what happens at a click; `widget` is what a notebook displays.
 
-    Drawing and loading happen in one thread beside the page's own, so that typing is answered meanwhile.
+    Drawing happens in one thread beside the page's own, so that typing is answered meanwhile.
     """
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        prompt: str = "an aerial view of an airport",
-        seed: int = 0,
-        work: Work | None = None,
-        pause: float = PAUSE,
-    ) -> None:
-        """work: runs a function, by default in a thread of its own; pause: see PAUSE."""
+    def __init__(self, loaded: Loaded, prompt: str = "an aerial view of an airport", seed: int = 0) -> None:
         self.loaded, self.found, self.shown = loaded, None, []
-        self._work, self._pause = work or ThreadPoolExecutor(1).submit, pause
-        self._waiting: threading.Timer | None = None
-        self._classifying = threading.Lock()
-        places = list(dict.fromkeys([loaded.run, *drawings.find_runs(loaded.pipeline.config)]))
-        self.fields = fields.Fields(loaded, places, prompt, seed)
-        self.widget = self.fields.layout()
-        self._connect()
+        self._working = ThreadPoolExecutor(1)
+        self._waiting = threading.Timer(PAUSE, self.show_scores)
+        self._make_fields(prompt, seed)
+        self.widget = self._layout()
+        self.calibrate(loaded.calibration(None))
+        self.prompt.observe(self._typed, names="value")
+        self.domain.observe(self._domain_chosen, names="value")
+        self.guidance.observe(lambda _change: self._show_scales(), names="value")
+        self.generate.on_click(lambda _button: self._generate())
+        self.dice.on_click(lambda _button: setattr(self.seed, "value", secrets.randbelow(SEEDS)))
+        self.save.on_click(lambda _button: self._save())
         self.show_scores()
 
-    def _connect(self) -> None:
-        fields = self.fields
-        fields.prompt.observe(self._typed, names="value")
-        fields.domain.observe(lambda change: self._domain_chosen(change["new"]), names="value")
-        fields.run.observe(lambda change: self._run_chosen(change["new"]), names="value")
-        fields.generate.on_click(lambda _button: self.generate())
-        fields.dice.on_click(lambda _button: setattr(fields.seed, "value", secrets.randbelow(SEEDS)))
-        fields.save.on_click(lambda _button: self.save())
+    def _make_fields(self, prompt: str, seed: int) -> None:
+        config, wide = self.loaded.pipeline.config, {"width": "100%"}
+        is_shipped = config.shipped_run and self.loaded.run == resolve(config.shipped_run)
+        place = "data/runs/playground" if is_shipped else str(self.loaded.run / "generated")
+        domains = [(domain.name, domain.name) for domain in config.domains]
+        domains = [("find it for me", AUTO), *domains, ("none: the base model", None)]
+        hint = "what the picture should show"
+        self.prompt = widgets.Textarea(prompt, placeholder=hint, rows=2, layout=wide)
+        self.scores, self.said = widgets.HTML(layout=wide), widgets.HTML(layout=wide)
+        self.domain = widgets.Dropdown(options=domains, **_named("domain"))
+        self.guidance = widgets.Dropdown(options=RULES, **_named("guidance"))
+        self.scale = widgets.FloatSlider(4, min=0, max=12, step=0.25, **_named("to the prompt"))
+        self.domain_scale = widgets.FloatSlider(2.5, min=0, max=8, step=0.25, **_named("to the domain"))
+        self.steps = widgets.IntSlider(15, min=1, max=100, **_named("steps"))
+        self.scheduler = widgets.Dropdown(options=list(drawings.SAMPLERS), **_named("scheduler"))
+        self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, **_named("seed"))
+        self.dice = widgets.Button(description="another", tooltip="another seed", layout={"flex": "0 0 96px"})
+        self.beside = widgets.Checkbox(False, description="base model beside it", indent=False, layout=wide)
+        self.generate = widgets.Button(description="Generate", button_style="primary")
+        self.save = widgets.Button(description="Save", disabled=True, tooltip="PNG with its settings inside")
+        self.folder = widgets.Text(place, **_named("save in"))
+        flow = {"display": "flex", "flex_flow": "row wrap", "width": "100%"}
+        self.pictures, self.history = widgets.Box(layout=flow), widgets.Box(layout=flow)
+
+    def _layout(self) -> widgets.Widget:
+        """Return the page: the form at the left, pictures at the right, or below where it is narrow."""
+        rows = [self.prompt, self.scores, self.domain, self.guidance, self.scale, self.domain_scale]
+        rows += [self.steps, self.scheduler, widgets.HBox([self.seed, self.dice]), self.beside]
+        rows += [widgets.HBox([self.generate, self.save]), self.said, self.folder]
+        form = widgets.VBox(rows, layout={"flex": "1 1 320px", "max_width": "430px", "padding": "0 16px 0 0"})
+        view = widgets.VBox([self.pictures, self.history], layout={"flex": "2 1 320px", "min_width": "0"})
+        both = {"display": "flex", "flex_flow": "row wrap", "width": "100%"}
+        return widgets.Box([form, view], layout=both)
+
+    def calibration(self) -> Calibration:
+        """Return how the form samples; a browser sends the 5 of a slider as 5.000000000000001."""
+        scale, domain_scale = (round(slider.value, 6) for slider in (self.scale, self.domain_scale))
+        return Calibration(scale, self.steps.value, self.scheduler.value, self.guidance.value, domain_scale)
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Set how to sample; sliders grow where a value is beyond their ends."""
+        values = (calibration.guidance_scale, calibration.domain_scale, calibration.num_inference_steps)
+        for slider, value in zip((self.scale, self.domain_scale, self.steps), values, strict=True):
+            slider.max = max(slider.max, value)
+            slider.value = value
+        self.scheduler.value = calibration.scheduler
+        self.guidance.value = calibration.guidance
+        self._calibrated = self.calibration()
+        self._show_scales()
+
+    def _show_scales(self) -> None:
+        rule = self.guidance.value
+        self.scale.layout.display = "none" if rule == "unconditional" else None
+        self.domain_scale.layout.display = None if rule == "decoupled" else "none"
 
     def _typed(self, _change: Any) -> None:
         """Classify the prompt once no key was pressed for a moment."""
-        if not self._pause:
-            self.show_scores()
-            return
-        if self._waiting:
-            self._waiting.cancel()
-        self._waiting = threading.Timer(self._pause, self.show_scores)
+        self._waiting.cancel()
+        self._waiting = threading.Timer(PAUSE, self.show_scores)
         self._waiting.daemon = True
         self._waiting.start()
 
@@ -77,91 +122,142 @@ class Playground:
 
         If the form is to find the domain, it takes its calibration, unless one was chosen by hand.
         """
-        with self._classifying:
-            try:
-                answer = self.loaded.classify(self.fields.prompt.value)
-                self.found, text = answer["best_domain"], fields.bars(answer)
-            except DasdError as error:
-                self.found, text = None, note(str(error))
-            if self.fields.domain.value == AUTO and self.fields.is_calibrated():
-                self.fields.calibrate(self.loaded.calibration(self.found))
-            self.fields.scores.value = text
-
-    def _domain_chosen(self, name: str | None) -> None:
-        found = self.found if name == AUTO else name
-        self.fields.calibrate(self.loaded.calibration(found))
-
-    def generate(self) -> None:
-        """Draw what the form says, in the working thread."""
-        choices = self.fields.choices()
-        self._do("Drawing …", lambda: self._drawn(drawings.draw(self.loaded, choices)))
-
-    def _drawn(self, made: Sequence[Drawing]) -> str:
-        self._show(made)
-        for each in made:
-            button = fields.thumbnail(each, lambda each=each: self.put_back(each))
-            self.fields.history.children = (button, *self.fields.history.children)[:KEPT]
-        return fields.describe(made[-1].settings)
-
-    def _show(self, made: Sequence[Drawing]) -> None:
-        self.shown = list(made)
-        self.fields.pictures.children = fields.pictures(made)
-        self.fields.save.disabled = False
-
-    def put_back(self, drawing: Drawing) -> None:
-        """Show a drawing of the history, and put its settings into the form; its run is loaded if need be."""
-        self._show([drawing])
-        named = {drawings.name_of(run): run for run in self.fields.runs}
-        run = named.get(drawing.settings["run"], self.loaded.run)
-
-        def task() -> str:
-            if run != self.loaded.run:
-                self._load(run)
-            self.fields.put_back(drawing.settings)
-            return fields.describe(drawing.settings)
-
-        self._do("…", task)
-
-    def save(self) -> None:
-        """Write the images on show into the folder that the form names."""
+        prompt = self.prompt.value
         try:
-            paths = [drawings.save(each, self.fields.folder.value) for each in self.shown]
-            self._say("Saved: " + ", ".join(map(str, paths)))
+            answer = self.loaded.classify(prompt)
+            found, text = answer["best_domain"], bars(answer)
         except DasdError as error:
-            self._say(str(error), RED)
+            found, text = None, note(str(error))
+        if prompt != self.prompt.value:  # the next key's answer follows
+            return
+        self.found, self.scores.value = found, text
+        if self.domain.value == AUTO and self.calibration() == self._calibrated:
+            self.calibrate(self.loaded.calibration(found))
 
-    def _run_chosen(self, run: Path) -> None:
-        if run != self.loaded.run:
-            self._do(f"Loading {run.name} …", lambda: self._load(run))
+    def _domain_chosen(self, change: Any) -> None:
+        self.calibrate(self.loaded.calibration(self.found if change["new"] == AUTO else change["new"]))
 
-    def _load(self, run: Path) -> str:
-        try:
-            self.loaded = drawings.load(run)
-        finally:  # the old one stays where the new one cannot be loaded
-            self.fields.run.value = self.loaded.run
-        self.fields.take(self.loaded)
-        self.show_scores()
-        return f"{drawings.name_of(run)} is loaded."
+    def _generate(self) -> None:
+        """Draw what the form says, in the working thread; an error is shown and the form stays usable."""
+        chosen = (self.prompt.value, self.domain.value, self.calibration(), self.seed.value)
+        beside = self.beside.value
+        self._say("Drawing …")
+        self.generate.disabled = True
 
-    def _do(self, doing: str, task: Callable[[], str | None]) -> None:
-        """Run a task beside the page; an error is shown in the form, which stays usable."""
-        self._say(doing)
-        self.fields.busy(True)
-
-        def run() -> None:
+        def draw() -> None:
             try:
-                self._say(task() or "")
+                self._drawn(drawings.draw(self.loaded, *chosen, beside=beside))
             except DasdError as error:
                 self._say(str(error), RED)
             except Exception as error:  # of a thread that nobody watches
                 self._say(f"A fault of the program: {type(error).__name__}: {error}", RED)
             finally:
-                self.fields.busy(False)
+                self.generate.disabled = False
 
-        self._work(run)
+        self._working.submit(draw)
+
+    def _drawn(self, made: Sequence[Drawing]) -> None:
+        self._show(made)
+        for each in made:
+            button = thumbnail(each, lambda each=each: self._put_back(each))
+            self.history.children = (button, *self.history.children)[:KEPT]
+
+    def _show(self, made: Sequence[Drawing]) -> None:
+        """Lay drawings side by side, each with its model below it."""
+        width = {"width": f"calc({100 / len(made):g}% - 8px)", "max_width": f"{SHOWN}px"}
+        boxes = []
+        for drawing in made:
+            image = widgets.Image(value=drawing.image._repr_png_(), format="png", layout={"width": "100%"})
+            name = html.escape(_who(drawing.settings))
+            below = widgets.HTML(f'<div style="text-align:center">{name}</div>')
+            boxes.append(widgets.VBox([image, below], layout={**width, "margin": "0 8px 0 0"}))
+        self.shown, self.pictures.children = list(made), boxes
+        self.save.disabled = False
+        self._say(describe(made[-1].settings))
+
+    def _put_back(self, drawing: Drawing) -> None:
+        """Show a drawing again and put its settings into the form."""
+        settings = drawing.settings
+        known = {value for _, value in self.domain.options}
+        self.prompt.value = settings["prompt"]
+        self.seed.value = settings["seed"]
+        self.domain.value = settings["domain"] if settings["domain"] in known else None
+        self.calibrate(drawings.calibration(settings))
+        self._show([drawing])
+
+    def _save(self) -> None:
+        """Write the images on show into the folder that the form names."""
+        try:
+            paths = [drawings.save(each, self.folder.value) for each in self.shown]
+            self._say("Saved: " + ", ".join(map(str, paths)))
+        except DasdError as error:
+            self._say(str(error), RED)
 
     def _say(self, text: str, colour: str = "inherit") -> None:
-        self.fields.said.value = note(text, colour)
+        self.said.value = note(text, colour)
+
+
+def _named(text: str) -> dict[str, Any]:
+    return {"description": text, "layout": {"width": "100%"}, "style": {"description_width": "95px"}}
+
+
+def note(text: str, colour: str = "inherit") -> str:
+    """Return a line of plain text as HTML that a screen reader speaks when it changes."""
+    return f'<div role="status" style="line-height:1.4;color:{colour}">{html.escape(text)}</div>'
+
+
+def bars(answer: Mapping[str, Any]) -> str:
+    """Return the classifier's answer as HTML: a bar for each domain, a line at the threshold, a verdict."""
+    threshold, best = answer["threshold"], answer["best_domain"]
+    rows = []
+    for name, score in answer["all_similarities"].items():
+        fill = f"width:{_percent(score)};background:{'#0072b2' if name == best else '#9aa5b1'}"
+        rows.append(
+            f'<div style="display:flex;align-items:center;gap:8px" data-domain="{html.escape(name)}">'
+            f'<span style="flex:0 0 95px;text-align:right">{html.escape(name)}</span>'
+            '<span style="flex:1;position:relative;height:12px;background:rgba(127,127,127,.18)">'
+            f'<span style="position:absolute;inset:0 auto 0 0;{fill}"></span>'
+            f'<span style="position:absolute;top:-2px;bottom:-2px;left:{_percent(threshold)};'
+            'border-left:2px solid currentColor"></span></span>'
+            f'<span style="flex:0 0 40px">{score:.2f}</span></div>'
+        )
+    verdict = f"<b>{html.escape(best)}</b>" if best else "<b>none</b>: no domain reaches the line"
+    label = f"{verdict} (the line is at {threshold:.2f})"
+    return f'<div style="line-height:1.5">{"".join(rows)}<div style="padding-left:103px">{label}</div></div>'
+
+
+def _percent(score: float) -> str:
+    """A cosine as a share of the bar; below 0 it is as unlike as any prompt."""
+    return f"{100 * min(max(score, 0.0), 1.0):.1f}%"
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """Return a drawing's settings as a line to read."""
+    scales = [f"{settings[name]:g}" for name in ("guidance_scale", "domain_scale") if name in settings]
+    how = f"{settings['guidance']} {' + '.join(scales)}"
+    steps = f"{settings['num_inference_steps']} steps of {settings['scheduler']}"
+    return f"{_who(settings)} · {how} · {steps} · seed {settings['seed']} · {settings['run']}"
+
+
+def _who(settings: Mapping[str, Any]) -> str:
+    return "base model" if settings["model"] == BASE else settings["domain"]
+
+
+def thumbnail(drawing: Drawing, on_click: Callable[[], None]) -> widgets.Widget:
+    """Return a small picture that can be clicked, with its settings as tooltip."""
+    small = drawing.image.copy()
+    small.thumbnail((2 * THUMB, 2 * THUMB))
+    name = f"dasd-thumbnail-{next(_numbers)}"
+    text = f"{describe(drawing.settings)}: {drawing.settings['prompt']}"
+    square = {"width": f"{THUMB}px", "height": f"{THUMB}px", "padding": "0"}
+    button = widgets.Button(tooltip=text, layout=square)
+    button.add_class("dasd-thumbnail").add_class(name)
+    button.on_click(lambda _button: on_click())
+    data = base64.b64encode(small._repr_png_()).decode()
+    look = f'.{name} {{background: url("data:image/png;base64,{data}") center / cover !important;}}'
+    below = f"{html.escape(_who(drawing.settings))}<br>seed {drawing.settings['seed']}"
+    caption = f'<style>{look}</style><div style="font-size:11px;line-height:1.3">{below}</div>'
+    return widgets.VBox([button, widgets.HTML(caption)], layout={"width": f"{THUMB + 8}px"})
 
 
 def playground(pipeline: sampling.DasdPipeline, run: str | Path, **options: Any) -> widgets.Widget:
