@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 NUM_SAMPLES = 4  # a domain, in the picture of the card
-LORA_KEY = re.compile(r"unet\.(.+)\.lora_(A|B)\.weight")
 FOLDERS = {  # program -> where it looks for LoRAs and for embeddings, from its own folder
     "a1111": ("models/Lora", "embeddings"),
     "comfyui": ("models/loras", "models/embeddings"),
@@ -77,10 +75,8 @@ def export(
 
     kind "diffusers": `load_lora_weights(out)` and `load_textual_inversion(out/<domain>.safetensors)`;
     "a1111", "comfyui": LoRA in kohya's keys with its true alpha and embeddings, in that program's folders;
-    "pipeline": the base with the adapter in its weights, `from_pretrained(out)`. `name` is that of the LoRA's
-    file and leads the words of the embeddings. rows, samples: for the model card, what `evaluation_rows` and
-    `draw_samples` return.
-    Raises DasdError as `check_export` does, for a base that cannot be had, and where `out` cannot be written.
+    "pipeline": the base with the adapter in its weights, `from_pretrained(out)`. `name` names the LoRA's file
+    and leads the words of the embeddings. rows, samples: of `evaluation_rows`, `draw_samples`, for the card.
     """
     check_export(adapter, out, kind, name)
     adapter = Path(adapter)
@@ -88,7 +84,12 @@ def export(
     picture, prompts = samples or (None, ())
     try:
         with files.atomic_folder(out, "The export") as new:
-            words = _write(adapter, new, kind, config, name)
+            if kind == "pipeline":
+                words = _write_pipeline(adapter, new, config)
+            elif kind in FOLDERS:
+                words = _write_for_program(adapter, new, kind, config, name)
+            else:
+                words = _write_for_diffusers(adapter, new, config)
             if picture is not None:
                 picture.save(new / model_card.SAMPLES)
             exported = Exported(kind, name, (CARD, *_files(new)), words)
@@ -112,7 +113,11 @@ def draw_samples(pipeline: DasdPipeline) -> Samples:
     grid = {"base": [], "adapted": []}
     prompts = []
     for domain in pipeline.config.domains:
-        own = _card_prompts(pipeline.config, domain.name)
+        try:
+            every = evaluation.load_prompts(pipeline.config, domain.name)
+        except DasdError:  # no list: what describes the domain
+            every = domain.descriptions[:NUM_SAMPLES] or [domain.name]
+        own = every[:: max(len(every) // NUM_SAMPLES, 1)][:NUM_SAMPLES]  # from all over the list
         options = {"domain": domain.name, "seed": list(range(len(own)))}
         with pipeline.base():
             grid["base"] += pipeline.generate(own, **options)[0]
@@ -121,15 +126,6 @@ def draw_samples(pipeline: DasdPipeline) -> Samples:
     buffer = io.BytesIO()
     figures.comparison_grid(grid).savefig(buffer, format="png", dpi=120, bbox_inches="tight")
     return Image.open(buffer), prompts
-
-
-def _card_prompts(config: Config, domain: str) -> list[str]:
-    """Return a few prompts from all over the evaluation's list; without one, what describes the domain."""
-    try:
-        prompts = evaluation.load_prompts(config, domain)
-    except DasdError:
-        return list(config.domain(domain).descriptions[:NUM_SAMPLES]) or [domain]
-    return prompts[:: max(len(prompts) // NUM_SAMPLES, 1)][:NUM_SAMPLES]
 
 
 def public_base(config: Config) -> str:
@@ -142,16 +138,11 @@ def _files(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
 
 
-def _write(adapter: Path, out: Path, kind: str, config: Config, name: str) -> dict[str, str]:
-    """Write the files of a format; return the word of each token."""
-    summary = adapters.read_summary(adapter)
-    if kind in FOLDERS:
-        return _write_for_program(adapter, out, kind, config, name)
-    if kind == "pipeline":
-        _write_pipeline(adapter, out, config, summary)
-    else:
-        shutil.copytree(adapter, out, dirs_exist_ok=True)
-        files.write_json(out / adapters.SUMMARY_FILE, summary | {"base": public_base(config)}, "The export")
+def _write_for_diffusers(adapter: Path, out: Path, config: Config) -> dict[str, str]:
+    """Write a copy of the adapter; return the word of each token."""
+    shutil.copytree(adapter, out, dirs_exist_ok=True)
+    summary = adapters.read_summary(adapter) | {"base": public_base(config)}
+    files.write_json(out / adapters.SUMMARY_FILE, summary, "The export")
     return {token: token for token in summary["tokens"]}
 
 
@@ -159,10 +150,21 @@ def _write_for_program(adapter: Path, out: Path, kind: str, config: Config, name
     """Write LoRA and embeddings for A1111 or ComfyUI; return the word of each token."""
     summary = adapters.read_summary(adapter)
     loras, embeddings = (out / folder for folder in FOLDERS[kind])
-    if summary["lora"]:
+    if lora := summary["lora"]:
         loras.mkdir(parents=True)
-        state = kohya_state(load_file(adapter / adapters.LORA_FILE), summary["lora"]["alpha"])
-        save_file(state, loras / f"{name}.safetensors", _kohya_metadata(summary, config, name))
+        convolutions = {"conv_dim": str(lora["rank"]), "conv_alpha": str(lora["alpha"])}
+        shown = {  # by A1111; text alone is allowed
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(lora["rank"]),
+            "ss_network_alpha": str(lora["alpha"]),
+            "ss_network_args": json.dumps(convolutions if lora["convolutions"] != "none" else {}),
+            "ss_base_model_version": "sd_v1",
+            "ss_sd_model_name": public_base(config),
+            "modelspec.architecture": "stable-diffusion-v1/lora",
+            "modelspec.title": name,
+        }
+        state = kohya_state(load_file(adapter / adapters.LORA_FILE), lora["alpha"])
+        save_file(state, loras / f"{name}.safetensors", shown)
     words = {}
     for token, file in summary["tokens"].items():
         embeddings.mkdir(parents=True, exist_ok=True)
@@ -180,38 +182,20 @@ def kohya_state(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
     Those are read by A1111 and ComfyUI: `lora_down` (r, in, ...) and `lora_up` (out, r, ...) of each module,
     and its `alpha`, without which a reader takes the rank: the update is alpha / r * up @ down.
     """
+    factors = {"lora_A": "lora_down", "lora_B": "lora_up"}
     renamed = {}
     for name, value in state.items():
-        match = LORA_KEY.fullmatch(name)
-        if match is None:
-            raise DasdError(f"The LoRA holds {name!r}, which is no weight of a UNet's LoRA. Save it again.")
-        module = f"lora_unet_{match[1].replace('.', '_')}"
-        renamed[f"{module}.lora_{'down' if match[2] == 'A' else 'up'}.weight"] = value
-        renamed[f"{module}.alpha"] = torch.tensor(float(alpha))
+        module, factor = name.removeprefix("unet.").removesuffix(".weight").rsplit(".", 1)
+        key = f"lora_unet_{module.replace('.', '_')}"
+        renamed[f"{key}.{factors[factor]}.weight"] = value
+        renamed[f"{key}.alpha"] = torch.tensor(float(alpha))
     return renamed
 
 
-def _kohya_metadata(summary: dict[str, Any], config: Config, name: str) -> dict[str, str]:
-    """Return what A1111 shows of a LoRA; text alone is allowed."""
-    rank, alpha = summary["lora"]["rank"], summary["lora"]["alpha"]
-    convolutions = {"conv_dim": str(rank), "conv_alpha": str(alpha)}
-    return {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(alpha),
-        "ss_network_args": json.dumps(convolutions if summary["lora"]["convolutions"] != "none" else {}),
-        "ss_base_model_version": "sd_v1",
-        "ss_sd_model_name": public_base(config),
-        "ss_output_name": name,
-        "modelspec.architecture": "stable-diffusion-v1/lora",
-        "modelspec.title": name,
-        "modelspec.resolution": f"{config.model.resolution}x{config.model.resolution}",
-    }
-
-
-def _write_pipeline(adapter: Path, out: Path, config: Config, summary: dict[str, Any]) -> None:
-    """Write the complete base, float32, with what was learned added into its weights."""
+def _write_pipeline(adapter: Path, out: Path, config: Config) -> dict[str, str]:
+    """Write the complete base, float32, with what was learned added into its weights; return the words."""
     model = config.model
+    summary = adapters.read_summary(adapter)
     base = pretrained.find_weights(model.base, model.base_revision, model.base_variant)
     unchecked = {"safety_checker": None, "requires_safety_checker": False}  # nothing here has looked at it
     pipeline = base.load(
@@ -226,13 +210,9 @@ def _write_pipeline(adapter: Path, out: Path, config: Config, summary: dict[str,
     for token, file in summary["tokens"].items():
         pipeline.load_textual_inversion(adapter / file, token=token)
     pipeline.save_pretrained(out)
-    for path in list(out.rglob("*.json")):
-        _remove_paths(path)
-
-
-def _remove_paths(path: Path) -> None:
-    """Take out where the parts were on this machine."""
-    values = json.loads(path.read_text(encoding="utf8"))
-    if isinstance(values, dict) and values.keys() & {"_name_or_path", "name_or_path"}:
-        kept = {name: value for name, value in values.items() if not name.endswith("name_or_path")}
-        files.write_json(path, kept, "The export")
+    for path in list(out.rglob("*.json")):  # without where the parts were on this machine
+        values = json.loads(path.read_text(encoding="utf8"))
+        if isinstance(values, dict) and values.keys() & {"_name_or_path", "name_or_path"}:
+            kept = {name: value for name, value in values.items() if not name.endswith("name_or_path")}
+            files.write_json(path, kept, "The export")
+    return {token: token for token in summary["tokens"]}

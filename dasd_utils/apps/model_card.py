@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from dasd_utils import adapters, evaluation
-from dasd_utils.config import Config, DomainConfig, resolve
+from dasd_utils.config import Config, resolve
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 SAMPLES = "samples.png"
 UPLOAD = "hf upload OWNER/NAME {folder}"
 STABLE_DIFFUSION = ("stable-diffusion-v1-5/", "CompVis/stable-diffusion-v1")  # owners' names of 1.x
-LICENCES = {
-    "creativeml-openrail-m": "It changes Stable Diffusion, so the base's licence (CreativeML OpenRAIL-M) and "
-    "its rules of use hold for it too.",
-    "mit": "MIT, as the base model's.",
-    "other": "The base model's licence holds for it too: look it up, and name it in this card.",
-}
 
 
-@dataclass(frozen=True)
-class Exported:
+class Exported(NamedTuple):
     """What was written: files by their place in the folder, and the word that calls each learned token."""
 
     kind: str  # of export.FORMATS
@@ -45,32 +37,40 @@ def card(
     """Return the card. rows: of the run's `evaluation.json`, if there is one; prompts: of the sample grid."""
     summary = adapters.read_summary(adapter)
     base = config.model.base
-    is_folder = resolve(base).is_dir()
-    licence_name = licence(base)
-    first_word = list(exported.words.values())[:1]
+    on_hub = not resolve(base).is_dir()
+    own = [row for row in rows if row["method"] not in (evaluation.BASE, evaluation.STYLED)]
+    data = ModelCardData(
+        license=licence(base),
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        base_model=base if on_hub else None,
+        tags=[
+            "stable-diffusion",
+            "text-to-image",
+            "domain-adaptation",
+            *(["lora"] if summary["lora"] else []),
+        ],
+        model_name=exported.name,
+        eval_results=[_result(row) for row in own] or None,
+    )
+    urls = dict(line.split(", ", 1) for line in metadata("dasd-utils").get_all("Project-URL"))
+    places = {each.name: resolve(each.data) for each in (config.source, *config.domains)}
     return ModelCard.from_template(
-        _metadata(exported, licence_name, None if is_folder else base, bool(summary["lora"]), rows),
+        data,
         str(TEMPLATE),
-        **vars(exported),
+        **exported._asdict(),
         config=config,
-        address=address(),
-        base=_link(base, config.model.base_revision),
-        base_name=resolve(base).name if is_folder else base,
-        revision=None if is_folder else config.model.base_revision,
-        unet=f"{adapters.UNET}/config.json" in exported.files,
+        summary=summary,
+        address=urls["Repository"],
+        on_hub=on_hub,
+        base=base if on_hub else resolve(base).name,
         lora_file=adapters.LORA_FILE,
-        prompt=" ".join([*first_word, "a small village near a river"]),
         samples=SAMPLES,
         prompts=prompts,
-        domains=(config.source, *config.domains),
-        place=_place,
-        lora=summary["lora"],
-        trained_unet=bool(summary.get("unet")),
+        folders={name: path.name for name, path in places.items() if path.is_dir()},
         rows=rows,
         results=evaluation.table(rows) if rows else "",
-        counts=sorted({min(row["n"] for row in rows), max(row["n"] for row in rows)}) if rows else [],
-        seeds=sorted({row["seed"] for row in rows}),
-        licence=LICENCES.get(licence_name, LICENCES["other"]),
+        licence=data.license,
         upload=UPLOAD.format(folder="FOLDER"),
     )
 
@@ -84,28 +84,6 @@ def licence(base: str) -> str:
     return found if isinstance(found, str) else "other"
 
 
-def address() -> str:
-    """Return where this project is published, as `pyproject.toml` says."""
-    named = dict(line.split(", ", 1) for line in metadata("dasd-utils").get_all("Project-URL"))
-    return named["Repository"]
-
-
-def _metadata(
-    exported: Exported, licence_name: str, base: str | None, lora: bool, rows: Sequence[dict[str, Any]]
-) -> ModelCardData:
-    tags = ["stable-diffusion", "text-to-image", "domain-adaptation"]
-    own = [row for row in rows if row["method"] not in (evaluation.BASE, evaluation.STYLED)]
-    return ModelCardData(
-        license=licence_name,
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        base_model=base,
-        tags=[*tags, "lora"] if lora else tags,
-        model_name=exported.name,
-        eval_results=[_result(row) for row in own] or None,
-    )
-
-
 def _result(row: dict[str, Any]) -> EvalResult:
     return EvalResult(
         task_type="text-to-image",
@@ -115,15 +93,3 @@ def _result(row: dict[str, Any]) -> EvalResult:
         metric_name=f"{row['metric']}, n = {row['n']}, seed {row['seed']}",
         metric_value=round(row["value"], 4),
     )
-
-
-def _link(base: str, revision: str | None) -> str:
-    """Return a link to a model of the hub; of a folder the name alone: its path means nothing elsewhere."""
-    if resolve(base).is_dir():
-        return f"The base model `{resolve(base).name}`"
-    return f"[{base}](https://huggingface.co/{base}) (revision `{revision or 'main'}`)"
-
-
-def _place(domain: DomainConfig) -> str:
-    folder = resolve(domain.data)
-    return f"{folder.name} (a folder)" if folder.is_dir() else domain.data

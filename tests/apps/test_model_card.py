@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from dasd_utils import adapters
-from dasd_utils.apps import model_card
+from dasd_utils.apps import model_card, notebooks
 from dasd_utils.apps.model_card import Exported
 
 LORA = adapters.LORA_FILE
@@ -26,7 +26,9 @@ def exported(kind="diffusers", words=None, files=FILES):
 
 
 def test_metadata_are_read_back_by_the_hubs_own_reader(adapter, tiny_config, tmp_path):
-    model_card.card(exported(), tiny_config, adapter, ROWS).save(tmp_path / "README.md")
+    card = model_card.card(exported(), tiny_config, adapter, ROWS)
+    assert f"[DASD]({notebooks.repository()[0]})" in str(card)
+    card.save(tmp_path / "README.md")
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.library_name, data.pipeline_tag, data.license) == ("diffusers", "text-to-image", "other")
     assert "lora" in data.tags
@@ -103,7 +105,3 @@ def test_the_grid_is_shown_with_its_prompts(adapter, tiny_config):
     text = str(model_card.card(exported(), tiny_config, adapter, prompts=["a pier", "a road"]))
     assert "](samples.png)" in text and "“a pier”; “a road”" in text
     assert "samples.png" not in str(model_card.card(exported(files=(LORA,)), tiny_config, adapter))
-
-
-def test_the_address_is_the_one_of_pyproject():
-    assert model_card.address().startswith("https://")
