@@ -1,4 +1,7 @@
-"""Every setting of the project, once. The type of a field says what it may hold; JSON in and out."""
+"""Every setting of the project, once. The type of a field says what it may hold; JSON in and out.
+
+Settings that break a bound or a pattern cannot be constructed.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +36,6 @@ class DasdError(ValueError):
     """An error that the user can fix: the message says what is wrong, where, and what to do."""
 
 
-# The types of fields. Settings that break a bound or a pattern cannot be constructed.
-
-
-def _plain_text(value: Any) -> Any:
-    """Return a path as text; refuse what neither JSON nor a file name can hold."""
-    value = str(value) if isinstance(value, Path) else value
-    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
-        raise PydanticCustomError("text", "Input should hold no zero byte and no unpaired surrogate")
-    return value
-
-
 def _matches(pattern: str, rule: str) -> AfterValidator:
     """Return the check of a text against a pattern; the rule completes "Input should ..."."""
 
@@ -55,13 +47,6 @@ def _matches(pattern: str, rule: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _check_trackers(value: str) -> str:
-    choices = TRACKERS if "," in value else ("auto", "none", *TRACKERS)
-    for name in value.split(","):
-        check_choice("tracking", name.strip(), choices)
-    return value
-
-
 Flag = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=0, lt=2**64)]
 Positive = Annotated[int, Strict(), Field(ge=1, lt=2**64)]
@@ -69,16 +54,19 @@ Number = Annotated[float, Strict()]
 Weight = Annotated[Number, Field(ge=0)]
 Rate = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, lt=1)]
-Text = Annotated[str, Strict(), BeforeValidator(_plain_text)]
+Text = Annotated[str, Strict(), BeforeValidator(lambda text: str(text) if isinstance(text, Path) else text)]
 Texts = tuple[Text, ...]
 Label = Annotated[Text, BeforeValidator(str)]
 Place = Annotated[Text, _matches(r"(?s).*\S.*", "name a folder or a hub id")]
 WORD, RULE = r"(?=[-_]*[^\W_])[\w-]", "at most 64 letters, digits, '-' or '_'"
 Name = Annotated[Text, _matches(WORD + "{1,64}", f"be {RULE}: it names files")]
-Token = Annotated[
-    Text,
-    _matches(f"<{WORD}{{1,62}}>", f"be {RULE} with angle brackets around them, like '<satellite>'"),
-    _matches("(?i)(?!<pytorch_lora_weights>).*", "differ from the name of the LoRA's file"),
+Token = Annotated[Text, _matches(
+    f"(?i)<(?!pytorch_lora_weights>){WORD}{{1,62}}>",
+    f"be {RULE} with angle brackets around them, like '<satellite>', and no name of the LoRA's file",
+)]  # fmt: skip
+_ANY = "|".join(TRACKERS)
+Tracking = Annotated[
+    Text, _matches(f"auto|none|({_ANY})(, *({_ANY}))*", f"be auto, none, or names with commas of {_ANY}")
 ]
 Layer = Annotated[Text, _matches(r"mid|(down|up)\.\d+", "name a block of the UNet: mid, down.0, up.1, ...")]
 Scheduler = Literal["ddim", "ddpm", "dpm++", "unipc", "pndm", "euler"]
@@ -106,23 +94,13 @@ def section(kind: type[Kind]) -> type[Kind]:
             raise DasdError(_explain(error, made)) from None
 
     made.__init__ = init
-    made.__setattr__ = _refuse_assignment  # says how, where dataclasses only says no
     return made
-
-
-def _refuse_assignment(self: Any, name: str, value: Any) -> None:
-    raise DasdError(
-        f"A config is frozen, so {name} cannot be assigned. "
-        f"Make a new one: Config.setup({name}=...) or config.replace({name}=...)."
-    )
 
 
 def read_object(kind: type[Kind], values: Any, where: str) -> Kind:
     """Return a JSON object as an instance of a `section`; DasdError, saying where, for what does not fit."""
-    if isinstance(values, kind):
-        return values
     if not isinstance(values, dict):
-        raise DasdError(f"{where} is {_show(values)}; it must be a JSON object.")
+        raise DasdError(f"{where} is {repr(values)[:200]}; it must be a JSON object.")
     try:
         return kind.__pydantic_validator__.validate_python(ArgsKwargs((), values))
     except pydantic.ValidationError as error:
@@ -133,43 +111,29 @@ def _explain(error: pydantic.ValidationError, kind: type, where: str = "") -> st
     """Return what is wrong with one field: an unknown one if there is any, as its name may be misspelled."""
     problems = error.errors(include_url=False)
     problem = min(problems, key=lambda each: each["type"] != "unexpected_keyword_argument")
-    path = [where, *problem["loc"]] if where else list(problem["loc"])
+    path = [*filter(None, [where]), *problem["loc"]]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     outer = place.rpartition(".")[0]
     match problem["type"]:
         case "value_error":
             return str(problem["ctx"]["error"])  # a DasdError
         case "unexpected_keyword_argument":
-            names = [part for part in problem["loc"][:-1] if isinstance(part, str)]
-            known = dataclasses.fields(KINDS[names[-1]] if names else kind)
-            return _unknown_field(path[-1], [each.name for each in known], outer)
+            sections = [part for part in problem["loc"][:-1] if isinstance(part, str)]
+            kind = KINDS[sections[-1]] if sections else kind
+            known = OWNERS if kind is Config else [each.name for each in dataclasses.fields(kind)]
+            return f"Unknown config field {path[-1]!r}{outer and f' in {outer}'}. {nearest(path[-1], known)}"
         case "missing":
             return f"{outer or 'The config'} lacks the field {path[-1]!r}."
         case "literal_error":
-            return _not_a_choice(place, problem["input"], re.findall("'(.+?)'", problem["ctx"]["expected"]))
-        case _:
-            return (
-                f"{place} is {_show(problem['input'])}; {problem['msg'].replace('Input should', 'it must')}."
-            )
+            known = re.findall("'(.+?)'", problem["ctx"]["expected"])
+            return f"{place} is {problem['input']!r}. {nearest(problem['input'], known)}"
+    return f"{place} is {repr(problem['input'])[:200]}; {problem['msg'].replace('Input should', 'it must')}."
 
 
-def _show(value: Any) -> str:
-    is_huge = isinstance(value, int) and value.bit_length() > 64
-    return f"a number of {value.bit_length()} bits" if is_huge else repr(value)[:200]
-
-
-def _unknown_field(name: Any, known: Iterable[str], where: str = "") -> str:
-    return f"Unknown config field {name!r}{where and f' in {where}'}. {nearest(name, known)}"
-
-
-def _not_a_choice(name: str, value: Any, choices: Iterable[str]) -> str:
-    return f"{name} is {value!r}. {nearest(value, choices)} Choices: {', '.join(choices)}."
-
-
-def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    """Raise DasdError, naming the nearest choice, for a value that is none."""
-    if value not in choices:
-        raise DasdError(_not_a_choice(name, value, choices))
+def check_choice(what: str, value: Any, known: Iterable[str]) -> None:
+    """Raise DasdError, naming the nearest, for a value that is none of the known."""
+    if value not in [*known]:
+        raise DasdError(f"There is no {what} {value!r}. {nearest(value, known)}")
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
@@ -302,7 +266,7 @@ class TrainingConfig:
     validation_images: Count = 32  # a domain
     sample_every: Count = 0  # steps between sample grids; 0: never
     # what records the run: "auto", TensorBoard where it is installed; "none"; or some of TRACKERS with commas
-    tracking: Annotated[Text, AfterValidator(_check_trackers)] = "auto"
+    tracking: Tracking = "auto"
 
 
 @section
@@ -351,51 +315,46 @@ class Config:
             raise DasdError(message)
         if self.training.text_free:
             check_promptless(self, "A text-free UNet")
-        if self.method != DASD or self.method_settings:
-            _check_method(self)
+        module = method_module(self.method)
+        if self.method_settings and not hasattr(module, "Settings"):
+            raise DasdError(
+                f"The method {self.method} has no method_settings: its settings are the sections."
+            )
+        if module is not None:
+            module.check(self)
 
     @classmethod
     def setup(cls, profile: str = "auto", **changes: Any) -> Config:
         """Return the config of a profile, with fields of any section changed by name.
 
-        A `method` brings its own defaults, which the other changes then alter.
-        Raises DasdError for an unknown profile, method or field, naming the nearest one.
+        "auto" is fitted to the machine, as far as the changes allow. A `method` brings its own defaults,
+        which the other changes then alter. Raises DasdError for an unknown profile, method or field.
         """
-        config = cls._of_profile(profile, changes)
-        if changes.get("method", config.method) != config.method:
-            changes = {**method_changes(changes["method"], config.profile), **changes}
-        return config.replace(**changes)
+        return cls._of_profile(profile, changes)
 
     @classmethod
-    def _of_profile(cls, profile: Any, given: dict[str, Any]) -> Config:
-        """Return a profile's config; "auto" is fitted to the machine, as far as the given fields allow."""
-        fitting: dict[str, Any] = {}
+    def _of_profile(cls, profile: str, changes: dict[str, Any]) -> Config:
+        given = dict(changes)
+        for name in SECTIONS:
+            given |= changes[name] if isinstance(changes.get(name), dict) else {}
+        defaults: dict[str, Any] = {}
         if profile == "auto":
             choice = profiles.choose_profile(given)
-            profile, fitting = choice.profile, choice.changes
+            profile, defaults = choice.profile, choice.changes
             log.info("profile %s: %s", profile, choice.reason)
-        if not isinstance(profile, str) or profile not in profiles.PROFILES:
-            known = ", ".join(profiles.PROFILES)
-            raise DasdError(f"There is no profile {profile!r}. Profiles: auto, {known}.")
-        return cls(**profiles.PROFILES[profile]).replace(**fitting)
+        check_choice("profile", profile, ("auto", *profiles.PROFILES))
+        defaults = defaults | method_changes(given.get("method", DASD), profile)
+        start = _merged(vars(cls(**profiles.PROFILES[profile])), defaults)
+        return read_object(cls, _merged(start, changes | {"profile": profile}), "")
 
     def replace(self, **changes: Any) -> Config:
         """Return a copy with fields changed; a field of a section is found by its name alone."""
-        top: dict[str, Any] = {}
-        nested: dict[str, dict[str, Any]] = {}
-        for name, value in changes.items():
-            owner = _section_of(name)
-            (nested.setdefault(owner, {}) if owner else top)[name] = value
-        for name, values in nested.items():
-            start = read_object(SECTIONS[name], top.get(name, getattr(self, name)), name)
-            top[name] = dataclasses.replace(start, **values)
-        return dataclasses.replace(self, **top)
+        return read_object(Config, _merged(vars(self), changes), "")
 
     def domain(self, name: str) -> DomainConfig:
         """Return the domain (the source too) of that name, or raise DasdError naming the nearest."""
         known = {d.name: d for d in (self.source, *self.domains)}
-        if name not in known:
-            raise DasdError(f"There is no domain {name!r}. {nearest(name, known)}")
+        check_choice("domain", name, known)
         return known[name]
 
     def to_dict(self) -> dict[str, Any]:
@@ -407,18 +366,10 @@ class Config:
         """Read what `to_dict` wrote, or the part of it that differs from the named profile."""
         if not isinstance(values, dict):
             raise DasdError(f"A config is a JSON object of sections, not {type(values).__name__}.")
-        given = dict(values)
-        for name in SECTIONS:
-            given |= values[name] if isinstance(values.get(name), dict) else {}
-        base = cls._of_profile(values.get("profile", "auto"), given).to_dict()
-        if values.get("method", base["method"]) != base["method"]:
-            for name, value in method_changes(values["method"], base["profile"]).items():
-                owner = _section_of(name)
-                (base[owner] if owner else base)[name] = value
-        for name, value in values.items():
-            partial = name in SECTIONS and isinstance(value, dict)
-            base[name] = {**base[name], **value} if partial else value
-        return read_object(cls, base, "")
+        for name, section in ((name, OWNERS.get(name)) for name in values):
+            if section:
+                raise DasdError(f"The config field {name!r} belongs to the section {section!r}.")
+        return cls._of_profile(values.get("profile", "auto"), values)
 
     def save(self, path: str | Path) -> Path:
         """Write JSON and return the path."""
@@ -455,72 +406,60 @@ OWNERS = {each.name: name for name, kind in SECTIONS.items() for each in datacla
 OWNERS |= {each.name: "" for each in dataclasses.fields(Config)}
 
 
-def _section_of(name: str) -> str:
-    """Return the section that holds the field, "" for a field of Config itself."""
-    if name not in OWNERS:
-        raise DasdError(_unknown_field(name, OWNERS))
-    return OWNERS[name]
-
-
-# Fields that contradict each other.
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a config's values with changes of sections ({"lora": {"rank": 4}}) or fields ({"rank": 4})."""
+    merged = dict(values)
+    for name in sorted(changes, key=lambda each: bool(OWNERS.get(each))):  # a section before its fields
+        place = OWNERS.get(name) or name
+        value = changes[name] if place == name else {name: changes[name]}
+        if place in SECTIONS and isinstance(value, dict):
+            start = merged[place]
+            value = {**(start if isinstance(start, dict) else vars(start)), **value}
+        merged[place] = value
+    return merged
 
 
 def _contradictions(config: Config) -> Iterator[str]:
     """Yield why fields do not fit together, where training would only fail later."""
+    training, alignment, data = config.training, config.alignment, config.data
     names = [domain.name for domain in (config.source, *config.domains)]
-    tokens = [domain.token for domain in config.domains if domain.token is not None]
+    tokens = [domain.token.lower() for domain in config.domains if domain.token is not None]
     if not config.domains:
         yield "The config has no target domain: give at least one entry in `domains`."
-    if len(set(names)) < len(names):
-        yield f"Two domains have one name: {', '.join(names)}."
-    if len({token.lower() for token in tokens}) < len(tokens):  # tokenizers match added tokens in any case
-        yield f"Two domains have one token: {', '.join(tokens)}."
+    for what, found in (("name", names), ("token", tokens)):
+        if len({*found}) < len(found):  # tokenizers match added tokens in any case
+            yield f"Two domains have one {what}: {', '.join(found)}."
     if config.source.token is not None:
-        yield (f"The source domain {config.source.name} has the token {config.source.token!r}, but only "
-               "target domains learn one: remove it.")  # fmt: skip
-    for domain in (config.source, *config.domains):
-        if domain.caption_file and (domain.caption_column or domain.data.startswith("toyworld:")):
-            yield (f"caption_file of domain {domain.name} is {domain.caption_file!r}: it names the captions "
-                   "of a folder's images, in the place of a caption_column.")  # fmt: skip
+        yield f"The source domain {names[0]} has a token, but only target domains learn one: remove it."
+    for domain in config.domains:
         if domain.token is not None and not domain.initial_word.strip():
             yield f"The domain {domain.name} lacks initial_word, where its token starts."
-    if config.lora.rank == 0 and not tokens and not config.training.whole_unet:
+        if domain.caption_file and domain.caption_column:
+            yield f"Domain {domain.name} has captions in a caption_file and in a caption_column: leave one."
+    if config.lora.rank == 0 and not tokens and not training.whole_unet:
         yield "rank is 0 and no domain has a token, so nothing would learn: set one of them."
-    if config.data.validation_fraction + config.data.test_fraction >= 1:
-        yield ("validation_fraction and test_fraction are 1 or more together, which leaves nothing to train "
-               "on: lower one of them.")  # fmt: skip
-    if config.training.text_free and not config.training.whole_unet:
+    if data.validation_fraction + data.test_fraction >= 1:
+        yield "validation_fraction and test_fraction leave nothing to train on: lower one of them."
+    if training.text_free and not training.whole_unet:
         yield "text_free is true, but a LoRA leaves the text in: set whole_unet to true."
-    weights = {
-        "prior_loss_weight": config.training.prior_loss_weight, "lambda_align": config.alignment.lambda_align
-    }  # fmt: skip
-    for name, weight in weights.items():
-        if weight > 0 and config.training.source_batch_size < 1:
+    for name in ("prior_loss_weight", "lambda_align") if training.source_batch_size < 1 else ():
+        if getattr(alignment if name == "lambda_align" else training, name) > 0:
             yield (f"source_batch_size is 0, but {name} > 0 needs source samples: set source_batch_size to 1 "
                    f"or more, or {name} to 0.")  # fmt: skip
-    if config.alignment.lambda_align > 0:
-        yield from _contradictions_of_mmd(config.training, config.alignment, len(config.domains))
-
-
-def _contradictions_of_mmd(
-    training: TrainingConfig, alignment: AlignmentConfig, domains: int
-) -> Iterator[str]:
-    """Yield why the MMD cannot be estimated; unbiased, it needs two samples a domain, batch or queue."""
+    if alignment.lambda_align == 0:
+        return
     if alignment.pairs and (alignment.unbiased or alignment.queue_size):
         yield ("pairs compares single samples, which has no unbiased estimate and no use for a queue: set "
                "unbiased to false and queue_size to 0, or pairs to false.")  # fmt: skip
     if alignment.match_timesteps and (alignment.pairs or alignment.kernel == "linear"):
-        yield ("match_timesteps needs a Gaussian kernel of sets: set kernel to 'gaussian' or 'multi' and "
-               "pairs to false, or match_timesteps to false.")  # fmt: skip
+        yield "match_timesteps needs a Gaussian kernel of sets: set kernel to 'multi' and pairs to false."
     if training.source_every > 1 and alignment.queue_size < 2:
         yield (f"source_every is {training.source_every}: without a source in the batch the MMD needs the "
                "queue. Set queue_size to 2 or more, or source_every to 1.")  # fmt: skip
-    smallest = min(training.target_batch_size // domains, training.source_batch_size)
-    if alignment.unbiased and smallest < 2 and alignment.queue_size < 2:
-        yield (f"The unbiased MMD needs two samples of each domain; target_batch_size "
-               f"{training.target_batch_size} over {domains} domains and source_batch_size "
-               f"{training.source_batch_size} give {smallest}. Enlarge the batch, set queue_size to 2 or "
-               "more, or unbiased to false.")  # fmt: skip
+    smallest = min(training.target_batch_size // len(config.domains), training.source_batch_size)
+    if alignment.unbiased and max(smallest, alignment.queue_size) < 2:
+        yield (f"The unbiased MMD needs two samples of each domain, and the batch has {smallest}: enlarge "
+               "target_batch_size or source_batch_size, or set queue_size to 2 or more.")  # fmt: skip
 
 
 def check_promptless(config: Config, what: str) -> None:
@@ -529,21 +468,15 @@ def check_promptless(config: Config, what: str) -> None:
     if training.caption_dropout < 1 or training.prior_loss_weight > 0 or config.alignment.lambda_align > 0:
         raise DasdError(f"{what} learns from images of the domain alone: set caption_dropout to 1, and "
                         "prior_loss_weight and lambda_align to 0.")  # fmt: skip
-    for domain in config.domains:
-        if domain.token is not None:
-            raise DasdError(f"{what} reads no prompt, but the domain {domain.name} has the token "
-                            f"{domain.token!r} for one: leave the token out.")  # fmt: skip
+    if any(domain.token is not None for domain in config.domains):
+        raise DasdError(f"{what} reads no prompt, but a domain has a token for one: leave the token out.")
     if len(config.domains) > 1:
         names = ", ".join(domain.name for domain in config.domains)
-        raise DasdError(f"{what} learns one domain, and without prompts could not tell several apart; the "
-                        f"config has {names}: leave one.")  # fmt: skip
-
-
-# Methods and papers, found by name: no core file imports one.
+        raise DasdError(f"{what} learns one domain, and the config has {names}: leave one.")
 
 
 def paper(name: str) -> ModuleType:
-    """Return a module of `papers` by its name."""
+    """Return a module of `papers` by its name: no core file imports one."""
     return importlib.import_module(f"dasd_utils.papers.{name}")
 
 
@@ -565,34 +498,14 @@ def method_module(name: Any) -> ModuleType | None:
     if name == DASD:
         return None
     known = known_methods()
-    if not isinstance(name, str) or name not in known:
-        names = [DASD, *known]
-        raise DasdError(f"There is no method {name!r}. {nearest(name, names)} Methods: {', '.join(names)}.")
+    check_choice("method", name, [DASD, *known])
     return paper(known[name])
 
 
 def method_changes(name: str, profile: str | None = None) -> dict[str, Any]:
-    """Return the config fields that a method changes, in a profile or, for None, whatever the profile.
-
-    Raises DasdError for an unknown method.
-    """
+    """Return the config fields that a method changes, in a profile or, for None, whatever the profile."""
     module = method_module(name)
     return {} if module is None else {**module.CHANGES, **module.BY_PROFILE.get(profile, {})}
-
-
-def _check_method(config: Config) -> None:
-    """Raise DasdError for an unknown method, settings that it does not have, and what it cannot work with."""
-    module = method_module(config.method)
-    if config.method_settings and not hasattr(module, "Settings"):
-        raise DasdError(
-            f"method_settings has {min(config.method_settings)!r}, but the method {config.method} has none: "
-            "its settings are the sections of the config. Set method, or leave method_settings out."
-        )
-    if module is not None:
-        module.check(config)
-
-
-# Files and revisions.
 
 
 def resolve(path: str | Path) -> Path:

@@ -47,13 +47,6 @@ def test_file_holds_only_what_differs(tmp_path):
     assert Config.load(path) == Config.setup("tiny", max_train_steps=5)
 
 
-def test_assignment_says_how_to_change():
-    config = Config.setup("tiny")
-    for part, name in ((config, "seed"), (config.training, "max_train_steps")):
-        with refused(f"Config.setup({name}="):
-            setattr(part, name, 1)
-
-
 def test_schedulers_are_those_there_are():
     assert set(cfg.SCHEDULERS) == set(sampling.SCHEDULERS)
 
@@ -84,7 +77,7 @@ CONFIGS = {
     "nan": ({"training": {"learning_rate": NAN}}, "training.learning_rate is nan"),
     "infinite": ({"training": {"weight_decay": INFINITE}}, "finite"),
     "nan, nested": (thing(calibration={"guidance_scale": NAN}), "domains[0].calibration.guidance_scale"),
-    "huge number": ({"training": {"learning_rate": HUGE}}, "learning_rate is a number of 1329 bits"),
+    "huge number": ({"training": {"learning_rate": HUGE}}, "learning_rate is 1000"),
     "huge count": ({"training": {"max_train_steps": HUGE}}, "training.max_train_steps"),
     "text for a number": ({"lora": {"rank": "8"}}, "lora.rank is '8'; it must be a valid integer"),
     "truth for a number": ({"lora": {"rank": True}}, "lora.rank is True; it must be a valid integer"),
@@ -97,16 +90,12 @@ CONFIGS = {
     "unknown field": ({"training": {"learning_rte": 1.0}}, "Did you mean 'learning_rate'?"),
     "unknown section": ({"trianing": {}}, "Did you mean 'training'?"),
     "list for the profile": ({"profile": ["tiny"]}, "There is no profile ['tiny']"),
-    "no text": ({"output_dir": "a\ud800"}, "output_dir is 'a\\ud800'"),
-    "zero byte": (thing(data="a\0b"), "domains[0].data"),
-    "large seed": ({"seed": 2**64}, "seed is a number of 65 bits"),
+    "large seed": ({"seed": 2**64}, "seed is 18446744073709551616"),
     "nothing to learn": ({"lora": {"rank": 0}} | thing(token=None), "nothing would learn"),
     "pairs, unbiased": ({"alignment": PAIRS | {"unbiased": True}}, "no unbiased estimate"),
     "pairs with a queue": ({"alignment": PAIRS | {"queue_size": 8}}, "queue_size to 0"),
     "times of pairs": ({"alignment": PAIRS | {"match_timesteps": True}}, "kernel of sets"),
-    "times without bandwidth": (
-        {"alignment": {"match_timesteps": True, "kernel": "linear"}}, "needs a Gaussian kernel"
-    ),
+    "times, linear": ({"alignment": {"match_timesteps": True, "kernel": "linear"}}, "a Gaussian kernel"),
     "layer": ({"alignment": {"layer": "middle"}}, "must name a block"),
     "features": ({"alignment": {"source_features": "frosen"}}, "Did you mean 'frozen'?"),
     "prior without source": (
@@ -125,12 +114,12 @@ CONFIGS = {
     "token with a path": (thing(token="<a/../b>"), "'<a/../b>'"),
     "empty token": (thing(token=""), "domains[0].token is ''"),
     "long token": (thing(token=f"<{'x' * 300}>"), "at most 64 letters"),
-    "token of the LoRA's file": (thing(token="<pytorch_lora_weights>"), "the name of the LoRA's file"),
+    "token of the LoRA's file": (thing(token="<pytorch_lora_weights>"), "no name of the LoRA's file"),
     "token of the source": ({"source": {"name": "a", "data": "x", "token": "<a>"}}, "source domain a has"),
     "nameless data": (thing(data=" "), "domains[0].data is ' '"),
     "kernel": ({"alignment": {"kernel": "gausian"}}, "Did you mean 'gaussian'?"),
-    "attention": ({"model": {"attention": "flash"}}, "Choices: fused, plain"),
-    "tracking": ({"training": {"tracking": "tensorboard,wandbe"}}, "Did you mean 'wandb'?"),
+    "attention": ({"model": {"attention": "flash"}}, "Known: fused, plain"),
+    "tracking": ({"training": {"tracking": "tensorboard,wandbe"}}, "names with commas of aim|"),
     "small batch": (
         {"training": {"target_batch_size": 2}, "alignment": {"queue_size": 0}}, "two samples of each domain"
     ),
@@ -143,24 +132,20 @@ CONFIGS = {
     "token without a start": (thing(initial_word=""), "lacks initial_word"),
     "slip in a domain": (thing(tokn="<a>"), "'tokn' in domains[0]. Did you mean 'token'?"),
     "domain without data": ({"domains": [{"name": "a"}]}, "domains[0] lacks the field 'data'"),
-    "captions twice": (thing(caption_file="a.jsonl", caption_column="text"), "caption_file of domain thing"),
+    "captions twice": (thing(caption_file="a.jsonl", caption_column="text"), "leave one"),
 }  # fmt: skip
 
 
+ABOVE_0 = ["resolution", "max_train_steps", "target_batch_size", "source_every", "num_bootstrap", "alpha",
+           "num_inference_steps", "min_snr_gamma", "learning_rate", "token_learning_rate"]  # fmt: skip
+NOT_BELOW_0 = ["seed", "rank", "source_batch_size", "queue_size", "lr_warmup_steps", "num_heldout",
+               "lambda_align", "prior_loss_weight", "weight_decay", "guidance_scale"]  # fmt: skip
+SHARES = ["dropout", "ema_decay", "validation_fraction", "test_fraction"]
 BROKEN_BOUNDS = [
-    *[
-        {n: 0}
-        for n in ("resolution", "max_train_steps", "target_batch_size", "source_every", "num_bootstrap")
-    ],
-    *[
-        {n: 0}
-        for n in ("num_inference_steps", "min_snr_gamma", "learning_rate", "token_learning_rate", "alpha")
-    ],
-    *[{n: -1} for n in ("seed", "rank", "source_batch_size", "queue_size", "lr_warmup_steps", "num_heldout")],
-    *[{n: -1.0} for n in ("lambda_align", "prior_loss_weight", "weight_decay", "guidance_scale")],
-    *[{n: -0.1} for n in ("dropout", "caption_dropout", "ema_decay", "validation_fraction", "test_fraction")],
-    *[{n: 1.0} for n in ("dropout", "ema_decay", "validation_fraction", "test_fraction")],
-    *[{n: " "} for n in ("output_dir", "cache_dir", "base", "clip")],
+    *[{name: 0} for name in ABOVE_0],
+    *[{name: -1} for name in NOT_BELOW_0],
+    *[{name: value} for name in SHARES for value in (-0.1, 1.0)],
+    *[{name: " "} for name in ("output_dir", "cache_dir", "base", "clip")],
     {"caption_dropout": 1.1},
 ]
 
@@ -229,15 +214,11 @@ def test_a_config_that_is_a_folder_or_cannot_be_is_refused(tmp_path):
 
 
 odd_values = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=5),
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
     st.sampled_from([HUGE, -HUGE, NAN, -1, 0, 2**64, "\ud800", "auto", "tiny", "..", 1e308, [], {}, [[]]]),
     st.lists(st.one_of(st.integers(), st.text(max_size=3), st.none()), max_size=3),
     st.dictionaries(st.text(max_size=5), st.one_of(st.floats(), st.text(max_size=3)), max_size=3),
-)
+)  # fmt: skip
 
 
 def places(values, path=()):
