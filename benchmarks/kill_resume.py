@@ -124,13 +124,13 @@ def undisturbed(folder: Path, base: str | None) -> dict[str, str]:
 
 def lengths(base: str | None) -> tuple[dict[str, float], dict[str, int]]:
     """Return how long each phase takes, and how often it comes, in a run here."""
-    from dasd_utils.apps.cli import train as cli_train
+    from dasd_utils.apps.cli import runs
 
     seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
     with tempfile.TemporaryDirectory() as folder, common.Stopwatch() as watch:
         for phase, (owner, name) in PHASES.items():
             _listen(watch, owner, name, seconds[phase])
-        cli_train.run_training(settings(Path(folder), base), False, False)
+        runs.run_training(settings(Path(folder), base), False, False)
     return {p: max(each) for p, each in seconds.items()}, {p: len(each) for p, each in seconds.items()}
 
 

@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 
 from dasd_utils.apps import batch_size
 from dasd_utils.apps.cli import main as cli
-from dasd_utils.apps.cli import options
-from dasd_utils.apps.cli import train as cli_train
+from dasd_utils.apps.cli import options, runs
 from dasd_utils.config import Config, DasdError
 
 runner = CliRunner()
@@ -46,20 +45,20 @@ def test_train_resumes(trained):
 def test_a_run_by_auto_is_resumed_with_its_own_sizes(base_dir, tmp_path):
     config = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path)
     first = config.replace(target_batch_size=3, source_batch_size=1, gradient_accumulation_steps=2)
-    cli_train.run_training(first.replace(max_train_steps=1), False, False)
+    runs.run_training(first.replace(max_train_steps=1), False, False)
     other = config.replace(max_train_steps=2, gradient_checkpointing=True)  # as on another GPU
     with pytest.raises(DasdError, match="target_batch_size"):
-        cli_train.run_training(other, True, False)
-    folder, history = cli_train.run_training(other, True, False, fitted=True)
+        runs.run_training(other, True, False)
+    folder, history = runs.run_training(other, True, False, fitted=True)
     assert [row["step"] for row in history] == [1, 2]
     assert Config.load(folder / "config.json").training.target_batch_size == 3
 
 
 def test_auto_is_known_from_the_command_line_or_the_file(tmp_path):
-    assert cli_train.by_auto("auto", None) and not cli_train.by_auto("tiny", None)
+    assert runs.Training("auto").by_auto() and not runs.Training("tiny").by_auto()
     for text, found in (("{}", True), ('{"profile": "auto"}', True), ('{"profile": "sd15"}', False)):
         (tmp_path / "a.json").write_text(text)
-        assert cli_train.by_auto("auto", tmp_path / "a.json") == found
+        assert runs.Training("auto", tmp_path / "a.json").by_auto() == found
 
 
 def test_encode_fills_the_cache_and_clean_empties_it(base_dir, tmp_path):
@@ -164,7 +163,7 @@ def test_exit_status_of_help_a_stop_and_a_fault(monkeypatch, capsys):
         def read(*_, **__):
             raise error
 
-        monkeypatch.setattr(options, "read_config", read)
+        monkeypatch.setattr(options.Settings, "read", read)
 
     raising(KeyboardInterrupt())
     assert ended(monkeypatch, "train") == 130

@@ -1,6 +1,5 @@
 """The commands of the course: notebooks by papermill, which are stale, badges."""
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -10,14 +9,14 @@ import pytest
 
 from dasd_utils.apps import notebooks
 from dasd_utils.apps.cli import main as cli
-from dasd_utils.apps.cli import upkeep
+from dasd_utils.apps.cli import study
 from dasd_utils.config import ROOT, DasdError
 
 
 def test_parameters_are_read_as_json():
-    assert upkeep.read_parameters(["-p", "steps", "3", "-p", "name", "x"]) == {"steps": 3, "name": "x"}
+    assert study.read_parameters(["-p", "steps", "3", "-p", "name", "x"]) == {"steps": 3, "name": "x"}
     with pytest.raises(DasdError, match="NAME VALUE"):
-        upkeep.read_parameters(["-p", "steps"])
+        study.read_parameters(["-p", "steps"])
 
 
 @pytest.fixture
@@ -67,12 +66,6 @@ def test_what_is_stored_ran_in_a_folder_of_its_own(notebook, tmp_path):
     assert done.folder == tmp_path / "out/00_small" and f"{tmp_path}/out/00_small'" in done.path.read_text()
 
 
-def test_missing_packages_are_named(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DasdError, match="nbformat and papermill is missing"):
-        upkeep.load_notebooks_module()
-
-
 def test_outputs_of_other_values_are_not_stored(notebook, tmp_path):
     with pytest.raises(DasdError, match="says value = 1"):
         notebooks.run_notebooks([notebook], tmp_path, {"value": 3}, to_store=True)
@@ -105,6 +98,12 @@ def course(notebook, monkeypatch):
     return run
 
 
+def test_missing_packages_are_named(course, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "papermill", None)
+    assert course("notebooks", "--profile", "tiny") == 1
+    assert "papermill is missing here: pip install papermill" in capsys.readouterr().err
+
+
 def test_only_stale_notebooks_are_run_again(course, notebook, capsys, tmp_path):
     place = ("--profile", "tiny", "--output_dir", str(tmp_path / "out"), "--stale", "--update", "--json")
     assert course("fresh") == 1
@@ -123,7 +122,7 @@ def test_only_stale_notebooks_are_run_again(course, notebook, capsys, tmp_path):
 
 def test_a_notebook_that_is_not_there_is_the_users_error(course, capsys):
     assert course("fresh", "nowhere.ipynb") == 1
-    assert "There is no notebook nowhere.ipynb" in capsys.readouterr().err
+    assert "nowhere.ipynb' does not exist" in capsys.readouterr().err
 
 
 def test_badges_are_checked_and_written(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import pytest
 
 from dasd_utils import training
 from dasd_utils.apps import verify
-from dasd_utils.apps.cli import train as cli_train
+from dasd_utils.apps.cli import runs
 from dasd_utils.config import DasdError
 from dasd_utils.runtime import checkpoints
 
@@ -16,7 +16,7 @@ from dasd_utils.runtime import checkpoints
 @pytest.fixture
 def run(tiny_config):
     """Return the folder of a run as `dasd train` leaves it."""
-    folder, _ = cli_train.run_training(tiny_config, resume=False, auto_batch_size=False)
+    folder, _ = runs.run_training(tiny_config, resume=False, auto_batch_size=False)
     return folder
 
 
@@ -53,7 +53,7 @@ def test_the_same_seed_gives_the_same_files(tiny_config, tmp_path):
     """Every file of two runs but speed and trackers': adapter, history, config, checkpoints, grids."""
     hashes = []
     for _ in range(2):
-        folder, _ = cli_train.run_training(tiny_config.replace(sample_every=2, tracking="none"), False, False)
+        folder, _ = runs.run_training(tiny_config.replace(sample_every=2, tracking="none"), False, False)
         files = [path for path in folder.rglob("*") if path.is_file() and path.name != training.SPEED]
         hashes.append(
             {path.relative_to(folder).as_posix(): checkpoints.describe_file(path) for path in files}

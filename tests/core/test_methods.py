@@ -13,7 +13,7 @@ from dasd_utils import evaluation, losses
 from dasd_utils.apps import verify
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import study as cli_study
-from dasd_utils.apps.cli.options import open_pipeline, read_config
+from dasd_utils.apps.cli.options import ChosenRun, Settings
 from dasd_utils.config import Calibration, Config, DasdError, method_changes, resolve
 from dasd_utils.papers import domainstudio
 from dasd_utils.papers.diffusionclip import objective as diffusionclip
@@ -55,7 +55,7 @@ def test_the_command_line_takes_the_place_of_the_file(tmp_path):
     path.write_text(
         json.dumps({"profile": "tiny", "training": {"max_train_steps": 9, "target_batch_size": 6}})
     )
-    config = read_config("tiny", path, "domainstudio", seed=3)
+    config = Settings("tiny", path).read("domainstudio", seed=3)
     assert (config.method, config.seed, config.training.max_train_steps) == ("domainstudio", 3, 9)
     assert config.alignment.lambda_align == 0
     settings = {"method": "domainstudio", "method_settings": {"space": "latents"}}
@@ -66,7 +66,7 @@ def test_the_command_line_takes_the_place_of_the_file(tmp_path):
     path.write_text(json.dumps({"profile": "tiny", **settings}))
     back = Config.load(path, "dasd")
     assert back.method_settings == {} and back.alignment.lambda_align == 0.01
-    assert read_config("tiny", None, "domainstudio").method == "domainstudio"
+    assert Settings("tiny").read("domainstudio").method == "domainstudio"
 
 
 def test_names_of_runs_are_what_they_were():
@@ -100,7 +100,7 @@ def test_a_method_trains_by_the_command_and_its_run_is_verified(tiny_config, tmp
     stored = Config.load(tmp_path / "run" / "config.json")
     assert stored.method == "domainstudio" and stored.alignment.lambda_align == 0
     assert all(row["ok"] for row in verify.verify(tmp_path / "run", 2))
-    pipeline = open_pipeline(None, "tiny", path, None)  # the file does not name the method, the run does
+    pipeline = ChosenRun("tiny", path).open()  # the file does not name the method, the run does
     assert (
         pipeline.config.method == "domainstudio"
         and evaluation.compared_methods(pipeline.config)[-1] == "domainstudio"
@@ -138,6 +138,6 @@ def test_the_configs_in_the_repository_are_whole():
 
 def test_the_methods_of_a_ladder_are_compared_with_the_one_that_is_named():
     with pytest.raises(DasdError, match="Did you mean 'DomainStudio'"):
-        cli_study.ladder("tiny", against="Domainstudio", seeds="0")
+        cli_study.ladder(profile="tiny", against="Domainstudio", seeds="0")
     with pytest.raises(DasdError, match="none of the compared methods"):
-        cli_study.ladder("tiny", only=["base"], against="DomainStudio", seeds="0")
+        cli_study.ladder(profile="tiny", only=["base"], against="DomainStudio", seeds="0")

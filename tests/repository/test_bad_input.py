@@ -670,6 +670,6 @@ def test_debug_shows_where_an_error_arose(dasd, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(options, "read_config", broken)
+    monkeypatch.setattr(options.Settings, "read", broken)
     status, lines = dasd("train")
     assert status == 2 and "RuntimeError: a fault" in lines[-1] and len(lines) == 1

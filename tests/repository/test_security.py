@@ -29,7 +29,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dasd_utils import adapters, evaluation, models, sampling
-from dasd_utils.apps.cli import train as cli_train
+from dasd_utils.apps.cli import runs
 from dasd_utils.config import ROOT, Config, DasdError, DomainConfig, is_pinned, resolve
 from dasd_utils.profiles import PROFILES
 from dasd_utils.runtime import checkpoints, images, pretrained, tracking
@@ -69,7 +69,7 @@ def finished(base_dir, tmp_path_factory):
             patch.setenv(name, value)
         if _has("pwd"):  # not on Windows
             patch.setattr("pwd.getpwuid", lambda _uid: user)
-        run, _ = cli_train.run_training(config, resume=False, auto_batch_size=False)
+        run, _ = runs.run_training(config, resume=False, auto_batch_size=False)
     return config, run
 
 
@@ -150,9 +150,9 @@ def test_the_watch_sees_every_way(no_pickle):
 
 def test_training_resuming_loading_and_sampling_know_no_pickle(no_pickle, tiny_config):
     config = tiny_config.replace(sample_every=2)
-    cli_train.run_training(config, resume=False, auto_batch_size=False)
+    runs.run_training(config, resume=False, auto_batch_size=False)
     longer = config.replace(max_train_steps=6)
-    folder, history = cli_train.run_training(longer, resume=True, auto_batch_size=False)
+    folder, history = runs.run_training(longer, resume=True, auto_batch_size=False)
     assert len(history) == 6
     adapters.load_adapter(models.load_parts(config), folder / "adapter")
     pipeline = sampling.load_trained_pipeline(folder)
@@ -209,7 +209,7 @@ def test_planted_pickles_are_ignored(copied, no_pickle, tmp_path):
     pipeline = sampling.load_trained_pipeline(run, config)
     pipeline.generate("an airport", domain="satellite", seed=1)
     evaluation.load_scorer(config)
-    _, history = cli_train.run_training(begun, resume=True, auto_batch_size=False)
+    _, history = runs.run_training(begun, resume=True, auto_batch_size=False)
     assert len(history) == 5 and not marker.exists()
 
 

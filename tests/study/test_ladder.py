@@ -8,6 +8,7 @@ import pytest
 from conftest import dasd, on_narrow_base
 
 from dasd_utils import evaluation, latents, losses, sampling, training
+from dasd_utils.apps import workers
 from dasd_utils.apps.cli import study as cli_study
 from dasd_utils.config import Calibration, Config, DasdError
 from dasd_utils.runtime import checkpoints, files, images
@@ -279,12 +280,15 @@ def test_published_settings_are_those_that_were_published(config):
 def test_seeds_are_different_numbers():
     for text in ("", "0,", "0,0", "a", "-1"):
         with pytest.raises(DasdError, match="--seeds"):
-            cli_study.read_seeds(text)
-    assert cli_study.read_seeds("0,1,12") == [0, 1, 12]
+            cli_study.Study(seeds=text).numbers()
+    assert cli_study.Study(seeds="0,1,12").numbers() == [0, 1, 12]
 
 
-def test_commands_hold_what_shares_weights(config):
-    words = cli_study.ladder_words(config, [0, 1], LADDER)
+def test_commands_hold_what_shares_weights(config, monkeypatch):
+    monkeypatch.setattr(workers, "run_all", lambda commands, *_: words.extend(commands))
+    monkeypatch.setattr(ladder, "run_ladder", lambda *_: [])
+    words: list[list[str]] = []
+    cli_study.run_methods(cli_study.Study(seeds="0,1", workers=2), ladder.Scoring(config), LADDER)
     assert len(words) == 2 * 4  # base with and without words, token, LoRA, DASD with its three ways
     together = [[w for w in each if w.startswith("DASD")] for each in words]
     assert max(together, key=len) == ["DASD", "DASD, calibrated", "DASD, Domain Guidance"]

@@ -1,10 +1,7 @@
-"""The command `dasd`: a file has the commands of one subject. In reading order:
+"""The command `dasd`. In reading order:
 
-- main: the application, and what it does with errors
+- main: what it does with errors
 - options: what the commands share
-- start: doctor, new-domain
-- train: train, evaluate, all
-- use: generate, translate, classify, animate, playground, export
-- study: calibrate, ladder, front, adapt, sweep
-- upkeep: notebooks, fresh, badges, encode, clean, verify, pretrain
+- runs: doctor, new-domain, train, evaluate, all, generate, translate, classify, animate, playground, export
+- study: calibrate, ladder, front, adapt, sweep; notebooks, fresh, badges, encode, verify, clean, pretrain
 """

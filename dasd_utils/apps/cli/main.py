@@ -9,16 +9,9 @@ from typing import Annotated
 
 import typer
 
-from dasd_utils.apps.cli import start, study, train, upkeep, use
-from dasd_utils.apps.cli.options import DEBUG, PROCESS, fail, leave
+from dasd_utils.apps.cli import runs, study  # noqa: F401 (they add their commands to `app`)
+from dasd_utils.apps.cli.options import DEBUG, PROCESS, app, fail, leave
 from dasd_utils.config import DasdError
-
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},  # --output-dir as well
-    epilog="Exit status: 0 done, 1 an error that you can fix, 2 a fault of the program, 130 stopped.",
-)
 
 
 @app.callback()
@@ -33,15 +26,8 @@ def options(
     DEBUG["on"] = debug
 
 
-for module in (start, train, use, upkeep, study):
-    app.add_typer(module.commands)
-
-
 def main() -> None:
-    """Run the command. Exit status: 0 done, 1 the user's error, 2 the program's own, 130 stopped.
-
-    An error is one line, with `--debug` its traceback too.
-    """
+    """Run the command; an error is one line, with `--debug` its traceback too."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     try:
         app()
@@ -53,6 +39,8 @@ def main() -> None:
         raise
     except DasdError as error:
         fail(str(error), 1)
+    except ModuleNotFoundError as error:
+        fail(f"The package {error.name} is missing here: pip install {error.name}", 1)
     except Exception as error:
         fail(f"{type(error).__name__}: {error} (a fault of the program: `dasd --debug ...` says where)", 2)
 

@@ -1,24 +1,32 @@
-"""What the commands share: options, reading the config, opening a run, printing a result, failing."""
+"""What the commands share: how one is made, their options, the run they use, and how they end."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
+import inspect
 import json
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
-from dasd_utils.config import DASD, Config, known_methods, resolve
+from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.profiles import PROFILES
 
 DEBUG = {"on": False}
 PROCESS = int(os.environ.get("RANK", 0))  # of those that `accelerate launch` started
 CONFIGS = "the config's"  # shown as a default
-METAVARS = {int: "N", int | None: "N", str: "NAME", str | None: "NAME"}  # unless an option names its own
+METAVARS = {int: "N", str: "NAME", Path: "FOLDER", float: "X"}  # unless an option has its own
+METAVARS |= {kind | None: name for kind, name in METAVARS.items()}
+Completion = Callable[[], Iterable[str]] | None
 
 # what the commands are listed under
 START = "Start here"
@@ -27,23 +35,30 @@ SHARE = "Hand it to others"
 STUDY = "Study methods"
 UPKEEP = "Build and look after"
 
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},  # --output-dir as well
+    epilog="Exit status: 0 done, 1 an error that you can fix, 2 a fault of the program, 130 stopped.",
+)
 
-def option(
-    kind: Any, text: str, *names: str, complete: Callable[[], Iterable[str]] | None = None, **settings: Any
-) -> Any:
-    """Return the annotation of an option: its type, help, names (else the parameter's) and typer's settings.
 
-    `complete` returns the values that the Tab key offers.
+def option(default: Any, text: str, *names: str, complete: Completion = None, **settings: Any) -> Any:
+    """Return the default of a parameter that is an option, with its help and typer's settings.
+
+    names: spellings other than the parameter's; complete: returns the values that the Tab key offers.
     """
-    settings.setdefault("metavar", METAVARS.get(kind))
-    if complete:
-        settings["autocompletion"] = offering(complete)
-    return Annotated[kind, typer.Option(*names, help=text, **settings)]
+    return typer.Option(default, *names, help=text, autocompletion=_offer(complete), **settings)
 
 
-def offering(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Return typer's `autocompletion` that offers the names which begin with what has been typed."""
-    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+def argument(text: str, default: Any = ..., complete: Completion = None, **settings: Any) -> Any:
+    """Return the default of a parameter that is an argument, as `option` does."""
+    return typer.Argument(default, help=text, autocompletion=_offer(complete), **settings)
+
+
+def _offer(names: Completion) -> Callable[[str], list[str]] | None:
+    """Return typer's `autocompletion`: the names which begin with what has been typed."""
+    return names and (lambda incomplete: [name for name in names() if name.startswith(incomplete)])
 
 
 def run_folders() -> list[str]:
@@ -53,109 +68,126 @@ def run_folders() -> list[str]:
     return [str(run) for run in sorted(found, key=lambda run: run.stat().st_mtime, reverse=True)]
 
 
-offer_runs = offering(run_folders)
+AUTO = "tiny, sd15 or auto: sd15 where a GPU has 8 GB or more, else tiny."
+LOGGED = """Where losses, pictures and scores are logged: auto (TensorBoard where it is installed), none, or \
+names with commas, as tensorboard,wandb."""
+PROFILE = option("auto", AUTO, complete=lambda: ["auto", *PROFILES])
+SEED = option(None, "Seed of everything that is random.", show_default=CONFIGS)
+OUTPUT_DIR = option(None, "The run folder.", show_default=CONFIGS, complete=run_folders)
+RUN_OR = "A run folder or an adapter folder."
+CHECKPOINT = option(None, RUN_OR, show_default="--output_dir", complete=run_folders)
+LOGS = ("auto", "none", "tensorboard", "wandb", "mlflow", "trackio")
+TRACKING = option(None, LOGGED, metavar="NAMES", show_default=CONFIGS, complete=lambda: LOGS)
+PROMPT = option(..., "What the picture should show.", metavar="TEXT")
+RUN = argument("A run folder.", metavar="RUN", complete=run_folders)
+AS_JSON = option(False, "Print the result as JSON, for a script.", "--json")
 
 
-Profile = option(
-    str,
-    "tiny, sd15 or auto: sd15 where a GPU has 8 GB or more, else tiny.",
-    complete=lambda: ["auto", *PROFILES],
-)
-ConfigFile = option(
-    Path | None, "JSON of the fields that differ from the profile's.", "--config", metavar="FILE"
-)
-Method = option(
-    str | None,
-    "How to train: dasd, domainstudio, indomain or diffusionclip.",
-    show_default=CONFIGS,
-    complete=lambda: [DASD, *known_methods()],
-)
-Seed = option(int | None, "Seed of everything that is random.", show_default=CONFIGS)
-OutputDir = option(
-    Path | None,
-    "The run folder.",
-    "--output_dir",
-    metavar="FOLDER",
-    show_default=CONFIGS,
-    complete=run_folders,
-)
-MaxSteps = option(int | None, "Optimiser steps in all.", "--max_steps", show_default=CONFIGS)
-Resume = option(bool, "Go on from the newest complete checkpoint.", "--resume")
-Tracking = option(
-    str | None,
-    "Where losses, pictures and scores are logged: auto (TensorBoard where it is installed), none, or names "
-    "with commas, as tensorboard,wandb.",
-    metavar="NAMES",
-    show_default=CONFIGS,
-    complete=lambda: ["auto", "none", "tensorboard", "wandb", "mlflow", "trackio"],
-)
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=offer_runs)]
-Checkpoint = option(
-    Path | None,
-    "A run folder or an adapter folder.",
-    metavar="FOLDER",
-    show_default="--output_dir",
-    complete=run_folders,
-)
-AutoBatchSize = option(bool, "As few micro-batches to a step as memory allows.", "--auto_batch_size")
-Prompt = option(str, "What the picture should show.", metavar="TEXT")
-AsJson = option(bool, "Print the result as JSON, for a script.", "--json")
+def command(panel: str, name: str | None = None, **settings: Any) -> Callable[..., Callable[..., None]]:
+    """Return a decorator that makes a function a command of `dasd`.
 
-
-def read_config(profile: str, path: Path | None, method: str | None = None, **changes: Any) -> Config:
-    """Return the file's config, or the profile's, with the command line's changes (None: none)."""
-    named = {} if method is None else {"method": method}
-    config = Config.load(path, **named) if path else Config.setup(profile, **named)
-    given = {name: str(v) if isinstance(v, Path) else v for name, v in changes.items() if v is not None}
-    return config.replace(**given)
-
-
-def show(result: Any, as_json: bool, text: str) -> None:
-    """Print the result, in one of several processes: as JSON for a script, as text for a person."""
-    if PROCESS == 0:
-        typer.echo(json.dumps(result, indent=2, default=str) if as_json else text)
-
-
-def show_rows(path: Path, rows: list[dict[str, Any]], as_json: bool, *tables: str) -> None:
-    """Print the file that rows were written to, with the rows as JSON or the tables as text."""
-    show({"results": str(path), "rows": rows}, as_json, "\n\n".join([*tables, str(path)]))
-
-
-def open_pipeline(
-    checkpoint: Path | None, profile: str, config: Path | None, output_dir: Path | None, **changes: Any
-) -> Any:
-    """Load the pipeline of a run, with the config that `run_settings` finds."""
-    from dasd_utils import sampling
-
-    folder, settings = run_settings(checkpoint, profile, config, output_dir, **changes)
-    return shared(sampling.load_trained_pipeline(folder, settings))
-
-
-def run_settings(
-    checkpoint: Path | None, profile: str, config: Path | None, output_dir: Path | None, **changes: Any
-) -> tuple[Path, Config]:
-    """Return a run's folder and the config to load it with.
-
-    That is the run's own with `changes`. A config file of the command line replaces all of it but the method,
-    which may have been an option of `dasd train`.
+    The function returns its result, which `--json` prints for a script, and the text for a person; a third
+    value says what is wrong with the result: the command ends with it after printing. One that returns
+    nothing has no `--json`. A parameter whose type is a dataclass stands for an option a field.
     """
-    settings = read_config(profile, config, output_dir=output_dir, **changes)
-    folder = Path(checkpoint or resolve(settings.output_dir))
-    stored = folder / "config.json"
-    if stored.exists() and config is not None:
-        method = Config.load(stored).method
-        settings = read_config(profile, config, method, output_dir=output_dir, **changes)
-    elif stored.exists():
-        settings = read_config(profile, stored, output_dir=output_dir or folder, **changes)
-    return folder, settings
+
+    def decorate(work: Callable[..., Any]) -> Callable[..., None]:
+        groups = {name: kind for name, kind in get_type_hints(work).items() if dataclasses.is_dataclass(kind)}
+        parameters = []
+        for each in inspect.signature(work).parameters.values():
+            of_group = (
+                inspect.signature(groups[each.name]).parameters.values() if each.name in groups else [each]
+            )
+            kinds = get_type_hints(groups.get(each.name, work))
+            parameters += [_parameter(one.name, kinds[one.name], one.default) for one in of_group]
+        if inspect.signature(work).return_annotation != "None":
+            parameters.append(_parameter("as_json", bool, AS_JSON))
+        defaults = {each.name: getattr(each.default, "default", None) for each in parameters}
+
+        @functools.wraps(work)
+        def run(**given: Any) -> None:
+            given = defaults | given
+            as_json = given.pop("as_json", False)
+            for group, kind in groups.items():
+                given[group] = kind(**{each.name: given.pop(each.name) for each in dataclasses.fields(kind)})
+            result, text, *wrong = work(**given) or (None, None)
+            if PROCESS == 0 and text is not None:
+                typer.echo(json.dumps(result, indent=2, default=str) if as_json else text)
+            if any(wrong):
+                raise DasdError(*wrong)
+
+        run.__signature__ = inspect.Signature(parameters)
+        return app.command(name, rich_help_panel=panel, **settings)(run)
+
+    return decorate
 
 
-def shared(pipeline: Any) -> Any:
-    """Let each of several processes sample its part of the prompts."""
-    from dasd_utils.runtime import processes
+def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
+    """Return typer's parameter; an option without name and metavar has the parameter's, and its type's."""
+    info = copy.copy(default)
+    if isinstance(info, OptionInfo):
+        info.param_decls = info.param_decls or (
+            f"--{name}/--no-{name}" if default.default is True else f"--{name}",
+        )
+        info.metavar = info.metavar or METAVARS.get(kind)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=kind)
 
-    pipeline.shared = processes.count() > 1
-    return pipeline
+
+@dataclass
+class Settings:
+    """The options that name a config."""
+
+    profile: str = PROFILE
+    config: Path | None = option(None, "JSON of the fields that differ from the profile's.", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():  # those that were not given
+            setattr(self, name, getattr(value, "default", value))
+
+    def read(self, method: str | None = None, **changes: Any) -> Config:
+        """Return the file's config, or the profile's, with the command line's changes (None: none)."""
+        named = {} if method is None else {"method": method}
+        config = Config.load(self.config, **named) if self.config else Config.setup(self.profile, **named)
+        return config.replace(**{name: value for name, value in changes.items() if value is not None})
+
+
+@dataclass
+class ChosenRun(Settings):
+    """The options that name a run."""
+
+    checkpoint: Path | None = CHECKPOINT
+    output_dir: Path | None = OUTPUT_DIR
+
+    def find(self, **changes: Any) -> tuple[Path, Config]:
+        """Return the run's folder and the config to load it with.
+
+        That is the run's own with `changes`. A config file of the command line replaces all of it but the
+        method, which may have been an option of `dasd train`.
+        """
+        changes["output_dir"] = self.output_dir
+        settings = self.read(**changes)
+        folder = Path(self.checkpoint or resolve(settings.output_dir))
+        stored = folder / "config.json"
+        if stored.exists() and self.config is not None:
+            settings = self.read(Config.load(stored).method, **changes)
+        elif stored.exists():
+            changes["output_dir"] = self.output_dir or folder
+            settings = Settings(config=stored).read(**changes)
+        return folder, settings
+
+    def open(self, **changes: Any) -> Any:
+        """Load the run's pipeline, which lets each of several processes sample its part of the prompts."""
+        from dasd_utils import sampling
+        from dasd_utils.runtime import processes
+
+        pipeline = sampling.load_trained_pipeline(*self.find(**changes))
+        pipeline.shared = processes.count() > 1
+        return pipeline
+
+
+def with_rows(path: Path, rows: list[dict[str, Any]], *tables: str) -> tuple[dict[str, Any], str]:
+    """Return the result and the text of a command that wrote rows to a file."""
+    return {"results": str(path), "rows": rows}, "\n\n".join([*tables, str(path)])
 
 
 def fail(message: str, status: int) -> NoReturn:

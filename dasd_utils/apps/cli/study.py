@@ -1,153 +1,132 @@
-"""The commands of the study: calibrate, ladder, front, adapt, sweep."""
+"""The commands that study methods, from `dasd calibrate`, and that look after the course and its models."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from dasd_utils.apps.cli import options
-from dasd_utils.apps.cli.options import option
+from dasd_utils.apps.cli.options import CONFIGS, ChosenRun, Settings, argument, command, option, with_rows
 from dasd_utils.config import ROOT, Config, DasdError, resolve
 
-EPOCHS = 20  # as `small_cnn.EPOCHS`, whose import would load torch
-
-commands = typer.Typer()
 log = logging.getLogger(__name__)
-Workers = option(int, "Processes that share the work and the cores.", min=1)
-Scheduler = option(
-    str | None, "A dask scheduler, tcp://host:8786: its workers do the work.", metavar="ADDRESS"
-)
-Seeds = option(str, "Training seeds, one run each.", metavar="N,N,...")
-StudyDir = option(
-    Path | None,
-    "Where runs, samples and the table are.",
-    "--output_dir",
-    metavar="FOLDER",
-    show_default="that of --config, else data/runs/<command>",
-)
-Budget = option(int, "Most denoising steps an image.", min=1)
-NumImages = option(int, "Images of each candidate.", "--num_images", min=10)
-Again = option(bool, "Search anew where there is a calibration.", "--again")
-Methods = option(
-    list[str] | None, "Only this method; may be given again.", metavar="METHOD", show_default="DASD's"
-)
-Against = option(str | None, "What all are compared with.", metavar="METHOD", show_default="DASD")
-LadderTable = option(bool, "Write ladder.json at the end.", "--table/--no-table")
-Curves = option(list[str] | None, "Only this curve; may be given again.", metavar="CURVE", show_default="all")
-Target = option(str, "Target domain: toyworld:NAME, a folder or a hub id.", metavar="DATA")
-Labelled = option(
-    int | None, "Labelled images to translate.", "--num_images", min=2, show_default=options.CONFIGS
-)
-Epochs = option(int, "Epochs of the small classifiers.", min=1)
-AdaptTable = option(bool, "Write adaptation.json at the end.", "--table/--no-table")
-Cells = Annotated[
-    Path, typer.Argument(metavar="FILE", help="JSON list of objects: the parameters of each run.")
-]
-Notebook = option(
-    str,
-    "The notebook to run for each: how its name begins.",
-    complete=lambda: [path.name[:2] for path in ROOT.glob("notebooks/[0-9]*.ipynb")],
-)
-SweepDir = option(Path, "Where executed notebooks and the table are.", "--output_dir", metavar="FOLDER")
+Answer = tuple[Any, ...]  # what `command` prints
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # -p NAME VALUE
+DASK = "A dask scheduler, tcp://host:8786: its workers do the work."
+WORKERS = option(1, "Processes that share the work and the cores.", min=1)
+SCHEDULER = option(None, DASK, metavar="ADDRESS")
+TABLE = option(True, "Write the table at the end.")
+NOTEBOOKS = "Where executed notebooks, runs and results are."
+STUDY_DIR = "that of --config, else data/runs/<command>"
+ONLY = option(None, "Comma-separated beginnings of names: 03,04", metavar="NAMES")
 
 
-def study_config(profile: str, config: Path | None, output_dir: Path | None, command: str) -> Config:
-    """Return the config of a study; without a file and a folder its folder is `data/runs/<command>`."""
-    place = output_dir or (None if config else Path("data/runs") / command)
-    return options.read_config(profile, config, output_dir=place)
+def lessons() -> list[str]:
+    """Return the numbers of the notebooks."""
+    return [path.name[:2] for path in ROOT.glob("notebooks/[0-9]*.ipynb")]
 
 
-def read_seeds(text: str) -> list[int]:
-    """Read "0,1,2"; DasdError for what is no list of different seeds."""
-    words = text.split(",")
-    if not all(word.strip().isdecimal() for word in words) or len(set(words)) < len(words):
-        raise DasdError(f"--seeds is {text!r}; it must be different whole numbers with commas: 0,1,2.")
-    return [int(word) for word in words]
+@dataclass
+class Study(Settings):
+    """The options of a study of several trainings."""
+
+    output_dir: Path | None = option(None, "Of runs, samples and table.", show_default=STUDY_DIR)
+    seeds: str = option("0,1,2", "Training seeds, one run each.", metavar="N,N,...")
+    workers: int = WORKERS
+    scheduler: str | None = SCHEDULER
+
+    def settings(self, name: str) -> Config:
+        """Return the config; without a file and a folder its folder is `data/runs/<name>`."""
+        return self.read(output_dir=self.output_dir or (None if self.config else Path("data/runs") / name))
+
+    def numbers(self) -> list[int]:
+        """Return the seeds; DasdError for what is no list of different ones."""
+        words = self.seeds.split(",")
+        if not all(word.strip().isdecimal() for word in words) or len(set(words)) < len(words):
+            raise DasdError(
+                f"--seeds is {self.seeds!r}; it must be different whole numbers with commas: 0,1,2."
+            )
+        return [int(word) for word in words]
+
+    def run(self, work: Callable[[], list[Any]], commands: Callable[[], list[list[str]]]) -> list[Any]:
+        """Do the work, with several workers first by commands; return what other processes still do."""
+        from dasd_utils.apps import workers
+
+        if self.workers > 1 or self.scheduler:
+            workers.run_all(commands(), self.workers, self.scheduler)
+        try:
+            return work()
+        except KeyboardInterrupt:  # a training that was stopped has saved
+            options.fail("Stopped. The same command goes on from here.", 130)
 
 
-def run_missing(
-    work: Callable[[], list[Any]], words: Callable[[], list[list[str]]], workers: int, scheduler: str | None
-) -> list[Any]:
-    """Do the work, with several workers first by the commands of `words`; return what other processes do."""
-    from dasd_utils.apps import workers as pool
+def one_command(name: str, config: Config) -> list[str]:
+    """Return the words behind `dasd` of a part of a study, without its seed and methods."""
+    from dasd_utils.runtime import checkpoints
 
-    if workers > 1 or scheduler:
-        pool.run_all(words(), workers, scheduler)
-    try:
-        return work()
-    except KeyboardInterrupt:  # a training that was stopped has saved
-        options.fail("Stopped. The same command goes on from here.", 130)
+    path = config.save(checkpoints.writable(config.output_dir) / f"{name}_config.json")
+    return [name, "--config", str(path), "--output_dir", config.output_dir, "--no-table"]
 
 
-def show_progress(busy: list[Any], as_json: bool, what: str) -> None:
-    """Print what other processes still do, [(name, seed)], instead of a table."""
+def progress(busy: list[tuple[str, int]]) -> Answer:
+    """Return what stands in the place of a table: what other processes do."""
     names = ", ".join(f"{name} (seed {seed})" for name, seed in busy)
-    text = f"Other processes are at work on: {names}" if busy else f"All {what} are done."
-    options.show(busy, as_json, text)
+    return busy, f"Other processes are at work on: {names}" if busy else "All is done."
 
 
-@commands.command(rich_help_panel=options.STUDY)
+@command(options.STUDY)
 def calibrate(
-    checkpoint: options.Checkpoint = None,
-    profile: options.Profile = "auto",
-    config: options.ConfigFile = None,
-    output_dir: options.OutputDir = None,
-    budget: Budget = 30,
-    num_images: NumImages = 64,
-    again: Again = False,
-    as_json: options.AsJson = False,
-) -> None:
+    run: ChosenRun,
+    budget: int = option(30, "Most denoising steps an image.", min=1),
+    num_images: int = option(64, "Images of each candidate.", min=10),
+    again: bool = option(False, "Search anew where there is a calibration."),
+) -> Answer:
     """Search each domain's guidance, scheduler and steps; write calibration.json."""
     from dasd_utils import evaluation
     from dasd_utils.study import calibration
 
-    pipeline = options.open_pipeline(checkpoint, profile, config, output_dir)
-    run = checkpoint or Path(pipeline.config.output_dir)
-    path = calibration.calibration_file(run)
+    pipeline = run.open()
+    path = calibration.calibration_file(run.checkpoint or Path(pipeline.config.output_dir))
     calibration.calibrate(pipeline, evaluation.load_scorer(pipeline.config), path, budget, num_images, again)
     found = json.loads(path.read_text(encoding="utf8"))
     lines = [f"{name}: {', '.join(f'{k} {v}' for k, v in each.items())}" for name, each in found.items()]
-    options.show({"calibration": str(path), "domains": found}, as_json, "\n".join([*lines, str(path)]))
+    return {"calibration": str(path), "domains": found}, "\n".join([*lines, str(path)])
 
 
-@commands.command(rich_help_panel=options.STUDY)
+@command(options.STUDY)
 def ladder(
-    profile: options.Profile = "auto",
-    config: options.ConfigFile = None,
-    output_dir: StudyDir = None,
-    seeds: Seeds = "0,1,2",
-    only: Methods = None,
-    against: Against = None,
-    workers: Workers = 1,
-    scheduler: Scheduler = None,
-    table: LadderTable = True,
-    as_json: options.AsJson = False,
-) -> None:
+    study: Study,
+    only: list[str] | None = option(
+        None, "Only this method; may be given again.", metavar="METHOD", show_default="DASD's"
+    ),
+    against: str | None = option(None, "What all are compared with.", metavar="METHOD", show_default="DASD"),
+    table: bool = TABLE,
+) -> Answer:
     """Compare methods: train, sample and score what is missing; write ladder.json."""
     from dasd_utils import evaluation
     from dasd_utils.study import calibration, ladder, tables
 
-    settings = study_config(profile, config, output_dir, "ladder")
+    settings = study.settings("ladder")
     methods = find_methods(only)
-    numbers = read_seeds(seeds)
+    numbers = study.numbers()
     if against and find_methods([against])[0] not in methods:
         raise DasdError(f"--against is {against!r}, none of the compared methods: add it by --only.")
     scoring = ladder.Scoring(settings)
-    busy = run_methods(scoring, numbers, methods, workers, scheduler)
+    busy = run_methods(study, scoring, methods)
     if busy or not table:
-        show_progress(busy, as_json, "methods")
-        return
+        return progress(busy)
     path = resolve(settings.output_dir) / "ladder.json"
     rows = ladder.ladder_rows(scoring, numbers, methods, against or ladder.DASD)
     evaluation.save_results(path, settings, rows)
     searched = ladder.searches(settings, numbers, methods)
     evaluation.save_results(path.with_name(calibration.SEARCH), settings, searched)
-    options.show_rows(path, rows, as_json, tables.ladder_table(rows))
+    return with_rows(path, rows, tables.ladder_table(rows))
 
 
 def find_methods(names: list[str] | None) -> list[Any]:
@@ -157,136 +136,256 @@ def find_methods(names: list[str] | None) -> list[Any]:
     return ladder.find_methods(names, (*ladder.METHODS, *ladder.PAPER_METHODS, *tradeoff.points()))
 
 
-def run_methods(
-    scoring: Any, seeds: list[int], methods: list[Any], workers: int, scheduler: str | None
-) -> list[Any]:
+def run_methods(study: Study, scoring: Any, methods: list[Any]) -> list[tuple[str, int]]:
     """Do what is missing of these methods; return the (name, seed) that other processes do."""
     from dasd_utils.study import ladder
 
-    return run_missing(
-        lambda: ladder.run_ladder(scoring, seeds, methods),
-        lambda: ladder_words(scoring.config, seeds, methods),
-        workers,
-        scheduler,
-    )
+    def commands() -> list[list[str]]:
+        """Return one for each training of each seed, with all methods that share its weights."""
+        common = one_command("ladder", scoring.config)
+        by_run: dict[tuple[int, str], list[str]] = {}
+        for seed in study.numbers():
+            for method in methods:
+                run = ladder.run_config(scoring.config, method, seed).output_dir if method.trained else "base"
+                by_run.setdefault((seed, run), []).extend(["--only", method.name])
+        return [[*common, "--seeds", str(seed), *names] for (seed, _), names in by_run.items()]
+
+    return study.run(lambda: ladder.run_ladder(scoring, study.numbers(), methods), commands)
 
 
-def ladder_words(config: Config, seeds: list[int], methods: list[Any]) -> list[list[str]]:
-    """Return a command for each training of each seed, with all methods that share its weights."""
-    from dasd_utils.runtime import checkpoints
-    from dasd_utils.study import ladder
-
-    path = config.save(checkpoints.writable(config.output_dir) / "ladder_config.json")
-    common = ["ladder", "--config", str(path), "--output_dir", config.output_dir, "--no-table"]
-    by_run: dict[tuple[int, str], list[str]] = {}
-    for seed in seeds:
-        for method in methods:
-            run = ladder.run_config(config, method, seed).output_dir if method.trained else "base"
-            by_run.setdefault((seed, run), []).extend(["--only", method.name])
-    return [[*common, "--seeds", str(seed), *names] for (seed, _), names in by_run.items()]
-
-
-@commands.command(rich_help_panel=options.STUDY)
+@command(options.STUDY)
 def front(
-    profile: options.Profile = "auto",
-    config: options.ConfigFile = None,
-    output_dir: StudyDir = None,
-    seeds: Seeds = "0,1,2",
-    only: Curves = None,
-    workers: Workers = 1,
-    scheduler: Scheduler = None,
-    as_json: options.AsJson = False,
-) -> None:
+    study: Study,
+    only: list[str] | None = option(
+        None, "Only this curve; may be given again.", metavar="CURVE", show_default="all"
+    ),
+) -> Answer:
     """Compare guidance at all its scales: fit against control; write front.json."""
     from dasd_utils import evaluation
     from dasd_utils.study import ladder, tables, tradeoff
 
     curves = tradeoff.find_curves(only)
-    numbers = read_seeds(seeds)
-    settings = study_config(profile, config, output_dir, "front")
+    numbers = study.numbers()
+    settings = study.settings("front")
     scoring = ladder.Scoring(settings)
     tradeoff.check_curves(settings, curves)
-    busy = run_methods(scoring, numbers, tradeoff.points(curves), workers, scheduler)
+    busy = run_methods(study, scoring, tradeoff.points(curves))
     if busy:
-        show_progress(busy, as_json, "points")
-        return
+        return progress(busy)
     rows = tradeoff.tradeoff_rows(scoring, numbers, curves)
     path = evaluation.save_results(resolve(settings.output_dir) / "front.json", settings, rows)
     if len(numbers) < 2:
         log.info("One seed: what a curve gains at equal fit takes two or more.")
-    scores = [row for row in rows if "against" not in row]
-    options.show_rows(path, rows, as_json, tables.ladder_table(scores))
+    return with_rows(path, rows, tables.ladder_table([row for row in rows if "against" not in row]))
 
 
-@commands.command(rich_help_panel=options.STUDY)
+@command(options.STUDY)
 def adapt(
-    target: Target,
-    profile: options.Profile = "auto",
-    config: options.ConfigFile = None,
-    output_dir: StudyDir = None,
-    seeds: Seeds = "0,1,2",
-    num_images: Labelled = None,
-    epochs: Epochs = EPOCHS,
-    workers: Workers = 1,
-    scheduler: Scheduler = None,
-    table: AdaptTable = True,
-    as_json: options.AsJson = False,
-) -> None:
+    study: Study,
+    target: str = option(..., "Target domain: toyworld:NAME, a folder or a hub id.", metavar="DATA"),
+    num_images: int | None = option(None, "Labelled images to translate.", min=2, show_default=CONFIGS),
+    epochs: int = option(20, "Epochs of the small classifiers.", min=1),
+    table: bool = TABLE,
+) -> Answer:
     """Translate a labelled domain by words; test classifiers that learned from it."""
     from dasd_utils import evaluation, figures
     from dasd_utils.papers.diffusionclip import adaptation
     from dasd_utils.study import tables
 
-    numbers = read_seeds(seeds)
-    settings = study_config(profile, config, output_dir, "adapt")
-    study = adaptation.Study(settings, target, num_images, epochs)
-    study.check()
-    busy = run_missing(
-        lambda: adaptation.run_study(study, numbers), lambda: adapt_words(study, numbers), workers, scheduler
-    )
+    numbers = study.numbers()
+    settings = study.settings("adapt")
+    work = adaptation.Study(settings, target, num_images, epochs)
+    work.check()
+    wanted = {"target": target, "num_images": work.source.num_images, "epochs": epochs}
+
+    def commands() -> list[list[str]]:
+        given = [word for name, value in wanted.items() for word in (f"--{name}", str(value))]
+        return [[*one_command("adapt", settings), *given, "--seeds", str(seed)] for seed in numbers]
+
+    busy = study.run(lambda: adaptation.run_study(work, numbers), commands)
     if busy or not table:
-        text = f"Other processes are at work on seeds {busy}" if busy else "All seeds are done."
-        options.show(busy, as_json, text)
-        return
-    rows = adaptation.table(study, numbers)
-    wanted = {"target": target, "num_images": study.source.num_images, "epochs": epochs}
+        return progress([("the translation", seed) for seed in busy])
+    rows = adaptation.table(work, numbers)
     path = resolve(settings.output_dir) / "adaptation.json"
     evaluation.save_results(path, settings.to_dict() | {"study": wanted}, rows)
     looks = tables.ladder_table([row for row in rows if row["metric"] in figures.METRICS])
-    texts = [adaptation.summary(rows), looks] if study.source.label_column else [looks]
-    options.show_rows(path, rows, as_json, *texts)
+    return with_rows(path, rows, *([adaptation.summary(rows)] if work.source.label_column else []), looks)
 
 
-def adapt_words(study: Any, seeds: list[int]) -> list[list[str]]:
-    """Return a command for each seed."""
-    from dasd_utils.runtime import checkpoints
-
-    path = study.config.save(checkpoints.writable(study.config.output_dir) / "adapt_config.json")
-    common = ["adapt", "--config", str(path), "--output_dir", study.config.output_dir, "--no-table"]
-    common += ["--target", study.target.data, "--epochs", str(study.epochs)]
-    common += ["--num_images", str(study.source.num_images)]
-    return [[*common, "--seeds", str(seed)] for seed in seeds]
-
-
-@commands.command(rich_help_panel=options.STUDY)
+@command(options.STUDY)
 def sweep(
-    parameters: Cells,
-    notebook: Notebook,
-    output_dir: SweepDir = Path("data/runs/sweep"),
-    workers: Workers = 1,
-    scheduler: Scheduler = None,
-    as_json: options.AsJson = False,
-) -> None:
+    parameters: Path = argument("JSON list of objects: the parameters of each run.", metavar="FILE"),
+    notebook: str = option(..., "The notebook to run: how its name begins.", complete=lessons),
+    output_dir: Path = option("data/runs/sweep", NOTEBOOKS),
+    workers: int = WORKERS,
+    scheduler: str | None = SCHEDULER,
+) -> Answer:
     """Run one notebook for each entry of a list that is missing; collect its rows."""
     from dasd_utils import evaluation
     from dasd_utils.apps import sweep as sweeps
     from dasd_utils.apps import workers as pool
 
     cells = sweeps.cells(notebook, sweeps.read(parameters), output_dir)
-    left = sweeps.missing(cells)
+    left = [cell for cell in cells if not cell.results.is_file()]
     log.info("%d of %d cells are to run.", len(left), len(cells))
     pool.run_all([cell.command() for cell in left], workers, scheduler)
     rows = sweeps.rows(cells)
     file = resolve(output_dir) / f"{cells[0].notebook}.json"
     path = evaluation.save_results(file, {"sweep": str(parameters)}, rows)
-    options.show_rows(path, rows, as_json, f"{len(cells)} cells, {len(rows)} rows")
+    return with_rows(path, rows, f"{len(cells)} cells, {len(rows)} rows")
+
+
+@command(options.UPKEEP, context_settings=PASS_ON)
+def notebooks(
+    context: typer.Context,
+    profile: str = options.PROFILE,
+    output_dir: Path = option("data/runs/course", NOTEBOOKS),
+    only: str | None = ONLY,
+    seed: int | None = options.SEED,
+    stale: bool = option(False, "Only those that `dasd fresh` lists."),
+    update: bool = option(False, "Make the copies the tracked notebooks, with their stamp."),
+) -> Answer:
+    """Run the notebooks in order through papermill; `-p NAME VALUE` sets a parameter."""
+    from dasd_utils.apps import notebooks as lessons
+
+    values = {"profile": Settings(profile).read().profile, **read_parameters(context.args)}
+    values |= {"seed": seed} if seed is not None else {}
+    paths = lessons.find_notebooks(only.split(",") if only else None)
+    paths = [path for path in paths if lessons.stale(path)] if stale else paths
+
+    def report(one: Any) -> None:
+        typer.echo(f"{one.name}: {one.seconds:.0f} s", err=True)
+
+    done = lessons.run_notebooks(paths, output_dir, values, report=report, to_store=update) if paths else []
+    if update:
+        lessons.store_outputs(done)
+    rows = [{"notebook": one.name, "path": str(one.path), "seconds": round(one.seconds, 1)} for one in done]
+    total = sum(one.seconds for one in done)
+    return rows, f"{len(done)} notebooks in {total:.0f} s: {output_dir.resolve()}"
+
+
+def read_parameters(words: list[str]) -> dict[str, Any]:
+    """Read `-p NAME VALUE` triples; a value that is JSON (a number, true, a list) is read as such."""
+    values: dict[str, Any] = {}
+    for at in range(0, len(words), 3):
+        if words[at] not in ("-p", "--parameter") or len(words) < at + 3:
+            raise DasdError(f"Unknown option {words[at]!r}. Parameters are given as: -p NAME VALUE")
+        name, text = words[at + 1 : at + 3]
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
+
+
+@command(options.UPKEEP)
+def fresh(
+    files: list[Path] | None = argument("Notebooks.", None, show_default="all", exists=True, dir_okay=False),
+    only: str | None = ONLY,
+) -> Answer:
+    """List the notebooks whose stored outputs were not made, or not completely, by the present code.
+
+    Exit status 1 if there are any: `dasd notebooks --stale --update` renews them.
+    """
+    from dasd_utils.apps import notebooks as lessons
+
+    paths = files or lessons.find_notebooks(only.split(",") if only else None)
+    rows = [{"notebook": p.stem, "faults": lessons.faults(p), "changed": lessons.stale(p)} for p in paths]
+    lines = [f"{row['notebook']}: {', '.join([*row['faults'], *row['changed']])}" for row in rows
+             if row["faults"] or row["changed"]]  # fmt: skip
+    if not lines:
+        return rows, f"{len(rows)} notebooks are fresh."
+    return (
+        rows,
+        "\n".join(lines),
+        (
+            f"{len(lines)} of {len(rows)} notebooks are to be run again: `make notebooks` runs all, "
+            "`dasd notebooks --profile tiny --stale --update` these."
+        ),
+    )
+
+
+@command(options.UPKEEP)
+def badges(check: bool = option(False, "Write nothing; status 1 if one is old.")) -> Answer:
+    """Write Colab badges and setup cells of the notebooks, from address and version in pyproject.toml."""
+    from dasd_utils.apps import notebooks as lessons
+
+    paths = lessons.find_notebooks()
+    found = [path.name for path in (lessons.outdated_badges if check else lessons.write_badges)(paths)]
+    where = ", ".join(lessons.repository())
+    text = f"{len(found)} of {len(paths)} notebooks {'are old' if check else 'changed'}"
+    wrong = f"{text}: `dasd badges` writes them anew." if check and found else None
+    return found, "\n".join([*found, f"{text}: {where}"]), wrong
+
+
+@command(options.UPKEEP)
+def encode(how: Settings) -> Answer:
+    """Fill the latent cache. Processes that share it, here or elsewhere, divide the work."""
+    from dasd_utils import latents, models
+    from dasd_utils.runtime import latent_cache, processes
+
+    settings = how.read()
+    parts = models.load_parts(settings)
+    models.add_domain_tokens(parts, settings.domains)  # captions are counted with them
+    *_, sampler = latents.create_datasets(settings, parts.tokenizer)
+    sampler.encode(parts.vae, processes.default_device())
+    return in_cache(settings, latent_cache.stored(settings), "There are")
+
+
+@command(options.UPKEEP)
+def verify(run: Path = options.RUN, steps: int = option(3, "First steps to do again.", min=1)) -> Answer:
+    """Check a run: its files by their hashes, its first steps by doing them again."""
+    from dasd_utils.apps import verify
+
+    rows = verify.verify(run, steps)
+    lines = [f"{'ok' if row['ok'] else 'NOT OK':6}  {row['what']}: {row['found']}" for row in rows]
+    fine = all(row["ok"] for row in rows)
+    return rows, "\n".join(lines), None if fine else f"{run} does not agree with what it says of itself."
+
+
+@command(options.UPKEEP)
+def clean(how: Settings) -> Answer:
+    """Remove every cached latent, and nothing else."""
+    from dasd_utils.runtime import latent_cache
+
+    settings = how.read()
+    return in_cache(settings, latent_cache.clear(settings), "Removed")
+
+
+def in_cache(config: Config, found: tuple[int, int], verb: str) -> Answer:
+    """Return the answer of shards and bytes of the latent cache."""
+    place = str(resolve(config.data.cache_dir))
+    count, size = found
+    text = f"{verb} {count} shards, {size / 1e6:.1f} MB: {place}"
+    return {"cache_dir": place, "shards": count, "bytes": size}, text
+
+
+@command(options.UPKEEP)
+def pretrain(
+    stage: list[str] | None = option(
+        None, "Only this stage; may be given again.", metavar="NAME", show_default="all"
+    ),
+    output_dir: str = option("data/tiny-sd", "Where the base is, or will be.", metavar="FOLDER"),
+    seed: int = option(0, "Seed of everything that is random."),
+    threads: int | None = option(None, "CPU threads of this process.", min=1, show_default="PyTorch's"),
+    evaluate: bool = option(False, "Measure the finished base instead."),
+    num_images: int = option(500, "Samples of each domain to measure.", min=2),
+) -> Answer:
+    """Build the embedded base model from the toy world, in hours; or measure it."""
+    import torch
+
+    from dasd_utils.pretrain import build
+
+    if threads:
+        torch.set_num_threads(threads)
+    if not evaluate:
+        settings = build.PretrainConfig(seed=seed, output_dir=output_dir)
+        made = str(build.pretrain(settings, tuple(stage) if stage else build.STAGES))
+        return {"base": made}, made
+    if stage:
+        raise DasdError("--evaluate measures a finished base; it takes no --stage.")
+    from dasd_utils.pretrain.evaluate import measure_base
+
+    path, rows = measure_base(output_dir, seed, num_images)
+    line = "{metric:26} {domain:18} {value:8.3f} [{low:.3f}, {high:.3f}] n = {n}"
+    return with_rows(path, rows, "\n".join(line.format(**row) for row in rows))

@@ -1,0 +1,314 @@
+"""The commands that make a run and use it, from `dasd doctor` to `dasd export`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dasd_utils.apps.cli import options
+from dasd_utils.apps.cli.options import CONFIGS, ChosenRun, Settings, argument, command, option
+from dasd_utils.config import DASD, GUIDANCE, Config, known_methods, resolve
+from dasd_utils.profiles import PROFILES
+
+Answer = tuple[Any, ...]  # what `command` prints
+History = list[dict[str, Any]]
+DOMAINS = dict.fromkeys(domain["name"] for profile in PROFILES.values() for domain in profile["domains"])
+SOURCES = """auto; metadata, sidecars, labels or names; a captioning model's hub id or folder; \
+"one sentence"; or "a sketch of a {label}"."""
+METHOD = "How to train: dasd, domainstudio, indomain or diffusionclip."
+FORMATS = "diffusers: LoRA and tokens; a1111, comfyui: for these programs; pipeline: the whole model."
+DRAWN_IN = "The domain to draw in, such as satellite or xray."
+RULE = "cfg, domain, decoupled or unconditional."
+HOW_FAR = "How far: 0 is the picture itself, 1 as learned."
+OF_TOKEN = "that of the prompt's token, else the base model"
+
+
+@command(options.START)
+def doctor() -> Answer:
+    """Look at this machine: what is installed, what can be reached, what auto would pick.
+
+    Exit status 0 where the tiny profile can run, 1 where something it needs is missing.
+    """
+    from dasd_utils.apps import doctor
+
+    rows = doctor.examine()
+    fine = doctor.can_run(rows)
+    result = {"ok": fine, "rows": [dataclasses.asdict(row) for row in rows]}
+    lines = [*doctor.report(rows), "", "The tiny profile can run here." if fine else ""]
+    return (
+        result,
+        "\n".join(lines),
+        None if fine else "What is marked ! is missing: the tiny profile needs it.",
+    )
+
+
+@command(options.START, "new-domain")
+def new_domain(
+    name: str = argument("Of the domain: letters, digits, '-' or '_'."),
+    folder: Path = argument("Its images; nothing is written there."),
+    captions: str = option("auto", SOURCES, metavar="FROM"),
+    out: Path | None = option(None, "The config file.", metavar="FILE", show_default="NAME.json"),
+    force: bool = option(False, "Replace what is there."),
+    profile: str = options.PROFILE,
+) -> Answer:
+    """Look through a folder of images; write a config with token, captions and prompts for it."""
+    from dasd_utils.apps.new_domain import proposal
+
+    place = proposal.check_place(out or Path(f"{name}.json"), folder, force)
+    found = proposal.propose(name, folder, Settings(profile).read(), captions, progress=True)
+    audit = found.audit
+    entry = found.entry
+    why = found.reasons
+    result = {
+        "config": str(place),
+        "files": [str(path) for path in proposal.write(found, place, force)],
+        "profile": found.profile,
+        "domain": found.values(place)["domains"][0],
+        "audit": audit,
+        "reasons": why,
+        "warnings": found.warnings,
+        "next": found.next_commands(place),
+    }
+    lines = [
+        f"images    {audit['images']}: {audit['train']} to train on, {audit['validation']} for validation, "
+        f"{audit['test']} held out; {audit['exact_duplicates']} copies, {audit['near_duplicates']} near ones",
+        "pixels    {} to {} (median {}) wide, ".format(*audit["width"][::2], audit["width"][1])
+        + "{} to {} (median {}) high, ".format(*audit["height"][::2], audit["height"][1])
+        + f"{audit['grey']:.0%} grey",
+        f"captions  {why['captions']}: {audit['captions_different']} different, "
+        f"{audit['captions_missing']} missing, {audit['captions_cut']} too long",
+        f"token     {entry['token']}, starts at {entry['initial_word']!r}: {why['initial_word']}",
+        f"prompts   {why['prompts']}",
+        *(f"warning   {text}" for text in found.warnings),
+        *(f"written   {path}" for path in result["files"]),
+        "next      " + "\n          ".join(result["next"]),
+    ]
+    return result, "\n".join(lines)
+
+
+@dataclass
+class Training(Settings):
+    """The options of a training."""
+
+    method: str | None = option(None, METHOD, show_default=CONFIGS, complete=lambda: [DASD, *known_methods()])
+    seed: int | None = options.SEED
+    output_dir: Path | None = options.OUTPUT_DIR
+    max_steps: int | None = option(None, "Optimiser steps in all.", show_default=CONFIGS)
+    resume: bool = option(False, "Go on from the newest complete checkpoint.")
+    auto_batch_size: bool = option(False, "As few micro-batches to a step as memory allows.")
+    tracking: str | None = options.TRACKING
+
+    def settings(self) -> Config:
+        """Return the config of the training."""
+        given = {"seed": self.seed, "max_train_steps": self.max_steps, "tracking": self.tracking}
+        return self.read(self.method, output_dir=self.output_dir, **given)
+
+    def run(self) -> tuple[Path, History]:
+        """Train; return the run folder and the history."""
+        return run_training(self.settings(), self.resume, self.auto_batch_size, self.by_auto())
+
+    def by_auto(self) -> bool:
+        """Return whether "auto" chose the profile, and with it the batch sizes that no file names."""
+        if self.config is None:
+            return self.profile == "auto"
+        return json.loads(self.config.read_text(encoding="utf8")).get("profile", "auto") == "auto"
+
+
+@command(options.RUNS)
+def train(how: Training) -> Answer:
+    """Train LoRA and domain tokens, by DASD or another method."""
+    folder, history = how.run()
+    newest = history[-1] if history else {"step": how.settings().training.max_train_steps}
+    last = {name: value for name, value in newest.items() if isinstance(value, int | float)}
+    text = f"Trained {last['step']} steps; the adapter is in {folder}/adapter"
+    return {"run": str(folder), **last}, text
+
+
+@command(options.RUNS)
+def evaluate(
+    run: ChosenRun, seed: int | None = options.SEED, tracking: str | None = options.TRACKING
+) -> Answer:
+    """Score the base, the base with style words and the run; write evaluation.json."""
+    from dasd_utils import evaluation
+
+    path, rows = evaluation.evaluate_run(run.open(seed=seed, tracking=tracking))
+    return options.with_rows(path, rows, evaluation.table(rows))
+
+
+@command(options.RUNS, "all")
+def train_and_evaluate(how: Training) -> Answer:
+    """Train and evaluate in one go, with a picture of every domain."""
+    from dasd_utils import evaluation
+
+    config = how.settings()
+    for domain in config.domains:  # missing prompts are to be known before hours of training
+        evaluation.load_prompts(config, domain.name)
+    folder, _ = how.run()
+    path, rows = evaluation.evaluate_run(ChosenRun(checkpoint=folder).open())
+    result, text = options.with_rows(path, rows, evaluation.table(rows))
+    return {"run": str(folder), **result}, text
+
+
+def run_training(
+    config: Config, resume: bool, auto_batch_size: bool, fitted: bool = False
+) -> tuple[Path, History]:
+    """Train and save; return the run folder and the history.
+
+    fitted: "auto" chose the sizes of micro-batches for this machine, and a resumed run keeps its own.
+    """
+    from dasd_utils import latents, training
+    from dasd_utils.apps import animation, batch_size
+    from dasd_utils.runtime import checkpoints
+
+    training.check_training(config)
+    with checkpoints.lock_run(config):
+        parts = training.setup_training(config)
+        earlier = batch_size.of_checkpoint(config) if resume and (auto_batch_size or fitted) else None
+        if earlier or auto_batch_size:
+            config = earlier or batch_size.largest_batch(config, parts)
+        _, targets, sampler = latents.create_datasets(config, parts.tokenizer)
+        watch = {}
+        if config.training.sample_every:
+            watch["on_sample"] = animation.sample_grid(config, parts, targets)
+        try:
+            history = training.train(config, parts, sampler, parts.token_ids, resume=resume, **watch)
+        except KeyboardInterrupt as stop:  # typer would end without its message
+            if str(stop):
+                options.leave()  # all have agreed to stop
+            options.fail(str(stop) or "Stopped.", 130)
+        return training.save_training_results(config, parts, history), history
+
+
+@command(options.RUNS)
+def generate(
+    run: ChosenRun,
+    prompt: str = options.PROMPT,
+    domain: str | None = option(None, DRAWN_IN, show_default=OF_TOKEN, complete=lambda: DOMAINS),
+    num_images: int = option(1, "How many images.", min=1),
+    auto_domain: bool = option(False, "Let the classifier find the domain, or none."),
+    guidance: str | None = option(None, RULE, show_default="as calibrated", complete=lambda: GUIDANCE),
+    seed: int | None = options.SEED,
+) -> Answer:
+    """Draw images of a prompt, in a domain that is named or found, into <run>/generated."""
+    pipeline = run.open()
+    given = {"num_images": num_images, "seed": seed, "auto_domain": auto_domain, "guidance": guidance}
+    place = output_folder(pipeline, "generated")
+    images, found, used = pipeline.generate(prompt, domain=domain, **given)
+    listed = images if isinstance(images, list) else [images]
+    names = [f"{found or 'base'}_{used['seed']}_{number}.png" for number in range(len(listed))]
+    paths = save_images(listed, place, names)
+    return {"images": paths, "domain": found, "settings": used}, "\n".join(paths)
+
+
+def output_folder(pipeline: Any, name: str) -> Path:
+    """Return a folder of the run that can be written."""
+    from dasd_utils.runtime import checkpoints
+
+    return checkpoints.writable(Path(pipeline.config.output_dir).absolute() / name)
+
+
+def save_images(images: list[Any], folder: Path, names: list[str]) -> list[str]:
+    """Write images into a folder, in one of several processes; return the paths."""
+    paths = [folder / name for name in names]
+    if options.PROCESS == 0:
+        for path, image in zip(paths, images, strict=True):
+            image.save(path)
+    return [str(path) for path in paths]
+
+
+@command(options.RUNS)
+def translate(
+    run: ChosenRun,
+    pictures: list[Path] = argument("Image files, or folders of them.", metavar="PICTURE..."),
+    strength: float | None = option(None, HOW_FAR, show_default="as the run chooses"),
+) -> Answer:
+    """Translate pictures by a run of the method diffusionclip, into <run>/translated."""
+    from dasd_utils.papers.diffusionclip import translation
+    from dasd_utils.runtime import images
+
+    pipeline = run.open()
+    place = output_folder(pipeline, "translated")
+    files = images.find_image_files(pictures)
+    new = translation.by_settings(pipeline, [images.open_file(file) for file in files], strength)
+    paths = save_images(new, place, [f"{number:03d}_{file.stem}.png" for number, file in enumerate(files)])
+    return {"images": paths}, "\n".join(paths)
+
+
+@command(options.RUNS)
+def classify(run: ChosenRun, prompt: str = options.PROMPT) -> Answer:
+    """Find the domain of a prompt, or none."""
+    result = run.open().classify_prompt(prompt)
+    return result, f"{result['best_domain'] or 'no domain'}: {result['suggested_prompt']}"
+
+
+@command(options.RUNS)
+def animate(
+    run: Path = options.RUN,
+    output: Path | None = option(
+        None, ".webp, .gif or .png.", metavar="FILE", show_default="<run>/samples.webp"
+    ),
+    label: str | None = option(None, "What stands above.", metavar="TEXT", show_default="the run's profile"),
+    width: int = option(640, "Pixels.", min=64),
+) -> Answer:
+    """Make a moving picture of a run's sample grids (sample_every in the config)."""
+    from dasd_utils.apps import animation
+
+    grids = animation.of_run(run)
+    stored = resolve(run) / "config.json"
+    if label is None:
+        label = f"{Config.load(stored).profile} profile" if stored.exists() else ""
+    path = animation.save(grids, output or resolve(run) / "samples.webp", label, width)
+    result = {"animation": str(path), "pictures": len(grids), "bytes": path.stat().st_size}
+    return result, f"{path}: {len(grids)} pictures, {result['bytes'] / 1e3:.0f} kB"
+
+
+@command(options.RUNS)
+def playground(
+    how: Settings,
+    checkpoint: Path | None = options.CHECKPOINT,
+    port: int | None = option(None, "Of the page.", min=1, max=65535, show_default="8866 or a free one"),
+    browser: bool = option(True, "Open the page, where there is a browser."),
+) -> None:
+    """Serve the playground at an address of this machine: prompts, domains, guidance, images."""
+    from dasd_utils import adapters, sampling
+    from dasd_utils.apps.playground import server
+    from dasd_utils.runtime import checkpoints
+
+    if checkpoint is None:  # as a lesson would find it
+        settings = how.read()
+        folder = checkpoints.find_run(settings)
+    else:
+        place = resolve(checkpoint)
+        adapters.read_summary(place / "adapter" if (place / "adapter").is_dir() else place)
+        folder, settings = ChosenRun(how.profile, how.config, sampling.run_folder(place)).find()
+    server.serve(folder, settings, port, browser)
+
+
+@command(options.SHARE)
+def export(
+    how: Settings,
+    run: Path = argument("A run folder or an adapter folder.", complete=options.run_folders),
+    out: Path = argument("A folder that is new, empty, or of an earlier export."),
+    kind: str = option("diffusers", FORMATS, "--format"),
+    name: str | None = option(None, "Of the LoRA, and before embeddings' words.", show_default="the run's"),
+    samples: bool = option(True, "Draw a picture for the model card."),
+) -> Answer:
+    """Write a run's adapter in the files that other programs read, with a model card."""
+    from dasd_utils import sampling
+    from dasd_utils.apps import export, model_card
+
+    folder = resolve(run)
+    own = sampling.run_folder(folder)
+    adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    export.check_export(adapter, out, kind, name or own.name)
+    pipeline = ChosenRun(how.profile, how.config, folder).open()
+    drawn = export.draw_samples(pipeline) if samples else None
+    rows = export.evaluation_rows(own)
+    done = export.export(adapter, out, kind, pipeline.config, name or own.name, rows, drawn)
+    upload = model_card.UPLOAD.format(folder=out)
+    advice = f"To publish it: {upload} (add --private to keep it to yourself)"
+    lines = [*(str(out / file) for file in done.files), advice]
+    return {"folder": str(out), **vars(done), "upload": upload}, "\n".join(lines)
