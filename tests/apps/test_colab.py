@@ -86,7 +86,7 @@ def write_setuptools(folder):
 
 def needed(names):
     """Yield (name, version, what it asks for) of installed packages and all that they need."""
-    seen, left = set(), [colab.normalised(name) for name in names]
+    seen, left = set(), [colab.name_of(name) for name in names]
     while left:
         name = left.pop()
         if name in seen:
@@ -98,14 +98,14 @@ def needed(names):
         except metadata.PackageNotFoundError:  # of another system
             continue
         yield name, version, asks
-        left += [colab.normalised(re.split(r"[^\w.-]", ask)[0]) for ask in asks]
+        left += [colab.name_of(ask) for ask in asks]
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory):
     """Return a folder of wheels: what the lock installs, and what is in the environment."""
     folder = tmp_path_factory.mktemp("wheels")
-    for name, version, asks in needed(re.split(r"[^\w.-]", each)[0] for each in colab.requirements()):
+    for name, version, asks in needed(colab.requirements()):
         version = version.partition("+")[0]
         write_wheel(folder, name, version, asks, TORCH if name == "torch" else "")
     for name, versions in OTHERS.items():
@@ -163,7 +163,7 @@ class Environment:
         program = "import importlib.metadata as m, json; d = m.distributions()\n"
         program += "print(json.dumps({each.metadata['Name']: each.version for each in d}))"
         rows = json.loads(self.run("-c", program).stdout)
-        return {colab.normalised(name): version for name, version in rows.items()}
+        return {colab.name_of(name): version for name, version in rows.items()}
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_torch_numpy_and_transformers_are_not_touched(in_colab):
     after = environment.installed()
     assert {name for name in before if after[name] != before[name]} == {"psutil"}  # IPython asks for a newer
     assert before.items() >= THERE.items()
-    needs = {colab.normalised(re.split(r"[^\w.-]", each)[0]) for each in colab.requirements()}
+    needs = {colab.name_of(each) for each in colab.requirements()}
     assert needs < after.keys()
     lock = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().split())
     assert after["diffusers"] == lock["diffusers"] and after["scipy"] == "1.11.4"  # numpy's, not the lock's
