@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 
 from dasd_utils import training
 from dasd_utils.config import Config
-from dasd_utils.runtime import checkpoints
 
 STEPS = 20
 LAUNCH = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
@@ -47,7 +46,7 @@ def trained(folder: Path, count: int, images: int) -> tuple[torch.Tensor, list[d
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise SystemExit(done.stderr)
-    tensors = load_file(checkpoints.checkpoint_path(folder / "checkpoints", STEPS) / "adapter.safetensors")
+    tensors = load_file(folder / "checkpoints" / f"step-{STEPS:06d}" / "adapter.safetensors")
     weights = torch.cat([tensors[name].flatten() for name in sorted(tensors)])
     return weights, training.load_history(folder), time.perf_counter() - started
 

@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +31,22 @@ from dasd_utils.runtime import files, processes
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
-UNFINISHED = ".writing-"
-MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # of AdamW, of bitsandbytes
 # Config fields and sections that no weight depends on; "domain" stands for the source and every target.
 UNTRAINED = (
     "output_dir", "classifier", "evaluation", "data.cache_dir", "training.checkpoint_every",
     "training.checkpoints_kept", "training.validation_every", "training.sample_every", "training.tracking",
     "domain.calibration", "domain.descriptions", "domain.style_suffix",
 )  # fmt: skip
-SAME_NUMBERS = "training.gradient_checkpointing"  # the same activations, computed twice
 # Fields in which two runs may differ and yet count as the same, by purpose.
 MAY_DIFFER = {
     # one goes on from the other's checkpoint; a method's TRAINED_WITH may not differ even so
-    "resume": (*UNTRAINED, SAME_NUMBERS, "training.max_train_steps", "model.clip", "model.clip_revision"),
+    "resume": (*UNTRAINED, "training.gradient_checkpointing", "training.max_train_steps", "model.clip",
+               "model.clip_revision"),
     # both end with the same weights and share a name; the names of stored runs fix this list
     "key": (*UNTRAINED, "shipped_run", "training.validation_images"),
     # a trained run is used for the other, also where "auto" divides its steps otherwise
-    "find": (*UNTRAINED, "shipped_run", "training.validation_images", SAME_NUMBERS),
-}
+    "find": (*UNTRAINED, "shipped_run", "training.validation_images", "training.gradient_checkpointing"),
+}  # fmt: skip
 # Fields that are newer than some stored names, with the value at which a name leaves them out.
 NEWER = {
     "method": "dasd", "method_settings": {}, "alignment.layer": "mid", "data.source_images": "real",
@@ -70,15 +68,16 @@ def writable(output_dir: str | Path) -> Path:
     return folder
 
 
-def compared_fields(values: Mapping[str, Any], purpose: str) -> dict[str, Any]:
-    """Return a config's values without the fields MAY_DIFFER[purpose].
+def compared_fields(values: Mapping[str, Any], purpose: str, kept: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a config's values without the fields MAY_DIFFER[purpose] that are not in `kept`.
 
     Except for "resume", the source's calibration stays where its images are generated: it determines them.
     """
     compared = copy.deepcopy(dict(values))
     for name in MAY_DIFFER[purpose]:
         for part, field in _places(compared, name):
-            part.pop(field, None)
+            if name not in kept:
+                part.pop(field, None)
     if purpose != "resume" and values["data"]["source_images"] == "generated":
         compared["source"]["calibration"] = values["source"]["calibration"]
     return compared
@@ -97,30 +96,22 @@ def run_key(config: Config) -> str:
     values = compared_fields(config.to_dict(), "key")
     if "calibration" in values["source"]:
         values["source"]["calibration"] = config.source.calibration.settings()
-    _drop_newer(values)
-    return files.short_hash(values)
+    return files.short_hash(without_newer_fields(values))
 
 
-def _drop_newer(values: dict[str, Any]) -> None:
+def without_newer_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """Drop new fields that have their default, so that names hashed from older configs stay valid."""
     for name, default in NEWER.items():
         for part, field in _places(values, name):
             if part.get(field, ...) == default:
                 del part[field]
-
-
-def without_newer_fields(domain: dict[str, Any]) -> dict[str, Any]:
-    """Drop new fields that have their default, so that file names hashed from older configs stay valid."""
-    older = dict(domain)
-    _drop_newer({"source": older})
-    return older
+    return values
 
 
 def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """Return "field: saved -> present" for each config value that may not change when a run is resumed."""
-    fixed = getattr(method_module(present.get("method", "dasd")), "TRAINED_WITH", ())
-    found = _differences(compared_fields(saved, "resume"), compared_fields(present, "resume"))
-    before, now = flatten(saved), flatten(present)
-    found += [(name, before.get(name), now.get(name)) for name in fixed if before.get(name) != now.get(name)]
+    kept = getattr(method_module(present.get("method", "dasd")), "TRAINED_WITH", ())
+    found = _differences(compared_fields(saved, "resume", kept), compared_fields(present, "resume", kept))
     return [f"{name}: {one!r} -> {other!r}" for name, one, other in found]
 
 
@@ -156,25 +147,17 @@ def find_run(config: Config) -> Path:
     field that differs, where neither folder fits.
     """
     problems = []
-    for place in (config.output_dir, config.shipped_run):
-        if place is None:
+    for folder in [resolve(place) for place in (config.output_dir, config.shipped_run) if place is not None]:
+        if not (folder / "adapter").is_dir() or not (folder / "config.json").exists():
+            problems.append(f"{folder}: no adapter there")
             continue
-        folder = resolve(place)
-        problem = _misfit(folder, config)
-        if problem is None:
+        found = _differences(_by_step(Config.load(folder / "config.json")), _by_step(config))
+        if not found:
             return folder
-        problems.append(f"{folder}: {problem}")
+        name, there, here = found[0]
+        problems.append(f"{folder}: {name} is {there!r} there and {here!r} here")
     raise DasdError(f"No trained run fits this config ({'; '.join(problems)}). Train one first: notebook 03, "
                     f"or `dasd train --output_dir {config.output_dir}`.")  # fmt: skip
-
-
-def _misfit(folder: Path, config: Config) -> str | None:
-    """Return why the run cannot be used, None if it can."""
-    if not (folder / "adapter").is_dir() or not (folder / "config.json").exists():
-        return "no adapter there"
-    for name, there, here in _differences(_by_step(Config.load(folder / "config.json")), _by_step(config)):
-        return f"{name} is {there!r} there and {here!r} here"
-    return None
 
 
 def _by_step(config: Config) -> dict[str, Any]:
@@ -191,32 +174,28 @@ def _by_step(config: Config) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def try_lock_run(config: Config) -> Iterator[bool]:
-    """Try to lock the run's folder: yield True inside the `with`, False if another run has locked it."""
+def lock_run(config: Config, required: bool = True) -> Iterator[bool]:
+    """Keep other runs out of the run's folder inside the `with`; yield whether that is so.
+
+    If another run is at work there, raise DasdError, or yield False where it is not `required`.
+    """
     folder = writable(config.output_dir)
     key = threading.get_ident(), folder
     if key in _locked:  # as `save_training_results` inside the lock of the command
         yield True
         return
     with files.try_lock(folder / LOCK) if processes.is_main() else contextlib.nullcontext(True) as mine:
-        if processes.any_of(not mine):
+        if not processes.any_of(not mine):
+            _locked.add(key)
+            try:
+                yield True
+            finally:
+                _locked.discard(key)
+        elif required:
+            raise DasdError(f"Another run is at work in {folder}: wait for its end, or set output_dir to "
+                            "another folder.")  # fmt: skip
+        else:
             yield False
-            return
-        _locked.add(key)
-        try:
-            yield True
-        finally:
-            _locked.discard(key)
-
-
-@contextlib.contextmanager
-def lock_run(config: Config) -> Iterator[None]:
-    """Keep other runs out of the run's folder inside the `with`; DasdError if one is at work there."""
-    with try_lock_run(config) as mine:
-        if not mine:
-            raise DasdError(f"Another run is at work in {resolve(config.output_dir)}: wait for its end, or "
-                            "set output_dir to another folder.")  # fmt: skip
-        yield
 
 
 # Checkpoints: folders of tensors and JSON values, and the manifest that tells whether one is complete.
@@ -228,24 +207,33 @@ def write_checkpoint(
 ) -> Path:  # fmt: skip
     """Write `step-<step>/` into `folder`, remove all but the newest `keep`, and return its path.
 
-    `tensors`: file name without ending -> named tensors of any device; `state`: JSON values; a training run
-    passes what `Run.save` and `Updater.state` of training.py collect. Checkpoints of later steps go too: the
-    run was resumed before them. Raises DasdError when the disk refuses; what stood there
-    before then still stands.
+    `tensors`: file name without ending -> named tensors of any device; `state`: JSON values. Checkpoints of
+    later steps go too: the run was resumed before them. Raises DasdError when the disk refuses; what stood
+    there before then still stands.
     """
-    final = checkpoint_path(folder, step)
-    temporary = folder / f"{UNFINISHED}{step:06d}"
+    final = folder / f"step-{step:06d}"
+    temporary = folder / f".writing-{step:06d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{UNFINISHED}*"):
+        for leftover in folder.glob(".writing-*"):
             shutil.rmtree(leftover)
         temporary.mkdir()
-        _write_files(temporary, step, tensors, state)
+        for name, group in tensors.items():
+            if group:
+                copies = {key: _portable(value) for key, value in group.items()}
+                save_file(copies, temporary / f"{name}.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf8")
+        written = list(temporary.iterdir())
+        for file in written:
+            _sync(file)
+        write_manifest(temporary, written, step=step)
+        _sync(temporary)
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
         _sync(folder)
-        for path in _outdated(folder, step, keep):
+        past = [path for path in _newest_first(folder) if checkpoint_step(path) <= step]
+        for path in {*_newest_first(folder)} - {*past[: max(keep, 1)]}:
             shutil.rmtree(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -255,28 +243,9 @@ def write_checkpoint(
     return final
 
 
-def _write_files(folder: Path, step: int, tensors: Mapping, state: Mapping[str, Any]) -> None:
-    for name, group in tensors.items():
-        if group:
-            save_file({k: _portable(v) for k, v in group.items()}, folder / f"{name}.safetensors")
-    (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf8")
-    written = list(folder.iterdir())
-    for file in written:
-        _sync(file)
-    write_manifest(folder, written, step=step)
-    _sync(folder)
-
-
 def _portable(tensor: Tensor) -> Tensor:
     """Return a copy of its own: safetensors refuses views, shared memory and other memory formats."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def _outdated(folder: Path, step: int, keep: int) -> list[Path]:
-    """Return the checkpoints of later steps, and of the others all but the newest."""
-    found = _newest_first(folder)
-    past = [path for path in found if checkpoint_step(path) <= step]
-    return [path for path in found if path not in past[: max(keep, 1)]]
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -307,7 +276,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
 
 def read_state(path: Path) -> dict[str, Any]:
     """Return the JSON values of a checkpoint, without its tensors."""
-    return _read_object(path / "state.json")
+    return files.read_object(path / "state.json", "The checkpoint")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -325,11 +294,6 @@ def newest_checkpoint(folder: Path) -> Path | None:
     if found:
         raise DasdError(f"All {len(found)} checkpoints in {folder} are broken: train without resume.")
     return None
-
-
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of a step stands."""
-    return folder / f"step-{step:06d}"
 
 
 def checkpoint_step(path: Path | None) -> int:
@@ -350,14 +314,12 @@ def verify_manifest(path: Path) -> list[str]:
     """Return the files of the folder's manifest; DasdError unless each has the size and SHA-256 it names."""
     if not path.is_dir():
         raise DasdError(f"There is no folder {path}.")
-    named = _read_object(path / MANIFEST).get("files")
+    named = files.read_object(path / MANIFEST, "The manifest").get("files")
     if not isinstance(named, dict) or not named:
         raise DasdError(f"The manifest of {path} names no files.")
     for name, expected in named.items():
-        if not (path / name).is_file():
-            raise DasdError(f"{path} lacks its file {name}.")
-        if describe_file(path / name) != expected:
-            raise DasdError(f"The file {name} of {path} is not what was written.")
+        if not (path / name).is_file() or describe_file(path / name) != expected:
+            raise DasdError(f"The file {name} of {path} is missing or not what was written.")
     return list(named)
 
 
@@ -365,13 +327,6 @@ def describe_file(file: Path) -> dict[str, Any]:
     """Return {"size": bytes, "sha256": 64 hex digits}."""
     with file.open("rb") as stream:
         return {"size": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    values = files.read_json(path, "What a run wrote")
-    if not isinstance(values, dict):
-        raise DasdError(f"{path} holds no JSON object.")
-    return values
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -393,12 +348,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     states: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
-        index, name = int(key.partition(".")[0]), key.partition(".")[2]
-        moment = name in MOMENTS
-        if index >= len(parameters) or (moment and value.shape != parameters[index].shape):
+        index, _, name = key.partition(".")
+        moment = name in ("exp_avg", "exp_avg_sq", "state1", "state2")  # of AdamW, of bitsandbytes
+        if moment and value.shape != parameters[int(index)].shape:
             raise DasdError(f"The optimiser state {key} of shape {tuple(value.shape)} fits no parameter.")
         counted = value.ndim == 0 and not value.is_floating_point()  # a number of steps, not a tensor
-        states.setdefault(index, {})[name] = value.item() if counted else value.clone()
+        states.setdefault(int(index), {})[name] = value.item() if counted else value.clone()
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
@@ -406,19 +361,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one row to a JSON lines file; a number that is not finite is written as null.
-
-    Raises DasdError when the disk refuses.
-    """
+    """Append one row to a JSON lines file; DasdError when the disk refuses."""
     try:
         with path.open("a", encoding="utf8") as file:
-            file.write(_line(row))
+            file.write(json.dumps(finite(row), allow_nan=False) + "\n")
     except OSError as error:
         raise DasdError(f"{path} cannot be written: {error.strerror}. Make room, then resume.") from error
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(finite(row), allow_nan=False) + "\n"
 
 
 def finite(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -430,10 +378,7 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
     """Read a JSON lines file ([] if there is none); a last line cut off by a crash is left out."""
     if not path.exists():
         return []
-    try:
-        lines = path.read_text(encoding="utf8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DasdError(f"{path} cannot be read: {error}. Restore it, or train without resume.") from None
+    lines = files.read_text(path, "The history").splitlines()
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -447,7 +392,8 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSON lines file anew; until it is complete the old one stands."""
     with files.atomic_write(path, "The history") as temporary:
-        temporary.write_text("".join(map(_line, rows)), encoding="utf8")
+        lines = [json.dumps(finite(row), allow_nan=False) + "\n" for row in rows]
+        temporary.write_text("".join(lines), encoding="utf8")
         _sync(temporary)
 
 

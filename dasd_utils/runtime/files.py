@@ -36,6 +36,14 @@ def read_json(path: Path, what: str) -> Any:
         raise DasdError(f"{path} is no JSON: {error}.") from None
 
 
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """Return the object in a JSON file; DasdError as of `read_json`, and for any other value."""
+    values = read_json(path, what)
+    if not isinstance(values, dict):
+        raise DasdError(f"{path} holds no JSON object.")
+    return values
+
+
 def write_json(path: Path, value: Any, what: str, indent: int = 2) -> None:
     """Write a value as a JSON file by `atomic_write`."""
     with atomic_write(path, what) as temporary:

@@ -182,7 +182,7 @@ class Task:
     @property
     def folder(self) -> Path:
         """Return where its files are, named by all settings that decide the images."""
-        domain = checkpoints.without_newer_fields(dataclasses.asdict(self.domain))
+        domain = checkpoints.without_newer_fields({"source": dataclasses.asdict(self.domain)})["source"]
         unseen = ("calibration", "descriptions", *(() if self.method.style_words else ("style_suffix",)))
         named = {
             "run": self.run.name if self.run else dataclasses.asdict(self.config.model),
@@ -338,7 +338,7 @@ def _take(scoring: Scoring, method: Method, seed: int, progress: bool) -> bool:
     wanted = run_config(config, method, seed)
     if not method.trained:
         wanted = wanted.replace(output_dir=str(Path(config.output_dir) / "trained" / f"base-{seed}"))
-    with checkpoints.try_lock_run(wanted) as mine:
+    with checkpoints.lock_run(wanted, required=False) as mine:
         if mine and not is_done(config, method, seed):
             log.info("%s, seed %d", method.name, seed)
             if method.trained:

@@ -189,7 +189,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config, tmp_path, ch
     assert history == expected
     assert training.load_history(config.output_dir) == expected
     assert_same(adapters.adapter_state(parts), adapters.adapter_state(expected_parts))
-    ends = [checkpoints.checkpoint_path(tmp_path / name / "checkpoints", 6) for name in ("run", "straight")]
+    ends = [tmp_path / name / "checkpoints" / "step-000006" for name in ("run", "straight")]
     (ours, our_state), (theirs, their_state) = map(checkpoints.read_checkpoint, ends)
     assert {"adapter", "optimizer", "objective"} <= ours.keys() == theirs.keys()
     for group in ours:

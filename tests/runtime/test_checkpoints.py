@@ -65,7 +65,7 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, caplog, damage):
 
 def test_newest_says_so_if_none_is_complete(tmp_path):
     assert checkpoints.newest_checkpoint(tmp_path / "never") is None
-    (tmp_path / f"{checkpoints.UNFINISHED}000005").mkdir()  # a crash left it behind
+    (tmp_path / ".writing-000005").mkdir()  # a crash left it behind
     assert checkpoints.newest_checkpoint(tmp_path) is None
     path = checkpoints.write_checkpoint(tmp_path, 1, tensors(), {"step": 1})
     assert steps(tmp_path) == ["step-000001"]

@@ -212,7 +212,7 @@ def run_study(study: Study, seeds: Sequence[int]) -> list[int]:
 
 def _run_seed(study: Study, seed: int) -> bool:
     """Do a seed unless another process does; return whether it is this process's."""
-    with checkpoints.try_lock_run(translation.run_config(study.config, seed)) as mine:
+    with checkpoints.lock_run(translation.run_config(study.config, seed), required=False) as mine:
         if mine and not study.is_done(seed):
             log.info("Seed %d", seed)
             found = measure_seed(study, seed)
