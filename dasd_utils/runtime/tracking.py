@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,14 +34,15 @@ def tracker_names(config: Config) -> list[str]:
 
 
 def check_tracking(config: Config) -> None:
-    """Raise DasdError for a tracker that is not installed or, as far as one can know, not logged in."""
+    """Raise DasdError for a tracker that is not installed."""
     for name in tracker_names(config):
         if not _is_installed(name):
             raise DasdError(f"tracking names {name}, which is not installed: `pip install {name}`, or set "
                             "tracking to none.")  # fmt: skip
-        if name == "wandb" and not _wandb_is_ready():
-            raise DasdError("tracking names wandb, which is not logged in: `wandb login`, or "
-                            "set WANDB_MODE=offline, or set tracking to none.")  # fmt: skip
+
+
+def _is_installed(name: str) -> bool:
+    return name in {str(tracker) for tracker in accelerate_tracking.get_available_trackers()}
 
 
 class Trackers:
@@ -54,17 +53,15 @@ class Trackers:
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Send the numbers of a step; None and what is not finite are left out."""
-        numbers = {name: value for name, value in checkpoints.finite(values).items() if _is_number(value)}
+        finite = checkpoints.finite(values)
+        numbers = {k: v for k, v in finite.items() if isinstance(v, int | float) and not isinstance(v, bool)}
         if numbers:
             self._send("log", numbers, step=step)
 
     def show(self, pictures: Mapping[str, Sequence[Image.Image]], step: int) -> None:
         """Send pictures of a step, several of one size under each name."""
-        if self.active and pictures:
-            arrays = {
-                name: np.stack([np.asarray(picture.convert("RGB")) for picture in each])
-                for name, each in pictures.items()
-            }
+        arrays = {name: np.stack([image.convert("RGB") for image in each]) for name, each in pictures.items()}
+        if arrays:
             self._send("log_images", arrays, step=step)
 
     def end(self) -> None:
@@ -102,20 +99,28 @@ def open_trackers(config: Config, done: int | None = None) -> Iterator[Trackers]
 def _start(name: str, config: Config, done: int | None) -> accelerate_tracking.GeneralTracker:
     run = checkpoints.writable(config.output_dir)
     kind = accelerate_tracking.LOGGER_TYPE_TO_CLASS[name]
-    if name == TENSORBOARD:
-        # later steps, which an interrupted run sent, are hidden: they are done again
-        tracker = kind(FOLDER, str(run), **({"purge_step": done + 1} if done else {}))
-    else:
-        place = [str(checkpoints.writable(run / FOLDER))] if kind.requires_logging_directory else []
-        tracker = kind(PROJECT, *place, **(_wandb_options(run) if name == "wandb" else {}))
     try:
+        if name == TENSORBOARD:
+            # later steps, which an interrupted run sent, are hidden: they are done again
+            tracker = kind(FOLDER, str(run), **({"purge_step": done + 1} if done else {}))
+        else:
+            folder = checkpoints.writable(run / FOLDER)
+            options = {}
+            if name == "wandb":  # a resumed run goes on under the identity that it got at first
+                identity = folder / "wandb_id"
+                if not identity.is_file():
+                    identity.write_text(secrets.token_hex(8), encoding="utf8")
+                own = identity.read_text(encoding="utf8")
+                options = {"dir": str(folder), "id": own, "name": run.name, "resume": "allow"}
+            place = [str(folder)] if kind.requires_logging_directory else []
+            tracker = kind(PROJECT, *place, **options)
         tracker.start()
         if done == 0:
             tracker.store_init_configuration(flat_config(config))
     except Exception as error:  # each has its own kinds
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise DasdError(f"The tracker {name} cannot start: {first.rstrip('.')}. Fix that, or set tracking "
-                        "to none.") from error  # fmt: skip
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise DasdError(f"The tracker {name} cannot start: {reason}. Fix that, or set tracking to "
+                        "none.") from error  # fmt: skip
     return tracker
 
 
@@ -135,31 +140,3 @@ def row_values(row: Mapping[str, Any]) -> dict[str, Any]:
 def score_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the rows of an evaluation as evaluation/<domain>/<metric>/<method>."""
     return {f"evaluation/{row['domain']}/{row['metric']}/{row['method']}": row["value"] for row in rows}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_installed(name: str) -> bool:
-    return name in {str(tracker) for tracker in accelerate_tracking.get_available_trackers()}
-
-
-def _wandb_is_ready() -> bool:
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return True
-    try:
-        import wandb  # optional, and slow to import
-    except ImportError as error:  # installed in part
-        raise DasdError(f"wandb cannot be imported: {error}. Install it anew, or set tracking to "
-                        "none.") from None  # fmt: skip
-    return bool(wandb.api.api_key)
-
-
-def _wandb_options(run: Path) -> dict[str, str]:
-    """Return options with which a resumed run goes on under the identity it got at first."""
-    folder = checkpoints.writable(run / FOLDER)
-    file = folder / "wandb_id"
-    if not file.is_file():
-        file.write_text(secrets.token_hex(8), encoding="utf8")
-    return {"dir": str(folder), "id": file.read_text(encoding="utf8"), "name": run.name, "resume": "allow"}

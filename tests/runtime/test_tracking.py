@@ -151,15 +151,11 @@ def test_a_tracker_that_cannot_start_is_an_error_before_the_first_step(recorded,
     assert not (training.resolve(recorded.output_dir) / "history.jsonl").exists()
 
 
-def test_a_tracker_that_is_not_there_or_not_logged_in_says_what_to_do(config, monkeypatch):
+def test_a_tracker_that_is_not_there_says_what_to_do(config, monkeypatch):
     monkeypatch.setattr(tracking, "_is_installed", lambda name: False)
     assert tracking.tracker_names(config) == []  # auto names nothing
     with pytest.raises(DasdError, match="pip install wandb"):
         training.check_training(config.replace(tracking="wandb"))
-    monkeypatch.setattr(tracking, "_is_installed", lambda name: True)
-    monkeypatch.setattr(tracking, "_wandb_is_ready", lambda: False)
-    with pytest.raises(DasdError, match="wandb login"):
-        tracking.check_tracking(config.replace(tracking="tensorboard,wandb"))
 
 
 def test_names_that_configs_may_hold_are_those_of_accelerate(config):
