@@ -23,7 +23,8 @@ from dasd_utils.config import DasdError, DomainConfig, is_pinned, resolve
 from dasd_utils.runtime import files
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+METADATA = (' In a folder of images they stand in a metadata.jsonl beside the images, in split folders each '
+            'in its own metadata file, a line an image: {"file_name": "1.png", "text": "..."}.')  # fmt: skip
 THUMBNAIL = 32  # pixels, square, grey: compared to find near duplicates
 VERSION = 1  # of `_inspect_row`: a change of what it returns must not meet results cached before
 SAMPLE_FEATURES = datasets.Features(
@@ -52,12 +53,8 @@ def open_file(path: Path) -> Image.Image:
 
 def find_image_files(places: Sequence[Path]) -> list[Path]:
     """Return these image files, and those of the folders among them by name; DasdError if there is none."""
-    found = []
-    for place in places:
-        if not place.exists():
-            raise DasdError(f"There is no file or folder {place}.")
-        inside = sorted(place.iterdir()) if place.is_dir() else []
-        found += [place] if place.is_file() else [f for f in inside if f.suffix.lower() in SUFFIXES]
+    listed = [sorted(place.iterdir()) if place.is_dir() else [place] for place in places]
+    found = [file for files in listed for file in files if file.suffix.lower() in SUFFIXES or file in places]
     if not found:
         raise DasdError(f"There is no image in {', '.join(map(str, places))}.")
     return found
@@ -67,18 +64,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Return any PIL image upright in 8-bit RGB; transparency on white, 16-bit grey scaled by its range."""
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
-        image = _to_eight_bit(image)
+        pixels = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        peak = 65535.0 if image.mode.startswith("I;16") else float(pixels.max())
+        white = next((level for level in (1.0, 255.0, 65535.0) if peak <= level), peak)
+        image = Image.fromarray((pixels * (255 / white)).clip(0, 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-def _to_eight_bit(image: Image.Image) -> Image.Image:
-    pixels = np.nan_to_num(np.asarray(image, dtype=np.float32))
-    peak = 65535.0 if image.mode.startswith("I;16") else float(pixels.max())
-    white = next((level for level in (1.0, 255.0, 65535.0) if peak <= level), peak)
-    return Image.fromarray((pixels * (255 / white)).clip(0, 255).round().astype(np.uint8))
 
 
 def center_crop(image: Image.Image, resolution: int) -> Image.Image:
@@ -115,7 +108,7 @@ def open_rows(domain: DomainConfig, split: str) -> datasets.Dataset:
         column = getattr(domain, name)
         if column is not None and column not in rows.column_names:
             known = ", ".join(rows.column_names)
-            advice = _metadata_advice(folder, column) if folder.is_dir() else ""
+            advice = METADATA if folder.is_dir() else ""
             raise DasdError(f"{where} has no column {column!r}, its {name}. Columns: {known}.{advice}")
     if not len(rows):
         raise DasdError(f"Split {split!r} of {where} has no images.")
@@ -145,18 +138,6 @@ def open_folder(domain: DomainConfig, folder: Path) -> datasets.DatasetDict:
 def _read_folder(kind: str, folder: str, state: tuple) -> datasets.DatasetDict:
     """Load a folder once for all its splits, as it takes seconds; `state` changes with its files."""
     return datasets.load_dataset(kind, data_dir=folder)  # nosec B615  # a folder, not the hub
-
-
-def _metadata_advice(folder: Path, column: str) -> str:
-    """Return what to do about a column that a folder of images lacks."""
-    if any(folder.rglob("*.parquet")):
-        return ""
-    if not any(path.name in METADATA for path in folder.rglob("metadata.*")):
-        return (f" There is no metadata.jsonl in {folder}: write one beside the images, one line an "
-                f'image, like {{"file_name": "1.png", "{column}": "..."}}.')  # fmt: skip
-    if any((folder / file).exists() for file in METADATA):  # not read where images lie in split folders
-        return " Where images lie in split folders, each of them needs its own metadata file."
-    return ""
 
 
 def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
@@ -209,9 +190,8 @@ class LazyImages(Sequence):
         return len(self._places)
 
     def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
-        if isinstance(index, slice):
-            return [self._read(i) for i in self._places[index]]
-        return self._read(self._places[index])
+        found = self._places[index]
+        return self._read(found) if isinstance(found, int) else [self._read(place) for place in found]
 
 
 def cropped_images(rows: datasets.Dataset, column: str, resolution: int) -> LazyImages:

@@ -115,7 +115,7 @@ def test_changed_file_is_read_again(folder, config):
 @pytest.mark.parametrize(
     ("count", "columns", "settings", "words"),
     [
-        (5, None, {"caption_column": "text"}, ["no metadata.jsonl", "text"]),
+        (5, None, {"caption_column": "text"}, ["metadata.jsonl beside the images", "text"]),
         (5, TEXT, {"caption_column": "txt"}, ["'txt'", "Columns:", "text"]),
         (5, TEXT, {}, ["caption_column", "label_column", "text"]),
         (5, None, {"caption": "x", "test_split": "test"}, ["'test'", "train"]),

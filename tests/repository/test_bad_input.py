@@ -539,7 +539,7 @@ DAMAGES = {
     "state is no JSON": (spoil(f"{NEWEST}/state.json", b"{"), {}, "is no JSON"),
     "tensors are cut": (spoil(f"{NEWEST}/adapter.safetensors", b"\x08"), {}, "cannot be read"),
     "tensors are others": (spoil(f"{NEWEST}/adapter.safetensors", NO_TENSORS), {}, "does not fit"),
-    "history is no text": (spoil("history.jsonl", b"\xff\xff\n"), {}, "history.jsonl cannot be read"),
+    "history is no text": (spoil("history.jsonl", b"\xff\xff\n"), {}, "The history cannot be read"),
     "history without steps": (spoil("history.jsonl", b"{}\n{}\n"), {}, "does not say its step"),
     "history of lists": (spoil("history.jsonl", b"[1]\n7\n{}\n"), {}, "Line 1"),
     "another seed": (lambda run: None, {"seed": 1}, "seed: 0 -> 1"),
