@@ -45,13 +45,10 @@ def base_fingerprint(parts: models.Parts) -> str:
     while a base trained again has another fingerprint.
     """
     digest = hashlib.sha256()
-    for module in (parts.unet, parts.text_encoder):
-        original = parts.base_weights if module is parts.unet else {}
-        named = original or dict(module.named_parameters())
+    unet = parts.base_weights or dict(parts.unet.named_parameters())
+    for named in (unet, dict(parts.text_encoder.named_parameters())):
         # the names without LoRA, and as every version of transformers has them
-        plain = {
-            name.replace(".base_layer.", ".").removeprefix("text_model."): p for name, p in named.items()
-        }
+        plain = {n.replace(".base_layer.", ".").removeprefix("text_model."): p for n, p in named.items()}
         for name, parameter in sorted(plain.items()):
             if "lora_" not in name:
                 digest.update(f"{name}{tuple(parameter.shape)}".encode())
@@ -124,6 +121,7 @@ def check_place(folder: Path) -> None:
 
 def _write(parts: models.Parts, folder: Path) -> None:
     lora = getattr(parts.unet, "peft_config", {}).get("default")
+    settings = None
     if lora is not None:
         state = {name: value.cpu() for name, value in get_peft_model_state_dict(parts.unet).items()}
         # without this metadata alpha would be read as the rank
@@ -131,8 +129,15 @@ def _write(parts: models.Parts, folder: Path) -> None:
             folder, unet_lora_layers=state, unet_lora_adapter_metadata=lora.to_dict()
         )
         _order_metadata(folder / LORA_FILE)
+        convolutions = {pattern: name for name, pattern in models.TARGETS.items()}[lora.target_modules]
+        strength = {"rank": lora.r, "alpha": lora.lora_alpha, "dropout": lora.lora_dropout}
+        settings = strength | {"convolutions": convolutions}
     if parts.base_weights:
-        _write_unet(parts, folder / UNET)
+        parts.unet.save_pretrained(folder / UNET)
+        path = folder / UNET / "config.json"
+        values = json.loads(path.read_text(encoding="utf8"))
+        values.pop("_name_or_path", None)  # where the base was on this machine
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf8")
     token_files = {token: _token_file(token) for token in parts.token_ids}
     for row, (token, file) in enumerate(token_files.items()):
         save_file({token: parts.tokens.weight[row].detach().cpu().clone()}, folder / file)
@@ -140,19 +145,11 @@ def _write(parts: models.Parts, folder: Path) -> None:
         "base": parts.config.model.base,
         "base_revision": parts.config.model.base_revision,
         "base_fingerprint": base_fingerprint(parts),
-        "lora": None if lora is None else _lora_settings(lora),
+        "lora": settings,
         "tokens": token_files,
         **({"unet": UNET} if parts.base_weights else {}),
     }
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf8")
-
-
-def _write_unet(parts: models.Parts, folder: Path) -> None:
-    parts.unet.save_pretrained(folder)
-    path = folder / "config.json"
-    values = json.loads(path.read_text(encoding="utf8"))
-    values.pop("_name_or_path", None)  # where the base was on this machine
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf8")
 
 
 def _token_file(token: str) -> str:
@@ -168,13 +165,6 @@ def _order_metadata(path: Path) -> None:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors stay aligned
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])
-
-
-def _lora_settings(lora: Any) -> dict[str, Any]:
-    """Return what `LoraSettings` of this LoRA were, from the UNet itself."""
-    convolutions = {pattern: name for name, pattern in models.TARGETS.items()}[lora.target_modules]
-    strength = {"rank": lora.r, "alpha": lora.lora_alpha, "dropout": lora.lora_dropout}
-    return strength | {"convolutions": convolutions}
 
 
 def load_adapter(parts: models.Parts, folder: str | Path) -> None:
@@ -213,10 +203,7 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
-    """Return adapter.json of a folder: base, base_fingerprint, lora settings, token -> file.
-
-    Raises DasdError if the folder, this file, or a file that it names is missing.
-    """
+    """Return the values of adapter.json (`Summary`); DasdError if it or a file that it names is missing."""
     path = Path(folder) / SUMMARY_FILE
     if not path.is_file():
         what = f"it has no {SUMMARY_FILE}" if path.parent.is_dir() else "there is no such folder"
@@ -231,8 +218,6 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     for token, file in summary.tokens.items():
         if file != _token_file(token):  # another name could lead out of the folder
             raise cfg.DasdError(f"{path} is damaged: {token} is in {_token_file(token)}, not in {file!r}.")
-    if summary.lora and summary.lora.rank == 0:
-        raise cfg.DasdError(f"{path} is damaged: a LoRA has a rank of 1 or more, not 0.")
     needed = [*summary.tokens.values(), *([LORA_FILE] if summary.lora else [])]
     needed += UNET_FILES if summary.unet else ()
     missing = [name for name in needed if not (path.parent / name).is_file()]

@@ -79,16 +79,13 @@ class DomainClassifier:
     """
 
     def __init__(
-        self,
-        text_encoder: Any,
-        tokenizer: Any,
-        domains: Sequence[DomainConfig],
+        self, text_encoder: Any, tokenizer: Any, domains: Sequence[DomainConfig],
         threshold: float | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Embed the prototypes of each domain. `threshold`: cosine, or None until `fit_threshold`."""
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.domains, self.threshold = tuple(domains), threshold
-        self.centre = self._embed(BACKGROUND).mean(dim=0, keepdim=True)  # (1, d)
+        self.centre = embed_prompts(text_encoder, tokenizer, BACKGROUND).mean(dim=0, keepdim=True)  # (1, d)
         self.prototypes = {d.name: self._centred(self.prototype_texts(d)) for d in self.domains}
 
     def prototype_texts(self, domain: DomainConfig) -> list[str]:
@@ -105,11 +102,8 @@ class DomainClassifier:
                             "compare a prompt with: give it `descriptions` in the config.")  # fmt: skip
         return texts
 
-    def _embed(self, prompts: Sequence[str]) -> Tensor:
-        return embed_prompts(self.text_encoder, self.tokenizer, prompts)
-
     def _centred(self, prompts: Sequence[str]) -> Tensor:
-        return F.normalize(self._embed(prompts) - self.centre, dim=1)
+        return F.normalize(embed_prompts(self.text_encoder, self.tokenizer, prompts) - self.centre, dim=1)
 
     def similarities(self, prompts: Sequence[str]) -> Tensor:
         """Return cosines (n, domains): the mean over the prototypes of each domain."""
@@ -121,9 +115,9 @@ class DomainClassifier:
 
         Where several are equally good, it is the middle of the widest gap between two scores.
         """
-        if not prompts:
-            raise DasdError("The threshold needs labelled prompts to be fitted on; there are none.")
-        scores, best = self.similarities([row["prompt"] for row in prompts]).max(dim=1)
+        texts = [row["prompt"] for row in prompts]
+        check_prompts(texts)
+        scores, best = self.similarities(texts).max(dim=1)
         labels = [self.label(row) for row in prompts]
         names = [d.name for d in self.domains]
         hits = [names[i] == label for i, label in zip(best.tolist(), labels, strict=True)]

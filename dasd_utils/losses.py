@@ -39,16 +39,12 @@ def noise_prediction(
         raise ValueError(f"eps has the shape {tuple(eps.shape)}, noise {tuple(noise.shape)}.")
     losses = (eps.float() - noise.float()).square().flatten(1).mean(dim=1)  # (B,)
     if min_snr_gamma is not None:
-        if timesteps is None or alphas_cumprod is None:
-            raise ValueError("Min-SNR weights need timesteps and alphas_cumprod.")
         losses = losses * min_snr_weights(alphas_cumprod, timesteps, min_snr_gamma)
     return losses.mean()
 
 
 def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float = 5.0) -> Tensor:
     """Return min(SNR, gamma) / SNR, where SNR = a / (1 - a) (arXiv 2303.09556); (T,), (B,) -> (B,)."""
-    if not gamma > 0:
-        raise ValueError(f"min_snr_gamma is {gamma}; it must be above 0.")
     a = alphas_cumprod.to(timesteps.device)[timesteps].float()
     return (gamma / (a / (1 - a))).clamp(max=1.0)  # 1, not 0 / 0, where the SNR is 0
 
@@ -65,8 +61,7 @@ def mmd(
     x: (n, d); y: (m, d). The unbiased estimate leaves out each sample's pair with itself (U-statistic,
     equation 3) and can be negative; the biased one keeps it (V-statistic, equation 5). `kernel` is "linear",
     "gaussian", "multi" or a callable; `sigma` is the bandwidth of "gaussian" and "multi", by default
-    `median_bandwidth`. Raises ValueError for shapes that do not fit, for an unbiased estimate of fewer than
-    two samples, for an unknown kernel and for a bandwidth that is not positive.
+    `median_bandwidth`. Raises ValueError for arguments that do not fit.
     """
     x, y = _checked_samples(x, y, unbiased)
     with torch.autocast(x.device.type, enabled=False):
@@ -158,9 +153,8 @@ def _checked_samples(x: Tensor, y: Tensor, unbiased: bool) -> list[Tensor]:
 def predict_batch(parts: models.Parts, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
     """Return (predicted noise, features after the aligned block), as far as the config's loss needs them.
 
-    Source rows leave the UNet after that block, unless prior preservation needs their noise prediction. With
-    `source_features` "frozen" their features are the base model's. Without alignment and prior preservation
-    no source enters the network.
+    Source rows leave the UNet after that block, unless prior preservation needs their noise prediction, and
+    do not enter it where nothing needs them. With `source_features` "frozen" their features are the base's.
     """
     alignment = config.alignment
     frozen = alignment.lambda_align > 0 and alignment.source_features == "frozen"
@@ -236,19 +230,15 @@ def denoising_losses(
     share of the batch; eps: the noise predicted for it.
     """
     loss = noise_loss(parts, part, eps, config)
-    loss = loss * _share_weight(len(part.target_latents), len(batch.target_latents))
+    # times the share of all samples here: the mean over processes is then the mean of all samples
+    loss = loss * (len(part.target_latents) / len(batch.target_latents) * processes.count())
     logs = {"loss_noise": loss.item()}
     if config.training.prior_loss_weight > 0 and len(batch.source_latents):
         prior = noise_loss(parts, part, eps, config, kind="source")
-        prior = prior * _share_weight(len(part.source_latents), len(batch.source_latents))
+        prior = prior * (len(part.source_latents) / len(batch.source_latents) * processes.count())
         loss = loss + config.training.prior_loss_weight * prior
         logs["loss_prior"] = prior.item()
     return loss, logs
-
-
-def _share_weight(own: int, total: int) -> float:
-    """Return the factor on this process's mean: averaged over processes it is the mean of all samples."""
-    return own / total * processes.count()
 
 
 @torch.no_grad()

@@ -69,12 +69,10 @@ def load_parts(
     """Return the frozen parts of `config.model.base`, in eval mode, on the CPU.
 
     `dtype` is that of the frozen weights, float32 by default; `unet_dtype` that of the UNet, if another.
-    The safety checker is not loaded.
     Raises DasdError if the base is missing, unreachable or not of the Stable Diffusion 1.x kind.
     """
     model = config.model
     base = pretrained.find_weights(model.base, model.base_revision, model.base_variant)
-    _check_layout(base)
     weights = dict(variant=model.base_variant, use_safetensors=True, dtype=dtype or torch.float32)
     unet_weights = weights | ({"dtype": unet_dtype} if unet_dtype else {})
     parts = Parts(
@@ -94,16 +92,10 @@ def load_parts(
     return parts
 
 
-def _check_layout(base: pretrained.Source) -> None:
-    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-        if base.folder is not None and not (base.folder / part).is_dir():
-            raise cfg.DasdError(f"{base.folder} is no base model: it has no folder {part}/, as "
-                                f"StableDiffusionPipeline.save_pretrained writes it.")  # fmt: skip
-
-
 def _check_parts(parts: Parts) -> None:
     base, size = parts.config.model.base, parts.config.model.resolution
-    tokens, rows = len(parts.tokenizer), parts.text_encoder.config.vocab_size
+    tokens = len(parts.tokenizer)
+    rows = parts.text_encoder.config.vocab_size
     if tokens != rows:
         raise cfg.DasdError(f"The base model {base!r} does not fit together: its tokenizer has "
                             f"{tokens} tokens, its text encoder {rows}.")  # fmt: skip
@@ -164,9 +156,18 @@ def add_domain_tokens(parts: Parts, domains: Iterable[cfg.DomainConfig]) -> dict
     Domains without a token are skipped. Raises DasdError, and changes nothing, if tokens were added before
     or one is in the vocabulary.
     """
-    learning = [domain for domain in domains if domain.token is not None]
-    rows = [_initial_row(parts, domain) for domain in learning]
-    return attach_tokens(parts, [str(domain.token) for domain in learning], torch.stack(rows)) if rows else {}
+    vocabulary = parts.text_encoder.get_input_embeddings().weight.detach().float()
+    rows: dict[str, Tensor] = {}
+    for domain in domains:
+        if domain.token is None:
+            continue
+        pieces = parts.tokenizer(domain.initial_word, add_special_tokens=False).input_ids
+        pieces = [i for i in pieces if i != parts.tokenizer.unk_token_id]
+        if not pieces:
+            raise cfg.DasdError(f"The initial word {domain.initial_word!r} of domain {domain.name!r} has no "
+                                f"piece that the tokenizer knows. Choose another one.")  # fmt: skip
+        rows[domain.token] = vocabulary[pieces].mean(dim=0)
+    return attach_tokens(parts, list(rows), torch.stack([*rows.values()])) if rows else {}
 
 
 def attach_tokens(parts: Parts, tokens: Sequence[str], rows: Tensor) -> dict[str, int]:
@@ -185,16 +186,6 @@ def attach_tokens(parts: Parts, tokens: Sequence[str], rows: Tensor) -> dict[str
     parts.tokens = TokenRows(embedding, rows.to(embedding.weight.device))
     parts.token_ids.update({token: parts.tokenizer.convert_tokens_to_ids(token) for token in tokens})
     return dict(parts.token_ids)
-
-
-def _initial_row(parts: Parts, domain: cfg.DomainConfig) -> Tensor:
-    """Return the mean (d,) of the rows of the initial word's pieces."""
-    pieces = parts.tokenizer(domain.initial_word, add_special_tokens=False).input_ids
-    pieces = [i for i in pieces if i != parts.tokenizer.unk_token_id]
-    if not pieces:
-        raise cfg.DasdError(f"The initial word {domain.initial_word!r} of domain {domain.name!r} has no "
-                            f"piece that the tokenizer knows. Choose another one.")  # fmt: skip
-    return parts.text_encoder.get_input_embeddings().weight[pieces].detach().float().mean(dim=0)
 
 
 def add_lora(unet: diffusers.UNet2DConditionModel, lora: cfg.LoraSettings) -> None:
@@ -257,7 +248,7 @@ def lora_merged(parts: Parts) -> Iterator[Callable[[bool], None]]:
     UNet learned, its weights and the base's change places.
     """
     whole_unet = bool(parts.base_weights)
-    exchanged = _unet_weights(parts) if whole_unet else _merged_weights(parts)
+    exchanged = _exchanged_weights(parts)
 
     def switch(to_adapted: bool) -> None:
         torch.clear_autocast_cache()  # it knows weights by their place, not by their values
@@ -272,8 +263,12 @@ def lora_merged(parts: Parts) -> Iterator[Callable[[bool], None]]:
             switch(whole_unet)  # a LoRA is beside the base's weights again
 
 
-def _merged_weights(parts: Parts) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
-    """Return each weight that LoRA changes, its values in the base, and those with LoRA added."""
+def _exchanged_weights(parts: Parts) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
+    """Return each weight that training changed, its values in the base, and those of the adapted model."""
+    if parts.base_weights:
+        named = dict(parts.unet.named_parameters())
+        parts.base_weights = {name: parts.base_weights[name].to(p.device) for name, p in named.items()}
+        return [(p, parts.base_weights[name], p.data) for name, p in named.items()]
     found = []
     with torch.no_grad(), torch.autocast(parts.unet.device.type, enabled=False):
         for layer in _active_layers(parts):
@@ -281,13 +276,6 @@ def _merged_weights(parts: Parts) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
             update = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
             found.append((weight, weight.data, (weight.data.float() + update).to(weight.dtype)))
     return found
-
-
-def _unet_weights(parts: Parts) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
-    """Return the same for a UNet all of whose weights learned; the base's are moved to its device."""
-    named = dict(parts.unet.named_parameters())
-    parts.base_weights = {name: parts.base_weights[name].to(p.device) for name, p in named.items()}
-    return [(p, parts.base_weights[name], p.data) for name, p in named.items()]
 
 
 def _active_layers(parts: Parts) -> list[BaseTunerLayer]:
@@ -323,18 +311,17 @@ def encode_prompts(parts: Parts, prompts: list[str]) -> Tensor:
     tokenizer = parts.tokenizer
     options = dict(padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
     ids = tokenizer(prompts, return_tensors="pt", **options).input_ids
-    for i in torch.nonzero(ids[:, -2] != tokenizer.pad_token_id)[:, 0].tolist():
-        _warn_if_truncated(parts, prompts[i])
-    return parts.text_encoder(ids.to(parts.text_encoder.device)).last_hidden_state
-
-
-def _warn_if_truncated(parts: Parts, prompt: str) -> None:
-    limit = parts.tokenizer.model_max_length
-    ids = parts.tokenizer(prompt, verbose=False).input_ids
-    if len(ids) > limit and prompt not in parts.truncated_prompts:
+    full = {prompts[i] for i in torch.nonzero(ids[:, -2] != tokenizer.pad_token_id)[:, 0].tolist()}
+    for prompt in full - parts.truncated_prompts:
         parts.truncated_prompts.add(prompt)
-        lost = parts.tokenizer.decode(ids[limit - 1 : -1])
-        log.warning("A prompt of %d tokens is cut to %d. Lost: %r of %r", len(ids), limit, lost, prompt)
+        limit = tokenizer.model_max_length
+        wanted = tokenizer(prompt, verbose=False).input_ids
+        if len(wanted) > limit:
+            lost = tokenizer.decode(wanted[limit - 1 : -1])
+            log.warning(
+                "A prompt of %d tokens is cut to %d. Lost: %r of %r", len(wanted), limit, lost, prompt
+            )
+    return parts.text_encoder(ids.to(parts.text_encoder.device)).last_hidden_state
 
 
 @torch.no_grad()
@@ -370,10 +357,15 @@ def unet_pass(
     inner = getattr(unet, "module", unet)  # a distributed wrapper must be called itself
     block, behind = blocks(inner, layer)
     outputs: list[Any] = []
+
+    def keep_targets(_block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return recursively_apply(
+            lambda tensor: tensor[:num_target], (args, kwargs)
+        )  # skips, text and time too
+
     hooks = [block.register_forward_hook(lambda _m, _a, output: outputs.append(output))]
     if num_target is not None and num_target < len(latents):
-        keep = _keep_first(num_target)
-        hooks += [b.register_forward_pre_hook(keep, with_kwargs=True) for b in behind]
+        hooks += [b.register_forward_pre_hook(keep_targets, with_kwargs=True) for b in behind]
     try:
         eps = unet(latents, timesteps, encoder_hidden_states=text, return_dict=False)[0]
     finally:
@@ -391,12 +383,3 @@ def blocks(unet: nn.Module, layer: str) -> tuple[nn.Module, list[nn.Module]]:
         raise cfg.DasdError(f"The UNet has no block {layer!r} to align at; it has {', '.join(order)}.")
     names = list(order)
     return order[layer], [*(order[name] for name in names[names.index(layer) + 1 :]), unet.conv_out]
-
-
-def _keep_first(count: int) -> Callable:
-    """Return a hook that cuts every tensor a block receives, skip connections too, to `count` rows."""
-
-    def hook(_block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        return recursively_apply(lambda tensor: tensor[:count], (args, kwargs))
-
-    return hook

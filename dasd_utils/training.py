@@ -14,6 +14,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,6 @@ from dasd_utils.runtime import bars, checkpoints, processes, tracking
 
 HISTORY = "history.jsonl"  # one row a step: what a second run repeats
 SPEED = "speed.jsonl"  # and what it does not
-STATE = {"step", "updater", "config", "base", "data"}  # what the state of a checkpoint holds
 MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
 # Schedules whose rate is a function of the step alone, so that a resume needs no state of them.
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
@@ -56,13 +56,7 @@ class Callbacks:
 
 def check_training(config: Config) -> None:
     """Raise DasdError for what training cannot do here, before model and data are read."""
-    check_updates(config.training)
-    tracking.check_tracking(config)
-    adapters.check_place(checkpoints.writable(config.output_dir) / "adapter")
-
-
-def check_updates(training: TrainingConfig) -> None:
-    """Raise DasdError for a schedule, a batch, a precision or an optimiser that cannot work here."""
+    training = config.training
     if training.lr_scheduler not in SCHEDULES:
         raise DasdError(f"lr_scheduler is {training.lr_scheduler!r}. Choices: {', '.join(SCHEDULES)}.")
     if training.target_batch_size < processes.count():
@@ -73,6 +67,8 @@ def check_updates(training: TrainingConfig) -> None:
     if training.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise DasdError("optimizer 'adamw_8bit' needs the package bitsandbytes, which is not installed: "
                         "`pip install bitsandbytes`, or set optimizer to 'adamw'.")  # fmt: skip
+    tracking.check_tracking(config)
+    adapters.check_place(checkpoints.writable(config.output_dir) / "adapter")
 
 
 def setup_training(config: Config) -> models.Parts:
@@ -114,12 +110,15 @@ def train(
     run in that folder are replaced; its `adapter/` and `config.json` stay until `save_training_results`.
     Ctrl-C, SIGTERM or `stop` ends the present step, writes a checkpoint and raises KeyboardInterrupt.
     Of several processes (`accelerate launch`) each trains on its share of every batch; the first one writes.
-    Raises DasdError before any work for a folder that cannot be written or that another run uses, or a
-    checkpoint of another config, base or data; later after MAX_SKIPPED steps in a row whose loss or gradient
-    is not finite.
+    Raises DasdError before any work for a folder or a checkpoint that does not fit, and after MAX_SKIPPED
+    steps in a row whose loss or gradient is not finite.
     """
     attached = Callbacks(**callbacks)
-    _check_parts(config, parts, token_ids)
+    missing = [d.token for d in config.domains if d.token and d.token not in parts.token_ids]
+    if missing:
+        raise DasdError(f"The parts lack the token {missing[0]}: make them with setup_training(config).")
+    if token_ids is not None and dict(token_ids) != dict(parts.token_ids):
+        raise DasdError(f"token_ids are {dict(token_ids)}, those of the parts {parts.token_ids}.")
     check_training(config)
     with checkpoints.lock_run(config):
         run = Run(config, parts, sampler, objective or losses.make_objective(config), attached)
@@ -150,28 +149,23 @@ def train_or_resume(config: Config, name: str, progress: bool = True) -> None:
 def save_training_results(config: Config, parts: models.Parts, losses: Sequence[HistoryRow]) -> Path:
     """Write `adapter/`, `history.jsonl` and `config.json` into the run's folder and return it.
 
-    `manifest.json`, with the SHA-256 of each, comes last: a run folder that has it is complete. Of several
-    processes one writes.
+    `manifest.json`, with the SHA-256 of each, comes last: a run folder that has it is complete.
     """
     folder = checkpoints.writable(config.output_dir)
     with checkpoints.lock_run(config):
         if processes.is_main():
-            _write_results(folder, config, parts, losses)
+            (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
+            adapters.save_adapter(parts, folder / "adapter")
+            try:
+                checkpoints.write_rows(folder / HISTORY, losses)
+                adapter_files = [path for path in (folder / "adapter").rglob("*") if path.is_file()]
+                written = [config.save(folder / "config.json"), folder / HISTORY, *adapter_files]
+                checkpoints.write_manifest(folder, written)
+            except OSError as error:
+                raise DasdError(f"The results cannot be written to {folder}: {error.strerror}. Make room, "
+                                "then go on with resume.") from error  # fmt: skip
         processes.wait()
     return folder
-
-
-def _write_results(folder: Path, config: Config, parts: models.Parts, history: Sequence[HistoryRow]) -> None:
-    (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
-    adapters.save_adapter(parts, folder / "adapter")
-    try:
-        checkpoints.write_rows(folder / HISTORY, history)
-        adapter_files = [path for path in (folder / "adapter").rglob("*") if path.is_file()]
-        written = [config.save(folder / "config.json"), folder / HISTORY, *adapter_files]
-        checkpoints.write_manifest(folder, written)
-    except OSError as error:
-        raise DasdError(f"The results cannot be written to {folder}: {error.strerror}. Make room, then "
-                        "go on with resume.") from error  # fmt: skip
 
 
 def load_history(folder: str | Path) -> list[HistoryRow]:
@@ -185,14 +179,6 @@ def load_history(folder: str | Path) -> list[HistoryRow]:
 def load_speed(folder: str | Path) -> list[float]:
     """Return the samples per second of each step in a run's folder; [] if it does not hold them."""
     return [row["samples_per_second"] for row in checkpoints.load_rows(resolve(folder) / SPEED)]
-
-
-def _check_parts(config: Config, parts: models.Parts, token_ids: Mapping[str, int] | None) -> None:
-    missing = [d.token for d in config.domains if d.token and d.token not in parts.token_ids]
-    if missing:
-        raise DasdError(f"The parts lack the token {missing[0]}: make them with setup_training(config).")
-    if token_ids is not None and dict(token_ids) != dict(parts.token_ids):
-        raise DasdError(f"token_ids are {dict(token_ids)}, those of the parts {parts.token_ids}.")
 
 
 # The loop, and the steps that it is made of.
@@ -275,7 +261,7 @@ class Run:
                 models.cache_texts(self.parts, self.sampler.source_prompts())
 
     def step(self, step: int) -> HistoryRow:
-        """Do one step of the loop, with all that belongs to it but the checkpoint; return its history row."""
+        """Do one step, with all that belongs to it but the checkpoint; return its history row."""
         begun = time.perf_counter()
         row = self.optimise(step)
         seconds = time.perf_counter() - begun
@@ -291,22 +277,21 @@ class Run:
         if not self.parts.unet.training:  # switching thousands of modules costs a tenth of a tiny step
             self.parts.unet.train()
         rates = self.updater.set_rates(step - 1)
-        self.sample_ids, logs = [], []
+        self.sample_ids = []
+        logs: dict[str, list[float]] = defaultdict(list)
         for micro in range(self.config.training.gradient_accumulation_steps):
-            logs.append(self._accumulate(step, micro))
-        row = {"step": step, **processes.mean_values(_mean_logs(logs))}
+            self.updater.seed_dropout(step, micro)
+            batch = self.sampler.batch(step - 1, micro).to(self.updater.device, torch.float32)
+            self.sample_ids += batch.sample_ids
+            with self.updater.autocast():
+                loss, terms = self.objective(self.parts, batch, self.config)
+            self.updater.backward(loss)
+            for name, value in {"loss": loss.item(), **terms}.items():
+                logs[name].append(value)
+        means = {name: sum(values) / len(values) for name, values in logs.items()}
+        row = {"step": step, **processes.mean_values(means)}
         norm, stepped = self.updater.update(math.isfinite(row["loss"]))
         return row | {"grad_norm": norm, **rates} | ({} if stepped else {"skipped": True})
-
-    def _accumulate(self, step: int, micro: int) -> HistoryRow:
-        """Add the gradients of one micro-batch and return its loss and the loss's terms."""
-        self.updater.seed_dropout(step, micro)
-        batch = self.sampler.batch(step - 1, micro).to(self.updater.device, torch.float32)
-        self.sample_ids += batch.sample_ids
-        with self.updater.autocast():
-            loss, logs = self.objective(self.parts, batch, self.config)
-        self.updater.backward(loss)
-        return {"loss": loss.item(), **logs}
 
     def validate(self, row: HistoryRow) -> None:
         """Add the loss of each domain's held-out samples to the row, every `validation_every` steps."""
@@ -377,7 +362,13 @@ class Run:
             log.info("There is no checkpoint in %s: training starts at step 0.", self.checkpoints)
             return self.start_anew()
         tensors, state = checkpoints.read_checkpoint(path)
-        self._check_state(path, state)
+        earlier = Config.from_dict(state["config"]).to_dict()  # with the fields that are newer than it
+        found = checkpoints.differences(earlier, self.config.to_dict())
+        names = {"base": "base model", "data": "training data"}
+        found += [f"{names[key]}: another one" for key, now in self.fingerprints.items() if state[key] != now]
+        if found:
+            raise DasdError(f"The checkpoint {path} is of another run. Different: {'; '.join(found)}. Resume "
+                            "with the settings it had, or choose another output_dir.")  # fmt: skip
         self.updater.load(tensors, state["updater"])
         if hasattr(self.objective, "load_state_dict"):
             self.objective.load_state_dict(tensors.get("objective", {}))
@@ -392,18 +383,6 @@ class Run:
         log.info("Training goes on from %s.", path)
         return state["step"]
 
-    def _check_state(self, path: Path, state: Mapping[str, Any]) -> None:
-        if not state.keys() >= STATE:
-            raise DasdError(f"{path} is no checkpoint of a training run: its state.json lacks "
-                            f"{', '.join(sorted(STATE - state.keys()))}. Train without resume.")  # fmt: skip
-        earlier = Config.from_dict(state["config"]).to_dict()  # with the fields that are newer than it
-        found = checkpoints.differences(earlier, self.config.to_dict())
-        names = {"base": "base model", "data": "training data"}
-        found += [f"{names[key]}: another one" for key, now in self.fingerprints.items() if state[key] != now]
-        if found:
-            raise DasdError(f"The checkpoint {path} is of another run. Different: {'; '.join(found)}. Resume "
-                            "with the settings it had, or choose another output_dir.")  # fmt: skip
-
     def release(self) -> None:
         """Leave the parts ready for use: dropout off, all on one device."""
         self.parts.text_cache.clear()
@@ -414,14 +393,6 @@ class Run:
     def _move_vae(self, device: torch.device | str) -> None:
         if self.parts.vae is not None:
             self.parts.vae.to(device)
-
-
-def _mean_logs(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each value over the micro-batches that have it."""
-    values: dict[str, list[float]] = {}
-    for name, value in (item for each in logs for item in each.items()):
-        values.setdefault(name, []).append(value)
-    return {name: sum(each) / len(each) for name, each in values.items()}
 
 
 # One optimiser step: precision, backward, clipping, AdamW, learning rates, token norm, moving average.
@@ -436,13 +407,12 @@ class Updater:
         training = config.training
         self.accelerator = _accelerator(training)
         self.device = self.accelerator.device
-        self.autocast = (
-            self.accelerator.autocast
-        )  # in its context the network computes at the chosen precision
+        self.autocast = self.accelerator.autocast  # in its context the network has the chosen precision
+        self.backward = self.accelerator.backward  # divides by the number of micro-batches
         groups = models.trainable_parameters(parts)
         for module in (parts.unet, parts.text_encoder, parts.tokens):
             if module is not None:
-                module.to(self.accelerator.device)
+                module.to(self.device)
         if training.gradient_checkpointing:
             parts.unet.enable_gradient_checkpointing()
         self.parameters = [parameter for group in groups.values() for parameter in group]
@@ -450,7 +420,10 @@ class Updater:
             parts.unet.compile_repeated_blocks()
         optimizer = _optimizer(groups, training)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        self.rate_factor = _rate_factor(optimizer, training)  # step -> factor of the base rates
+        kind = SchedulerType(training.lr_scheduler)
+        steps = {"num_warmup_steps": training.lr_warmup_steps, "num_training_steps": training.max_train_steps}
+        # step -> factor of the base rates
+        self.rate_factor = get_scheduler(kind, optimizer, **steps).lr_lambdas[0]
         self.optimizer = self.accelerator.prepare(optimizer)
         self.ema = None if training.ema_decay is None else EMAModel(self.parameters, decay=training.ema_decay)
         vocabulary = parts.text_encoder.get_input_embeddings().weight.detach()
@@ -468,10 +441,6 @@ class Updater:
         counter = np.random.SeedSequence([self.config.seed, step, micro, *place])
         torch.manual_seed(int(counter.generate_state(1, np.uint64)[0]))
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one of `gradient_accumulation_steps` micro-batches."""
-        self.accelerator.backward(loss)  # divides by their number
-
     def update(self, finite_loss: bool) -> tuple[float, bool]:
         """Clip, step, and clear the gradients; return (their norm before clipping, whether it stepped).
 
@@ -483,20 +452,15 @@ class Updater:
         stepped = finite_loss and norm < float("inf")  # False for nan too
         if stepped:
             self.optimizer.step()
-            self._restore_token_norm()
+            if self.parts.tokens is not None:  # pivotal tuning: only the direction of a new row learns
+                rows = self.parts.tokens.weight.data
+                rows.mul_(self.vocabulary_norm / rows.norm(dim=1, keepdim=True))
             if self.ema is not None:
                 self.ema.step(self.parameters)
         elif self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
         self.optimizer.zero_grad()
         return norm, stepped
-
-    @torch.no_grad()
-    def _restore_token_norm(self) -> None:
-        """Pivotal tuning: a new row keeps the mean norm of the vocabulary's, only its direction learns."""
-        if self.parts.tokens is not None:
-            rows = self.parts.tokens.weight
-            rows.mul_(self.vocabulary_norm / rows.norm(dim=1, keepdim=True))
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -572,9 +536,3 @@ def _optimizer(
     from bitsandbytes.optim import AdamW8bit  # optional, and slow to import
 
     return AdamW8bit(given)
-
-
-def _rate_factor(optimizer: torch.optim.Optimizer, training: TrainingConfig) -> Callable[[int], float]:
-    kind = SchedulerType(training.lr_scheduler)
-    steps = {"num_warmup_steps": training.lr_warmup_steps, "num_training_steps": training.max_train_steps}
-    return get_scheduler(kind, optimizer, **steps).lr_lambdas[0]
