@@ -1,4 +1,4 @@
-"""Build `data/tiny-sd` from the toy world, in the layout of diffusers.
+"""Build `data/tiny-sd` from the toy world, in the layout of diffusers: its networks, one training each.
 
 The VAE and CLIP see every domain, the UNet sees paintings only: adaptation has to close this gap.
 Stages are resumable; batch k of a stage is a function of (seed, k), so a resumed run sees the same data.
@@ -10,31 +10,393 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
-from transformers import CLIPImageProcessor, CLIPTokenizer
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from dasd_utils import losses, toyworld
 from dasd_utils.config import DasdError, resolve
-from dasd_utils.pretrain.shared import PretrainConfig, describe_images, render_images
-from dasd_utils.pretrain.stages import (
-    noise_scheduler,
-    text_tower,
-    train_attribute_classifier,
-    train_clip,
-    train_tokenizer,
-    train_unet,
-    train_vae,
-)
+from dasd_utils.pretrain import shared
+from dasd_utils.pretrain.shared import Images, PretrainConfig, Stage, fingerprint, fit, read_rows
+from dasd_utils.runtime import bars, files
+from dasd_utils.toyworld import captions, everyday
+from dasd_utils.toyworld.attribute_classifier import SIZE, AttributeClassifier, AttributeTable
 
 log = logging.getLogger(__name__)
-STAGES = ("render", "describe", "tokenizer", "vae", "clip", "reader", "unet", "assemble")
+
+# The autoencoder: 64 px images to 16 x 16 latents of unit variance in every channel.
+
+MEASURED = 1024  # images by which latents are normalised
 
 
-def pretrain(config: PretrainConfig, stages: tuple[str, ...] = STAGES, progress: bool = True) -> Path:
-    """Run the stages that are not done yet and return the folder of the finished base model.
+def vae_model(config: PretrainConfig) -> AutoencoderKL:
+    """Return an untrained VAE without attention: what it learns on crops then holds for whole images."""
+    levels = len(config.vae_channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.vae_channels,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=16,
+        sample_size=config.resolution,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+    )
+
+
+def train_vae(config: PretrainConfig, work: Path, progress: bool = True) -> AutoencoderKL:
+    """L1, squared error, edges and a little KL; on crops first, on whole images in the decay.
+
+    A 32 px crop costs a quarter and teaches the same local lesson.
+    """
+    torch.manual_seed(config.seed)
+    vae = vae_model(config)
+    images = Images(work, toyworld.DOMAINS)
+    half = config.resolution // 2
+
+    def loss_at(step: int) -> Tensor:
+        rng = np.random.default_rng([config.seed, 2, step])
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        crops = step < config.decay_starts(config.vae_steps)
+        pixels = images.pixels(images.draw(rng, config.vae_batch_size * (2 if crops else 1)))
+        if crops:
+            top, left = rng.integers(0, half + 1, 2)
+            pixels = pixels[..., top : top + half, left : left + half]
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(pixels.contiguous()).latent_dist
+            decoded = vae.decode(posterior.sample(generator)).sample
+        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
+        error = decoded.float() - pixels
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        return error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + config.kl_weight * kl
+
+    vae = fit(vae, loss_at, Stage(work / "vae", config.vae_steps), config, progress)
+    return normalise_latents(vae, images)
+
+
+@torch.no_grad()
+def normalise_latents(vae: AutoencoderKL, images: Images) -> AutoencoderKL:
+    """Fold mean and deviation of each latent channel into the 1x1 convolutions around the latents.
+
+    Latents then have mean 0 and deviation 1 in every channel, and `scaling_factor` is 1.
+    """
+    picks = images.draw(np.random.default_rng(0), MEASURED)
+    moments = [vae.encode(images.pixels(picks[i : i + 64])).latent_dist.mean for i in range(0, MEASURED, 64)]
+    latents = torch.cat(moments)  # (MEASURED, 4, h, w)
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    before, after, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
+    before.weight[:channels] /= deviation[:, None, None, None]
+    before.bias[:channels] = (before.bias[:channels] - mean) / deviation
+    before.bias[channels:] -= 2 * deviation.log()  # log-variance of the scaled latents
+    after.bias += (after.weight[:, :, 0, 0] * mean).sum(1)
+    after.weight *= deviation[None, :, None, None]
+    return vae
+
+
+# Tokenizer and CLIP: texts and images of all domains in one space.
+
+BARE, FRAMED = 0.06, 0.10  # shares of texts that name the domain alone, or put a thing from elsewhere into it
+
+
+def train_tokenizer(config: PretrainConfig, work: Path, progress: bool = True) -> None:
+    """Train CLIP's byte-pair encoding on the captions; every byte is in it, so nothing is unknown."""
+    folder = work / "tokenizer"
+    if (folder / "tokenizer.json").exists():
+        return
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=config.vocab_size, initial_alphabet=alphabet, min_frequency=20,
+                                  end_of_word_suffix="</w>", show_progress=False)  # fmt: skip
+    bpe.train_from_iterator(_words(work), trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    merges = [tuple(m.split()) if isinstance(m, str) else tuple(m) for m in learned["merges"]]
+    pieces = [*alphabet, *(a + "</w>" for a in alphabet), *("".join(m) for m in merges)]
+    pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+    tokenizer.save_pretrained(work / "tokenizer.part")
+    (work / "tokenizer.part").replace(folder)
+
+
+def _words(work: Path) -> Iterator[str]:
+    """Yield every word of the texts on its own, as CLIP's pre-tokenizer splits them."""
+    rng = np.random.default_rng(0)
+    for domain in toyworld.DOMAINS:
+        for row in read_rows(work, domain)[:4000]:
+            for text, _ in row["captions"]:
+                yield from _split(text)
+        for _ in range(1000):
+            yield from _split(captions.bare_prompt(domain, rng))
+    for _ in range(8000):
+        yield from _split(everyday.sentence(rng))
+
+
+def _split(text: str) -> list[str]:
+    return text.replace(",", " , ").replace("-", " - ").replace("'", " ' ").split()
+
+
+def clip_model(config: PretrainConfig, vocab_size: int) -> CLIPModel:
+    """Return an untrained CLIP of the configured size."""
+    text, vision = config.clip_width
+    end = vocab_size - 1
+    return CLIPModel(
+        CLIPConfig(
+            text_config={
+                "vocab_size": vocab_size, "hidden_size": text, "intermediate_size": 4 * text,
+                "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 77,
+                "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end, "projection_dim": 128,
+            },
+            vision_config={
+                "hidden_size": vision, "intermediate_size": 4 * vision, "num_hidden_layers": 4,
+                "num_attention_heads": 4, "image_size": config.resolution, "patch_size": 8,
+                "projection_dim": 128,
+            },
+            projection_dim=128,
+        )
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text, which fits the images of its domain that show every attribute it mentions.
+
+    What it only rules out, such as one ship by "ships", does not count.
+    """
+
+    text: str
+    domain: str | None  # None: for no image
+    mentioned: dict[str, str] = field(default_factory=dict)
+
+    def suits(self, domain: str, attributes: dict[str, str]) -> bool:
+        """Return whether an image of this domain with these attributes shows all that the text mentions."""
+        return self.domain == domain and self.mentioned.items() <= attributes.items()
+
+
+class ClipWithHeads(nn.Module):
+    """CLIP and, while it trains, one linear map from the image to its attributes."""
+
+    def __init__(self, clip: CLIPModel) -> None:
+        super().__init__()
+        self.clip = clip
+        self.table = AttributeTable(toyworld.ATTRIBUTES)
+        self.heads = nn.Linear(clip.config.projection_dim, self.table.size)
+
+    def forward(self, pixels: Tensor, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return logits (texts, images) and attribute logits (images, values)."""
+        out = self.clip(pixel_values=pixels, **tokens)
+        projected = out.vision_model_output.pooler_output  # (images, d), before the norm
+        return out.logits_per_text.float(), self.heads(projected).float()
+
+
+def train_clip(config: PretrainConfig, work: Path, progress: bool = True) -> CLIPModel:
+    """Contrastive training on all domains; a text fits every image that shows what it mentions.
+
+    Everyday sentences stand beside the captions and suit no image. A linear map that reads the attributes
+    from the image tower shortens the training and is thrown away.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")  # nosec B615  # a folder
+    torch.manual_seed(config.seed)
+    clip = clip_model(config, len(tokenizer))
+    clip.set_attn_implementation("eager")  # on CPUs half again as fast as the fused attention
+    images = Images(work, toyworld.DOMAINS)
+    rows = [read_rows(work, domain) for domain in toyworld.DOMAINS]
+    model = ClipWithHeads(clip)
+
+    def loss_at(step: int) -> Tensor:
+        rng = np.random.default_rng([config.seed, 1, step])
+        # every other batch is of one domain: to tell a harbor from a river is harder than from a portrait
+        picks = images.draw(rng, config.clip_batch_size, only=None if step % 2 else step // 2 % len(rows))
+        scenes = [(toyworld.DOMAINS[d], rows[d][i]["attributes"]) for d, i in picks]
+        texts = [_text(toyworld.DOMAINS[d], rows[d][i]["captions"], rng) for d, i in picks]
+        texts += [Text(everyday.sentence(rng), None) for _ in range(config.everyday)]
+        pixels = images.pixels(picks)
+        pixels = pixels * torch.from_numpy(rng.uniform(0.9, 1.1, (len(picks), 1, 1, 1))).float()
+        tokens = tokenizer([t.text for t in texts], padding=True, truncation=True, return_tensors="pt")
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, attributes = model(pixels, tokens)
+        right = torch.tensor([[float(t.suits(*scene)) for scene in scenes] for t in texts])
+        return contrastive(logits, right) + 0.5 * model.table.loss(attributes, scenes)
+
+    return fit(model, loss_at, Stage(work / "clip", config.clip_steps), config, progress).clip
+
+
+def _text(domain: str, wordings: list[tuple[str, dict[str, str]]], rng: np.random.Generator) -> Text:
+    draw = rng.random()
+    if draw < BARE:
+        return Text(captions.bare_prompt(domain, rng), domain)
+    if draw < BARE + FRAMED:
+        return Text(everyday.framed(domain, rng), domain)
+    text, mentioned = wordings[rng.integers(len(wordings))]
+    return Text(text, domain, mentioned)
+
+
+def contrastive(logits: Tensor, right: Tensor) -> Tensor:
+    """Return the symmetric cross-entropy with several right images of a text, or none; both (texts, images).
+
+    A text that suits no image is a wrong answer for every image, and is left out of the other direction.
+    """
+    matched = right.sum(1) > 0
+    to_image = F.cross_entropy(logits[matched], right[matched] / right[matched].sum(1, keepdim=True))
+    to_text = F.cross_entropy(logits.T, right.T / right.T.sum(1, keepdim=True))
+    return (to_image + to_text) / 2
+
+
+# The attribute classifier: trained on renders, and on what the VAE makes of them.
+
+
+def train_attribute_classifier(
+    config: PretrainConfig, work: Path, progress: bool = True
+) -> AttributeClassifier:
+    """Cross-entropy of every attribute that a scene has, on augmented renders of all domains."""
+    if config.resolution != SIZE:
+        raise DasdError(f"The attribute classifier sees {SIZE} pixels, not {config.resolution}.")
+    torch.manual_seed(config.seed)
+    classifier = AttributeClassifier(toyworld.ATTRIBUTES)
+    vae = train_vae(config, work, progress)
+    images = Images(work, toyworld.DOMAINS)
+    rows = [read_rows(work, domain) for domain in toyworld.DOMAINS]
+
+    def loss_at(step: int) -> Tensor:
+        rng = np.random.default_rng([config.seed, 4, step])
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        picks = images.draw(rng, config.reader_batch_size)
+        scenes = [(toyworld.DOMAINS[d], rows[d][i]["attributes"]) for d, i in picks]
+        pixels = images.pixels(picks)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():  # one in eight through the VAE: generated pictures have its marks too
+                few = pixels[: len(pixels) // 8]
+                decoded = vae.decode(vae.encode(few).latent_dist.mean).sample.float()
+            pixels = _augment(torch.cat([decoded, pixels[len(few) :]]), rng, generator)
+            logits = classifier(pixels)
+        return classifier.table.loss(logits.float(), scenes)
+
+    stage = Stage(work / "reader", config.reader_steps, inputs=fingerprint(work / "vae"))
+    return fit(classifier, loss_at, stage, config, progress)
+
+
+def _augment(pixels: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    """Vary contrast, brightness, grain and place (by up to 3 pixels); (n, 3, h, w) in [-1, 1]."""
+    shape = (len(pixels), 1, 1, 1)
+    gain, shift = rng.uniform(0.85, 1.15, shape), rng.uniform(-0.1, 0.1, shape)
+    grain = torch.from_numpy(rng.uniform(0, 0.06, shape)).float()
+    grain = grain * torch.randn(pixels.shape, generator=generator)
+    down, right = rng.integers(-3, 4, 2)
+    padded = nn.functional.pad(pixels, (3, 3, 3, 3), mode="replicate")
+    height, width = pixels.shape[-2:]
+    moved = padded[..., 3 + down : 3 + down + height, 3 + right : 3 + right + width]
+    return moved * torch.from_numpy(gain).float() + torch.from_numpy(shift).float() + grain
+
+
+# The base UNet: it learns to paint, and sees nothing but paintings.
+
+
+def unet_model(config: PretrainConfig) -> UNet2DConditionModel:
+    """Return an untrained UNet: cross-attention at the second level and in the middle."""
+    return UNet2DConditionModel(
+        sample_size=config.resolution // 4,
+        block_out_channels=config.unet_channels,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=config.clip_width[0],
+        attention_head_dim=4,  # the number of heads, as in Stable Diffusion 1.5
+        norm_num_groups=32,
+    )
+
+
+def noise_scheduler() -> DDIMScheduler:
+    """Return Stable Diffusion's noise schedule."""
+    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+                         clip_sample=False, set_alpha_to_one=False, steps_offset=1)  # fmt: skip
+
+
+@torch.no_grad()
+def _encode_paintings(vae: AutoencoderKL, work: Path, progress: bool) -> Tensor:
+    """Return the latent means of the paintings, (n, 4, h, w), cached beside the images for this VAE."""
+    path, key = work / "painting_latents.safetensors", fingerprint(work / "vae")
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("vae") == key:
+                return file.get_tensor("latents")
+    images, parts = Images(work, ("painting",)), []
+    count = len(images.arrays[0])
+    for start in bars.bar(range(0, count, 100), "latents", shown=progress, unit="batch"):
+        pixels = images.pixels([(0, i) for i in range(start, min(start + 100, count))])
+        with torch.autocast("cpu", torch.bfloat16):
+            parts.append(vae.encode(pixels).latent_dist.mean.float())
+    latents = torch.cat(parts).contiguous()
+    save_file({"latents": latents}, work / "part.latents", metadata={"vae": key})
+    (work / "part.latents").replace(path)
+    return latents
+
+
+def train_unet(config: PretrainConfig, work: Path, progress: bool = True) -> UNet2DConditionModel:
+    """Noise prediction on paintings with min-SNR weights and a share of empty prompts."""
+    vae, clip = train_vae(config, work, progress), train_clip(config, work, progress)
+    latents = _encode_paintings(vae, work, progress)
+    rows = read_rows(work, "painting")
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")  # nosec B615  # a folder
+    text_encoder = text_tower(clip)
+    text_encoder.set_attn_implementation("eager")
+    alphas = noise_scheduler().alphas_cumprod
+    torch.manual_seed(config.seed)
+    unet = unet_model(config)
+    unet.set_attn_processor(AttnProcessor())  # on CPUs half again as fast as the fused attention
+
+    def loss_at(step: int) -> Tensor:
+        rng = np.random.default_rng([config.seed, 3, step])
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        picks = rng.integers(len(latents), size=config.unet_batch_size)
+        texts = [_caption_or_none(rows[i]["captions"], rng, config.caption_dropout) for i in picks]
+        clean = latents[picks]
+        noise = torch.randn(clean.shape, generator=generator)
+        timesteps = torch.randint(0, 1000, (len(picks),), generator=generator)
+        level = alphas[timesteps][:, None, None, None]
+        noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
+        ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                condition = text_encoder(ids).last_hidden_state  # (B, 77, d)
+            eps = unet(noisy, timesteps, condition).sample
+        return losses.noise_prediction(eps.float(), noise, timesteps, alphas, min_snr_gamma=5.0)
+
+    stage = Stage(work / "unet", config.unet_steps, fingerprint(work / "vae", work / "clip"))
+    return fit(unet, loss_at, stage, config, progress)
+
+
+def _caption_or_none(texts: list[tuple[str, dict]], rng: np.random.Generator, dropout: float) -> str:
+    return "" if rng.random() < dropout else texts[rng.integers(len(texts))][0]
+
+
+def text_tower(clip: CLIPModel) -> CLIPTextModel:
+    """Return CLIP's text tower as the model of its own that Stable Diffusion loads."""
+    encoder = CLIPTextModel(clip.config.text_config)
+    prefix = "text_model."
+    weights = {k.removeprefix(prefix): v for k, v in clip.state_dict().items() if k.startswith(prefix)}
+    encoder.load_state_dict(weights)
+    return encoder.eval().requires_grad_(False)
+
+
+# All stages, and the folder that they end in.
+
+
+def pretrain(config: PretrainConfig, stages: Iterable[str] = (), progress: bool = True) -> Path:
+    """Run the stages, by default all, that are not done yet; return the folder of the finished base model.
 
     All take some two hours on two cores, and 4 GB in `config.work_dir`; stopped, they go on where they were.
     Raises DasdError for an unknown stage and for a work folder of other settings.
@@ -43,43 +405,23 @@ def pretrain(config: PretrainConfig, stages: tuple[str, ...] = STAGES, progress:
     if unknown:
         raise DasdError(f"There is no pretraining stage {sorted(unknown)[0]!r}. Stages: {', '.join(STAGES)}.")
     work = resolve(config.work_dir)
-    _check_settings(config, work)
+    # kept in the work folder; numbers of steps may change, as a stage can be made longer
+    settings = {k: v for k, v in asdict(config).items() if not k.endswith(("_dir", "_steps", "_every"))}
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+    path = work / "settings.json"
+    before = json.loads(path.read_text()) if path.exists() else settings
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise DasdError(f"{work} was begun with other settings: {name} {before.get(name)!r}, now "
+                            f"{value!r}. Choose another work_dir, or delete it.")  # fmt: skip
+    work.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=2) + "\n")
     log.info("Work folder: %s. Ctrl-C stops; the same command goes on.", work)
-    run = {
-        "render": render_images,
-        "describe": describe_images,
-        "tokenizer": train_tokenizer,
-        "vae": train_vae,
-        "clip": train_clip,
-        "reader": train_attribute_classifier,
-        "unet": train_unet,
-        "assemble": assemble,
-    }
-    for stage in (s for s in STAGES if s in stages):
+    for stage in (s for s in STAGES if not stages or s in stages):
         started = time.perf_counter()
-        run[stage](config, work, progress)
+        STAGES[stage](config, work, progress)
         log.info("%s: %.0f s", stage, time.perf_counter() - started)
     return resolve(config.output_dir)
-
-
-def _check_settings(config: PretrainConfig, work: Path) -> None:
-    """Keep the settings of a work folder in it; DasdError where it holds others.
-
-    Numbers of steps may change: a stage can be made longer.
-    """
-    values = {k: v for k, v in asdict(config).items() if not k.endswith(("_dir", "_steps", "_every"))}
-    values = json.loads(json.dumps(values))  # tuples become lists, as in the file
-    path = work / "settings.json"
-    if path.exists():
-        before = json.loads(path.read_text())
-        other = [k for k in values if before.get(k) != values[k]]
-        if other:
-            raise DasdError(
-                f"{work} was begun with other settings: {other[0]} {before.get(other[0])!r}, now "
-                f"{values[other[0]]!r}. Choose another work_dir, or delete this one."
-            )
-    work.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def assemble(config: PretrainConfig, work: Path, progress: bool = True) -> Path:
@@ -109,18 +451,18 @@ def assemble(config: PretrainConfig, work: Path, progress: bool = True) -> Path:
     folder = resolve(config.output_dir)
     if (folder / "README.md").exists():
         shutil.copy2(folder / "README.md", part)
-    return _exchange(part, folder)
-
-
-def _exchange(fresh: Path, folder: Path) -> Path:
-    """Replace a folder by a complete copy of another; the old one is deleted last."""
-    beside, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
-    for path in (beside, old):
-        shutil.rmtree(path, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(fresh, beside)
-    if folder.exists():
-        folder.rename(old)
-    beside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with files.atomic_folder(folder, "The base model") as fresh:
+        shutil.copytree(part, fresh, dirs_exist_ok=True)
     return folder
+
+
+STAGES = {  # in order
+    "render": shared.render_images,
+    "describe": shared.describe_images,
+    "tokenizer": train_tokenizer,
+    "vae": train_vae,
+    "clip": train_clip,
+    "reader": train_attribute_classifier,
+    "unet": train_unet,
+    "assemble": assemble,
+}

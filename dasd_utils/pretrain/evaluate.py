@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,24 +58,32 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
         raise DasdError(f"At least two images a domain are needed, not {num_images}.")
     if scorer.attribute_classifier is None:
         raise DasdError(f"{config.model.base} has no attribute classifier: `dasd pretrain` has not made it.")
-    pipeline, adapted = _pipeline(config)
+    try:
+        run = checkpoints.find_run(config)
+        pipeline = sampling.load_trained_pipeline(run, config, device="cpu")
+        adapted = [domain.name for domain in config.domains]
+    except DasdError as reason:
+        log.warning("Only the base is measured: %s", reason)
+        pipeline = sampling.DasdPipeline(models.load_parts(config), config)
+        adapted = []
     worlds = {domain: heldout(domain, num_images) for domain in toyworld.DOMAINS}
     features = {domain: scorer.embed(world.images) for domain, world in worlds.items()}
     table = _Table(config.seed, config.evaluation.num_bootstrap)
     _score_parts(table, pipeline.parts.vae, scorer, worlds, features)
-    table.add_size(resolve(config.model.base))
-    table.add_time(pipeline, worlds["painting"].texts[:SPEED_IMAGES])
+    sizes = [path.stat().st_size / 1e6 for path in resolve(config.model.base).rglob("*.safetensors")]
+    table.add("weights_mb", "all", sum(sizes), sum(sizes), sum(sizes), len(sizes))  # megabytes of 10^6 bytes
+    seconds = _sampling_seconds(pipeline, worlds["painting"].texts[:SPEED_IMAGES])
+    ends = (float(np.median(seconds)), min(seconds), max(seconds))
+    table.add("sampling_seconds", "painting", *ends, SPEED_RUNS)
     for domain in toyworld.DOMAINS[1:]:
         table.cmmd("yardstick", f"painting-{domain}", features["painting"], features[domain])
-    samples: list[tuple[str, str]] = [("base", domain) for domain in worlds if domain != "sketch"]
-    samples += [("adapted", domain.name) for domain in config.domains if adapted]
+    samples = [("base", domain) for domain in worlds if domain != "sketch"]
+    samples += [("adapted", domain) for domain in adapted]
     for method, domain in bars.bar(samples, "samples", unit="set"):
         world = worlds[domain]
-        images, *_ = pipeline.generate(
-            world.texts,
-            domain=domain if method == "adapted" else None,
-            seed=[1000 * config.seed + i for i in range(num_images)],
-        )
+        seeds = [1000 * config.seed + i for i in range(num_images)]
+        own = domain if method == "adapted" else None
+        images, *_ = pipeline.generate(world.texts, domain=own, seed=seeds)
         table.mean(f"{method}_attribute_accuracy", domain, _read(scorer, images, world))
         table.cmmd(f"{method}_cmmd", domain, scorer.embed(images), features[domain])
     return table.rows
@@ -95,13 +103,15 @@ def measure_base(base: str, seed: int, num_images: int) -> tuple[Path, list[Row]
     return evaluation.save_results(file, config, rows), rows
 
 
-def _pipeline(config: Config) -> tuple[sampling.DasdPipeline, bool]:
-    """Return a pipeline on the CPU, with the adapter of a run that fits if there is one."""
-    try:
-        return sampling.load_trained_pipeline(checkpoints.find_run(config), config, device="cpu"), True
-    except DasdError as reason:
-        log.warning("Only the base is measured: %s", reason)
-        return sampling.DasdPipeline(models.load_parts(config), config), False
+def _sampling_seconds(pipeline: sampling.DasdPipeline, prompts: Sequence[str]) -> list[float]:
+    """Return the seconds of a few runs that sample these prompts with guidance."""
+    settings = Calibration(4.0, SPEED_STEPS, "ddim")
+    seconds = []
+    for _ in range(SPEED_RUNS):
+        started = time.perf_counter()
+        pipeline.generate(prompts, seed=0, settings=settings)
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 @torch.no_grad()
@@ -118,10 +128,9 @@ def _score_parts(
         table.mean("retrieval_r1", domain, retrieval(scorer, heldout(domain, RETRIEVAL)))
         table.mean("zero_shot_domain", domain, zero_shot(scorer, features[domain]) == domain)
         table.mean("reader_on_renders", domain, _read(scorer, world.images, world))
-    ratio = deviation_ratio(vae, [image for world in worlds.values() for image in world.images])
-    table.add(
-        "latent_deviation_ratio", "all", ratio, ratio, ratio, sum(len(w.images) for w in worlds.values())
-    )
+    images = [image for world in worlds.values() for image in world.images]
+    ratio = deviation_ratio(vae, images)
+    table.add("latent_deviation_ratio", "all", ratio, ratio, ratio, len(images))
 
 
 class _Table:
@@ -142,45 +151,25 @@ class _Table:
         interval = metrics.bootstrap_interval(scores, **self.draws)
         self.add(metric, domain, scores.mean().item(), *interval, len(scores))
 
-    def add_size(self, base: Path) -> None:
-        """Add the size of a base's weight files, in megabytes of 10^6 bytes."""
-        sizes = [path.stat().st_size / 1e6 for path in base.rglob("*.safetensors")]
-        self.add("weights_mb", "all", sum(sizes), sum(sizes), sum(sizes), len(sizes))
-
-    def add_time(self, pipeline: sampling.DasdPipeline, prompts: Sequence[str]) -> None:
-        """Add the seconds of sampling these prompts with guidance: median, least and most of a few runs."""
-        settings = Calibration(4.0, SPEED_STEPS, "ddim")
-        seconds = []
-        for _ in range(SPEED_RUNS):
-            started = time.perf_counter()
-            pipeline.generate(prompts, seed=0, settings=settings)
-            seconds.append(time.perf_counter() - started)
-        median = float(np.median(seconds))
-        self.add("sampling_seconds", "painting", median, min(seconds), max(seconds), SPEED_RUNS)
-
     def cmmd(self, metric: str, domain: str, one: Tensor, two: Tensor) -> None:
         """Add the CMMD of two sets of features, (n, d) and (m, d)."""
         interval = metrics.cmmd_interval(one, two, **self.draws)
         self.add(metric, domain, metrics.cmmd(one, two), *interval, len(one))
 
 
-def _batched(function: Callable[[Tensor], Tensor], images: Sequence[Image.Image]) -> Tensor:
-    return torch.cat([function(part) for part in to_pixels(images).split(50)])
-
-
 def psnr(vae: Any, images: Sequence[Image.Image]) -> Tensor:
     """Return 10 log10(1 / MSE) of each reconstruction, on pixels in [0, 1]; (n,) dB."""
-
-    def of_batch(pixels: Tensor) -> Tensor:
+    values = []
+    for pixels in to_pixels(images).split(50):
         decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
-        return -10 * ((decoded - pixels) / 2).square().mean((1, 2, 3)).log10()
-
-    return _batched(of_batch, images)
+        values.append(-10 * ((decoded - pixels) / 2).square().mean((1, 2, 3)).log10())
+    return torch.cat(values)
 
 
 def deviation_ratio(vae: Any, images: Sequence[Image.Image]) -> float:
     """Return the largest standard deviation of a latent channel over the smallest."""
-    deviations = _batched(lambda pixels: vae.encode(pixels).latent_dist.mean, images).std((0, 2, 3))
+    latents = [vae.encode(pixels).latent_dist.mean for pixels in to_pixels(images).split(50)]
+    deviations = torch.cat(latents).std((0, 2, 3))
     return (deviations.max() / deviations.min()).item()
 
 
@@ -188,9 +177,8 @@ def retrieval(scorer: evaluation.Scorer, world: Heldout) -> Tensor:
     """Return whether the caption nearest to each image mentions nothing that it does not show; (n,)."""
     texts = scorer.embed_texts(world.texts)
     found = (scorer.embed(world.images) @ texts.T).argmax(dim=1).tolist()
-    return torch.tensor(
-        [world.mentioned[j].items() <= shown.items() for j, shown in zip(found, world.shown, strict=True)]
-    )
+    pairs = zip(found, world.shown, strict=True)
+    return torch.tensor([world.mentioned[j].items() <= shown.items() for j, shown in pairs])
 
 
 def zero_shot(scorer: evaluation.Scorer, features: Tensor) -> np.ndarray:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -41,8 +40,8 @@ class PretrainConfig:
     output_dir: str = "data/tiny-sd"
     work_dir: str = "data/cache/pretrain"
     resolution: int = 64  # pixels
-    paintings: int = 60_000  # rendered images, a domain
-    others: int = 24_000
+    paintings: int = 60_000  # rendered images
+    others: int = 24_000  # of each other domain
     vae_channels: tuple[int, ...] = (32, 64, 96)
     vae_steps: int = 9_000
     vae_batch_size: int = 8  # whole images; twice as many 32 px crops before the decay
@@ -63,7 +62,10 @@ class PretrainConfig:
     ema_decay: float = 0.998
     log_every: int = 50  # steps
     checkpoint_every: int = 250  # steps
-    preview_every: int = 1_000  # steps between grids of pictures in the stage's folder
+
+    def images(self, domain: str) -> int:
+        """Return how many images of a domain are rendered."""
+        return self.paintings if domain == "painting" else self.others
 
     def decay_starts(self, steps: int) -> int:
         """Return the first step of a stage's decay."""
@@ -79,12 +81,11 @@ def _render_chunk(job: tuple[str, int, int, int]) -> np.ndarray:
 
 
 def _describe_chunk(job: tuple[str, int, int]) -> list[dict]:
-    domain, start, stop = job
-    scenes = [(domain, WORLD_SEED, i) for i in range(start, stop)]
-    return [
-        {"captions": toyworld.captions_with_mentions(*s, 6), "attributes": toyworld.attributes(*s)}
-        for s in scenes
-    ]
+    domain, *ends = job
+    scenes = [(domain, WORLD_SEED, i) for i in range(*ends)]
+    texts = [toyworld.captions_with_mentions(*scene, 6) for scene in scenes]
+    shown = [toyworld.attributes(*scene) for scene in scenes]
+    return [{"captions": t, "attributes": a} for t, a in zip(texts, shown, strict=True)]
 
 
 def _in_parallel(work: Callable, domain: str, count: int, *extra: int, progress: bool = True) -> Iterator:
@@ -94,16 +95,14 @@ def _in_parallel(work: Callable, domain: str, count: int, *extra: int, progress:
         yield from bars.bar(pool.imap(work, jobs), domain, len(jobs), shown=progress, unit="chunk")
 
 
-def _counts(config: PretrainConfig) -> dict[str, int]:
-    return {d: config.paintings if d == "painting" else config.others for d in toyworld.DOMAINS}
-
-
 def render_images(config: PretrainConfig, work: Path, progress: bool = True) -> None:
     """Write <domain>.npy, uint8 (n, size, size, 3)."""
-    size, part = config.resolution, work / "part.npy"
-    for domain, count in _counts(config).items():
+    size = config.resolution
+    part = work / "part.npy"
+    for domain in toyworld.DOMAINS:
         if (work / f"{domain}.npy").exists():
             continue
+        count = config.images(domain)
         images = np.lib.format.open_memmap(part, "w+", np.uint8, (count, size, size, 3))
         for number, chunk in enumerate(_in_parallel(_render_chunk, domain, count, size, progress=progress)):
             images[250 * number : 250 * number + len(chunk)] = chunk
@@ -113,9 +112,9 @@ def render_images(config: PretrainConfig, work: Path, progress: bool = True) -> 
 
 def describe_images(config: PretrainConfig, work: Path, progress: bool = True) -> None:
     """Write <domain>.json: captions of every image with what each mentions, and all attributes."""
-    for domain, count in _counts(config).items():
+    for domain in toyworld.DOMAINS:
         if not (work / f"{domain}.json").exists():
-            chunks = _in_parallel(_describe_chunk, domain, count, progress=progress)
+            chunks = _in_parallel(_describe_chunk, domain, config.images(domain), progress=progress)
             (work / "part.json").write_text(json.dumps([row for chunk in chunks for row in chunk]))
             (work / "part.json").replace(work / f"{domain}.json")
 
@@ -140,9 +139,10 @@ class Images:
 
     def draw(self, rng: np.random.Generator, count: int, only: int | None = None) -> list[tuple[int, int]]:
         """Return (domain number, index) pairs, every domain equally often, or those of one domain."""
-        which = (
-            rng.permutation(np.arange(count) % len(self.domains)) if only is None else np.full(count, only)
-        )
+        if only is None:
+            which = rng.permutation(np.arange(count) % len(self.domains))
+        else:
+            which = np.full(count, only)
         return [(int(d), int(rng.integers(len(self.arrays[d])))) for d in which]
 
     def pixels(self, picks: list[tuple[int, int]]) -> Tensor:
@@ -150,19 +150,9 @@ class Images:
         return to_pixels([self.arrays[d][i] for d, i in picks])
 
 
-def grid(images: Tensor, path: Path, columns: int, enlarge: int = 2) -> None:
-    """Write (n, 3, h, w) in [-1, 1] as one picture of n / columns rows."""
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-    rows = [torch.cat(list(row), dim=1) for row in pixels.split(columns)]
-    picture = Image.fromarray(torch.cat(rows, dim=0).numpy())
-    picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST).save(path)
-
-
 # The training loop.
 
-
 Loss = Callable[[int], Tensor]  # step -> scalar
-Preview = Callable[[nn.Module, Path], None]  # writes a picture of what the model can do
 LAST, STABLE = "last.safetensors", "stable.safetensors"
 
 
@@ -172,7 +162,6 @@ class Stage:
 
     folder: Path
     steps: int
-    preview: Preview | None = None  # with it, grids of images are written
     inputs: str = ""  # fingerprint of the stages that the losses are made of
 
 
@@ -181,17 +170,16 @@ def fit(
 ) -> nn.Module:
     """Train with AdamW, going on where the stage's folder left off; return the model with averaged weights.
 
-    Writes log.jsonl, last.safetensors, stable.safetensors (where the decay began) and the preview's grids.
+    Writes log.jsonl, last.safetensors and stable.safetensors (where the decay began).
     Raises DasdError for a checkpoint of other inputs or of a longer plan, and for a gradient that is not
     finite.
     """
     folder, steps = stage.folder, stage.steps
-    optimizer = torch.optim.AdamW(
-        model.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
-    )
+    options = dict(lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), **options)
     ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
-    plan = {"steps": str(steps), "decay_starts": str(config.decay_starts(steps)), "inputs": stage.inputs}
     decay_starts = config.decay_starts(steps)
+    plan = {"steps": str(steps), "decay_starts": str(decay_starts), "inputs": stage.inputs}
     start = _resume(folder, plan, model, optimizer, ema)
     log = [row for row in checkpoints.load_rows(folder / "log.jsonl") if row["step"] <= start]
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,17 +190,22 @@ def fit(
         factor = min((step + 1) / 100, (steps - step) / (steps - decay_starts), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
-        loss = _step(model, loss_at(step), optimizer, f"{folder.name}, step {step}")
+        loss = loss_at(step)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            raise DasdError(f"{folder.name}, step {step}: the gradient is {norm}; lower "
+                            "PretrainConfig.learning_rate.")  # fmt: skip
+        optimizer.step()
+        optimizer.zero_grad()
         ema.step(model.parameters())
         done = step + 1
         if done % config.log_every == 0:
-            row = {"step": done, "loss": loss, "time": round(time.time(), 1)}
+            row = {"step": done, "loss": loss.item(), "time": round(time.time(), 1)}
             checkpoints.append_row(folder / "log.jsonl", row)
-            bar.set_postfix(loss=f"{loss:.3f}")
+            bar.set_postfix(loss=f"{row['loss']:.3f}")
         if done % config.checkpoint_every == 0 or done in (decay_starts, steps):
             _checkpoint(folder, {"step": str(done), **plan}, model, optimizer, ema)
-        if stage.preview and (done % config.preview_every == 0 or done == steps):
-            _draw(stage.preview, folder / f"step-{done:06d}.png", model, ema)
     ema.copy_to(model.parameters())
     return model.eval().requires_grad_(False)
 
@@ -223,26 +216,6 @@ def fingerprint(*folders: Path) -> str:
     for folder in folders:
         digest.update((folder / LAST).read_bytes())
     return digest.hexdigest()
-
-
-def _step(model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, where: str) -> float:
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    if not torch.isfinite(norm):
-        raise DasdError(f"{where}: the gradient is {norm}; lower PretrainConfig.learning_rate.")
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.item()
-
-
-@torch.no_grad()
-def _draw(preview: Preview, path: Path, model: nn.Module, ema: EMAModel) -> None:
-    """Show the averaged weights, then go on with the others."""
-    ema.store(model.parameters())
-    ema.copy_to(model.parameters())
-    preview(model.eval(), path)
-    ema.restore(model.parameters())
-    model.train()
 
 
 def _checkpoint(
@@ -272,20 +245,15 @@ def _newest(folder: Path, plan: dict[str, str]) -> tuple[Path, int] | None:
         with safe_open(path, framework="pt") as file:
             made = file.metadata() or {}
         if made.get("inputs", "") != plan["inputs"]:
-            raise DasdError(
-                f"{path} was trained with other parts than those it would now be joined with. Delete the "
-                f"folder {folder} to train this stage again."
-            )
+            raise DasdError(f"{path} was trained with other parts than those it would now be joined with. "
+                            f"Delete the folder {folder} to train this stage again.")  # fmt: skip
         step = int(made["step"])
-        if made["steps"] == plan["steps"] or step <= min(
-            int(made["decay_starts"]), int(plan["decay_starts"])
-        ):
+        first_decay = min(int(made["decay_starts"]), int(plan["decay_starts"]))
+        if made["steps"] == plan["steps"] or step <= first_decay:
             return path, step
     if found:
-        raise DasdError(
-            f"{folder} holds a run of {made['steps']} steps, longer than the {plan['steps']} planned "
-            "now: delete the folder to train anew, or plan as many steps."
-        )
+        raise DasdError(f"{folder} holds a run of {made['steps']} steps, longer than the {plan['steps']} "
+                        "planned now: delete the folder to train anew, or plan as many steps.")  # fmt: skip
     return None
 
 
