@@ -171,15 +171,13 @@ def undecoded(monkeypatch) -> Callable[..., torch.Tensor]:
     return run
 
 
-def picture_files(
-    folder: Path, names: Sequence[str], first: int = 0, grey: bool = False, size: int = 32
-) -> list[str]:
+def picture_files(folder: Path, names: Sequence[str], first: int = 0, size: int = 32) -> list[str]:
     """Write a small picture under each name, unlike all others; return the names."""
     for number, name in enumerate(names, start=first):
-        noise = np.random.default_rng(number).integers(0, 256, (4, 4, 1 if grey else 3), np.uint8)
+        noise = np.random.default_rng(number).integers(0, 256, (4, 4, 3), np.uint8)
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(noise.repeat(3 if grey else 1, axis=2))
+        image = Image.fromarray(noise)
         image.resize((size, size), Image.Resampling.NEAREST).save(path)
     return list(names)
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from dasd_utils import data, evaluation, latents, models
 from dasd_utils.apps.cli import main as cli
-from dasd_utils.apps.new_domain import captions, proposal, words
+from dasd_utils.apps.new_domain import captions, proposal
 from dasd_utils.config import ROOT, Config, DasdError
 from dasd_utils.runtime import checkpoints, latent_cache
 
@@ -35,40 +35,35 @@ TOKENIZER = narrow.make_tokenizer()
     ],
 )
 def test_initial_word_is_one_piece(name, known, word, why):
-    found, reason = words.initial_word(name, known, TOKENIZER)
+    found, reason = proposal.initial_word(name, known, TOKENIZER)
     assert found == word and why in reason
 
 
-def test_a_token_that_is_taken_is_numbered():
-    tokenizer = narrow.make_tokenizer()
-    tokenizer.add_tokens(["<sketch>", "<Sketch-2>"])
-    assert words.free_token("Sketch", tokenizer) == "<sketch-3>"
-
-
 def test_descriptions_are_english():
-    found = words.describe("ink", "drawing")
+    found = proposal.describe("ink", "drawing")
     assert found["descriptions"] == ["an ink", "a picture in the style of an ink drawing"]
     assert found["style_suffix"] == "ink drawing"
 
 
 def test_fresh_captions_come_first():
     heldout = ["A dog.", "one", "two", "one"]
-    prompts, reworded = words.evaluation_prompts(["a dog", "Two"], heldout)
-    assert prompts[0] == "one" and len(prompts) == words.ENOUGH_PROMPTS and reworded == len(prompts) - 1
+    prompts, origin = proposal.evaluation_prompts(["a dog", "Two"], heldout)
+    assert prompts[0] == "one" and len(prompts) == proposal.ENOUGH_PROMPTS
+    assert "1 captions of held-out" in origin and f"{len(prompts) - 1} rewordings" in origin
     assert not {"a dog", "A dog.", "two", "Two"} & set(prompts) and len(set(prompts)) == len(prompts)
     many = [f"number {i}" for i in range(50)]
-    assert words.evaluation_prompts([], many) == (many[: words.MANY_PROMPTS], 0)
+    assert proposal.evaluation_prompts([], many)[0] == many[: proposal.MANY_PROMPTS]
 
 
 def test_one_sentence_for_all_gives_two_prompts_or_more():
-    prompts, reworded = words.evaluation_prompts(["a dog"], ["a dog"])
-    assert len(prompts) == reworded == len(words.WORDINGS) and "a dog" not in prompts
-    assert words.evaluation_prompts(["a dog"], [])[0] == prompts
+    prompts, _ = proposal.evaluation_prompts(["a dog"], ["a dog"])
+    assert len(prompts) == len(proposal.WORDINGS) and "a dog" not in prompts
+    assert proposal.evaluation_prompts(["a dog"], [])[0] == prompts
 
 
 def test_labelled_prompts_name_the_domain():
     others = [{"prompt": "a cat", "domain": None}, {"prompt": "old", "domain": "sketch"}]
-    rows = words.labelled("sketch", "sketch", ["a sketch of a dog", "a dog", "a dog"], others)
+    rows = proposal.labelled("sketch", "sketch", ["a sketch of a dog", "a dog", "a dog"], others)
     own = [{"prompt": text, "domain": "sketch"} for text in ("a sketch of a dog", "a dog, sketch")]
     assert rows == [others[0], *own]
 
@@ -108,14 +103,14 @@ def test_a_proposal_says_what_is_there(found, folder):
     assert audit["images"] == 25 == sum(audit[split] for split in data.SPLITS)
     assert audit["captions_missing"] == audit["captions_cut"] == audit["exact_duplicates"] == 0
     assert audit["captions_different"] == 20 and audit["width"] == audit["height"] == [32, 32, 32]
-    assert audit["grey"] == 0 and not audit["smaller_than_resolution"] and not audit["unreadable"]
+    assert not audit["smaller_than_resolution"] and not audit["unreadable"]
     assert found.entry["token"] == "<sketch>" and found.entry["initial_word"] == "sketch"
     assert found.warnings[0].startswith(f"{audit['train']} training images are few")
     assert not list(folder.glob("*.jsonl"))
 
 
 def test_the_audit_finds_what_is_wrong(tmp_path, tiny_config):
-    picture_files(tmp_path, ["big tree.png", *NAMES], grey=True, size=20)
+    picture_files(tmp_path, ["big tree.png", *NAMES], size=20)
     (tmp_path / "copy of red-house_0.png").write_bytes((tmp_path / "red-house_0.png").read_bytes())
     (tmp_path / "0001.png").write_bytes((tmp_path / "big tree.png").read_bytes())
     (tmp_path / "broken boat.png").write_bytes(b"no image")
@@ -123,7 +118,7 @@ def test_the_audit_finds_what_is_wrong(tmp_path, tiny_config):
     found = propose(tmp_path, tiny_config, "names")
     audit = found.audit
     assert (audit["images"], audit["exact_duplicates"], audit["captions_missing"]) == (29, 3, 1)
-    assert (audit["captions_cut"], audit["grey"], audit["smaller_than_resolution"]) == (1, 1.0, 29)
+    assert (audit["captions_cut"], audit["smaller_than_resolution"]) == (1, 29)
     assert len(audit["unreadable"]) == 1 and "broken boat.png" in audit["unreadable"][0]
     for text in ("cannot be read", "have no caption", "longer than", "smaller than 32"):
         assert text in " ".join(found.warnings)

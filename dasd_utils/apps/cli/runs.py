@@ -76,8 +76,7 @@ def new_domain(
         f"images    {audit['images']}: {audit['train']} to train on, {audit['validation']} for validation, "
         f"{audit['test']} held out; {audit['exact_duplicates']} copies, {audit['near_duplicates']} near ones",
         "pixels    {} to {} (median {}) wide, ".format(*audit["width"][::2], audit["width"][1])
-        + "{} to {} (median {}) high, ".format(*audit["height"][::2], audit["height"][1])
-        + f"{audit['grey']:.0%} grey",
+        + "{} to {} (median {}) high".format(*audit["height"][::2], audit["height"][1]),
         f"captions  {why['captions']}: {audit['captions_different']} different, "
         f"{audit['captions_missing']} missing, {audit['captions_cut']} too long",
         f"token     {entry['token']}, starts at {entry['initial_word']!r}: {why['initial_word']}",

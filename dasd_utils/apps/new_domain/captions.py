@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,17 @@ def find_captions(album: Album, how: str = "auto", progress: bool = False) -> Ca
     {label}. Raises DasdError where that gives no captions.
     """
     if how == "auto" or how in SOURCES:
-        return first_source(album, SOURCES if how == "auto" else [how])
+        missing = []
+        for name in SOURCES if how == "auto" else [how]:
+            try:
+                return SOURCES[name](album)
+            except DasdError as error:
+                missing.append(f"{name}: {str(error).rstrip('.')}")
+        raise DasdError(
+            f"{album.folder} has no captions ({'; '.join(missing)}). Give one sentence for all (--captions "
+            f'"a pencil sketch"), a captioning model (--captions {CAPTIONER}), or write '
+            f'{FILE} beside the images, a line an image: {{"file_name": "1.png", "text": "..."}}.'
+        )
     if "{label}" in how:
         try:
             return from_labels(album, how)
@@ -101,24 +111,10 @@ def find_captions(album: Album, how: str = "auto", progress: bool = False) -> Ca
     return Captions("one sentence for all", {"caption": how.strip()})
 
 
-def first_source(album: Album, names: Iterable[str]) -> Captions:
-    """Return the captions of the first of these sources that has some; DasdError says what each lacks."""
-    missing = []
-    for name in names:
-        try:
-            return SOURCES[name](album)
-        except DasdError as error:
-            missing.append(f"{name}: {str(error).rstrip('.')}")
-    raise DasdError(
-        f"{album.folder} has no captions ({'; '.join(missing)}). Give one sentence for all (--captions "
-        f'"a pencil sketch"), a captioning model (--captions {CAPTIONER}), or write '
-        f'{FILE} beside the images, a line an image: {{"file_name": "1.png", "text": "..."}}.'
-    )
-
-
 def from_metadata(album: Album) -> Captions:
     """Return the caption column of the folder's metadata; DasdError if it has none."""
-    texts = {name.lower(): name for name, kind in album.features.items() if _is_text(kind)}
+    kinds = {name: getattr(kind, "feature", kind) for name, kind in album.features.items()}  # also of lists
+    texts = {n.lower(): n for n, kind in kinds.items() if getattr(kind, "dtype", "").endswith("string")}
     column = next((texts[name] for name in COLUMNS if name in texts), None)
     if column is None or not any(album.values(column)):
         known = ", ".join(album.features) or "none"
@@ -126,22 +122,15 @@ def from_metadata(album: Album) -> Captions:
     return Captions(f"the column {column!r} of its metadata", {"caption_column": column})
 
 
-def _is_text(kind: Any) -> bool:
-    kind = getattr(kind, "feature", kind)  # of a list
-    return isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
-
-
 def from_sidecars(album: Album) -> Captions:
     """Return the texts beside the images (`house.png`, `house.txt`); DasdError unless most have one."""
-    texts = {name: _sidecar_text(album.folder / name) for name in album.files()}
-    what = f"text files ({', '.join(SIDECARS)})"
-    return _caption_most("text files beside the images", texts, what)
-
-
-def _sidecar_text(image: Path) -> str:
-    places = [image.with_name(stem + suffix) for stem in (image.stem, image.name) for suffix in SIDECARS]
-    beside = next((place for place in places if place.is_file()), None)
-    return " ".join(files.read_text(beside, "The caption").split()) if beside else ""
+    texts = {}
+    for name in album.files():
+        image = album.folder / name
+        places = [image.with_name(stem + suffix) for stem in (image.stem, image.name) for suffix in SIDECARS]
+        beside = next((place for place in places if place.is_file()), None)
+        texts[name] = " ".join(files.read_text(beside, "The caption").split()) if beside else ""
+    return _caption_most("text files beside the images", texts, f"text files ({', '.join(SIDECARS)})")
 
 
 def from_names(album: Album) -> Captions:
@@ -180,7 +169,10 @@ def from_labels(album: Album, sentence: str | None = None) -> Captions:
     Raises DasdError for labels that say nothing.
     """
     column = next((name for name in album.features if name.lower() in LABELS), None)
-    labels = _labels(album, column) if column else []
+    kind = album.features.get(column)
+    values = set(album.values(column)) if column else set()
+    named = values - {None, -1}
+    labels = sorted(kind.int2str(v) if isinstance(kind, datasets.ClassLabel) else str(v) for v in named)
     if len(labels) < 2:  # a folder of splits alone may have one, its own name
         raise DasdError("no subfolders and no label column with two or more labels")
     wordless = [label for label in labels if not words_of(label)]
@@ -189,15 +181,10 @@ def from_labels(album: Album, sentence: str | None = None) -> Captions:
     if len(labels) > MOST_LABELS:
         raise DasdError(f"{len(labels)} labels are no classes")
     table = {label: _with_label(sentence, words_of(label)) for label in labels}
-    if {None, -1} & set(album.values(column)):
+    if values - named:
         table[""] = ""  # no label, no caption
     where = f"{len(labels)} labels of the column or subfolders {column!r}"
     return Captions(where, {"label_column": column, "label_captions": table})
-
-
-def _labels(album: Album, column: str) -> list[str]:
-    kind, values = album.features[column], set(album.values(column)) - {None, -1}
-    return sorted(kind.int2str(v) if isinstance(kind, datasets.ClassLabel) else str(v) for v in values)
 
 
 def _with_label(sentence: str | None, word: str) -> str:
@@ -216,6 +203,7 @@ SOURCES: dict[str, Callable[[Album], Captions]] = {  # in the order of `auto`
 }
 
 
+@torch.no_grad()
 def from_model(album: Album, name: str, device: str | None = None, progress: bool = False) -> Captions:
     """Return a caption of each readable image by the model `name`, or `name@revision` of the hub.
 
@@ -229,26 +217,21 @@ def from_model(album: Album, name: str, device: str | None = None, progress: boo
     processor = source.load(transformers.AutoProcessor)
     model.to(device or processes.default_device()).eval()
     for start in bars.bar(range(0, len(names), BATCH), "captions", shown=progress, unit="batch"):
-        texts |= _caption(album, names[start : start + BATCH], processor, model)
+        pictures = {}
+        for file in names[start : start + BATCH]:
+            with contextlib.suppress(DasdError):  # the audit counts what cannot be read
+                pictures[file] = images.open_file(album.folder / file)
+        if not pictures:
+            continue
+        try:
+            inputs = processor(images=list(pictures.values()), return_tensors="pt").to(model.device)
+            tokens = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
+            found = processor.batch_decode(tokens, skip_special_tokens=True)
+        except (TypeError, ValueError, AttributeError, KeyError) as error:  # it wants a chat, or other inputs
+            raise DasdError(f"The model {name!r} does not caption images by themselves: {error}. Name one "
+                            f"that does, like {CAPTIONER}.") from error  # fmt: skip
+        texts |= dict(zip(pictures, (" ".join(text.split()) for text in found), strict=True))
+    texts = {file: text for file, text in texts.items() if text}
     if not texts:
         raise DasdError(f"The model {name!r} gave no caption for any of {len(names)} images.")
     return Captions(f"the model {name}", {}, texts)
-
-
-@torch.no_grad()
-def _caption(album: Album, names: list[str], processor: Any, model: Any) -> dict[str, str]:
-    pictures = {}
-    for name in names:
-        with contextlib.suppress(DasdError):  # the audit counts what cannot be read
-            pictures[name] = images.open_file(album.folder / name)
-    if not pictures:
-        return {}
-    try:
-        inputs = processor(images=list(pictures.values()), return_tensors="pt").to(model.device)
-        tokens = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
-        texts = processor.batch_decode(tokens, skip_special_tokens=True)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:  # it wants a chat, or other inputs
-        raise DasdError(f"The model {type(model).__name__} does not caption images by themselves: {error}. "
-                        f"Name one that does, like {CAPTIONER}.") from error  # fmt: skip
-    captions = (" ".join(text.split()) for text in texts)
-    return {name: text for name, text in zip(pictures, captions, strict=True) if text}
