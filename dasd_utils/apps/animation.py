@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from dasd_utils.data import DomainData
     from dasd_utils.models import Parts
 
-FORMATS = (".webp", ".gif", ".png")  # .png: every viewer shows its first frame at least
+FORMATS = {  # with the options of each; of a .png every viewer shows the first frame at least
+    ".webp": {"quality": 75, "method": 6},
+    ".gif": {"optimize": True},
+    ".png": {},
+}
 FRAME, REST = 180, 2500  # milliseconds of a frame, and of the first and the last
 
 
@@ -34,9 +38,8 @@ def sample_grid(
     prompts = {name: [data.prompt(i) for i in range(min(4, len(data)))] for name, data in targets.items()}
 
     def draw(step: int) -> dict[str, list[Image.Image]]:
-        rows = {}
-        for name, texts in prompts.items():
-            rows[name], *_ = pipeline.generate(texts, name, seed=list(range(len(texts))))
+        drawn = {name: pipeline.generate(own, name, seed=[*range(len(own))]) for name, own in prompts.items()}
+        rows = {name: images for name, (images, *_) in drawn.items()}
         path = resolve(config.output_dir) / "samples" / f"step-{step:06d}.png"
         figures.save(figures.comparison_grid(rows), path)
         return {f"samples/{name}": pictures for name, pictures in rows.items()}
@@ -47,8 +50,8 @@ def sample_grid(
 def of_run(run: str | Path) -> dict[int, Image.Image]:
     """Return the sample grids of a run, `samples/step-<step>.png`, by step; DasdError if it has none."""
     folder = resolve(run) / "samples"
-    found = {file: file.stem.removeprefix("step-") for file in sorted(folder.glob("step-*.png"))}
-    grids = {int(step): Image.open(file).convert("RGB") for file, step in found.items() if step.isdigit()}
+    found = sorted(folder.glob("step-[0-9]*.png"))
+    grids = {int(file.stem.removeprefix("step-")): Image.open(file).convert("RGB") for file in found}
     if not grids:
         raise DasdError(f"There are no sample grids in {folder}: train with sample_every above 0.")
     return grids
@@ -68,14 +71,14 @@ def save(
     if path.suffix not in FORMATS:
         raise DasdError(f"{path.name} is no animation: its name must end in {', '.join(FORMATS)}.")
     steps = sorted(pictures)
-    plain = [_picture(pictures[step]) for step in steps]
-    size = width, round(width * plain[0].height / plain[0].width)
-    drawn = [_frame(each, size, step, steps[-1], label) for each, step in zip(plain, steps, strict=True)]
-    durations = [FRAME] * len(drawn)
-    durations[0] = durations[-1] = REST
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_write(path, "The animation") as temporary:
-        temporary.write_bytes(_encoded(drawn, durations, path.suffix))
+    first = _picture(pictures[steps[0]])
+    size = width, round(width * first.height / first.width)
+    frames = [_frame(_picture(pictures[step]), size, step, steps[-1], label) for step in steps]
+    if path.suffix == ".gif":
+        frames = [frame.quantize(96, dither=Image.Dither.NONE) for frame in frames]
+    options = {"duration": [REST, *[FRAME] * (len(frames) - 2), REST], "loop": 0} | FORMATS[path.suffix]
+    with files.atomic_write(path, "The animation") as part:
+        frames[0].save(part, path.suffix[1:], save_all=True, append_images=frames[1:], **options)
     return path
 
 
@@ -87,30 +90,15 @@ def _picture(given: Image.Image | figures.Figure) -> Image.Image:
 def _frame(picture: Image.Image, size: tuple[int, int], step: int, last: int, label: str) -> Image.Image:
     """The picture below its step, the label, and a line as long as the share of the run that is done."""
     head = 30  # pixels above the picture
-    margin = 10
+    left = 10
+    right = size[0] - left
     frame = Image.new("RGB", (size[0], size[1] + head), "white")
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    frame.paste(picture, (0, head))
+    frame.paste(picture.resize(size, Image.Resampling.LANCZOS), (0, head))
     draw = ImageDraw.Draw(frame)
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 15)
-    draw.text((margin, 3), f"step {step} of {last}", figures.INK, font)
-    draw.text((size[0] - margin, 3), label, figures.INK, font, anchor="ra")
-    right = size[0] - margin
-    draw.line((margin, head - 3, right, head - 3), figures.LINE, 2)
+    draw.text((left, 3), f"step {step} of {last}", figures.INK, font)
+    draw.text((right, 3), label, figures.INK, font, anchor="ra")
+    draw.line((left, head - 3, right, head - 3), figures.LINE, 2)
     if step:
-        reached = margin + (right - margin) * step // last
-        draw.line((margin, head - 3, reached, head - 3), figures.PALETTE[0], 2)
+        draw.line((left, head - 3, left + (right - left) * step // last, head - 3), figures.PALETTE[0], 2)
     return frame
-
-
-def _encoded(frames: list[Image.Image], durations: list[int], suffix: str) -> bytes:
-    options = {"save_all": True, "duration": durations, "loop": 0}
-    if suffix == ".webp":
-        options |= {"quality": 75, "method": 6}
-    if suffix == ".gif":
-        frames = [frame.quantize(96, dither=Image.Dither.NONE) for frame in frames]
-        options |= {"optimize": True}
-    buffer = io.BytesIO()
-    frames[0].save(buffer, suffix[1:], append_images=frames[1:], **options)
-    return buffer.getvalue()
