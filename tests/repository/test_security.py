@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
+import functools
 import io
 import json
 import logging
@@ -43,7 +42,6 @@ adapter.pt optimizer.pt model.ckpt state.pkl history.pkl random_states_0.pkl
 """
 SECRETS = {
     "HF_TOKEN": "hf_" + "notarealtoken" * 3,
-    "HUGGING_FACE_HUB_TOKEN": "hf_" + "norisitthisone" * 3,
     "AWS_SECRET_ACCESS_KEY": "fake/secret+access/key" * 2,
     "HOME": "/home-of-nobody-at-all",
     "USER": "nobody-at-all",
@@ -67,7 +65,7 @@ def finished(base_dir, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SECRETS.items():
             patch.setenv(name, value)
-        if _has("pwd"):  # not on Windows
+        if os.name != "nt":
             patch.setattr("pwd.getpwuid", lambda _uid: user)
         run, _ = runs.run_training(config, resume=False, auto_batch_size=False)
     return config, run
@@ -88,63 +86,54 @@ def copied(finished, tmp_path):
 
 @pytest.fixture
 def no_pickle(monkeypatch):
-    """Fail wherever a pickle is read or written, also where the failure is caught.
+    """Fail wherever a pickle is read or written, also where the failure is caught: by torch, numpy, Python.
 
-    Watched: what model files go through (torch.load, torch.save, numpy.load, joblib) and Python's own doors
-    to pickles, by which any library would go. Not watched: dill's in-memory pickler, with which `datasets`
-    hashes functions and reads no file, and `copy`, which shares pickle's protocol and makes no pickle.
+    Not watched: dill's pickler in memory, with which `datasets` hashes functions, and `copy`, which shares
+    pickle's protocol and makes none.
     """
-    seen, watching = [], [True]
+    seen, watching, plain_load = [], [True], np.load
 
-    def forbid(module, name):
-        original = getattr(module, name)
+    def refuse(name):
+        def call(*_arguments, **_options):
+            seen.append(name)
+            raise AssertionError(f"{name} was called")
 
-        def refuse(*arguments, **options):
-            if name == "load" and module is np and not options.get("allow_pickle"):
-                return original(*arguments, **options)
-            seen.append(f"{module.__name__}.{name}")
-            raise AssertionError(f"{seen[-1]} was called")
+        return call
 
-        monkeypatch.setattr(module, name, refuse)
+    def watched(name, base):
+        def begin(self, *arguments, **options):
+            if watching:
+                refuse(name)()
+            base.__init__(self, *arguments, **options)
 
-    def forbid_class(name):
-        class Watched(getattr(pickle, name)):  # may be inherited from for good: harmless after the test
-            def __init__(self, *arguments, **options):
-                if watching:
-                    seen.append(f"pickle.{name}")
-                    raise AssertionError(f"pickle.{name} was made")
-                super().__init__(*arguments, **options)
+        return type(name, (base,), {"__init__": begin})  # a library may inherit from it for good
 
-        monkeypatch.setattr(pickle, name, Watched)
-
-    for module in (torch, pickle, *([importlib.import_module("joblib")] if _has("joblib") else [])):
-        for name in {"load", "save", "loads", "dump", "dumps"} & set(vars(module)):
-            forbid(module, name)
-    forbid(np, "load")
+    for module, names in ((torch, ("load", "save")), (pickle, ("load", "loads", "dump", "dumps"))):
+        for name in names:
+            monkeypatch.setattr(module, name, refuse(f"{module.__name__}.{name}"))
     for name in ("Unpickler", "Pickler"):
-        forbid_class(name)
+        monkeypatch.setattr(pickle, name, watched(name, getattr(pickle, name)))
+    loads = {True: refuse("numpy.load"), False: plain_load}
+    monkeypatch.setattr(np, "load", lambda *a, allow_pickle=False, **k: loads[allow_pickle](*a, **k))
     yield seen
     watching.clear()
     assert seen == []
 
 
-def _has(module):
-    return importlib.util.find_spec(module) is not None
-
-
 def test_the_watch_sees_every_way(no_pickle):
     file = io.BytesIO(pickle_bytes([1]))
-    for call in (
-        lambda: torch.load(file, weights_only=True),
-        lambda: torch.save({}, file),
-        lambda: pickle.load(file),
-        lambda: pickle.dumps(1),
-        lambda: pickle.Unpickler(file),
-        lambda: np.load(file, allow_pickle=True),
-    ):
+    calls = (
+        (torch.load, file),
+        (torch.save, {}, file),
+        (pickle.load, file),
+        (pickle.dumps, 1),
+        (pickle.Unpickler, file),
+        (functools.partial(np.load, allow_pickle=True), file),
+    )
+    for call, *arguments in calls:
         with pytest.raises(AssertionError):
-            call()
-    assert len(no_pickle) == 6
+            call(*arguments)
+    assert len(no_pickle) == len(calls)
     no_pickle.clear()
 
 
@@ -174,19 +163,10 @@ def pickle_bytes(value):
     return file.getvalue()
 
 
-class Bomb:
-    """Makes a folder, the marker, when it is unpickled."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
-
-
 def plant(folder, marker):
-    """Put a bomb under every name of PICKLED into the folder and all below it."""
-    content = pickle_bytes(Bomb(marker))
+    """Put a pickle that makes the folder `marker` under every name of PICKLED into a folder and all below."""
+    bomb = type("Bomb", (), {"__reduce__": lambda _self: (os.mkdir, (str(marker),))})()
+    content = pickle_bytes(bomb)
     for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         for name in PICKLED.split():
             (place / name).write_bytes(content)
@@ -262,13 +242,16 @@ def test_what_the_profiles_take_from_the_hub_is_pinned():
 
 
 @pytest.mark.parametrize("revision", [None, "main", REVISION])
-def test_an_unpinned_data_set_is_named_with_the_commit_that_was_read(monkeypatch, caplog, tmp_path, revision):
-    picture = {"image": [Image.new("RGB", (8, 8))]}
-    made = datasets.Dataset.from_dict(picture, features=datasets.Features({"image": datasets.Image()}))
-    made.save_to_disk(tmp_path / REVISION)  # the library's cache names its folders by commit, too
-    rows = datasets.load_from_disk(tmp_path / REVISION)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_args, **_options: rows)
-    domain = DomainConfig("things", f"owner/things-{revision}", caption="a thing", revision=revision)
+@pytest.mark.parametrize("known", [True, False])
+def test_an_unpinned_data_set_is_named_with_the_commit_that_was_read(
+    monkeypatch, caplog, tmp_path, revision, known
+):
+    made = datasets.Dataset.from_dict({"image": [Image.new("RGB", (8, 8))]})
+    if known:
+        made.save_to_disk(tmp_path / REVISION)  # the library's cache names its folders by commit, too
+        made = datasets.load_from_disk(tmp_path / REVISION)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_args, **_options: made)
+    domain = DomainConfig("things", f"owner/{known}-{revision}", caption="a thing", revision=revision)
     with caplog.at_level(logging.WARNING, "dasd_utils"):
         for split in ("train", "test"):
             images.open_rows(domain, split)
@@ -277,14 +260,7 @@ def test_an_unpinned_data_set_is_named_with_the_commit_that_was_read(monkeypatch
     else:
         (warning,) = caplog.messages  # once for all splits
         assert domain.data in warning and f"revision {revision or 'main'}," in warning
-        assert f"`revision` to {REVISION}." in warning
-
-
-def test_a_data_set_whose_commit_is_not_known_is_named_too(monkeypatch, caplog):
-    rows = datasets.Dataset.from_dict({"image": ["x"]})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_args, **_options: rows)
-    images.open_rows(DomainConfig("things", "owner/unknown-things", caption="a thing"), "train")
-    assert "the commit hash that the page" in caplog.text
+        assert (f"`revision` to {REVISION}." if known else "the commit hash that the page") in warning
 
 
 def test_an_unpinned_model_is_named(monkeypatch, caplog):
@@ -295,8 +271,8 @@ def test_an_unpinned_model_is_named(monkeypatch, caplog):
     assert "owner/name is read at revision main" in caplog.text and "base_revision" in caplog.text
 
 
-def test_a_run_records_its_revisions_and_its_data(finished):
-    _, run = finished
+def test_a_run_records_its_revisions_and_its_data_and_is_not_resumed_with_others(finished):
+    config, run = finished
     saved = json.loads((run / "config.json").read_text())
     assert (saved["model"]["base_revision"], saved["model"]["clip_revision"]) == (REVISION, REVISION[::-1])
     assert saved["domains"][0]["revision"] == REVISION
@@ -305,10 +281,6 @@ def test_a_run_records_its_revisions_and_its_data(finished):
     assert summary["base_revision"] == REVISION and summary["base_fingerprint"]
     state = checkpoints.read_state(checkpoints.newest_checkpoint(run / "checkpoints"))
     assert state["config"] == saved and state["data"] and state["base"] == summary["base_fingerprint"]
-
-
-def test_a_run_of_another_revision_is_not_resumed(finished):
-    config, _ = finished
     first, *rest = config.domains
     other = config.replace(base_revision="main", domains=(dataclasses.replace(first, revision=None), *rest))
     found = checkpoints.differences(config.to_dict(), other.to_dict())
@@ -327,37 +299,28 @@ def test_remote_code_is_nowhere_asked_for():
 
 @pytest.mark.parametrize("section", [None, "model", "data", "evaluation", "source"])
 def test_no_config_can_ask_for_remote_code(section):
-    unsafe = {"trust_remote_code": True}
-    with pytest.raises(DasdError, match="trust_remote_code"):
-        Config.setup("tiny", **unsafe)
     values = Config.setup("tiny").to_dict()
-    (values[section] if section else values).update(unsafe)
+    (values[section] if section else values)["trust_remote_code"] = True
     with pytest.raises(DasdError, match="trust_remote_code"):
         Config.from_dict(values)
 
 
-def test_code_beside_the_weights_is_not_run(copied, tmp_path):
+def test_code_beside_weights_and_images_is_not_run(copied, tmp_path):
     config, _ = copied
     marker, base = tmp_path / "marker", Path(config.model.base)
-    code = f"import os\nos.mkdir({str(marker)!r})\n"
-    for file in [*base.rglob("config.json"), *base.rglob("tokenizer_config.json")]:
-        kinds = ("AutoConfig", "AutoModel", "AutoTokenizer", "CLIPTextModel", "UNet2DConditionModel")
-        values = json.loads(file.read_text()) | {"auto_map": {kind: "evil.Evil" for kind in kinds}}
-        file.write_text(json.dumps(values))
-        for name in ("evil.py", "pipeline.py", "__init__.py"):
-            (file.parent / name).write_text(code)
+    picture = tmp_path / "things" / "1.png"
+    picture.parent.mkdir()
+    Image.new("RGB", (8, 8)).save(picture)
+    kinds = ("AutoConfig", "AutoModel", "AutoTokenizer", "CLIPTextModel", "UNet2DConditionModel")
+    for file in [*base.rglob("config.json"), *base.rglob("tokenizer_config.json"), picture]:
+        if file != picture:
+            values = json.loads(file.read_text()) | {"auto_map": {kind: "evil.Evil" for kind in kinds}}
+            file.write_text(json.dumps(values))
+        for name in ("evil.py", "pipeline.py", "things.py", "dataset.py", "__init__.py"):
+            (file.parent / name).write_text(f"import os\nos.mkdir({str(marker)!r})\n")
     models.load_parts(config)
     evaluation.load_scorer(config)
-    assert not marker.exists()
-
-
-def test_code_beside_the_images_is_not_run(tmp_path):
-    folder, marker = tmp_path / "things", tmp_path / "marker"
-    folder.mkdir()
-    Image.new("RGB", (8, 8)).save(folder / "1.png")
-    for name in ("things.py", "dataset.py", "__init__.py"):
-        (folder / name).write_text(f"import os\nos.mkdir({str(marker)!r})\n")
-    assert len(images.open_rows(DomainConfig("things", str(folder), caption="a thing"), "train")) == 1
+    assert len(images.open_rows(DomainConfig("things", str(picture.parent), caption="a thing"), "train")) == 1
     assert not marker.exists()
 
 
@@ -373,22 +336,22 @@ def test_names_that_leave_a_folder_are_refused(tiny_config, name):
 
 
 @pytest.mark.parametrize(
-    "tokens",
+    ("token", "file"),
     [
-        {"<xray>": "../../elsewhere.safetensors"},
-        {"<xray>": "/elsewhere.safetensors"},
-        {"<../xray>": "../xray.safetensors"},
-        {"<..>": "...safetensors"},
-        {"xray": "xray.safetensors"},
+        ("<xray>", "../../elsewhere.safetensors"),
+        ("<xray>", "/elsewhere.safetensors"),
+        ("<../xray>", "../xray.safetensors"),
+        ("<..>", "...safetensors"),
+        ("xray", "xray.safetensors"),
     ],
 )
-def test_an_adapter_that_names_files_elsewhere_is_refused(copied, tmp_path, tokens):
+def test_an_adapter_that_names_files_elsewhere_is_refused(copied, tmp_path, token, file):
     config, run = copied
     path = run / "adapter" / adapters.SUMMARY_FILE
     row = (run / "adapter" / "xray.safetensors").read_bytes()
     for place in (tmp_path / "elsewhere.safetensors", run / "xray.safetensors"):
         place.write_bytes(row)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": tokens}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": {token: file}}))
     with pytest.raises(DasdError, match=r"damaged: (<xray> is in xray.safetensors|.*tokens.*angle brackets)"):
         adapters.load_adapter(models.load_parts(config), run / "adapter")
 
@@ -422,51 +385,44 @@ def test_no_published_file_holds_what_looks_like_a_secret():
     assert found == {}
 
 
-SHAPES = [  # in two halves, so that this file holds none
-    ("hf_", "a1B2" * 8),
-    ("sk-", "proj-a1B2c3D4e5F6g7H8"),
-    ("AKIA", "A1B2C3D4E5F6G7H8"),
-    ("ghp_", "a1B2c3" * 6),
-    ("-----BEGIN RSA ", "PRIVATE KEY-----"),
-]
-
-
-@pytest.mark.parametrize("halves", SHAPES)
+@pytest.mark.parametrize(
+    "halves",  # so that this file holds no secret
+    [
+        ("hf_", "a1B2" * 8),
+        ("sk-", "proj-a1B2c3D4e5F6g7H8"),
+        ("AKIA", "A1B2C3D4E5F6G7H8"),
+        ("ghp_", "a1B2c3" * 6),
+        ("-----BEGIN RSA ", "PRIVATE KEY-----"),
+    ],
+)
 def test_a_secret_would_be_found(halves):
     assert TOKENS.search(f'{{"key": "{"".join(halves)}"}}'.encode())
 
 
 # make audit
 
-
-def audited(monkeypatch, capsys, *answers):
-    """Return (exit status, what is printed) when the databases answer so."""
-    left = iter(answers)
-
-    def run(command, **_options):
-        return subprocess.CompletedProcess(command, 0, next(left), "no route to host")
-
-    monkeypatch.setattr(audit.subprocess, "run", run)
-    status = audit.main("requirements.txt")
-    return status, capsys.readouterr().out
-
-
 UNKNOWN = {"name": "a", "skip_reason": "not found"}
 CLEAN = {"name": "b", "version": "1", "vulns": []}
 BROKEN = {"name": "c", "version": "2", "vulns": [{"id": "CVE-1", "fix_versions": ["3"]}]}
 
 
-def answer(*rows):
-    return json.dumps({"dependencies": rows})
+@pytest.mark.parametrize(
+    ("answers", "status", "parts"),
+    [
+        (([UNKNOWN, UNKNOWN], None), 0, ["NOT checked", "no route to host"]),
+        (([CLEAN],), 0, []),
+        (([UNKNOWN], [UNKNOWN, CLEAN, BROKEN]), 1, [
+            "c 2: CVE-1, mended in 3", "2 of 3 packages", "not in the database: a",
+        ]),
+    ],
+)  # fmt: skip
+def test_an_audit_names_what_is_known_and_what_is_not(monkeypatch, capsys, answers, status, parts):
+    left = [json.dumps({"dependencies": rows}) if rows else "" for rows in answers]
 
+    def run(command, **_options):
+        return subprocess.CompletedProcess(command, 0, left.pop(0), "no route to host")
 
-def test_an_audit_without_an_answer_says_so(monkeypatch, capsys):
-    status, text = audited(monkeypatch, capsys, answer(UNKNOWN, UNKNOWN), "")
-    assert status == 0 and "NOT checked" in text and "no route to host" in text
-
-
-def test_an_audit_names_what_is_known_and_what_is_not(monkeypatch, capsys):
-    assert audited(monkeypatch, capsys, answer(CLEAN))[0] == 0
-    status, text = audited(monkeypatch, capsys, answer(UNKNOWN), answer(UNKNOWN, CLEAN, BROKEN))
-    assert status == 1 and "c 2: CVE-1, mended in 3" in text
-    assert "2 of 3 packages" in text and "not in the database: a" in text
+    monkeypatch.setattr(audit.subprocess, "run", run)
+    assert audit.main("requirements.txt") == status
+    said = capsys.readouterr().out
+    assert [part for part in parts if part not in said] == []
