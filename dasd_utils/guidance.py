@@ -65,31 +65,26 @@ def rule(calibration: Calibration) -> tuple[Term, ...]:
 
 
 def check_rule(terms: Sequence[Term], learners: Sequence[str] = ()) -> None:
-    """Raise DasdError for anything but a sequence of valid terms, and for a learner named as the base or the
-    adapted model."""
+    """Raise DasdError for anything but valid terms, and for a learner named as an own model."""
     if set(learners) & {BASE, ADAPTED}:
         raise DasdError(f"A learner is named {BASE!r} or {ADAPTED!r}, as the pipeline's own models are.")
     if not isinstance(terms, Sequence) or not terms or not all(isinstance(term, Term) for term in terms):
         raise DasdError(f"Guidance is a name or a sequence of terms, at least one, not {terms!r}.")
+    models = (BASE, ADAPTED, *learners)
     for term in terms:
-        _check_term(term, (BASE, ADAPTED, *learners))
-
-
-def _check_term(term: Term, models: Sequence[str]) -> None:
-    if term.model not in models:
-        raise DasdError(f"A guidance term uses the model {term.model!r}. Models: {', '.join(models)}.")
-    if term.prompt not in (EMPTY, GIVEN, TOKEN):
-        raise DasdError(f"A guidance term has the prompt {term.prompt!r}. "
-                        f"Prompts: {EMPTY}, {GIVEN}, {TOKEN}.")  # fmt: skip
-    if term.prompt == TOKEN and term.model != ADAPTED:
-        raise DasdError(f"A guidance term gives the token to {term.model!r}, but the adapted model alone has "
-                        "learned it.")  # fmt: skip
-    values = term.weight if isinstance(term.weight, tuple) else (term.weight,)
-    bounds = () if term.least is None else (term.least,)
-    finite = (isinstance(value, numbers.Real) and math.isfinite(value) for value in (*values, *bounds))
-    if not values or not all(finite):
-        raise DasdError(f"A guidance term has the weight {term.weight!r} and the least {term.least!r}; a "
-                        "weight is a finite number or a tuple of them.")  # fmt: skip
+        if term.model not in models:
+            raise DasdError(f"A guidance term uses the model {term.model!r}. Models: {', '.join(models)}.")
+        if term.prompt not in (EMPTY, GIVEN, TOKEN):
+            raise DasdError(f"A guidance term has the prompt {term.prompt!r}. "
+                            f"Prompts: {EMPTY}, {GIVEN}, {TOKEN}.")  # fmt: skip
+        if term.prompt == TOKEN and term.model != ADAPTED:
+            raise DasdError(f"A guidance term gives the token to {term.model!r}, but the adapted model alone "
+                            "has learned it.")  # fmt: skip
+        values = term.weight if isinstance(term.weight, tuple) else (term.weight,)
+        bound = 0.0 if term.least is None else term.least
+        if not values or not all(isinstance(v, numbers.Real) and math.isfinite(v) for v in (*values, bound)):
+            raise DasdError(f"A guidance term has the weight {term.weight!r} and the least {term.least!r}; a "
+                            "weight is a finite number or a tuple of them.")  # fmt: skip
 
 
 def weights(terms: Sequence[Term], done: float = 0.0) -> list[float]:
@@ -119,9 +114,9 @@ def guided_prediction(
 ) -> Prediction:
     """Return the function that predicts the noise by a rule.
 
-    Branches of one model go through it in one batch; branches without a share are not computed.
-    network_of(model): the network, switched to that model. weights_at(timestep): the weights of all branches
-    but the first. computing: makes the context of the network's precision; guidance itself stays in fp32.
+    Branches of one model are one batch; branches without a share are not computed. network_of(model): the
+    network, switched to that model. weights_at(timestep): the weights of all branches but the first.
+    computing: makes the context of the network's precision; guidance itself stays in fp32.
     """
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:

@@ -48,50 +48,37 @@ def fresh_seed() -> int:
     return secrets.randbits(32)
 
 
-def seeds_for(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """Return one seed per prompt: a list as it is; a number, or for None a random one, repeated.
-
-    Raises DasdError for another number of seeds than prompts, and for one that is no whole number in range.
-    """
-    seed = fresh_seed() if seed is None else seed
+def seeds_for(seed: int | Sequence[int], count: int) -> list[int]:
+    """Return one seed per prompt: a list as it is, a number repeated; DasdError for what does not fit."""
     seeds = list(seed) if isinstance(seed, Sequence) else [seed] * count
     if len(seeds) != count:
         raise DasdError(
             f"There are {len(seeds)} seeds for {count} prompts: give one for all, or one a prompt."
         )
     for number in seeds:
-        if not isinstance(number, numbers.Integral):
-            raise DasdError(f"A seed is a whole number, not {number!r}.")
-        if not 0 <= number < MAX_SEED:
-            raise DasdError(f"A seed must be 0 or more, not {number}, and below 2**128.")
+        if not isinstance(number, numbers.Integral) or not 0 <= number < MAX_SEED:
+            raise DasdError(f"A seed must be a whole number, 0 or more and below 2**128, not {number!r}.")
     return [int(number) for number in seeds]
 
 
-def _generator(seed: int, index: int, stream: int) -> torch.Generator:
+def step_generator(seed: int, index: int, stream: int = 1) -> torch.Generator:
+    """Return the generator of the noise that a stochastic scheduler adds to one image at each step."""
     state = np.random.SeedSequence([seed, index, stream]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))
 
 
 def initial_noise(shape: Sequence[int], seed: int, index: int) -> Tensor:
     """Return standard normal noise (C, h, w) for image number `index` of a seed."""
-    return torch.randn(tuple(shape), generator=_generator(seed, index, 0))
-
-
-def step_generator(seed: int, index: int) -> torch.Generator:
-    """Return the generator of the noise that a stochastic scheduler adds to one image at each step."""
-    return _generator(seed, index, 1)
+    return torch.randn(tuple(shape), generator=step_generator(seed, index, stream=0))
 
 
 # Noise to latents to pixels.
 
 
 def make_scheduler(name: str, base_scheduler: Any) -> Any:
-    """Return the scheduler of that name with the noise schedule of the base's own scheduler.
-
-    Latents have no bounds, so they are never clipped, whatever the scheduler's default is.
-    """
+    """Return the scheduler of that name with the noise schedule of the base's own scheduler."""
     check_choice("scheduler", name, SCHEDULERS)
-    return SCHEDULERS[name].from_config(base_scheduler.config, clip_sample=False)
+    return SCHEDULERS[name].from_config(base_scheduler.config, clip_sample=False)  # latents have no bounds
 
 
 @contextlib.contextmanager
@@ -127,14 +114,13 @@ def denoise(
 ) -> Tensor:
     """Return latents (B, C, h, w) denoised from standard normal noise of that shape, or from a picture.
 
-    generators: one an image, for schedulers that add noise at each step. Raises DasdError for latents that
-    are not finite.
+    generators: one an image, for schedulers that add noise at each step.
     """
     start = noise if isinstance(noise, Start) else Start(0, lambda step: noise)
     latents = start.latents_at(start.begin)
     scheduler.set_timesteps(num_inference_steps, device=latents.device)
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    extra = {"generator": generators} if takes_generator else {}
+    accepted = inspect.signature(scheduler.step).parameters
+    extra = {"generator": generators} if "generator" in accepted else {}
     latents = latents if start is noise else latents * scheduler.init_noise_sigma
     steps = list(enumerate(scheduler.timesteps))[start.begin :]
     for step, timestep in bars.short_bar(steps, "sampling", shown=progress, unit="step"):
@@ -218,19 +204,13 @@ class DasdPipeline:
     """
 
     def __init__(
-        self,
-        parts: models.Parts,
-        config: Config,
-        domain_classifier: classifier.DomainClassifier | None = None,
-        batch_size: int = 16,
-        progress: bool = True,
+        self, parts: models.Parts, config: Config, batch_size: int = 16, progress: bool = True
     ) -> None:
-        """batch_size: images a pass holds; progress: bars while it samples. Without adapter: `base`."""
+        """batch_size: images a pass holds; progress: bars while it samples."""
         self.parts, self.config = parts, config
         self.batch_size, self.progress = batch_size, progress
-        self._classifier = domain_classifier
+        self._classifier: classifier.DomainClassifier | None = None
         self.shared = False  # True: several processes make the same call, and each samples a part
-        self._schedulers: dict[str, Any] = {}
         self.learners: dict[str, Any] = {}  # UNets of other runs, by the names that guidance terms have
         self._places: dict[str, str] = {}  # folders of these runs
         learned = parts.token_ids or parts.base_weights or getattr(parts.unet, "peft_config", None)
@@ -240,11 +220,6 @@ class DasdPipeline:
     def domain_tokens(self) -> dict[str, str | None]:
         """Domain name -> token, None for a domain without one."""
         return {d.name: d.token for d in self.config.domains}
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of one image's latents."""
-        return models.latent_shape(self.parts)
 
     @property
     def classifier(self) -> classifier.DomainClassifier:
@@ -257,10 +232,8 @@ class DasdPipeline:
         return self._classifier
 
     def scheduler(self, name: str) -> Any:
-        """Return the scheduler of that name, made once."""
-        if name not in self._schedulers:
-            self._schedulers[name] = make_scheduler(name, self.parts.noise_scheduler)
-        return self._schedulers[name]
+        """Return a new scheduler of that name."""
+        return make_scheduler(name, self.parts.noise_scheduler)
 
     @contextlib.contextmanager
     def base(self) -> Iterator[DasdPipeline]:
@@ -275,8 +248,7 @@ class DasdPipeline:
     def add_learner(self, name: str, run: str | Path) -> None:
         """Load the UNet of another run of the same base as `name`, for `Term(model=name, ...)`.
 
-        The settings of an image whose rule uses it record the run's folder. Raises DasdError for a run that
-        is missing or of another base, and for the names of the pipeline's own models.
+        The settings of an image whose rule uses it record the run's folder.
         """
         guidance.check_rule((Term(guidance.BASE, guidance.EMPTY),), (name,))
         other = load_trained_pipeline(run, device=self.parts.unet.device)
@@ -290,28 +262,16 @@ class DasdPipeline:
         return self.classifier.classify(prompt)
 
     def generate(
-        self,
-        prompt: str | Sequence[str],
-        domain: str | None = None,
-        num_images: int = 1,
-        seed: int | Sequence[int] | None = None,
-        auto_domain: bool = False,
-        settings: Calibration | None = None,
-        **options: Any,
+        self, prompt: str | Sequence[str], domain: str | None = None, **options: Any
     ) -> tuple[Any, Any, Any]:
         """Return (image, domain name or None, settings); three lists, one entry a prompt, for a list.
 
-        With num_images > 1 each prompt gives a list of images. Image i of a prompt starts
-        from the noise (seed, i), whatever else is in the batch; `seed` may be a list, one a prompt; None
-        draws one, which the settings record. Options are the other fields of `SampleRequest`:
-        `negative_prompt`; `adapter`, LoRA on or off, to see what it does to other prompts; `guidance`: "cfg",
-        "domain", "decoupled", "unconditional", or several `Term`s of any number of models. Raises DasdError
-        for an empty prompt, an unknown domain or option, a token that contradicts `domain`, and settings that
-        cannot be sampled.
+        Options are the fields of `SampleRequest`: seed, num_images, auto_domain, settings, negative_prompt,
+        adapter, guidance. With num_images > 1 each prompt gives a list of images. Image i of a prompt starts
+        from the noise (seed, i), whatever else is in the batch. Whatever is wrong is a DasdError before any
+        work.
         """
-        given = {"domain": domain, "num_images": num_images, "seed": seed}
-        given |= {"auto_domain": auto_domain, "settings": settings}
-        return self._generate(prompt, **given, **options)[:3]
+        return self._generate(prompt, domain=domain, **options)[:3]
 
     def generate_with_auto_domain(self, prompt: str | Sequence[str], **options: Any) -> tuple[Any, ...]:
         """Return (image, domain, settings, prompt as sampled), the domain found by the classifier."""
@@ -335,31 +295,20 @@ class DasdPipeline:
         sampled = iter(self._sample([job for jobs in plans for job in jobs]))
         grouped = [[next(sampled) for _ in jobs] for jobs in plans]
         rows = [jobs[0].settings() for jobs in plans]
-        results = (
-            [group if len(group) > 1 else group[0] for group in grouped],
-            [row["domain"] for row in rows],
-            rows,
-            [jobs[0].prompt for jobs in plans],
-        )
+        found = [group if len(group) > 1 else group[0] for group in grouped]
+        results = (found, [row["domain"] for row in rows], rows, [jobs[0].prompt for jobs in plans])
         return tuple(values[0] for values in results) if single else results
 
     def plan(self, prompts: Sequence[str], **options: Any) -> list[list[Job]]:
-        """Return the jobs of each prompt; options: the fields of `SampleRequest`.
-
-        Whatever is wrong is found here, before any work.
-        """
+        """Return the jobs of each prompt, checked; options: the fields of `SampleRequest`."""
         request = SampleRequest.of(**options)
         classifier.check_prompts(prompts)
         seed = request.seed
-        if seed is None and self.shared:
-            seed = processes.from_main(fresh_seed())
-        seeds = seeds_for(seed, len(prompts))
-        domains = self._domains(prompts, request)
-        plans = []
-        for prompt, domain, number in zip(prompts, domains, seeds, strict=True):
-            job = self._job(prompt, domain, number, request)
-            plans.append([dataclasses.replace(job, index=i) for i in range(request.num_images)])
-        return plans
+        if seed is None:
+            seed = processes.from_main(fresh_seed()) if self.shared else fresh_seed()
+        wanted = zip(prompts, self._domains(prompts, request), seeds_for(seed, len(prompts)), strict=True)
+        jobs = [self._job(prompt, domain, number, request) for prompt, domain, number in wanted]
+        return [[dataclasses.replace(job, index=i) for i in range(request.num_images)] for job in jobs]
 
     def _job(self, prompt: str, domain: DomainConfig | None, seed: int, request: SampleRequest) -> Job:
         """Return the job of a prompt's first image."""
@@ -372,7 +321,11 @@ class DasdPipeline:
                 "A negative prompt replaces the empty one from which guidance leads away; there is none in "
                 "'unconditional', nor in a rule that begins with a prompt: leave negative_prompt out."
             )
-        token = self._learned_token(domain) if adapted and is_target else None
+        known = self.parts.token_ids  # none for an adapter without tokens
+        token = domain.token if adapted and is_target and known else None
+        if token and token not in known:
+            raise DasdError(f"The adapter has not learned {token} of the domain {domain.name}, only "
+                            f"{', '.join(known)}: train it with that domain, or leave it out.")  # fmt: skip
         plain = classifier.without_tokens(prompt, self.config.domains) if adapted else prompt
         used = sorted({term.model for term in rule} & set(self._places))
         return Job(
@@ -391,14 +344,10 @@ class DasdPipeline:
     def _guidance(
         self, calibration: Calibration, wanted: str | Sequence[Term] | None, adapted: bool
     ) -> tuple[Calibration, tuple[Term, ...]]:
-        """Return the calibration and the terms of its guidance, checked.
-
-        If training dropped every caption, "cfg" of the settings becomes "decoupled": the base reads the
-        prompt. `guidance="cfg"` by name keeps it.
-        """
+        """Return the calibration and the terms of its guidance, checked."""
         without_prompts = adapted and self.config.training.caption_dropout == 1
         if wanted is None and without_prompts and calibration.guidance == "cfg":
-            wanted = "decoupled"
+            wanted = "decoupled"  # the base reads the prompt; `guidance="cfg"` by name keeps it
         if isinstance(wanted, str):
             calibration = dataclasses.replace(calibration, guidance=wanted)
         limit = self.parts.noise_scheduler.config.num_train_timesteps
@@ -409,16 +358,6 @@ class DasdPipeline:
             return calibration, guidance.rule(calibration)
         guidance.check_rule(wanted, tuple(self.learners))
         return calibration, tuple(wanted)
-
-    def _learned_token(self, domain: DomainConfig) -> str | None:
-        """Return the domain's token, None for a domain or an adapter without tokens."""
-        known = self.parts.token_ids
-        if known and domain.token and domain.token not in known:
-            raise DasdError(
-                f"The adapter has not learned {domain.token} of the domain {domain.name}, only "
-                f"{', '.join(known)}: train it with that domain, or leave the domain out."
-            )
-        return domain.token if known else None
 
     def _domains(self, prompts: Sequence[str], request: SampleRequest) -> list[DomainConfig | None]:
         """Return the domain that is named, else that of the prompt's token, else the one found, else None."""
@@ -445,45 +384,37 @@ class DasdPipeline:
                 latents = self._latents([jobs[i] for i in places])
                 sampled |= zip(places, decode_images(self.parts.vae, latents), strict=True)
                 bar.update(len(places))
-        sampled = self._gathered(sampled, len(jobs)) if self.shared else sampled
-        return [sampled[place] for place in range(len(jobs))]
+        if not self.shared:
+            return [sampled[place] for place in range(len(jobs))]
+        size = self.config.model.resolution
+        pixels = torch.zeros(len(jobs), size, size, 3, dtype=torch.uint8)
+        for place, image in sampled.items():
+            pixels[place] = torch.from_numpy(np.asarray(image).copy())
+        return list(map(Image.fromarray, processes.sum_tensor(pixels).numpy()))
 
     def _batches(self, jobs: Sequence[Job]) -> list[list[int]]:
         """Return the places of jobs that are sampled together, of this process's share."""
         groups: dict[Any, list[int]] = {}
         for place, job in enumerate(jobs):
             groups.setdefault(job.batch_key, []).append(place)
-        size = (
-            min(self.batch_size, math.ceil(len(jobs) / processes.count())) if self.shared else self.batch_size
-        )
+        count = processes.count() if self.shared else 1
+        size = min(self.batch_size, math.ceil(len(jobs) / count))
         batches = [places[i : i + size] for places in groups.values() for i in range(0, len(places), size)]
         return batches[processes.share(len(batches))] if self.shared else batches
-
-    def _gathered(self, own: dict[int, Image.Image], total: int) -> dict[int, Image.Image]:
-        """Return the images of all processes by their place."""
-        size = self.config.model.resolution
-        pixels = torch.zeros(total, size, size, 3, dtype=torch.uint8)
-        for place, image in own.items():
-            pixels[place] = torch.from_numpy(np.asarray(image).copy())
-        return dict(enumerate(map(Image.fromarray, processes.sum_tensor(pixels).numpy())))
 
     @torch.no_grad()
     def _latents(self, jobs: Sequence[Job]) -> Tensor:
         """Return latents (B, C, h, w) of jobs of one batch."""
-        calibration = jobs[0].calibration
+        how, noise = jobs[0].calibration, self.noise(jobs)
+        scheduler = self.scheduler(how.scheduler)
+        generators = [step_generator(job.seed, job.index) for job in jobs]
         with self.predicting(jobs) as predict:
-            return denoise(
-                predict,
-                self.scheduler(calibration.scheduler),
-                self.noise(jobs),
-                calibration.num_inference_steps,
-                [step_generator(job.seed, job.index) for job in jobs],
-                self.progress,
-            )
+            return denoise(predict, scheduler, noise, how.num_inference_steps, generators, self.progress)
 
     def noise(self, jobs: Sequence[Job]) -> Tensor:
         """Return the standard normal noise of each job, (B, C, h, w), on the network's device."""
-        noise = [initial_noise(self.latent_shape, job.seed, job.index) for job in jobs]
+        shape = models.latent_shape(self.parts)
+        noise = [initial_noise(shape, job.seed, job.index) for job in jobs]
         return torch.stack(noise).to(self.parts.unet.device)
 
     @contextlib.contextmanager
@@ -526,22 +457,16 @@ class DasdPipeline:
             texts.append([job.prompt_for(term, job.negative if negative else "") for job in jobs])
         distinct = list(dict.fromkeys(text for row in texts for text in row))
         encoded = models.encode_prompts(self.parts, distinct).to(unet.device, unet.dtype)
-        rows = [torch.tensor([distinct.index(text) for text in row]) for row in texts]
-        return [
-            guidance.Branch(encoded[row], first.model_for(term))
-            for row, term in zip(rows, first.rule, strict=True)
-        ]
+        rows = [encoded[[distinct.index(text) for text in row]] for row in texts]
+        names = [first.model_for(term) for term in first.rule]
+        return [guidance.Branch(text, name) for text, name in zip(rows, names, strict=True)]
 
 
 # From a run folder.
 
 
 def calibrated(config: Config, path: str | Path) -> Config:
-    """Return the config with the calibrations of a file {"<domain>": {"guidance_scale": ...}, ...}.
-
-    Raises DasdError for a file that is not there or no JSON object of objects, and for an unknown domain or
-    field.
-    """
+    """Return the config with the calibrations of a file {"<domain>": {"guidance_scale": ...}, ...}."""
     table = files.read_json(Path(path), "The calibrations that `dasd calibrate` writes")
     try:
         changes = {config.domain(name).name: dict(fields) for name, fields in table.items()}
@@ -567,7 +492,7 @@ def load_trained_pipeline(
     """Return the pipeline of a run folder (`adapter/` in it), of an adapter folder, or of a config's run.
 
     The config is the one given, else the run's `config.json`; a `calibration.json` beside it replaces the
-    domains' calibrations. Raises DasdError where one of them is missing or of another base model.
+    domains' calibrations.
     """
     if isinstance(folder_or_config, Config):
         config = config or folder_or_config

@@ -50,7 +50,7 @@ def edit(
     jobs = [job for jobs in pipeline.plan(list(prompts), **options) for job in jobs]
     size = pipeline.config.model.resolution
     squares = [images.center_crop(picture, size) for picture in pictures]
-    keep_mask = None if mask is None else _keep_mask(mask, pipeline.latent_shape)
+    keep_mask = None if mask is None else _keep_mask(mask, models.latent_shape(pipeline.parts))
     edited: list[Image.Image] = []
     for first in range(0, len(jobs), pipeline.batch_size):
         rows = slice(first, first + pipeline.batch_size)

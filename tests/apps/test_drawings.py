@@ -37,7 +37,9 @@ def run(tiny_config, adapted, tmp_path):
 
 @pytest.fixture
 def loaded(adapted, run):
-    return Loaded(DasdPipeline(adapted, adapted.config, Finding("xray")), run)
+    pipeline = DasdPipeline(adapted, adapted.config)
+    pipeline._classifier = Finding("xray")
+    return Loaded(pipeline, run)
 
 
 def test_a_saved_image_can_be_drawn_again(loaded, run, tmp_path):

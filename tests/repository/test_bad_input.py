@@ -299,10 +299,10 @@ PROMPTS = {
     "no Unicode": (dict(prompt="a \udcff"), "UTF-8"),
     "guidance beyond all numbers": (dict(settings=Calibration(1e38, 2, "ddim")), "lower guidance_scale"),
     "no images": (dict(num_images=0), "num_images is 0"),
-    "negative seed": (dict(seed=-1), "0 or more, not -1"),
+    "negative seed": (dict(seed=-1), "not -1"),
     "seed of many digits": (dict(seed=HUGE), "below 2**128"),
-    "seed of a text": (dict(seed="3"), "whole number, not '3'"),
-    "seed of a fraction": (dict(seed=1.5), "whole number, not 1.5"),
+    "seed of a text": (dict(seed="3"), ", not '3'"),
+    "seed of a fraction": (dict(seed=1.5), ", not 1.5"),
 }
 
 
