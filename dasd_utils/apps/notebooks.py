@@ -273,7 +273,7 @@ def reached_rooms(cells: Code, root: Path = ROOT) -> dict[str, Code]:
 
 
 def rooms_of(root: Path = ROOT) -> dict[str, Code]:
-    """Return the code by room: "core", a folder ("study"), or a part of papers or apps ("papers/ddim")."""
+    """Return the code by room: "core", a folder ("study"), or a part of papers or apps ("papers/editing")."""
     package = root / "dasd_utils"
     sources: dict[str, list[str]] = {}
     for path in sorted(package.rglob("*.py")):

@@ -5,6 +5,5 @@
 - indomain: a domain learned from images alone, for decoupled guidance
 - text_free: the same with a UNet that needs no text
 - editing: pictures changed under any guidance
-- ddim: deterministic steps between any two times, for diffusionclip
 - diffusionclip: pictures translated into a domain that words describe
 """

@@ -55,11 +55,6 @@ class Settings:
     divergence: Literal["adapted", "base"] = "adapted"  # KL(adapted || base), or KL(base || adapted)
     timesteps: Literal["shared", "own"] = "shared"  # one for the whole batch, or each sample's own
 
-    @property
-    def compares(self) -> bool:
-        """Return whether any loss uses predicted_x0."""
-        return max(self.image_weight, self.detail_weight, self.detail_mse_weight) > 0
-
 
 PARTS = {"L_img": "image_weight", "L_hf": "detail_weight", "L_hfmse": "detail_mse_weight"}
 NO_LOSSES = dict.fromkeys(PARTS.values(), 0.0)
@@ -113,12 +108,12 @@ LADDER: dict[str, dict[str, Any]] = {
 
 
 def settings(config: Config) -> Settings:
-    """Return the config's `method_settings` over the defaults; DasdError for one that does not exist."""
+    """Return the config's `method_settings` over the defaults."""
     return read_object(Settings, config.method_settings, "method_settings")
 
 
 def check(config: Config) -> None:
-    """Raise DasdError for settings that do not exist or fit, and for batches of fewer than three a domain."""
+    """Raise DasdError for settings that do not fit, and for batches of fewer than three a domain."""
     own = settings(config)
     if own.samples < MIN_SAMPLES:
         raise DasdError(
@@ -150,14 +145,14 @@ class DomainStudioObjective:
     def __call__(self, parts: models.Parts, batch: Batch, config: Config) -> tuple[Tensor, dict[str, float]]:
         """Return the loss and its parts: loss_noise, loss_prior, loss_img, loss_hf and loss_hfmse.
 
-        The first `samples` of each domain are compared with each other. Each of several processes passes its
-        share of the batch through the network, and all compare the same samples.
+        The first `samples` of each domain are compared; of several processes each passes its share of the
+        batch through the network, and all compare the same samples.
         """
         batch = one_timestep(batch) if self.settings.timesteps == "shared" else batch
         part, places = batch.share()
         eps, _ = losses.predict_batch(parts, part, config)
         loss, logs = losses.denoising_losses(parts, part, eps, batch, config)
-        if not self.settings.compares:
+        if not any(getattr(self.settings, weight) for weight in PARTS.values()):
             return loss, logs
         own = len(part.target_latents)
         eps = processes.gather_rows(eps[:own], places[:own], len(batch.target_latents))
@@ -209,10 +204,7 @@ def noisy_targets(parts: models.Parts, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def base_prediction(parts: models.Parts, batch: Batch, config: Config) -> Tensor:
-    """Return the noise that the source model predicts for the targets, (B, C, h, w).
-
-    Its adapter is off, and its prompts are without the token, which it never learned.
-    """
+    """Return the noise that the base predicts for the targets, (B, C, h, w), without the token in prompts."""
     prompts = [classifier.without_tokens(prompt, config.domains) for prompt in batch.target_prompts]
     text = models.encode_prompts(parts, prompts)
     with models.lora_disabled(parts):
@@ -225,9 +217,9 @@ def relations(
 ) -> dict[str, Tensor]:
     """Return {"loss_img", "loss_hf", "loss_hfmse"} of x0 by the adapted model, by the base, and the true one.
 
-    (B, C, h, w) each. groups: rows that are compared with each other. In fp32, even under autocast.
+    (B, C, h, w) each. groups: rows that are compared with each other.
     """
-    with torch.autocast(adapted.device.type, enabled=False):
+    with torch.autocast(adapted.device.type, enabled=False):  # bf16 keeps two digits
         adapted, base, clean = adapted.float(), base.float(), clean.float()
         high, base_high, clean_high = (high_frequencies(x, settings.detail) for x in (adapted, base, clean))
         return {
@@ -279,16 +271,13 @@ def high_frequencies(x: Tensor, detail: str = "haar") -> Tensor:
 
     Or, for "laplacian", the sum of the four neighbours less four times the pixel, (B, C, h, w).
     """
-    low, high = x.new_tensor([[1.0, 1.0], [-1.0, 1.0]]) / 2**0.5
     if detail == "haar":
+        low, high = x.new_tensor([[1.0, 1.0], [-1.0, 1.0]]) / 2**0.5
         kernel = torch.outer(low, high) + torch.outer(high, low) + torch.outer(high, high)
-        return _each_channel(x, kernel, stride=2)
-    kernel = x.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
-    return _each_channel(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, stride=1)
-
-
-def _each_channel(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
-    channels = x.shape[1]
+    else:
+        kernel = x.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+        x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    channels, stride = x.shape[1], 2 if detail == "haar" else 1
     return F.conv2d(x, kernel.expand(channels, 1, *kernel.shape), stride=stride, groups=channels)
 
 

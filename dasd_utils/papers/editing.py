@@ -43,18 +43,21 @@ def edit(
     where the picture may change, black where it stays; one for all. invert: begin at the noise to which the
     base inverts the picture, with the empty prompt or with what each picture has `shown`; else at counted
     noise. `options` are those of `generate`: domain, seed, settings, guidance, adapter, negative_prompt.
-    Raises DasdError for numbers of pictures and texts that differ, a strength outside (0, 1], different
-    settings in one batch, and an inversion with another scheduler than ddim.
     """
-    _check_inputs(pictures, prompts, shown, strength)
+    if len(pictures) != len(prompts) or (shown is not None and len(shown) != len(prompts)):
+        texts = "no" if shown is None else len(shown)
+        raise DasdError(f"There are {len(pictures)} pictures, {len(prompts)} prompts and {texts} texts of "
+                        "what is shown: give one of each.")  # fmt: skip
+    if not 0 < strength <= 1:
+        raise DasdError(f"strength is {strength}; it must be above 0, and at most 1.")
     jobs = [job for jobs in pipeline.plan(list(prompts), **options) for job in jobs]
-    size = pipeline.config.model.resolution
-    squares = [images.center_crop(picture, size) for picture in pictures]
+    if any(job.batch_key != jobs[0].batch_key for job in jobs):
+        raise DasdError("Pictures that are changed together need one domain and one kind of settings.")
     keep_mask = None if mask is None else _keep_mask(mask, models.latent_shape(pipeline.parts))
     edited: list[Image.Image] = []
     for first in range(0, len(jobs), pipeline.batch_size):
         rows = slice(first, first + pipeline.batch_size)
-        clean = encode(pipeline.parts, squares[rows])
+        clean = encode(pipeline.parts, pictures[rows])
         texts = None if shown is None else shown[rows]
         latents = _edited(pipeline, jobs[rows], clean, strength, keep_mask, invert, texts)
         edited += sampling.decode_images(pipeline.parts.vae, latents)
@@ -63,20 +66,10 @@ def edit(
 
 @torch.no_grad()
 def encode(parts: models.Parts, pictures: Sequence[Image.Image]) -> Tensor:
-    """Return scaled latents (B, C, h, w) of RGB images: the mean of the VAE's distribution for each."""
-    pixels = images.to_pixels(pictures).to(parts.vae.device, parts.vae.dtype)
+    """Return scaled latents (B, C, h, w) of images' centre squares: the mean of the VAE's distribution."""
+    squares = [images.center_crop(picture, parts.config.model.resolution) for picture in pictures]
+    pixels = images.to_pixels(squares).to(parts.vae.device, parts.vae.dtype)
     return parts.vae.encode(pixels).latent_dist.mean.float() * parts.vae.config.scaling_factor
-
-
-def _check_inputs(
-    pictures: Sequence[Any], prompts: Sequence[str], shown: Sequence[str] | None, strength: float
-) -> None:
-    if len(pictures) != len(prompts) or (shown is not None and len(shown) != len(prompts)):
-        texts = "no" if shown is None else len(shown)
-        raise DasdError(f"There are {len(pictures)} pictures, {len(prompts)} prompts and {texts} texts of "
-                        "what is shown: give one of each.")  # fmt: skip
-    if not 0 < strength <= 1:
-        raise DasdError(f"strength is {strength}; it must be above 0, and at most 1.")
 
 
 def _keep_mask(mask: Image.Image | np.ndarray, shape: Sequence[int]) -> Tensor:
@@ -97,36 +90,27 @@ def _edited(
 ) -> Tensor:
     """Return the latents of one batch of pictures, `clean` (B, C, h, w), edited."""
     calibration = jobs[0].calibration
-    if any(job.batch_key != jobs[0].batch_key for job in jobs):
-        raise DasdError("Pictures that are changed together need one domain and one kind of settings.")
     scheduler, steps = pipeline.scheduler(calibration.scheduler), calibration.num_inference_steps
     scheduler.set_timesteps(steps, device=clean.device)
     begin = len(scheduler.timesteps) - max(round(strength * len(scheduler.timesteps)), 1)
-    if invert:
-        latents_at = _inverted(pipeline, jobs, clean, begin, shown)
-    else:
-        latents_at = _noised(scheduler, clean, pipeline.noise(jobs))
+    noise = pipeline.noise(jobs)
+
+    def noised(step: int) -> Tensor:  # the latents before a step; after the last one, the clean ones
+        if step == len(scheduler.timesteps):
+            return clean
+        return scheduler.add_noise(clean, noise, scheduler.timesteps[step].expand(len(clean)))
+
+    latents_at = _inverted(pipeline, jobs, clean, begin, shown) if invert else noised
     start = sampling.Start(begin, latents_at, None if keep_mask is None else keep_mask.to(clean))
     generators = [sampling.step_generator(job.seed, job.index) for job in jobs]
     with pipeline.predicting(jobs) as predict:
         return sampling.denoise(predict, scheduler, start, steps, generators, pipeline.progress)
 
 
-def _noised(scheduler: Any, clean: Tensor, noise: Tensor) -> Callable[[int], Tensor]:
-    """Return the function step -> latents before it, by this noise; after the last step, the clean ones."""
-
-    def latents_at(step: int) -> Tensor:
-        if step == len(scheduler.timesteps):
-            return clean
-        return scheduler.add_noise(clean, noise, scheduler.timesteps[step].expand(len(clean)))
-
-    return latents_at
-
-
 def _inverted(
     pipeline: DasdPipeline, jobs: Sequence[Job], clean: Tensor, begin: int, shown: Sequence[str] | None
 ) -> Callable[[int], Tensor]:
-    """Return the same function, by the base's inversion."""
+    """Return the function step -> latents before it, by the base's inversion."""
     calibration = jobs[0].calibration
     if calibration.scheduler != "ddim":
         raise DasdError(f"An inversion runs the steps of ddim backwards; the scheduler is "

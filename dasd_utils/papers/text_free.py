@@ -28,7 +28,11 @@ def open_text_free(parts: models.Parts) -> None:
     """
     empty = models.encode_prompts(parts, [""]).detach()
     constants = mean_outputs(parts.unet, _passes(parts, empty))
-    fold_constants(parts.unet, constants)
+    with torch.no_grad():
+        for name, layer in cross_attentions(parts.unet).items():
+            for parameter in layer.parameters():
+                parameter.zero_()
+            layer.to_out[0].bias.copy_(constants[name])
     parts.frozen_names = {name for name, _ in parts.unet.named_parameters() if is_idle(name)}
 
 
@@ -62,32 +66,18 @@ def _passes(parts: models.Parts, empty: Tensor) -> list[tuple[Tensor, Tensor, Te
 @torch.no_grad()
 def mean_outputs(unet: nn.Module, passes: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
     """Return the mean output (d,) of every cross-attention over passes of (x_t, timesteps, empty text)."""
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
     layers = cross_attentions(unet)
+    sums = dict.fromkeys(layers.values(), 0)
+    counts = dict.fromkeys(layers.values(), 0)
 
-    def add_hook(name: str, layer: nn.Module) -> Any:
-        def add(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-            rows = output.double().flatten(0, -2)
-            sums[name] = sums.get(name, 0) + rows.sum(dim=0)
-            counts[name] = counts.get(name, 0) + len(rows)
+    def add(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        rows = output.double().flatten(0, -2)
+        sums[layer] += rows.sum(dim=0)
+        counts[layer] += len(rows)
 
-        return layer.register_forward_hook(add)
-
-    hooks = [add_hook(name, layer) for name, layer in layers.items()]
-    try:
-        for noisy, timesteps, empty in passes:
-            unet(noisy, timesteps, encoder_hidden_states=empty)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: sums[name] / counts[name] for name in layers}
-
-
-@torch.no_grad()
-def fold_constants(unet: nn.Module, constants: dict[str, Tensor]) -> None:
-    """Set each cross-attention's weights to 0 and the bias of its last projection to its constant."""
-    for name, layer in cross_attentions(unet).items():
-        for parameter in layer.parameters():
-            parameter.zero_()
-        layer.to_out[0].bias.copy_(constants[name])
+    hooks = [layer.register_forward_hook(add) for layer in layers.values()]
+    for noisy, timesteps, empty in passes:
+        unet(noisy, timesteps, encoder_hidden_states=empty)
+    for hook in hooks:
+        hook.remove()
+    return {name: sums[layer] / counts[layer] for name, layer in layers.items()}

@@ -169,7 +169,6 @@ def before(package):
         ("papers/indomain", "08"),  # named by its rows of the ladder alone
         ("papers/text_free", "08"),
         ("papers/editing", "08 09"),
-        ("papers/ddim", "09"),  # and not for the scheduler "ddim"
         ("papers/diffusionclip/translation", "09"),
         ("apps/monitor", "03"),
         ("apps/playground/drawings", "04"),

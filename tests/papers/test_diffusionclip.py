@@ -14,7 +14,6 @@ from dasd_utils import evaluation, losses, models, sampling, training
 from dasd_utils.apps import batch_size
 from dasd_utils.config import Config, DasdError, method_changes
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, Term
-from dasd_utils.papers import ddim
 from dasd_utils.papers.diffusionclip import objective as diffusionclip
 from dasd_utils.papers.diffusionclip import translation
 from dasd_utils.runtime import images
@@ -56,29 +55,31 @@ def test_a_step_is_that_of_ddim_in_both_directions():
         scheduler.set_timesteps(10)
     alphas = back.alphas_cumprod
     expected = back.step(eps, 600, x).prev_sample
-    assert torch.allclose(ddim.ddim_step(x, eps, 600, 500, alphas), expected, atol=1e-6)
+    assert torch.allclose(diffusionclip.ddim_step(x, eps, 600, 500, alphas), expected, atol=1e-6)
     expected = there.step(eps, 600, x).prev_sample  # 600 is where it arrives
-    assert torch.allclose(ddim.ddim_step(x, eps, 500, 600, alphas), expected, atol=1e-6)
-    assert torch.allclose(ddim.ddim_step(x, eps, 0, -1, alphas), back.step(eps, 0, x).prev_sample, atol=1e-6)
+    assert torch.allclose(diffusionclip.ddim_step(x, eps, 500, 600, alphas), expected, atol=1e-6)
+    assert torch.allclose(
+        diffusionclip.ddim_step(x, eps, 0, -1, alphas), back.step(eps, 0, x).prev_sample, atol=1e-6
+    )
 
 
 def test_times_go_from_the_clean_image_to_the_return_step():
-    assert ddim.ddim_times(300, 3) == [-1, 99, 199, 299]
-    assert ddim.ddim_times(1000, 1) == [-1, 999] and ddim.ddim_times(3, 3) == [-1, 0, 1, 2]
-    assert ddim.alpha_at(torch.tensor([0.9, 0.5]), -1) == 1.0
+    assert diffusionclip.ddim_times(300, 3) == [-1, 99, 199, 299]
+    assert diffusionclip.ddim_times(1000, 1) == [-1, 999] and diffusionclip.ddim_times(3, 3) == [-1, 0, 1, 2]
+    assert diffusionclip.alpha_at(torch.tensor([0.9, 0.5]), -1) == 1.0
 
 
 def test_steps_back_undo_steps_there_where_the_noise_is_the_same():
     eps, alphas = torch.randn(1, 4, 8, 8), torch.linspace(0.99, 0.01, 1000)
-    x, times, seen = torch.randn(1, 4, 8, 8), ddim.ddim_times(500, 7), []
+    x, times, seen = torch.randn(1, 4, 8, 8), diffusionclip.ddim_times(500, 7), []
 
     def predict(_x, timestep):
         seen.append(int(timestep))
         return eps
 
-    noisy = ddim.follow(predict, x, times, alphas)
+    noisy = diffusionclip.follow(predict, x, times, alphas)
     assert seen == [0, *times[1:-1]]  # a clean image is passed at the first time
-    assert torch.allclose(ddim.follow(predict, noisy, times[::-1], alphas), x, atol=1e-4)
+    assert torch.allclose(diffusionclip.follow(predict, noisy, times[::-1], alphas), x, atol=1e-4)
 
 
 # the losses
@@ -120,8 +121,10 @@ def test_features_are_those_of_the_scorer(config):
 
 def test_a_batch_stays_for_all_steps_and_is_inverted_once(config, parts, monkeypatch):
     objective, sampler = losses.make_objective(config), OfOneDomain(config)
-    calls, done, follow = [], [], ddim.follow
-    monkeypatch.setattr(ddim, "follow", lambda p, x, *rest: calls.append(len(x)) or follow(p, x, *rest))
+    calls, done, follow = [], [], diffusionclip.follow
+    monkeypatch.setattr(
+        diffusionclip, "follow", lambda p, x, *rest: calls.append(len(x)) or follow(p, x, *rest)
+    )
     for step in range(12):
         objective(parts, sampler.batch(step // 3), config)
         done.append(int(objective.trajectory["done"]) if objective.trajectory else 0)
@@ -136,8 +139,10 @@ def test_each_step_starts_where_the_last_one_led(config, parts):
         for _ in range(2):
             objective(parts, batch, config)
         x = objective.inverted["0-0"][None]
-        times = ddim.ddim_times(300, 3)[::-1]
-        expected = ddim.follow(diffusionclip.unprompted(parts), x, times[:3], diffusionclip.alphas(parts))
+        times = diffusionclip.ddim_times(300, 3)[::-1]
+        expected = diffusionclip.follow(
+            diffusionclip.unprompted(parts), x, times[:3], diffusionclip.alphas(parts)
+        )
     assert torch.allclose(objective.trajectory["x"][:1], expected, atol=1e-5)
 
 
@@ -241,8 +246,10 @@ def test_strength_mixes_base_and_learner(pipeline, undecoded):
 
 
 def test_there_and_back_are_the_same_times(pipeline, monkeypatch):
-    seen, follow = [], ddim.follow
-    monkeypatch.setattr(ddim, "follow", lambda p, x, times, *a: seen.append(times) or follow(p, x, times, *a))
+    seen, follow = [], diffusionclip.follow
+    monkeypatch.setattr(
+        diffusionclip, "follow", lambda p, x, times, *a: seen.append(times) or follow(p, x, times, *a)
+    )
     translation.translate(pipeline, pictures(1), 300, 3, 2)
     assert seen == [[-1, 99, 199, 299], [299, 149, -1]]
 

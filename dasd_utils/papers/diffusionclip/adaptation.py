@@ -24,7 +24,7 @@ from scipy import ndimage
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as structural_similarity
 
-from dasd_utils import data, evaluation, metrics, sampling
+from dasd_utils import data, evaluation, metrics
 from dasd_utils.config import Config, DasdError, DomainConfig, resolve
 from dasd_utils.evaluation import ResultRow
 from dasd_utils.metrics import Estimate
@@ -50,13 +50,12 @@ class Labelled:
 
     @classmethod
     def of(cls, images: Sequence[Image.Image], labels: Sequence[str]) -> Labelled:
-        """Return images with their labels; ValueError where their numbers differ."""
-        if len(images) != len(labels):
-            raise ValueError(f"{len(images)} images came with {len(labels)} labels.")
+        """Return images with their labels."""
         return cls(small_cnn.pixels(images), list(labels))
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def rows(self, rows: Sequence[int]) -> Labelled:
+        """Return these rows."""
+        return Labelled(self.pixels[rows], [self.labels[row] for row in rows])
 
     def __add__(self, other: Labelled) -> Labelled:
         """Return both together."""
@@ -73,13 +72,12 @@ def edges(picture: Image.Image) -> Image.Image:
 
 
 def correct_by_epoch(
-    train: Mapping[str, Labelled],
-    test: Mapping[str, Labelled],
-    seed: int,
-    epochs: int = small_cnn.EPOCHS,
+    train: Mapping[str, Labelled], test: Mapping[str, Labelled], seed: int, epochs: int = small_cnn.EPOCHS
 ) -> dict[tuple[str, str], Tensor]:
     """Return (trained on, tested on) -> (E, n): 1 for each image that is classified right after an epoch."""
-    correct = {(name, place): torch.zeros(epochs, len(own)) for name in train for place, own in test.items()}
+    correct = {
+        (name, place): torch.zeros(epochs, len(own.labels)) for name in train for place, own in test.items()
+    }
     for name, own in train.items():
 
         def watch(epoch: int, classifier: small_cnn.SmallCNN, name: str = name) -> None:
@@ -103,7 +101,7 @@ def share_of_the_gap(own: Tensor, low: Tensor, high: Tensor) -> tuple[float, flo
 
     0: no better than the source; 1: as good as labelled target images. The ratio of mean differences; its
     variance is that over seeds, each left out once, plus that over draws of images. All nan where `high` is
-    not above `low` beyond its interval: there is no gap. Raises ValueError for fewer than three seeds.
+    not above `low` beyond its interval: there is no gap.
     """
     counted = [estimate(each) for each in (own, low, high)]
     if not counted[2].minus(counted[1]).interval()[1] > 0:
@@ -194,53 +192,43 @@ class Study:
         run = resolve(translation.run_config(self.config, seed).output_dir)
         return run / f"answers-{files.short_hash(named)}.safetensors"
 
-    def is_done(self, seed: int) -> bool:
-        """Return whether a seed's measurements are stored."""
-        return self.path(seed).is_file()
-
 
 def run_study(study: Study, seeds: Sequence[int]) -> list[int]:
     """Train, translate, classify and measure what is missing; return the seeds that other processes do."""
     study.check()
-    while True:
-        left = [seed for seed in seeds if not study.is_done(seed)]
-        todo = bars.bar(left, "seeds", shown=bool(left), unit="seed")
-        mine = [seed for seed in todo if _run_seed(study, seed)]
-        if not mine:
-            return left
-
-
-def _run_seed(study: Study, seed: int) -> bool:
-    """Do a seed unless another process does; return whether it is this process's."""
-    with checkpoints.lock_run(translation.run_config(study.config, seed), required=False) as mine:
-        if mine and not study.is_done(seed):
-            log.info("Seed %d", seed)
-            found = measure_seed(study, seed)
-            with files.atomic_write(study.path(seed), "The answers") as temporary:
-                save_file({name: value.contiguous() for name, value in found.items()}, temporary)
-        return mine
+    while left := [seed for seed in seeds if not study.path(seed).is_file()]:
+        done = 0
+        for seed in bars.bar(left, "seeds", unit="seed"):
+            with checkpoints.lock_run(translation.run_config(study.config, seed), required=False) as mine:
+                done += mine
+                if mine and not study.path(seed).is_file():
+                    log.info("Seed %d", seed)
+                    found = {name: value.contiguous() for name, value in measure_seed(study, seed).items()}
+                    with files.atomic_write(study.path(seed), "The answers") as temporary:
+                        save_file(found, temporary)
+        if not done:
+            break
+    return left
 
 
 def measure_seed(study: Study, seed: int) -> dict[str, Tensor]:
     """Return how a seed's translations score, and what classifiers of each set get right, by name."""
-    name, config = study.source.name, study.config
-    own = study.images[name, "test"]
+    config, source, target = study.config, study.source.name, study.target.name
+    own = study.images[source, "test"]
     new = {
-        split: translation.pictures(config, seed, study.images[name, split]) for split in ("train", "test")
+        split: translation.pictures(config, seed, study.images[source, split]) for split in ("train", "test")
     }
-    wanted = translation.run_config(config, seed)
-    pipeline = sampling.load_trained_pipeline(wanted.output_dir, wanted)
     shown = {
         SOURCE: own.images,
-        BACK: translation.reconstructed(pipeline, config, own),
+        BACK: translation.reconstructed(translation.trained(config, seed), config, own),
         TRANSLATED: new["test"],
         EDGES: [edges(picture) for picture in own.images],
-        REAL: study.images[study.target.name, "train"].images[: len(own)],
+        REAL: study.images[target, "train"].images[: len(own)],
     }
     found = {}
     for method, pictures in shown.items():
-        measured = likeness(study, pictures, paired=method != REAL)
-        found |= {f"{method}|{metric}": value for metric, value in measured.items()}
+        for metric, value in likeness(study, pictures, paired=method != REAL).items():
+            found[f"{method}|{metric}"] = value
     if study.source.label_column:
         for (method, place), right in classified(study, seed, new).items():
             found[f"{method}|right|{place}"] = right
@@ -254,8 +242,7 @@ def likeness(study: Study, pictures: Sequence[Image.Image], paired: bool) -> dic
         return found
     twins = list(study.images[study.target.name, "test"].images)
     found |= {f"twin_{name}": value for name, value in difference(pictures, twins).items()}
-    mentioned = study.reference.prompts.mentioned
-    if mentioned:
+    if mentioned := study.reference.prompts.mentioned:
         found["attribute_accuracy"] = study.scorer.attributes_shown(pictures, study.target.name, mentioned)
     return found
 
@@ -275,16 +262,11 @@ def classified(
     new: the translations of the source's splits "train" and "test".
     """
     source, target = study.source.name, study.target.name
-    sets = {key: Labelled.of(list(each.images), each.labels or []) for key, each in study.images.items()}
+    sets = {key: Labelled.of(list(each.images), each.labels) for key, each in study.images.items()}
     own, translated = sets[source, "train"], Labelled.of(new["train"], sets[source, "train"].labels)
-    edged = [edges(picture) for picture in study.images[source, "train"].images]
-    train = {
-        SOURCE: own,
-        TRANSLATED: translated,
-        BOTH: own + translated,
-        EDGES: Labelled.of(edged, own.labels),
-        REAL: sets[target, "train"],
-    }
+    edged = Labelled.of([edges(picture) for picture in study.images[source, "train"].images], own.labels)
+    train = {SOURCE: own, TRANSLATED: translated, BOTH: own + translated, EDGES: edged}
+    train[REAL] = sets[target, "train"]
     test = {target: sets[target, "test"], source: sets[source, "test"]}
     test[TRANSLATED] = Labelled.of(new["test"], test[source].labels)  # do translations still show the label?
     return correct_by_epoch(train, test, seed, study.epochs)
@@ -294,8 +276,7 @@ def table(study: Study, seeds: Sequence[int]) -> list[ResultRow]:
     """Return the rows of seeds that are done: each has method, metric, value, low, high, n and seeds.
 
     "accuracy" by trained on (method), tested on (domain) and epoch; "constant_answer", the best that one
-    answer to all images reaches; of the last epoch "share_of_gap", the share of the gap from source images to
-    labelled target ones; the scores of each set's images.
+    answer to all images reaches; "share_of_gap" of the last epoch; the scores of each set's images.
     """
     by_seed = [load_file(study.path(seed)) for seed in seeds]
     rows = _scores(study, by_seed)
@@ -323,14 +304,18 @@ def _accuracies(study: Study, by_seed: Sequence[dict[str, Tensor]]) -> list[Resu
     target = study.target.name
     rows, last = [], {}
     tested = (target, study.source.name, TRANSLATED)
-    for method, place in itertools.product((name for name in ORDER if name != BACK), tested):
+    for method, place in itertools.product((SOURCE, TRANSLATED, BOTH, EDGES, REAL), tested):
         right = torch.stack([each[f"{method}|right|{place}"] for each in by_seed])  # (S, E, n)
         last[method, place] = right[:, -1]
         for epoch in range(right.shape[1]):
             row = {"method": method, "domain": place, "metric": "accuracy", "epoch": epoch + 1}
             found = evaluation.with_interval(estimate(right[:, epoch]))
             rows.append(row | found | {"n": right.shape[2]})
-    rows.append(_constant(study))
+    labels = study.images[target, "test"].labels
+    answer = max(sorted(set(labels)), key=labels.count)
+    constant = estimate(torch.tensor([[float(label == answer) for label in labels]]))
+    row = {"method": f"always {answer!r}", "domain": target, "metric": "constant_answer"}
+    rows.append(row | evaluation.with_interval(constant) | {"n": len(labels)})
     for method in (TRANSLATED, BOTH, EDGES) if len(by_seed) >= 3 else ():
         ends = [last[each, target] for each in (method, SOURCE, REAL)]
         interval = share_of_the_gap(*ends)
@@ -341,25 +326,15 @@ def _accuracies(study: Study, by_seed: Sequence[dict[str, Tensor]]) -> list[Resu
     return rows
 
 
-def _constant(study: Study) -> ResultRow:
-    """Return how often the most frequent label of the target's test images is right."""
-    labels = study.images[study.target.name, "test"].labels
-    answer = max(sorted(set(labels)), key=labels.count)
-    right = torch.tensor([[float(label == answer) for label in labels]])
-    row = {"method": f"always {answer!r}", "domain": study.target.name, "metric": "constant_answer"}
-    return row | evaluation.with_interval(estimate(right)) | {"n": len(labels)}
-
-
 def summary(rows: Sequence[ResultRow]) -> str:
     """Return a Markdown table: trained on, accuracy at the end in each domain, share of the gap."""
-    places = list(dict.fromkeys(row["domain"] for row in rows if row["metric"] == "accuracy"))
-    places = [place for place in places if place != TRANSLATED]
-    last = max((row["epoch"] for row in rows if row["metric"] == "accuracy"), default=0)
-    head, lines = ["trained on", *(f"right on {place}" for place in places), "share of the gap"], []
-    for method in dict.fromkeys(row["method"] for row in rows if row["metric"] == "accuracy"):
-        own = [row for row in rows if row["method"] == method and row.get("epoch", last) == last]
-        found = {(row["metric"], row["domain"]): row for row in own}
-        keys = [*(("accuracy", place) for place in places), ("share_of_gap", places[0])]  # the target
-        cells = (evaluation.interval_text(found[key], 2) if key in found else "" for key in keys)
-        lines.append([method, *cells])
+    curves = [row for row in rows if row["metric"] == "accuracy" and row["domain"] != TRANSLATED]
+    places, methods = (list(dict.fromkeys(row[name] for row in curves)) for name in ("domain", "method"))
+    last = max(row["epoch"] for row in curves)
+    found = {(r["method"], r["metric"], r["domain"]): r for r in rows if r.get("epoch", last) == last}
+    keys = [*(("accuracy", place) for place in places), ("share_of_gap", places[0])]  # the target
+    cells = [[found.get((method, *key)) for key in keys] for method in methods]
+    lines = [[name, *(evaluation.interval_text(row, 2) if row else "" for row in line)]
+             for name, line in zip(methods, cells, strict=True)]  # fmt: skip
+    head = ["trained on", *(f"right on {place}" for place in places), "share of the gap"]
     return evaluation.markdown_table(head, lines)

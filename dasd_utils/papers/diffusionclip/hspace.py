@@ -16,19 +16,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dasd_utils import losses, models
+from dasd_utils import models
 from dasd_utils.papers import editing
 from dasd_utils.papers.diffusionclip import adaptation
 from dasd_utils.papers.diffusionclip.adaptation import Labelled
-from dasd_utils.runtime import images, processes
+from dasd_utils.runtime import processes
 from dasd_utils.sampling import DasdPipeline
 
 DECAY = 1e-2  # of the weights of a linear classifier, whose features have deviation 1
-AS_IT_IS, ESTIMATED, TRUE = (
-    "as it is",
-    "balanced by the bottleneck",
-    "balanced by true labels",
-)  # training sets
+AS_IT_IS, ESTIMATED, TRUE = "as it is", "balanced by the bottleneck", "balanced by true labels"  # sets
 SHARE = "estimated share"
 
 
@@ -38,14 +34,13 @@ def features(
 ) -> Tensor:
     """Return the base's features (n, C) of pictures noised to a timestep, the mean over draws of noise."""
     parts, size = pipeline.parts, pipeline.batch_size
-    squares = [images.center_crop(picture, pipeline.config.model.resolution) for picture in pictures]
     generator = torch.Generator().manual_seed(seed)
     computing = processes.autocast(pipeline.config.training.mixed_precision, parts.unet.device)
     found = []
     with models.lora_disabled(parts), computing:
         empty = models.encode_prompts(parts, [""]).to(parts.unet.dtype)
-        for start in range(0, len(squares), size):
-            clean = editing.encode(parts, squares[start : start + size])
+        for start in range(0, len(pictures), size):
+            clean = editing.encode(parts, pictures[start : start + size])
             text = empty.expand(len(clean), -1, -1)
             times = torch.full((len(clean),), timestep, device=clean.device)
             rows = []
@@ -53,7 +48,7 @@ def features(
                 noise = torch.randn(clean.shape, generator=generator).to(clean)
                 noisy = parts.noise_scheduler.add_noise(clean, noise, times)
                 _, mid = models.unet_pass(parts.unet, noisy.to(text), times, text)
-                rows.append(losses.pool_features(mid.float(), "mean"))
+                rows.append(mid.float().mean(dim=(2, 3)))
             found.append(torch.stack(rows).mean(dim=0))
     return torch.cat(found).cpu()
 
@@ -70,7 +65,7 @@ class Linear:
     def scores(self, x: Tensor, mean: Tensor | None = None) -> Tensor:
         """Return logits (n, classes). mean: (C,) of x's own domain, to remove a shift of the domain."""
         normal = (x - (self.mean if mean is None else mean)) / self.deviation
-        return _with_one(normal) @ self.weights
+        return F.pad(normal, (0, 1), value=1.0) @ self.weights
 
     def classify(self, x: Tensor, mean: Tensor | None = None) -> list[str]:
         """Return the most probable class of each row."""
@@ -78,12 +73,11 @@ class Linear:
 
 
 def fit(x: Tensor, labels: Sequence[str]) -> Linear:
-    """Return the logistic regression of labels on features (n, C); ValueError for fewer than two classes."""
+    """Return the logistic regression of labels on features (n, C)."""
     names = sorted(set(labels))
-    if len(names) < 2:
-        raise ValueError(f"A classifier needs two classes, not {len(names)}.")
     mean, deviation = x.mean(dim=0), x.std(dim=0).clamp_min(1e-6)
-    rows, target = _with_one((x - mean) / deviation), torch.tensor([names.index(label) for label in labels])
+    rows = F.pad((x - mean) / deviation, (0, 1), value=1.0)
+    target = torch.tensor([names.index(label) for label in labels])
     weights = torch.zeros(rows.shape[1], len(names), requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
 
@@ -122,10 +116,8 @@ def transfer(source: LabelledFeatures, target: LabelledFeatures) -> dict[str, Te
         "source, on target, centred": (fitted.classify(target.test, target.train.mean(dim=0)), on_target),
         "ceiling, on target": (ceiling.classify(target.test), on_target),
     }
-    return {
-        name: torch.tensor([float(a == b) for a, b in zip(own, labels, strict=True)])
-        for name, (own, labels) in predicted.items()
-    }
+    pairs = {name: zip(own, labels, strict=True) for name, (own, labels) in predicted.items()}
+    return {name: torch.tensor([float(a == b) for a, b in both]) for name, both in pairs.items()}
 
 
 def label_shares(
@@ -135,11 +127,11 @@ def label_shares(
 
     heldout: its predictions for held-out images with known labels, by which its errors are corrected (arXiv
     1802.03916): the shares p solve C p = q, C the share of each prediction among images of each label, q its
-    share in this set. Negative shares count as 0. Raises ValueError for a class without an example.
+    share in this set. Negative shares count as 0.
     """
-    known, truth, own = np.asarray(heldout), np.asarray(labels), np.asarray(predicted)
     if missing := set(names) - set(labels):
         raise ValueError(f"No held-out image is labelled {', '.join(sorted(missing))}.")
+    known, truth, own = np.asarray(heldout), np.asarray(labels), np.asarray(predicted)
     confusion = np.array([[(known[truth == label] == name).mean() for label in names] for name in names])
     counted = np.array([(own == name).mean() for name in names])
     shares = np.clip(np.linalg.lstsq(confusion, counted, rcond=None)[0], 0, None)
@@ -156,14 +148,8 @@ def resample(labels: Sequence[str], names: Sequence[str], shares: Tensor, seed: 
     drawn = random.choice(len(names), len(own), p=wanted / wanted.sum())
     counts = np.maximum(np.bincount(drawn, minlength=len(names)), 1)
     counts[counts.argmax()] -= counts.sum() - len(own)
-    rows = [
-        random.choice(np.flatnonzero(own == name), count) for name, count in zip(names, counts, strict=True)
-    ]
-    return [int(row) for row in np.concatenate(rows)]
-
-
-def _with_one(x: Tensor) -> Tensor:
-    return torch.cat([x, torch.ones(len(x), 1)], dim=1)
+    places = [np.flatnonzero(own == name) for name in names]
+    return np.concatenate(list(map(random.choice, places, counts))).tolist()
 
 
 def label_shift_trial(
@@ -185,16 +171,14 @@ def label_shift_trial(
     wanted = {place: torch.tensor(values) for place, values in shares.items()}
     own = resample(source.train_labels, names, wanted["source"], seed)
     tested = resample(target.test_labels, names, wanted["target"], 100 + seed)
-    small = _rows(teach, own)
+    small = teach.rows(own)
     linear = fit(source.train[own], small.labels)
     heldout, predicted = linear.classify(source.test), linear.classify(target.test[tested])
     estimated = label_shares(predicted, heldout, source.test_labels, names)
-    train = {
-        AS_IT_IS: small,
-        ESTIMATED: _rows(small, resample(small.labels, names, estimated, seed)),
-        TRUE: _rows(small, resample(small.labels, names, wanted["target"], seed)),
-    }
-    right = adaptation.correct_by_epoch(train, {"target": _rows(real, tested)}, seed)
+    train = {AS_IT_IS: small}
+    for name, found in ((ESTIMATED, estimated), (TRUE, wanted["target"])):
+        train[name] = small.rows(resample(small.labels, names, found, seed))
+    right = adaptation.correct_by_epoch(train, {"target": real.rows(tested)}, seed)
     accuracies = {name: right[name, "target"][-1].mean().item() for name in train}
     return accuracies | {SHARE: estimated[-1].item()}
 
@@ -202,7 +186,3 @@ def label_shift_trial(
 def label_shift_estimates(trials: Sequence[Mapping[str, float]]) -> dict[str, Tensor]:
     """Return (S,) of each number of S trials."""
     return {name: torch.tensor([each[name] for each in trials]) for name in trials[0]}
-
-
-def _rows(labelled: Labelled, rows: Sequence[int]) -> Labelled:
-    return Labelled(labelled.pixels[rows], [labelled.labels[row] for row in rows])

@@ -15,8 +15,9 @@ The domain's images are those to be translated; no image of the target is used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +28,12 @@ from torch import Tensor
 from dasd_utils import config as cfg
 from dasd_utils import metrics, models
 from dasd_utils.config import Config, DasdError, check_promptless, read_object, section
-from dasd_utils.guidance import Prediction
-from dasd_utils.latents import Batch
-from dasd_utils.papers import ddim
 from dasd_utils.runtime import pretrained
 from dasd_utils.sampling import clean_latents, decode
+
+if TYPE_CHECKING:
+    from dasd_utils.guidance import Prediction
+    from dasd_utils.latents import Batch
 
 CHANGES: dict[str, Any] = {
     "caption_dropout": 1.0, "lambda_align": 0.0, "prior_loss_weight": 0.0, "gradient_accumulation_steps": 1,
@@ -67,12 +69,12 @@ class Settings:
 
 
 def settings(config: Config) -> Settings:
-    """Return the config's `method_settings` over the defaults; DasdError for one that does not exist."""
+    """Return the config's `method_settings` over the defaults."""
     return read_object(Settings, config.method_settings, "method_settings")
 
 
 def check(config: Config) -> None:
-    """Raise DasdError for prompts, settings that do not exist or fit, and accumulated steps."""
+    """Raise DasdError for prompts, settings that do not fit, and accumulated steps."""
     check_promptless(config, "The method diffusionclip")
     own = settings(config)
     for name in ("target", "reference"):
@@ -95,6 +97,37 @@ def check(config: Config) -> None:
 def make_objective(config: Config) -> DirectionObjective:
     """Return the objective of a config."""
     return DirectionObjective(config)
+
+
+# DDIM with eta 0 (arXiv 2010.02502) between any two times: to the noise or back from it.
+
+
+def ddim_times(last: int, steps: int) -> list[int]:
+    """Return [-1, ..., last - 1]: the times of so many steps from a clean image, -1, to time `last`."""
+    return [round(last * step / steps) - 1 for step in range(steps + 1)]
+
+
+def alpha_at(alphas_cumprod: Tensor, time: int) -> Tensor:
+    """Return the share of the image at a time, (); 1 for a clean one, -1."""
+    return torch.ones(()) if time < 0 else alphas_cumprod[time].float()
+
+
+def ddim_step(x: Tensor, eps: Tensor, now: int, after: int, alphas_cumprod: Tensor) -> Tensor:
+    """Return x (B, C, h, w) at the time `after`: predicted_x0 and eps mixed by that time's share."""
+    a, b = (alpha_at(alphas_cumprod, time).to(x.device) for time in (now, after))
+    predicted_x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
+    return b.sqrt() * predicted_x0 + (1 - b).sqrt() * eps
+
+
+def follow(predict: Prediction, x: Tensor, times: Sequence[int], alphas_cumprod: Tensor) -> Tensor:
+    """Return x (B, C, h, w) after steps through these times, in either direction."""
+    for now, after in itertools.pairwise(times):
+        eps = predict(x, torch.tensor(max(now, 0), device=x.device)).float()
+        x = ddim_step(x, eps, now, after, alphas_cumprod)
+    return x
+
+
+# The loss, and the objective
 
 
 def direction_loss(images: Tensor, before: Tensor, direction: Tensor, form: str = "paper") -> Tensor:
@@ -151,8 +184,8 @@ class DirectionObjective:
     def __init__(self, config: Config) -> None:
         self.settings = settings(config)
         own = self.settings
-        self._inversion_times = ddim.ddim_times(own.return_step, own.forward_steps)
-        self._denoising_times = ddim.ddim_times(own.return_step, own.generation_steps)[::-1]
+        self._inversion_times = ddim_times(own.return_step, own.forward_steps)
+        self._denoising_times = ddim_times(own.return_step, own.generation_steps)[::-1]
         self.trajectory: dict[str, Tensor] = {}  # x: latents now; clean: the images'; done: number of steps
         self.inverted: dict[str, Tensor] = {}  # id -> latents at return_step, for the next epoch
         self._words: Words | None = None
@@ -162,8 +195,10 @@ class DirectionObjective:
         device = batch.target_latents.device  # tensors of a checkpoint are on the CPU
         self._words = self._words or Words(config, self.settings, device)
         now = {name: value.to(device) for name, value in self.trajectory.items()} or self.begin(parts, batch)
-        take = self.step if self.settings.every_step else self.all_steps
-        predicted_x0, self.trajectory = take(parts, now)
+        if self.settings.every_step:
+            predicted_x0, self.trajectory = self.step(parts, now)
+        else:  # gradients pass through all steps
+            predicted_x0 = follow(unprompted(parts), now["x"], self._denoising_times, alphas(parts))
         return self.losses(parts, predicted_x0, now["clean"], config)
 
     @torch.no_grad()
@@ -174,7 +209,7 @@ class DirectionObjective:
         if missing:
             clean = batch.target_latents[missing]
             with models.lora_disabled(parts):
-                noisy = ddim.follow(unprompted(parts), clean, self._inversion_times, alphas(parts))
+                noisy = follow(unprompted(parts), clean, self._inversion_times, alphas(parts))
             self.inverted |= {names[i]: x.cpu() for i, x in zip(missing, noisy, strict=True)}
         x = torch.stack([self.inverted[name] for name in names])
         return {"x": x.to(batch.target_latents), "clean": batch.target_latents, "done": torch.tensor(0)}
@@ -184,18 +219,12 @@ class DirectionObjective:
         x, done = trajectory["x"], int(trajectory["done"])
         now, after = self._denoising_times[done : done + 2]
         eps = unprompted(parts)(x, torch.tensor(now))
-        alpha = ddim.alpha_at(alphas(parts), now).to(eps.device)
+        alpha = alpha_at(alphas(parts), now).to(eps.device)
         predicted_x0 = clean_latents(x, eps, alpha.expand(len(eps)))
         if done + 1 == self.settings.generation_steps:
             return predicted_x0, {}
-        x = ddim.ddim_step(x, eps.detach(), now, after, alphas(parts))
+        x = ddim_step(x, eps.detach(), now, after, alphas(parts))
         return predicted_x0, {**trajectory, "x": x, "done": torch.tensor(done + 1)}
-
-    def all_steps(
-        self, parts: models.Parts, trajectory: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the x0 latents after all steps, through which gradients pass, and an empty trajectory."""
-        return ddim.follow(unprompted(parts), trajectory["x"], self._denoising_times, alphas(parts)), {}
 
     def losses(
         self, parts: models.Parts, predicted_x0: Tensor, clean: Tensor, config: Config

@@ -19,13 +19,12 @@ from torch import Tensor
 from dasd_utils import adapters, data, sampling, training
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, Term
-from dasd_utils.papers import ddim, editing
+from dasd_utils.papers import editing
 from dasd_utils.papers.diffusionclip import objective
 from dasd_utils.runtime import bars, checkpoints, files, images, latent_cache, processes
 from dasd_utils.sampling import DasdPipeline
 
 METHOD = "diffusionclip"
-ANY_PROMPT = "a picture"  # a pipeline plans with one, but no term of a translation uses it
 NUM_SCORED = 32  # pictures that a strength is chosen by
 log = logging.getLogger(__name__)
 
@@ -35,18 +34,12 @@ def invert(
     pipeline: DasdPipeline, pictures: Sequence[Image.Image], return_step: int = 500, steps: int = 200
 ) -> Tensor:
     """Return the noisy latents (B, C, h, w) at `return_step` (1 to 1000) to which the base inverts pictures,
-    for the empty prompt.
-
-    Raises DasdError for more steps than there are timesteps up to `return_step`.
-    """
-    _check_steps(pipeline, return_step, steps)
-    squares = [images.center_crop(picture, pipeline.config.model.resolution) for picture in pictures]
-    times, size = ddim.ddim_times(return_step, steps), pipeline.batch_size
-    batches = [squares[start : start + size] for start in range(0, len(squares), size)]
-    noisy = [
-        _follow(pipeline, editing.encode(pipeline.parts, batch), times, (Term(BASE, EMPTY),))
-        for batch in bars.short_bar(batches, "inverting", unit="batch")
-    ]
+    for the empty prompt."""
+    times, size = _times(pipeline, return_step, steps), pipeline.batch_size
+    noisy = []
+    for start in bars.short_bar(range(0, len(pictures), size), "inverting", unit="batch"):
+        clean = editing.encode(pipeline.parts, pictures[start : start + size])
+        noisy.append(_follow(pipeline, clean, times, (Term(BASE, EMPTY),)))
     return torch.cat(noisy)
 
 
@@ -59,8 +52,7 @@ def generate(
     terms: Sequence[Term] = (Term(ADAPTED, EMPTY),),
 ) -> list[Image.Image]:
     """Return the images to which a guidance rule denoises latents (B, C, h, w) from `return_step`."""
-    _check_steps(pipeline, return_step, steps)
-    times = ddim.ddim_times(return_step, steps)[::-1]
+    times = _times(pipeline, return_step, steps)[::-1]
     found: list[Image.Image] = []
     for batch in bars.short_bar(latents.split(pipeline.batch_size), "translating", unit="batch"):
         clean = _follow(pipeline, batch, times, tuple(terms))
@@ -81,7 +73,7 @@ def translate(
 
     strength: 1 is the adapter's own prediction, 0 the base's, which reconstructs the picture; in between and
     beyond they are mixed. others: terms of further learners of the pipeline, with their weights, for several
-    targets at once. Raises DasdError for steps that do not fit the return step.
+    targets at once.
     """
     noisy = invert(pipeline, pictures, return_step, forward_steps)
     return generate(pipeline, noisy, return_step, generation_steps, translation_rule(strength, others))
@@ -97,27 +89,25 @@ def translation_rule(strength: float = 1.0, others: Sequence[Term] = ()) -> tupl
 def _follow(pipeline: DasdPipeline, latents: Tensor, times: Sequence[int], rule: tuple[Term, ...]) -> Tensor:
     """Return the latents after DDIM steps through these times, under a rule that needs no prompt."""
     domain = pipeline.config.domains[0].name
-    plans = pipeline.plan([ANY_PROMPT] * len(latents), domain=domain, seed=0, guidance=rule)
+    plans = pipeline.plan(["any"] * len(latents), domain=domain, seed=0, guidance=rule)
     with pipeline.predicting([jobs[0] for jobs in plans]) as predict:
-        found = ddim.follow(predict, latents, times, pipeline.parts.noise_scheduler.alphas_cumprod)
+        found = objective.follow(predict, latents, times, objective.alphas(pipeline.parts))
     if not torch.isfinite(found).all():
         raise DasdError("The latents of a translation are not finite: lower its strength, or set "
                         "mixed_precision to 'no'.")  # fmt: skip
     return found
 
 
-def _check_steps(pipeline: DasdPipeline, return_step: int, steps: int) -> None:
+def _times(pipeline: DasdPipeline, return_step: int, steps: int) -> list[int]:
     limit = pipeline.parts.noise_scheduler.config.num_train_timesteps
     if not 1 <= steps <= return_step <= limit:
         raise DasdError(f"There are {steps} steps to return_step {return_step}: steps must be from 1 to "
                         f"return_step, and return_step at most {limit}.")  # fmt: skip
+    return objective.ddim_times(return_step, steps)
 
 
 def run_config(config: Config, seed: int) -> Config:
-    """Return the config of a seed's training; its output_dir is named by what decides the weights.
-
-    Raises DasdError for a config of another method.
-    """
+    """Return the config of a seed's training; its output_dir is named by what decides the weights."""
     if config.method != METHOD:
         raise DasdError(f"The config names the method {config.method!r}; only {METHOD} translates pictures.")
     wanted = config.replace(seed=seed, validation_every=0)
@@ -131,14 +121,20 @@ def train(config: Config, seed: int, progress: bool = True) -> Config:
     return wanted
 
 
+def trained(config: Config, seed: int) -> DasdPipeline:
+    """Return the pipeline of a seed's training, which is done if it is missing."""
+    wanted = train(config, seed)
+    return sampling.load_trained_pipeline(wanted.output_dir, wanted)
+
+
 def pictures(config: Config, seed: int, found: data.DomainData) -> list[Image.Image]:
     """Return the translations of images by a seed's training, in their order; made if they are missing."""
-    wanted, own = train(config, seed), objective.settings(config)
+    own = objective.settings(config)
     steps = (own.return_step, own.forward_steps, own.generation_steps)
     name = files.short_hash([found.ids, *steps, own.strengths])
-    path = resolve(wanted.output_dir) / f"translated-{found.split}-{name}.parquet"
+    path = resolve(run_config(config, seed).output_dir) / f"translated-{found.split}-{name}.parquet"
     if not path.is_file():
-        pipeline = sampling.load_trained_pipeline(wanted.output_dir, wanted)
+        pipeline = trained(config, seed)
         noisy, chosen = inverted(pipeline, config, found), strength(pipeline, config)
         new = generate(pipeline, noisy, own.return_step, own.generation_steps, translation_rule(chosen))
         caption = f"{'; '.join(own.target)} (strength {chosen:g})"
@@ -170,10 +166,7 @@ def strength(pipeline: DasdPipeline, config: Config) -> float:
 def by_settings(
     pipeline: DasdPipeline, pictures: Sequence[Image.Image], amount: float | None = None
 ) -> list[Image.Image]:
-    """Return pictures translated by the settings of the pipeline's run, at a given strength or at theirs.
-
-    Raises DasdError for a run of another method.
-    """
+    """Return pictures translated by the settings of the pipeline's run, at a given strength or at theirs."""
     run_config(pipeline.config, 0)
     own = objective.settings(pipeline.config)
     amount = strength(pipeline, pipeline.config) if amount is None else amount
@@ -187,10 +180,7 @@ def reconstructed(pipeline: DasdPipeline, config: Config, found: data.DomainData
 
 
 def inverted(pipeline: DasdPipeline, config: Config, found: data.DomainData) -> Tensor:
-    """Return the noisy latents (n, C, h, w) of images at the return step, by the base.
-
-    They are kept in one file for all seeds.
-    """
+    """Return the noisy latents (n, C, h, w) of images at the return step, kept in one file for all seeds."""
     own, parts = objective.settings(config), pipeline.parts
     base = [adapters.base_fingerprint(parts), latent_cache.vae_fingerprint(parts.vae)]
     computing = processes.sampling_precision(config.training.mixed_precision, parts.unet.device)
