@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dasd_utils import evaluation, figures
-from dasd_utils.evaluation import interval_text
+from dasd_utils.evaluation import interval_text, markdown_table
 from dasd_utils.study import tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +69,7 @@ def targets(name: str) -> list[dict]:
 
 def speed_block() -> str:
     """Return the README's tables of speed: measured on a CPU, and Stable Diffusion 1.5 on a GPU."""
-    lines = ["| what | against | times as fast | share of its memory |", "|---|---|---|---|"]
+    lines = []
     for path in sorted(RESULTS.glob("bench_train_step_sd15_*.json")):
         lines += _step_lines([r for r in evaluation.load_results(path)["rows"] if r["step"] == "ours"])
     for path in sorted(RESULTS.glob("bench_method_step_*.json")):
@@ -80,7 +80,7 @@ def speed_block() -> str:
     sampled, machine = stored["rows"], stored["config"]["machine"]
     for row in (r for r in sampled if r["metric"] == "ratio" and r["method"].startswith("ours")):
         what = f"sampling {row['domain']}, tiny: {SAMPLERS[row['method']]}"
-        lines.append(f"| {what} | `StableDiffusionPipeline`, 30 steps of DDIM | {interval_text(row, 2)} | |")
+        lines.append([what, "`StableDiffusionPipeline`, 30 steps of DDIM", interval_text(row, 2), ""])
     course = {r["metric"]: r["value"] for r in rows("bench_course") if r["notebook"] == "all"}
     other = evaluation.load_results(RESULTS / "bench_course.json")["config"]["machine"]
     turns = f"Medians of {sampled[0]['repeats']} turns, the least and the greatest in brackets"
@@ -88,10 +88,11 @@ def speed_block() -> str:
     memory = f"{course['peak_gb']:.1f} GB at most"
     where = f"where no other is named, on {machine['device']}"
     text = f"{turns}; {where}. The whole tiny course {whole} and {memory}."
-    return "\n".join([*lines, "", text, "", gpu_table(), "", scale_table()])
+    table = markdown_table(["what", "against", "times as fast", "share of its memory"], lines)
+    return "\n\n".join([table, text, gpu_table(), scale_table()])
 
 
-def _step_lines(found: list[dict]) -> list[str]:
+def _step_lines(found: list[dict]) -> list[list[str]]:
     lines = []
     for against in dict.fromkeys(r["against"] for r in found):
         ratio, memory = (
@@ -104,11 +105,11 @@ def _step_lines(found: list[dict]) -> list[str]:
         checkpointing = ", checkpointing" if ratio.get("gradient_checkpointing") else ""
         size = f"{ratio['resolution']} px, {precision}, {batch}{checkpointing}"
         cells = [f"training step, SD 1.5 shapes, {size}", STEPS[against], interval_text(ratio, 2)]
-        lines.append("| " + " | ".join([*cells, f"{memory['value']:.2f}"]) + " |")
+        lines.append([*cells, f"{memory['value']:.2f}"])
     return lines
 
 
-def _method_lines(stored: dict) -> list[str]:
+def _method_lines(stored: dict) -> list[list[str]]:
     """A row for each method's step against another's, at equal batches; of slowness, its inverse."""
     device, lines = stored["config"]["machine"]["device"], []
     for row in (r for r in stored["rows"] if r["metric"] == "times_as_long"):
@@ -119,31 +120,28 @@ def _method_lines(stored: dict) -> list[str]:
         )
         what = f"training step of {row['step']}, {row['model']}, {row['resolution']} px, {device}"
         other = NAMES.get(row["against"], row["against"])
-        lines.append(f"| {what} | that of {other} | {interval_text(_inverse(row), 2)} | {memory:.2f} |")
+        lines.append([what, f"that of {other}", interval_text(_inverse(row), 2), f"{memory:.2f}"])
     return lines
 
 
-def _guidance_lines(stored: dict) -> list[str]:
+def _guidance_lines(stored: dict) -> list[list[str]]:
     """A row for each kind of guidance against the first, classifier-free."""
     device, lines = stored["config"]["machine"]["device"], []
     plain, *others = (row for row in stored["rows"] if row["metric"] == "times_as_long")
     for row in others:
         what = f"sampling, tiny, {row['steps']} steps, {device}: {row['guidance']}"
-        lines.append(f"| {what} | {plain['guidance']} guidance | {interval_text(_inverse(row), 2)} | |")
+        lines.append([what, f"{plain['guidance']} guidance", interval_text(_inverse(row), 2), ""])
     return lines
 
 
-def _translation_lines(stored: dict) -> list[str]:
+def _translation_lines(stored: dict) -> list[list[str]]:
     """A row for learning to translate by a loss at each step back, against one through all of them."""
     device = stored["config"]["machine"]["device"]
     own = {row["metric"]: row for row in stored["rows"] if row["against"]}
-    ratio, memory = (
-        interval_text(_inverse(own["times_as_long"]), 2),
-        own["share_of_memory"]["value"],
-    )
+    ratio, memory = interval_text(_inverse(own["times_as_long"]), 2), own["share_of_memory"]["value"]
     row = own["seconds"]
     what = f"{row['operation']}, tiny, {row['n']} turns, {device}"
-    return [f"| {what} | {row['against']} | {ratio} | {memory:.2f} |"]
+    return [[what, row["against"], ratio, f"{memory:.2f}"]]
 
 
 def _inverse(row: dict) -> dict:
@@ -156,29 +154,24 @@ def gpu_table() -> str:
     stored = evaluation.load_results(RESULTS / "bench_gpu.json")
     limits = [r for r in stored["rows"] if "limit_gb" in r]
     image = next(r for r in stored["rows"] if r["metric"] == "seconds_an_image")
-    head = (f"{stored['config']['for']}, {image['made']}", "targets + sources", "checkpointing")
-    lines = ["| " + " | ".join([*head, "samples a second", "memory, GB"]) + " |", "|---|---|---|---|---|"]
+    head = [f"{stored['config']['for']}, {image['made']}", "targets + sources", "checkpointing"]
+    head += ["samples a second", "memory, GB"]
+    lines = []
     for speed in (r for r in limits if r["metric"] == "samples_per_second"):
         alike = [r for r in limits if r["metric"] == "peak_gb" and r["limit_gb"] == speed["limit_gb"]]
         peak = next(r for r in alike if r["gradient_checkpointing"] == speed["gradient_checkpointing"])
         batch = f"{speed['target_batch_size']} + {speed['source_batch_size']}"
         checkpointing = "on" if speed["gradient_checkpointing"] else "off"
-        cells = [
-            f"{speed['limit_gb']} GB",
-            batch,
-            checkpointing,
-            interval_text(speed, 0),
-            interval_text(peak, 1),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [f"{speed['limit_gb']} GB", batch, checkpointing]
+        lines.append([*cells, interval_text(speed, 0), interval_text(peak, 1)])
     seconds = f"An image of 30 steps with guidance takes {interval_text(image, 1)} seconds, {image['made']}."
-    return "\n".join([*lines, "", seconds])
+    return f"{markdown_table(head, lines)}\n\n{seconds}"
 
 
 def scale_table() -> str:
     """Return time, memory and disk of preparing and caching more and more images."""
     found = rows("bench_scale")
-    lines = ["| images | workers | stage | minutes | peak memory, GB | cache, GB |", "|---" * 6 + "|"]
+    lines = []
     for key in dict.fromkeys(map(_scale_key, found)):
         if key[2] == "train":
             continue  # twenty steps take as long whatever the number of images
@@ -187,8 +180,8 @@ def scale_table() -> str:
         scaled = [number and number * factor for number, factor in zip(numbers, (1 / 60, 1, 1), strict=True)]
         cells = [f"{number:.3g}" if number else "" for number in scaled]
         stage = key[2] + (f", {key[3]}" if key[3] else "")
-        lines.append("| " + " | ".join([f"{key[0]:,}", str(key[1]), stage, *cells]) + " |")
-    return "\n".join(lines)
+        lines.append([f"{key[0]:,}", str(key[1]), stage, *cells])
+    return markdown_table(["images", "workers", "stage", "minutes", "peak memory, GB", "cache, GB"], lines)
 
 
 def _scale_key(row: dict) -> tuple:
@@ -199,13 +192,13 @@ def card_block() -> str:
     """Return the table of the embedded base's model card."""
     found = {(r["metric"], r["domain"].removeprefix("painting-")): r for r in rows("pretrain")}
     domains = ("painting", "satellite", "xray", "sketch")
-    lines = ["| what | " + " | ".join(domains) + " |", "|---|" + "---|" * len(domains)]
+    lines = []
     for metric, (title, digits) in CARD.items():
         cells = [interval_text(found[metric, d], digits) if (metric, d) in found else "" for d in domains]
-        lines.append("| " + " | ".join([title, *cells]) + " |")
+        lines.append([title, *cells])
     samples, seconds = found["base_cmmd", "painting"], found["sampling_seconds", "painting"]
     size, ratio = found["weights_mb", "all"]["value"], found["latent_deviation_ratio", "all"]["value"]
-    return "\n".join(lines) + (
+    return markdown_table(["what", *domains], lines) + (
         f"\n\nn = {samples['n']} renders and samples a domain (200 captions), seed {samples['seed']}, 95 % "
         f"bootstrap intervals. Deviations of the latent channels: within a factor of {ratio:.2f}. Weights: "
         f"{size:.1f} MB. Eight images, 30 steps with guidance, on two cores: {seconds['value']:.1f} s "

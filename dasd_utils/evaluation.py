@@ -7,6 +7,7 @@ way for one run and the base model, the ladder for many trainings.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,17 +67,15 @@ class Scorer:
     def attributes_shown(
         self, images: Sequence[Image.Image], domain: str, mentioned: Sequence[dict[str, str]]
     ) -> Tensor:
-        """Return the share of the attributes mentioned by each prompt that its image shows, (n,).
-
-        It takes the attribute classifier that a base of the toy world brings.
-        """
+        """Return the share of the attributes mentioned by each prompt that its image shows, (n,)."""
         return metrics.attribute_accuracy(self.attribute_classifier.read(images, domain), mentioned)
 
 
 def load_scorer(config: Config, device: str | None = None) -> Scorer:
     """Return the CLIP of `config.model.clip`, frozen; on the GPU if there is one and no device is named.
 
-    Raises DasdError if it is missing or unreachable.
+    inception: TorchScript that maps bytes (n, 3, h, w) to features (n, 2048), as in the FID papers. Raises
+    DasdError for what is missing, unreachable or of another kind.
     """
     source = pretrained.find_weights(config.model.clip, config.model.clip_revision)
     kinds = transformers.CLIPModel, transformers.CLIPTokenizer, pretrained.CLIP_PROCESSOR
@@ -88,20 +87,14 @@ def load_scorer(config: Config, device: str | None = None) -> Scorer:
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     attributes = AttributeClassifier.load(resolve(config.model.base) / "reader")
-    inception = _load_inception(config.evaluation.inception, device)
-    return Scorer(clip.to(device).eval().requires_grad_(False), tokenizer, processor, attributes, inception)
-
-
-def _load_inception(path: str | None, device: str) -> Any:
-    """Return the TorchScript Inception-v3 of the FID papers: bytes (n, 3, h, w) to features (n, 2048)."""
-    if path is None:
-        return None
+    inception, path = None, config.evaluation.inception
     try:
-        return torch.jit.load(str(resolve(path)), map_location=device).eval()
+        if path is not None:
+            inception = torch.jit.load(str(resolve(path)), map_location=device).eval()
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DasdError(f"inception names {path}, which is no TorchScript file: {reason}. Name another, or "
-                        "leave it out: there is no FID then.") from None  # fmt: skip
+        raise DasdError(f"inception names {path}, which is no TorchScript file: {files.first_line(error)}. "
+                        "Name another, or leave it out: there is no FID then.") from None  # fmt: skip
+    return Scorer(clip.to(device).eval().requires_grad_(False), tokenizer, processor, attributes, inception)
 
 
 # prompts
@@ -126,53 +119,47 @@ class Prompts:
 
 
 def load_prompts(config: Config, domain: str) -> list[str]:
-    """Return the evaluation prompts of a domain, without its token.
+    """Return the evaluation prompts of a domain, without its token; DasdError as of `read_prompts`."""
+    return [entry["text"] for entry in read_prompts(config, domain)]
 
-    `<prompts_dir>/<domain>.json` holds {"domain": ..., "prompts": [...]}; a prompt is a string, or an object
-    with "text". Raises DasdError if the file is missing or holds fewer than two different prompts.
+
+def read_prompts(config: Config, domain: str) -> list[dict[str, Any]]:
+    """Return {"text": ...} for each evaluation prompt, with the "attributes" that it mentions if any.
+
+    `<prompts_dir>/<domain>.json` holds {"domain": ..., "prompts": [...]}; a prompt is a string or such an
+    object. Raises DasdError if the file is missing, has another form, or fewer than two different prompts.
     """
-    path, entries = _prompt_entries(config, domain)
-    prompts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
-    if not all(isinstance(p, str) and p.strip() for p in prompts) or len(set(prompts)) < 2:
+    path = resolve(config.evaluation.prompts_dir) / f"{domain}.json"
+    values = files.read_json(path, f"The file with the evaluation prompts of domain {domain!r}")
+    given = values.get("prompts") if isinstance(values, dict) else None
+    entries = (
+        [each if isinstance(each, dict) else {"text": each} for each in given]
+        if isinstance(given, list)
+        else []
+    )
+    texts = [entry.get("text") for entry in entries]
+    if not all(isinstance(text, str) and text.strip() for text in texts) or len(set(texts)) < 2:
         raise DasdError(
             f'{path} must hold {{"domain": "{domain}", "prompts": [...]}} with at least two different '
             f'prompts, each a string or an object with "text".'
         )
-    return prompts
-
-
-def load_mentioned(config: Config, domain: str) -> list[dict[str, str]] | None:
-    """Return the "attributes" that each evaluation prompt mentions, None unless every prompt has some.
-
-    Raises DasdError where they are no object of texts.
-    """
-    path, entries = _prompt_entries(config, domain)
-    mentioned = [entry.get("attributes") if isinstance(entry, dict) else None for entry in entries]
-    if not mentioned or not all(mentioned):
-        return None
-    for values in mentioned:
+    for values in (entry.get("attributes", {}) for entry in entries):
         if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
             raise DasdError(f'{path}: "attributes" must be an object of texts, not {values!r}.')
-    return mentioned
-
-
-def _prompt_entries(config: Config, domain: str) -> tuple[Path, list]:
-    path = resolve(config.evaluation.prompts_dir) / f"{domain}.json"
-    values = files.read_json(path, f"The file with the evaluation prompts of domain {domain!r}")
-    entries = values.get("prompts") if isinstance(values, dict) else None
-    return path, entries if isinstance(entries, list) else []
+    return entries
 
 
 def check_mentioned(scorer: Scorer, domain: str, mentioned: Sequence[dict[str, str]] | None) -> None:
     """Raise DasdError for an attribute or value that the scorer, if it sees attributes, does not know."""
-    known = scorer.attribute_classifier.table.values.get(domain, {}) if scorer.attribute_classifier else {}
-    for values in mentioned if mentioned and scorer.attribute_classifier else ():
-        for name, value in values.items():
-            if value not in known.get(name, ()):
-                raise DasdError(
-                    f"The attribute classifier knows no {name} = {value!r} of the domain {domain!r}: "
-                    'correct the "attributes" of its evaluation prompts, or leave them out of all.'
-                )
+    if not (scorer.attribute_classifier and mentioned):
+        return
+    known = scorer.attribute_classifier.table.values.get(domain, {})
+    for name, value in (item for values in mentioned for item in values.items()):
+        if value not in known.get(name, ()):
+            raise DasdError(
+                f"The attribute classifier knows no {name} = {value!r} of the domain {domain!r}: "
+                'correct the "attributes" of its evaluation prompts, or leave them out of all.'
+            )
 
 
 def embed_prompts(
@@ -192,9 +179,8 @@ def prompts_of(images: data.DomainData, scorer: Scorer, count: int) -> Prompts:
     """Return the first caption of each of the first `count` images, with its attributes and label."""
     rows = range(min(count, len(images)))
     texts = [images.captions[i][0] for i in rows]
-    mentioned = (
-        [images.mentioned[i][0] for i in rows] if images.mentioned and scorer.attribute_classifier else None
-    )
+    mentioned = [images.mentioned[i][0] for i in rows] if images.mentioned else None
+    mentioned = mentioned if scorer.attribute_classifier else None
     check_mentioned(scorer, images.config.name, mentioned)
     labels = [images.labels[i] for i in rows] if images.labels and len(set(images.labels)) > 1 else None
     return Prompts(texts, scorer.embed_texts(texts), mentioned, labels)
@@ -288,7 +274,7 @@ def score_images(
     named = domains.classify(small)
     scores["domain_accuracy"] = torch.tensor([float(name == reference.domain) for name in named])
     scores["copy_rank"] = metrics.copy_rank(features, reference.train, reference.heldout)
-    scores |= metrics.precision_recall(features, reference.heldout)._asdict()
+    scores |= metrics.precision_recall(features, reference.heldout)
     if scorer.inception:
         scores["inception"] = scorer.embed_inception(images)
     if prompts.labels and reference.prompts.labels:
@@ -341,7 +327,7 @@ def set_statistics(scores: Scores, reference: Reference, group: Tensor) -> dict[
 
 
 def result_rows(
-    named: Mapping[str, Mapping[str, Estimate]], start: Mapping[str, object], against: str | None = None
+    named: Mapping[str, Mapping[str, Estimate]], start: Mapping[str, object], against: str = ""
 ) -> list[ResultRow]:
     """Return a row per method and metric, and the rows of `difference_rows` if `against` is a method.
 
@@ -352,7 +338,7 @@ def result_rows(
         for method, table in named.items()
         for metric, estimate in table.items()
     ]
-    return rows + difference_rows(named, start, against or "")
+    return rows + difference_rows(named, start, against)
 
 
 def difference_rows(
@@ -387,10 +373,15 @@ def score_method(
 
     prompts: one per image, without token or style words, so that every method is scored by the same text, or
     `embed_prompts` of them; images of one prompt are one independent unit. heldout: images of the domain that
-    no training saw, or `scorer.embed` of them. Raises DasdError for too few images or prompts, before
-    anything is computed.
+    no training saw, or `scorer.embed` of them. Raises DasdError for too few images or prompts.
     """
-    _check_sizes(images, prompts.texts if isinstance(prompts, Prompts) else prompts, heldout)
+    texts = prompts.texts if isinstance(prompts, Prompts) else prompts
+    if len(images) != len(texts):
+        raise DasdError(f"{len(images)} images came with {len(texts)} prompts; each image needs its own.")
+    if len(set(texts)) < 2:
+        raise DasdError("Scores with intervals need images of at least two different prompts.")
+    if len(heldout) < 2:
+        raise DasdError(f"CMMD and KID need at least two held-out images, not {len(heldout)}.")
     given = prompts if isinstance(prompts, Prompts) else embed_prompts(prompts, scorer)
     check_mentioned(scorer, domain, given.mentioned)
     scores = score_prompts(images, given, scorer, domain, config.seed)
@@ -398,15 +389,6 @@ def score_method(
     found = estimates([scores], Reference(domain, given, real), config.evaluation.num_bootstrap)
     end = {"n": len(images), "seed": config.seed}
     return [row | end for row in result_rows({method: found}, {"domain": domain})]
-
-
-def _check_sizes(images: Sequence, prompts: Sequence[str], heldout: Sequence | Tensor) -> None:
-    if len(images) != len(prompts):
-        raise DasdError(f"{len(images)} images came with {len(prompts)} prompts; each image needs its own.")
-    if len(set(prompts)) < 2:
-        raise DasdError("Scores with intervals need images of at least two different prompts.")
-    if len(heldout) < 2:
-        raise DasdError(f"CMMD and KID need at least two held-out images, not {len(heldout)}.")
 
 
 # the fair comparison: base, base with style words, and the trained method, on the same prompts and noise
@@ -428,17 +410,14 @@ def sample_method(
     if method not in known:
         raise DasdError(f"There is no method {method!r}. Methods: {', '.join(known)}.")
     protocol = config.evaluation
-    words = [f"{p}, {domain.style_suffix}" for p in prompts] if method == STYLED else list(prompts)
     images, *_ = pipeline.generate(
-        words,
+        [f"{p}, {domain.style_suffix}" for p in prompts] if method == STYLED else list(prompts),
         domain=domain.name if method == known[-1] else None,
         num_images=protocol.images_per_prompt,
         seed=[1000 * config.seed + number for number in range(len(prompts))],
         settings=Calibration(protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler),
     )
-    if protocol.images_per_prompt == 1:
-        return list(images)
-    return [image for group in images for image in group]
+    return list(images) if protocol.images_per_prompt == 1 else list(itertools.chain(*images))
 
 
 def evaluate(
@@ -448,27 +427,25 @@ def evaluate(
 
     Returns rows, and images by (method, domain).
     """
-    scorer = load_scorer(config)
+    scorer, copies = load_scorer(config), config.evaluation.images_per_prompt
     rows, images = [], {}
     for domain in config.domains:
-        prompts = load_prompts(config, domain.name)
-        mentioned = load_mentioned(config, domain.name)
-        check_mentioned(scorer, domain.name, mentioned)  # before hours of sampling
+        prompts = read_prompts(config, domain.name)
+        texts = [entry["text"] for entry in prompts]
+        each = [entry for entry in prompts for _ in range(copies)]  # images of one prompt follow each other
+        mentioned = [entry.get("attributes") for entry in each]
+        if all(mentioned):
+            check_mentioned(scorer, domain.name, mentioned)  # before hours of sampling
         heldout = data.load_domain(domain, config, "test")
         count = min(config.evaluation.num_heldout, len(heldout))
         real = scorer.embed([heldout[i]["image"] for i in range(count)])
-        given = embed_prompts(_repeated(prompts, config), scorer, _repeated(mentioned, config))
+        given = embed_prompts([entry["text"] for entry in each], scorer, mentioned)
         chosen = methods or compared_methods(config)
         for method in bars.bar(chosen, domain.name, shown=progress, unit="method"):
-            made = sample_method(config, pipeline, method, domain, prompts)
+            made = sample_method(config, pipeline, method, domain, texts)
             rows += score_method(method, domain.name, made, given, real, scorer, config)
             images[method, domain.name] = made
     return rows, images
-
-
-def _repeated(values: Sequence | None, config: Config) -> list | None:
-    """Return each value `images_per_prompt` times, as the images of one prompt follow each other."""
-    return values and [value for value in values for _ in range(config.evaluation.images_per_prompt)]
 
 
 def evaluate_run(pipeline: DasdPipeline) -> tuple[Path, list[ResultRow]]:

@@ -76,7 +76,7 @@ METRICS = {  # name in a result row -> how it is written; the order is that of t
         "trained on samples, right on real images", "higher", 2, "right on real images"
     ),
 }
-History = Sequence[Mapping[str, Any]]
+Rows = Sequence[Mapping[str, Any]]  # of results, or of a history
 _STYLING = threading.RLock()
 
 
@@ -89,8 +89,10 @@ class Figure(matplotlib.figure.Figure):
         kind, content = "png", self.encode("png")
         if 2 * len(small := self.encode("jpeg")) < len(content):  # pictures; curves stay sharp as PNG
             kind, content = "jpeg", small
-        else:
-            content = _few_colours(content)
+        else:  # a palette of its own: charts look the same in a third of the size
+            buffer, image = io.BytesIO(), Image.open(io.BytesIO(content)).convert("RGB")
+            image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
+            content = buffer.getvalue()
         display({f"image/{kind}": base64.b64encode(content).decode(), "text/plain": repr(self)}, raw=True)
 
     def encode(self, kind: str, dpi: int = 100) -> bytes:
@@ -99,13 +101,6 @@ class Figure(matplotlib.figure.Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format=kind, dpi=dpi, pil_kwargs=options[kind])
         return buffer.getvalue()
-
-
-def _few_colours(content: bytes) -> bytes:
-    """A PNG with a palette of its own: charts look the same in a third of the size."""
-    buffer, image = io.BytesIO(), Image.open(io.BytesIO(content)).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
-    return buffer.getvalue()
 
 
 @contextlib.contextmanager
@@ -174,25 +169,6 @@ def comparison_grid(
     return _grid(list(rows.values()), cell, title, labels=list(rows), above=captions or ())
 
 
-class _Canvas:
-    """A figure measured in inches from its upper left corner."""
-
-    def __init__(self, width: float, height: float) -> None:
-        self.width, self.height, self.figure = width, height, Figure(figsize=(width, height))
-
-    def write(self, x: float, y: float, lines: Sequence[str], **settings: Any) -> None:
-        """Write lines of text, of 7 points if no other size is given."""
-        plain = {"size": 7, "linespacing": 1.25, "parse_math": False}  # a prompt may hold a dollar sign
-        self.figure.text(x / self.width, 1 - y / self.height, "\n".join(lines), **plain | settings)
-
-    def show(self, x: float, y: float, side: float, image: Image.Image) -> None:
-        """Place a square image, measured like the text by its upper left corner."""
-        left, bottom = x / self.width, 1 - (y + side) / self.height
-        axes = self.figure.add_axes((left, bottom, side / self.width, side / self.height))
-        axes.imshow(np.asarray(image.convert("RGB")), interpolation="lanczos")
-        axes.set_axis_off()
-
-
 @style()
 def _grid(
     rows: Sequence[Sequence[Image.Image]],
@@ -211,33 +187,44 @@ def _grid(
     top = (0.34 if title else gap) + max((len(text) * line + gap for text in heads), default=0)
     xs = [left + column * (cell + gap) for column in range(max(map(len, rows)))]
     width = max(xs[-1] + cell + gap, 0.1 * len(title or ""))
-    canvas = _Canvas(width, top + sum(depths) + len(rows) * (cell + gap))
-    canvas.write(gap, 0.07, [title or ""], va="top", weight="bold", size=10)
+    height = top + sum(depths) + len(rows) * (cell + gap)
+    figure = Figure(figsize=(width, height))
+
+    def write(
+        x: float, y: float, lines: Sequence[str], **settings: Any
+    ) -> None:  # inches from the upper left
+        plain = {"size": 7, "linespacing": 1.25, "parse_math": False}  # a prompt may hold a dollar sign
+        figure.text(x / width, 1 - y / height, "\n".join(lines), **plain | settings)
+
+    write(gap, 0.07, [title or ""], va="top", weight="bold", size=10)
     for x, text in zip(xs, heads, strict=False):
-        canvas.write(x + cell / 2, top - gap, text, ha="center", va="bottom")
+        write(x + cell / 2, top - gap, text, ha="center", va="bottom")
     y = top
     for r, images in enumerate(rows):
         for text in names[r : r + 1]:
-            canvas.write(left - 2 * gap, y + cell / 2, text, ha="right", va="center", weight="bold", size=8)
+            write(left - 2 * gap, y + cell / 2, text, ha="right", va="center", weight="bold", size=8)
         for x, image in zip(xs, images, strict=False):
-            canvas.show(x, y, cell, image)
+            axes = figure.add_axes((x / width, 1 - (y + cell) / height, cell / width, cell / height))
+            axes.imshow(np.asarray(image.convert("RGB")), interpolation="lanczos")
+            axes.set_axis_off()
         for x, text in zip(xs, feet[r], strict=False):
-            canvas.write(x + cell / 2, y + cell + 0.04, text, ha="center", va="top")
+            write(x + cell / 2, y + cell + 0.04, text, ha="center", va="top")
         y += cell + gap + depths[r]
-    return canvas.figure
+    return figure
 
 
-def _wrap(text: str, inches: float, lines: int = 4) -> list[str]:
-    """Return at most `lines` lines of 7 point text that fit the width."""
-    return textwrap.wrap(text, int(inches / 0.056), max_lines=lines, placeholder=" …") or [""]
+def _wrap(text: str, inches: float) -> list[str]:
+    """Return at most four lines of 7 point text that fit the width."""
+    return textwrap.wrap(text, int(inches / 0.056), max_lines=4, placeholder=" …") or [""]
 
 
 # curves, bars, matrix
-
-
 @style()
-def loss_curves(history: History | Sequence[float], title: str | None = None) -> Figure:
-    """Return loss, MMD, gradient norm and learning rates over steps, as far as the history rows hold them."""
+def loss_curves(history: Rows | Sequence[float]) -> Figure:
+    """Return loss, MMD, gradient norm and learning rates over steps, as far as the history rows hold them.
+
+    Rare or smooth values are drawn as they are, noisy ones faint under a Gaussian average.
+    """
     if not len(history):
         raise ValueError("The history has no rows to draw.")
     if not isinstance(history[0], Mapping):
@@ -253,40 +240,26 @@ def loss_curves(history: History | Sequence[float], title: str | None = None) ->
     figure = Figure(figsize=(3.3 * len(panels), 2.7), layout="constrained")
     for axes, (name, keys) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
         for color, key in zip(cycle(PALETTE), keys, strict=False):
-            _curve(axes, history, key, color)
+            found = [(row["step"], row[key]) for row in history if row.get(key) is not None]
+            steps, values = np.array(found, dtype=float).T
+            label = key.replace("validation_", "validation, ").replace("mmd_", "").replace("_", " ")
+            looks = {"marker": "o", "markersize": 3.5} if key.startswith("validation_") else {}
+            if not looks and not key.endswith("learning_rate") and len(values) >= 20:
+                axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+                values = gaussian_filter1d(values, len(values) / 40)
+            axes.plot(steps, values, color=color, label=label, **looks)
         axes.set(title=name, xlabel="step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if len(keys) > 1:
             axes.legend()
-    if title:
-        figure.suptitle(title, fontweight="bold")
     return figure
 
 
 plot_losses = loss_curves  # its name in the published project
 
 
-def _curve(axes: Axes, history: History, key: str, color: str) -> None:
-    """Draw one column: rare or smooth values as they are, noisy ones faint under a Gaussian average."""
-    found = [(row["step"], row[key]) for row in history if row.get(key) is not None]
-    steps, values = np.array(found, dtype=float).T
-    label = key.replace("validation_", "validation, ").replace("mmd_", "").replace("_", " ")
-    if key.startswith("validation_"):
-        axes.plot(steps, values, "o-", color=color, label=label, markersize=3.5)
-    elif key.endswith("learning_rate") or len(values) < 20:
-        axes.plot(steps, values, color=color, label=label)
-    else:
-        axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, gaussian_filter1d(values, len(values) / 40), color=color, label=label)
-
-
 @style()
-def bar_chart(
-    rows: Sequence[Mapping[str, Any]],
-    metrics: Sequence[str] | None = None,
-    title: str | None = None,
-    reference: Sequence[Mapping[str, Any]] = (),
-) -> Figure:
+def bar_chart(rows: Rows, metrics: Sequence[str] | None = None, reference: Rows = ()) -> Figure:
     """Return a panel per metric: a bar per method and domain with its interval; `clip_floor` is dotted.
 
     The rows of `reference`, all of one method, are dashed lines across the bars of their domain.
@@ -300,7 +273,12 @@ def bar_chart(
     figure = Figure(figsize=(0.3 + 3.3 * len(metrics), 3.1), layout="constrained")
     for axes, metric in zip(np.ravel(figure.subplots(1, len(metrics))), metrics, strict=True):
         _bars(axes, rows, metric, colors)
-        _dashes(axes, rows, [row for row in reference if row["metric"] == metric])
+        domains = list(dict.fromkeys(row["domain"] for row in rows))
+        for row in reference:
+            if row["metric"] == metric and row["domain"] in domains:
+                place = domains.index(row["domain"])
+                dashes = {"color": PALETTE[-1], "linestyles": "--", "zorder": 3}
+                axes.hlines(row["value"], place - 0.45, place + 0.45, **dashes)
         axes.set_title(metric_label(metric))
     handles = [Patch(color=color, label=method) for method, color in colors.items()]
     if "clip_score" in metrics and any(row["metric"] == "clip_floor" for row in rows):
@@ -308,21 +286,10 @@ def bar_chart(
     if reference:
         handles.append(Line2D([], [], color=PALETTE[-1], linestyle="--", label=reference[0]["method"]))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    if title:
-        figure.suptitle(title, fontweight="bold")
     return figure
 
 
-def _dashes(axes: Axes, rows: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> None:
-    domains = list(dict.fromkeys(row["domain"] for row in rows))
-    for row in found:
-        if row["domain"] in domains:
-            place = domains.index(row["domain"])
-            ends = place - 0.45, place + 0.45
-            axes.hlines(row["value"], *ends, color=PALETTE[-1], linestyles="--", zorder=3)
-
-
-def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, colors: Mapping[str, str]) -> None:
+def _bars(axes: Axes, rows: Rows, metric: str, colors: Mapping[str, str]) -> None:
     domains, methods = list(dict.fromkeys(row["domain"] for row in rows)), list(colors)
     width = 0.8 / len(methods)
     largest = max(abs(row["value"]) for row in rows if row["metric"] == metric)
@@ -364,9 +331,7 @@ def stacked_bars(parts: Mapping[str, Mapping[str, float]], xlabel: str) -> Figur
 
 
 @style()
-def confusion_matrix(
-    matrix: Sequence[Sequence[int]] | np.ndarray, labels: Sequence[str], title: str | None = None
-) -> Figure:
+def confusion_matrix(matrix: Sequence[Sequence[int]] | np.ndarray, labels: Sequence[str]) -> Figure:
     """Return counts, true classes down and predicted across, shaded by their share of the true class."""
     counts = np.asarray(matrix)
     if counts.shape != (len(labels), len(labels)):
@@ -374,16 +339,22 @@ def confusion_matrix(
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.3 + 0.75 * len(labels)
     axes = (figure := Figure(figsize=(side, side - 0.2), layout="constrained")).subplots()
-    axes.imshow(shares, cmap=BLUES, vmin=0, vmax=1)
-    for (i, j), count in np.ndenumerate(counts):
-        color = "white" if shares[i, j] > 0.55 else INK
-        axes.text(j, i, str(count), ha="center", va="center", color=color, fontsize=11)
+    draw_heat(axes, shares, counts, vmin=0, vmax=1)
     ticks = np.arange(len(labels))
-    axes.set(xlabel="predicted", ylabel="true", title=title or "")
-    axes.set(xticks=ticks, xticklabels=labels, yticks=ticks, yticklabels=labels)
+    axes.set(xlabel="predicted", ylabel="true", xticks=ticks, xticklabels=labels)
+    axes.set(yticks=ticks, yticklabels=labels)
     axes.vlines(ticks[1:] - 0.5, -0.5, len(labels) - 0.5, color="white", linewidth=3)
     axes.hlines(ticks[1:] - 0.5, -0.5, len(labels) - 0.5, color="white", linewidth=3)
+    return figure
+
+
+def draw_heat(axes: Axes, values: np.ndarray, texts: Any, **settings: Any) -> None:
+    """Draw a matrix as shades of blue with a text in each cell."""
+    image = axes.imshow(values, cmap=BLUES, aspect="auto", **settings)
+    middle = sum(image.get_clim()) / 2
+    for (row, column), value in np.ndenumerate(values):
+        color = "white" if value > middle else INK
+        axes.text(column, row, str(texts[row][column]), ha="center", va="center", color=color, fontsize=9)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    return figure

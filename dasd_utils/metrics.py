@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -25,8 +24,7 @@ from dasd_utils.runtime import bars
 Interval = tuple[float, float]
 Values = Sequence[float] | Tensor
 Groups = Sequence[int] | Tensor | None
-Statistic = Callable[[Tensor, Tensor], Tensor]  # of two sets: weights (B, n) and (B, m) -> (B,)
-CONFIDENCE = 0.95
+Statistic = Callable[..., Tensor]  # of two sets: weights (B, n) and (B, m) -> (B,)
 
 
 # features
@@ -50,8 +48,6 @@ def embed_images(clip, processor, images: Sequence[Image.Image], batch_size: int
 @torch.no_grad()
 def embed_texts(clip, tokenizer, texts: Sequence[str], batch_size: int = 64) -> Tensor:
     """Return unit-norm CLIP features (n, d), fp32 on the CPU; longer texts are cut at the model's length."""
-    if not len(texts):
-        raise ValueError("There are no texts to embed.")
     length = min(tokenizer.model_max_length, clip.config.text_config.max_position_embeddings)
     settings = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
     features = []
@@ -95,8 +91,6 @@ def attribute_accuracy(shown: Sequence[dict[str, str]], mentioned: Sequence[dict
 
     shown: what a classifier of attributes sees in each image. Raises ValueError where a prompt mentions none.
     """
-    if len(shown) != len(mentioned):
-        raise ValueError(f"There are attributes of {len(shown)} images, but {len(mentioned)} prompts.")
     if not all(mentioned):
         raise ValueError("Every prompt must mention at least one attribute.")
     shares = [
@@ -137,7 +131,7 @@ def cmmd(x: Tensor, y: Tensor, groups: Groups = None) -> float:
 
     Pairs of x in one group do not count. Google's code is the biased estimate: it adds the diagonal's share.
     """
-    return _of_all(mmd_statistic(x, y, cmmd_kernel, groups), x, y)
+    return mmd_statistic(x, y, cmmd_kernel, groups)().item()
 
 
 def kid(x: Tensor, y: Tensor, groups: Groups = None) -> float:
@@ -145,12 +139,7 @@ def kid(x: Tensor, y: Tensor, groups: Groups = None) -> float:
 
     All pairs count once, except those of x in one group: an average over random subsets is noisier.
     """
-    return _of_all(mmd_statistic(x, y, kid_kernel, groups), x, y)
-
-
-def _of_all(statistic: Statistic, x: Tensor, y: Tensor) -> float:
-    """Return a statistic of two sets in which every sample counts once."""
-    return statistic(torch.ones(1, len(x)).double(), torch.ones(1, len(y)).double()).item()
+    return mmd_statistic(x, y, kid_kernel, groups)().item()
 
 
 def mmd_statistic(x: Tensor, y: Tensor, kernel: losses.Kernel, groups: Groups = None) -> Statistic:
@@ -165,7 +154,9 @@ def mmd_statistic(x: Tensor, y: Tensor, kernel: losses.Kernel, groups: Groups = 
     k_xx, k_yy, k_xy = kernel(x, x), kernel(y, y), kernel(x, y)
     x_group, y_group = _group_index(groups, len(x)), torch.arange(len(y))
 
-    def statistic(x_weights: Tensor, y_weights: Tensor) -> Tensor:
+    once = torch.ones(1, len(x)).double(), torch.ones(1, len(y)).double()
+
+    def statistic(x_weights: Tensor = once[0], y_weights: Tensor = once[1]) -> Tensor:
         within = _weighted_pairs(k_xx, x_group, x_weights) + _weighted_pairs(k_yy, y_group, y_weights)
         across = ((x_weights @ k_xy) * y_weights).sum(1) / (x_weights.sum(1) * y_weights.sum(1))
         return within - 2 * across
@@ -202,55 +193,42 @@ def frechet_distance(
     weights = [torch.ones(1, len(z)) if w is None else w for z, w in ((x, x_weights), (y, y_weights))]
     values = []
     for rows in zip(*(w.double().broadcast_to(max(map(len, weights)), -1) for w in weights), strict=True):
-        (m_x, a_x), (m_y, a_y) = (_gaussian(z.double(), w) for z, w in zip((x, y), rows, strict=True))
-        traces = a_x.square().sum() + a_y.square().sum()
-        values.append((m_x - m_y).square().sum() + traces - 2 * torch.linalg.svdvals(a_x @ a_y.T).sum())
+        means, roots = [], []
+        for z, w in zip((x.double(), y.double()), rows, strict=True):
+            means.append(w @ z / w.sum())
+            roots.append((w / (w.sum() - 1)).sqrt()[:, None] * (z - means[-1]))
+        traces = sum(root.square().sum() for root in roots)
+        across = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+        values.append((means[0] - means[1]).square().sum() + traces - 2 * across)
     return torch.stack(values)
 
 
-def _gaussian(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean (d,), and A (n, d) whose A^T A is the covariance, of samples that count so often."""
-    mean = weights @ x / weights.sum()
-    return mean, (weights / (weights.sum() - 1)).sqrt()[:, None] * (x - mean)
-
-
 # fidelity, diversity, copying
-class PrecisionRecall(NamedTuple):
-    """How two sets cover each other, by balls around each sample to its k-th neighbour: means of each."""
-
-    precision: Tensor  # (n,) 1 where a generated sample is inside a real ball
-    recall: Tensor  # (m,) 1 where a real sample is inside a generated ball
-    density: Tensor  # (n,) real balls that hold the generated sample, over k
-    coverage: Tensor  # (m,) 1 where the real ball holds a generated sample
-
-
 def euclidean_distances(x: Tensor, y: Tensor) -> Tensor:
     """Return Euclidean distances, (n, d), (m, d) -> (n, m), in float64 and without cancellation."""
     return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def precision_recall(generated: Tensor, real: Tensor, k: int = 5) -> PrecisionRecall:
-    """Return precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797).
+def precision_recall(generated: Tensor, real: Tensor, k: int = 5) -> dict[str, Tensor]:
+    """Return precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797), by sample.
 
-    generated: (n, d); real: (m, d). Raises ValueError unless each set has more than k samples.
+    generated: (n, d); real: (m, d). A ball reaches from a sample to its k-th neighbour in the same set.
+    Raises ValueError unless each set has more than k samples.
     """
     if min(len(generated), len(real)) <= k:
         counts = f"{len(generated)} generated and {len(real)} real"
         raise ValueError(f"There are {counts} samples; each set takes more than k = {k}.")
     across = euclidean_distances(generated, real)  # (n, m)
-    real_inside = across <= _radii(real, k)[None]
-    generated_inside = across <= _radii(generated, k)[:, None]
-    return PrecisionRecall(
-        precision=real_inside.any(dim=1).double(),
-        recall=generated_inside.any(dim=0).double(),
-        density=real_inside.sum(dim=1).double() / k,
-        coverage=real_inside.any(dim=0).double(),
-    )
-
-
-def _radii(x: Tensor, k: int) -> Tensor:
-    """The distance (n,) of each sample to its k-th neighbour; the nearest of all is itself."""
-    return euclidean_distances(x, x).kthvalue(k + 1, dim=1).values
+    # the nearest of all is the sample itself
+    radii = [euclidean_distances(z, z).kthvalue(k + 1, dim=1).values for z in (generated, real)]
+    generated_inside = across <= radii[0][:, None]
+    real_inside = across <= radii[1][None]
+    return {
+        "precision": real_inside.any(dim=1).double(),  # (n,) 1 where the sample is inside a real ball
+        "recall": generated_inside.any(dim=0).double(),  # (m,) 1 where a generated ball holds the image
+        "density": real_inside.sum(dim=1).double() / k,  # (n,) real balls that hold the sample, over k
+        "coverage": real_inside.any(dim=0).double(),  # (m,) 1 where the real ball holds a sample
+    }
 
 
 def nearest_neighbours(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -321,7 +299,7 @@ class Estimate:
         return value, value - half, value + half
 
 
-def half_width(terms: tuple[tuple[float, int], ...], probability: float = (1 + CONFIDENCE) / 2) -> float:
+def half_width(terms: tuple[tuple[float, int], ...], probability: float = 0.975) -> float:
     """Return t times the root of a sum of variances, each with its degrees of freedom (Welch 1947)."""
     total = sum(variance for variance, _ in terms)
     if math.isnan(total) or total == 0:
@@ -397,7 +375,7 @@ def bootstrap_interval(
 def paired_difference(
     a: Values, b: Values, num_bootstrap: int = 1000, seed: int = 0, groups: Groups = None
 ) -> tuple[float, float, float]:
-    """Return (mean of a - b, low, high), a 95 % interval; a[i] and b[i] share prompt and seed."""
+    """Return (mean of a - b, low, high) at 95 %; a[i] and b[i] share prompt and seed."""
     difference = torch.as_tensor(a, dtype=torch.float64) - torch.as_tensor(b, dtype=torch.float64)
     return difference.mean().item(), *bootstrap_interval(difference, num_bootstrap, seed, groups)
 

@@ -45,13 +45,10 @@ def gradient_pulls(
             distances = objective.distances(rows, batch, config)
         if step >= first and distances:
             mmd = config.alignment.lambda_align * torch.stack(list(distances.values())).mean()
-            found.append(_pull(noise, mmd, updater.parameters))
+            one, two = (_gradient(loss, updater.parameters) for loss in (noise, mmd))
+            cosine = functional.cosine_similarity(one, two, dim=0)
+            found.append(Pull(one.norm().item(), two.norm().item(), cosine.item()))
     return found
-
-
-def _pull(noise: Tensor, mmd: Tensor, parameters: Sequence[Tensor]) -> Pull:
-    one, two = _gradient(noise, parameters), _gradient(mmd, parameters)
-    return Pull(one.norm().item(), two.norm().item(), functional.cosine_similarity(one, two, dim=0).item())
 
 
 def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:

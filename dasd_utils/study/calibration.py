@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dasd_utils import evaluation, sampling
@@ -29,29 +29,6 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SearchSpace:
-    """What is tried: guidance scales of each kind, then schedules of at most `budget` denoising steps."""
-
-    budget: int = BUDGET
-    num_images: int = IMAGES  # of each candidate
-    scales: Mapping[str, Sequence[float]] = field(default_factory=lambda: SCALES)
-    schedules: Sequence[tuple[str, int]] = field(default_factory=lambda: SCHEDULES)
-
-    def affordable(self) -> list[tuple[str, int]]:
-        """Return the schedules within the budget; DasdError if there is none."""
-        found = [schedule for schedule in self.schedules if schedule[1] <= self.budget]
-        if not found:
-            raise DasdError(f"The budget of {self.budget} steps leaves no schedule to try: {SCHEDULES}.")
-        return found
-
-    def guidances(self, start: Calibration) -> Iterator[Calibration]:
-        """Yield a calibration with each kind and scale of guidance."""
-        for guidance, values in self.scales.items():
-            for scale in values:
-                yield dataclasses.replace(start, guidance=guidance, guidance_scale=scale)
-
-
-@dataclass(frozen=True)
 class Candidate:
     """One way of sampling, and what its images scored on the validation split."""
 
@@ -71,11 +48,11 @@ class Candidate:
         """Return a row for each of the two scores."""
         start = {"domain": domain, **dataclasses.asdict(self.calibration), "chosen": chosen}
         start |= {"calls": self.calls, "seconds_an_image": self.seconds}
-        return [
-            start
-            | {"metric": metric, **evaluation.with_interval(estimate), "n": estimate.units, "seed": seed}
-            for metric, estimate in (("cmmd", self.cmmd), (self.measure, self.follows))
-        ]
+        rows = []
+        for metric, each in (("cmmd", self.cmmd), (self.measure, self.follows)):
+            values = evaluation.with_interval(each)
+            rows.append({**start, "metric": metric, **values, "n": each.units, "seed": seed})
+        return rows
 
 
 def calibrate(
@@ -97,7 +74,7 @@ def calibrate(
     checkpoints.writable(path.parent)
     table, found = {}, []
     for domain in pipeline.config.domains:
-        candidates = search(pipeline, domain, scorer, SearchSpace(budget, num_images))
+        candidates = search(pipeline, domain, scorer, budget, num_images)
         best = choose_candidate(candidates)
         table[domain.name] = dataclasses.asdict(best.calibration)
         for each in candidates:
@@ -116,52 +93,44 @@ def search(
     pipeline: sampling.DasdPipeline,
     domain: DomainConfig,
     scorer: evaluation.Scorer,
-    space: SearchSpace | None = None,
+    budget: int = BUDGET,
+    num_images: int = IMAGES,
     progress: bool = True,
 ) -> list[Candidate]:
     """Return the candidates of one domain: guidance first, with the config's schedule, then the schedule.
 
-    All candidates sample the same validation captions from the same noise. Raises DasdError for a budget
-    that leaves no schedule, and for too few validation images.
+    All candidates sample the same validation captions from the same noise. Raises DasdError for a budget of
+    denoising steps that leaves no schedule, and for too few validation images.
     """
-    space = space or SearchSpace()
-    reference = evaluation.load_reference(domain, pipeline.config, scorer, space.num_images, "validation")
-    schedules = space.affordable()
-    steps = min(domain.calibration.num_inference_steps, space.budget)
-    start = dataclasses.replace(domain.calibration, num_inference_steps=steps)
-    count = sum(map(len, space.scales.values())) + len(schedules)
+    reference = evaluation.load_reference(domain, pipeline.config, scorer, num_images, "validation")
+    schedules = [schedule for schedule in SCHEDULES if schedule[1] <= budget]
+    if not schedules:
+        raise DasdError(f"The budget of {budget} steps leaves no schedule to try: {SCHEDULES}.")
+    guidances = [(kind, scale) for kind, scales in SCALES.items() for scale in scales]
+    texts = [reference.prompts.texts[i] for i in reference.prompts.prompt_of(num_images)]
+    seeds = [NOISE + i for i in range(num_images)]
+    count = len(guidances) + len(schedules)
     with bars.bar(None, domain.name, count, shown=progress, unit="candidate") as bar:
 
-        def try_all(calibrations: Iterable[Calibration]) -> list[Candidate]:
-            found = []
-            for calibration in calibrations:
-                found.append(_try(pipeline, scorer, reference, calibration, space.num_images))
-                bar.update()
-            return found
+        def attempt(calibration: Calibration) -> Candidate:
+            started = time.perf_counter()
+            images, *_ = pipeline.generate(texts, domain=domain.name, seed=seeds, settings=calibration)
+            seconds = (time.perf_counter() - started) / num_images
+            scores = evaluation.score_prompts(images, reference.prompts, scorer, domain.name)
+            table = evaluation.estimates([scores], reference, pipeline.config.evaluation.num_bootstrap)
+            measure = "attribute_accuracy" if reference.prompts.mentioned else "clip_score"
+            bar.update()
+            return Candidate(calibration, table["cmmd"], measure, table[measure], seconds)
 
-        first = try_all(space.guidances(start))
-        best = choose_candidate(first).calibration
-        more = (dataclasses.replace(best, scheduler=s, num_inference_steps=n) for s, n in schedules)
-        return first + try_all(each for each in more if each != best)
-
-
-def _try(
-    pipeline: sampling.DasdPipeline,
-    scorer: evaluation.Scorer,
-    reference: evaluation.Reference,
-    calibration: Calibration,
-    num_images: int,
-) -> Candidate:
-    prompts, domain = reference.prompts, reference.domain
-    texts = [prompts.texts[i] for i in prompts.prompt_of(num_images)]
-    seeds = [NOISE + i for i in range(num_images)]
-    started = time.perf_counter()
-    images, *_ = pipeline.generate(texts, domain=domain, seed=seeds, settings=calibration)
-    seconds = (time.perf_counter() - started) / num_images
-    scores = evaluation.score_prompts(images, prompts, scorer, domain)
-    table = evaluation.estimates([scores], reference, pipeline.config.evaluation.num_bootstrap)
-    measure = "attribute_accuracy" if prompts.mentioned else "clip_score"
-    return Candidate(calibration, table["cmmd"], measure, table[measure], seconds)
+        steps = min(domain.calibration.num_inference_steps, budget)
+        start = dataclasses.replace(domain.calibration, num_inference_steps=steps)
+        found = [attempt(dataclasses.replace(start, guidance=g, guidance_scale=s)) for g, s in guidances]
+        best = choose_candidate(found).calibration
+        for scheduler, steps in schedules:
+            other = dataclasses.replace(best, scheduler=scheduler, num_inference_steps=steps)
+            if other != best:
+                found.append(attempt(other))
+        return found
 
 
 def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from dasd_utils.figures import BLUES, INK, MUTED, PALETTE, Figure, metric_label, style
+from dasd_utils.figures import INK, MUTED, PALETTE, Figure, Rows, draw_heat, metric_label, style
 
 MARKERS = "os^Dvp"
 Row = Mapping[str, Any]  # of results
-Rows = Sequence[Row]
-Point = dict[str, Any]  # of a curve: its scales, and metric -> row in "metrics"
 
 
 # what several charts share
@@ -63,10 +61,9 @@ def metric_panels(
         axes.set_xlabel(x)
     for axes, metric in zip(grid[:, 0], metrics, strict=True):
         axes.set_ylabel(metric_label(metric))
-    panels = zip(grid.flat, itertools.product(metrics, domains), strict=True)
     chosen = (
         (axes, metric, [row for row in rows if (row["metric"], row["domain"]) == (metric, domain)])
-        for axes, (metric, domain) in panels
+        for axes, (metric, domain) in zip(grid.flat, itertools.product(metrics, domains), strict=True)
     )
     return figure, chosen
 
@@ -88,9 +85,7 @@ def sweep_chart(rows: Rows, x: str, metrics: Sequence[str], by: Sequence[str]) -
     for axes, _, own in panels:
         for number, line in enumerate(lines):
             chosen = dict(zip(by, line, strict=True))
-            part = [
-                row for row in own if all(row.get(name, value) == value for name, value in chosen.items())
-            ]
+            part = [row for row in own if chosen.items() <= {**chosen, **row}.items()]
             part.sort(key=lambda row: row[x])
             beside = 1 + 0.06 * (number - (len(lines) - 1) / 2)  # so that no line hides another
             label = ", ".join(f"{name} {value}" for name, value in chosen.items())
@@ -182,61 +177,42 @@ def front_chart(rows: Rows, metrics: Mapping[str, str]) -> Figure:
     """
     figure, panels = metric_panels(rows, list(metrics), "predictions of the network an image", 3.5)
     for axes, metric, own in panels:
-        _draw_candidates(axes, own)
-        best = _unbeaten(own, metrics[metric])
+        kinds = dict.fromkeys((row["guidance"], row["scheduler"]) for row in own)
+        for number, kind in enumerate(kinds):
+            label = f"Domain Guidance, {kind[1]}" if kind[0] == "domain" else kind[1]
+            color = look(number)["color"]
+            part = [row for row in own if (row["guidance"], row["scheduler"]) == kind]
+            xs = [row["calls"] + number - 1.5 for row in part]  # a little beside the others
+            axes.plot(xs, [row["value"] for row in part], "o", color=color, markersize=3.5, label=label)
+            for x, row in zip(xs, part, strict=True):
+                axes.plot([x] * 2, [row["low"], row["high"]], color=color, linewidth=0.4, alpha=0.6)
+                if row["chosen"]:
+                    axes.plot(x, row["value"], "o", markersize=10, color=INK, markerfacecolor="none")
+        sign = 1 if metrics[metric] == "lower" else -1
+        best: list[Row] = []  # those that no other beats in both value and price, the cheapest first
+        for row in sorted(own, key=lambda row, sign=sign: (row["calls"], sign * row["value"])):
+            if not best or sign * row["value"] < sign * best[-1]["value"]:
+                best.append(row)
         calls, values = [row["calls"] for row in best], [row["value"] for row in best]
         axes.step(calls, values, where="post", color=MUTED, linewidth=1.2)
     legend_below(figure, 5)
     return figure
 
 
-def _draw_candidates(axes: Axes, rows: Rows) -> None:
-    kinds = dict.fromkeys((row["guidance"], row["scheduler"]) for row in rows)
-    for number, (guidance, scheduler) in enumerate(kinds):
-        own = [row for row in rows if (row["guidance"], row["scheduler"]) == (guidance, scheduler)]
-        label = f"Domain Guidance, {scheduler}" if guidance == "domain" else scheduler
-        color = look(number)["color"]
-        xs = [row["calls"] + number - 1.5 for row in own]  # a little beside the others
-        axes.plot(xs, [row["value"] for row in own], "o", color=color, markersize=3.5, label=label)
-        for x, row in zip(xs, own, strict=True):
-            axes.plot([x] * 2, [row["low"], row["high"]], color=color, linewidth=0.4, alpha=0.6)
-            if row["chosen"]:
-                axes.plot(x, row["value"], "o", markersize=10, color=INK, markerfacecolor="none")
-
-
-def _unbeaten(rows: Rows, better: str) -> list[Row]:
-    """Return the rows that no other beats in both value and predictions, the cheapest first."""
-    sign = 1 if better == "lower" else -1
-    kept: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row["calls"], sign * row["value"])):
-        if not kept or sign * row["value"] < sign * kept[-1]["value"]:
-            kept.append(row)
-    return kept
-
-
 # guidance: fit against control, the plane of two scales, and the length of training
-def chart_points(
-    rows: Rows, curves: Sequence[str], metrics: Sequence[str] = (), scales: Sequence[str] = ()
-) -> dict[str, list[Point]]:
-    """Return curve -> its points, in the order of these scales.
+def chart_points(rows: Rows, curves: Sequence[str], scales: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return curve -> its points, in the order of these scales: a row with metric -> row in "metrics".
 
-    Raises ValueError where a curve, or a metric or scale of a point, is missing, and for rows of more than
-    one domain.
+    Raises ValueError where a curve is missing, and for rows of more than one domain.
     """
-    found: dict[str, dict[str, Point]] = {curve: {} for curve in curves}
-    own = [row for row in rows if row.get("line") in found]
-    for row in own:
-        found[row["line"]].setdefault(row["method"], {**row, "metrics": {}})["metrics"][row["metric"]] = row
+    own = [row for row in rows if row.get("line") in curves]
     if len(domains := {row["domain"] for row in own}) > 1:
         raise ValueError(f"The rows are of several domains: {', '.join(sorted(domains))}. Choose one.")
-    for curve, points in found.items():
-        if not points:
-            raise ValueError(f"No row is of the curve {curve}.")
-        for name, point in points.items():
-            lacking = [each for each in metrics if each not in point["metrics"]]
-            lacking += [each for each in scales if each not in point]
-            if lacking:
-                raise ValueError(f"The point {name!r} has no {', '.join(lacking)}.")
+    found: dict[str, dict[str, dict[str, Any]]] = {curve: {} for curve in curves}
+    for row in own:
+        found[row["line"]].setdefault(row["method"], {**row, "metrics": {}})["metrics"][row["metric"]] = row
+    if missing := [curve for curve, points in found.items() if not points]:
+        raise ValueError(f"No row is of the curve {missing[0]}.")
     return {
         curve: sorted(points.values(), key=lambda point: [point[scale] for scale in scales])
         for curve, points in found.items()
@@ -250,7 +226,7 @@ def fit_chart(rows: Rows, curves: Sequence[str], x: str = "cmmd", y: str = "attr
     A curve of one scale is drawn in the scale's order, with the scale at both ends; one of two scales as its
     points alone. Intervals are thin. Raises ValueError where `chart_points` does.
     """
-    found = chart_points(rows, curves, (x, y), ("guidance_scale",))
+    found = chart_points(rows, curves, ("guidance_scale",))
     figure = Figure(figsize=(5.8, 3.9), layout="constrained")
     axes = figure.subplots()
     for number, (name, own) in enumerate(found.items()):
@@ -258,12 +234,12 @@ def fit_chart(rows: Rows, curves: Sequence[str], x: str = "cmmd", y: str = "attr
         for one, other in pairs:
             draw_cross(axes, one, other, look(number)["color"])
         joined = "none" if "domain_scale" in own[0] else "-"
-        at = [one["value"] for one, _ in pairs], [other["value"] for _, other in pairs]
-        axes.plot(*at, linestyle=joined, linewidth=1.2, markersize=4, label=name, **look(number))
+        xs, ys = [one["value"] for one, _ in pairs], [other["value"] for _, other in pairs]
+        axes.plot(xs, ys, linestyle=joined, linewidth=1.2, markersize=4, label=name, **look(number))
         for i in (0, -1) if joined == "-" else ():
             beside = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
             scale = f"{own[i]['guidance_scale']:g}"
-            axes.annotate(scale, (at[0][i], at[1][i]), color=look(number)["color"], **beside)
+            axes.annotate(scale, (xs[i], ys[i]), color=look(number)["color"], **beside)
     axes.set(xlabel=metric_label(x), ylabel=metric_label(y))
     legend_below(figure, 2)
     return figure
@@ -275,7 +251,7 @@ def plane_chart(rows: Rows, curve: str, metrics: Sequence[str] = ("cmmd", "attri
 
     Raises ValueError where `chart_points` does, and where the curve is not one point for each two scales.
     """
-    (cells,) = chart_points(rows, [curve], metrics, ("domain_scale", "guidance_scale")).values()
+    (cells,) = chart_points(rows, [curve], ("domain_scale", "guidance_scale")).values()
     across = sorted({each["guidance_scale"] for each in cells})
     up = sorted({each["domain_scale"] for each in cells})
     if len(cells) != len(across) * len(up):
@@ -287,23 +263,12 @@ def plane_chart(rows: Rows, curve: str, metrics: Sequence[str] = ("cmmd", "attri
         for each in cells:
             place = up.index(each["domain_scale"]), across.index(each["guidance_scale"])
             values[place] = each["metrics"][metric]["value"]
-        _draw_heat(axes, values)
+        draw_heat(axes, values, [[f"{value:.2f}" for value in line] for line in values], origin="lower")
         axes.set_xticks(range(len(across)), [f"{value:g}" for value in across])
         axes.set_yticks(range(len(up)), [f"{value:g}" for value in up])
         axes.set(title=metric_label(metric, break_line=True), xlabel="$w_c$, to the prompt")
     panels[0].set_ylabel("$w_d$, to the domain")
     return figure
-
-
-def _draw_heat(axes: Axes, values: np.ndarray) -> None:
-    axes.imshow(values, cmap=BLUES, origin="lower", aspect="auto")
-    middle = (np.nanmin(values) + np.nanmax(values)) / 2
-    for (row, column), value in np.ndenumerate(values):
-        color = "white" if value > middle else INK
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=9)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
 
 
 @style()
@@ -312,7 +277,7 @@ def length_chart(rows: Rows, metrics: Sequence[str], curves: Sequence[str]) -> F
 
     A curve without a metric is left out of its panel. Raises ValueError where `chart_points` does.
     """
-    found = chart_points(rows, curves, (), ("max_train_steps",))
+    found = chart_points(rows, curves, ("max_train_steps",))
     lengths = sorted({point["max_train_steps"] for own in found.values() for point in own})
     figure = Figure(figsize=(0.6 + 2.8 * len(metrics), 3.2), layout="constrained")
     for axes, metric in zip(np.ravel(figure.subplots(1, len(metrics))), metrics, strict=True):

@@ -7,6 +7,7 @@ images. A ladder that was stopped continues where it was, and a new method costs
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import logging
@@ -14,28 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from dasd_utils import data, evaluation, models, profiles, sampling, training
-from dasd_utils.config import (
-    DASD as DASD_METHOD,
-)
-from dasd_utils.config import (
-    Calibration,
-    Config,
-    DasdError,
-    DomainConfig,
-    known_methods,
-    method_changes,
-    method_module,
-    nearest,
-    resolve,
-)
+from dasd_utils import config as configs
+from dasd_utils import data, evaluation, metrics, models, profiles, sampling, training
+from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
 from dasd_utils.evaluation import Reference, ResultRow, Scores
 from dasd_utils.runtime import bars, checkpoints, files, images, small_cnn
-from dasd_utils.study import calibration, power
+from dasd_utils.study import calibration
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 DASD = "DASD"
@@ -45,6 +37,10 @@ PROTOCOL, PUBLISHED, CALIBRATED, DOMAIN = "protocol", "published", "calibrated",
 UNCONDITIONAL, DECOUPLED = "unconditional", "decoupled"
 GUIDANCE = {DOMAIN: "domain", UNCONDITIONAL: "unconditional", DECOUPLED: "decoupled"}
 UNSEEN_DATA = ("cache_dir", "source_images")  # fields that no held-out image depends on
+POWER = 0.8
+EFFECT = 0.01  # of the CLIP score
+MANY_SEEDS = (3, 5, 10, 20)
+MOST_PROMPTS = 100_000  # more than anybody samples
 log = logging.getLogger(__name__)
 
 
@@ -62,7 +58,7 @@ class Method:
     style_words: bool = False  # the domain's style words follow each prompt
     settings: str = PROTOCOL  # or PUBLISHED, CALIBRATED, DOMAIN, UNCONDITIONAL, DECOUPLED
     scales: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # instead of those of the settings
-    objective: str = DASD_METHOD  # whose objective trains it, with that method's changes under its own
+    objective: str = configs.DASD  # whose objective trains it, with that method's changes under its own
     after: str = DASD  # the method that it is one step from: their difference is in the table too
 
     def config(self, config: Config) -> Config:
@@ -72,8 +68,10 @@ class Method:
         if not self.tokens:
             domains = tuple(dataclasses.replace(domain, token=None) for domain in domains)
         changes = self.changes(config) if callable(self.changes) else self.changes
-        named = {} if self.objective == DASD_METHOD else {"method": self.objective}
-        return config.replace(domains=domains, **{**named, **method_changes(self.objective), **changes})
+        named = {} if self.objective == configs.DASD else {"method": self.objective}
+        return config.replace(
+            domains=domains, **{**named, **configs.method_changes(self.objective), **changes}
+        )
 
     @property
     def sees_source(self) -> bool:
@@ -105,15 +103,15 @@ METHODS = (
 
 def check_ladder(config: Config) -> None:
     """Raise DasdError for a config that names a method."""
-    if config.method != DASD_METHOD:
+    if config.method != configs.DASD:
         raise DasdError(f"The config names the method {config.method!r}, but each method of a ladder has its "
                         "own: leave method and method_settings out.")  # fmt: skip
 
 
 PAPER_METHODS = tuple(
     Method(name, objective=method, **fields)
-    for method in known_methods()
-    for name, fields in method_module(method).LADDER.items()
+    for method in configs.known_methods()
+    for name, fields in configs.method_module(method).LADDER.items()
 )
 
 
@@ -121,11 +119,15 @@ def find_methods(
     names: Sequence[str] | None, methods: Sequence[Method] = (*METHODS, *PAPER_METHODS)
 ) -> list[Method]:
     """Return the methods of these names, DASD's ladder if None; DasdError for an unknown one."""
-    known = {method.name: method for method in methods}
-    for name in names or ():
-        if name not in known:
-            raise DasdError(f"There is no method {name!r}. {nearest(name, known)}")
-    return list(METHODS) if names is None else [known[name] for name in names]
+    return list(METHODS) if names is None else find_named(methods, names, "method")
+
+
+def find_named(known: Sequence[Any], names: Sequence[str], what: str) -> list[Any]:
+    """Return what has these names, in their order; DasdError for an unknown one."""
+    found = [[each for each in known if each.name == name] for name in names]
+    for name in (name for name, own in zip(names, found, strict=True) if not own):
+        raise DasdError(f"There is no {what} {name!r}. {configs.nearest(name, [k.name for k in known])}")
+    return [each for own in found for each in own]
 
 
 # training
@@ -144,9 +146,8 @@ def train(config: Config, method: Method, seed: int, progress: bool = True) -> C
 
 def find_or_train(config: Config, method: Method, seed: int, progress: bool = True) -> Path:
     """Return the folder of a run that fits the method: its own, the shipped one, or one trained now."""
-    wanted = run_config(config, method, seed)
     try:
-        return checkpoints.find_run(wanted)
+        return checkpoints.find_run(run_config(config, method, seed))
     except DasdError as reason:
         log.info("%s", reason)
     return resolve(train(config, method, seed, progress).output_dir)
@@ -155,14 +156,13 @@ def find_or_train(config: Config, method: Method, seed: int, progress: bool = Tr
 # sampling
 def settings(config: Config, method: Method, domain: DomainConfig, run: Path | None) -> Calibration:
     """Return how the method is sampled in a domain; DasdError where its calibration was not made."""
-    protocol = config.evaluation
+    published, protocol = profiles.PUBLISHED_CALIBRATION, config.evaluation
     found = Calibration(protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler)
     if method.settings in GUIDANCE:
         found = dataclasses.replace(found, guidance=GUIDANCE[method.settings])
-    published = profiles.PUBLISHED_CALIBRATION
-    if method.settings == PUBLISHED:
+    elif method.settings == PUBLISHED:
         found = Calibration(**published.get(domain.name, published["default"]))
-    if method.settings == CALIBRATED:
+    elif method.settings == CALIBRATED:
         found = sampling.calibrated(config, calibration.calibration_file(run)).domain(domain.name).calibration
     return dataclasses.replace(found, **method.scales)
 
@@ -234,7 +234,7 @@ def is_done(config: Config, method: Method, seed: int) -> bool:
     return all(task.scores.is_file() for task in tasks(config, method, seed))
 
 
-def sample(task: Task, reference: Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
+def sample(task: Task, reference: Reference, pipeline: sampling.DasdPipeline) -> list[Image.Image]:
     """Return the task's images, read from its file or made now and written there."""
     path = task.folder / "samples.parquet"
     if path.is_file():
@@ -244,7 +244,7 @@ def sample(task: Task, reference: Reference, pipeline: sampling.DasdPipeline) ->
     return drawn
 
 
-def draw_images(task: Task, reference: Reference, pipeline: sampling.DasdPipeline) -> list[Any]:
+def draw_images(task: Task, reference: Reference, pipeline: sampling.DasdPipeline) -> list[Image.Image]:
     """Return the task's images, made now.
 
     The noise of image i is the same for all methods of a seed. The source is sampled with the adapter on: it
@@ -299,7 +299,7 @@ class Scoring:
         """The classifier of domains."""
         return evaluation.train_domain_cnn(self.config)
 
-    def score(self, task: Task, images: Sequence[Any]) -> None:
+    def score(self, task: Task, images: Sequence[Image.Image]) -> None:
         """Write the scores of a task's images."""
         reference = self.references[task.domain.name]
         found = evaluation.score_images(images, reference, self.scorer, self.domains, task.seed)
@@ -339,25 +339,22 @@ def _take(scoring: Scoring, method: Method, seed: int, progress: bool) -> bool:
     if not method.trained:
         wanted = wanted.replace(output_dir=str(Path(config.output_dir) / "trained" / f"base-{seed}"))
     with checkpoints.lock_run(wanted, required=False) as mine:
-        if mine and not is_done(config, method, seed):
-            log.info("%s, seed %d", method.name, seed)
-            if method.trained:
-                train(config, method, seed, progress)
-            _sample_and_score(scoring, method, seed)
-        return mine
+        if not mine or is_done(config, method, seed):
+            return mine
+        log.info("%s, seed %d", method.name, seed)
+        if method.trained:
+            train(config, method, seed, progress)
+        pipeline = open_pipeline(config, method, seed)
+        if method.settings == CALIBRATED:
+            path = calibration.calibration_file(pipeline.config.output_dir)
+            calibration.calibrate(pipeline, scoring.scorer, path)
+        for task in tasks(config, method, seed):
+            if not task.scores.is_file():
+                scoring.score(task, sample(task, scoring.references[task.domain.name], pipeline))
+    return True
 
 
-def _sample_and_score(scoring: Scoring, method: Method, seed: int) -> None:
-    """Sample and score a trained method of a seed."""
-    pipeline = open_pipeline(scoring.config, method, seed)
-    if method.settings == CALIBRATED:
-        path = calibration.calibration_file(pipeline.config.output_dir)
-        calibration.calibrate(pipeline, scoring.scorer, path)
-    for task in tasks(scoring.config, method, seed):
-        if not task.scores.is_file():
-            scoring.score(task, sample(task, scoring.references[task.domain.name], pipeline))
-
-
+# the table
 def ladder_rows(
     scoring: Scoring, seeds: Sequence[int], methods: Sequence[Method] = METHODS, against: str = DASD
 ) -> list[ResultRow]:
@@ -369,32 +366,24 @@ def ladder_rows(
     config, rows = scoring.config, []
     done = [method for method in methods if all(is_done(config, method, seed) for seed in seeds)]
     for domain in bars.short_bar((*config.domains, config.source), "intervals", unit="domain"):
+        reference, start = scoring.references[domain.name], {"domain": domain.name}
         scores = {method.name: stored(config, method, seeds, domain) for method in done}
         found = {name: by_seed for name, by_seed in scores.items() if by_seed}
-        target = domain in config.domains
-        control = {CONTROL: [scoring.control(domain)]} if target else {}
-        compared = _compare(scoring, domain, found | control, done, against)
-        rows += [row | {"seeds": [] if row["method"] == CONTROL else list(seeds)} for row in compared]
-        rows += power.power_rows(found, domain.name, against) if target else []
+        power = power_rows(found, domain.name, against) if domain in config.domains else []
+        if domain in config.domains:
+            found[CONTROL] = [scoring.control(domain)]
+        draws = config.evaluation.num_bootstrap
+        named = {name: evaluation.estimates(by_seed, reference, draws) for name, by_seed in found.items()}
+        compared = evaluation.result_rows(named, start, against)
+        for method in (method for method in done if method.after != against):
+            two = {name: named[name] for name in (method.name, method.after) if name in named}
+            compared += evaluation.difference_rows(two, start, method.after)
+        sizes = {name: sum(len(each["features"]) for each in by_seed) for name, by_seed in found.items()}
+        for row in compared:
+            name = row["method"]
+            rows.append(row | {"n": sizes[name], "seeds": [] if name == CONTROL else list(seeds)})
+        rows += power
     return rows
-
-
-def _compare(
-    scoring: Scoring,
-    domain: DomainConfig,
-    found: Mapping[str, Sequence[Scores]],
-    done: Sequence[Method],
-    against: str,
-) -> list[ResultRow]:
-    """Return the rows of one domain; found: the scores of each method, one entry a training seed."""
-    reference, draws = scoring.references[domain.name], scoring.config.evaluation.num_bootstrap
-    named = {name: evaluation.estimates(by_seed, reference, draws) for name, by_seed in found.items()}
-    rows = evaluation.result_rows(named, {"domain": domain.name}, against)
-    for method in (method for method in done if method.after != against):
-        two = {name: named[name] for name in (method.name, method.after) if name in named}
-        rows += evaluation.difference_rows(two, {"domain": domain.name}, method.after)
-    sizes = {name: sum(len(each["features"]) for each in by_seed) for name, by_seed in found.items()}
-    return [row | {"n": sizes[row["method"]]} for row in rows]
 
 
 def stored(config: Config, method: Method, seeds: Sequence[int], domain: DomainConfig) -> list[Scores]:
@@ -409,3 +398,58 @@ def searches(config: Config, seeds: Sequence[int], methods: Sequence[Method] = M
     runs = [run_config(config, method, seed).output_dir for method in calibrated for seed in seeds]
     paths = [calibration.calibration_file(run).with_name(calibration.SEARCH) for run in runs]
     return [row for path in paths if path.is_file() for row in evaluation.load_results(path)["rows"]]
+
+
+# power
+class VarianceComponents(NamedTuple):
+    """Variances of one image's paired difference: between seeds, between prompts, and the rest."""
+
+    seeds: float
+    prompts: float
+    rest: float
+
+
+def variance_components(differences: Tensor) -> VarianceComponents:
+    """Return the variance components of differences (S, P) by the mean squares of a two-way table."""
+    table = differences.double()
+    (seeds, prompts), mean = table.shape, table.mean()
+    of_seeds, of_prompts = table.mean(dim=1, keepdim=True), table.mean(dim=0, keepdim=True)
+    squares = (table - of_seeds - of_prompts + mean).square().sum().item()
+    rest = squares / ((seeds - 1) * (prompts - 1))
+    between_seeds = prompts * of_seeds.var().item() - rest
+    between_prompts = seeds * of_prompts.var().item() - rest
+    return VarianceComponents(max(between_seeds / prompts, 0.0), max(between_prompts / seeds, 0.0), rest)
+
+
+def prompts_needed(parts: VarianceComponents, effect: float, seeds: int) -> int | None:
+    """Return how many prompts show a difference of `effect` with a power of 80 %, or None if no number does.
+
+    Two-sided at 95 %, with `seeds` trainings, at least 2, one image a prompt. Spread between seeds does not
+    shrink with prompts: where it is the larger part, only more seeds help.
+    """
+
+    def enough(prompts: int) -> bool:
+        of_seeds = parts.seeds / seeds + parts.rest / (seeds * prompts)
+        terms = ((of_seeds, seeds - 1), (parts.prompts / prompts, prompts - 1))
+        return metrics.half_width(terms) + metrics.half_width(terms, POWER) <= effect
+
+    if not enough(MOST_PROMPTS):
+        return None
+    return bisect.bisect_left(range(MOST_PROMPTS + 1), True, lo=2, key=enough)
+
+
+def power_rows(found: Mapping[str, Sequence[Scores]], domain: str, against: str) -> list[ResultRow]:
+    """Return how many prompts would show a CLIP score 0.01 above or below another's, by number of seeds.
+
+    found: the scores of each method, one entry a training seed.
+    """
+    rows, base = [], found.get(against, ())
+    for name, by_seed in found.items():
+        if name != against and min(len(by_seed), len(base)) > 1:
+            pairs = zip(by_seed, base, strict=True)
+            parts = variance_components(torch.stack([a["clip_score"] - b["clip_score"] for a, b in pairs]))
+            row = {"method": name, "against": against, "domain": domain, "metric": "prompts_needed"}
+            row |= {"effect": EFFECT, "deviation_of_seeds": parts.seeds**0.5}
+            row |= {"deviation_of_prompts": parts.prompts**0.5}
+            rows += [row | {"seeds": n, "value": prompts_needed(parts, EFFECT, n)} for n in MANY_SEEDS]
+    return rows

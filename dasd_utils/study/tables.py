@@ -30,18 +30,17 @@ def ladder_table(rows: Sequence[ResultRow], metrics: Sequence[str] | None = None
     for domain in dict.fromkeys(row["domain"] for row in rows):
         methods = dict.fromkeys(method for place, method, _ in found if place == domain)
         columns = [m for m in metrics or METRICS if any((domain, name, m) in found for name in methods)]
-        keys = [[(domain, method, metric) for metric in columns] for method in methods]
-        lines = [[line[0][1], *(_cell(found.get(key), key in same) for key in line)] for line in keys if line]
+        lines = []
+        for method in methods if columns else ():
+            lines.append([method])
+            for key in ((domain, method, metric) for metric in columns):
+                row, digits = found.get(key), METRICS[key[2]].decimals
+                text = (
+                    f"{row['value']:.{digits}f} ± {(row['high'] - row['low']) / 2:.{digits}f}" if row else ""
+                )
+                lines[-1].append(text + " ≈" * (key in same))
         parts.append(markdown_table([domain, *map(metric_title, columns)], lines))
     return "\n\n".join(parts)
-
-
-def _cell(row: ResultRow | None, same: bool) -> str:
-    if row is None:
-        return ""
-    digits = METRICS[row["metric"]].decimals
-    half = (row["high"] - row["low"]) / 2
-    return f"{row['value']:.{digits}f} ± {half:.{digits}f}{' ≈' if same else ''}"
 
 
 def table(

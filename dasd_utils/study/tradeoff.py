@@ -8,6 +8,7 @@ the same distance from the domain.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dasd_utils import evaluation
-from dasd_utils.config import Config, DasdError, DomainConfig, nearest
+from dasd_utils.config import Config, DasdError
 from dasd_utils.evaluation import ResultRow
 from dasd_utils.metrics import Estimate
 from dasd_utils.study import ladder
@@ -41,31 +42,24 @@ class Curve:
     def points(self) -> list[Method]:
         """Return a method of the ladder for each point; DasdError for an unknown training."""
         (method,) = ladder.find_methods([self.method])
-        changes = _more(method.changes, self.changes) if self.changes else method.changes
-        method = dataclasses.replace(method, settings=self.guidance, after="", changes=changes)
-        return [dataclasses.replace(method, name=self.point(each), scales=each) for each in self.scales]
-
-    def point(self, scales: Scales) -> str:
-        """Return the name of a point."""
-        numbers = {**self.changes, **scales}
-        words = [f"{name.removesuffix('_scale')} {value:g}" for name, value in numbers.items()]
-        return ", ".join([self.name, *words])
-
-
-def _more(before: Any, changes: Mapping[str, Any]) -> Any:
-    """A method's changes and these."""
-    return lambda config: {**(before(config) if callable(before) else before), **changes}
-
-
-def _along(*scales: float) -> list[Scales]:
-    return [{"guidance_scale": scale} for scale in scales]
+        before = method.changes
+        if self.changes:
+            own = {"changes": lambda c: {**(before(c) if callable(before) else before), **self.changes}}
+            method = dataclasses.replace(method, **own)
+        method = dataclasses.replace(method, settings=self.guidance, after="")
+        found = []
+        for scales in self.scales:
+            words = [f"{name.removesuffix('_scale')} {x:g}" for name, x in {**self.changes, **scales}.items()]
+            found.append(dataclasses.replace(method, name=", ".join([self.name, *words]), scales=scales))
+        return found
 
 
 def _plane(domain: Sequence[float], control: Sequence[float]) -> list[Scales]:
     return [{"domain_scale": d, "guidance_scale": c} for d in domain for c in control]
 
 
-CFG, DOMAIN = _along(1.0, 1.5, 2.5, 5.0), _along(1.5, 2.5, 5.0)
+CFG = [{"guidance_scale": scale} for scale in (1.0, 1.5, 2.5, 5.0)]
+DOMAIN = [{"guidance_scale": scale} for scale in (1.5, 2.5, 5.0)]
 FINE_TUNED, LEARNER = "captions", "images alone"
 PLANE = f"{LEARNER}, decoupled"
 LEARNING, TEXT_FREE = "decoupled guidance", "decoupled guidance, text-free"  # methods whose training is meant
@@ -105,11 +99,7 @@ CURVES = (*FRONT, *LENGTHENED)
 
 def find_curves(names: Sequence[str] | None) -> list[Curve]:
     """Return the curves of these names, all if None; DasdError for an unknown one."""
-    known = dict.fromkeys(curve.name for curve in CURVES)
-    for name in names or ():
-        if name not in known:
-            raise DasdError(f"There is no curve {name!r}. {nearest(name, known)}")
-    return [curve for curve in CURVES if names is None or curve.name in names]
+    return list(CURVES) if names is None else ladder.find_named(CURVES, names, "curve")
 
 
 def points(curves: Sequence[Curve] = CURVES) -> list[Method]:
@@ -135,33 +125,24 @@ def tradeoff_rows(
     A row has method, line (the name of the curve), the point's scales, domain, metric, value, low, high, n
     (images of all seeds) and seeds; the gains are those of `gains`.
     """
-    rows = []
-    for domain in scoring.config.domains:
-        size = {"n": len(seeds) * scoring.config.evaluation.num_heldout, "seeds": list(seeds)}
-        scored, found = _scored_points(scoring, seeds, domain, curves)
-        rows += [row | size for row in scored]
-        for against in (name for name in GUIDED if name in found):
-            for name in (name for name in found if name != against):
+    config, rows = scoring.config, []
+    for domain in config.domains:
+        size = {"n": len(seeds) * config.evaluation.num_heldout, "seeds": list(seeds)}
+        found: dict[str, dict[str, Estimates]] = {}  # curve -> point, of the config's length of training
+        for curve, point in ((each, point) for each in curves for point in each.points()):
+            if not all(ladder.is_done(config, point, seed) for seed in seeds):
+                continue
+            scores, reference = ladder.stored(config, point, seeds, domain), scoring.references[domain.name]
+            estimates = evaluation.estimates(scores, reference, config.evaluation.num_bootstrap)
+            start = {"line": curve.name, **curve.changes, **point.scales, "domain": domain.name}
+            rows += [row | size for row in evaluation.result_rows({point.name: estimates}, start)]
+            if not curve.changes:
+                found.setdefault(curve.name, {})[point.name] = estimates
+        for against, name in itertools.product(GUIDED, found):
+            if against in found and name != against:
                 gained = gains(found[name], found[against])
                 rows += [{"method": name, "domain": domain.name, **row, **size} for row in gained]
     return rows
-
-
-def _scored_points(
-    scoring: ladder.Scoring, seeds: Sequence[int], domain: DomainConfig, curves: Sequence[Curve]
-) -> tuple[list[ResultRow], dict[str, dict[str, Estimates]]]:
-    """Return rows of the points that are done, and curve -> point -> estimates, of one length of training."""
-    config, reference = scoring.config, scoring.references[domain.name]
-    rows, found = [], {}
-    for curve, point in ((each, point) for each in curves for point in each.points()):
-        if all(ladder.is_done(config, point, seed) for seed in seeds):
-            scores = ladder.stored(config, point, seeds, domain)
-            estimates = evaluation.estimates(scores, reference, config.evaluation.num_bootstrap)
-            start = {"line": curve.name, **curve.changes, **point.scales, "domain": domain.name}
-            rows += evaluation.result_rows({point.name: estimates}, start)
-            if not curve.changes:
-                found.setdefault(curve.name, {})[point.name] = estimates
-    return rows, found
 
 
 def gains(own: Mapping[str, Estimates], against: Mapping[str, Estimates]) -> list[ResultRow]:
@@ -174,30 +155,23 @@ def gains(own: Mapping[str, Estimates], against: Mapping[str, Estimates]) -> lis
     favoured. A point that the curve never comes as near as has no row, and one seed, which would choose for
     itself, gives none.
     """
-    every, rows = (*own.values(), *against.values()), []
+    rows, every = [], [point for curve in (own, against) for point in curve.values()]
     control = next(name for name in CONTROL if all(name in point for point in every))
+    means = {name: [point[m].values.mean() for m in (FIT, control)] for name, point in against.items()}
     for name, point in against.items():
-        if len(point[FIT].values) < 2 or _is_beaten(point, against, control):
+        fit, shown = means[name]
+        if len(point[FIT].values) < 2 or any(f < fit and c > shown for f, c in means.values()):
             continue
         limit = _all({name: point}, FIT)[0]
         chosen, reached = _choose(_all(own, FIT), _all(own, control), limit)
-        if not reached[0].all():
-            continue
-        for metric in (FIT, control):
+        for metric in (FIT, control) if reached[0].all() else ():
             picked = _all(own, metric).gather(0, chosen[None])[0]  # (1 + B, S)
             mine = Estimate(picked[0], picked[1:], point[metric].units)
-            (row,) = evaluation.difference_rows(
-                {"own": {metric: mine}, name: {metric: point[metric]}}, {}, name
-            )
+            two = {"own": {metric: mine}, name: {metric: point[metric]}}
+            (row,) = evaluation.difference_rows(two, {}, name)
             del row["method"]
             rows.append(row | {"points": [list(own)[i] for i in chosen[0]]})
     return rows
-
-
-def _is_beaten(point: Estimates, curve: Mapping[str, Estimates], control: str) -> bool:
-    """Return whether another point of the same curve is nearer to the domain and shows more."""
-    fit, shown = point[FIT].values.mean(), point[control].values.mean()
-    return any(o[FIT].values.mean() < fit and o[control].values.mean() > shown for o in curve.values())
 
 
 def _all(points: Mapping[str, Estimates], metric: str) -> Tensor:

@@ -114,7 +114,7 @@ def test_the_configs_in_the_repository_are_whole():
     found = {path.stem: Config.load(path) for path in folder.glob("*.json") if "sweep" not in path.stem}
     for config in found.values():
         if config.profile == "tiny" and config.method != "diffusionclip":  # which answers no prompt
-            assert all(evaluation.load_mentioned(config, domain.name) for domain in config.domains)
+            assert all(evaluation.read_prompts(config, domain.name) for domain in config.domains)
     assert found.keys() >= {"ten_shots", "many_shots", "ten_sketches", "ten_xrays", "domainstudio_sd15"}
     learner = found["indomain_sd15"]  # with the scales of the paper's demonstration
     assert learner.domains[0].calibration == Calibration(2.5, 25, "dpm++", "decoupled", 2.5)

@@ -1,5 +1,7 @@
 """Metrics against values by hand, trusted implementations and simulations."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -69,11 +71,9 @@ def test_a_text_longer_than_the_model_is_cut(clip):
 
 
 def test_embedding_nothing_is_refused(clip):
-    model, processor, tokenizer = clip
+    model, processor, _ = clip
     with pytest.raises(ValueError, match="no images"):
         metrics.embed_images(model, processor, [])
-    with pytest.raises(ValueError, match="no texts"):
-        metrics.embed_texts(model, tokenizer, [])
 
 
 # CLIP score
@@ -83,8 +83,6 @@ def test_attribute_accuracy_by_hand():
     shown = [{"scene": "harbor", "count": "two", "water": "blue"}, {"scene": "river"}]
     mentioned = [{"scene": "harbor", "count": "three"}, {"scene": "river"}]
     assert metrics.attribute_accuracy(shown, mentioned).tolist() == [0.5, 1.0]
-    with pytest.raises(ValueError, match="1 images"):
-        metrics.attribute_accuracy(shown[:1], mentioned)
     with pytest.raises(ValueError, match="at least one"):
         metrics.attribute_accuracy(shown, [{"scene": "harbor"}, {}])
 
@@ -151,15 +149,12 @@ def test_cmmd_and_kid_are_the_mmd_of_losses():
 
 def test_groups_remove_the_bias_of_similar_images():
     """Twenty prompts of four equal images are twenty samples, not eighty."""
-    alone, grouped = [], []
-    groups = torch.arange(20).repeat_interleave(4)
+    groups, found = torch.arange(20).repeat_interleave(4), []
     for i in range(60):
         x, y = units(2 * i, 20).repeat_interleave(4, dim=0), units(2 * i + 1, 50)
-        alone.append(metrics.cmmd(x, y))
-        grouped.append(metrics.cmmd(x, y, groups))
-    error = np.std(grouped) / len(grouped) ** 0.5
-    assert abs(np.mean(grouped)) < 4 * error
-    assert np.mean(alone) > 4 * error
+        found.append([metrics.cmmd(x, y), metrics.cmmd(x, y, groups)])
+    (alone, grouped), (_, error) = np.mean(found, axis=0), np.std(found, axis=0) / 60**0.5
+    assert abs(grouped) < 4 * error < alone
     with pytest.raises(ValueError, match="3 groups for 80"):
         metrics.cmmd(x, y, [0, 1, 2])
 
@@ -181,15 +176,12 @@ def covers(interval, truth):
 
 
 def test_a_mean_of_grouped_values_is_covered():
-    groups = np.repeat(np.arange(10), 4)
-    random = np.random.default_rng(0)
-    hits = {"groups": 0, "alone": 0}
+    groups = np.repeat(np.arange(10), 4).tolist()
+    random, hits = np.random.default_rng(0), np.zeros(2)
     for i in range(200):
-        values = random.normal(size=10).repeat(4) + 0.3 * random.normal(size=40)
-        hits["groups"] += covers(metrics.bootstrap_interval(values.tolist(), 200, i, groups.tolist()), 0)
-        hits["alone"] += covers(metrics.bootstrap_interval(values.tolist(), 200, i), 0)
-    assert hits["groups"] / 200 > 0.9
-    assert hits["alone"] / 200 < 0.8
+        values = (random.normal(size=10).repeat(4) + 0.3 * random.normal(size=40)).tolist()
+        hits += [covers(metrics.bootstrap_interval(values, 200, i, g), 0) for g in (groups, None)]
+    assert hits[0] > 180 and hits[1] < 160
 
 
 def naive_interval(x, y, seed):
@@ -220,13 +212,11 @@ def test_the_cmmd_interval_of_prompts_covers_the_truth():
         return F.normalize(0.2 * centres + 0.1 * normal(seed + 1, n * k, 8) + torch.eye(8)[0], dim=-1)
 
     truth = metrics.cmmd(prompts(5000, 2000, 1), units(5002, 2000, shift=0.6))
-    groups, hits = torch.arange(12).repeat_interleave(4), {"groups": 0, "alone": 0}
+    groups, hits = torch.arange(12).repeat_interleave(4), np.zeros(2)
     for i in range(0, 300, 3):
         x, y = prompts(i, 12, 4), units(i + 2, 60, shift=0.6)
-        hits["groups"] += covers(metrics.cmmd_interval(x, y, groups, 200, i), truth)
-        hits["alone"] += covers(metrics.cmmd_interval(x, y, None, 200, i), truth)
-    assert hits["groups"] >= 90
-    assert hits["alone"] < 85
+        hits += [covers(metrics.cmmd_interval(x, y, g, 200, i), truth) for g in (groups, None)]
+    assert hits[0] >= 90 and hits[1] < 85
 
 
 @pytest.mark.parametrize(
@@ -252,11 +242,13 @@ def test_paired_difference_is_sharper_than_two_intervals():
     assert metrics.bootstrap_interval(a)[0] < metrics.bootstrap_interval(b)[1]
 
 
-def test_an_interval_of_one_sample_is_refused():
+def test_an_interval_of_too_few_is_refused():
     with pytest.raises(ValueError, match="at least two"):
         metrics.bootstrap_interval([0.3])
     with pytest.raises(ValueError, match="at least two"):
         metrics.cmmd_interval(units(0, 4), units(1, 9), groups=[0, 0, 0, 0])
+    with pytest.raises(ValueError, match="three of them, not 2"):
+        metrics.jackknife(lambda rows: 0.0, 2)
 
 
 # fidelity, diversity, copying
@@ -268,8 +260,8 @@ def cloud(n, d=4, seed=0, mean=0.0):
 
 def means(generated, real, k=5):
     found = metrics.precision_recall(generated, real, k)
-    assert [len(each) for each in found] == [len(generated), len(real)] * 2
-    return metrics.PrecisionRecall(*(each.mean().item() for each in found))
+    assert [len(each) for each in found.values()] == [len(generated), len(real)] * 2
+    return SimpleNamespace(**{name: each.mean().item() for name, each in found.items()})
 
 
 def test_four_points_on_a_line():
@@ -317,8 +309,6 @@ def test_frechet_distance():
     expected = gap @ gap + np.trace(one + two - 2 * linalg.sqrtm(one @ two).real)
     assert metrics.frechet_distance(x, y).item() == pytest.approx(expected, rel=1e-6)
     assert metrics.frechet_distance(x, x).item() == pytest.approx(0, abs=1e-6)
-    wide, narrow = torch.tensor([[-2.0], [2.0]]), torch.tensor([[-1.0], [1.0]])  # variances 8 and 2
-    assert metrics.frechet_distance(wide, narrow).item() == pytest.approx((8**0.5 - 2**0.5) ** 2, rel=1e-6)
     few, many = cloud(5, 20, seed=2), cloud(6, 20, seed=3)  # fewer samples than features
     root = linalg.sqrtm(np.cov(few.numpy().T) @ np.cov(many.numpy().T)).real
     gap = (few.mean(0) - many.mean(0)).square().sum().item()
@@ -383,29 +373,25 @@ def estimate(scores, weights):
     return metrics.mean_estimate(scores, weights, scores.shape[1])
 
 
+def held(seeds, deviations, reduce=lambda scores: scores):
+    """Return the share of 400 intervals that hold the truth."""
+    generator, weights = torch.Generator().manual_seed(0), metrics.bootstrap_counts(40, 300, seed=0)
+    scores = (reduce(table(generator, seeds, 40, *deviations)) for _ in range(400))
+    ends = [estimate(each, weights).interval() for each in scores]
+    return np.mean([low <= 0 <= high for _, low, high in ends])
+
+
 @pytest.mark.parametrize(
     ("seeds", "deviations"),
     [(3, (0.3, 1.0, 0.5)), (3, (1.0, 0.0, 0.3)), (2, (0.2, 1.0, 0.2)), (5, (0.0, 1.0, 1.0))],
 )
 def test_the_interval_covers_prompts_and_seeds(seeds, deviations):
-    generator, weights = torch.Generator().manual_seed(0), metrics.bootstrap_counts(40, 300, seed=0)
-    held = [
-        low <= 0 <= high
-        for _ in range(400)
-        for _, low, high in [estimate(table(generator, seeds, 40, *deviations), weights).interval()]
-    ]
-    assert 0.93 <= np.mean(held) <= 1.0
+    assert held(seeds, deviations) >= 0.93
 
 
 def test_prompts_alone_would_be_too_narrow():
-    """What the spread of seeds is for: without it most intervals miss."""
-    generator, weights = torch.Generator().manual_seed(0), metrics.bootstrap_counts(40, 300, seed=0)
-    held = []
-    for _ in range(200):
-        scores = table(generator, 3, 40, 1.0, 0.2, 0.2).mean(dim=0, keepdim=True)  # as if one training
-        _, low, high = estimate(scores, weights).interval()
-        held.append(low <= 0 <= high)
-    assert np.mean(held) < 0.5
+    """What the spread of seeds is for: without it, as if one training, most intervals miss."""
+    assert held(3, (1.0, 0.2, 0.2), lambda scores: scores.mean(dim=0, keepdim=True)) < 0.5
 
 
 def test_two_variances_widen_as_welch_says():
@@ -435,7 +421,7 @@ def test_draws_are_counts_of_a_resample():
 
 
 def test_leaving_each_out_is_the_t_interval_for_a_mean():
-    values = torch.randn(9, generator=torch.Generator().manual_seed(0)).double()
+    values = normal(0, 9).double()
     found = metrics.jackknife(lambda rows: values[rows].mean().item(), 9)
     low, high = stats.t.interval(0.95, 8, values.mean(), stats.sem(values))
     assert found == pytest.approx((values.mean().item(), low, high))
@@ -453,8 +439,3 @@ def test_leaving_each_out_covers_a_mean_over_pairs():
         _, low, high = metrics.jackknife(products, 20)
         hits += low <= 1 <= high  # the mean of a product of two samples
     assert 0.9 <= hits / 300 <= 0.98
-
-
-def test_leaving_out_needs_three():
-    with pytest.raises(ValueError, match="three of them, not 2"):
-        metrics.jackknife(lambda rows: 0.0, 2)

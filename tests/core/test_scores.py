@@ -69,10 +69,6 @@ def test_training_images_are_copies_and_another_domain_is_seen(config, scorer, w
     assert other["domain_accuracy"].mean() < 0.3 < 0.7 < found["domain_accuracy"].mean()
 
 
-def test_prompts_take_turns(wanted):
-    assert wanted.prompts.prompt_of(COUNT + 3).tolist() == [*range(COUNT), 0, 1, 2]
-
-
 def test_the_floor_never_compares_with_an_equal_text(scorer, wanted, config):
     def score(texts, features):
         prompts = dataclasses.replace(wanted.prompts, texts=texts, features=features)

@@ -12,7 +12,7 @@ from dasd_utils.apps import workers
 from dasd_utils.apps.cli import study as cli_study
 from dasd_utils.config import Calibration, Config, DasdError
 from dasd_utils.runtime import checkpoints, files, images
-from dasd_utils.study import calibration, ladder, power, tables
+from dasd_utils.study import calibration, ladder, tables
 from dasd_utils.study.ladder import Method
 
 QUICK = (("ddim", 1), ("dpm++", 2))
@@ -82,15 +82,13 @@ def test_all_methods_get_the_same_prompts_and_noise(done):
             assert own == Calibration(
                 protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler
             )
+    other = images.pq.read_table(samples_file(done, LADDER[0], 0)).column("seed").to_pylist()
+    assert (
+        not set(other) & {row["seed"] for row in rows["base"]} and len(set(other)) == 12
+    )  # noise of its own
     styled, words = rows.pop("base + style words"), done.domains[0].style_suffix
     assert all(each == rows["base"] for each in rows.values())
     assert styled == [row | {"prompt": f"{row['prompt']}, {words}"} for row in rows["base"]]
-
-
-def test_seeds_have_noise_of_their_own(done):
-    tables = [images.pq.read_table(samples_file(done, LADDER[0], seed)) for seed in (0, 1)]
-    one, other = (set(table.column("seed").to_pylist()) for table in tables)
-    assert not one & other and len(one) == 12
 
 
 def test_methods_differ_in_their_images_and_the_adapter_is_on_for_the_source(done):
@@ -98,19 +96,15 @@ def test_methods_differ_in_their_images_and_the_adapter_is_on_for_the_source(don
     assert pixels(done, method_of("base"), place=-1) != pixels(done, method_of("DASD"), place=-1)
 
 
-def test_what_is_done_is_not_done_again(done, monkeypatch):
-    work = (training, "train"), (sampling, "load_trained_pipeline"), (evaluation, "load_scorer")
-    for module, name in work:
-        monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("done again"))
-    assert ladder.run_ladder(ladder.Scoring(done), [0, 1], LADDER, progress=False) == []
-
-
-def test_lost_scores_cost_no_training_and_no_sampling(done, monkeypatch):
+def test_what_is_done_is_not_done_again_and_lost_scores_cost_no_sampling(done, monkeypatch):
     task = ladder.tasks(done, method_of("DASD"), 0)[0]
     before = task.scores.read_bytes()
-    task.scores.unlink()
     monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr(sampling.DasdPipeline, "generate", lambda *a, **k: pytest.fail("sampled again"))
+    with monkeypatch.context() as patch:  # all is done: not even a model is loaded
+        patch.setattr(sampling, "load_trained_pipeline", lambda *a, **k: pytest.fail("loaded again"))
+        assert ladder.run_ladder(ladder.Scoring(done), [0, 1], LADDER, progress=False) == []
+    task.scores.unlink()
     ladder.run_ladder(ladder.Scoring(done), [0], LADDER, progress=False)
     assert task.scores.read_bytes() == before
 
@@ -145,7 +139,9 @@ def test_a_method_that_another_process_trains_is_left_to_it(config, tmp_path):
 
 
 def test_the_table_has_scores_differences_and_power(done):
-    rows = ladder.ladder_rows(ladder.Scoring(done), [0, 1], LADDER)
+    more = [*LADDER, Method("unfinished", changes={"kernel": "linear"})]
+    rows = ladder.ladder_rows(ladder.Scoring(done), [0, 1], more)
+    assert "unfinished" not in {r["method"] for r in rows}
     scored = {(r["method"], r["domain"], r["metric"]) for r in rows if "against" not in r}
     for method in LADDER:
         assert (method.name, "satellite", "cmmd") in scored
@@ -155,7 +151,7 @@ def test_the_table_has_scores_differences_and_power(done):
     differences = [r for r in rows if r.get("against") == "DASD" and r["metric"] == "cmmd"]
     assert {r["method"] for r in differences} == {method.name for method in LADDER} - {"DASD"}
     needed = [r for r in rows if r["metric"] == "prompts_needed" and r["method"] == "base"]
-    assert {r["seeds"] for r in needed} == set(power.MANY_SEEDS)
+    assert {r["seeds"] for r in needed} == set(ladder.MANY_SEEDS)
     json.dumps(rows, allow_nan=False)
     text = tables.ladder_table(rows)
     assert "| DASD, calibrated |" in text and "±" in text
@@ -169,20 +165,17 @@ def test_the_control_counts_its_own_images(done):
     assert {(r["n"], *r["seeds"]) for r in rows} == {(9,)}
 
 
-def test_a_method_is_compared_with_the_one_before_it_too(done):
-    rows = ladder.ladder_rows(ladder.Scoring(done), [0, 1], LADDER)
-    pairs = {(r["method"], r["against"]) for r in rows if "separable" in r and r["against"] != "DASD"}
-    assert pairs == {(name, "base") for name in ("base + style words", "token only", "LoRA only")}
-    known = {method.name for method in ladder.METHODS}
-    assert all(method.after in known and method.after != method.name for method in ladder.METHODS)
-
-
-def test_all_methods_are_compared_with_the_one_that_is_named(done):
+def test_a_method_is_compared_with_the_one_before_it_and_with_the_one_that_is_named(done):
     rows = ladder.ladder_rows(ladder.Scoring(done), [0, 1], LADDER, against="LoRA only")
-    compared = {r["method"] for r in rows if r.get("against") == "LoRA only" and r["metric"] == "cmmd"}
-    assert compared == {method.name for method in LADDER} - {"LoRA only"}
+    pairs = {(r["method"], r["against"]) for r in rows if "separable" in r and r["metric"] == "cmmd"}
+    names = {method.name for method in LADDER}
+    before = {(name, "base") for name in ("base + style words", "token only", "LoRA only")}
+    before |= {("DASD, Domain Guidance", "DASD"), ("base", "DASD")}
+    assert pairs == before | {(name, "LoRA only") for name in names - {"LoRA only"}}
     needed = {r["against"] for r in rows if r["metric"] == "prompts_needed"}
     assert needed == {"LoRA only"}
+    known = {method.name for method in ladder.METHODS}
+    assert all(method.after in known and method.after != method.name for method in ladder.METHODS)
 
 
 def test_searches_are_those_of_all_seeds(done):
@@ -190,11 +183,6 @@ def test_searches_are_those_of_all_seeds(done):
     assert {(r["seed"], r["domain"]) for r in rows} == {(s, d) for s in (0, 1) for d in ("satellite", "xray")}
     assert len([r for r in rows if r["chosen"] and r["metric"] == "cmmd"]) == 4
     assert ladder.searches(done, [0, 1], [method_of("DASD")]) == ladder.searches(done, [7], LADDER) == []
-
-
-def test_unfinished_methods_are_left_out_of_the_table(done):
-    more = [*LADDER, Method("new", changes={"kernel": "linear"})]
-    assert "new" not in {r["method"] for r in ladder.ladder_rows(ladder.Scoring(done), [0, 1], more)}
 
 
 @pytest.fixture

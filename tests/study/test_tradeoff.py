@@ -217,7 +217,5 @@ def test_lengths_of_training_are_in_order():
     other = row("a 9", "cmmd", 1.0, line="a", max_train_steps=9) | {"domain": "y"}
     with pytest.raises(ValueError, match="several domains: x, y"):
         charts.length_chart([*rows, other], ["cmmd"], ["a"])
-    with pytest.raises(ValueError, match="no guidance_scale"):
-        charts.fit_chart(rows, ["a"], y="cmmd")
     with pytest.raises(ValueError, match="of the curve b"):
         charts.length_chart(rows, ["cmmd"], ["a", "b"])
