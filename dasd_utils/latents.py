@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from dasd_utils.config import Config, DasdError, paper
 from dasd_utils.data import DomainData, audit, load_domain
 from dasd_utils.runtime import processes
-from dasd_utils.runtime.latent_cache import Latents, cached_latents, vae_fingerprint
+from dasd_utils.runtime.latent_cache import cached_latents, vae_fingerprint
 
 VALIDATION_SEED = 0  # not Config.seed: validation losses of runs with other seeds stay comparable
 TARGET, SOURCE, ORDER, HELDOUT = range(4)  # streams of random numbers
@@ -131,7 +131,7 @@ class Sampler:
         self.config = config
         self.num_train_timesteps = num_train_timesteps
         self._members = {"train": [source, *targets]}
-        self._latents: dict[str, list[Latents]] = {}
+        self._latents: dict[str, list[Sequence[np.ndarray]]] = {}  # split -> member -> image
         known = tokenizer.get_vocab() if tokenizer else {}
         unknown = [d.config.token for d in targets if d.config.token and d.config.token not in known]
         if tokenizer and unknown:

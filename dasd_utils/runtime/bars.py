@@ -9,8 +9,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-QUIET = 2.0  # seconds that a step may take before its short bar appears: most are over by then
-SERVERS = {"JPY_SESSION_NAME", "VSCODE_PID", "VOILA_BASE_URL"}  # variables that they give their kernels
+# variables that JupyterLab, VS Code and Voilà give their kernels; Colab's have google.colab loaded
+SERVERS = {"JPY_SESSION_NAME", "VSCODE_PID", "VOILA_BASE_URL"}
 
 
 def bar(
@@ -31,8 +31,8 @@ def bar(
 
 
 def short_bar(*things: Any, **options: Any) -> tqdm:
-    """Return a `bar` for a part of a longer step: it appears after QUIET seconds and leaves no line."""
-    return bar(*things, delay=QUIET, leave=False, **options)
+    """Return a `bar` for a part of a longer step: it appears after two seconds and leaves no line."""
+    return bar(*things, delay=2.0, leave=False, **options)
 
 
 def is_watched() -> bool:
@@ -45,10 +45,5 @@ def is_watched() -> bool:
 
 
 def is_live() -> bool:
-    """Return whether a person sits in front of this kernel.
-
-    A notebook server (JupyterLab, Notebook) names its session in JPY_SESSION_NAME, VS Code leaves VSCODE_PID,
-    Voilà VOILA_BASE_URL, and Colab's kernels have google.colab loaded. Papermill, nbval and nbconvert start
-    kernels of their own, which have none of the four.
-    """
+    """Return whether a person sits in front of this kernel: not in papermill, nbval and nbconvert."""
     return bool(os.environ.keys() & SERVERS) or "google.colab" in sys.modules

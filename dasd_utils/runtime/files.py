@@ -66,8 +66,8 @@ def short_hash(value: Any, digits: int = 12) -> str:
 def atomic_write(path: Path, what: str) -> Iterator[Path]:
     """Yield the path for a new file that takes the place of `path` at the end of the `with`.
 
-    After an error inside nothing of it is left, and what was at `path` stays. Raises DasdError, which says
-    that `what` cannot be written, for an OSError.
+    After an error inside what was at `path` stays; for an OSError, DasdError says that `what` cannot be
+    written.
     """
     with _folder_beside(path, what) as folder:
         new = folder / "new"
@@ -77,15 +77,19 @@ def atomic_write(path: Path, what: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, what: str) -> Iterator[Path]:
-    """Yield a new empty folder that takes the place of `path`, whatever it held, at the end of the `with`.
-
-    As in `atomic_write`, an error inside leaves what was there.
-    """
+    """Yield a new empty folder that takes the place of `path`, whatever it held, as `atomic_write` does."""
     with _folder_beside(path, what) as folder:
-        new = folder / "new"
+        new, old = folder / "new", folder / "old"
         new.mkdir()
         yield new
-        _replace_folder(path, new, folder / "old")
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
 
 
 @contextlib.contextmanager
@@ -98,18 +102,6 @@ def _folder_beside(path: Path, what: str) -> Iterator[Path]:
             yield Path(folder)
     except OSError as error:
         raise DasdError(f"{what} cannot be written to {path}: {error.strerror}.") from None
-
-
-def _replace_folder(path: Path, new: Path, old: Path) -> None:
-    """Move the folder at `path` to `old` and the new one to its place, or leave all as it was."""
-    if path.exists():
-        path.rename(old)
-    try:
-        new.rename(path)
-    except OSError:
-        if old.exists():
-            old.rename(path)
-        raise
 
 
 @contextlib.contextmanager

@@ -7,17 +7,20 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from torch.utils.data import ConcatDataset
 
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.runtime import bars, files, processes
 from dasd_utils.runtime.images import to_pixels
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from dasd_utils.data import DomainData
 
 VERSION = "3"  # of what the cache holds; a change here makes every older file unused
@@ -26,34 +29,6 @@ ENCODE_BATCH = 8  # images at once through the VAE, fewer of large ones
 ENCODE_PIXELS = 8 * 256 * 256  # at once: a gigabyte of Stable Diffusion's VAE
 POLL = 0.5  # seconds between two looks at a shard that another process encodes
 log = logging.getLogger(__name__)
-
-
-class Latents(Sequence):
-    """Mean and deviation of scaled latents (n, 2, C, h, w); indexed as an array, read from disk.
-
-    float32, or float16 where the VAE computed in a half precision. Every shard but the last has one length.
-    """
-
-    def __init__(self, shards: Sequence[np.ndarray]) -> None:
-        self.shards = list(shards)
-        self.shape = (sum(map(len, self.shards)), *self.shards[0].shape[1:])
-        self.dtype = self.shards[0].dtype
-        self.nbytes = sum(shard.nbytes for shard in self.shards)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        first, *rest = key if isinstance(key, tuple) else (key,)
-        places = range(len(self))[first]  # negative indices count from the end; IndexError beyond it
-        if isinstance(places, int):
-            return self._row(places)[tuple(rest)]
-        rows = [self._row(i)[None] for i in places]
-        return np.concatenate([self.shards[0][:0], *rows])[(slice(None), *rest)]
-
-    def _row(self, index: int) -> np.ndarray:
-        shard, place = divmod(index, len(self.shards[0]))
-        return self.shards[shard][place]
 
 
 def vae_fingerprint(vae: AutoencoderKL) -> str:
@@ -67,13 +42,13 @@ def vae_fingerprint(vae: AutoencoderKL) -> str:
 
 def cached_latents(
     data: DomainData, config: Config, vae: AutoencoderKL, fingerprint: str, progress: bool = True
-) -> Latents:
-    """Return the latents of all images, memory-mapped; shards that are not there yet are made.
+) -> ConcatDataset:
+    """Return mean and deviation of each image's scaled latents (2, C, h, w), read from disk at each access.
 
+    float32, or float16 where the VAE computed in a half precision. Shards that are not there yet are made.
     A shard's name depends on its images, their size, the VAE and the precision it computed in, so none is
-    ever stale. Several processes, on one machine or on several that share the folder, may call this at once:
-    each shard is encoded by one of them.
-    Raises DasdError if the cache folder cannot be written or the VAE gives numbers that are not finite.
+    ever stale. Of several processes that share the folder each shard is encoded by one. Raises DasdError if
+    the folder cannot be written or the VAE gives numbers that are not finite.
     """
     dtype = processes.frozen_dtype(config, vae.device) or torch.float32
     starts = range(0, len(data), SHARD)
@@ -90,7 +65,7 @@ def cached_latents(
                     log.info("Waiting for another process that encodes %s.", next(iter(missing)))
                 waiting = True
                 time.sleep(POLL)
-    return Latents([np.load(path, mmap_mode="r").view(np.ndarray) for path in paths])
+    return ConcatDataset([np.load(path, mmap_mode="r").view(np.ndarray) for path in paths])
 
 
 def stored(config: Config) -> tuple[int, int]:
@@ -100,10 +75,7 @@ def stored(config: Config) -> tuple[int, int]:
 
 
 def clear(config: Config) -> tuple[int, int]:
-    """Remove every shard, and what interrupted processes left; return how many shards there were, and bytes.
-
-    Raises DasdError if one cannot be removed.
-    """
+    """Remove every shard and what interrupted processes left; return the number of shards, and bytes."""
     found = stored(config)
     try:
         for path in _find_shards(config, ".npy", ".tmp", ".lock"):
@@ -125,7 +97,7 @@ def _shard_path(data: DomainData, start: int, config: Config, fingerprint: str) 
 
 
 def _encode_if_free(
-    path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: Any
+    path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: tqdm
 ) -> bool:
     """Encode one shard and return True, unless another process is at it."""
     try:
@@ -140,7 +112,7 @@ def _encode_if_free(
 
 
 def _write_shard(
-    path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: Any
+    path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: tqdm
 ) -> None:
     stop = min(start + SHARD, len(data))
     width, height = data.images[start].size

@@ -46,27 +46,24 @@ class Source:
                 where, revision=self.revision, local_files_only=bool(self.unreachable), **options
             )
         except Exception as error:  # each library below has its own kinds
-            raise DasdError(self._failure(part or kind.__name__, error)) from error
-
-    def _failure(self, part: str, error: Exception) -> str:
-        version = f"revision {self.revision or 'main'}, variant {self.variant or 'none'}"
-        what = f"The {part} of {self.name!r} ({version}) cannot be loaded"
-        if self.folder is not None:
-            return f"{what} from {self.folder}: {files.first_line(error)}. Check its files, or the variant."
-        reason = self.unreachable or files.first_line(error)
-        fetch = f"hf download {self.name} --revision {self.revision or 'main'}"
-        return (
-            f"{what}: there is no folder {resolve(self.name)}, and neither the hub "
-            f"({constants.ENDPOINT}) nor its cache ({constants.HF_HUB_CACHE}) has it: {reason}. "
-            f"Fetch it once with network (`{fetch}`), or name a local folder, or use the tiny profile."
-        )
+            revision = self.revision or "main"
+            version = f"revision {revision}, variant {self.variant or 'none'}"
+            what = f"The {part or kind.__name__} of {self.name!r} ({version}) cannot be loaded"
+            reason = self.unreachable or files.first_line(error)
+            if self.folder is not None:
+                raise DasdError(f"{what} from {self.folder}: {reason}. Check its files, or the "
+                                "variant.") from error  # fmt: skip
+            raise DasdError(
+                f"{what}: there is no folder {resolve(self.name)}, and neither the hub "
+                f"({constants.ENDPOINT}) nor its cache ({constants.HF_HUB_CACHE}) has it: {reason}. Fetch it "
+                f"once with network (`hf download {self.name} --revision {revision}`), or name a local "
+                "folder, or use the tiny profile."
+            ) from error
 
 
 def find_weights(name: str, revision: str | None = None, variant: str | None = None) -> Source:
     """Return where the weights of that name are: the folder if there is one, else the hub.
 
-    One request tells whether the hub can be reached: without network each request for a file would retry for
-    half a minute.
     Raises DasdError if the name is neither a folder nor a hub id.
     """
     folder = resolve(name)
@@ -79,7 +76,7 @@ def find_weights(name: str, revision: str | None = None, variant: str | None = N
         log.warning("The model %s is read at revision %s, which may hold other files tomorrow. Pin it to a "
                     "commit hash: base_revision, clip_revision, or NAME@HASH of a captioning model.", name,
                     revision or "main")  # fmt: skip
-    try:
+    try:  # one request: without network that for each file would retry for half a minute
         huggingface_hub.HfApi().model_info(name, revision=revision, timeout=10)
     except Exception as error:  # offline mode, no network, no such repository, no permission
         return Source(name, revision, variant, unreachable=files.first_line(error))

@@ -13,7 +13,6 @@ from dasd_utils.runtime import bars
 from dasd_utils.runtime.images import to_pixels
 
 SIZE = 32  # pixels: enough to tell scenes, a quarter of the work of 64
-CHANNELS = (32, 64, 128)
 EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 20, 32, 1e-3, 1e-2
 
 
@@ -29,11 +28,9 @@ class SmallCNN(nn.Module):
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
         self.names = list(names)
-        before = (3, *CHANNELS[:-1])
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(before, CHANNELS, strict=True)
-        )
-        self.hidden = nn.Linear(CHANNELS[-1] * (SIZE // 8) ** 2, 128)
+        pairs = ((3, 32), (32, 64), (64, 128))
+        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairs)
+        self.hidden = nn.Linear(128 * (SIZE // 8) ** 2, 128)
         self.head = nn.Linear(128, len(self.names))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,12 +46,9 @@ class SmallCNN(nn.Module):
 
 
 def train(
-    x: Tensor,
-    labels: Sequence[str],
-    seed: int = 0,
-    epochs: int = EPOCHS,
+    x: Tensor, labels: Sequence[str], seed: int = 0, epochs: int = EPOCHS,
     watch: Callable[[int, SmallCNN], None] = lambda epoch, network: None,
-) -> SmallCNN:
+) -> SmallCNN:  # fmt: skip
     """Return a network trained on pixels (n, 3, 32, 32) and labels; the global generators stay untouched.
 
     `watch` gets the network after each epoch, from 1. Raises ValueError for fewer than two classes.

@@ -312,7 +312,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_its_loss_is(config):
 def test_one_corrupt_latent_costs_the_steps_that_meet_it(config, vae):
     config = config.replace(resolution=16, max_train_steps=8, ema_decay=0.5)
     sampler = make_sampler(config, vae)
-    moments = np.array(sampler._latents["train"][1][:])  # of the satellite images
+    moments = np.stack(list(sampler._latents["train"][1]))  # of the satellite images
     moments[5] = np.nan
     spoilt = sampler._members["train"][1].ids[5]
     sampler._latents["train"][1] = moments

@@ -281,6 +281,6 @@ def test_files_are_translated_by_the_command(study, rows, tmp_path):
     assert images.open_file(new[0]).tobytes() == back[0].tobytes() and back[0].size == (32, 32)
     (tmp_path / "broken.png").write_text("no picture")
     (tmp_path / "empty").mkdir()
-    for path, said in (("broken.png", "cannot be read"), ("nowhere", "no file"), ("empty", "no image")):
+    for path, said in (("broken.png", "cannot be read"), ("nowhere", "No such file"), ("empty", "no image")):
         result = CliRunner().invoke(cli.app, ["translate", str(tmp_path / path), "--checkpoint", run])
         assert isinstance(result.exception, DasdError) and said in str(result.exception)
