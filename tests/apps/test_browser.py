@@ -78,18 +78,10 @@ def voila(tmp_path):
     """Return the address that `dasd playground` prints for the run that ships with the repository."""
     pages.find_browser("voila")
     port = pages.free_port()
-    words = [
-        "dasd_utils.apps.cli.main",
-        "playground",
-        "--checkpoint",
-        str(ROOT / "data/tiny-run"),
-        "--no-browser",
-    ]
+    run = str(ROOT / "data/tiny-run")
+    words = ["dasd_utils.apps.cli.main", "playground", "--checkpoint", run, "--no-browser"]
     with pages.serving([*words, "--port", str(port)], port, tmp_path) as said:
-        address = None
-        for _ in range(10 * pages.SLOW):
-            if address := re.search(r"http://\S+", said.read_text()):
-                break
+        while not (address := re.search(r"http://\S+", said.read_text())):
             time.sleep(0.1)
         yield address.group()
 

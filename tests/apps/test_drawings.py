@@ -14,16 +14,13 @@ HOW = Calibration(guidance_scale=2.0, num_inference_steps=2, scheduler="ddpm")
 
 
 class Finding:
-    """A classifier that always finds the same."""
+    """A classifier that always finds the x-ray."""
 
     threshold = 0.5
 
-    def __init__(self, found):
-        scores = {"satellite": 0.7, "xray": 0.1}
-        self.answer = {"best_domain": found, "best_score": 0.7, "all_similarities": scores}
-
     def classify(self, prompt):
-        return self.answer if isinstance(prompt, str) else [self.answer for _ in prompt]
+        answer = {"best_domain": "xray", "best_score": 0.7, "all_similarities": {"xray": 0.7}}
+        return answer if isinstance(prompt, str) else [answer for _ in prompt]
 
 
 @pytest.fixture
@@ -38,7 +35,7 @@ def run(tiny_config, adapted, tmp_path):
 @pytest.fixture
 def loaded(adapted, run):
     pipeline = DasdPipeline(adapted, adapted.config)
-    pipeline._classifier = Finding("xray")
+    pipeline._classifier = Finding()
     return Loaded(pipeline, run)
 
 
@@ -63,18 +60,19 @@ def test_beside_is_the_base_with_the_same_noise(loaded):
     assert drawings.draw_again(base.settings, loaded).tobytes() == base.image.tobytes()
 
 
-@pytest.mark.parametrize(("chosen", "found", "model"), [(AUTO, "xray", "adapted"), (None, None, "base")])
-def test_the_domain_is_found_or_none(loaded, chosen, found, model):
-    (drawing,) = drawings.draw(loaded, "a house", chosen, HOW, 0)
-    assert (drawing.settings["domain"], drawing.settings["model"]) == (found, model)
-    assert drawings.draw_again(drawing.settings, loaded).tobytes() == drawing.image.tobytes()
-
-
-@pytest.mark.parametrize("rule", ["domain", "decoupled", "unconditional"])
-def test_every_guidance_is_kept(loaded, rule):
-    (drawing,) = drawings.draw(loaded, "lungs", "xray", Calibration(3.0, 2, "ddim", rule, 1.5), 0)
-    assert drawing.settings["guidance"] == rule
-    assert drawings.draw_again(drawing.settings, loaded).tobytes() == drawing.image.tobytes()
+@pytest.mark.parametrize(
+    ("chosen", "rule", "found", "model"),
+    [
+        (AUTO, "cfg", "xray", "adapted"),
+        (None, "cfg", None, "base"),
+        *(("xray", rule, "xray", "adapted") for rule in ("domain", "decoupled", "unconditional")),
+    ],
+)
+def test_every_domain_and_guidance_is_kept(loaded, chosen, rule, found, model):
+    (drawing,) = drawings.draw(loaded, "lungs", chosen, Calibration(3.0, 2, "ddim", rule, 1.5), 0)
+    settings = drawing.settings
+    assert (settings["domain"], settings["model"], settings["guidance"]) == (found, model, rule)
+    assert drawings.draw_again(settings, loaded).tobytes() == drawing.image.tobytes()
 
 
 def test_another_adapter_is_refused(loaded):

@@ -96,7 +96,7 @@ def test_typing_shows_the_scores_and_brings_the_calibration(form):
     assert "<b>satellite</b>" in form.scores.value and form.scale.value == 5.0
     form.prompt.value = "an xray"
     assert "<b>xray</b>" in form.scores.value and form.scale.value == 3.0
-    assert 'data-domain="xray"' in form.scores.value and "left:50.0%" in form.scores.value
+    assert 'data-domain="xray"' in form.scores.value and "#0000 50.0%" in form.scores.value
     form.scale.value = 3.0000000000000004  # as a browser answers to 3
     assert form.calibration() == form._calibrated
     form.scale.value = 3.5  # chosen by hand: it stays
@@ -185,7 +185,7 @@ def test_work_is_done_beside_the_page(tmp_path):
 def test_names_are_no_html():
     answer = {"best_domain": "<i>", "all_similarities": {"<i>": -0.2}, "threshold": 2.0}
     text = playground.bars(answer)
-    assert "<i>" not in text and "width:0.0%" in text and "left:100.0%" in text
+    assert "<i>" not in text and "#0072b2 0.0%" in text and "#0000 100.0%" in text
 
 
 def test_a_served_page_takes_its_run_from_the_environment(tmp_path, monkeypatch):

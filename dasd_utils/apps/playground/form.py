@@ -27,9 +27,8 @@ from dasd_utils.runtime import checkpoints
 RULES = {"classifier-free": "cfg", "Domain Guidance": "domain", "decoupled": "decoupled",
          "unconditional": "unconditional"}  # fmt: skip
 KEPT = 24  # drawings in the history
-SEEDS = 10_000  # from which another is drawn: short enough to remember
 PAUSE = 0.25  # seconds without a key before the prompt is classified
-SHOWN, THUMB = 300, 84  # pixels on the screen, whatever an image has
+THUMB = 84  # pixels of a small picture on the screen
 RED = "#c0392b"
 _numbers = itertools.count()
 
@@ -51,7 +50,7 @@ class Playground:
         self.domain.observe(self._domain_chosen, names="value")
         self.guidance.observe(lambda _change: self._show_scales(), names="value")
         self.generate.on_click(lambda _button: self._generate())
-        self.dice.on_click(lambda _button: setattr(self.seed, "value", secrets.randbelow(SEEDS)))
+        self.dice.on_click(lambda _button: setattr(self.seed, "value", secrets.randbelow(10_000)))
         self.save.on_click(lambda _button: self._save())
         self.show_scores()
 
@@ -164,13 +163,12 @@ class Playground:
 
     def _show(self, made: Sequence[Drawing]) -> None:
         """Lay drawings side by side, each with its model below it."""
-        width = {"width": f"calc({100 / len(made):g}% - 8px)", "max_width": f"{SHOWN}px"}
+        layout = {"width": f"calc({100 / len(made):g}% - 8px)", "max_width": "300px", "margin": "0 8px 0 0"}
         boxes = []
         for drawing in made:
             image = widgets.Image(value=drawing.image._repr_png_(), format="png", layout={"width": "100%"})
-            name = html.escape(_who(drawing.settings))
-            below = widgets.HTML(f'<div style="text-align:center">{name}</div>')
-            boxes.append(widgets.VBox([image, below], layout={**width, "margin": "0 8px 0 0"}))
+            below = widgets.HTML(html.escape(_who(drawing.settings)))
+            boxes.append(widgets.VBox([image, below], layout=layout))
         self.shown, self.pictures.children = list(made), boxes
         self.save.disabled = False
         self._say(describe(made[-1].settings))
@@ -211,24 +209,17 @@ def bars(answer: Mapping[str, Any]) -> str:
     threshold, best = answer["threshold"], answer["best_domain"]
     rows = []
     for name, score in answer["all_similarities"].items():
-        fill = f"width:{_percent(score)};background:{'#0072b2' if name == best else '#9aa5b1'}"
+        share, line = (f"{100 * min(max(value, 0), 1):.1f}%" for value in (score, threshold))
+        fill = f"linear-gradient(90deg, {'#0072b2' if name == best else '#9aa5b1'} {share}, #8883 0)"
+        mark = f"linear-gradient(90deg, #0000 {line}, currentColor 0 calc({line} + 2px), #0000 0)"
+        name = html.escape(name)
         rows.append(
-            f'<div style="display:flex;align-items:center;gap:8px" data-domain="{html.escape(name)}">'
-            f'<span style="flex:0 0 95px;text-align:right">{html.escape(name)}</span>'
-            '<span style="flex:1;position:relative;height:12px;background:rgba(127,127,127,.18)">'
-            f'<span style="position:absolute;inset:0 auto 0 0;{fill}"></span>'
-            f'<span style="position:absolute;top:-2px;bottom:-2px;left:{_percent(threshold)};'
-            'border-left:2px solid currentColor"></span></span>'
-            f'<span style="flex:0 0 40px">{score:.2f}</span></div>'
+            f'<div style="display:flex;gap:8px;margin:2px 0" data-domain="{name}">'
+            f'<span style="flex:0 0 95px;text-align:right">{name}</span>'
+            f'<span style="flex:1;background:{mark},{fill}"></span><span>{score:.2f}</span></div>'
         )
     verdict = f"<b>{html.escape(best)}</b>" if best else "<b>none</b>: no domain reaches the line"
-    label = f"{verdict} (the line is at {threshold:.2f})"
-    return f'<div style="line-height:1.5">{"".join(rows)}<div style="padding-left:103px">{label}</div></div>'
-
-
-def _percent(score: float) -> str:
-    """A cosine as a share of the bar; below 0 it is as unlike as any prompt."""
-    return f"{100 * min(max(score, 0.0), 1.0):.1f}%"
+    return f"{''.join(rows)}<div>{verdict} (the line is at {threshold:.2f})</div>"
 
 
 def describe(settings: Mapping[str, Any]) -> str:
