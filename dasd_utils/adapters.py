@@ -22,7 +22,6 @@ from dasd_utils.runtime import files
 LORA_FILE = "pytorch_lora_weights.safetensors"  # where diffusers looks for it
 SUMMARY_FILE = "adapter.json"
 UNET = "unet"  # the folder of a UNet all of whose weights learned, in the layout of diffusers
-Shapes = dict[str, tuple[int, ...]]
 UNET_FILES = (f"{UNET}/config.json", f"{UNET}/diffusion_pytorch_model.safetensors")
 
 
@@ -81,7 +80,7 @@ def _trained(parts: models.Parts) -> dict[str, Tensor]:
     return trained if parts.tokens is None else trained | {"tokens.weight": parts.tokens.weight}
 
 
-def _shapes(tensors: dict[str, Tensor]) -> Shapes:
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
@@ -106,17 +105,14 @@ def save_adapter(parts: models.Parts, folder: str | Path) -> None:
         with files.atomic_folder(folder, "The adapter") as new:
             _write(parts, new)
     except (cfg.DasdError, SafetensorError) as error:
-        raise cfg.DasdError(f"{folder} is not saved. {error} Make room there, or name another "
-                            "folder.") from None  # fmt: skip
+        raise cfg.DasdError(f"{folder} is not saved. {error} Make room, or name another folder.") from None
 
 
 def check_place(folder: Path) -> None:
     """Raise DasdError where `save_adapter` would not write: a folder of other files."""
-    if folder.is_dir() and ((folder / SUMMARY_FILE).is_file() or not any(folder.iterdir())):
-        return
-    if folder.exists():
-        raise cfg.DasdError(f"{folder} holds other files, so no adapter is written there: name another "
-                            "folder.")  # fmt: skip
+    is_adapter = (folder / SUMMARY_FILE).is_file()
+    if folder.exists() and not is_adapter and (folder.is_file() or any(folder.iterdir())):
+        raise cfg.DasdError(f"{folder} holds other files: name another folder for the adapter.")
 
 
 def _write(parts: models.Parts, folder: Path) -> None:
@@ -170,8 +166,8 @@ def _order_metadata(path: Path) -> None:
 def load_adapter(parts: models.Parts, folder: str | Path) -> None:
     """Add the LoRA and the tokens that `save_adapter` wrote to fresh parts of the same base.
 
-    Everything is read before the parts are touched. Raises DasdError for a missing folder or file,
-    a damaged one, another base, or parts that have an adapter already.
+    Everything is read before the parts are touched. Raises DasdError for files that are missing, damaged or
+    of another base, and for parts that have an adapter already.
     """
     folder = Path(folder)
     summary = read_summary(folder)
@@ -181,14 +177,19 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
     if _trained(parts):
         raise cfg.DasdError("These parts already have an adapter. Load fresh parts for another one.")
     width = parts.text_encoder.get_input_embeddings().embedding_dim
-    rows = [
-        _read_tensors(folder / file, {token: (width,)}, f"row of {token}, {width} wide")[token]
-        for token, file in summary["tokens"].items()
-    ]
+    rows = []
+    for token, file in summary["tokens"].items():
+        found = _read_tensors(folder / file)
+        if _shapes(found) != {token: (width,)}:
+            raise cfg.DasdError(
+                f"{folder / file} holds no row of {token}, {width} wide. Save the adapter again."
+            )
+        rows.append(found[token])
     state = None if summary["lora"] is None else _read_tensors(folder / LORA_FILE)
     weights = dict(parts.unet.named_parameters())
-    what = f"weights of the UNet of {parts.config.model.base!r}"
-    unet = _read_tensors(folder / UNET_FILES[1], _shapes(weights), what) if summary.get("unet") else None
+    unet = _read_tensors(folder / UNET_FILES[1]) if summary.get("unet") else None
+    if unet is not None and _shapes(unet) != _shapes(weights):
+        raise cfg.DasdError(f"{folder / UNET_FILES[1]} does not fit the UNet of {parts.config.model.base!r}.")
     if state is not None:
         models.add_lora(parts.unet, cfg.LoraSettings(**summary["lora"]))
         state = {name.removeprefix("unet."): value for name, value in state.items()}
@@ -206,8 +207,8 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     """Return the values of adapter.json (`Summary`); DasdError if it or a file that it names is missing."""
     path = Path(folder) / SUMMARY_FILE
     if not path.is_file():
-        what = f"it has no {SUMMARY_FILE}" if path.parent.is_dir() else "there is no such folder"
-        raise cfg.DasdError(f"There is no adapter in {folder}: {what}. Train one first, or name its folder.")
+        raise cfg.DasdError(f"There is no adapter in {folder}, as it has no {SUMMARY_FILE}. Train one first, "
+                            "or name its folder.")  # fmt: skip
     try:
         values = files.read_json(path, "The adapter")
         names = [each.name for each in dataclasses.fields(Summary)]
@@ -226,12 +227,8 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     return values
 
 
-def _read_tensors(path: Path, shapes: Shapes | None = None, what: str = "") -> dict[str, Tensor]:
-    """Return the tensors of a file; DasdError unless they have the names and shapes, if these are given."""
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except Exception as error:  # safetensors has kinds of its own
         raise cfg.DasdError(f"{path} cannot be read: {error}. Save the adapter again.") from None
-    if shapes is not None and _shapes(tensors) != shapes:
-        raise cfg.DasdError(f"{path} holds no {what}. Save the adapter again.")
-    return tensors

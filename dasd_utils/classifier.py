@@ -91,8 +91,7 @@ class DomainClassifier:
     def prototype_texts(self, domain: DomainConfig) -> list[str]:
         """Return a domain's prototypes: its descriptions, and each of them behind its token once learned.
 
-        A learned token is trained to steer the UNet and may mean anything by itself; so it is compared as it
-        is used, in front of words. Raises DasdError for a domain with neither.
+        A learned token may mean anything by itself; so it is compared as it is used, in front of words.
         """
         learned = domain.token in self.tokenizer.get_added_vocab()
         with_tokens = [with_token(text, domain.token) for text in domain.descriptions] or [domain.token]
@@ -134,7 +133,6 @@ class DomainClassifier:
 
         `best_domain` is None below the threshold, and the suggested prompt is then the prompt itself.
         A prompt that already holds a token belongs to that domain, with score 1, and stays as it is.
-        Raises DasdError for an empty prompt and while no threshold is set.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_prompts(prompts)

@@ -74,8 +74,7 @@ def mean_pair_distance(
 ) -> Tensor:
     """Return the mean over all pairs (x_i, y_j) of k(x_i, x_i) + k(y_j, y_j) - 2 k(x_i, y_j).
 
-    This is what the biased MMD becomes at batch size 1: a distance of points, 0 only where all points are
-    equal, not where the distributions agree. Arguments as for `mmd`.
+    The biased MMD at batch size 1: a distance of points, 0 only where all are equal. Arguments as for `mmd`.
     """
     x, y = _checked_samples(x, y, unbiased=False)
     with torch.autocast(x.device.type, enabled=False):
@@ -141,9 +140,9 @@ def _checked_samples(x: Tensor, y: Tensor, unbiased: bool) -> list[Tensor]:
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise ValueError(f"MMD compares samples (n, d) and (m, d), not {shapes}.")
-    kind, least, what = ("unbiased", 2, "two samples") if unbiased else ("biased", 1, "one sample")
+    least = 2 if unbiased else 1
     if min(len(x), len(y)) < least:
-        raise ValueError(f"The {kind} MMD needs at least {what} of each set, not {len(x)} and {len(y)}.")
+        raise ValueError(f"This MMD needs {least} or more samples of each set, not {len(x)} and {len(y)}.")
     return [z if z.dtype == torch.float64 else z.float() for z in (x, y)]
 
 
@@ -172,8 +171,8 @@ def predict_noise(
 ) -> tuple[Tensor, Tensor]:
     """Return (predicted noise, features after the block `layer`), targets first, then sources.
 
-    Shapes are (Bt, C, h, w) and (Bt + Bs, C', h', w'). Without source there are Bt rows of features. With
-    `source_noise` the noise of sources is predicted too, (Bt + Bs, C, h, w). A batch may have no source.
+    Shapes are (Bt, C, h, w) and (Bt + Bs, C', h', w'); without source there are Bt rows of features, and with
+    `source_noise` the sources' noise is predicted too.
     """
     inputs = _unet_inputs(parts, batch, "target")
     if with_source and batch.source_prompts:
@@ -355,14 +354,10 @@ def pool_features(features: Tensor, pooling: str) -> Tensor:
 
 
 def alignment_distance(source: Tensor, target: Tensor, settings: AlignmentConfig) -> Tensor:
-    """Return the squared MMD of two sets of rows as the settings say; (n, d), (m, d) -> ().
-
-    With `match_timesteps` the scaled t / T is one more coordinate: each Gaussian becomes the product of a
-    kernel of features and one of timesteps.
-    """
+    """Return the squared MMD of two sets of rows as the settings say; (n, d), (m, d) -> ()."""
     if settings.pairs:
         return mean_pair_distance(source, target, settings.kernel)
-    if settings.match_timesteps:
+    if settings.match_timesteps:  # a Gaussian with one more coordinate is the product of two Gaussians
         scale = TIME_SCALE * median_bandwidth(source[:, :-1], target[:, :-1])
         source, target = (torch.cat([x[:, :-1], scale * x[:, -1:]], dim=1) for x in (source, target))
     return mmd(source, target, settings.kernel, settings.unbiased)

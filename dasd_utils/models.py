@@ -97,8 +97,8 @@ def _check_parts(parts: Parts) -> None:
     tokens = len(parts.tokenizer)
     rows = parts.text_encoder.config.vocab_size
     if tokens != rows:
-        raise cfg.DasdError(f"The base model {base!r} does not fit together: its tokenizer has "
-                            f"{tokens} tokens, its text encoder {rows}.")  # fmt: skip
+        raise cfg.DasdError(f"The base model {base!r} does not fit together: its tokenizer has {tokens} "
+                            f"tokens, its text encoder {rows}.")  # fmt: skip
     wanted, given = parts.unet.config.cross_attention_dim, parts.text_encoder.config.hidden_size
     if wanted != given or parts.unet.config.addition_embed_type:
         raise cfg.DasdError(f"The base model {base!r} is no Stable Diffusion 1.x: its UNet wants "
@@ -243,9 +243,8 @@ def lora_merged(parts: Parts) -> Iterator[Callable[[bool], None]]:
     """Inside the `with`, LoRA is added into the weights: the same function in a third of the products.
 
     Yields a switch: `switch(False)` makes the network the base, `switch(True)` the adapted model again, at no
-    cost. For sampling, without dropout: nothing learns inside. The same up to rounding, which is coarser
-    where the weights are in half precision. Afterwards every weight is as before, to the bit. If the whole
-    UNet learned, its weights and the base's change places.
+    cost. For sampling: nothing learns inside, and afterwards every weight is as before, to the bit. If the
+    whole UNet learned, its weights and the base's change places.
     """
     whole_unet = bool(parts.base_weights)
     exchanged = _exchanged_weights(parts)
@@ -351,8 +350,7 @@ def unet_pass(
 
     latents (B, C, h, w), timesteps (B,), text (B, 77, d) -> (num_target, C, h, w), (B, C', h', w').
     Rows from `num_target` on (the source) stop after the block; None keeps all. Temporary hooks on the
-    model's own forward do it, so that every kind of UNet and distributed wrappers work. Raises DasdError for
-    a block that the UNet does not have.
+    model's own forward do it, so that every kind of UNet and distributed wrappers work.
     """
     inner = getattr(unet, "module", unet)  # a distributed wrapper must be called itself
     block, behind = blocks(inner, layer)

@@ -47,8 +47,8 @@ class Callbacks:
     """What a caller may attach to the loop."""
 
     on_step: Callable[[HistoryRow], None] | None = None  # after each step, with its history row
-    # every `sample_every` steps, dropout off, EMA weights in; a DasdPipeline brings its own precision.
-    # Pictures that it returns by name, {"satellite": [...]}, go to the trackers
+    # every `sample_every` steps, dropout off, EMA weights in; pictures that it returns by name,
+    # {"satellite": [...]}, go to the trackers
     on_sample: Callable[[int], Any] | None = None
     progress: bool = True  # the bar hides itself where neither a terminal nor a live notebook would show it
     stop: threading.Event | None = None  # set by another thread, it ends the run as Ctrl-C does
@@ -187,13 +187,12 @@ def load_speed(folder: str | Path) -> list[float]:
 def _loop(run: Run, first: int) -> None:
     """Train from step `first` + 1 to the last; `run` holds history and checkpoints also if it is stopped."""
     run.encode()
-    total, every = run.config.training.max_train_steps, run.config.training.checkpoint_every
-    shown = run.callbacks.progress
-    bar = bars.bar(None, "training", total, shown=shown, unit="step", initial=first)
+    total = run.config.training.max_train_steps
+    every = run.config.training.checkpoint_every
+    bar = bars.bar(None, "training", total, shown=run.callbacks.progress, unit="step", initial=first)
     with _interruption(run.callbacks.stop) as stop_requested, bar:
         for step in range(first + 1, total + 1):
-            row = run.step(step)
-            bar.set_postfix(loss=row["loss"], refresh=False)
+            bar.set_postfix(loss=run.step(step)["loss"], refresh=False)
             bar.update()
             stop = processes.any_of(stop_requested.is_set())
             if stop or step == total or _is_due(step, every):
@@ -311,8 +310,7 @@ class Run:
             checkpoints.append_row(self.folder / HISTORY, row)
             checkpoints.append_row(self.folder / SPEED, speed)
             self.trackers.log(tracking.row_values(row | speed), row["step"])
-        last = self.history[-MAX_SKIPPED:]
-        if len(last) == MAX_SKIPPED and all(r.get("skipped") for r in last):
+        if [r.get("skipped") for r in self.history[-MAX_SKIPPED:]] == [True] * MAX_SKIPPED:
             saved = checkpoints.newest_checkpoint(self.checkpoints)
             raise DasdError(f"Loss or gradient was not finite in {MAX_SKIPPED} steps in a row, last in step "
                             f"{row['step']} with the samples {', '.join(self.sample_ids)}. The last "
@@ -332,7 +330,7 @@ class Run:
         processes.wait()
 
     def save(self, step: int) -> None:
-        """Write the checkpoint of this step, once."""
+        """Write the checkpoint of this step."""
         tensors, values = self.updater.state()
         if hasattr(self.objective, "state_dict"):
             tensors["objective"] = self.objective.state_dict()
@@ -488,12 +486,10 @@ class Updater:
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return (groups of tensors, JSON values) from which `load` goes on exactly."""
-        tensors = {
-            "adapter": adapters.adapter_state(self.parts),
-            "optimizer": checkpoints.optimizer_tensors(self.optimizer.optimizer),
-        }
+        optimizer = checkpoints.optimizer_tensors(self.optimizer.optimizer)
+        tensors = {"adapter": adapters.adapter_state(self.parts), "optimizer": optimizer}
         scaler = self.accelerator.scaler
-        values = {"scaler": scaler.state_dict() if scaler is not None else None}
+        values = {"scaler": scaler and scaler.state_dict()}
         if self.ema is not None:
             tensors["ema"] = {str(i): value for i, value in enumerate(self.ema.shadow_params)}
             values["ema_steps"] = self.ema.optimization_step
@@ -523,11 +519,9 @@ def _accelerator(training: TrainingConfig) -> Accelerator:
     return Accelerator(cpu=cpu, mixed_precision=chosen, gradient_accumulation_plugin=accumulation)
 
 
-def _optimizer(
-    groups: Mapping[str, list[torch.nn.Parameter]], training: TrainingConfig
-) -> torch.optim.Optimizer:
-    """The UNet's weights decay, LoRA or all of them; tokens do not: they keep their norm instead."""
+def _optimizer(groups: Mapping[str, list[torch.nn.Parameter]], training: TrainingConfig) -> Any:
     inner = {"name": "learning_rate", "lr": training.learning_rate, "weight_decay": training.weight_decay}
+    # tokens do not decay: they keep their norm
     tokens = {"name": "token_learning_rate", "lr": training.token_learning_rate, "weight_decay": 0.0}
     settings = {"lora": inner, "unet": inner, "tokens": tokens}
     given = [{"params": found, **settings[kind]} for kind, found in groups.items() if found]

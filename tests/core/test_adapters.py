@@ -174,11 +174,11 @@ def test_a_second_adapter_is_refused(folder, adapted):
 
 
 def test_a_missing_folder_or_file_is_named(folder, tiny_config, tmp_path):
-    refused(tiny_config, tmp_path / "nowhere", "there is no such folder")
+    refused(tiny_config, tmp_path / "nowhere", "There is no adapter in")
     (folder / "xray.safetensors").rename(tmp_path / "moved")
     refused(tiny_config, folder, "lacks xray.safetensors")
     (folder / "adapter.json").unlink()
-    refused(tiny_config, folder, "no adapter.json")
+    refused(tiny_config, folder, "has no adapter.json")
 
 
 @pytest.mark.parametrize("name", ["adapter.json", "xray.safetensors", "pytorch_lora_weights.safetensors"])
