@@ -181,12 +181,6 @@ def test_a_missing_folder_or_file_is_named(folder, tiny_config, tmp_path):
     refused(tiny_config, folder, "has no adapter.json")
 
 
-@pytest.mark.parametrize("name", ["adapter.json", "xray.safetensors", "pytorch_lora_weights.safetensors"])
-def test_a_damaged_file_is_named(folder, tiny_config, name):
-    (folder / name).write_bytes(b"{}")
-    refused(tiny_config, folder, name)
-
-
 def test_swapped_token_files_are_refused(folder, tiny_config):
     (folder / "xray.safetensors").write_bytes((folder / "satellite.safetensors").read_bytes())
     refused(tiny_config, folder, "no row of <xray>")
@@ -210,9 +204,8 @@ def test_state_is_a_copy_of_all_that_trains_and_goes_back(adapted):
     assert not torch.equal(condition(adapted), before)
     kept = [p for group in groups.values() for p in group]
     adapters.load_adapter_state(adapted, state)
-    assert torch.equal(condition(adapted), before) and torch.equal(
-        narrow.predicted_noise(adapted.unet, text), noise
-    )
+    assert torch.equal(condition(adapted), before)
+    assert torch.equal(narrow.predicted_noise(adapted.unet, text), noise)
     now = [p for group in models.trainable_parameters(adapted).values() for p in group]
     assert all(a is b for a, b in zip(kept, now, strict=True))  # an optimiser still holds them
 
@@ -230,10 +223,8 @@ def test_a_state_that_does_not_fit_changes_nothing(adapted):
 
 
 def test_fingerprint_tells_bases_apart_whatever_their_precision(tiny_config, tiny_base, adapted):
-    same = {
-        adapters.base_fingerprint(models.load_parts(tiny_config, dtype=dtype))
-        for dtype in (torch.float32, torch.float16, torch.bfloat16)
-    }
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    same = {adapters.base_fingerprint(models.load_parts(tiny_config, dtype=dtype)) for dtype in dtypes}
     assert same == {adapters.base_fingerprint(adapted)}
     other = models.load_parts(tiny_config.replace(base=tiny_base(seed=1)))
     assert adapters.base_fingerprint(other) not in same

@@ -145,9 +145,7 @@ def test_the_threshold_is_the_middle_of_the_best_gap(tiny_config):
     assert domain_classifier.fit_threshold(rows) == pytest.approx(0.5)  # between 0.3 and 0.7
     assert domain_classifier.threshold == domain_classifier.fit_threshold(rows[::-1])
     mixed = [*rows, {"prompt": "0.8 0.0", "domain": "xray"}, {"prompt": "0.95 0", "domain": None}]
-    assert domain_classifier.fit_threshold(mixed) == pytest.approx(
-        0.5
-    )  # wrong above and, but for 0.8, below it
+    assert domain_classifier.fit_threshold(mixed) == pytest.approx(0.5)  # wrong above and, but for 0.8, below
     assert domain_classifier.fit_threshold(rows[:2]) < 0.7  # no prompt is none: all above
     assert domain_classifier.fit_threshold(rows[2:]) > 0.3  # every prompt is none: all below
 
@@ -157,9 +155,8 @@ def test_accuracy_counts_truth_by_answer(tiny_config):
     domain_classifier.threshold = 0.5
     table = [("0.9 0.1", "satellite"), ("0.9 0.1", "xray"), ("0.1 0.9", "xray"), ("0.1 0.2", "xray")]
     table += [("0.1 0.2", None), ("0.1 0.2", "a domain that is not compared with")]
-    share, matrix, rows = classifier.accuracy(
-        domain_classifier, [{"prompt": p, "domain": d} for p, d in table]
-    )
+    labels = [{"prompt": p, "domain": d} for p, d in table]
+    share, matrix, rows = classifier.accuracy(domain_classifier, labels)
     assert share == pytest.approx(4 / 6)
     assert matrix == [[1, 0, 0], [1, 1, 1], [0, 0, 2]]
     assert [row["right"] for row in rows] == [True, False, True, False, True, True]

@@ -95,12 +95,6 @@ def test_linear_mmd_by_hand():
     assert losses.mmd(X, Y, "linear", unbiased=True).item() == pytest.approx(23 / 3)
 
 
-def test_biased_linear_mmd_is_the_squared_distance_of_means():
-    x, y = normal(0, 7, 5), normal(1, 4, 5) + 1
-    expected = (x.mean(0) - y.mean(0)).square().sum()
-    torch.testing.assert_close(losses.mmd(x, y, "linear", unbiased=False), expected)
-
-
 def test_gaussian_mmd_by_hand():
     x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [4.0]])
 
@@ -129,23 +123,6 @@ def test_unbiased_mmd_of_one_distribution_has_mean_zero_and_biased_has_not(kerne
     assert biased.min() > 0
     same = losses.mmd(*draws[0][:1] * 2, kernel, unbiased=False)
     assert same.item() == pytest.approx(0, abs=1e-6)
-
-
-def test_mmd_grows_with_the_shift():
-    x, y = normal(0, 60, 4), normal(1, 50, 4)
-    values = [losses.mmd(x, y + shift, "multi").item() for shift in (0.0, 0.5, 1.0, 2.0)]
-    assert values == sorted(values)
-
-
-@EACH
-@pytest.mark.parametrize("unbiased", [True, False])
-def test_descending_the_gradient_brings_the_sets_together(kernel, unbiased):
-    x, y = normal(0, 20, 4).requires_grad_(), normal(1, 15, 4) + 2
-    before = losses.mmd(x, y, kernel, unbiased)
-    (gradient,) = torch.autograd.grad(before, x)
-    assert torch.isfinite(gradient).all()
-    after = losses.mmd(x.detach() - 0.1 * gradient, y, kernel, unbiased)
-    assert after < before
 
 
 def test_the_gradient_of_equal_points_is_finite():

@@ -88,15 +88,6 @@ def test_loss_and_gradients_are_those_of_two_whole_passes(tiny_config, parts):
     assert_near(torch.autograd.grad(loss, weights), expected, 1e-5)
 
 
-def test_gradients_reach_lora_and_every_token(tiny_config, parts):
-    loss, _ = losses.DasdObjective(tiny_config)(parts, make_batch(tiny_config), tiny_config)
-    loss.backward()
-    gradients = [p.grad for group in models.trainable_parameters(parts).values() for p in group]
-    assert all(g is not None for g in gradients)
-    assert (parts.tokens.weight.grad.norm(dim=1) > 0).all()
-    assert parts.text_encoder.get_input_embeddings().weight.grad is None
-
-
 @pytest.mark.parametrize("layer", ["mid", "down.1", "up.0"])
 @pytest.mark.parametrize("source_features", ["adapted", "frozen"])
 def test_the_gradient_of_the_mmd_reaches_lora(tiny_config, parts, source_features, layer):
@@ -150,20 +141,6 @@ def test_the_source_passes_as_far_as_it_is_looked_at(
     assert seen["conv_in"][len(entered) :] == [6]
 
 
-def test_the_noise_of_the_sources_is_predicted_too_where_it_is_wanted(tiny_config, parts):
-    batch = make_batch(tiny_config)
-    eps, mid = losses.predict_noise(parts, batch, with_source=True)
-    full, same = losses.predict_noise(parts, batch, with_source=True, source_noise=True)
-    noisy = parts.noise_scheduler.add_noise(batch.source_latents, batch.source_noise, batch.source_timesteps)
-    text = models.encode_prompts(parts, batch.source_prompts)
-    source = parts.unet(noisy, batch.source_timesteps, text).sample
-    assert (len(eps), len(full)) == (6, 8)
-    for one, other in ((full[:6], eps), (full[6:], source), (same, mid)):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    noise = [losses.noise_loss(parts, batch, each, tiny_config).item() for each in (eps, full)]
-    assert noise[0] == pytest.approx(noise[1], rel=1e-5)
-
-
 def test_the_sources_own_loss_is_added_with_its_weight(tiny_config, parts):
     config = tiny_config.replace(lambda_align=0.0, prior_loss_weight=0.5, min_snr_gamma=5.0, dropout=0.0)
     weights, batch = models.trainable_parameters(parts)["lora"], make_batch(config, sources=3)
@@ -200,19 +177,6 @@ def test_frozen_features_are_those_of_the_base_and_stay(tiny_config, parts):
     again = losses.predict_noise(parts, batch, with_source=True)[1][6:]
     assert torch.equal(losses.frozen_features(parts, batch), before)
     assert (again - adapted).abs().max() > 0.01 and (adapted - before).abs().max() > 0.01
-
-
-def test_the_mmd_compares_with_frozen_features(tiny_config, parts):
-    changes = dict(lambda_align=1.0, queue_size=0, source_features="frozen", kernel="gaussian", dropout=0.0)
-    for prior in (0.0, 1.0):
-        config = tiny_config.replace(**changes, prior_loss_weight=prior)
-        batch = make_batch(config)
-        narrow.randomise(models.trainable_parameters(parts), scale=0.02)
-        _, logs = losses.DasdObjective(config)(parts, batch, config)
-        target = losses.pool_features(losses.predict_noise(parts, batch, with_source=False)[1], "mean")
-        source = losses.pool_features(losses.frozen_features(parts, batch), "mean")
-        expected = losses.mmd(source, target[batch.target_domains == 1], "gaussian").item()
-        assert logs["mmd_xray"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 def test_pooling(tiny_config):
@@ -295,9 +259,8 @@ def test_near_timesteps_are_compared(tiny_config):
     scaled = losses.alignment_distance(*(x * torch.tensor([3.0, 1.0]) for x in (source, target)), settings)
     assert scaled.item() == pytest.approx(1 - math.exp(-1))
     apart = target + torch.tensor([0.0, 0.5])
-    assert losses.alignment_distance(source, apart, settings) > losses.alignment_distance(
-        source, target, settings
-    )
+    near, far = (losses.alignment_distance(source, each, settings) for each in (target, apart))
+    assert far > near
     mixed, same = features_of(make_batch(tiny_config), 3), torch.full((8, 1), 0.3)
     plain = losses.mmd(mixed[6:], mixed[:6], "gaussian", unbiased=False)
     found = losses.alignment_distance(*torch.cat([mixed, same], dim=1).split([6, 2])[::-1], settings)

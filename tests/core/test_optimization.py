@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
 from dataclasses import replace
@@ -39,9 +40,10 @@ def test_tokens_have_their_own_rate_and_no_decay(updater):
     assert set(lora["params"]) == set(models.trainable_parameters(updater.parts)["lora"])
 
 
-@pytest.mark.parametrize(
-    "rank, tokens, name", [(0, True, "token_learning_rate"), (4, False, "learning_rate")]
-)
+ALONE = [(0, True, "token_learning_rate"), (4, False, "learning_rate")]
+
+
+@pytest.mark.parametrize("rank, tokens, name", ALONE)
 def test_what_is_not_there_has_no_group(tiny_config, rank, tokens, name):
     domains = tiny_config.domains if tokens else [replace(d, token=None) for d in tiny_config.domains]
     config = tiny_config.replace(rank=rank, domains=tuple(domains), ema_decay=0.5)
@@ -186,9 +188,8 @@ def test_a_frozen_unet_in_half_precision_trains_lora_in_full(tiny_config):
 
 def test_compiled_blocks_give_the_same_gradients(tiny_config, monkeypatch):
     plain = diffusers.UNet2DConditionModel.compile_repeated_blocks
-    monkeypatch.setattr(
-        diffusers.UNet2DConditionModel, "compile_repeated_blocks", lambda unet: plain(unet, backend="eager")
-    )
+    eager = functools.partialmethod(plain, backend="eager")
+    monkeypatch.setattr(diffusers.UNet2DConditionModel, "compile_repeated_blocks", eager)
     gradients = []
     for compiled in (False, True):
         config = tiny_config.replace(compile_blocks=compiled)

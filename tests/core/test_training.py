@@ -49,9 +49,9 @@ def assert_same(one, two) -> None:
         assert torch.equal(one[name], two[name]), name
 
 
-def test_only_lora_and_new_rows_change_in_fifty_steps(tiny_config):
+def test_only_lora_and_new_rows_change(tiny_config):
     quiet = {"validation_every": 0, "checkpoint_every": 0, "target_batch_size": 2, "queue_size": 4}
-    config = tiny_config.replace(max_train_steps=50, **quiet)
+    config = tiny_config.replace(max_train_steps=10, **quiet)
     parts = make_parts(config)
     trained = {id(p) for group in models.trainable_parameters(parts).values() for p in group}
     modules = (parts.unet, parts.text_encoder, parts.vae, parts.tokens)
@@ -69,9 +69,8 @@ def test_the_loss_falls_on_data_that_can_be_learned(tiny_config):
         def batch(self, step, micro=0):
             return super().batch(0, 0)
 
-    config = tiny_config.replace(
-        max_train_steps=40, validation_every=0, checkpoint_every=0, dropout=0.0, learning_rate=5e-3
-    )
+    quiet = {"validation_every": 0, "checkpoint_every": 0, "dropout": 0.0}
+    config = tiny_config.replace(max_train_steps=20, learning_rate=1e-2, **quiet)
     _, history = start(config, SameBatch(config))
     losses = [row["loss_noise"] for row in history]
     assert losses[-1] < 0.9 * losses[0]
@@ -83,9 +82,7 @@ def test_source_prompts_are_encoded_once_a_run(config, monkeypatch):
     _, plain = start(config, NoiseSampler(config))
     asked, cache = [], models.cache_texts
     monkeypatch.setattr(sampler, "source_prompts", lambda: prompts, raising=False)
-    monkeypatch.setattr(
-        models, "cache_texts", lambda parts, texts: asked.append(texts) or cache(parts, texts)
-    )
+    monkeypatch.setattr(models, "cache_texts", lambda p, texts: asked.append(texts) or cache(p, texts))
     parts, kept = start(config, sampler)
     assert asked == [prompts]
     assert not parts.text_cache  # the parts are left as they were
@@ -116,9 +113,7 @@ def test_history_rows(config):
     assert len(speed) == 4 and min(speed) > 0
 
 
-@pytest.mark.parametrize(
-    "rank, tokens", [(0, ("<satellite>", "<xray>")), (4, (None, None)), (4, (None, "<xray>"))]
-)
+@pytest.mark.parametrize("rank, tokens", [(0, ("<satellite>", "<xray>")), (4, (None, None))])
 def test_tokens_or_lora_alone_train_save_load_and_sample(config, vae, rank, tokens):
     domains = zip(config.domains, tokens, strict=True)
     config = config.replace(rank=rank, domains=tuple(replace(d, token=token) for d, token in domains))
@@ -282,45 +277,11 @@ def test_resume_refuses_another_config_base_or_data(config, tiny_base):
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(config):
-    sampler = SpoiltSampler(config, spoilt={2})
-    parts, history = start(config, sampler)
+    config = config.replace(ema_decay=0.5)
+    parts, history = start(config, SpoiltSampler(config, spoilt={2}))
     assert [row.get("skipped", False) for row in history] == [False, True, False, False, False, False]
     assert history[1]["loss"] is None and history[1]["grad_norm"] is None
     assert all(math.isfinite(row["loss"]) and math.isfinite(row["mmd"]) for row in history[2:])
-    assert all(value.isfinite().all() for value in adapters.adapter_state(parts).values())
-
-
-def test_a_gradient_that_is_not_finite_is_skipped_though_its_loss_is(config):
-    class Steep(losses.DasdObjective):
-        """The gradient of a root at 0 is infinite."""
-
-        calls = 0
-
-        def __call__(self, parts, batch, config):
-            loss, logs = super().__call__(parts, batch, config)
-            self.calls += 1
-            spoilt = self.calls in (2, 3)
-            return loss + torch.sqrt(0 * parts.tokens.weight.sum()) if spoilt else loss, logs
-
-    parts, history = start(config, objective=Steep(config))
-    assert [row.get("skipped", False) for row in history] == [False, True, True, False, False, False]
-    assert all(math.isfinite(row["loss"]) for row in history)
-    assert history[1]["grad_norm"] is None
-    assert all(value.isfinite().all() for value in adapters.adapter_state(parts).values())
-
-
-def test_one_corrupt_latent_costs_the_steps_that_meet_it(config, vae):
-    config = config.replace(resolution=16, max_train_steps=8, ema_decay=0.5)
-    sampler = make_sampler(config, vae)
-    moments = np.stack(list(sampler._latents["train"][1]))  # of the satellite images
-    moments[5] = np.nan
-    spoilt = sampler._members["train"][1].ids[5]
-    sampler._latents["train"][1] = moments
-    sampler.encode = lambda *_: None
-    hit = [spoilt in sampler.batch(step).sample_ids for step in range(8)]
-    assert any(hit) and not all(hit)
-    parts, history = start(config, sampler)
-    assert [row.get("skipped", False) for row in history] == hit
     assert all(value.isfinite().all() for value in adapters.adapter_state(parts).values())
 
 
@@ -377,9 +338,8 @@ def test_results_are_a_folder_that_loads(config, tmp_path):
 
 
 def test_setup_is_seeded(tiny_config):
-    one, same, other = (
-        adapters.adapter_state(training.setup_training(tiny_config.replace(seed=seed))) for seed in (0, 0, 1)
-    )
+    configs = [tiny_config.replace(seed=seed) for seed in (0, 0, 1)]
+    one, same, other = (adapters.adapter_state(training.setup_training(each)) for each in configs)
     assert_same(one, same)
     assert any(not torch.equal(one[name], other[name]) for name in one)
 

@@ -225,8 +225,3 @@ def test_a_finished_base_is_measured_without_an_adapter(base, monkeypatch, caplo
     seconds = found["sampling_seconds", "painting"]
     assert 0 < seconds["low"] <= seconds["value"] <= seconds["high"] and seconds["n"] == evaluate.SPEED_RUNS
     assert "Only the base is measured" in caplog.text
-
-
-def test_unknown_stage():
-    with pytest.raises(DasdError, match="stage"):
-        build.pretrain(shared.PretrainConfig(), ("vea",))
