@@ -15,19 +15,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub
+import psutil
+from huggingface_hub import constants
+from packaging.requirements import Requirement
+
 from dasd_utils import profiles
-from dasd_utils.config import ROOT, Config, DomainConfig, is_pinned, resolve
+from dasd_utils.config import ROOT, Config, is_pinned, resolve
 
 OK, NOTE, MISSING = "ok", "note", "missing"  # note: worth knowing, and nothing that stops the tiny profile
 MARKS = {OK: "  ", NOTE: "~ ", MISSING: "! "}
 PATIENCE = 3.0  # seconds that the hub has to answer, the look-up of its address included
-LITTLE_MEMORY, LITTLE_DISK = 2e9, 2e9  # bytes: what the tiny course needs, rounded up
-TOOLS = {
-    "git": ("git",),
-    "LaTeX": ("latexmk",),
-    "Chromium": ("chromium", "chromium-browser", "google-chrome"),
-}
-FOR = {"git": "to clone and to publish", "LaTeX": "for `make report`", "Chromium": "for pictures of pages"}
+LITTLE = 2e9  # bytes of memory or disk: what the tiny course needs, rounded up
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,10 @@ def examine(patience: float = PATIENCE) -> list[Row]:
     Nothing is written, downloaded or started. A Hugging Face token is named as set or not, never shown.
     """
     hub = ask_hub(patience)
-    tiny = Config.setup("tiny")
-    rows = [*packages(), *devices(), *room(tiny), *hugging_face(hub)]
+    rows = [*packages(), *devices(), *room(Config.setup("tiny")), *hugging_face(hub)]
     for name in profiles.PROFILES:
         rows += sources(name, Config.setup(name), hub)
-    return [*rows, *tools(), chosen()]
+    return [*rows, chosen()]
 
 
 def can_run(rows: list[Row]) -> bool:
@@ -65,44 +63,35 @@ def report(rows: list[Row], width: int = 79) -> list[str]:
         lines += ["", part] if lines else [part]
         for row in found:
             start = MARKS[row.state] + row.what.ljust(left - 2)
-            wrapped = textwrap.wrap(row.found, width - left, break_long_words=False) or [""]
-            lines += [start + wrapped[0], *(" " * left + more for more in wrapped[1:])]
+            lines += textwrap.fill(
+                row.found, width, initial_indent=start, subsequent_indent=" " * left, break_long_words=False
+            ).splitlines()
     return lines
-
-
-# packages
 
 
 def packages(pyproject: Path = ROOT / "pyproject.toml") -> Iterator[Row]:
     """Yield Python and each package with its version, against the lower bounds of the project."""
-    from packaging.requirements import Requirement
-    from packaging.specifiers import SpecifierSet
-
     project = tomllib.loads(pyproject.read_text(encoding="utf8"))["project"]
-    wanted, version = project["requires-python"], platform.python_version()
-    fits = SpecifierSet(wanted).contains(version, prereleases=True)
-    said = version if fits else f"{version}, needs {wanted}"
-    yield Row("packages", "Python", said, OK if fits else MISSING)
-    for text in project["dependencies"]:
-        yield _package(Requirement(text), MISSING, "pip install -r requirements.txt")
-    extras = project.get("optional-dependencies", {})
-    for extra, texts in extras.items():
+    yield _package(f"Python{project['requires-python']}", platform.python_version(), MISSING, "install it")
+    groups = {"": project["dependencies"], **project.get("optional-dependencies", {})}
+    for extra, texts in groups.items():
+        state = NOTE if extra else MISSING
+        advice = f"optional: pip install dasd-utils[{extra}]" if extra else "pip install -r requirements.txt"
         for text in texts if extra != "test" else ():
-            yield _package(Requirement(text), NOTE, f"optional: pip install {Requirement(text).name}")
+            try:
+                version = importlib.metadata.version(Requirement(text).name)
+            except importlib.metadata.PackageNotFoundError:
+                version = ""
+            yield _package(text, version, state, advice)
 
 
-def _package(wanted: object, state: str, advice: str) -> Row:
-    """`wanted` is a Requirement of the library packaging."""
-    try:
-        version = importlib.metadata.version(wanted.name)
-    except importlib.metadata.PackageNotFoundError:
+def _package(text: str, version: str, state: str, advice: str) -> Row:
+    wanted = Requirement(text)
+    if not version:
         return Row("packages", wanted.name, f"not installed; {advice}", state)
     if not wanted.specifier.contains(version, prereleases=True):
         return Row("packages", wanted.name, f"{version}, needs {wanted.specifier}; {advice}", state)
     return Row("packages", wanted.name, f"{version} ({wanted.specifier})" if wanted.specifier else version)
-
-
-# the machine
 
 
 def devices() -> Iterator[Row]:
@@ -114,43 +103,34 @@ def devices() -> Iterator[Row]:
     except ImportError as error:
         yield Row("devices", "PyTorch", f"cannot be imported: {error}", MISSING)
         return
-    cpu = processes.choose_precision("auto", torch.device("cpu"))
-    threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} in use by PyTorch"
-    yield Row("devices", "CPU", f"{threads}, {_computes(cpu)}")
+    known = {"CPU": f"{os.cpu_count()} cores, {torch.get_num_threads()} in use by PyTorch"}
     for number in range(torch.cuda.device_count()):
-        known = torch.cuda.get_device_properties(number)
-        chosen = processes.choose_precision("auto", torch.device("cuda", number))
-        yield Row(
-            "devices", f"CUDA {number}", f"{known.name}, {gigabytes(known.total_memory)}, {_computes(chosen)}"
-        )
-    if torch.backends.mps.is_available():
-        yield Row("devices", "MPS", "an Apple GPU, which this project does not use", NOTE)
-
-
-def _computes(chosen: str) -> str:
-    return {"no": "computes in fp32: no fast bf16 here"}.get(chosen, f"computes in {chosen}")
+        card = torch.cuda.get_device_properties(number)
+        known[f"CUDA {number}"] = f"{card.name}, {gigabytes(card.total_memory)}"
+    for name, text in known.items():
+        chosen = processes.choose_precision("auto", torch.device(name.lower().replace(" ", ":")))
+        yield Row("devices", name, f"{text}, computes in {chosen.replace('no', 'fp32: no fast bf16 here')}")
 
 
 def room(config: Config) -> Iterator[Row]:
     """Yield memory, disk where runs and caches go, and how large the latent cache is."""
-    import psutil
-
     memory = psutil.virtual_memory()
-    little = memory.available < LITTLE_MEMORY
-    found = f"{gigabytes(memory.available)} free of {gigabytes(memory.total)}"
-    yield Row("room", "memory", found + (", the course needs 2 GB" if little else ""), NOTE if little else OK)
+    state = NOTE if memory.available < LITTLE else OK
+    needed = ", the course needs 2 GB" if state == NOTE else ""
+    yield Row(
+        "room", "memory", f"{gigabytes(memory.available)} free of {gigabytes(memory.total)}{needed}", state
+    )
     cache = resolve(config.data.cache_dir)
     for what, place in (("runs", resolve("data/runs")), ("cache", cache)):
         there = next(p for p in (place, *place.parents) if p.exists())
         free = shutil.disk_usage(there).free
-        if not os.access(there, os.W_OK):
-            yield Row("room", f"disk for {what}", f"{there} cannot be written", MISSING)
+        if os.access(there, os.W_OK):
+            state = NOTE if free < LITTLE else OK
+            yield Row("room", f"disk for {what}", f"{gigabytes(free)} free: {place}", state)
         else:
-            found, little = f"{gigabytes(free)} free: {place}", free < LITTLE_DISK
-            yield Row("room", f"disk for {what}", found, NOTE if little else OK)
-    shards = [file for file in cache.glob("*.npy") if file.is_file()]
-    size = gigabytes(sum(file.stat().st_size for file in shards))
-    yield Row("room", "latent cache", f"{len(shards)} files, {size}: {cache}")
+            yield Row("room", f"disk for {what}", f"{there} cannot be written", MISSING)
+    shards = [file.stat().st_size for file in cache.glob("*.npy") if file.is_file()]
+    yield Row("room", "latent cache", f"{len(shards)} files, {gigabytes(sum(shards))}: {cache}")
 
 
 def gigabytes(count: float) -> str:
@@ -158,16 +138,8 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-# Hugging Face and what profiles need of it
-
-
 def hugging_face(hub: Callable[[], str]) -> Iterator[Row]:
     """Yield where the hub's files are kept, whether it answers, and whether a token is set."""
-    try:
-        import huggingface_hub
-        from huggingface_hub import constants
-    except ImportError:
-        return  # `packages` says so
     cache = Path(constants.HF_HUB_CACHE)
     size = sum(file.lstat().st_size for file in cache.rglob("*") if file.is_file() and not file.is_symlink())
     yield Row("Hugging Face", "cache", f"{gigabytes(size)}: {cache}")
@@ -186,11 +158,9 @@ def ask_hub(patience: float = PATIENCE) -> Callable[[], str]:
 
     def ask() -> None:
         try:
-            import huggingface_hub
-
             huggingface_hub.HfApi().model_info("openai/clip-vit-base-patch32", timeout=patience)
             answer[0] = ""
-        except Exception as error:  # offline mode, no network, no library
+        except Exception as error:  # offline mode, no network
             first = next(iter(str(error).strip().splitlines()), "")
             answer[0] = f"{type(error).__name__}: {first[:80]}".rstrip(": ")
 
@@ -206,57 +176,35 @@ def ask_hub(patience: float = PATIENCE) -> Callable[[], str]:
 
 
 def sources(profile: str, config: Config, hub: Callable[[], str]) -> Iterator[Row]:
-    """Yield where the base, CLIP, data and prompts of a profile are, or why they are nowhere."""
-    part, model = f"profile {profile}", config.model
-    needed = MISSING if profile == "tiny" else NOTE
-    yield Row(part, "base", *_place(model.base, model.base_revision, "models", hub, needed))
-    yield Row(part, "CLIP", *_place(model.clip, model.clip_revision, "models", hub, needed))
+    """Yield where the base, CLIP and data of a profile are, or why they are nowhere."""
+    model = config.model
+    places = {
+        "base": (model.base, model.base_revision, "models"),
+        "CLIP": (model.clip, model.clip_revision, "models"),
+    }
     for domain in (config.source, *config.domains):
-        yield Row(part, f"data, {domain.name}", *_data(domain, hub, needed))
-    for what, place in (
-        ("prompts", config.evaluation.prompts_dir),
-        ("classifier", config.classifier.prompts),
-    ):
-        there = resolve(place).exists()
-        yield Row(part, what, f"{resolve(place)}" + ("" if there else " is missing"), OK if there else needed)
-
-
-def _data(domain: DomainConfig, hub: Callable[[], str], needed: str) -> tuple[str, str]:
-    if domain.data.startswith("toyworld:"):
-        return f"{domain.data}, drawn here", OK
-    return _place(domain.data, domain.revision, "datasets", hub, needed)
+        places[f"data, {domain.name}"] = (domain.data, domain.revision, "datasets")
+    for what, (name, revision, kind) in places.items():
+        found, state = _place(name, revision, kind, hub, MISSING if profile == "tiny" else NOTE)
+        yield Row(f"profile {profile}", what, found, state)
 
 
 def _place(
     name: str, revision: str | None, kind: str, hub: Callable[[], str], needed: str
 ) -> tuple[str, str]:
-    """Return where a folder or hub id is found, and the state of that."""
+    """Return where data or a model is found, and the state of that."""
+    if name.startswith("toyworld:"):
+        return f"{name}, drawn here", OK
     if resolve(name).is_dir():
         return f"folder {resolve(name)}", OK
     if "/" not in name.strip("/") or name.startswith(("/", ".")):
         return f"there is no folder {resolve(name)}", needed
-    if _is_cached(name, revision, kind):
+    snapshots = Path(constants.HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}" / "snapshots"
+    if any(snapshots.glob(f"{revision if is_pinned(revision) else '*'}/*")):
         return f"{name}, in the hub's cache", OK
     if not hub():
         return f"{name}, to be fetched from the hub", OK
     return f"{name}: no folder, not cached, and the hub cannot be asked", needed
-
-
-def _is_cached(name: str, revision: str | None, kind: str) -> bool:
-    try:
-        from huggingface_hub import constants
-    except ImportError:
-        return False
-    snapshots = Path(constants.HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}" / "snapshots"
-    wanted = snapshots.glob(f"{revision if is_pinned(revision) else '*'}/*")
-    return next(wanted, None) is not None
-
-
-def tools() -> Iterator[Row]:
-    """Yield the programs beside Python."""
-    for name, programs in TOOLS.items():
-        found = next(filter(None, map(shutil.which, programs)), None)
-        yield Row("programs", name, found or f"not found; only {FOR[name]}", OK if found else NOTE)
 
 
 def chosen() -> Row:
