@@ -12,6 +12,5 @@
 - verify: whether a run holds what it says
 - batch_size: the largest batch that fits in memory
 - animation: a run's sample grids as a moving picture
-- sweep: a notebook for each entry of a list of parameters
-- workers: commands side by side, here or on a cluster
+- workers: commands side by side, here or on a cluster; a notebook for each entry of a list of parameters
 """

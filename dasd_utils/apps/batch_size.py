@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import weakref
 from collections import Counter
@@ -35,7 +36,13 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
     Raises DasdError if not even the smallest fits, for a method whose batches must not be divided, and in
     several processes, whose shares differ.
     """
-    _check_divisible(config)
+    method = method_module(config.method)
+    if processes.count() > 1:
+        raise DasdError("The batch size is found in one process: run it without the launcher, then write its "
+                        "sizes, times the number of processes, into the config.")  # fmt: skip
+    if getattr(method, "COMPARES_SAMPLES", False) or not getattr(method, "ACCUMULATES", True):
+        raise DasdError(f"auto_batch_size is made for DASD's step, which may be divided. In {config.method!r} "
+                        "a micro-batch's size decides the loss: set target_batch_size yourself.")  # fmt: skip
     configs = {each.training.target_batch_size: each for each in candidates(config)}
     updater = training.Updater(config.replace(compile_blocks=False), parts)
     try:
@@ -54,20 +61,6 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
     return chosen
 
 
-def _check_divisible(config: Config) -> None:
-    if processes.count() > 1:
-        raise DasdError("The batch size is found in one process: run it without the launcher, then write its "
-                        "sizes, times the number of processes, into the config.")  # fmt: skip
-    method = method_module(config.method)
-    if getattr(method, "COMPARES_SAMPLES", False):
-        raise DasdError(f"auto_batch_size is made for DASD's step; the method {config.method!r} compares the "
-                        "samples of a micro-batch, so that its size is part of the loss: set "
-                        "target_batch_size and gradient_accumulation_steps yourself.")  # fmt: skip
-    if not getattr(method, "ACCUMULATES", True):
-        raise DasdError(f"auto_batch_size divides a step into micro-batches; the method {config.method!r} "
-                        "takes one batch through several steps: set target_batch_size yourself.")  # fmt: skip
-
-
 def of_checkpoint(config: Config) -> Config | None:
     """Return the config with the sizes that the run in its folder was begun with, None if there is none."""
     path = checkpoints.newest_checkpoint(resolve(config.output_dir) / "checkpoints")
@@ -83,9 +76,8 @@ def candidates(config: Config) -> Iterator[Config]:
     total = given.target_batch_size * given.gradient_accumulation_steps
     ratio = Fraction(given.source_batch_size, given.target_batch_size * given.source_every)
     for count in (k for k in range(1, total + 1) if total % k == 0):
-        sources = (
-            ratio * (total // count)
-        ).as_integer_ratio()  # 2 / 1: two in each; 1 / 3: one in every third
+        # 2 / 1: two in each; 1 / 3: one in every third
+        sources = (ratio * (total // count)).as_integer_ratio()
         if count == given.gradient_accumulation_steps:
             yield config
         elif not sources[0] or 1 in sources:
@@ -124,10 +116,7 @@ def _find_by_prediction(updater: training.Updater, configs: dict[int, Config]) -
     for config in configs.values():
         sizes = config.training
         more = (sizes.target_batch_size - 1) * target + (sizes.source_batch_size - 1) * source
-        needed = factor * (base + more)
-        log.info("%d + %d samples take about %.1f GB.", sizes.target_batch_size, sizes.source_batch_size,
-                 (needed + learned) / 1e9)  # fmt: skip
-        if needed <= free:
+        if factor * (base + more) <= free:
             return config
     return None
 
@@ -157,9 +146,7 @@ class Kept(torch.autograd.graph.saved_tensors_hooks):
         return self
 
     def _save(self, tensor: Tensor) -> Callable[[], Tensor]:
-        def saved() -> Tensor:
-            return tensor
-
+        saved = functools.partial(lambda kept: kept, tensor)
         storage = tensor.untyped_storage()
         if storage._cdata not in self._weights:
             self._count(storage, 1)
@@ -189,9 +176,7 @@ def _batch(updater: training.Updater, config: Config) -> Batch:
     side = config.model.resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
     targets = config.training.target_batch_size
     sources = config.training.source_batch_size
-    shape = parts.unet.config.in_channels, side, side
-    target = torch.zeros(targets, *shape)
-    source = torch.zeros(sources, *shape)
+    target, source = (torch.zeros(n, parts.unet.config.in_channels, side, side) for n in (targets, sources))
     return Batch(
         target_latents=target,
         source_latents=source,

@@ -108,8 +108,9 @@ def devices() -> Iterator[Row]:
         card = torch.cuda.get_device_properties(number)
         known[f"CUDA {number}"] = f"{card.name}, {gigabytes(card.total_memory)}"
     for name, text in known.items():
-        chosen = processes.choose_precision("auto", torch.device(name.lower().replace(" ", ":")))
-        yield Row("devices", name, f"{text}, computes in {chosen.replace('no', 'fp32: no fast bf16 here')}")
+        precision = processes.choose_precision("auto", torch.device(name.lower().replace(" ", ":")))
+        computes = "fp32: no fast bf16 here" if precision == "no" else precision
+        yield Row("devices", name, f"{text}, computes in {computes}")
 
 
 def room(config: Config) -> Iterator[Row]:

@@ -17,7 +17,7 @@ Row = dict[str, Any]  # what, ok, found
 
 
 def verify(folder: str | Path, steps: int = 3) -> list[Row]:
-    """Return one row for the files of a run, one for each checkpoint, and one for each step that is repeated.
+    """Return a row for the files of a run, for each checkpoint, and for each step that is done again.
 
     The steps start, as the run did, from the base; they need the data and the base model that the run names.
     Raises DasdError if there is no finished run.
@@ -31,7 +31,19 @@ def verify(folder: str | Path, steps: int = 3) -> list[Row]:
     rows += [_files(path.name, path) for path in sorted((folder / "checkpoints").glob("step-*"))]
     history = training.load_history(folder)[:steps]
     repeated = repeat_steps(Config.load(folder / "config.json"), len(history))
-    return rows + [_step(*pair) for pair in zip(history, repeated, strict=True)]
+    for stored, again in zip(history, repeated, strict=True):
+        difference = max(_difference(stored.get(name), again[name]) for name in COMPARED if name in again)
+        text = "the same bits" if difference == 0 else f"{difference:.1e} apart, relative"
+        rows.append({"what": f"step {again['step']}", "ok": difference <= TOLERANCE, "found": text})
+    return rows
+
+
+def _files(what: str, folder: Path) -> Row:
+    try:
+        found = f"{len(checkpoints.verify_manifest(folder))} files as they were written"
+    except DasdError as error:
+        return {"what": what, "ok": False, "found": str(error)}
+    return {"what": what, "ok": True, "found": found}
 
 
 def repeat_steps(config: Config, steps: int) -> list[Row]:
@@ -39,29 +51,13 @@ def repeat_steps(config: Config, steps: int) -> list[Row]:
     parts = training.setup_training(config)
     *_, sampler = latents.create_datasets(config, parts.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        elsewhere = config.replace(output_dir=folder)
-        run = training.Run(elsewhere, parts, sampler, losses.make_objective(elsewhere), training.Callbacks())
+        config = config.replace(output_dir=folder)
+        run = training.Run(config, parts, sampler, losses.make_objective(config), training.Callbacks())
         try:
             run.encode()
             return [run.optimise(step) for step in bars.short_bar(range(1, steps + 1), "steps", unit="step")]
         finally:
             run.release()
-
-
-def _files(what: str, folder: Path) -> Row:
-    try:
-        names = checkpoints.verify_manifest(folder)
-        return {"what": what, "ok": True, "found": f"{len(names)} files as they were written"}
-    except DasdError as error:
-        return {"what": what, "ok": False, "found": str(error)}
-
-
-def _step(stored: Row, repeated: Row) -> Row:
-    """Compare two history rows of a step by their largest relative difference."""
-    names = [name for name in COMPARED if name in repeated]
-    difference = max(_difference(stored.get(name), repeated[name]) for name in names)
-    text = "the same bits" if difference == 0 else f"{difference:.1e} apart, relative"
-    return {"what": f"step {repeated['step']}", "ok": difference <= TOLERANCE, "found": text}
 
 
 def _difference(stored: float | None, repeated: float) -> float:

@@ -1,49 +1,27 @@
-"""Commands of `dasd` side by side: processes of this machine, or the workers of a dask cluster."""
+"""Commands of `dasd` side by side, here or on a cluster; a sweep: a notebook for each entry of a list."""
 
 from __future__ import annotations
 
-import logging
+import itertools
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dasd_utils.config import ROOT, DasdError
-from dasd_utils.runtime import bars
+from dasd_utils import evaluation
+from dasd_utils.apps import notebooks
+from dasd_utils.config import ROOT, DasdError, resolve
+from dasd_utils.runtime import bars, files
 
 RETRIES = 2  # of a command whose dask worker was lost
 PATIENCE = 10  # seconds that a scheduler has to answer
-log = logging.getLogger(__name__)
-Command = Sequence[str]
-
-
-def run(
-    commands: Sequence[Command], workers: int = 1, scheduler: str | None = None, progress: bool = True
-) -> list[str | None]:
-    """Run each command, the words behind `dasd`; return the last line of its errors if it failed, else None.
-
-    `workers` processes share the cores of this machine. With the address of a dask scheduler the cluster's
-    workers run them instead, each as often as they have threads: they need this project and a file system in
-    common, and a command whose worker is lost is run again by another. A failed command stops no other.
-    Raises DasdError where the scheduler cannot be reached or `distributed` is not installed.
-    """
-    if scheduler is not None:
-        return _on_cluster(commands, scheduler, progress)
-    if workers < 1:
-        raise DasdError(f"workers is {workers}; it must be at least 1.")
-    threads = max((os.cpu_count() or 1) // workers, 1)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = [pool.submit(execute, command, threads) for command in commands]
-        try:
-            for _ in bars.bar(as_completed(waiting), "commands", len(waiting), shown=progress):
-                pass
-            return [one.result() for one in waiting]
-        except KeyboardInterrupt:  # the processes got the signal too, and save
-            for one in waiting:
-                one.cancel()
-            raise
+Command = Sequence[str]  # the words behind `dasd`
+Parameters = dict[str, Any]
 
 
 def run_all(commands: Sequence[Command], workers: int, scheduler: str | None) -> None:
@@ -56,13 +34,36 @@ def run_all(commands: Sequence[Command], workers: int, scheduler: str | None) ->
                         f"`dasd {' '.join(command)}`: {error}")  # fmt: skip
 
 
+def run(
+    commands: Sequence[Command], workers: int = 1, scheduler: str | None = None, progress: bool = True
+) -> list[str | None]:
+    """Run each command; return the last line of its errors if it failed, else None.
+
+    `workers` processes share the cores of this machine. With the address of a dask scheduler the cluster's
+    workers run them instead, each as often as they have threads: they need this project and a file system in
+    common, and a command whose worker is lost is run again by another. A failed command stops no other.
+    Raises DasdError where the scheduler cannot be reached.
+    """
+    if scheduler is not None:
+        return _on_cluster(commands, scheduler, progress)
+    threads = max((os.cpu_count() or 1) // workers, 1)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = [pool.submit(execute, command, threads) for command in commands]
+        try:
+            _show(as_completed(waiting), len(waiting), progress)
+        except KeyboardInterrupt:  # the processes got the signal too, and save
+            for one in waiting:
+                one.cancel()
+            raise
+    return [one.result() for one in waiting]
+
+
 def execute(command: Command, threads: int | None = None) -> str | None:
     """Run one command in a process of its own; return its last line of stderr if it failed."""
     environment = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     words = [sys.executable, "-m", "dasd_utils.apps.cli.main", *command]
-    done = subprocess.run(words, env=environment, cwd=Path.cwd(), capture_output=True, text=True)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
     if done.returncode == 0:
         return None
     lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -70,17 +71,79 @@ def execute(command: Command, threads: int | None = None) -> str | None:
 
 
 def _on_cluster(commands: Sequence[Command], scheduler: str, progress: bool) -> list[str | None]:
+    import distributed
+
     try:
-        from distributed import Client
-        from distributed import as_completed as finished
-    except ImportError:
-        raise DasdError("A cluster needs the package distributed: `pip install distributed`.") from None
-    try:
-        client = Client(scheduler, timeout=PATIENCE)
+        client = distributed.Client(scheduler, timeout=PATIENCE)
     except (OSError, TimeoutError, ValueError) as error:
         raise DasdError(f"No dask scheduler answers at {scheduler}: {error}.") from None
     with client:
         futures = client.map(execute, [list(command) for command in commands], retries=RETRIES, pure=False)
-        for _ in bars.bar(finished(futures), "commands", len(futures), shown=progress):
-            pass
+        _show(distributed.as_completed(futures), len(futures), progress)
         return [str(one.exception()) if one.exception() else one.result() for one in futures]
+
+
+def _show(finished: Iterable[Any], count: int, progress: bool) -> None:
+    for _ in bars.bar(finished, "commands", count, shown=progress):
+        pass
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a sweep's list."""
+
+    notebook: str
+    parameters: Parameters
+    output_dir: str  # of the sweep
+
+    @property
+    def folder(self) -> Path:
+        """Return where the executed notebook and its results are, named by the parameters."""
+        return Path(self.output_dir) / "cells" / files.short_hash([self.notebook, self.parameters])
+
+    @property
+    def results(self) -> Path:
+        """Return the file that the notebook writes last."""
+        return resolve(self.folder) / "results" / f"{self.notebook}.json"
+
+    def command(self) -> list[str]:
+        """Return the words behind `dasd` that run this cell."""
+        words = ["notebooks", "--only", self.notebook, "--output_dir", str(self.folder)]
+        words += ["--profile", self.parameters["profile"]] if "profile" in self.parameters else []
+        rest = {name: value for name, value in self.parameters.items() if name != "profile"}
+        return words + [w for name, value in rest.items() for w in ("-p", name, json.dumps(value))]
+
+
+def read_sweep(path: str | Path) -> list[Parameters]:
+    """Return the entries of a JSON file: a list of objects; a list as a value stands for each of its items.
+
+    [{"lambda_align": [0.01, 0.1], "kernel": ["linear", "multi"]}] are four entries. Raises DasdError for a
+    file that is not there, no JSON, or no list of objects, and for an entry that is there twice.
+    """
+    values = files.read_json(Path(path), "The parameters")
+    if not isinstance(values, list) or not values or not all(isinstance(each, dict) for each in values):
+        raise DasdError(f'{path} must be a list of objects: [{{"lambda_align": [0.01, 0.1]}}].')
+    entries = []
+    for each in values:
+        choices = [value if isinstance(value, list) else [value] for value in each.values()]
+        entries += [dict(zip(each, chosen, strict=True)) for chosen in itertools.product(*choices)]
+    texts = [json.dumps(entry, sort_keys=True) for entry in entries]
+    twice = [text for text in texts if texts.count(text) > 1]
+    if twice:
+        raise DasdError(f"{path} has an entry twice: {twice[0]}.")
+    return entries
+
+
+def sweep_cells(notebook: str, entries: Sequence[Parameters], output_dir: str | Path) -> list[Cell]:
+    """Return a cell for each entry; DasdError for a parameter that the notebook does not declare."""
+    path, *others = notebooks.find_notebooks([notebook])
+    if others:
+        raise DasdError(f"{notebook!r} begins several notebooks, {path.stem} and {others[0].stem}: name one.")
+    for entry in entries:
+        notebooks.check_parameters([path], entry)
+    return [Cell(path.stem, entry, str(output_dir)) for entry in entries]
+
+
+def sweep_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Return the rows of all cells, each with the parameters of its cell; DasdError where one is missing."""
+    return [row | cell.parameters for cell in cells for row in evaluation.load_results(cell.results)["rows"]]

@@ -7,7 +7,7 @@ import pytest
 from conftest import dasd
 
 from dasd_utils import evaluation
-from dasd_utils.apps import notebooks, sweep, workers
+from dasd_utils.apps import notebooks, workers
 from dasd_utils.config import DasdError
 
 CODE = """
@@ -43,7 +43,7 @@ def write(path, values):
 
 def test_lists_as_values_stand_for_each_item(tmp_path):
     path = write(tmp_path / "list.json", [{"a": 0}, {"a": [1, 2], "b": ["x", "y"]}])
-    assert sweep.read(path) == [
+    assert workers.read_sweep(path) == [
         {"a": 0}, {"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"},
     ]  # fmt: skip
 
@@ -61,21 +61,23 @@ def test_lists_as_values_stand_for_each_item(tmp_path):
 def test_a_bad_list_is_refused(tmp_path, text, said):
     (tmp_path / "list.json").write_text(text)
     with pytest.raises(DasdError, match=said):
-        sweep.read(tmp_path / "list.json")
+        workers.read_sweep(tmp_path / "list.json")
 
 
 def test_an_unknown_parameter_is_refused_before_anything_runs(notebook, tmp_path):
     with pytest.raises(DasdError, match="No notebook has a parameter 'c'"):
-        sweep.cells(notebook, [{"a": 1}, {"c": 1}], tmp_path)
+        workers.sweep_cells(notebook, [{"a": 1}, {"c": 1}], tmp_path)
 
 
 def test_one_notebook_is_meant(tmp_path):
     with pytest.raises(DasdError, match="'0' begins several notebooks"):
-        sweep.cells("0", [{"seed": 1}], tmp_path)
+        workers.sweep_cells("0", [{"seed": 1}], tmp_path)
 
 
 def test_cells_are_named_by_their_parameters(notebook, tmp_path):
-    one, two, same = sweep.cells(notebook, [{"a": 1, "b": 2}, {"a": 2, "b": 2}, {"b": 2, "a": 1}], tmp_path)
+    one, two, same = workers.sweep_cells(
+        notebook, [{"a": 1, "b": 2}, {"a": 2, "b": 2}, {"b": 2, "a": 1}], tmp_path
+    )
     assert one.folder == same.folder != two.folder
     assert one.command()[:5] == ["notebooks", "--only", notebook, "--output_dir", str(one.folder)]
 

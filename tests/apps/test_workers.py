@@ -19,8 +19,6 @@ def test_commands_run_and_failures_are_reported():
     assert errors[0] is errors[2] is None and "none.json" in errors[1]
     with pytest.raises(DasdError, match=r"1 of 1 commands failed.*`dasd train --config none.json`"):
         workers.run_all([FAILING], 1, None)
-    with pytest.raises(DasdError, match="at least 1"):
-        workers.run([VERSION], workers=0)
 
 
 def test_processes_share_the_cores(monkeypatch):

@@ -222,14 +222,13 @@ def sweep(
 ) -> Answer:
     """Run one notebook for each entry of a list that is missing; collect its rows."""
     from dasd_utils import evaluation
-    from dasd_utils.apps import sweep as sweeps
     from dasd_utils.apps import workers as pool
 
-    cells = sweeps.cells(notebook, sweeps.read(parameters), output_dir)
+    cells = pool.sweep_cells(notebook, pool.read_sweep(parameters), output_dir)
     left = [cell for cell in cells if not cell.results.is_file()]
     log.info("%d of %d cells are to run.", len(left), len(cells))
     pool.run_all([cell.command() for cell in left], workers, scheduler)
-    rows = sweeps.rows(cells)
+    rows = pool.sweep_rows(cells)
     file = resolve(output_dir) / f"{cells[0].notebook}.json"
     path = evaluation.save_results(file, {"sweep": str(parameters)}, rows)
     return with_rows(path, rows, f"{len(cells)} cells, {len(rows)} rows")
