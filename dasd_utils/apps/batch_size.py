@@ -41,7 +41,7 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
         raise DasdError("The batch size is found in one process: run it without the launcher, then write its "
                         "sizes, times the number of processes, into the config.")  # fmt: skip
     if getattr(method, "COMPARES_SAMPLES", False) or not getattr(method, "ACCUMULATES", True):
-        raise DasdError(f"auto_batch_size is made for DASD's step, which may be divided. In {config.method!r} "
+        raise DasdError(f"auto_batch_size is made for DASD's step, which divides. In {config.method!r} "
                         "a micro-batch's size decides the loss: set target_batch_size yourself.")  # fmt: skip
     configs = {each.training.target_batch_size: each for each in candidates(config)}
     updater = training.Updater(config.replace(compile_blocks=False), parts)

@@ -282,7 +282,7 @@ def test_words_that_clip_cannot_tell_apart_are_refused(config):
 
 
 def test_a_step_of_micro_batches_is_refused(config, parts):
-    with pytest.raises(DasdError, match="made for DASD.s step"):
+    with pytest.raises(DasdError, match="made for DASD's step"):
         batch_size.largest_batch(config, parts)
 
 

@@ -310,4 +310,4 @@ def export(
     upload = model_card.UPLOAD.format(folder=out)
     advice = f"To publish it: {upload} (add --private to keep it to yourself)"
     lines = [*(str(out / file) for file in done.files), advice]
-    return {"folder": str(out), **vars(done), "upload": upload}, "\n".join(lines)
+    return {"folder": str(out), **done._asdict(), "upload": upload}, "\n".join(lines)
