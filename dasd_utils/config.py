@@ -206,6 +206,8 @@ class DataConfig:
     cache_dir: Place = "data/cache"
     validation_fraction: Share = 0.1
     test_fraction: Share = 0.2  # where a domain names no test split
+    # images whose 32-pixel thumbnails correlate above it, without what all share, count as copies; 1: none do
+    near_duplicate: Annotated[Number, Field(gt=0, le=1)] = 0.97
     skip_corrupt: Flag = False  # else a broken image is an error that names it
     source_images: Literal["real", "generated"] = "real"  # generated: from the captions, by the base
 

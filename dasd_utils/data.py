@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -19,11 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from dasd_utils import toyworld
 from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig, resolve
-from dasd_utils.runtime import bars, files, images, splits
+from dasd_utils.runtime import bars, files, images
 
 SPLITS = ("train", "validation", "test")
 TOY_SEEDS = {"train": 1, "validation": 2, "test": 3}  # independent of Config.seed: one world for all runs
-TOKENISED = 4096  # prompts at once: what a tokenizer returns is large
+AT_ONCE = 2048  # prompts through the tokenizer, thumbnails compared with all others
 
 
 @dataclass
@@ -72,20 +73,30 @@ def load_domain(domain: DomainConfig, config: Config, split: str = "train") -> D
 
     "train" holds at most `domain.num_images` images. "test" is the split that the domain names, or held out
     from the train split by content hash as "validation" always is; near duplicates stay in one split.
-    Raises DasdError for data, columns, labels or captions that are not there and for images that cannot be
-    read; no other data ever takes their place.
+    Raises DasdError for data, columns, labels or captions that are not there, and images that cannot be read.
     """
     if split not in SPLITS:
         raise DasdError(f"There is no split {split!r}. Splits: {', '.join(SPLITS)}.")
     if domain.num_images < 1:
         raise DasdError(f"num_images of domain {domain.name} is {domain.num_images}; it must be at least 1.")
-    load = _load_toyworld if domain.data.startswith("toyworld:") else _load_rows
-    return load(domain, config, split)
+    is_drawn = domain.data.startswith("toyworld:")
+    return (_load_toyworld if is_drawn else _load_rows)(domain, config, split)
 
 
 def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainData:
-    world, count = _choose_scenes(domain, config, split)
-    seed, size = TOY_SEEDS[split], config.model.resolution
+    world, seed, size = domain.data.removeprefix("toyworld:"), TOY_SEEDS[split], config.model.resolution
+    if world not in toyworld.DOMAINS:
+        raise DasdError(f"The toy world has no domain {world!r} (domain {domain.name}). "
+                        f"Domains: {', '.join(toyworld.DOMAINS)}.")  # fmt: skip
+    known = ["captions", *toyworld.ATTRIBUTES[world]]
+    for name in filter(None, (domain.caption_column, domain.label_column)):
+        if name not in known:
+            raise DasdError(f"{domain.data} has no column {name!r}. Columns: {', '.join(known)}.")
+    counts = (domain.num_images, config.training.validation_images, config.evaluation.num_heldout)
+    count = counts[SPLITS.index(split)]
+    if not count:
+        name = "validation_images" if split == "validation" else "num_heldout"
+        raise DasdError(f"The {split} split of {domain.data} is empty: set {name} to 1 or more.")
     pictures = images.LazyImages(functools.partial(toyworld.draw, world, seed, size=size), count)
     bar = bars.short_bar(pictures, f"drawing {world}", unit="image")
     drawn = [(images.content_hash(picture), images.thumbnail(picture)) for picture in bar]
@@ -106,24 +117,6 @@ def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainDa
         attributes=attributes,
         mentioned=[[named for _, named in each] for each in variants] if column == "captions" else None,
     )  # fmt: skip
-
-
-def _choose_scenes(domain: DomainConfig, config: Config, split: str) -> tuple[str, int]:
-    """Return the toy world's domain and the number of its scenes in the split."""
-    world = domain.data.removeprefix("toyworld:")
-    if world not in toyworld.DOMAINS:
-        raise DasdError(f"The toy world has no domain {world!r} (domain {domain.name}). "
-                        f"Domains: {', '.join(toyworld.DOMAINS)}.")  # fmt: skip
-    columns = ["captions", *toyworld.ATTRIBUTES[world]]
-    for name in filter(None, (domain.caption_column, domain.label_column)):
-        if name not in columns:
-            raise DasdError(f"{domain.data} has no column {name!r}. Columns: {', '.join(columns)}.")
-    counts = (domain.num_images, config.training.validation_images, config.evaluation.num_heldout)
-    count = counts[SPLITS.index(split)]
-    if not count:
-        name = "validation_images" if split == "validation" else "num_heldout"
-        raise DasdError(f"The {split} split of {domain.data} is empty: set {name} to 1 or more.")
-    return world, count
 
 
 class _Table(NamedTuple):
@@ -163,20 +156,18 @@ def _load_rows(domain: DomainConfig, config: Config, split: str) -> DomainData:
 def _open_table(domain: DomainConfig, split: str) -> _Table:
     rows = images.open_rows(domain, split)
     columns = rows.remove_columns([domain.image_column])
-    labels = _label_names(columns, domain.label_column) if domain.label_column else None
+    labels = None
+    if domain.label_column:
+        feature, values = columns.features[domain.label_column], columns[domain.label_column][:]
+        if isinstance(feature, datasets.ClassLabel):
+            values = [None if v is None or v < 0 else feature.int2str(v) for v in values]
+        labels = ["" if v is None else str(v) for v in values]
     values = columns[domain.caption_column][:] if domain.caption_column else None
     values = _captions_of_file(domain, rows) if domain.caption_file else values
     try:
         return _Table(rows, _captions(domain, values, labels, len(rows)), labels)
     except DasdError as error:
         raise DasdError(f"{error} Columns of {domain.data}: {', '.join(rows.column_names)}.") from None
-
-
-def _label_names(columns: datasets.Dataset, column: str) -> list[str]:
-    feature, values = columns.features[column], columns[column][:]
-    if isinstance(feature, datasets.ClassLabel):
-        return ["" if v is None or v < 0 else feature.int2str(v) for v in values]
-    return ["" if v is None else str(v) for v in values]
 
 
 def _captions(
@@ -196,22 +187,20 @@ def _captions(
     fallback = [[table[label]] for label in labels] if table else [[domain.caption or ""]] * count
     if values is None:
         return fallback
-    captions = [_sentences(domain, value) or other for value, other in zip(values, fallback, strict=True)]
+    where = (
+        f"caption file {domain.caption_file}" if domain.caption_file else f"column {domain.caption_column!r}"
+    )
+    place = f"The {where} of domain {domain.name}"
+    captions = [_sentences(place, value) or other for value, other in zip(values, fallback, strict=True)]
     if not any(any(sentences) for sentences in captions):
-        raise DasdError(f"The {_caption_place(domain)} has no caption.")
+        raise DasdError(f"{place} has no caption.")
     return captions
 
 
-def _caption_place(domain: DomainConfig) -> str:
-    column, file = f"column {domain.caption_column!r}", f"caption file {domain.caption_file}"
-    return f"{file if domain.caption_file else column} of domain {domain.name}"
-
-
-def _sentences(domain: DomainConfig, value: Any) -> list[str]:
+def _sentences(place: str, value: Any) -> list[str]:
     values = value if isinstance(value, list | tuple) else [value]
     if not all(v is None or isinstance(v, str) for v in values):
-        raise DasdError(f"The {_caption_place(domain)} holds {value!r}; "
-                        "a caption is a sentence or a list of sentences.")  # fmt: skip
+        raise DasdError(f"{place} holds {value!r}; a caption is a sentence or a list of sentences.")
     return [v.strip() for v in values if v and v.strip()]
 
 
@@ -270,34 +259,119 @@ def _pick_split(
     if len(rows) < 2:
         raise DasdError(f"{domain.data} (domain {domain.name}) has {len(rows)} image to train on; it takes "
                         "two or more, one of them held out for validation.")  # fmt: skip
-    copies = _are_copies(found, test) if test else np.zeros(len(rows), dtype=bool)
+    copies = _are_copies(found, test, settings.near_duplicate) if test else np.zeros(len(rows), dtype=bool)
     rows = rows[~copies]
     ids = [found.ids[i] for i in rows]
-    groups = splits.duplicate_groups(ids, found.thumbnails[rows])
+    groups = duplicate_groups(ids, found.thumbnails[rows], settings.near_duplicate)
     test_fraction = 0.0 if test else settings.test_fraction
-    parts = splits.split_by_content(ids, groups, settings.validation_fraction, test_fraction)
+    parts = split_by_content(ids, groups, settings.validation_fraction, test_fraction)
     picked = [row for row, part in zip(rows.tolist(), parts, strict=True) if part == split]
     if not picked:
-        raise DasdError(f"No {split} image is left of {domain.data} (domain {domain.name}): {len(ids)} "
-                        f"images in {len(set(groups))} groups of near duplicates, validation_fraction "
-                        f"{settings.validation_fraction}, test_fraction {test_fraction}.")  # fmt: skip
+        raise DasdError(
+            f"No {split} image is left of {domain.data} (domain {domain.name}): {len(ids)} images in "
+            f"{len(set(groups))} groups of near duplicates, validation_fraction "
+            f"{settings.validation_fraction}, test_fraction {test_fraction}. Where a group's images are no "
+            f"copies, set near_duplicate ({settings.near_duplicate}) nearer to 1."
+        )
     return picked, int(copies.sum())
 
 
-def _are_copies(found: images.Inspection, test: images.Inspection) -> np.ndarray:
+def _are_copies(found: images.Inspection, test: images.Inspection, threshold: float) -> np.ndarray:
     """Return whether each readable image has a (near) duplicate among the readable ones of the test split."""
-    readable = [(each.ids[i], each.thumbnails[i]) for each in (found, test) for i in each.readable()]
-    ids, thumbnails = zip(*readable, strict=True)
-    groups = splits.duplicate_groups(ids, np.stack(thumbnails))
+    parts = [(each, each.readable()) for each in (found, test)]
+    flat = _comparable(np.concatenate([each.thumbnails[rows] for each, rows in parts]))
     count = len(found.readable())
-    return np.isin(groups[:count], groups[count:])
+    known = {test.ids[i] for i in test.readable()}
+    near = [
+        _near(flat[:count], flat[count:], start, threshold).any(axis=1) for start in range(0, count, AT_ONCE)
+    ]
+    return np.concatenate(near) | [found.ids[i] in known for i in found.readable()]
 
 
-def audit(data: DomainData, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, Any]:
+def duplicate_groups(ids: Sequence[str], thumbnails: np.ndarray, threshold: float) -> np.ndarray:
+    """Return a group number (n,) for each image; exact copies and near duplicates share one.
+
+    A near duplicate correlates above the threshold with the first image of its group, by id: pairs do not
+    chain. (A 64-bit difference hash, the usual way, takes different chest x-rays for duplicates.)
+    """
+    _, first, inverse = np.unique(np.asarray(ids), return_index=True, return_inverse=True)
+    flat = _comparable(thumbnails)[first]
+    groups = np.full(len(flat), -1)
+    for start in range(0, len(flat), AT_ONCE):
+        for row, near in enumerate(_near(flat, flat, start, threshold), start):
+            if groups[row] < 0:
+                groups[near & (groups < 0)] = row
+                groups[row] = row
+    return groups[inverse]
+
+
+def _near(flat: np.ndarray, others: np.ndarray, start: int, threshold: float) -> np.ndarray:
+    return flat[start : start + AT_ONCE] @ others.T > threshold
+
+
+def _comparable(thumbnails: np.ndarray) -> np.ndarray:
+    """Return thumbnails (n, 32, 32) as rows (n, 1024) of norm 1, without most of what all of them share.
+
+    Images of one framing (fundus, microscope, aligned faces) correlate by that alone. Few images do not show
+    it yet, and without all of it copies would differ by their noise.
+    """
+    flat = _unit(thumbnails.reshape(-1, 32 * 32).astype(np.float32))
+    return _unit(flat - 0.8 * len(flat) / (len(flat) + 4) * flat.mean(axis=0))
+
+
+def _unit(flat: np.ndarray) -> np.ndarray:
+    """Return rows of mean 0 and norm 1."""
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+
+
+def split_by_content(
+    ids: Sequence[str], groups: Sequence[int], validation_fraction: float, test_fraction: float
+) -> list[str]:
+    """Return "train", "validation" or "test" for each image, the same for all images of a group.
+
+    The smallest id (hash) of a group decides, hashed once more because the smallest of several is not
+    uniform; so images added later move no other image to another split. Only a split that chance leaves with
+    less than three quarters of its fraction, or with less than two groups of ten, gets some of another's.
+    """
+    leaders: dict[int, str] = {}
+    for group, name in zip(groups, ids, strict=True):
+        leaders[group] = min(name, leaders.get(group, name))
+    parts = {}
+    for group in sorted(leaders, key=leaders.__getitem__):
+        place = int(hashlib.sha256(leaders[group].encode()).hexdigest()[:13], 16) / 16**13  # in [0, 1)
+        heldout = "test" if place < test_fraction else "validation"
+        parts[group] = heldout if place < test_fraction + validation_fraction else "train"
+    fractions = {"validation": validation_fraction, "test": test_fraction}
+    fractions = {"train": 1 - sum(fractions.values()), **fractions}
+    fewest = 2 if len(parts) >= 10 else 1
+    shares = {
+        part: round(0.75 * fraction * len(parts)) if fewest > 1 else 1 for part, fraction in fractions.items()
+    }
+    least = {part: max(fewest, share) if fractions[part] > 0 else 0 for part, share in shares.items()}
+    for part in least:
+        while (counts := Counter(parts.values()))[part] < least[part]:
+            donor = max(least, key=lambda each: counts[each] - least[each])
+            if counts[donor] <= least[donor]:
+                break
+            parts[next(group for group in parts if parts[group] == donor)] = part
+    return [parts[group] for group in groups]
+
+
+def audit(
+    data: DomainData,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    near_duplicate: float = DataConfig.near_duplicate,
+) -> dict[str, Any]:
     """Return a report on a domain: counts of images, captions, duplicates and classes, and sizes in pixels.
 
     `captions_cut` counts the captions that, behind the token, are longer than the tokenizer's limit.
     """
+    prompts = (with_token(caption, data.config.token) for found in data.captions for caption in found)
+    cut = 0 if tokenizer else None
+    while tokenizer and (some := list(itertools.islice(prompts, AT_ONCE))):  # what it returns is large
+        lengths = tokenizer(some, truncation=False, verbose=False)["input_ids"]
+        cut += sum(len(ids) > tokenizer.model_max_length for ids in lengths)
     distinct = len(set(data.ids))
     missing = sum(not any(found) for found in data.captions)
     sides = zip(("width", "height"), np.array(data.sizes).T, strict=True)
@@ -308,20 +382,11 @@ def audit(data: DomainData, tokenizer: PreTrainedTokenizerBase | None = None) ->
         "images": len(data),
         "captions_found": len(data) - missing,
         "captions_missing": missing,
-        "captions_cut": _count_cut(data, tokenizer) if tokenizer else None,
+        "captions_cut": cut,
         "exact_duplicates": len(data) - distinct,
-        "near_duplicates": distinct - len(set(splits.duplicate_groups(data.ids, data.thumbnails))),
+        "near_duplicates": distinct - len(set(duplicate_groups(data.ids, data.thumbnails, near_duplicate))),
         "duplicates_of_test": data.duplicates_of_test,
         "skipped_corrupt": len(data.broken),
         "classes": dict(sorted(Counter(data.labels or ()).items())),
         **{f"{side}_{name}": int(f(pixels)) for side, pixels in sides for name, f in statistics.items()},
     }
-
-
-def _count_cut(data: DomainData, tokenizer: PreTrainedTokenizerBase) -> int:
-    prompts = (with_token(caption, data.config.token) for found in data.captions for caption in found)
-    count = 0
-    while some := list(itertools.islice(prompts, TOKENISED)):
-        lengths = tokenizer(some, truncation=False, verbose=False)["input_ids"]
-        count += sum(len(ids) > tokenizer.model_max_length for ids in lengths)
-    return count

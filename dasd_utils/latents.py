@@ -42,7 +42,7 @@ def create_datasets(
     source = load_domain(config.source, config) if real else paper("prior_images").source_images(config)
     targets = {domain.name: load_domain(domain, config) for domain in config.domains}
     for member in (source, *targets.values()):
-        _log_audit(audit(member, tokenizer), tokenizer.model_max_length)
+        _log_audit(audit(member, tokenizer, config.data.near_duplicate), tokenizer.model_max_length)
     return source, targets, Sampler(config, source, list(targets.values()), tokenizer)
 
 

@@ -4,7 +4,6 @@
 - bars: progress bars, and whether somebody watches
 - files: files that are complete or not there, hashes, locks
 - images: where images come from, and how each becomes an RGB square
-- splits: copies of an image are found and stay in one split
 - latent_cache: VAE latents on disk
 - pretrained: where pretrained weights are: a folder, the hub, or its cache
 - checkpoints: what a run keeps to go on after a stop, and how a run is found
