@@ -332,7 +332,7 @@ def split_by_content(
 
     The smallest id (hash) of a group decides, hashed once more because the smallest of several is not
     uniform; so images added later move no other image to another split. Only a split that chance leaves with
-    less than three quarters of its fraction, or with less than two groups of ten, gets some of another's.
+    less than it needs gets some of another's: training three quarters of its share, tests two of ten groups.
     """
     leaders: dict[int, str] = {}
     for group, name in zip(groups, ids, strict=True):
@@ -342,13 +342,14 @@ def split_by_content(
         place = int(hashlib.sha256(leaders[group].encode()).hexdigest()[:13], 16) / 16**13  # in [0, 1)
         heldout = "test" if place < test_fraction else "validation"
         parts[group] = heldout if place < test_fraction + validation_fraction else "train"
-    fractions = {"validation": validation_fraction, "test": test_fraction}
-    fractions = {"train": 1 - sum(fractions.values()), **fractions}
-    fewest = 2 if len(parts) >= 10 else 1
-    shares = {
-        part: round(0.75 * fraction * len(parts)) if fewest > 1 else 1 for part, fraction in fractions.items()
-    }
-    least = {part: max(fewest, share) if fractions[part] > 0 else 0 for part, share in shares.items()}
+    share = (1 - validation_fraction - test_fraction) * len(parts)
+    least = (
+        {"train": int(0.75 * share), "validation": 1, "test": 2}
+        if len(parts) >= 10
+        else dict.fromkeys(SPLITS, 1)
+    )
+    least["validation"] *= validation_fraction > 0
+    least["test"] *= test_fraction > 0
     for part in least:
         while (counts := Counter(parts.values()))[part] < least[part]:
             donor = max(least, key=lambda each: counts[each] - least[each])

@@ -182,12 +182,13 @@ class Task:
     @property
     def folder(self) -> Path:
         """Return where its files are, named by all settings that decide the images."""
-        domain = checkpoints.without_newer_fields({"source": dataclasses.asdict(self.domain)})["source"]
+        known = {"source": dataclasses.asdict(self.domain), "data": dataclasses.asdict(self.config.data)}
+        domain, split = checkpoints.without_newer_fields(known).values()
         unseen = ("calibration", "descriptions", *(() if self.method.style_words else ("style_suffix",)))
         named = {
             "run": self.run.name if self.run else dataclasses.asdict(self.config.model),
             "domain": {name: value for name, value in domain.items() if name not in unseen},
-            "split": {k: v for k, v in vars(self.config.data).items() if k not in UNSEEN_DATA},
+            "split": {name: value for name, value in split.items() if name not in UNSEEN_DATA},
             "calibration": self.calibration.settings(),
             "count": self.count,
             "seed": self.seed,

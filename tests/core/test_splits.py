@@ -92,9 +92,11 @@ def test_the_threshold_is_a_setting(monkeypatch):
     assert len(set(data.duplicate_groups([*ids[:79], ids[0]], np.concatenate([small, noisy]), 1.0))) == 79
 
 
-@pytest.mark.parametrize(("count", "least"), [(3, 1), (5, 1), (10, 2), (15, 2), (20, 2)])
-def test_chance_leaves_no_part_empty_or_with_a_single_image(count, least):
+@pytest.mark.parametrize(
+    ("count", "least"), [(3, (1, 1, 1)), (5, (1, 1, 1)), (10, (5, 1, 2)), (20, (10, 1, 2))]
+)
+def test_chance_leaves_every_part_what_it_needs(count, least):
     for seed in range(40):
         parts = data.split_by_content(hashes(count, seed), range(count), 0.1, 0.2)
-        assert min(parts.count(part) for part in data.SPLITS) >= least
-        assert count < 10 or parts.count("train") >= count / 2
+        assert all(parts.count(part) >= few for part, few in zip(data.SPLITS, least, strict=True))
+    assert set(data.split_by_content(hashes(count), range(count), 0.1, 0.0)) == {"train", "validation"}
