@@ -38,7 +38,7 @@ def test_candidates_keep_the_samples_of_a_step(tiny_config):
 def test_several_processes_are_refused(tiny_config, monkeypatch):
     monkeypatch.setattr(batch_size.processes, "count", lambda: 2)
     with pytest.raises(DasdError, match="without the launcher"):
-        batch_size.largest_batch(tiny_config, make_parts(tiny_config))
+        batch_size.largest_batch(tiny_config, None)
 
 
 def test_what_is_kept_is_a_line(tiny_config):
@@ -71,8 +71,7 @@ def test_a_domain_without_token_is_measured_by_its_words(tiny_config):
 
 def test_recomputing_keeps_less(tiny_config):
     peaks = []
-    for checkpointing in (False, True):
-        config = tiny_config.replace(gradient_checkpointing=checkpointing)
+    for config in (tiny_config, tiny_config.replace(gradient_checkpointing=True)):
         updater = training.Updater(config, make_parts(config))
         with batch_size.Kept(updater.parts.unet) as record:
             batch_size._pass(updater, config)
@@ -80,18 +79,18 @@ def test_recomputing_keeps_less(tiny_config):
     assert peaks[1] < 0.7 * peaks[0]
 
 
-def with_memory(monkeypatch, free: float) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=free))
-
-
 def test_the_largest_that_fits_is_chosen(tiny_config, monkeypatch):
     parts = make_parts(tiny_config)
     before = {name: value.clone() for name, value in parts.unet.state_dict().items()}
-    with_memory(monkeypatch, 1e12)
+
+    def with_memory(free):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=free))
+
+    with_memory(1e12)
     assert batch_size.largest_batch(tiny_config, parts) == tiny_config  # 6 + 2, once
     chosen, free = [], 1e9
     while free > 1e5:
-        with_memory(monkeypatch, free)
+        with_memory(free)
         try:
             found = batch_size.largest_batch(tiny_config, parts).training
         except DasdError as error:

@@ -9,7 +9,6 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from dasd_utils import profiles
 from dasd_utils.apps import doctor
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import Config
@@ -37,13 +36,8 @@ def test_packages_are_held_against_the_bounds(tmp_path):
     assert found(tmp_path, minor=99)["Python"] == "missing"
     assert found(tmp_path, typer="999")["typer"] == "missing"
     assert found(tmp_path, name="no-such-package")["no-such-package"] == "missing"
-
-
-def test_a_package_that_is_too_old_says_what_is_wanted(tmp_path):
-    file = tmp_path / "pyproject.toml"
-    file.write_text(PROJECT.format(minor=11, typer="999", name="numpy"))
-    said = next(row.found for row in doctor.packages(file) if row.what == "typer")
-    assert ">=999" in said and "pip install" in said
+    said = doctor._package("typer>=999", "0.9", "missing", "pip install it").found
+    assert said == "0.9, needs >=999; pip install it"
 
 
 @pytest.fixture
@@ -92,7 +86,6 @@ def test_a_hub_that_says_nothing_is_not_waited_for(monkeypatch):
 
 def test_a_hub_that_is_off_says_why():
     assert "ffline" in doctor.ask_hub(5.0)()  # as `conftest` has it
-    assert doctor.ask_hub(5.0)() != ""
 
 
 def test_a_token_is_never_shown(monkeypatch):
@@ -111,12 +104,6 @@ def test_without_pytorch_it_still_answers(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert states(doctor.devices()) == {"PyTorch": "missing"}
     assert doctor.chosen().state == "missing"
-
-
-def test_the_profile_of_auto_has_its_reason(monkeypatch):
-    found = profiles.AutoChoice("sd15", {}, "a card with 24 GB")
-    monkeypatch.setattr(profiles, "choose_profile", lambda: found)
-    assert doctor.chosen().found == "sd15: a card with 24 GB"
 
 
 def run(monkeypatch, rows, *words):

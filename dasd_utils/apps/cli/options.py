@@ -83,7 +83,7 @@ RUN = argument("A run folder.", metavar="RUN", complete=run_folders)
 AS_JSON = option(False, "Print the result as JSON, for a script.", "--json")
 
 
-def command(panel: str, name: str | None = None, **settings: Any) -> Callable[..., Callable[..., None]]:
+def command(panel: str, called: str | None = None, **settings: Any) -> Callable[..., Callable[..., None]]:
     """Return a decorator that makes a function a command of `dasd`.
 
     The function returns its result, which `--json` prints for a script, and the text for a person; a third
@@ -94,12 +94,10 @@ def command(panel: str, name: str | None = None, **settings: Any) -> Callable[..
     def decorate(work: Callable[..., Any]) -> Callable[..., None]:
         groups = {name: kind for name, kind in get_type_hints(work).items() if dataclasses.is_dataclass(kind)}
         parameters = []
-        for each in inspect.signature(work).parameters.values():
-            of_group = (
-                inspect.signature(groups[each.name]).parameters.values() if each.name in groups else [each]
-            )
-            kinds = get_type_hints(groups.get(each.name, work))
-            parameters += [_parameter(one.name, kinds[one.name], one.default) for one in of_group]
+        for name, each in inspect.signature(work).parameters.items():
+            group = inspect.signature(groups[name]).parameters.values() if name in groups else [each]
+            kinds = get_type_hints(groups.get(name, work))
+            parameters += [_parameter(one.name, kinds[one.name], one.default) for one in group]
         if inspect.signature(work).return_annotation != "None":
             parameters.append(_parameter("as_json", bool, AS_JSON))
         defaults = {each.name: getattr(each.default, "default", None) for each in parameters}
@@ -117,7 +115,7 @@ def command(panel: str, name: str | None = None, **settings: Any) -> Callable[..
                 raise DasdError(*wrong)
 
         run.__signature__ = inspect.Signature(parameters)
-        return app.command(name, rich_help_panel=panel, **settings)(run)
+        return app.command(called, rich_help_panel=panel, **settings)(run)
 
     return decorate
 
@@ -126,9 +124,8 @@ def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
     """Return typer's parameter; an option without name and metavar has the parameter's, and its type's."""
     info = copy.copy(default)
     if isinstance(info, OptionInfo):
-        info.param_decls = info.param_decls or (
-            f"--{name}/--no-{name}" if default.default is True else f"--{name}",
-        )
+        name_of = f"--{name}/--no-{name}" if default.default is True else f"--{name}"
+        info.param_decls = info.param_decls or (name_of,)
         info.metavar = info.metavar or METAVARS.get(kind)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=kind)
 

@@ -38,11 +38,8 @@ def doctor() -> Answer:
     fine = doctor.can_run(rows)
     result = {"ok": fine, "rows": [dataclasses.asdict(row) for row in rows]}
     lines = [*doctor.report(rows), "", "The tiny profile can run here." if fine else ""]
-    return (
-        result,
-        "\n".join(lines),
-        None if fine else "What is marked ! is missing: the tiny profile needs it.",
-    )
+    wrong = None if fine else "What is marked ! is missing: the tiny profile needs it."
+    return result, "\n".join(lines), wrong
 
 
 @command(options.START, "new-domain")

@@ -21,15 +21,13 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # -p NAME 
 DASK = "A dask scheduler, tcp://host:8786: its workers do the work."
 WORKERS = option(1, "Processes that share the work and the cores.", min=1)
 SCHEDULER = option(None, DASK, metavar="ADDRESS")
+AGAIN = "Only this one; may be given again."
 TABLE = option(True, "Write the table at the end.")
+NUMBERS = [path.name[:2] for path in ROOT.glob("notebooks/[0-9]*.ipynb")]
+NOTEBOOK = option(..., "The notebook to run: how its name begins.", complete=lambda: NUMBERS)
 NOTEBOOKS = "Where executed notebooks, runs and results are."
 STUDY_DIR = "that of --config, else data/runs/<command>"
 ONLY = option(None, "Comma-separated beginnings of names: 03,04", metavar="NAMES")
-
-
-def lessons() -> list[str]:
-    """Return the numbers of the notebooks."""
-    return [path.name[:2] for path in ROOT.glob("notebooks/[0-9]*.ipynb")]
 
 
 @dataclass
@@ -49,9 +47,7 @@ class Study(Settings):
         """Return the seeds; DasdError for what is no list of different ones."""
         words = self.seeds.split(",")
         if not all(word.strip().isdecimal() for word in words) or len(set(words)) < len(words):
-            raise DasdError(
-                f"--seeds is {self.seeds!r}; it must be different whole numbers with commas: 0,1,2."
-            )
+            raise DasdError(f"--seeds is {self.seeds!r}; it must be different numbers with commas: 0,1,2.")
         return [int(word) for word in words]
 
     def run(self, work: Callable[[], list[Any]], commands: Callable[[], list[list[str]]]) -> list[Any]:
@@ -102,9 +98,7 @@ def calibrate(
 @command(options.STUDY)
 def ladder(
     study: Study,
-    only: list[str] | None = option(
-        None, "Only this method; may be given again.", metavar="METHOD", show_default="DASD's"
-    ),
+    only: list[str] | None = option(None, AGAIN, metavar="METHOD", show_default="DASD's"),
     against: str | None = option(None, "What all are compared with.", metavar="METHOD", show_default="DASD"),
     table: bool = TABLE,
 ) -> Answer:
@@ -156,9 +150,7 @@ def run_methods(study: Study, scoring: Any, methods: list[Any]) -> list[tuple[st
 @command(options.STUDY)
 def front(
     study: Study,
-    only: list[str] | None = option(
-        None, "Only this curve; may be given again.", metavar="CURVE", show_default="all"
-    ),
+    only: list[str] | None = option(None, AGAIN, metavar="CURVE", show_default="all"),
 ) -> Answer:
     """Compare guidance at all its scales: fit against control; write front.json."""
     from dasd_utils import evaluation
@@ -215,7 +207,7 @@ def adapt(
 @command(options.STUDY)
 def sweep(
     parameters: Path = argument("JSON list of objects: the parameters of each run.", metavar="FILE"),
-    notebook: str = option(..., "The notebook to run: how its name begins.", complete=lessons),
+    notebook: str = NOTEBOOK,
     output_dir: Path = option("data/runs/sweep", NOTEBOOKS),
     workers: int = WORKERS,
     scheduler: str | None = SCHEDULER,
@@ -290,18 +282,11 @@ def fresh(
 
     paths = files or lessons.find_notebooks(only.split(",") if only else None)
     rows = [{"notebook": p.stem, "faults": lessons.faults(p), "changed": lessons.stale(p)} for p in paths]
-    lines = [f"{row['notebook']}: {', '.join([*row['faults'], *row['changed']])}" for row in rows
-             if row["faults"] or row["changed"]]  # fmt: skip
-    if not lines:
-        return rows, f"{len(rows)} notebooks are fresh."
-    return (
-        rows,
-        "\n".join(lines),
-        (
-            f"{len(lines)} of {len(rows)} notebooks are to be run again: `make notebooks` runs all, "
-            "`dasd notebooks --profile tiny --stale --update` these."
-        ),
-    )
+    found = {row["notebook"]: [*row["faults"], *row["changed"]] for row in rows}
+    lines = [f"{name}: {', '.join(reasons)}" for name, reasons in found.items() if reasons]
+    advice = "`make notebooks` runs all, `dasd notebooks --profile tiny --stale --update` these."
+    wrong = f"{len(lines)} of {len(rows)} notebooks are to be run again: {advice}" if lines else None
+    return rows, "\n".join(lines) or f"{len(rows)} notebooks are fresh.", wrong
 
 
 @command(options.UPKEEP)
@@ -361,9 +346,7 @@ def in_cache(config: Config, found: tuple[int, int], verb: str) -> Answer:
 
 @command(options.UPKEEP)
 def pretrain(
-    stage: list[str] | None = option(
-        None, "Only this stage; may be given again.", metavar="NAME", show_default="all"
-    ),
+    stage: list[str] | None = option(None, AGAIN, metavar="STAGE", show_default="all"),
     output_dir: str = option("data/tiny-sd", "Where the base is, or will be.", metavar="FOLDER"),
     seed: int = option(0, "Seed of everything that is random."),
     threads: int | None = option(None, "CPU threads of this process.", min=1, show_default="PyTorch's"),
