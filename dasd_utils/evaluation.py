@@ -1,8 +1,6 @@
 """One path from prompts to numbers: prompts, images, scores of each image, estimates, rows with intervals.
 
-`score_images` gives every image its scores; `estimates` bootstraps over prompts and held-out images, so
-that each metric becomes an `Estimate`; `result_rows` writes value and 95 % interval. `evaluate` goes all the
-way for one run and the base model, the ladder for many trainings.
+`evaluate` goes all the way for one run and the base model, the ladder for many trainings.
 """
 
 from __future__ import annotations
@@ -34,7 +32,6 @@ OF_IMAGES = ("clip_score", "clip_floor", "attribute_accuracy", "domain_accuracy"
 OF_REAL = ("recall", "coverage", "synthetic_to_real")
 BASE, STYLED = "base", "base + style words"
 METHODS = (BASE, STYLED, "DASD")
-DOMAIN_SHARE = 300  # training images of each domain that teach the classifier of domains
 
 
 @dataclass(frozen=True)
@@ -186,17 +183,6 @@ def prompts_of(images: data.DomainData, scorer: Scorer, count: int) -> Prompts:
     return Prompts(texts, scorer.embed_texts(texts), mentioned, labels)
 
 
-def train_domain_cnn(config: Config) -> small_cnn.SmallCNN:
-    """Return a classifier of source and target domains, trained on their training images."""
-    pixels, names = [], []
-    for domain in (config.source, *config.domains):
-        train = data.load_domain(domain, config)
-        count = min(DOMAIN_SHARE, len(train))
-        pixels.append(small_cnn.pixels([train.images[i] for i in range(count)]))
-        names += [domain.name] * count
-    return small_cnn.train(torch.cat(pixels), names)
-
-
 # scores
 @dataclass(frozen=True)
 class Reference:
@@ -220,10 +206,11 @@ def load_reference(
     settings = config.replace(num_heldout=count, validation_images=count)  # what the toy world draws
     heldout = data.load_domain(domain, settings, split)
     train = data.load_domain(domain, config)
-    pictures = [heldout.images[i] for i in range(min(count, len(heldout)))]
-    if len(pictures) < 10:
+    count = min(count, len(heldout))
+    pictures = [heldout.images[i] for i in range(count)]
+    if count < 10:
         raise DasdError(
-            f"The {split} split of domain {domain.name} has {len(pictures)} images; scores need 10 or more."
+            f"The {split} split of domain {domain.name} has {count} images; scores need 10 or more."
         )
     return Reference(
         domain.name,
@@ -240,7 +227,7 @@ def score_prompts(
 ) -> Scores:
     """Return features of images, and how well each shows its prompt; image i has prompt i % P.
 
-    seed: for the shuffles behind `clip_floor`, the CLIP score with wrong prompts, of two or more texts.
+    seed: of the shuffles behind `clip_floor`, the CLIP score with wrong prompts, of two or more texts.
     """
     features, prompt_of = scorer.embed(images), prompts.prompt_of(len(images))
     texts = prompts.features[prompt_of]
@@ -372,8 +359,7 @@ def score_method(
     """Return one row per metric for the images that a method made in a domain.
 
     prompts: one per image, without token or style words, so that every method is scored by the same text, or
-    `embed_prompts` of them; images of one prompt are one independent unit. heldout: images of the domain that
-    no training saw, or `scorer.embed` of them. Raises DasdError for too few images or prompts.
+    `embed_prompts` of them. heldout: images of the domain that no training saw, or `scorer.embed` of them.
     """
     texts = prompts.texts if isinstance(prompts, Prompts) else prompts
     if len(images) != len(texts):
@@ -400,11 +386,10 @@ def compared_methods(config: Config) -> tuple[str, ...]:
 def sample_method(
     config: Config, pipeline: DasdPipeline, method: str, domain: DomainConfig, prompts: Sequence[str]
 ) -> list[Image.Image]:
-    """Return `images_per_prompt` images of each prompt, prompt by prompt, with the evaluation's settings.
+    """Return `images_per_prompt` images of each prompt, prompt by prompt; DasdError for an unknown method.
 
     The methods differ in nothing but what is compared: adapter off, words added, or adapter and token on.
     Each prompt starts from noise of its own, the same for all methods, so that prompts are independent.
-    Raises DasdError for an unknown method.
     """
     known = compared_methods(config)
     if method not in known:
@@ -423,10 +408,7 @@ def sample_method(
 def evaluate(
     config: Config, pipeline: DasdPipeline, methods: Sequence[str] | None = None, progress: bool = True
 ) -> tuple[list[ResultRow], dict[tuple[str, str], list[Image.Image]]]:
-    """Sample and score every method (of `compared_methods` if None) on every domain.
-
-    Returns rows, and images by (method, domain).
-    """
+    """Return rows, and images by (method, domain): every method (None: all) sampled and scored everywhere."""
     scorer, copies = load_scorer(config), config.evaluation.images_per_prompt
     rows, images = [], {}
     for domain in config.domains:

@@ -144,11 +144,9 @@ def image_grid(
     cell: float = 1.25,
 ) -> Figure:
     """Return the images row by row, each over its caption; `cell` is the width of one in inches."""
-    if not images:
-        raise ValueError("There are no images to show.")
     if captions is not None and len(captions) != len(images):
         raise ValueError(f"{len(images)} images came with {len(captions)} captions.")
-    columns = min(columns, len(images))
+    columns = min(columns, len(images) or 1)
     starts = range(0, len(images), columns)
     below = [captions[s : s + columns] for s in starts] if captions else ()
     return _grid([images[s : s + columns] for s in starts], cell, title, below=below)
@@ -161,9 +159,7 @@ def comparison_grid(
     cell: float = 1.25,
 ) -> Figure:
     """Return one row of images per label, with a caption over each column, for example its prompt."""
-    if not rows or not all(map(len, rows.values())):
-        raise ValueError("There are no images to show.")
-    columns = max(map(len, rows.values()))
+    columns = max(map(len, rows.values()), default=0)
     if captions is not None and len(captions) != columns:
         raise ValueError(f"{columns} columns came with {len(captions)} captions.")
     return _grid(list(rows.values()), cell, title, labels=list(rows), above=captions or ())
@@ -179,6 +175,8 @@ def _grid(
     below: Sequence[Sequence[str]] = (),
 ) -> Figure:
     """Lay the images out: columns `cell` inches wide, rows of captions as high as the longest of them."""
+    if not rows or not all(map(len, rows)):
+        raise ValueError("There are no images to show.")
     gap, line = 0.06, 0.125
     names, heads = [_wrap(text, 1.1) for text in labels], [_wrap(text, cell) for text in above]
     feet = [[_wrap(text, cell) for text in texts] for texts in below] or [[] for _ in rows]

@@ -1,9 +1,8 @@
 """Metrics as pure functions of features, and the one kind of interval that every number of this project has.
 
-In this order: CLIP features; CLIP score and attribute accuracy; distances of two sets (CMMD, KID, FID);
-fidelity, diversity and copying; intervals. An interval is the value plus and minus Student's t times the
-standard error over independent units. Images of one prompt resemble each other, so `groups`, the index of
-each image's prompt, makes the prompt the unit; without it each image is one.
+An interval is the value plus and minus Student's t times the standard error over independent units. Images of
+one prompt resemble each other, so `groups`, the index of each image's prompt, makes the prompt the unit;
+without it each image is one.
 """
 
 from __future__ import annotations
@@ -30,10 +29,7 @@ Statistic = Callable[..., Tensor]  # of two sets: weights (B, n) and (B, m) -> (
 # features
 @torch.no_grad()
 def embed_images(clip, processor, images: Sequence[Image.Image], batch_size: int = 32) -> Tensor:
-    """Return unit-norm CLIP features (n, d), fp32 on the CPU.
-
-    clip: CLIPModel; processor: its CLIPImageProcessor, which makes RGB, resizes, crops and normalises.
-    """
+    """Return unit-norm CLIP features (n, d), fp32 on the CPU; the CLIP's processor makes RGB, and crops."""
     if not len(images):
         raise ValueError("There are no images to embed.")
     features = []
@@ -82,15 +78,15 @@ def shuffled_scores(
     index = _group_index(groups, len(image_features))
     count = int(index.max()) + 1
     first = torch.stack([(index == g).nonzero()[0, 0] for g in range(count)])  # a text of each group
-    shuffles = [first[derangement(count, seed + i)][index] for i in range(repeats)]
-    return torch.stack([clip_scores(image_features, text_features[s]) for s in shuffles]).mean(dim=0)
+    found = []
+    for i in range(repeats):
+        wrong = text_features[first[derangement(count, seed + i)][index]]
+        found.append(clip_scores(image_features, wrong))
+    return torch.stack(found).mean(dim=0)
 
 
 def attribute_accuracy(shown: Sequence[dict[str, str]], mentioned: Sequence[dict[str, str]]) -> Tensor:
-    """Return the share of the attributes mentioned by each prompt that its image shows; (n,) in [0, 1].
-
-    shown: what a classifier of attributes sees in each image. Raises ValueError where a prompt mentions none.
-    """
+    """Return the share of the attributes mentioned by each prompt that its image shows; (n,) in [0, 1]."""
     if not all(mentioned):
         raise ValueError("Every prompt must mention at least one attribute.")
     shares = [
@@ -120,8 +116,7 @@ def cmmd_kernel(x: Tensor, y: Tensor) -> Tensor:
 def kid_kernel(x: Tensor, y: Tensor) -> Tensor:
     """Return (x.y + 1)^3 of unit-norm features (arXiv 1801.01401).
 
-    The paper's x.y / d is for Inception features, whose norm grows with d; CLIP's norm means nothing, and
-    with x.y / d of unit-norm features the kernel would be linear.
+    The paper's x.y / d is for Inception, whose norm grows with d: of unit norms it would be linear.
     """
     return (x @ y.T + 1) ** 3
 
@@ -135,10 +130,7 @@ def cmmd(x: Tensor, y: Tensor, groups: Groups = None) -> float:
 
 
 def kid(x: Tensor, y: Tensor, groups: Groups = None) -> float:
-    """Return the KID of two sets of unit-norm features; (n, d), (m, d). Unbiased: can be below 0.
-
-    All pairs count once, except those of x in one group: an average over random subsets is noisier.
-    """
+    """Return the KID of two sets of unit-norm features, of all pairs; as `cmmd`."""
     return mmd_statistic(x, y, kid_kernel, groups)().item()
 
 
@@ -381,11 +373,10 @@ def paired_difference(
 
 
 def jackknife(statistic: Callable[[Tensor], float], count: int) -> tuple[float, float, float]:
-    """Return (value, low, high) at 95 % of a statistic of `count` samples, by leaving each out once.
+    """Return (value, low, high) at 95 % of a statistic, by leaving each of `count` samples out (Tukey 1958).
 
-    statistic: takes the indices of the samples that it is of, (k,) long. For what draws with replacement
-    would distort, such as pairs, where a sample drawn twice meets itself (Tukey 1958). Raises ValueError for
-    fewer than three samples.
+    statistic: takes the indices of its samples, (k,). For what draws with replacement would distort, such as
+    pairs, where a sample drawn twice meets itself. Raises ValueError for fewer than three samples.
     """
     value, variance = jackknife_variance(statistic, count)
     half = half_width(((variance, count - 1),))

@@ -36,7 +36,7 @@ SMALLER: dict[str, dict[str, Any]] = {  # in the order in which they begin, the 
 }
 # These teach a classifier of domains, for a score; fewer images do.
 TAUGHT = ("07_domainstudio", "10_comparison", "11_alignment")
-FEW_TEACH = "\nfrom dasd_utils import evaluation\nevaluation.DOMAIN_SHARE = 40"
+FEW_TEACH = "\nfrom dasd_utils.study import ladder\nladder.DOMAIN_SHARE = 40"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,7 +14,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +28,6 @@ from dasd_utils.evaluation import Reference, ResultRow, Scores
 from dasd_utils.runtime import bars, checkpoints, files, images, small_cnn
 from dasd_utils.study import calibration
 
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 DASD = "DASD"
 CONTROL = "training images"  # real ones in the place of samples: what a perfect copy scores
 SEED_STEP = 100_000  # between the noise of one training seed and the next
@@ -37,6 +35,7 @@ PROTOCOL, PUBLISHED, CALIBRATED, DOMAIN = "protocol", "published", "calibrated",
 UNCONDITIONAL, DECOUPLED = "unconditional", "decoupled"
 GUIDANCE = {DOMAIN: "domain", UNCONDITIONAL: "unconditional", DECOUPLED: "decoupled"}
 UNSEEN_DATA = ("cache_dir", "source_images")  # fields that no held-out image depends on
+DOMAIN_SHARE = 300  # training images of each domain that teach the classifier of domains
 POWER = 0.8
 EFFECT = 0.01  # of the CLIP score
 MANY_SEEDS = (3, 5, 10, 20)
@@ -51,19 +50,19 @@ class Method:
     name: str
     trained: bool = True  # False: the base model
     # config fields of its training, or what makes them of the ladder's config
-    changes: Mapping[str, Any] | Callable[[Config], Mapping[str, Any]] = field(
-        default_factory=lambda: NOTHING
-    )
+    changes: Mapping[str, Any] | Callable[[Config], Mapping[str, Any]] = field(default_factory=dict)
     tokens: bool = True  # a learned token leads each prompt
     style_words: bool = False  # the domain's style words follow each prompt
     settings: str = PROTOCOL  # or PUBLISHED, CALIBRATED, DOMAIN, UNCONDITIONAL, DECOUPLED
-    scales: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # instead of those of the settings
+    scales: Mapping[str, float] = field(default_factory=dict)  # instead of those of the settings
     objective: str = configs.DASD  # whose objective trains it, with that method's changes under its own
     after: str = DASD  # the method that it is one step from: their difference is in the table too
 
     def config(self, config: Config) -> Config:
         """Return the config that this method trains with; DasdError for one that names a method itself."""
-        check_ladder(config)
+        if config.method != configs.DASD:
+            raise DasdError(f"The config names the method {config.method!r}, but each method of a ladder has "
+                            "its own: leave method and method_settings out.")  # fmt: skip
         domains = config.domains
         if not self.tokens:
             domains = tuple(dataclasses.replace(domain, token=None) for domain in domains)
@@ -99,13 +98,6 @@ METHODS = (
     Method("DASD, calibrated", settings=CALIBRATED, after="DASD, published sampling"),
     Method("DASD, Domain Guidance", settings=DOMAIN),
 )
-
-
-def check_ladder(config: Config) -> None:
-    """Raise DasdError for a config that names a method."""
-    if config.method != configs.DASD:
-        raise DasdError(f"The config names the method {config.method!r}, but each method of a ladder has its "
-                        "own: leave method and method_settings out.")  # fmt: skip
 
 
 PAPER_METHODS = tuple(
@@ -277,7 +269,7 @@ class Scoring:
     """What all methods are scored with, each part loaded at its first use and once."""
 
     def __init__(self, config: Config) -> None:
-        check_ladder(config)
+        METHODS[0].config(config)  # raises DasdError for a config that names a method
         self.config = config
 
     @functools.cached_property
@@ -297,8 +289,14 @@ class Scoring:
 
     @functools.cached_property
     def domains(self) -> small_cnn.SmallCNN:
-        """The classifier of domains."""
-        return evaluation.train_domain_cnn(self.config)
+        """The classifier of source and target domains, trained on their training images."""
+        pixels, names = [], []
+        for domain in (self.config.source, *self.config.domains):
+            train = data.load_domain(domain, self.config)
+            count = min(DOMAIN_SHARE, len(train))
+            pixels.append(small_cnn.pixels([train.images[i] for i in range(count)]))
+            names += [domain.name] * count
+        return small_cnn.train(torch.cat(pixels), names)
 
     def score(self, task: Task, images: Sequence[Image.Image]) -> None:
         """Write the scores of a task's images."""

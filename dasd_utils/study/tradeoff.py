@@ -21,7 +21,7 @@ from dasd_utils.config import Config, DasdError
 from dasd_utils.evaluation import ResultRow
 from dasd_utils.metrics import Estimate
 from dasd_utils.study import ladder
-from dasd_utils.study.ladder import NOTHING, Method
+from dasd_utils.study.ladder import Method
 
 FIT = "cmmd"  # lower is nearer to the domain
 CONTROL = ("attribute_accuracy", "clip_score")  # higher is more of the prompt; the first that all have
@@ -37,7 +37,7 @@ class Curve:
     method: str  # of the ladder, whose training it is
     guidance: str  # as in Method.settings
     scales: Sequence[Scales]  # one point each
-    changes: Mapping[str, Any] = field(default_factory=lambda: NOTHING)  # of the method's training
+    changes: Mapping[str, Any] = field(default_factory=dict)  # of the method's training
 
     def points(self) -> list[Method]:
         """Return a method of the ladder for each point; DasdError for an unknown training."""
@@ -82,10 +82,10 @@ LENGTHS = (25, 100, 200)  # steps
 GUIDED = (f"{FINE_TUNED}, classifier-free", f"{LEARNER}, classifier-free")  # what others are compared with
 MIDDLE = {"domain_scale": 2.0, "guidance_scale": 4.0}
 LONGER = (
-    (f"{FINE_TUNED}, no prompt", ladder.PLAIN, ladder.UNCONDITIONAL, NOTHING),
+    (f"{FINE_TUNED}, no prompt", ladder.PLAIN, ladder.UNCONDITIONAL, {}),
     (f"{FINE_TUNED}, classifier-free", ladder.PLAIN, ladder.PROTOCOL, CFG[2]),
     (f"{FINE_TUNED}, Domain Guidance", ladder.PLAIN, ladder.DOMAIN, DOMAIN[1]),
-    (f"{LEARNER}, no prompt", LEARNING, ladder.UNCONDITIONAL, NOTHING),
+    (f"{LEARNER}, no prompt", LEARNING, ladder.UNCONDITIONAL, {}),
     (f"{LEARNER}, Domain Guidance", LEARNING, ladder.DOMAIN, DOMAIN[1]),
     (PLANE, LEARNING, ladder.DECOUPLED, MIDDLE),
 )

@@ -9,6 +9,7 @@ from conftest import on_narrow_base
 from dasd_utils import data, evaluation, metrics
 from dasd_utils.config import DasdError
 from dasd_utils.runtime import small_cnn
+from dasd_utils.study import ladder
 
 COUNT = 16
 
@@ -33,7 +34,7 @@ def wanted(config, scorer):
 def domains(config):
     more = {"source": dataclasses.replace(config.source, num_images=150)}
     more["domains"] = tuple(dataclasses.replace(d, num_images=150) for d in config.domains)
-    return evaluation.train_domain_cnn(config.replace(**more))
+    return ladder.Scoring(config.replace(**more)).domains
 
 
 def heldout(config, count=COUNT):
