@@ -13,12 +13,11 @@ def test_precision_by_device(monkeypatch):
     with pytest.raises(DasdError, match="fp16"):
         processes.choose_precision("fp16", cpu)
     for native, expected in ((True, "bf16"), (False, "fp16")):
-        # a T4 emulates bfloat16 and says so unless asked
-        monkeypatch.setattr(
-            torch.cuda,
-            "is_bf16_supported",
-            lambda including_emulation=True, n=native: n or including_emulation,
-        )
+
+        def supported(including_emulation=True, native=native):
+            return native or including_emulation  # a T4 emulates bfloat16 and says so unless asked
+
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
         assert processes.choose_precision("auto", cuda) == expected
 
 
