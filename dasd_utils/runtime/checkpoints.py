@@ -212,36 +212,28 @@ def write_checkpoint(
     later steps go too: the run was resumed before them. Raises DasdError when the disk refuses; what stood
     there before then still stands.
     """
-    final = folder / f"step-{step:06d}"
-    temporary = folder / f".writing-{step:06d}"
+    path = folder / f"step-{step:06d}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".writing-*"):
+        for leftover in folder.glob(".step-*"):  # of a process that was killed
             shutil.rmtree(leftover)
-        temporary.mkdir()
-        for name, group in tensors.items():
-            if group:
-                copies = {key: _portable(value) for key, value in group.items()}
-                save_file(copies, temporary / f"{name}.safetensors")
-        (temporary / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf8")
-        written = list(temporary.iterdir())
-        for file in written:
-            _sync(file)
-        write_manifest(temporary, written, step=step)
-        _sync(temporary)
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
+        with files.atomic_folder(path, "The checkpoint") as new:
+            for name, group in tensors.items():
+                if group:
+                    copies = {key: _portable(value) for key, value in group.items()}
+                    save_file(copies, new / f"{name}.safetensors")
+            (new / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf8")
+            write_manifest(new, list(new.iterdir()), step=step)
+            for written in (*new.iterdir(), new):
+                _sync(written)
         _sync(folder)
-        past = [path for path in _newest_first(folder) if checkpoint_step(path) <= step]
-        for path in {*_newest_first(folder)} - {*past[: max(keep, 1)]}:
-            shutil.rmtree(path)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        past = [found for found in _newest_first(folder) if checkpoint_step(found) <= step]
+        for found in {*_newest_first(folder)} - {*past[: max(keep, 1)]}:
+            shutil.rmtree(found)
+    except (DasdError, OSError) as error:
         left = newest_checkpoint(folder) if folder.is_dir() else None
-        raise DasdError(f"The checkpoint {final} cannot be written: {error}. Make room, then go on with "
-                        f"resume: the newest complete one is {left or 'none'}.") from error  # fmt: skip
-    return final
+        raise DasdError(f"{error} Make room, then go on with resume: the newest complete "
+                        f"checkpoint is {left or 'none'}.") from error  # fmt: skip
+    return path
 
 
 def _portable(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+from safetensors import SafetensorError
 
 from dasd_utils.config import DasdError
 
@@ -100,8 +101,9 @@ def _folder_beside(path: Path, what: str) -> Iterator[Path]:
         options = {"dir": path.parent, "prefix": f".{path.name}-", "ignore_cleanup_errors": True}
         with tempfile.TemporaryDirectory(**options) as folder:
             yield Path(folder)
-    except OSError as error:
-        raise DasdError(f"{what} cannot be written to {path}: {error.strerror}.") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise DasdError(f"{what} cannot be written to {path}: {reason}.") from None
 
 
 @contextlib.contextmanager

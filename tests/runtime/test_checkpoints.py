@@ -65,7 +65,7 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, caplog, damage):
 
 def test_newest_says_so_if_none_is_complete(tmp_path):
     assert checkpoints.newest_checkpoint(tmp_path / "never") is None
-    (tmp_path / ".writing-000005").mkdir()  # a crash left it behind
+    (tmp_path / ".step-000005-x").mkdir()  # a crash left it behind
     assert checkpoints.newest_checkpoint(tmp_path) is None
     path = checkpoints.write_checkpoint(tmp_path, 1, tensors(), {"step": 1})
     assert steps(tmp_path) == ["step-000001"]
@@ -92,7 +92,7 @@ except checkpoints.DasdError as error:
 def test_a_disk_that_is_full_in_the_middle_of_a_write(tmp_path):
     words = [sys.executable, "-c", FULL, str(tmp_path)]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    assert "step-000002 cannot be written" in said and "Make room" in said and "step-000001" in said
+    assert "The checkpoint cannot be written to" in said and "step-000002: " in said and "Make room" in said and "step-000001" in said
     assert steps(tmp_path) == ["step-000001"]  # nothing half-written
     assert checkpoints.newest_checkpoint(tmp_path).name == "step-000001"
 
