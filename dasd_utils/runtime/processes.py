@@ -6,9 +6,9 @@ is larger or smaller weights its loss by that share, so that the mean is that of
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from accelerate import PartialState
@@ -124,9 +124,8 @@ def end() -> None:
 
 def _reduce(tensor: Tensor, how: str) -> Tensor:
     """Return the "sum" or "mean" over processes; DasdError if one of them is gone."""
-    device = tensor.device
     try:
-        return reduce(tensor.to(state().device), how).to(device)
+        return reduce(tensor.to(state().device), how).to(tensor.device)
     except RuntimeError as error:  # gloo and NCCL have their own kinds
         reason = str(error).partition("\n")[0][:120]
         # logged at once: the launcher, which ends all processes now, may not leave time for it later
@@ -173,24 +172,18 @@ def choose_precision(setting: str, device: torch.device) -> str:
 
 
 def sampling_precision(setting: str, device: torch.device) -> str:
-    """Return the precision without gradients: as `choose_precision`, but fp16 is "auto" without CUDA.
-
-    A run that was trained in fp16 on a GPU can so be sampled anywhere.
-    """
+    """Return the precision without gradients: fp16 is "auto" without CUDA, so that any run can be sampled."""
     return choose_precision("auto" if setting == "fp16" and device.type != "cuda" else setting, device)
 
 
-def autocast(setting: str, device: torch.device) -> contextlib.AbstractContextManager:
+def autocast(setting: str, device: torch.device) -> AbstractContextManager:
     """Return the context in which networks compute on the device, without gradients."""
     chosen = sampling_precision(setting, device)
     return torch.autocast(device.type, DTYPES.get(chosen), enabled=chosen in DTYPES)
 
 
 def frozen_dtype(config: Config, device: torch.device | None = None) -> torch.dtype | None:
-    """Return the half precision of the frozen UNet where the config wants it, None for that of its files.
-
-    The network computes in that precision anyway. The device is `default_device()` by default.
-    """
+    """Return the half precision of the frozen UNet where the config wants it, None for that of its files."""
     if not config.model.half_weights:
         return None
     return DTYPES.get(sampling_precision(config.training.mixed_precision, device or default_device()))
