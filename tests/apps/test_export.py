@@ -123,31 +123,24 @@ def test_the_update_of_kohyas_keys_is_alpha_over_rank_times_up_times_down(adapte
     assert 3 * merged == len(state) and any("resnets" in key for key in state)
 
 
-def test_alpha_32_at_rank_8_is_written_as_such(tiny_config, tmp_path):
+def test_what_a1111_reads(tiny_config, tmp_path):
+    """Alpha 32 at rank 8 is written as such; a token is one vector under a word of its own."""
     parts = trained(tiny_config.replace(rank=8, alpha=32.0))
-    out, _ = written(parts, tmp_path, "a1111")
-    with safe_open(out / "models/Lora/dasd.safetensors", "pt") as file:
+    out, exported = written(parts, tmp_path, "a1111", name="far")
+    with safe_open(out / "models/Lora/far.safetensors", "pt") as file:
         keys = [key for key in file.keys() if key.endswith(".alpha")]  # noqa: SIM118 (no mapping)
         alphas = {file.get_tensor(key).item() for key in keys}
         metadata = file.metadata()
     assert alphas == {32.0}
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("8", "32.0")
     assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "8", "conv_alpha": "32.0"}
-
-
-def test_embeddings_are_one_vector_under_a_word_of_their_own(adapted, tmp_path):
-    out, exported = written(adapted, tmp_path, "a1111", name="far")
     assert exported.words == {"<satellite>": "far-satellite", "<xray>": "far-xray"}
     found = load_file(out / "embeddings/far-xray.safetensors")
     assert list(found) == ["emb_params"]
-    assert torch.equal(found["emb_params"], adapted.tokens.weight[1:2].detach())
-
-
-def test_the_manifest_describes_every_file(adapted, tmp_path):
-    out, exported = written(adapted, tmp_path, "a1111")
+    assert torch.equal(found["emb_params"], parts.tokens.weight[1:2].detach())
     assert set(exported.files) == set(checkpoints.verify_manifest(out)) == {
-        "README.md", "embeddings/dasd-satellite.safetensors", "embeddings/dasd-xray.safetensors",
-        "models/Lora/dasd.safetensors",
+        "README.md", "embeddings/far-satellite.safetensors", "embeddings/far-xray.safetensors",
+        "models/Lora/far.safetensors",
     }  # fmt: skip
     assert json.loads((out / checkpoints.MANIFEST).read_text())["export"] == "a1111"
 
@@ -168,16 +161,12 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(adapted, tmp_path):
     assert export.export(tmp_path / "adapter", out, "diffusers", adapted.config, "dasd")
     assert not (out / "embeddings").exists() and (out / adapters.LORA_FILE).is_file()
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(DasdError, match="holds files that no export wrote"):
-        export.check_export(tmp_path / "adapter", out, "a1111", "dasd")
-    assert (out / "notes.txt").read_text() == "mine"
-
-
-def test_a_run_is_never_replaced(adapted, tmp_path):
     adapters.save_adapter(adapted, tmp_path / "run/adapter")
     checkpoints.write_manifest(tmp_path / "run", list((tmp_path / "run/adapter").iterdir()))
-    with pytest.raises(DasdError, match="no export wrote"):
-        export.check_export(tmp_path / "run/adapter", tmp_path / "run", "diffusers", "dasd")
+    for place in (out, tmp_path / "run"):
+        with pytest.raises(DasdError, match="holds files that no export wrote"):
+            export.check_export(tmp_path / "adapter", place, "a1111", "dasd")
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 def test_nothing_is_left_of_an_export_that_fails(adapted, tmp_path, monkeypatch):
@@ -196,12 +185,13 @@ def test_unknown_formats_bad_names_and_trained_unets_are_refused_before_any_work
     models.unfreeze_unet(parts)
     models.trainable_parameters(parts)
     adapters.save_adapter(parts, tmp_path / "adapter")
-    with pytest.raises(DasdError, match="Did you mean 'diffusers'"):
-        export.check_export(tmp_path / "adapter", tmp_path / "out", "difusers", "dasd")
-    with pytest.raises(DasdError, match="letters, digits"):
-        export.check_export(tmp_path / "adapter", tmp_path / "out", "comfyui", "a/b")
-    with pytest.raises(DasdError, match="was trained in full"):
-        export.check_export(tmp_path / "adapter", tmp_path / "out", "comfyui", "dasd")
+    for kind, name, message in (
+        ("difusers", "dasd", "Did you mean 'diffusers'"),
+        ("comfyui", "a/b", "letters, digits"),
+        ("comfyui", "dasd", "was trained in full"),
+    ):
+        with pytest.raises(DasdError, match=message):
+            export.check_export(tmp_path / "adapter", tmp_path / "out", kind, name)
 
 
 def test_a_unet_that_was_trained_in_full_is_in_the_pipeline(tiny_config, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from huggingface_hub import ModelCard
 
@@ -95,8 +97,8 @@ def test_the_code_of_the_card_is_python(adapter, tiny_config):
 
 
 def test_folders_of_this_machine_are_named_and_not_placed(adapter, tiny_config, base_dir, tmp_path):
-    source = tiny_config.to_dict() | {"source": tiny_config.to_dict()["source"] | {"data": str(tmp_path)}}
-    text = str(model_card.card(exported(), type(tiny_config).from_dict(source), adapter))
+    source = dataclasses.replace(tiny_config.source, data=str(tmp_path))
+    text = str(model_card.card(exported(), tiny_config.replace(source=source), adapter))
     assert str(base_dir.parent) not in text and str(tmp_path) not in text
     assert f"{tmp_path.name} (a folder)" in text
 

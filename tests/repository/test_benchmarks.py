@@ -114,7 +114,5 @@ def test_scale_extrapolates_by_a_line():
             rows.append(row | {"peak_gb": common.exactly(1 + images * 1e-6)})
     found = scale.extrapolated(rows)
     assert [(row["stage"], row["images"]) for row in found] == [("prepare", 10**7), ("encode", 10**7)]
-    assert found[0]["seconds"].value == pytest.approx(100002) and found[0]["peak_gb"].value == pytest.approx(
-        11
-    )
+    assert (found[0]["seconds"].value, found[0]["peak_gb"].value) == pytest.approx((100002, 11))
     assert scale.extrapolated(rows[:3]) == []

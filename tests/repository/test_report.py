@@ -19,16 +19,12 @@ def numbers():
     return module
 
 
-def test_readme_table_is_the_stored_result(numbers):
-    assert numbers.readme_block() in (ROOT / "README.md").read_text(encoding="utf8")
-
-
-def test_tables_of_speed_are_the_stored_results(numbers):
-    assert numbers.speed_block() in (ROOT / "README.md").read_text(encoding="utf8")
-
-
-def test_card_table_is_the_stored_result(numbers):
-    assert numbers.card_block() in (ROOT / "data/tiny-sd/README.md").read_text(encoding="utf8")
+@pytest.mark.parametrize(
+    ("block", "file"),
+    [("readme", "README.md"), ("speed", "README.md"), ("card", "data/tiny-sd/README.md")],
+)
+def test_tables_are_the_stored_results(numbers, block, file):
+    assert getattr(numbers, f"{block}_block")() in (ROOT / file).read_text(encoding="utf8")
 
 
 def test_report_quotes_numbers_as_they_are_stored(numbers):
