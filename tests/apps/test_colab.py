@@ -4,8 +4,6 @@ An environment of its own has them at other versions than the lock's, and newer 
 are empty, but ask for what the real packages ask for.
 """
 
-import base64
-import hashlib
 import json
 import os
 import re
@@ -24,16 +22,15 @@ from dasd_utils.apps import colab, notebooks
 from dasd_utils.config import ROOT
 
 THERE = {"torch": "2.7.1", "numpy": "1.25.2", "transformers": "5.0.0", "tokenizers": "0.22.2"}
-OTHERS = {  # older releases that go with what is there, with what they ask for
-    "tokenizers": {"0.22.2": []},
-    "transformers": {"5.0.0": ["tokenizers<=0.23.0,>=0.22.0"], "4.57.1": ["tokenizers<=0.23.0,>=0.22.0"]},
-    "torch": {"2.7.1": []},
-    "numpy": {"1.25.2": []},
-    "scipy": {"1.11.4": ["numpy<1.28.0,>=1.21.6"]},
-    "pandas": {"2.2.2": ["numpy>=1.22.4"]},
-    "pillow": {"11.3.0": []},
-    "psutil": {"5.9.5": []},
-}
+ASKS = ["tokenizers<=0.23.0,>=0.22.0"]
+OTHERS = [  # older releases that go with what is there, with what they ask for
+    *((name, version, ASKS if name == "transformers" else []) for name, version in THERE.items()),
+    ("transformers", "4.57.1", ASKS),
+    ("scipy", "1.11.4", ["numpy<1.28.0,>=1.21.6"]),
+    ("pandas", "2.2.2", ["numpy>=1.22.4"]),
+    ("pillow", "11.3.0", []),
+    ("psutil", "5.9.5", []),
+]
 ADDRESS = "https://github.com/somebody/far-domains"
 TORCH = "class cuda:\n    is_available = staticmethod(lambda: False)\n"
 VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -48,30 +45,22 @@ print("FOUND", dasd_utils.__file__, importlib.metadata.version("dasd-utils"))"""
 def write_wheel(folder, name, version, needs, code=""):
     """Write a wheel of one module that is empty but for the code."""
     module, info = re.sub(r"\W+", "_", name), f"{re.sub(r'[-_.]+', '_', name)}-{version}.dist-info"
-    lines = [
-        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}",
-        *(f"Requires-Dist: {n}" for n in needs),
-    ]
+    asks = "".join(f"Requires-Dist: {each}\n" for each in needs)
     files = {
         f"{module}/__init__.py": code,
-        f"{info}/METADATA": "\n".join(lines) + "\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{asks}",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    zip_wheel(folder / f"{info.removesuffix('.dist-info')}-py3-none-any.whl", files, info)
+    zip_wheel(folder, info, files)
 
 
-def zip_wheel(path, files, info):
-    """Write the files of a wheel, and the list of them."""
-    contents = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
-    digests = {
-        n: base64.urlsafe_b64encode(hashlib.sha256(c).digest()).decode().rstrip("=")
-        for n, c in contents.items()
-    }
-    record = [f"{name},sha256={digests[name]},{len(content)}" for name, content in contents.items()]
-    with zipfile.ZipFile(path, "w") as wheel:
-        for name, content in contents.items():
-            wheel.writestr(name, content)
-        wheel.writestr(f"{info}/RECORD", "\n".join([*record, f"{info}/RECORD,,"]) + "\n")
+def zip_wheel(folder, info, files):
+    """Write the files of a wheel, and the list of them, without hashes."""
+    name = f"{info.removesuffix('.dist-info')}-py3-none-any.whl"
+    record = "".join(f"{path},,\n" for path in (*files, f"{info}/RECORD"))
+    with zipfile.ZipFile(folder / name, "w") as wheel:
+        for path, content in (files | {f"{info}/RECORD": record}).items():
+            wheel.writestr(path, content)
 
 
 def write_setuptools(folder):
@@ -80,8 +69,7 @@ def write_setuptools(folder):
     own = [file for file in found.files if ".." not in file.parts and file.suffix != ".pyc"]
     kept = [file for file in own if file.name not in ("RECORD", "INSTALLER")]
     info = next(file.parts[0] for file in kept if file.parts[0].endswith(".dist-info"))
-    files = {file.as_posix(): Path(file.locate()).read_bytes() for file in kept}
-    zip_wheel(folder / f"{info.removesuffix('.dist-info')}-py3-none-any.whl", files, info)
+    zip_wheel(folder, info, {file.as_posix(): Path(file.locate()).read_bytes() for file in kept})
 
 
 def needed(names):
@@ -89,28 +77,23 @@ def needed(names):
     seen, left = set(), [colab.name_of(name) for name in names]
     while left:
         name = left.pop()
-        if name in seen:
-            continue
-        seen.add(name)
         try:
             asks = [ask for ask in metadata.requires(name) or () if "extra ==" not in ask]
-            version = metadata.version(name)
         except metadata.PackageNotFoundError:  # of another system
             continue
-        yield name, version, asks
-        left += [colab.name_of(ask) for ask in asks]
+        if name not in seen:
+            seen.add(name)
+            yield name, metadata.version(name), asks
+            left += [colab.name_of(ask) for ask in asks]
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory):
     """Return a folder of wheels: what the lock installs, and what is in the environment."""
     folder = tmp_path_factory.mktemp("wheels")
-    for name, version, asks in needed(colab.requirements()):
-        version = version.partition("+")[0]
+    lock = [(n, version.partition("+")[0], asks) for n, version, asks in needed(colab.requirements())]
+    for name, version, asks in [*lock, *OTHERS]:
         write_wheel(folder, name, version, asks, TORCH if name == "torch" else "")
-    for name, versions in OTHERS.items():
-        for version, asks in versions.items():
-            write_wheel(folder, name, version, asks, TORCH if name == "torch" else "")
     write_setuptools(folder)
     return folder
 
