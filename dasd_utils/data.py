@@ -5,12 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
@@ -20,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dasd_utils import toyworld
 from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig, resolve
-from dasd_utils.runtime import bars, files, images
+from dasd_utils.runtime import bars, images, metadata
 
 SPLITS = ("train", "validation", "test")
 TOY_SEEDS = {"train": 1, "validation": 2, "test": 3}  # independent of Config.seed: one world for all runs
@@ -156,18 +153,26 @@ def _load_rows(domain: DomainConfig, config: Config, split: str) -> DomainData:
 def _open_table(domain: DomainConfig, split: str) -> _Table:
     rows = images.open_rows(domain, split)
     columns = rows.remove_columns([domain.image_column])
-    labels = None
-    if domain.label_column:
-        feature, values = columns.features[domain.label_column], columns[domain.label_column][:]
-        if isinstance(feature, datasets.ClassLabel):
-            values = [None if v is None or v < 0 else feature.int2str(v) for v in values]
-        labels = ["" if v is None else str(v) for v in values]
+    labels = label_names(columns, domain.label_column) if domain.label_column else None
     values = columns[domain.caption_column][:] if domain.caption_column else None
     values = _captions_of_file(domain, rows) if domain.caption_file else values
     try:
         return _Table(rows, _captions(domain, values, labels, len(rows)), labels)
     except DasdError as error:
         raise DasdError(f"{error} Columns of {domain.data}: {', '.join(rows.column_names)}.") from None
+
+
+def label_names(rows: datasets.Dataset, column: str) -> list[str]:
+    """Return the label of each row, "" where it has none; of a list of labels "one, two"."""
+    kind = rows.features[column]
+    kind = getattr(kind, "feature", kind)  # of a list
+    is_class = isinstance(kind, datasets.ClassLabel)
+
+    def named(value: Any) -> str:
+        there = [each for each in metadata.as_list(value) if each is not None and not (is_class and each < 0)]
+        return ", ".join(kind.int2str(each) if is_class else str(each) for each in there)
+
+    return [named(value) for value in rows[column][:]]
 
 
 def _captions(
@@ -198,47 +203,22 @@ def _captions(
 
 
 def _sentences(place: str, value: Any) -> list[str]:
-    values = value if isinstance(value, list | tuple) else [value]
+    values = metadata.as_list(value)
     if not all(v is None or isinstance(v, str) for v in values):
         raise DasdError(f"{place} holds {value!r}; a caption is a sentence or a list of sentences.")
-    return [v.strip() for v in values if v and v.strip()]
+    texts = [v.strip().lstrip("\ufeff").strip() for v in values if v]  # a byte order mark is no text
+    return [text for text in texts if text]
 
 
 def _captions_of_file(domain: DomainConfig, rows: datasets.Dataset) -> list[Any]:
     """Return the caption file's entry for each row, None where it has none."""
-    known = read_caption_file(domain.caption_file)
-    found = [known.get(name) for name in files_of_rows(rows, domain.image_column, resolve(domain.data))]
-    if all(value is None for value in found):
-        raise DasdError(f"The caption file {resolve(domain.caption_file)} names no image of {domain.data} "
-                        f"(domain {domain.name}): its file_name starts at that folder.")  # fmt: skip
-    return found
-
-
-def read_caption_file(path: str | Path) -> dict[str, Any]:
-    """Return file name -> caption (a sentence, or a list) of JSON lines {"file_name", "text"}.
-
-    Raises DasdError, naming the line, for a line that is no such object.
-    """
-    path, captions = resolve(path), {}
-    lines = files.read_text(path, "The caption file").split("\n")  # a caption may hold other ends of lines
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            captions[Path(row["file_name"]).as_posix()] = row["text"]
-        except (ValueError, KeyError, TypeError):
-            expected = 'expected an object {"file_name": ..., "text": ...}'
-            raise DasdError(f"{path}, line {number}: {expected}.") from None
-    return captions
-
-
-def files_of_rows(rows: datasets.Dataset, column: str, folder: Path) -> list[str]:
-    """Return each row's image file relative to the folder; DasdError for images inside a table."""
-    items = images.undecoded(rows, column)[column]
-    if not all(item and item["path"] and item["bytes"] is None for item in items):
-        raise DasdError(f"The images of {folder} are inside tables, so no file name leads to a caption.")
-    return [Path(os.path.relpath(item["path"], folder)).as_posix() for item in items]
+    folder, path = resolve(domain.data), resolve(domain.caption_file)
+    names = images.files_of_rows(rows, domain.image_column, folder)
+    found = metadata.match(metadata.read(path, "text"), names, folder)
+    if not found:
+        raise DasdError(f"The caption file {path} names no image of {domain.data} (domain {domain.name}): "
+                        "its file_name starts at that folder.")  # fmt: skip
+    return metadata.columns([found.get(name, []) for name in names])["text"]
 
 
 def _inspect(domain: DomainConfig, config: Config, table: _Table) -> images.Inspection:

@@ -3,6 +3,7 @@
 - processes: where the networks compute and how exactly; what several processes exchange
 - bars: progress bars, and whether somebody watches
 - files: files that are complete or not there, hashes, locks
+- metadata: captions and labels of image files, read by one rule
 - images: where images come from, and how each becomes an RGB square
 - latent_cache: VAE latents on disk
 - pretrained: where pretrained weights are: a folder, the hub, or its cache

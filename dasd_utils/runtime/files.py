@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 
 def read_text(path: Path, what: str) -> str:
-    """Return a UTF-8 file's text; DasdError, which says that `what` cannot be read, if that fails."""
+    """Return a UTF-8 file's text without its byte order mark; DasdError if `what` cannot be read from it."""
     try:
-        return path.read_text(encoding="utf8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8"
         raise DasdError(f"{what} cannot be read from {path}: {reason}.") from None

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import io
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,11 @@ import torch
 from PIL import Image, ImageOps
 
 from dasd_utils.config import DasdError, DomainConfig, is_pinned, resolve
-from dasd_utils.runtime import files
+from dasd_utils.runtime import files, metadata
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-METADATA = (' In a folder of images they stand in a metadata.jsonl beside the images, in split folders each '
-            'in its own metadata file, a line an image: {"file_name": "1.png", "text": "..."}.')  # fmt: skip
+METADATA = (' In a folder of images they stand in a metadata.jsonl beside the images or above their folders, '
+            'a line an image: {"file_name": "1.png", "text": "..."}.')  # fmt: skip
 THUMBNAIL = 32  # pixels, square, grey: compared to find near duplicates
 VERSION = 1  # of `_inspect_row`: a change of what it returns must not meet results cached before
 SAMPLE_FEATURES = datasets.Features(
@@ -124,10 +125,9 @@ def open_folder(domain: DomainConfig, folder: Path) -> datasets.DatasetDict:
         raise DasdError(f"{where} has no images: looked for {', '.join(sorted(SUFFIXES))} and parquet files.")
     state = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in paths))
     try:
-        loaded = _read_folder("imagefolder" if count else "parquet", glob.escape(str(folder)), state)
-    except Exception as error:  # pyarrow, json, csv, fsspec: each has its own classes
-        raise DasdError(f"{where} cannot be read: {files.first_line(error)}. If it has a metadata file, "
-                        "check that: a row an image, with its file_name.") from error  # fmt: skip
+        loaded = _read_folder("imagefolder" if count else "parquet", folder, state)
+    except Exception as error:  # pyarrow and fsspec have their own classes
+        raise DasdError(f"{where} cannot be read: {files.first_line(error)}.") from error
     unlisted = count - sum(loaded.num_rows.values())
     if unlisted > 0:
         log.warning("%s: %d images have no row in the metadata and are not used", folder, unlisted)
@@ -135,9 +135,31 @@ def open_folder(domain: DomainConfig, folder: Path) -> datasets.DatasetDict:
 
 
 @functools.lru_cache(maxsize=16)
-def _read_folder(kind: str, folder: str, state: tuple) -> datasets.DatasetDict:
-    """Load a folder once for all its splits, as it takes seconds; `state` changes with its files."""
-    return datasets.load_dataset(kind, data_dir=folder)  # nosec B615  # a folder, not the hub
+def _read_folder(kind: str, folder: Path, state: tuple) -> datasets.DatasetDict:
+    """Load a folder once for all its splits, as it takes seconds; `state` changes with its files.
+
+    Images have the columns of the metadata files, where there are some, else their folders as labels.
+    """
+    found = [Path(path) for path, _ in state if Path(path).name.lower() in metadata.FILES]
+    options = {"drop_metadata": True, "drop_labels": bool(found) or None} if kind == "imagefolder" else {}
+    loaded = datasets.load_dataset(kind, data_dir=glob.escape(str(folder)), **options)  # nosec B615  # no hub
+    if not found or kind == "parquet":
+        return loaded
+    rows: metadata.Rows = {}
+    for path in found:
+        for name, each in metadata.read(path).items():
+            rows.setdefault((path.parent.relative_to(folder) / name).as_posix(), []).extend(each)
+    names = {split: files_of_rows(part, "image", folder) for split, part in loaded.items()}
+    rows = metadata.match(rows, [name for each in names.values() for name in each], folder)
+    places = {split: [i for i, name in enumerate(each) if name in rows] for split, each in names.items()}
+    columns = metadata.columns([rows[names[split][i]] for split, each in places.items() for i in each])
+    table = datasets.Dataset.from_dict(columns or {"none": [None] * sum(map(len, places.values()))})
+    start = 0
+    for split, each in places.items():
+        part = [loaded[split].select(each), table.select(range(start, start + len(each)))]
+        loaded[split] = datasets.concatenate_datasets(part if columns else part[:1], axis=1)
+        start += len(each)
+    return loaded
 
 
 def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
@@ -177,6 +199,14 @@ def undecoded(rows: datasets.Dataset, column: str) -> datasets.Dataset:
         return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
         raise DasdError(f"The column {column!r} holds no images but {rows.features[column]}.") from error
+
+
+def files_of_rows(rows: datasets.Dataset, column: str, folder: Path) -> list[str]:
+    """Return each row's image file relative to the folder; DasdError for images inside a table."""
+    items = undecoded(rows, column)[column]
+    if not all(item and item["path"] and item["bytes"] is None for item in items):
+        raise DasdError(f"The images of {folder} are inside tables, so no file name leads to a caption.")
+    return [Path(os.path.relpath(item["path"], folder)).as_posix() for item in items]
 
 
 class LazyImages(Sequence):

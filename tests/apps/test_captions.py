@@ -10,10 +10,10 @@ import transformers
 from conftest import picture_files
 from PIL import Image
 
-from dasd_utils import data
 from dasd_utils.apps.new_domain import captions
 from dasd_utils.apps.new_domain.captions import find_captions, words_of
 from dasd_utils.config import DasdError
+from dasd_utils.runtime import metadata
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 NUMBERED = [f"IMG_{i:04}.png" for i in range(4)]
@@ -55,9 +55,11 @@ def test_metadata_column(tmp_path, column):
 def test_sidecars(tmp_path):
     opened = album(tmp_path, NUMBERED)
     for name, suffix in zip(NUMBERED[:3], ("txt", "caption", "png.txt"), strict=True):
-        (tmp_path / name).with_suffix(f".{suffix}").write_text("  a red\n house ")
+        (tmp_path / name).with_suffix(f".{suffix}").write_bytes("\ufeff a red \t house \r\n".encode())
+    (tmp_path / NUMBERED[1]).with_suffix(".caption").write_text("one\n\ntwo\n")  # a caption a line
     found = find_captions(opened)
-    assert found.entry == {} and found.texts == dict.fromkeys(NUMBERED[:3], "a red house")
+    assert found.texts == dict.fromkeys(NUMBERED[:3], "a red house") | {NUMBERED[1]: ["one", "two"]}
+    assert found.entry == {}
     (tmp_path / NUMBERED[0]).with_suffix(".txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(DasdError, match="no UTF-8"):
         captions.from_sidecars(opened)
@@ -109,9 +111,10 @@ def test_labels_that_are_no_classes(tmp_path, monkeypatch, labels, words):
         captions.from_labels(album(tmp_path, names))
 
 
-def test_an_empty_caption_column_is_none(tmp_path):
-    with pytest.raises(DasdError, match="no metadata with a column text"):
-        captions.from_metadata(album(tmp_path, NUMBERED, [{"text": ""} for _ in NUMBERED]))
+@pytest.mark.parametrize(("caption", "words"), [("", "'text' of its metadata is empty"), (3, "holds int64")])
+def test_a_caption_column_without_captions_says_so(tmp_path, caption, words):
+    with pytest.raises(DasdError, match=words):
+        captions.from_metadata(album(tmp_path, NUMBERED, [{"text": caption} for _ in NUMBERED]))
 
 
 def test_images_in_tables_have_no_files(tmp_path):
@@ -129,9 +132,9 @@ def test_a_broken_caption_file_names_its_line(tmp_path, line):
     path = tmp_path / "captions.jsonl"
     path.write_text(f'{{"file_name": "0.png", "text": "a"}}\n\n{line}\n')
     with pytest.raises(DasdError, match="line 3"):
-        data.read_caption_file(path)
+        metadata.read(path, "text")
     with pytest.raises(DasdError, match="No such file"):
-        data.read_caption_file(tmp_path / "nowhere")
+        metadata.read(tmp_path / "nowhere", "text")
 
 
 # a model in the layout of the hub: a narrow random BLIP

@@ -298,7 +298,7 @@ def test_a_caption_file_is_checked(found, tmp_path):
     proposal.write(found, tmp_path / "a.json")
     config = Config.load(tmp_path / "a.json")
     path = tmp_path / "a_files" / "metadata.jsonl"
-    wrong = {("elsewhere.png", "a tree"): "names no image", (NAMES[0], 3): "file .* of domain sketch holds 3"}
+    wrong = {("elsewhere.png", "a tree"): "elsewhere.png", (NAMES[0], 3): "file .* of domain sketch holds 3"}
     for (name, text), message in wrong.items():
         path.write_text(json.dumps({"file_name": name, "text": text}))
         with pytest.raises(DasdError, match=message):

@@ -131,12 +131,14 @@ def test_folder_errors_say_what_and_where(folder, config, count, columns, settin
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_metadata_of_the_top_folder_is_explained(folder, config):
-    for split in ("train", "test"):
-        write_images(folder / split, range(4))
-    (folder / "metadata.jsonl").write_text('{"file_name": "train/0.png", "text": "a"}')
-    with pytest.raises(DasdError, match="its own metadata file"):
-        load(folder, config, caption_column="text")
+def test_metadata_may_stand_above_split_folders(folder, config):
+    lines = []
+    for split, first in (("train", 0), ("test", 20)):
+        write_images(folder / split, range(first, first + 8))
+        lines += [{"file_name": f"{split}/{n}.png", "text": f"{n}"} for n in range(first, first + 8)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    loaded = load_all(domain(folder, caption_column="text", test_split="test"), config)
+    assert set(first_captions(loaded)) == {f"{n}" for n in (*range(8), *range(20, 28))}
 
 
 def test_corrupt_image_is_named_and_skipped_only_on_request(folder, config):

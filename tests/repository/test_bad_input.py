@@ -235,7 +235,7 @@ METADATA = {
     "no file names": ([{"text": "a"}, {"text": "b"}], "cannot be read"),
     "a file that is not there": ([{"file_name": "9.png", "text": "a"}, *rows("a", "b")[1:]], "9.png"),
     "broken": (['{"file_name": "0.png", "text":', "}"], "cannot be read"),
-    "no lines": (["", ""], "check that: a row an image"),
+    "no lines": (["", ""], "has no row"),
     "no objects": (["[]", "7"], "cannot be read"),
 }
 

@@ -53,7 +53,7 @@ class Album:
 
     def files(self) -> list[str]:
         """Return the file of every image relative to the folder; DasdError where they are no files."""
-        named = (data.files_of_rows(rows, self.column, self.folder) for rows in self.splits.values())
+        named = (images.files_of_rows(rows, self.column, self.folder) for rows in self.splits.values())
         return [name for names in named for name in names]
 
 
@@ -63,7 +63,7 @@ class Captions:
 
     source: str  # in words
     entry: dict[str, Any]  # the fields of the domain that say so
-    texts: dict[str, str] = field(default_factory=dict)  # file -> caption, for a caption file
+    texts: dict[str, str | list[str]] = field(default_factory=dict)  # file -> captions, for a caption file
 
 
 def open_album(folder: str | Path, name: str = "new") -> Album:
@@ -113,23 +113,35 @@ def find_captions(album: Album, how: str = "auto", progress: bool = False) -> Ca
 
 def from_metadata(album: Album) -> Captions:
     """Return the caption column of the folder's metadata; DasdError if it has none."""
-    kinds = {name: getattr(kind, "feature", kind) for name, kind in album.features.items()}  # also of lists
-    texts = {n.lower(): n for n, kind in kinds.items() if getattr(kind, "dtype", "").endswith("string")}
-    column = next((texts[name] for name in COLUMNS if name in texts), None)
-    if column is None or not any(album.values(column)):
+    names = {name.lower(): name for name in album.features}
+    column = next((names[name] for name in COLUMNS if name in names), None)
+    if column is None:
         known = ", ".join(album.features) or "none"
         raise DasdError(f"no metadata with a column {', '.join(COLUMNS)} (columns: {known})")
+    kind = album.features[column]
+    kind = getattr(kind, "feature", kind)  # of a list
+    if not getattr(kind, "dtype", "").endswith("string"):
+        raise DasdError(
+            f"the column {column!r} of its metadata holds {getattr(kind, 'dtype', kind)}, no sentences"
+        )
+    if not any(album.values(column)):
+        raise DasdError(f"the column {column!r} of its metadata is empty")
     return Captions(f"the column {column!r} of its metadata", {"caption_column": column})
 
 
 def from_sidecars(album: Album) -> Captions:
-    """Return the texts beside the images (`house.png`, `house.txt`); DasdError unless most have one."""
+    """Return the texts beside the images (`house.png`, `house.txt`), a caption a line.
+
+    Raises DasdError unless most have one.
+    """
     texts = {}
     for name in album.files():
         image = album.folder / name
         places = [image.with_name(stem + suffix) for stem in (image.stem, image.name) for suffix in SIDECARS]
         beside = next((place for place in places if place.is_file()), None)
-        texts[name] = " ".join(files.read_text(beside, "The caption").split()) if beside else ""
+        lines = files.read_text(beside, "The caption").splitlines() if beside else []
+        found = [" ".join(line.split()) for line in lines if line.strip()]
+        texts[name] = found if len(found) > 1 else "".join(found)
     return _caption_most("text files beside the images", texts, f"text files ({', '.join(SIDECARS)})")
 
 
@@ -140,7 +152,7 @@ def from_names(album: Album) -> Captions:
     return _caption_most("the file names", texts, f"file names with words (like {example!r})")
 
 
-def _caption_most(source: str, texts: dict[str, str], what: str) -> Captions:
+def _caption_most(source: str, texts: dict[str, str | list[str]], what: str) -> Captions:
     found = {name: text for name, text in texts.items() if text}
     if 2 * len(found) < len(texts):
         raise DasdError(f"{what} for {len(found)} of {len(texts)} images only")
@@ -169,25 +181,28 @@ def from_labels(album: Album, sentence: str | None = None) -> Captions:
     Raises DasdError for labels that say nothing.
     """
     column = next((name for name in album.features if name.lower() in LABELS), None)
-    kind = album.features.get(column)
-    values = set(album.values(column)) if column else set()
-    named = values - {None, -1}
-    labels = sorted(kind.int2str(v) if isinstance(kind, datasets.ClassLabel) else str(v) for v in named)
+    found = (
+        {label for rows in album.splits.values() for label in data.label_names(rows, column)}
+        if column
+        else ()
+    )
+    labels = sorted({*found} - {""})
     if len(labels) < 2:  # a folder of splits alone may have one, its own name
         raise DasdError("no subfolders and no label column with two or more labels")
     wordless = [label for label in labels if not words_of(label)]
     if wordless:
-        raise DasdError(f"the label {wordless[0]!r} is no word")
+        raise DasdError(f"the label {wordless[0]!r} is no word: write label_captions for it into a config")
     if len(labels) > MOST_LABELS:
         raise DasdError(f"{len(labels)} labels are no classes")
-    table = {label: _with_label(sentence, words_of(label)) for label in labels}
-    if values - named:
-        table[""] = ""  # no label, no caption
+    table = {label: _with_label(sentence, label) for label in labels}
+    table |= {label: "" for label in found if not label}  # no label, no caption
     where = f"{len(labels)} labels of the column or subfolders {column!r}"
     return Captions(where, {"label_column": column, "label_captions": table})
 
 
-def _with_label(sentence: str | None, word: str) -> str:
+def _with_label(sentence: str | None, label: str) -> str:
+    """Return the sentence, or "a dog", for a label, or for several as data.label_names joins them."""
+    word = " and ".join(words_of(part) for part in label.split(", "))
     plural = word.endswith("s") and not word.endswith("ss")
     sentence = sentence or ("{label}" if plural else "a {label}")
     if word[0] in "aeiou":

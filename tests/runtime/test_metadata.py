@@ -1,0 +1,85 @@
+"""Captions and labels beside images: one reader and one rule, whatever file they stand in."""
+
+import csv
+import json
+
+import datasets
+import pytest
+from conftest import refused
+from synthetic import domain, write_images
+
+from dasd_utils import data
+from dasd_utils.config import Config
+from dasd_utils.runtime import metadata
+
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
+FORMS = ("metadata.jsonl", "METADATA.CSV", "metadata.parquet", "captions.jsonl", "captions.csv")
+WORDS = ["None", "NA", "null", "nan", "N/A", "a dog, running", "two\nlines"]
+
+
+@pytest.fixture
+def config() -> Config:
+    return Config.setup("tiny", resolution=16, test_fraction=0.2, validation_fraction=0.2)
+
+
+def write(folder, rows, form):
+    """Write rows beside images, or as a caption file beside the folder; return the domain."""
+    path = (folder if form.lower() in metadata.FILES else folder.parent) / form
+    if form.endswith("parquet"):
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    elif form.lower().endswith("csv"):
+        with path.open("w", newline="", encoding="utf-8-sig") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8-sig")
+    inside = path.parent == folder
+    return domain(folder, **{"caption_column": "text"} if inside else {"caption_file": str(path)})
+
+
+def load(settings, config):
+    """Return caption lists of all images, sorted."""
+    parts = [data.load_domain(settings, config, split) for split in data.SPLITS]
+    return sorted(captions for part in parts for captions in part.captions)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_read_alike(tmp_path, config, form):
+    folder = write_images(tmp_path / "set", range(20))
+    texts = [WORDS[n] if n < len(WORDS) else f"picture {n}" for n in range(20)]
+    rows = [{"file_name": f".\\{n}.PNG", "text": f"\ufeff{text}"} for n, text in enumerate(texts)]
+    rows += [{"file_name": "3.png", "text": "another"}, {"file_name": "3.png", "text": "nan"}]
+    expected = sorted([text] if n != 3 else ["nan", "another"] for n, text in enumerate(texts))
+    assert load(write(folder, [*rows[:-1], {**rows[-1], "text": "\ufeffnan"}], form), config) == expected
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_without_its_file_is_refused_in_every_form(tmp_path, config, form):
+    folder = write_images(tmp_path / "set", range(8))
+    rows = [{"file_name": f"{n}.png", "text": f"picture {n}"} for n in range(9)]
+    with refused("1 of 9 files", "8.png", "put the files back"):
+        load(write(folder, rows, form), config)
+
+
+def test_several_labels_are_named_together(tmp_path, config):
+    kinds = [[], ["mass"], ["mass", "edema"]]
+    folder = write_images(tmp_path, range(12), {"labels": lambda n: kinds[n % 3]})
+    table = {"": "", "mass": "a mass", "mass, edema": "a mass and edema"}
+    settings = domain(folder, label_column="labels", label_captions=table)
+    assert {captions[0] for captions in load(settings, config)} == set(table.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("file_name,text\n0.png,a dog, running", "line 2: 2 fields are expected"),
+        ("file;text\n0.png;a dog", "not the columns file, text"),
+        ("file_name,text\n", "has no row"),
+    ],
+)
+def test_a_table_that_says_no_captions(tmp_path, text, words):
+    path = tmp_path / "metadata.csv"
+    path.write_text(text)
+    with refused(words):
+        metadata.read(path)
