@@ -73,14 +73,14 @@ def only(weight: str) -> dict[str, float]:
     return NO_LOSSES | {weight: getattr(Settings(), weight)}
 
 
-def _row(own: dict[str, Any], after: str) -> dict[str, Any]:
-    return {"changes": {"method_settings": own}, "after": after}
+def _row(own: dict[str, Any], after: str, **changes: Any) -> dict[str, Any]:
+    return {"changes": changes | {"method_settings": own}, "after": after}
 
 
 def _unconditional(own: dict[str, Any], after: str) -> dict[str, Any]:
     """Few images, no text: the UNet with the empty prompt is the unconditional source model."""
     changes = {"caption_dropout": 1.0, "prior_loss_weight": 0.0, "source_images": "real"}
-    row = {"changes": changes | {"method_settings": own}, "after": f"{after}, unconditional"}
+    row = _row(own, f"{after}, unconditional", **changes)
     return row | {"tokens": False, "settings": "unconditional"}
 
 
@@ -114,7 +114,7 @@ def settings(config: Config) -> Settings:
 
 def check(config: Config) -> None:
     """Raise DasdError for settings that do not fit, and for batches of fewer than three a domain."""
-    own = settings(config)
+    own, count = settings(config), max(len(config.domains), 1)
     if own.samples < MIN_SAMPLES:
         raise DasdError(
             f"samples in method_settings is {own.samples}; {WHY} Set it to {MIN_SAMPLES} or more."
@@ -122,13 +122,10 @@ def check(config: Config) -> None:
     if config.alignment.lambda_align > 0:
         raise DasdError(f"lambda_align is {config.alignment.lambda_align}, but DomainStudio aligns no "
                         "features: set it to 0, or method to 'dasd'.")  # fmt: skip
-    each = config.training.target_batch_size // max(len(config.domains), 1)
-    if own.image_weight + own.detail_weight > 0 and each < MIN_SAMPLES:
-        raise DasdError(
-            f"target_batch_size is {config.training.target_batch_size} over {len(config.domains)} domains, "
-            f"{each} of each at once; {WHY} Set target_batch_size to "
-            f"{MIN_SAMPLES * max(len(config.domains), 1)} or more."
-        )
+    size = config.training.target_batch_size
+    if own.image_weight + own.detail_weight > 0 and size // count < MIN_SAMPLES:
+        raise DasdError(f"target_batch_size is {size} over {count} domains, {size // count} of each at once; "
+                        f"{WHY} Set target_batch_size to {MIN_SAMPLES * count} or more.")  # fmt: skip
 
 
 def make_objective(config: Config) -> DomainStudioObjective:

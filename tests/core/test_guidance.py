@@ -148,9 +148,7 @@ def test_every_image_of_a_batch_has_its_own_texts(pipeline, monkeypatch):
     """Two domains in one batch, one of them named by the token that the prompt holds."""
     prompts, seeds = [f"<xray> {PROMPT}", f"<satellite> {PROMPT}"], [4, 5]
     seen, encode = [], models.encode_prompts
-    monkeypatch.setattr(
-        models, "encode_prompts", lambda parts, texts: seen.append(texts) or encode(parts, texts)
-    )
+    monkeypatch.setattr(models, "encode_prompts", lambda p, texts: seen.append(texts) or encode(p, texts))
     settings = decoupled(2.0, 3.0)
     together, domains, _ = pipeline.generate(prompts, seed=seeds, settings=settings)
     assert domains == ["xray", "satellite"]

@@ -57,19 +57,14 @@ def test_curves_are_of_each_epoch_and_seed():
     curve = found["own", "same"]
     assert curve.shape == (4, 16) and curve[-1].tolist() == [1.0] * 16
     assert torch.equal(found["own", "swapped"], 1 - curve)
-    assert torch.equal(
-        adaptation.correct_by_epoch({"own": own}, {"same": own}, 0, epochs=2)["own", "same"], curve[:2]
-    )
+    shorter = adaptation.correct_by_epoch({"own": own}, {"same": own}, 0, epochs=2)
+    assert torch.equal(shorter["own", "same"], curve[:2])
 
 
 def test_watching_changes_nothing():
-    x, labels = torch.randn(8, 3, 32, 32), ["a", "b"] * 4
-    seen = []
-    watched = small_cnn.train(
-        x, labels, 3, epochs=2, watch=lambda epoch, made: seen.append((epoch, made(x).argmax(1)))
-    )
-    plain = small_cnn.train(x, labels, 3, epochs=2)
-    assert torch.equal(watched(x), plain(x)) and [epoch for epoch, _ in seen] == [1, 2]
+    x, labels, seen = torch.randn(8, 3, 32, 32), ["a", "b"] * 4, []
+    watched = small_cnn.train(x, labels, 3, 2, lambda epoch, made: made(x) is None or seen.append(epoch))
+    assert torch.equal(watched(x), small_cnn.train(x, labels, 3, 2)(x)) and seen == [1, 2]
 
 
 def test_the_share_of_the_gap_by_hand():
@@ -179,16 +174,13 @@ def test_nothing_that_translates_ever_loads_the_target(study, tmp_path, monkeypa
 def test_the_strength_is_the_one_that_words_find_nearest(config, monkeypatch):
     seen = []
 
-    def generate(pipeline, far, return_step, steps, terms):
-        seen.append(terms[-1].weight if len(terms) > 1 else 1.0)
-        return images.load_samples(next(translation.resolve(config.output_dir).rglob("translated-test*")))[
-            : len(far)
-        ]
+    def denoised(pipeline, config, noisy, amount):
+        seen.append(amount)
+        return [disc((0, 0, 0))] * len(noisy)
 
-    wanted = translation.train(config, 0)
-    pipeline = translation.sampling.load_trained_pipeline(wanted.output_dir, wanted)
+    pipeline = translation.trained(config, 0)
     distances = iter([0.7, 0.4])
-    monkeypatch.setattr(translation, "generate", generate)
+    monkeypatch.setattr(translation, "denoised", denoised)
     monkeypatch.setattr(translation.objective, "direction_loss", lambda *a: torch.tensor(next(distances)))
     assert translation.strength(pipeline, config) == 2.0 and seen == [1.0, 2.0]
 
@@ -216,13 +208,12 @@ def test_each_set_is_what_its_name_says(study, rows, monkeypatch):
     assert seen["train"][BOTH].labels == own["train"].labels * 2
 
 
-def test_what_comes_back_unchanged_is_the_bases(config, study, monkeypatch):
-    seen = []
-    monkeypatch.setattr(translation, "generate", lambda *arguments: seen.append(arguments[-1]) or [])
-    wanted = translation.train(config, 0)
-    pipeline = sampling.load_trained_pipeline(wanted.output_dir, wanted)
-    translation.reconstructed(pipeline, config, study.images["paintings", "test"])
-    assert seen == [translation.translation_rule(0)]
+def test_what_comes_back_unchanged_is_the_bases(study, rows, monkeypatch):
+    seen, images = [], [study.images["paintings", "test"].images[0]] * 12
+    monkeypatch.setattr(translation, "denoised", lambda *given: seen.append(given[-1]) or images)
+    monkeypatch.setattr(adaptation, "classified", lambda *_: {})
+    adaptation.measure_seed(study, 0)
+    assert seen == [0]
 
 
 def test_a_split_is_cut_with_all_that_is_known_of_it(config):
@@ -275,9 +266,8 @@ def test_files_are_translated_by_the_command(study, rows, tmp_path):
     said = dasd("translate", tmp_path / "in", "--checkpoint", run, "--strength", 0)
     new = [Path(path) for path in said["images"]]
     assert [path.name for path in new] == ["000_0.png", "001_1.png"]
-    back = translation.translate(
-        sampling.load_trained_pipeline(run), [images.open_file(tmp_path / "in" / "0.png")], 300, 2, 2, 0.0
-    )
+    picture = images.open_file(tmp_path / "in" / "0.png")
+    back = translation.translate(sampling.load_trained_pipeline(run), [picture], 300, 2, 2, 0.0)
     assert images.open_file(new[0]).tobytes() == back[0].tobytes() and back[0].size == (32, 32)
     (tmp_path / "broken.png").write_text("no picture")
     (tmp_path / "empty").mkdir()

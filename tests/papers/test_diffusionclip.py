@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 
@@ -12,14 +13,14 @@ from synthetic import NoiseSampler, make_batch, pictures
 
 from dasd_utils import evaluation, losses, models, sampling, training
 from dasd_utils.apps import batch_size
-from dasd_utils.config import Config, DasdError, method_changes
+from dasd_utils.config import DasdError, method_changes
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, Term
 from dasd_utils.papers.diffusionclip import objective as diffusionclip
 from dasd_utils.papers.diffusionclip import translation
 from dasd_utils.runtime import images
 
-SHORT = {"return_step": 300, "forward_steps": 6, "generation_steps": 3}
-SHORT |= {"reference": ("a painting",), "target": ("a satellite image",)}
+STEPS = {"return_step": 300, "forward_steps": 6, "generation_steps": 3}
+SHORT = STEPS | {"reference": ("a painting",), "target": ("a satellite image",)}
 
 
 class OfOneDomain(NoiseSampler):
@@ -161,9 +162,7 @@ def test_through_all_steps_at_once(config, parts):
     loss, _ = objective(parts, batch, whole)
     assert objective.trajectory == {}
     loss.backward()
-    assert any(
-        p.grad is not None and p.grad.abs().sum() > 0 for p in models.trainable_parameters(parts)["lora"]
-    )
+    assert any(p.grad is not None and p.grad.any() for p in models.trainable_parameters(parts)["lora"])
 
 
 class DrawnAnew(OfOneDomain):
@@ -183,12 +182,10 @@ def test_a_stopped_training_goes_on_as_if_nobody_had_stopped_it(config, tmp_path
             if row["step"] == steps:
                 raise KeyboardInterrupt
 
-        try:
-            return made, training.train(
-                own, made, DrawnAnew(own), {}, resume=resume, on_step=stop, progress=False
-            )
-        except KeyboardInterrupt:
-            return made, None
+        options = {"resume": resume, "on_step": stop, "progress": False}
+        with contextlib.suppress(KeyboardInterrupt):
+            return made, training.train(own, made, DrawnAnew(own), {}, **options)
+        return made, None
 
     whole, history = run("whole", 99)
     run("stopped", 6)  # saved after one of three steps back; the first images come again at step 7
@@ -232,9 +229,6 @@ def pipeline(config, parts):
     return sampling.DasdPipeline(parts.to("cpu"), config, batch_size=2)
 
 
-STEPS = {"return_step": 300, "forward_steps": 6, "generation_steps": 3}
-
-
 def test_strength_mixes_base_and_learner(pipeline, undecoded):
     chosen = pictures(3)
     mixed = {s: undecoded(translation.translate, pipeline, chosen, strength=s, **STEPS) for s in (0, 0.5, 1)}
@@ -255,24 +249,14 @@ def test_there_and_back_are_the_same_times(pipeline, monkeypatch):
 
 
 def test_a_picture_is_translated_alike_whatever_is_beside_it(pipeline, undecoded):
-    together, alone = (
-        undecoded(translation.translate, pipeline, chosen, **STEPS)
-        for chosen in (pictures(3), pictures(3)[2:])
-    )
-    assert torch.allclose(together[2:], alone, atol=1e-5)
+    found = [undecoded(translation.translate, pipeline, pictures(3)[first:], **STEPS) for first in (0, 2)]
+    assert torch.allclose(found[0][2:], found[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [{"forward_steps": 301}, {"generation_steps": 0}, {"return_step": 1001}])
 def test_steps_that_do_not_fit_are_refused(pipeline, steps):
     with pytest.raises(DasdError, match="return_step"):
         translation.translate(pipeline, pictures(1), **(STEPS | steps))
-
-
-def test_the_config_for_stable_diffusion_is_the_paper():
-    domain = dataclasses.replace(Config.setup("sd15").domains[0], token=None)
-    words = {"reference": ["a photo"], "target": ["a sketch"]}
-    found = Config.setup("sd15", method="diffusionclip", domains=(domain,), method_settings=words)
-    assert found.training.whole_unet and 2e-6 <= found.training.learning_rate <= 8e-6
 
 
 def test_words_that_clip_cannot_tell_apart_are_refused(config):

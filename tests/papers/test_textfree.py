@@ -112,24 +112,6 @@ def test_training_changes_the_constants_and_keeps_the_base(config, copied):
     assert copied.tokens is None  # no prompt would hold one
 
 
-def test_a_stopped_training_resumes_to_the_bit(config, tmp_path):
-    def stop(row):
-        if row["step"] == 2:
-            raise KeyboardInterrupt
-
-    histories = []
-    for name, stopped in (("whole", False), ("halves", True)):
-        here = config.replace(output_dir=str(tmp_path / name), checkpoint_every=1)
-        parts = training.setup_training(here)
-        if stopped:
-            with pytest.raises(KeyboardInterrupt):
-                training.train(here, parts, OfOneDomain(here), on_step=stop, progress=False)
-            parts = training.setup_training(here)
-        training.train(here, parts, OfOneDomain(here), resume=True, progress=False)
-        histories.append(weights(parts))
-    assert all(torch.equal(histories[0][name], histories[1][name]) for name in histories[0])
-
-
 def test_plain_diffusers_reads_the_copy(config, copied, tmp_path):
     training.train(config, copied, OfOneDomain(config), progress=False)
     adapters.save_adapter(copied, tmp_path / "adapter")

@@ -177,14 +177,6 @@ class Study:
         count = self.config.evaluation.num_heldout
         return evaluation.load_reference(self.target, self.config, self.scorer, count)
 
-    @property
-    def has_twins(self) -> bool:
-        """Return whether each test image of the target shows the scene of the source's, in a toy world."""
-        own, other = (self.images[domain.name, "test"].attributes for domain in (self.source, self.target))
-        if not own or not other:
-            return False
-        return all(b.items() <= a.items() for a, b in zip(own, other, strict=True))
-
     def path(self, seed: int) -> Path:
         """Return the file of a seed's measurements, named by all that decides them but the run."""
         named = [(*key, each.ids, each.labels) for key, each in self.images.items()]
@@ -218,9 +210,10 @@ def measure_seed(study: Study, seed: int) -> dict[str, Tensor]:
     new = {
         split: translation.pictures(config, seed, study.images[source, split]) for split in ("train", "test")
     }
+    pipeline = translation.trained(config, seed)
     shown = {
         SOURCE: own.images,
-        BACK: translation.reconstructed(translation.trained(config, seed), config, own),
+        BACK: translation.denoised(pipeline, config, translation.inverted(pipeline, config, own), 0),
         TRANSLATED: new["test"],
         EDGES: [edges(picture) for picture in own.images],
         REAL: study.images[target, "train"].images[: len(own)],
@@ -238,9 +231,12 @@ def measure_seed(study: Study, seed: int) -> dict[str, Tensor]:
 def likeness(study: Study, pictures: Sequence[Image.Image], paired: bool) -> dict[str, Tensor]:
     """Return the CLIP features of pictures and, where each has a twin in the target, the distance from it."""
     found = {"features": study.scorer.embed(pictures)}
-    if not (paired and study.has_twins):
+    own, other = (study.images[name, "test"] for name in (study.source.name, study.target.name))
+    if not (paired and own.attributes and other.attributes):
         return found
-    twins = list(study.images[study.target.name, "test"].images)
+    if not all(b.items() <= a.items() for a, b in zip(own.attributes, other.attributes, strict=True)):
+        return found
+    twins = list(other.images)
     found |= {f"twin_{name}": value for name, value in difference(pictures, twins).items()}
     if mentioned := study.reference.prompts.mentioned:
         found["attribute_accuracy"] = study.scorer.attributes_shown(pictures, study.target.name, mentioned)

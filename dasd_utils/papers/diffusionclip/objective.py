@@ -65,7 +65,8 @@ class Settings:
     direction_weight: cfg.Weight = 3.0
     l1_weight: cfg.Weight = 0.3
     every_step: cfg.Flag = True  # GPU-efficient mode; False: one loss after all steps, with their gradient
-    strengths: tuple[cfg.Number, ...] = (1.0,)  # of a translation; of several the one nearest to the words
+    # of a translation; of several the one whose result is nearest to the words
+    strengths: Annotated[tuple[cfg.Number, ...], Field(min_length=1)] = (1.0,)
 
 
 def settings(config: Config) -> Settings:
@@ -84,8 +85,6 @@ def check(config: Config) -> None:
     if max(own.forward_steps, own.generation_steps) > own.return_step:
         raise DasdError(f"return_step in method_settings is {own.return_step}, fewer than forward_steps "
                         f"({own.forward_steps}) or generation_steps ({own.generation_steps}).")  # fmt: skip
-    if not own.strengths:
-        raise DasdError("strengths in method_settings is empty; 1.0 is what was learned.")
     if own.target == own.reference:
         raise DasdError(f"target and reference in method_settings are both {own.target}: there is no "
                         "direction from one to the other.")  # fmt: skip
@@ -177,8 +176,8 @@ class Words:
 class DirectionObjective:
     """The loss of the module's docstring, called as (parts, batch, config) -> (loss, logs).
 
-    It keeps a batch for `generation_steps` calls, one denoising step each; then the next batch starts. Each
-    of several processes takes the complete batch, so their mean is the loss itself, and they save no time.
+    It keeps a batch for `generation_steps` calls, one denoising step each. Each of several processes takes
+    the complete batch, so their mean is the loss itself, and they save no time.
     """
 
     def __init__(self, config: Config) -> None:
@@ -192,14 +191,22 @@ class DirectionObjective:
 
     def __call__(self, parts: models.Parts, batch: Batch, config: Config) -> tuple[Tensor, dict[str, float]]:
         """Return the loss and its parts, loss_direction and loss_l1."""
-        device = batch.target_latents.device  # tensors of a checkpoint are on the CPU
-        self._words = self._words or Words(config, self.settings, device)
+        own, device = self.settings, batch.target_latents.device  # tensors of a checkpoint are on the CPU
+        words = self._words = self._words or Words(config, own, device)
         now = {name: value.to(device) for name, value in self.trajectory.items()} or self.begin(parts, batch)
-        if self.settings.every_step:
+        if own.every_step:
             predicted_x0, self.trajectory = self.step(parts, now)
         else:  # gradients pass through all steps
-            predicted_x0 = follow(unprompted(parts), now["x"], self._denoising_times, alphas(parts))
-        return self.losses(parts, predicted_x0, now["clean"], config)
+            alphas = parts.noise_scheduler.alphas_cumprod
+            predicted_x0 = follow(unprompted(parts), now["x"], self._denoising_times, alphas)
+        pixels = decode(parts, predicted_x0, config.training.gradient_checkpointing)
+        with torch.no_grad():
+            clean_pixels = decode(parts, now["clean"])
+            before = words.embed(clean_pixels)
+        direction = direction_loss(words.embed(pixels), before, words.direction, own.form)
+        l1 = F.l1_loss(pixels.float(), clean_pixels.float())
+        logs = {"loss_direction": direction.item(), "loss_l1": l1.item()}
+        return own.direction_weight * direction + own.l1_weight * l1, logs
 
     @torch.no_grad()
     def begin(self, parts: models.Parts, batch: Batch) -> dict[str, Tensor]:
@@ -207,38 +214,23 @@ class DirectionObjective:
         names = batch.sample_ids[: len(batch.target_latents)]
         missing = [i for i, name in enumerate(names) if name not in self.inverted]
         if missing:
-            clean = batch.target_latents[missing]
+            clean, alphas = batch.target_latents[missing], parts.noise_scheduler.alphas_cumprod
             with models.lora_disabled(parts):
-                noisy = follow(unprompted(parts), clean, self._inversion_times, alphas(parts))
+                noisy = follow(unprompted(parts), clean, self._inversion_times, alphas)
             self.inverted |= {names[i]: x.cpu() for i, x in zip(missing, noisy, strict=True)}
         x = torch.stack([self.inverted[name] for name in names])
         return {"x": x.to(batch.target_latents), "clean": batch.target_latents, "done": torch.tensor(0)}
 
     def step(self, parts: models.Parts, trajectory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the x0 latents predicted at this step, and the trajectory after it, without its gradient."""
-        x, done = trajectory["x"], int(trajectory["done"])
+        x, done, alphas = trajectory["x"], int(trajectory["done"]), parts.noise_scheduler.alphas_cumprod
         now, after = self._denoising_times[done : done + 2]
         eps = unprompted(parts)(x, torch.tensor(now))
-        alpha = alpha_at(alphas(parts), now).to(eps.device)
-        predicted_x0 = clean_latents(x, eps, alpha.expand(len(eps)))
+        predicted_x0 = clean_latents(x, eps, alpha_at(alphas, now).to(eps.device).expand(len(eps)))
         if done + 1 == self.settings.generation_steps:
             return predicted_x0, {}
-        x = ddim_step(x, eps.detach(), now, after, alphas(parts))
+        x = ddim_step(x, eps.detach(), now, after, alphas)
         return predicted_x0, {**trajectory, "x": x, "done": torch.tensor(done + 1)}
-
-    def losses(
-        self, parts: models.Parts, predicted_x0: Tensor, clean: Tensor, config: Config
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of predicted against clean latents, (B, C, h, w) each, and its parts."""
-        own, words = self.settings, self._words
-        pixels = decode(parts, predicted_x0, config.training.gradient_checkpointing)
-        with torch.no_grad():
-            clean_pixels = decode(parts, clean)
-            before = words.embed(clean_pixels)
-        direction = direction_loss(words.embed(pixels), before, words.direction, own.form)
-        l1 = F.l1_loss(pixels.float(), clean_pixels.float())
-        logs = {"loss_direction": direction.item(), "loss_l1": l1.item()}
-        return own.direction_weight * direction + own.l1_weight * l1, logs
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the present batch's trajectory and all inverted latents, for a checkpoint."""
@@ -248,11 +240,6 @@ class DirectionObjective:
         """Restore what `state_dict` returned."""
         self.trajectory = {name: value for name, value in state.items() if not name.startswith(NOISY)}
         self.inverted = {k.removeprefix(NOISY): x for k, x in state.items() if k.startswith(NOISY)}
-
-
-def alphas(parts: models.Parts) -> Tensor:
-    """Return the base's noise schedule, (T,)."""
-    return parts.noise_scheduler.alphas_cumprod
 
 
 def unprompted(parts: models.Parts) -> Prediction:

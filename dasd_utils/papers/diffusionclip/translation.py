@@ -33,8 +33,7 @@ log = logging.getLogger(__name__)
 def invert(
     pipeline: DasdPipeline, pictures: Sequence[Image.Image], return_step: int = 500, steps: int = 200
 ) -> Tensor:
-    """Return the noisy latents (B, C, h, w) at `return_step` (1 to 1000) to which the base inverts pictures,
-    for the empty prompt."""
+    """Return the noisy latents (B, C, h, w) at `return_step` to which the base inverts pictures."""
     times, size = _times(pipeline, return_step, steps), pipeline.batch_size
     noisy = []
     for start in bars.short_bar(range(0, len(pictures), size), "inverting", unit="batch"):
@@ -91,7 +90,7 @@ def _follow(pipeline: DasdPipeline, latents: Tensor, times: Sequence[int], rule:
     domain = pipeline.config.domains[0].name
     plans = pipeline.plan(["any"] * len(latents), domain=domain, seed=0, guidance=rule)
     with pipeline.predicting([jobs[0] for jobs in plans]) as predict:
-        found = objective.follow(predict, latents, times, objective.alphas(pipeline.parts))
+        found = objective.follow(predict, latents, times, pipeline.parts.noise_scheduler.alphas_cumprod)
     if not torch.isfinite(found).all():
         raise DasdError("The latents of a translation are not finite: lower its strength, or set "
                         "mixed_precision to 'no'.")  # fmt: skip
@@ -136,7 +135,7 @@ def pictures(config: Config, seed: int, found: data.DomainData) -> list[Image.Im
     if not path.is_file():
         pipeline = trained(config, seed)
         noisy, chosen = inverted(pipeline, config, found), strength(pipeline, config)
-        new = generate(pipeline, noisy, own.return_step, own.generation_steps, translation_rule(chosen))
+        new = denoised(pipeline, config, noisy, chosen)
         caption = f"{'; '.join(own.target)} (strength {chosen:g})"
         images.save_samples(path, new, [caption] * len(new), [seed] * len(new))
     return images.load_samples(path)
@@ -156,8 +155,8 @@ def strength(pipeline: DasdPipeline, config: Config) -> float:
     before = words.embed(images.to_pixels(found.images).to(noisy.device))
 
     def distance(candidate: float) -> float:
-        new = generate(pipeline, noisy, own.return_step, own.generation_steps, translation_rule(candidate))
-        after = words.embed(images.to_pixels(new).to(noisy.device))
+        new = images.to_pixels(denoised(pipeline, config, noisy, candidate))
+        after = words.embed(new.to(noisy.device))
         return objective.direction_loss(after, before, words.direction, "offset").item()
 
     return min(own.strengths, key=distance)
@@ -173,10 +172,10 @@ def by_settings(
     return translate(pipeline, pictures, own.return_step, own.forward_steps, own.generation_steps, amount)
 
 
-def reconstructed(pipeline: DasdPipeline, config: Config, found: data.DomainData) -> list[Image.Image]:
-    """Return images inverted and denoised by the base alone, to see how exact that is."""
-    own, noisy = objective.settings(config), inverted(pipeline, config, found)
-    return generate(pipeline, noisy, own.return_step, own.generation_steps, translation_rule(0))
+def denoised(pipeline: DasdPipeline, config: Config, noisy: Tensor, amount: float) -> list[Image.Image]:
+    """Return what inverted images become at a strength, 0 for the base alone, by the config's settings."""
+    own = objective.settings(config)
+    return generate(pipeline, noisy, own.return_step, own.generation_steps, translation_rule(amount))
 
 
 def inverted(pipeline: DasdPipeline, config: Config, found: data.DomainData) -> Tensor:
