@@ -142,7 +142,7 @@ def test_each_step_starts_where_the_last_one_led(config, parts):
         x = objective.inverted["0-0"][None]
         times = diffusionclip.ddim_times(300, 3)[::-1]
         expected = diffusionclip.follow(
-            diffusionclip.unprompted(parts), x, times[:3], diffusionclip.alphas(parts)
+            diffusionclip.unprompted(parts), x, times[:3], parts.noise_scheduler.alphas_cumprod
         )
     assert torch.allclose(objective.trajectory["x"][:1], expected, atol=1e-5)
 
