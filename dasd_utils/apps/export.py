@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dasd_utils.sampling import DasdPipeline
 
 CARD = "README.md"
+UPLOAD = "hf upload OWNER/NAME {folder}"
 NUM_SAMPLES = 4  # a domain, in the picture of the card
 FOLDERS = {  # program -> where it looks for LoRAs and for embeddings, from its own folder
     "a1111": ("models/Lora", "embeddings"),
@@ -93,7 +94,7 @@ def export(
             if picture is not None:
                 picture.save(new / model_card.SAMPLES)
             exported = Exported(kind, name, (CARD, *_files(new)), words)
-            card = model_card.card(exported, config, adapter, rows, prompts)
+            card = model_card.card(exported, config, adapters.read_summary(adapter), rows, prompts)
             (new / CARD).write_text(str(card), encoding="utf8")
             facts = {"export": kind, "name": name, "base": public_base(config), "words": words}
             checkpoints.write_manifest(new, [new / file for file in _files(new)], **facts)

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from dasd_utils import adapters, evaluation
+from dasd_utils import evaluation
 from dasd_utils.config import Config, resolve
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 SAMPLES = "samples.png"
-UPLOAD = "hf upload OWNER/NAME {folder}"
 STABLE_DIFFUSION = ("stable-diffusion-v1-5/", "CompVis/stable-diffusion-v1")  # owners' names of 1.x
 
 
@@ -30,12 +29,11 @@ class Exported(NamedTuple):
 def card(
     exported: Exported,
     config: Config,
-    adapter: str | Path,
+    summary: dict[str, Any],
     rows: Sequence[dict[str, Any]] = (),
     prompts: Sequence[str] = (),
 ) -> ModelCard:
-    """Return the card. rows: of the run's `evaluation.json`, if there is one; prompts: of the sample grid."""
-    summary = adapters.read_summary(adapter)
+    """Return the card. summary: the adapter's; rows: of `evaluation.json`; prompts: of the grid."""
     base = config.model.base
     on_hub = not resolve(base).is_dir()
     own = [row for row in rows if row["method"] not in (evaluation.BASE, evaluation.STYLED)]
@@ -64,14 +62,12 @@ def card(
         address=urls["Repository"],
         on_hub=on_hub,
         base=base if on_hub else resolve(base).name,
-        lora_file=adapters.LORA_FILE,
         samples=SAMPLES,
         prompts=prompts,
         folders={name: path.name for name, path in places.items() if path.is_dir()},
         rows=rows,
         results=evaluation.table(rows) if rows else "",
         licence=data.license,
-        upload=UPLOAD.format(folder="FOLDER"),
     )
 
 

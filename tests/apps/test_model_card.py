@@ -18,17 +18,17 @@ ROWS = [ROW | {"method": "base", "value": 5.0}, ROW | {"method": "DASD", "value"
 
 
 @pytest.fixture
-def adapter(adapted, tmp_path):
+def summary(adapted, tmp_path):
     adapters.save_adapter(adapted, tmp_path / "adapter")
-    return tmp_path / "adapter"
+    return adapters.read_summary(tmp_path / "adapter")
 
 
 def exported(kind="diffusers", words=None, files=FILES):
     return Exported(kind, "far", files, {"<satellite>": "<satellite>"} if words is None else words)
 
 
-def test_metadata_are_read_back_by_the_hubs_own_reader(adapter, tiny_config, tmp_path):
-    card = model_card.card(exported(), tiny_config, adapter, ROWS)
+def test_metadata_are_read_back_by_the_hubs_own_reader(summary, tiny_config, tmp_path):
+    card = model_card.card(exported(), tiny_config, summary, ROWS)
     assert f"[DASD]({notebooks.repository()[0]})" in str(card)
     card.save(tmp_path / "README.md")
     data = ModelCard.load(tmp_path / "README.md").data
@@ -39,10 +39,10 @@ def test_metadata_are_read_back_by_the_hubs_own_reader(adapter, tiny_config, tmp
     assert result.metric_name == "cmmd, n = 60, seed 3"
 
 
-def test_results_come_with_their_number_seed_and_interval(adapter, tiny_config):
-    text = str(model_card.card(exported(), tiny_config, adapter, ROWS))
+def test_results_come_with_their_number_seed_and_interval(summary, tiny_config):
+    text = str(model_card.card(exported(), tiny_config, summary, ROWS))
     assert "0.25 [0.10, 0.40]" in text and "60 images a method and domain, training seed 3" in text
-    assert "Not measured" in str(model_card.card(exported(), tiny_config, adapter))
+    assert "Not measured" in str(model_card.card(exported(), tiny_config, summary))
 
 
 @pytest.mark.parametrize(
@@ -57,15 +57,15 @@ def test_the_licence_is_the_bases(base, known):
     assert model_card.licence(base) == known
 
 
-def test_stable_diffusions_licence_is_named_and_linked(adapter, tiny_config):
+def test_stable_diffusions_licence_is_named_and_linked(summary, tiny_config):
     config = tiny_config.replace(base="stable-diffusion-v1-5/stable-diffusion-v1-5", base_revision="a" * 40)
-    card = model_card.card(exported(), config, adapter)
+    card = model_card.card(exported(), config, summary)
     assert card.data.base_model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
     assert "CreativeML OpenRAIL-M" in str(card) and f'revision="{"a" * 40}"' in str(card)
 
 
-def test_settings_are_those_of_the_adapter(adapter, tiny_config):
-    text = str(model_card.card(exported(), tiny_config.replace(rank=2, alpha=1.0), adapter))
+def test_settings_are_those_of_the_adapter(summary, tiny_config):
+    text = str(model_card.card(exported(), tiny_config.replace(rank=2, alpha=1.0), summary))
     assert "rank 4, alpha 16, convolutions: all" in text
     assert "| max_train_steps | 4 |" in text and "never for clinical use" in text
     assert "hf upload OWNER/NAME FOLDER" in text
@@ -84,26 +84,26 @@ def test_settings_are_those_of_the_adapter(adapter, tiny_config):
         ("diffusers", None, "pipe.load_lora_weights(folder)"),
     ],
 )
-def test_each_format_says_how_it_is_used(adapter, tiny_config, kind, words, said):
-    assert said in str(model_card.card(exported(kind, words), tiny_config, adapter))
+def test_each_format_says_how_it_is_used(summary, tiny_config, kind, words, said):
+    assert said in str(model_card.card(exported(kind, words), tiny_config, summary))
 
 
-def test_the_code_of_the_card_is_python(adapter, tiny_config):
+def test_the_code_of_the_card_is_python(summary, tiny_config):
     for files in (FILES, (*FILES, "unet/config.json")):
-        text = str(model_card.card(exported(files=files), tiny_config, adapter))
+        text = str(model_card.card(exported(files=files), tiny_config, summary))
         code = text.split("```python\n")[1].split("```")[0]
         compile(code, "card", "exec")
         assert ("subfolder" in code) == ("unet/config.json" in files)
 
 
-def test_folders_of_this_machine_are_named_and_not_placed(adapter, tiny_config, base_dir, tmp_path):
+def test_folders_of_this_machine_are_named_and_not_placed(summary, tiny_config, base_dir, tmp_path):
     source = dataclasses.replace(tiny_config.source, data=str(tmp_path))
-    text = str(model_card.card(exported(), tiny_config.replace(source=source), adapter))
+    text = str(model_card.card(exported(), tiny_config.replace(source=source), summary))
     assert str(base_dir.parent) not in text and str(tmp_path) not in text
     assert f"{tmp_path.name} (a folder)" in text
 
 
-def test_the_grid_is_shown_with_its_prompts(adapter, tiny_config):
-    text = str(model_card.card(exported(), tiny_config, adapter, prompts=["a pier", "a road"]))
+def test_the_grid_is_shown_with_its_prompts(summary, tiny_config):
+    text = str(model_card.card(exported(), tiny_config, summary, prompts=["a pier", "a road"]))
     assert "](samples.png)" in text and "“a pier”; “a road”" in text
-    assert "samples.png" not in str(model_card.card(exported(files=(LORA,)), tiny_config, adapter))
+    assert "samples.png" not in str(model_card.card(exported(files=(LORA,)), tiny_config, summary))

@@ -294,7 +294,7 @@ def export(
 ) -> Answer:
     """Write a run's adapter in the files that other programs read, with a model card."""
     from dasd_utils import sampling
-    from dasd_utils.apps import export, model_card
+    from dasd_utils.apps import export
 
     folder = resolve(run)
     own = sampling.run_folder(folder)
@@ -304,7 +304,7 @@ def export(
     drawn = export.draw_samples(pipeline) if samples else None
     rows = export.evaluation_rows(own)
     done = export.export(adapter, out, kind, pipeline.config, name or own.name, rows, drawn)
-    upload = model_card.UPLOAD.format(folder=out)
+    upload = export.UPLOAD.format(folder=out)
     advice = f"To publish it: {upload} (add --private to keep it to yourself)"
     lines = [*(str(out / file) for file in done.files), advice]
     return {"folder": str(out), **done._asdict(), "upload": upload}, "\n".join(lines)
