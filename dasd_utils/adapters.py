@@ -64,12 +64,8 @@ def adapter_state(parts: models.Parts) -> dict[str, Tensor]:
 def load_adapter_state(parts: models.Parts, state: dict[str, Tensor]) -> None:
     """Copy what `adapter_state` returned into parts with the same LoRA and tokens, else DasdError."""
     trained = _trained(parts)
-    here, given = _shapes(trained), _shapes(state)
-    if here != given:
-        name, *_ = sorted(n for n in {**here, **given} if here.get(n) != given.get(n))
-        was, now = given.get(name, "missing"), here.get(name, "missing")
-        raise cfg.DasdError(f"This adapter state does not fit the model: the shape of {name} is {was} in the "
-                            f"state, {now} in the model. Use the same LoRA settings and tokens.")  # fmt: skip
+    if _shapes(trained) != _shapes(state):
+        raise cfg.DasdError("This adapter state is of another LoRA or of other tokens than the model has.")
     _copy(state, trained)
 
 
@@ -125,9 +121,9 @@ def _write(parts: models.Parts, folder: Path) -> None:
             folder, unet_lora_layers=state, unet_lora_adapter_metadata=lora.to_dict()
         )
         _order_metadata(folder / LORA_FILE)
-        convolutions = {pattern: name for name, pattern in models.TARGETS.items()}[lora.target_modules]
-        strength = {"rank": lora.r, "alpha": lora.lora_alpha, "dropout": lora.lora_dropout}
-        settings = strength | {"convolutions": convolutions}
+        names = {pattern: name for name, pattern in models.TARGETS.items()}
+        settings = {"rank": lora.r, "alpha": lora.lora_alpha, "dropout": lora.lora_dropout}
+        settings["convolutions"] = names[lora.target_modules]
     if parts.base_weights:
         parts.unet.save_pretrained(folder / UNET)
         path = folder / UNET / "config.json"

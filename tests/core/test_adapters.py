@@ -213,12 +213,10 @@ def test_state_is_a_copy_of_all_that_trains_and_goes_back(adapted):
 def test_a_state_that_does_not_fit_changes_nothing(adapted):
     state, before = adapters.adapter_state(adapted), condition(adapted)
     bad = {name: torch.zeros_like(value) for name, value in state.items()}
-    for change in ({"tokens.weight": torch.zeros(3, narrow.HIDDEN)}, {"unet.other": torch.zeros(1)}):
-        with pytest.raises(DasdError, match=next(iter(change))):
+    rows = bad.pop("tokens.weight")
+    for change in ({"tokens.weight": rows[:1]}, {"tokens.weight": rows, "unet.other": rows}, {}):
+        with pytest.raises(DasdError, match="another LoRA or of other tokens"):
             adapters.load_adapter_state(adapted, bad | change)
-    bad.pop("tokens.weight")
-    with pytest.raises(DasdError, match="missing in the state"):
-        adapters.load_adapter_state(adapted, bad)
     assert torch.equal(condition(adapted), before)
 
 
