@@ -60,12 +60,10 @@ def two_colours(size=(30, 20)) -> Image.Image:
     return image
 
 
-def cmyk(path: Path) -> None:
-    Image.new("CMYK", (30, 20), (0, 255, 255, 0)).save(path.with_suffix(".jpg"))
-
-
-def grey_of_16_bits(path: Path) -> None:
-    Image.fromarray(np.full((20, 30), 32896, np.uint16)).save(path.with_suffix(".png"))
+def turned_by_a_camera(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    two_colours().save(path.with_suffix(".jpg"), exif=exif, quality=95)
 
 
 def palette_with_a_hole(path: Path) -> None:
@@ -74,38 +72,27 @@ def palette_with_a_hole(path: Path) -> None:
     image.save(path.with_suffix(".png"), transparency=1)
 
 
-def turned_by_a_camera(path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    two_colours().save(path.with_suffix(".jpg"), exif=exif, quality=95)
-
-
 def animated(path: Path) -> None:
     frames = [Image.new("RGB", (30, 20), colour) for colour in ("blue", "red")]
     frames[0].save(path.with_suffix(".gif"), save_all=True, append_images=frames[1:])
 
 
-def narrow(path: Path) -> None:
-    Image.new("RGB", (1, 10_000), "lime").save(path.with_suffix(".png"))
+RED, GREEN, BLUE, GREY, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128,) * 3, (255,) * 3
+DEEP = Image.fromarray(np.full((20, 30), 32896, np.uint16))
+ODD = {  # how it is written, its size, and its colour near the top and near the bottom
+    "cmyk": (lambda f: Image.new("CMYK", (30, 20), (0, 255, 255, 0)).save(f"{f}.jpg"), (30, 20), RED, RED),
+    "16 bits": (lambda f: DEEP.save(f"{f}.png"), (30, 20), GREY, GREY),
+    "a hole in the palette": (palette_with_a_hole, (30, 20), WHITE, WHITE),
+    "turned by a camera": (turned_by_a_camera, (20, 30), RED, BLUE),
+    "animated": (animated, (30, 20), BLUE, BLUE),
+    "narrow": (lambda f: Image.new("RGB", (1, 10_000), "lime").save(f"{f}.png"), (1, 10_000), GREEN, GREEN),
+    "flat": (lambda f: Image.new("RGB", (10_000, 1), "lime").save(f"{f}.png"), (10_000, 1), GREEN, GREEN),
+}  # fmt: skip
 
 
-def flat(path: Path) -> None:
-    Image.new("RGB", (10_000, 1), "lime").save(path.with_suffix(".png"))
-
-
-@pytest.mark.parametrize(
-    ("write", "size", "upper", "lower"),
-    [
-        (cmyk, (30, 20), (255, 0, 0), (255, 0, 0)),
-        (grey_of_16_bits, (30, 20), (128, 128, 128), (128, 128, 128)),
-        (palette_with_a_hole, (30, 20), (255, 255, 255), (255, 255, 255)),
-        (turned_by_a_camera, (20, 30), (255, 0, 0), (0, 0, 255)),
-        (animated, (30, 20), (0, 0, 255), (0, 0, 255)),
-        (narrow, (1, 10_000), (0, 255, 0), (0, 255, 0)),
-        (flat, (10_000, 1), (0, 255, 0), (0, 255, 0)),
-    ],
-)
-def test_an_odd_picture_is_read_as_it_looks(write, size, upper, lower, tmp_path, whole):
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_picture_is_read_as_it_looks(name, tmp_path, whole):
+    write, size, upper, lower = ODD[name]
     folder = write_images(tmp_path / "set", range(3))
     write(folder / "odd")
     loaded = data.load_domain(domain(folder, caption="a thing"), whole)
@@ -124,13 +111,8 @@ def bomb() -> bytes:
         checked = kind + content
         return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
 
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("kind", ["nothing", "truncated", "text", "bomb"])
@@ -152,16 +134,6 @@ def test_any_name_will_do(tmp_path, whole):
     folder = write_images(tmp_path / "Привет, [мир] #1 50%", range(3))
     picture(3).save(folder / "ein schönes Bild 日本 *.png")
     assert len(data.load_domain(domain(folder, caption="a thing"), whole)) == 4
-
-
-def test_copies_stay_in_one_split(tmp_path):
-    folder = write_images(tmp_path / "set", range(12))
-    for number in range(12):
-        shutil.copy(folder / f"{number}.png", folder / f"copy of {number}.png")
-    config = Config.setup("tiny", resolution=16)
-    splits = [data.load_domain(domain(folder, caption="a thing"), config, s) for s in data.SPLITS]
-    found = [set(part.ids) for part in splits]
-    assert sum(map(len, found)) == 12 and sum(map(len, splits)) == 24
 
 
 def test_links_in_a_circle_are_not_followed(tmp_path, whole):
@@ -203,13 +175,6 @@ def test_a_hub_id_without_network_is_refused(whole):
         data.load_domain(domain("somebody/things", caption="a thing"), whole)
 
 
-def test_more_images_than_there_are_and_none(tmp_path, whole):
-    folder = write_images(tmp_path / "set", range(3))
-    assert len(data.load_domain(domain(folder, caption="a thing", num_images=10**9), whole)) == 3
-    with refused("num_images of domain thing is 0"):
-        data.load_domain(domain(folder, caption="a thing", num_images=0), whole)
-
-
 # captions
 
 
@@ -248,12 +213,11 @@ def test_captions_that_are_none_are_refused(name, tmp_path, whole):
         data.load_domain(domain(folder, caption_column="text"), whole)
 
 
-@pytest.mark.parametrize("label", ["cat", "", None])
+@pytest.mark.parametrize("label", ["cat", None])
 def test_a_label_outside_the_table_is_refused(label, tmp_path, whole):
     folder = captioned(tmp_path / "set", rows("dog", "dog", label, column="kind"))
     with refused(f"label {label or ''!r} of domain thing", "dog"):
-        wanted = domain(folder, label_column="kind", label_captions={"dog": "a dog"})
-        data.load_domain(wanted, whole)
+        data.load_domain(domain(folder, label_column="kind", label_captions={"dog": "a dog"}), whole)
 
 
 def test_odd_captions_are_trained_on(tmp_path, tiny_config, caplog):
@@ -363,12 +327,9 @@ SUMMARIES = {
     "a path": {"tokens": {"<xray>": "../x.safetensors"}},
     "an absolute path": {"tokens": {"<xray>": "/tmp/x.safetensors"}},
     "a token with a path": {"tokens": {"<../x>": "../x.safetensors"}},
-    "a number": {"tokens": {"<xray>": 3}},
     "no tokens": {"tokens": []},
-    "a rank of text": {"lora": {"rank": "4", "alpha": 16.0, "dropout": 0.1, "convolutions": "all"}},
-    "a rank of 0": {"lora": {"rank": 0, "alpha": 16.0, "dropout": 0.1, "convolutions": "all"}},
-    "a negative rank": {"lora": {"rank": -4, "alpha": 16.0, "dropout": 0.1, "convolutions": "all"}},
-    "unknown convolutions": {"lora": {"rank": 4, "alpha": 16.0, "dropout": 0.1, "convolutions": "some"}},
+    "a rank of text": {"lora": {"rank": "4"}},
+    "unknown convolutions": {"lora": {"rank": 4, "convolutions": "some"}},
     "unknown field": {"lora": {"rank": 4, "beta": 16.0}},
     "another base": {"base_fingerprint": "0" * 16},
 }
