@@ -466,15 +466,11 @@ def _contradictions(config: Config) -> Iterator[str]:
 
 def check_promptless(config: Config, what: str) -> None:
     """Raise DasdError where what learns from images alone is given captions, tokens, or several domains."""
-    training = config.training
-    if training.caption_dropout < 1 or training.prior_loss_weight > 0 or config.alignment.lambda_align > 0:
-        raise DasdError(f"{what} learns from images of the domain alone: set caption_dropout to 1, and "
-                        "prior_loss_weight and lambda_align to 0.")  # fmt: skip
-    if any(domain.token is not None for domain in config.domains):
-        raise DasdError(f"{what} reads no prompt, but a domain has a token for one: leave the token out.")
-    if len(config.domains) > 1:
-        names = ", ".join(domain.name for domain in config.domains)
-        raise DasdError(f"{what} learns one domain, and the config has {names}: leave one.")
+    training, domains = config.training, config.domains
+    others = training.prior_loss_weight > 0 or config.alignment.lambda_align > 0 or len(domains) > 1
+    if others or training.caption_dropout < 1 or any(domain.token is not None for domain in domains):
+        raise DasdError(f"{what} learns from the images of one domain alone: leave one, without a token, and "
+                        "set caption_dropout to 1, prior_loss_weight and lambda_align to 0.")  # fmt: skip
 
 
 def paper(name: str) -> ModuleType:

@@ -8,7 +8,6 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ VALIDATION_SEED = 0  # not Config.seed: validation losses of runs with other see
 TARGET, SOURCE, ORDER, HELDOUT = range(4)  # streams of random numbers
 CONCERNS = {  # of an audit
     "captions_missing": "images without a caption (trained with an empty one)",
-    "captions_cut": "captions longer than {limit} tokens (cut at their end)",
+    "captions_cut": "captions longer than the tokenizer's limit (cut at their end)",
     "skipped_corrupt": "images that cannot be read (left out)",
     "duplicates_of_test": "images that the test split has too (left out)",
 }
@@ -42,15 +41,11 @@ def create_datasets(
     source = load_domain(config.source, config) if real else paper("prior_images").source_images(config)
     targets = {domain.name: load_domain(domain, config) for domain in config.domains}
     for member in (source, *targets.values()):
-        _log_audit(audit(member, tokenizer, config.data.near_duplicate), tokenizer.model_max_length)
+        report = audit(member, tokenizer, config.data.near_duplicate)
+        log.info("%s", ", ".join(f"{name} {value}" for name, value in report.items() if value))
+        for name in filter(report.get, CONCERNS):
+            log.warning("%s: %d %s", report["domain"], report[name], CONCERNS[name])
     return source, targets, Sampler(config, source, list(targets.values()), tokenizer)
-
-
-def _log_audit(report: dict[str, Any], limit: int) -> None:
-    log.info("%s", ", ".join(f"{name} {value}" for name, value in report.items() if value))
-    for name, text in CONCERNS.items():
-        if report[name]:
-            log.warning("%s: %d %s", report["domain"], report[name], text.format(limit=limit))
 
 
 @dataclass

@@ -127,7 +127,6 @@ PUBLISHED: dict[str, Any] = {
     "lr_warmup_steps": 0,
 }
 
-
 LEAST_GIB = 7.5  # of Stable Diffusion 1.5; an "8 GB" card reports a little less
 
 
@@ -179,14 +178,5 @@ def choose_profile(given: Mapping[str, Any] | None = None) -> AutoChoice:
     if own:
         return AutoChoice("sd15", {}, f"{reason}; sizes are not fitted to it, as {', '.join(own)} is given")
     changes = next((changes for least, changes in FITTED_SIZES if size / 1e9 >= least), {})
-    return AutoChoice("sd15", dict(changes), f"{reason}; {_describe(changes)}")
-
-
-def _describe(changes: Mapping[str, Any]) -> str:
-    if not changes:
-        return "micro-batches are those of the profile"
-    targets, sources, micro_batches, checkpointing = changes.values()
-    state = "on" if checkpointing else "off"
-    return (
-        f"{targets} + {sources} images at once, {micro_batches} times a step, gradient checkpointing {state}"
-    )
+    sizes = ", ".join(f"{name} {value}" for name, value in changes.items()) or "sizes of the profile"
+    return AutoChoice("sd15", dict(changes), f"{reason}; {sizes}")

@@ -144,7 +144,7 @@ def test_a_saved_copy_is_loaded_and_sampled(config, copied, tmp_path):
     [
         ({"whole_unet": False}, "set whole_unet to true"),
         ({"caption_dropout": 0.5}, "set caption_dropout to 1"),
-        ({}, "has the token '<satellite>'.*leave the token out"),
+        ({}, "leave one, without a token"),
         ({"prior_loss_weight": 1.0}, "prior_loss_weight and lambda_align to 0"),
         ({"lambda_align": 0.1}, "prior_loss_weight and lambda_align to 0"),
     ],
@@ -164,9 +164,9 @@ def test_the_method_learns_from_images_alone(tiny_config):
     assert logs.keys() == {"loss_noise"} and loss.item() == pytest.approx(logs["loss_noise"])
     blind = [dataclasses.replace(domain, token=None) for domain in tiny_config.domains]
     for changes, said in (
-        ({"domains": tiny_config.domains}, "token '<satellite>'.*leave the token out"),
-        ({"domains": blind}, "has satellite, xray: leave one"),
-        ({"caption_dropout": 0.1}, "The method indomain learns from images of the domain alone"),
+        ({"domains": tiny_config.domains}, "leave one, without a token"),
+        ({"domains": blind}, "leave one, without a token"),
+        ({"caption_dropout": 0.1}, "The method indomain learns from the images of one domain alone"),
         ({"method_settings": {"x": 1}}, "has 'x', but the method indomain has none"),
     ):
         with pytest.raises(DasdError, match=said):
