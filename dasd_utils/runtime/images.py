@@ -27,7 +27,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 METADATA = (' In a folder of images they stand in a metadata.jsonl beside the images or above their folders, '
             'a line an image: {"file_name": "1.png", "text": "..."}.')  # fmt: skip
 THUMBNAIL = 32  # pixels, square, grey: compared to find near duplicates
-VERSION = 1  # of `_inspect_row`: a change of what it returns must not meet results cached before
+VERSION = 2  # of `_inspect_row`: a change of what it returns must not meet results cached before
 SAMPLE_FEATURES = datasets.Features(
     {"image": datasets.Image(), "prompt": datasets.Value("string"), "seed": datasets.Value("int64")}
 )
@@ -62,7 +62,10 @@ def find_image_files(places: Sequence[Path]) -> list[Path]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return any PIL image upright in 8-bit RGB; transparency on white, 16-bit grey scaled by its range."""
+    """Return any PIL image upright in 8-bit RGB; transparency on white, 16-bit grey scaled by its range.
+
+    Raises ValueError for an image that is transparent everywhere: its colours are not what a person sees.
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
         pixels = np.nan_to_num(np.asarray(image, dtype=np.float32))
@@ -71,6 +74,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((pixels * (255 / white)).clip(0, 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
+        if not image.getchannel("A").getextrema()[1]:
+            raise ValueError("every pixel is transparent")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 

@@ -27,21 +27,25 @@ def palette_with_a_hole() -> Image.Image:
         (plain("L", 90), "PNG", (90, 90, 90)),
         (plain("1", 1), "PNG", (255, 255, 255)),
         (plain("P", 0).convert("RGB").quantize(2), "PNG", (0, 0, 0)),
-        (palette_with_a_hole(), "PNG", (255, 255, 255)),
-        (plain("RGBA", (200, 0, 0, 0)), "PNG", (255, 255, 255)),
+        (plain("RGBA", (200, 0, 0, 51)), "PNG", (244, 204, 204)),
         (plain("RGBA", (200, 0, 0, 255)), "PNG", (200, 0, 0)),
-        (plain("LA", (0, 0)), "PNG", (255, 255, 255)),
         (plain("CMYK", (0, 255, 255, 0)), "TIFF", (255, 0, 0)),
         (Image.fromarray(np.full((4, 6), 32896, np.uint16)), "PNG", (128, 128, 128)),
         (Image.fromarray(np.full((4, 6), 65535, np.int32)), "TIFF", (255, 255, 255)),
         (Image.fromarray(np.full((4, 6), 0.5, np.float32)), "TIFF", (128, 128, 128)),
     ],
-    ids=["L", "1", "P", "P-transparent", "transparent", "opaque", "LA", "CMYK", "16-bit", "32-bit", "float"],
+    ids=["L", "1", "P", "transparent", "opaque", "CMYK", "16-bit", "32-bit", "float"],
 )
 def test_every_mode_becomes_rgb(image, kind, expected):
     read = images.read_image(saved(image, kind))
     assert read.mode == "RGB"
     assert read.getpixel((2, 2)) == expected
+
+
+@pytest.mark.parametrize("image", [palette_with_a_hole(), plain("RGBA", (200, 0, 0, 0)), plain("LA", (0, 0))])
+def test_an_image_that_nobody_sees_is_no_white_one(image):
+    with pytest.raises(ValueError, match="every pixel is transparent"):
+        images.read_image(saved(image, "PNG"))
 
 
 def test_pixels_run_from_minus_one_to_one_with_channels_first():
