@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dasd_utils import losses, metrics, models, training
-from dasd_utils.config import Config
-from dasd_utils.latents import Sampler
+from dasd_utils import losses, metrics, training
+
+if TYPE_CHECKING:
+    from dasd_utils import models
+    from dasd_utils.config import Config
+    from dasd_utils.latents import Sampler
 
 
 class Pull(NamedTuple):
