@@ -167,7 +167,7 @@ def test_the_method_learns_from_images_alone(tiny_config):
         ({"domains": tiny_config.domains}, "leave one, without a token"),
         ({"domains": blind}, "leave one, without a token"),
         ({"caption_dropout": 0.1}, "The method indomain learns from the images of one domain alone"),
-        ({"method_settings": {"x": 1}}, "has 'x', but the method indomain has none"),
+        ({"method_settings": {"x": 1}}, "The method indomain has no method_settings"),
     ):
         with pytest.raises(DasdError, match=said):
             config.replace(**changes)
