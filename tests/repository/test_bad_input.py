@@ -68,7 +68,8 @@ def turned_by_a_camera(path: Path) -> None:
 
 def palette_with_a_hole(path: Path) -> None:
     image = Image.new("P", (30, 20), 1)
-    image.putpalette([0, 0, 0, 200, 10, 20])
+    image.putpalette([255, 0, 0, 200, 10, 20])
+    image.paste(0, (0, 10, 30, 20))
     image.save(path.with_suffix(".png"), transparency=1)
 
 
@@ -82,7 +83,7 @@ DEEP = Image.fromarray(np.full((20, 30), 32896, np.uint16))
 ODD = {  # how it is written, its size, and its colour near the top and near the bottom
     "cmyk": (lambda f: Image.new("CMYK", (30, 20), (0, 255, 255, 0)).save(f"{f}.jpg"), (30, 20), RED, RED),
     "16 bits": (lambda f: DEEP.save(f"{f}.png"), (30, 20), GREY, GREY),
-    "a hole in the palette": (palette_with_a_hole, (30, 20), WHITE, WHITE),
+    "a hole in the palette": (palette_with_a_hole, (30, 20), WHITE, RED),
     "turned by a camera": (turned_by_a_camera, (20, 30), RED, BLUE),
     "animated": (animated, (30, 20), BLUE, BLUE),
     "narrow": (lambda f: Image.new("RGB", (1, 10_000), "lime").save(f"{f}.png"), (1, 10_000), GREEN, GREEN),
