@@ -100,18 +100,14 @@ def test_nothing_says_anything(tmp_path):
         assert words in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("labels", "words"),
-    [("12", "'1' is no word"), (("dog", "dog"), "two or more"), (("dog", "cat", "cow"), "3 labels are no")],
-)
-def test_labels_that_are_no_classes(tmp_path, monkeypatch, labels, words):
-    monkeypatch.setattr(captions, "MOST_LABELS", 2)
+@pytest.mark.parametrize(("labels", "words"), [("12", "'1' is no word"), (("dog", "dog"), "two or more")])
+def test_labels_that_are_no_classes(tmp_path, labels, words):
     names = [f"{label}/{i}.png" for i, label in enumerate(labels)]
     with pytest.raises(DasdError, match=words):
         captions.from_labels(album(tmp_path, names))
 
 
-@pytest.mark.parametrize(("caption", "words"), [("", "'text' of its metadata is empty"), (3, "holds int64")])
+@pytest.mark.parametrize(("caption", "words"), [("", r"'text' of its metadata .*\(string"), (3, r"\(int64")])
 def test_a_caption_column_without_captions_says_so(tmp_path, caption, words):
     with pytest.raises(DasdError, match=words):
         captions.from_metadata(album(tmp_path, NUMBERED, [{"text": caption} for _ in NUMBERED]))

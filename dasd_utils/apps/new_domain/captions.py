@@ -22,7 +22,6 @@ COLUMNS = ("text", "caption", "captions", "sentence", "sentences", "description"
 LABELS = ("label", "labels", "class", "category")
 SIDECARS = (".txt", ".caption")
 CAPTIONER = "Salesforce/blip-image-captioning-base@9cfcdbcaccbcadb2b53b36d4b50042c4eeaa0c25"  # safetensors
-MOST_LABELS = 200  # more are no classes
 LONGEST = 40  # new tokens of a model's caption
 BATCH = 8  # images at once through a model
 # what cameras, scanners and programs write into file names: no caption starts or ends with it
@@ -114,19 +113,18 @@ def find_captions(album: Album, how: str = "auto", progress: bool = False) -> Ca
 def from_metadata(album: Album) -> Captions:
     """Return the caption column of the folder's metadata; DasdError if it has none."""
     names = {name.lower(): name for name in album.features}
-    column = next((names[name] for name in COLUMNS if name in names), None)
-    if column is None:
-        known = ", ".join(album.features) or "none"
-        raise DasdError(f"no metadata with a column {', '.join(COLUMNS)} (columns: {known})")
-    kind = album.features[column]
-    kind = getattr(kind, "feature", kind)  # of a list
-    if not getattr(kind, "dtype", "").endswith("string"):
-        raise DasdError(
-            f"the column {column!r} of its metadata holds {getattr(kind, 'dtype', kind)}, no sentences"
-        )
-    if not any(album.values(column)):
-        raise DasdError(f"the column {column!r} of its metadata is empty")
-    return Captions(f"the column {column!r} of its metadata", {"caption_column": column})
+    columns = [names[name] for name in COLUMNS if name in names]
+    kinds = [
+        getattr(album.features[name], "feature", album.features[name]) for name in columns
+    ]  # also of lists
+    kinds = [getattr(kind, "dtype", type(kind).__name__) for kind in kinds]
+    for column, kind in zip(columns, kinds, strict=True):
+        if kind.endswith("string") and any(album.values(column)):
+            return Captions(f"the column {column!r} of its metadata", {"caption_column": column})
+    if columns:
+        raise DasdError(f"the column {columns[0]!r} of its metadata holds no sentences ({kinds[0]})")
+    known = ", ".join(album.features) or "none"
+    raise DasdError(f"no metadata with a column {', '.join(COLUMNS)} (columns: {known})")
 
 
 def from_sidecars(album: Album) -> Captions:
@@ -192,8 +190,6 @@ def from_labels(album: Album, sentence: str | None = None) -> Captions:
     wordless = [label for label in labels if not words_of(label)]
     if wordless:
         raise DasdError(f"the label {wordless[0]!r} is no word: write label_captions for it into a config")
-    if len(labels) > MOST_LABELS:
-        raise DasdError(f"{len(labels)} labels are no classes")
     table = {label: _with_label(sentence, label) for label in labels}
     table |= {label: "" for label in found if not label}  # no label, no caption
     where = f"{len(labels)} labels of the column or subfolders {column!r}"

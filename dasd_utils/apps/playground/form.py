@@ -18,11 +18,9 @@ import ipywidgets as widgets
 
 from dasd_utils import sampling
 from dasd_utils.apps.playground import drawings
-from dasd_utils.apps.playground.drawings import AUTO, Drawing, Loaded
+from dasd_utils.apps.playground.drawings import AUTO, BASE, Drawing, Loaded
 from dasd_utils.apps.playground.server import SETTINGS
 from dasd_utils.config import Calibration, Config, DasdError, resolve
-from dasd_utils.guidance import BASE
-from dasd_utils.runtime import checkpoints
 
 RULES = {"classifier-free": "cfg", "Domain Guidance": "domain", "decoupled": "decoupled",
          "unconditional": "unconditional"}  # fmt: skip
@@ -257,10 +255,9 @@ def playground(pipeline: sampling.DasdPipeline, run: str | Path, **options: Any)
 
 
 def served() -> widgets.Widget:
-    """Return the form of a served page, or an error: its run and config are in DASD_PLAYGROUND."""
+    """Return the form for the run and config that `dasd playground` serves, or an error."""
     try:
-        given = json.loads(os.environ.get(SETTINGS, "{}"))
-        config = Config.from_dict(given["config"]) if "config" in given else Config.setup("auto")
-        return Playground(drawings.load(given.get("run") or checkpoints.find_run(config), config)).widget
+        given = json.loads(os.environ[SETTINGS])
+        return Playground(drawings.load(given["run"], Config.from_dict(given["config"]))).widget
     except DasdError as error:
         return widgets.HTML(note(str(error), RED))
