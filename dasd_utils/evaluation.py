@@ -199,10 +199,7 @@ class Reference:
 def load_reference(
     domain: DomainConfig, config: Config, scorer: Scorer, count: int, split: str = "test"
 ) -> Reference:
-    """Return the reference of a domain: at most `count` images of the split, and the training images.
-
-    Raises DasdError where the split has fewer than 10 images.
-    """
+    """Return the reference of a domain: 10 to `count` images of the split, and the training images."""
     settings = config.replace(num_heldout=count, validation_images=count)  # what the toy world draws
     heldout = data.load_domain(domain, settings, split)
     train = data.load_domain(domain, config)
@@ -275,10 +272,7 @@ def score_images(
 def estimates(
     by_seed: Sequence[Scores], reference: Reference, num_bootstrap: int = 1000
 ) -> dict[str, Estimate]:
-    """Return each metric's estimate over training seeds, with a bootstrap over prompts and held-out images.
-
-    The draws are the same for every method of a domain, so that estimates can be subtracted.
-    """
+    """Return each metric's estimate over training seeds; all methods share the draws, so they are pairs."""
     group = reference.prompts.group_of(len(by_seed[0]["features"]))
     count, real = int(group.max()) + 1, len(reference.heldout)
     drawn = metrics.bootstrap_counts(count, num_bootstrap, seed=0)[:, group]
@@ -299,14 +293,11 @@ def estimates(
 def set_statistics(scores: Scores, reference: Reference, group: Tensor) -> dict[str, metrics.Statistic]:
     """Return the metrics of whole sets (CMMD, KID, FID, diversity), each a function of bootstrap counts."""
     features, real = scores["features"], reference.heldout
-    found = {
-        "cmmd": metrics.mmd_statistic(features, real, metrics.cmmd_kernel, group),
-        "kid": metrics.mmd_statistic(features, real, metrics.kid_kernel, group),
-    }
+    kernels = {"cmmd": metrics.cmmd_kernel, "kid": metrics.kid_kernel}
+    found = {name: metrics.mmd_statistic(features, real, kernel, group) for name, kernel in kernels.items()}
     if reference.train is not None:
-        found["intra_cluster"] = lambda weights, _: metrics.intra_cluster_distance(
-            features, reference.train, weights=weights
-        )
+        train = reference.train
+        found["intra_cluster"] = lambda weights, _: metrics.intra_cluster_distance(features, train, weights)
     if reference.inception is not None and "inception" in scores:
         pair = scores["inception"], reference.inception
         found["fid"] = lambda weights, real_weights: metrics.frechet_distance(*pair, weights, real_weights)
@@ -431,10 +422,7 @@ def evaluate(
 
 
 def evaluate_run(pipeline: DasdPipeline) -> tuple[Path, list[ResultRow]]:
-    """Evaluate a run; write `evaluation.json` and `comparison_<domain>.png` into its folder, and track them.
-
-    Returns the path of the table and its rows. Of several processes the first one writes.
-    """
+    """Evaluate a run; write `evaluation.json` and pictures into its folder; return the file and its rows."""
     config = pipeline.config
     checkpoints.writable(config.output_dir)
     tracking.check_tracking(config)
@@ -457,10 +445,7 @@ def evaluate_run(pipeline: DasdPipeline) -> tuple[Path, list[ResultRow]]:
 
 # files and tables
 def save_results(path: str | Path, config: Config | dict[str, Any], rows: Sequence[ResultRow]) -> Path:
-    """Write {"config": ..., "rows": [...]} as JSON, a row a line, complete or not at all; return the path.
-
-    Raises DasdError where the file cannot be written, ValueError for a value that is not finite.
-    """
+    """Write {"config": ..., "rows": [...]} as JSON, a row a line, complete or not at all; return the path."""
     path = Path(path)
     settings = config.to_dict() if isinstance(config, Config) else config
     options = {"allow_nan": False, "ensure_ascii": False}

@@ -179,8 +179,7 @@ def frechet_distance(
 
     |m_x - m_y|^2 + tr C_x + tr C_y - 2 tr (C_x C_y)^(1/2), arXiv 1706.08500. With C = A^T A the last trace is
     the sum of the singular values of A_x A_y^T, (n, m): cheap where features are more than samples. Weights
-    (B, n) and (B, m), how often each sample counts, give B values; without them there is one. It is biased
-    upwards where the sets are few: give n with it, and compare equal n only.
+    (B, n) and (B, m) say how often each sample counts. Biased upwards for small sets: compare equal n only.
     """
     weights = [torch.ones(1, len(z)) if w is None else w for z, w in ((x, x_weights), (y, y_weights))]
     values = []
@@ -240,17 +239,14 @@ def copy_rank(generated: Tensor, train: Tensor, heldout: Tensor) -> Tensor:
     return below.mean(dim=1)
 
 
-def intra_cluster_distance(
-    generated: Tensor, train: Tensor, pairwise: Tensor | None = None, weights: Tensor | None = None
-) -> Tensor:
+def intra_cluster_distance(generated: Tensor, train: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the mean distance inside clusters, (B,): few-shot diversity, 0 for copies.
 
     Each generated sample (n, d) joins the nearest of the training samples (k, d); the mean pairwise distance
     inside each cluster of two or more is averaged over those clusters (Ojha et al. 2021, arXiv 2104.06820).
-    `pairwise` (n, n) replaces the Euclidean distances inside, by LPIPS for instance. `weights` (B, n), how
-    often each sample counts, gives B values; nan where no cluster has two samples. One value without them.
+    `weights` (B, n), how often each sample counts, gives B values; nan where no cluster has two samples.
     """
-    apart = (euclidean_distances(generated, generated) if pairwise is None else pairwise).double()
+    apart = euclidean_distances(generated, generated)
     member = F.one_hot(nearest_neighbours(generated, train)[1].unique(return_inverse=True)[1]).double()
     weights = torch.ones(1, len(generated)) if weights is None else weights
     values = []
@@ -301,10 +297,7 @@ def half_width(terms: tuple[tuple[float, int], ...], probability: float = 0.975)
 
 
 def bootstrap_counts(units: int, num_bootstrap: int, seed: int) -> Tensor:
-    """Return how often each of `units` is in each draw with replacement, (B, units) float64.
-
-    Raises ValueError for fewer than two units: they have no spread.
-    """
+    """Return how often each of `units`, two or more, is in each draw with replacement, (B, units) float64."""
     if units < 2:
         raise ValueError(f"An interval needs at least two independent samples, not {units}.")
     generator = torch.Generator().manual_seed(seed)

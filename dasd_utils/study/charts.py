@@ -75,7 +75,6 @@ def sweep_chart(rows: Rows, x: str, metrics: Sequence[str], by: Sequence[str]) -
 
     rows: scores or differences of a sweep, with the parameters `x` and `by` in each. A row without `by`
     (nothing to choose where x is 0) starts every line. x is on a logarithmic scale with 0 at its left end.
-    Raises ValueError where no row has a metric.
     """
     found = [row for row in rows if row["metric"] in metrics]
     if missing := set(metrics) - {row["metric"] for row in found}:
@@ -122,8 +121,7 @@ def curve_chart(rows: Rows, x: str, ylabel: str, marker: str = "") -> Figure:
 def difference_chart(rows: Rows, metrics: Sequence[str], domain: str) -> Figure:
     """Return a panel per metric: each method's paired difference to the first it is compared with.
 
-    With intervals; filled where the interval leaves out 0, hollow where the two cannot be told apart. Raises
-    ValueError where the domain has no differences of a metric.
+    With intervals; filled where the interval leaves out 0, hollow where the two cannot be told apart.
     """
     found = [row for row in rows if "against" in row and "separable" in row and row["domain"] == domain]
     found = [row for row in found if row["against"] == found[0]["against"]]
@@ -148,10 +146,7 @@ def difference_chart(rows: Rows, metrics: Sequence[str], domain: str) -> Figure:
 
 @style()
 def trade_chart(rows: Rows, source: str, metric: str = "cmmd") -> Figure:
-    """Return a panel per target domain: a metric there against the same of the source, a point a method.
-
-    Both with their intervals: what adaptation gives, and what it takes from the source.
-    """
+    """Return a panel per target domain: a metric there (the gain) against the source's (the loss)."""
     scored = {(r["method"], r["domain"]): r for r in rows if "against" not in r and r["metric"] == metric}
     domains = [d for d in dict.fromkeys(domain for _, domain in scored) if d != source]
     figure = Figure(figsize=(4.0 * len(domains), 3.6), layout="constrained")
@@ -224,7 +219,7 @@ def fit_chart(rows: Rows, curves: Sequence[str], x: str = "cmmd", y: str = "attr
     """Return one panel: a score over another, a curve for each kind of guidance, a point for each scale.
 
     A curve of one scale is drawn in the scale's order, with the scale at both ends; one of two scales as its
-    points alone. Intervals are thin. Raises ValueError where `chart_points` does.
+    points alone. Intervals are thin.
     """
     found = chart_points(rows, curves, ("guidance_scale",))
     figure = Figure(figsize=(5.8, 3.9), layout="constrained")
@@ -247,10 +242,7 @@ def fit_chart(rows: Rows, curves: Sequence[str], x: str = "cmmd", y: str = "attr
 
 @style()
 def plane_chart(rows: Rows, curve: str, metrics: Sequence[str] = ("cmmd", "attribute_accuracy")) -> Figure:
-    """Return a heat map per metric over the two scales of decoupled guidance, each value written in its cell.
-
-    Raises ValueError where `chart_points` does, and where the curve is not one point for each two scales.
-    """
+    """Return a heat map per metric over the two scales of decoupled guidance, its values in the cells."""
     (cells,) = chart_points(rows, [curve], ("domain_scale", "guidance_scale")).values()
     across = sorted({each["guidance_scale"] for each in cells})
     up = sorted({each["domain_scale"] for each in cells})
@@ -273,10 +265,7 @@ def plane_chart(rows: Rows, curve: str, metrics: Sequence[str] = ("cmmd", "attri
 
 @style()
 def length_chart(rows: Rows, metrics: Sequence[str], curves: Sequence[str]) -> Figure:
-    """Return a panel per metric: scores with intervals over the length of training, a line for each name.
-
-    A curve without a metric is left out of its panel. Raises ValueError where `chart_points` does.
-    """
+    """Return a panel per metric: scores with intervals over the length of training, a line for each curve."""
     found = chart_points(rows, curves, ("max_train_steps",))
     lengths = sorted({point["max_train_steps"] for own in found.values() for point in own})
     figure = Figure(figsize=(0.6 + 2.8 * len(metrics), 3.2), layout="constrained")

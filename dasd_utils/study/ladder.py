@@ -91,15 +91,11 @@ METHODS = (
     Method("+ published MMD, linear", changes=PUBLISHED_MMD | {"kernel": "linear"}, after=PLAIN),
     Method(DASD, after=PLAIN),
     Method("DASD, frozen source", changes={"source_features": "frozen"}, after=PLAIN),
-    Method(
-        "LoRA + token + prior preservation", changes=LORA_AND_TOKEN | {"prior_loss_weight": 1.0}, after=PLAIN
-    ),
+    Method(f"{PLAIN} + prior preservation", changes=LORA_AND_TOKEN | {"prior_loss_weight": 1.0}, after=PLAIN),
     Method("DASD, published sampling", settings=PUBLISHED),
     Method("DASD, calibrated", settings=CALIBRATED, after="DASD, published sampling"),
     Method("DASD, Domain Guidance", settings=DOMAIN),
 )
-
-
 PAPER_METHODS = tuple(
     Method(name, objective=method, **fields)
     for method in configs.known_methods()
@@ -238,10 +234,9 @@ def sample(task: Task, reference: Reference, pipeline: sampling.DasdPipeline) ->
 
 
 def draw_images(task: Task, reference: Reference, pipeline: sampling.DasdPipeline) -> list[Image.Image]:
-    """Return the task's images, made now.
+    """Return the task's images, made now; image i has the same noise for all methods of a seed.
 
-    The noise of image i is the same for all methods of a seed. The source is sampled with the adapter on: it
-    shows what adaptation does to what the model knew.
+    The source is sampled with the adapter on: it shows what adaptation does to what the model knew.
     """
     prompts, seeds = task.prompts_and_seeds(reference)
     target = task.method.trained and task.domain in task.config.domains
@@ -438,10 +433,7 @@ def prompts_needed(parts: VarianceComponents, effect: float, seeds: int) -> int 
 
 
 def power_rows(found: Mapping[str, Sequence[Scores]], domain: str, against: str) -> list[ResultRow]:
-    """Return how many prompts would show a CLIP score 0.01 above or below another's, by number of seeds.
-
-    found: the scores of each method, one entry a training seed.
-    """
+    """Return how many prompts would show a CLIP score 0.01 above or below another's, by number of seeds."""
     rows, base = [], found.get(against, ())
     for name, by_seed in found.items():
         if name != against and min(len(by_seed), len(base)) > 1:

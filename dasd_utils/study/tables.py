@@ -48,14 +48,11 @@ def table(
 ) -> pd.DataFrame:
     """Return "value [low, high]" by method and metric, in the rows' order; titles: metric -> its column."""
     rows = [row for row in rows if titles is None or row["metric"] in titles]
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    present = list(dict.fromkeys(row["metric"] for row in rows))
-    names = present if titles is None else [name for name in titles if name in present]
+    titles = titles or {row["metric"]: row["metric"] for row in rows}
     cells = {(row["method"], row["metric"]): interval_text(row, digits) for row in rows}
-    columns = {
-        (titles or {}).get(name, name): [cells.get((method, name), "-") for method in methods]
-        for name in names
-    }
+    methods = list(dict.fromkeys(method for method, _ in cells))
+    present = [name for name in titles if any(name == metric for _, metric in cells)]
+    columns = {titles[name]: [cells.get((method, name), "-") for method in methods] for name in present}
     return pd.DataFrame(columns, index=methods)
 
 

@@ -55,15 +55,12 @@ def rows(score):
 # the rows of a method
 
 
-def test_rows_have_the_agreed_fields(rows, config):
+def test_rows_have_the_agreed_fields_and_images_like_the_held_out_ones_score_better(rows, config):
     assert [row["metric"] for row in rows] == 2 * ["clip_score", "clip_floor", "cmmd", "kid"]
     for row in rows:
         assert list(row) == ["method", "domain", "metric", "value", "low", "high", "n", "seed"]
         assert row["low"] <= row["value"] <= row["high"]
         assert (row["domain"], row["n"], row["seed"]) == ("satellite", 8, config.seed)
-
-
-def test_images_like_the_held_out_ones_score_better(rows):
     found = {(row["method"], row["metric"]): row for row in rows}
     for metric in ("cmmd", "kid"):
         assert found["good", metric]["high"] < found["bad", metric]["low"]
@@ -96,14 +93,18 @@ def test_a_caption_of_its_own_beats_the_floor(scorer, score, monkeypatch):
     assert values["clip_floor"]["high"] < values["clip_score"]["low"]
 
 
-def test_score_method_refuses_before_it_embeds(score):
+@pytest.mark.parametrize(
+    ("prompts", "heldout", "message"),
+    [
+        (PROMPTS[:7], 8, "8 images came with 7 prompts"),
+        (["a"] * 8, 8, "two different prompts"),
+        (PROMPTS, 1, "two held-out images, not 1"),
+    ],
+)
+def test_score_method_refuses_before_it_embeds(score, prompts, heldout, message):
     images = pictures(0, 8, RED)
-    with pytest.raises(DasdError, match="8 images came with 7 prompts"):
-        score("m", images, PROMPTS[:7], images, own=None)
-    with pytest.raises(DasdError, match="two different prompts"):
-        score("m", images, ["a"] * 8, images, own=None)
-    with pytest.raises(DasdError, match="two held-out images, not 1"):
-        score("m", images, PROMPTS, images[:1], own=None)
+    with pytest.raises(DasdError, match=message):
+        score("m", images, prompts, images[:heldout], own=None)
 
 
 def test_a_classifier_of_attributes_adds_the_share_shown(scorer, score):
@@ -180,11 +181,6 @@ def with_prompts(config, tmp_path):
     return write
 
 
-def test_prompts_are_strings_or_objects_with_text(with_prompts):
-    config = with_prompts({"domain": "satellite", "prompts": ["a river", {"text": "a harbor", "more": 1}]})
-    assert evaluation.load_prompts(config, "satellite") == ["a river", "a harbor"]
-
-
 @pytest.mark.parametrize(
     "values",
     [{"prompts": ["one"]}, {"prompts": ["one", ""]}, {"prompts": "two"}, {"prompts": ["a", {}]}, ["a", "b"]],
@@ -194,11 +190,13 @@ def test_malformed_prompts_are_refused(with_prompts, values):
         evaluation.load_prompts(with_prompts(values), "satellite")
 
 
-def test_attributes_are_objects_of_texts(with_prompts):
-    both = [{"text": "a river", "attributes": {"scene": "river"}}, {"text": "x", "attributes": {"a": "b"}}]
-    assert evaluation.read_prompts(with_prompts({"prompts": both}), "satellite") == both
+def test_prompts_are_strings_or_objects_with_text_and_attributes(with_prompts):
+    given = ["a river", {"text": "a harbor", "attributes": {"scene": "harbor"}, "more": 1}]
+    config = with_prompts({"domain": "satellite", "prompts": given})
+    assert evaluation.load_prompts(config, "satellite") == ["a river", "a harbor"]
+    assert evaluation.read_prompts(config, "satellite")[1] == given[1]
     with pytest.raises(DasdError, match="object of texts"):
-        wrong = with_prompts({"prompts": [{"text": "y", "attributes": ["a"]}, both[1]]})
+        wrong = with_prompts({"prompts": [{"text": "y", "attributes": ["a"]}, given[1]]})
         evaluation.read_prompts(wrong, "satellite")
 
 

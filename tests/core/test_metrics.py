@@ -63,15 +63,11 @@ def test_images_of_any_mode_and_size_are_embedded(clip):
     torch.testing.assert_close(features[0], features[1], atol=1e-5, rtol=1e-4)
 
 
-def test_a_text_longer_than_the_model_is_cut(clip):
-    model, _, tokenizer = clip
+def test_a_text_longer_than_the_model_is_cut_and_no_images_are_refused(clip):
+    model, processor, tokenizer = clip
     long = "river " * 200
     features = metrics.embed_texts(model, tokenizer, [long, long + "harbor"])
     torch.testing.assert_close(features[0], features[1])
-
-
-def test_embedding_nothing_is_refused(clip):
-    model, processor, _ = clip
     with pytest.raises(ValueError, match="no images"):
         metrics.embed_images(model, processor, [])
 
@@ -302,18 +298,15 @@ def test_far_and_collapsed_sets():
         metrics.precision_recall(real[:5], real)
 
 
-def test_frechet_distance():
-    x, y = cloud(500, 3), cloud(400, 3, seed=1, mean=0.5) * 2
+@pytest.mark.parametrize(("n", "m", "d", "error"), [(500, 400, 3, 1e-6), (5, 6, 20, 1e-3)])
+def test_frechet_distance(n, m, d, error):
+    """Where features are more than samples too."""
+    x, y = cloud(n, d, seed=2), cloud(m, d, seed=1, mean=0.5) * 2
     one, two = np.cov(x.numpy().T), np.cov(y.numpy().T)
     gap = x.mean(0).double().numpy() - y.mean(0).double().numpy()
     expected = gap @ gap + np.trace(one + two - 2 * linalg.sqrtm(one @ two).real)
-    assert metrics.frechet_distance(x, y).item() == pytest.approx(expected, rel=1e-6)
-    assert metrics.frechet_distance(x, x).item() == pytest.approx(0, abs=1e-6)
-    few, many = cloud(5, 20, seed=2), cloud(6, 20, seed=3)  # fewer samples than features
-    root = linalg.sqrtm(np.cov(few.numpy().T) @ np.cov(many.numpy().T)).real
-    gap = (few.mean(0) - many.mean(0)).square().sum().item()
-    whole = gap + few.var(0).sum().item() + many.var(0).sum().item() - 2 * np.trace(root)
-    assert metrics.frechet_distance(few, many).item() == pytest.approx(whole, rel=1e-3)
+    assert metrics.frechet_distance(x, y).item() == pytest.approx(expected, rel=error)
+    assert metrics.frechet_distance(x, x).item() == pytest.approx(0, abs=1e-5)
 
 
 def test_frechet_distance_of_drawn_samples():
@@ -343,8 +336,6 @@ def test_intra_cluster_distance():
         [((2 + 2 + 4) / 3 + 6) / 2]
     )
     assert metrics.intra_cluster_distance(train.repeat(2, 1), train).item() == 0  # copies
-    ones = torch.ones(5, 5) - torch.eye(5)
-    assert metrics.intra_cluster_distance(generated, train, ones).item() == pytest.approx(1)
     assert metrics.intra_cluster_distance(train, train).isnan().all()  # every cluster has one
 
 

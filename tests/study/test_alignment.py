@@ -13,47 +13,46 @@ def config(tiny_config):
     return tiny_config.replace(lambda_align=0.5, queue_size=0, target_batch_size=8, source_batch_size=4)
 
 
-def gradients(parts, loss):
-    parameters = [p for group in models.trainable_parameters(parts).values() for p in group]
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return torch.cat(
-        [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)]
-    )
+@pytest.fixture
+def made(config, vae):
+    return make_parts(config), make_sampler(config, vae)
 
 
-def test_the_two_pulls_add_up_to_the_gradient_of_training(config, vae):
-    parts, sampler = make_parts(config), make_sampler(config, vae)
+def test_the_two_pulls_add_up_to_the_gradient_of_training(config, made):
+    parts, sampler = made
     (pull,) = alignment.gradient_pulls(parts, sampler, config, [3])
     loss, _ = losses.DasdObjective(config)(parts, sampler.batch(3).to("cpu", torch.float32), config)
-    whole = gradients(parts, loss).norm().item()
+    loss.backward()
+    trained = [
+        p for group in models.trainable_parameters(parts).values() for p in group if p.grad is not None
+    ]
+    whole = torch.cat([p.grad.flatten() for p in trained]).norm().item()
     expected = pull.noise**2 + pull.align**2 + 2 * pull.cosine * pull.noise * pull.align
     assert whole**2 == pytest.approx(expected, rel=1e-3)
     assert pull.align > 0 and pull.noise > 0
 
 
-def test_the_pull_grows_with_lambda_alone(config, vae):
-    parts, sampler = make_parts(config), make_sampler(config, vae)
+def test_the_pull_grows_with_lambda_alone(config, made):
+    parts, sampler = made
     (one,) = alignment.gradient_pulls(parts, sampler, config, [0])
     (ten,) = alignment.gradient_pulls(parts, sampler, config.replace(lambda_align=5.0), [0])
     assert ten.align == pytest.approx(10 * one.align, rel=1e-3) and ten.noise == pytest.approx(one.noise)
 
 
-def test_the_queue_is_filled_before_the_first_step(config, vae):
-    parts, sampler = make_parts(config), make_sampler(config, vae)
+def test_the_queue_is_filled_before_the_first_step(config, made):
+    parts, sampler = made
     queued = config.replace(queue_size=16)
     warm, cold = (alignment.gradient_pulls(parts, sampler, queued, [6], warm=n)[0] for n in (4, 0))
     assert warm.align < cold.align
 
 
-def test_nothing_to_compare_is_refused(config, vae):
+def test_nothing_to_compare_is_refused(config, made):
     with pytest.raises(ValueError, match="lambda_align is 0"):
-        alignment.gradient_pulls(
-            make_parts(config), make_sampler(config, vae), config.replace(lambda_align=0.0), [0]
-        )
+        alignment.gradient_pulls(*made, config.replace(lambda_align=0.0), [0])
 
 
-def test_features_are_those_of_the_batches(config, vae):
-    parts, sampler = make_parts(config), make_sampler(config, vae)
+def test_features_are_those_of_the_batches(config, made):
+    parts, sampler = made
     found = alignment.features(parts, sampler, config, 2)
     assert {name: len(rows) for name, rows in found.items()} == {"painting": 8, "satellite": 8, "xray": 8}
     batch = sampler.batch(0).to("cpu", torch.float32)

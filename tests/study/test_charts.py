@@ -1,8 +1,10 @@
-"""Charts of the study show each row once, where it belongs."""
+"""Charts and tables of the study show each row once, where it belongs."""
 
 import pytest
+import torch
 
-from dasd_utils.study import charts
+from dasd_utils.study import charts, tables
+from dasd_utils.study.tables import Records, table
 
 
 def swept(value=1.0, **more):
@@ -55,16 +57,14 @@ def tried(steps, value, **more):
     return start | {"calls": steps, "value": value, "low": value - 1, "high": value + 1} | more
 
 
-def front(figure):
-    (axes,) = figure.axes
-    (line,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
-    return list(zip(line.get_xdata(), line.get_ydata(), strict=True))
-
-
-def test_the_front_is_what_nothing_beats():
+@pytest.mark.parametrize(
+    ("better", "expected"), [("lower", [(5, 3.0), (10, 2.0), (20, 1.0)]), ("higher", [(5, 3.0), (8, 3.5)])]
+)
+def test_the_front_is_what_nothing_beats(better, expected):
     rows = [tried(s, v) for s, v in ((30, 1.0), (5, 3.0), (8, 3.5), (10, 2.5), (10, 2.0), (20, 1.0))]
-    assert front(charts.front_chart(rows, {"cmmd": "lower"})) == [(5, 3.0), (10, 2.0), (20, 1.0)]
-    assert front(charts.front_chart(rows, {"cmmd": "higher"})) == [(5, 3.0), (8, 3.5)]
+    (axes,) = charts.front_chart(rows, {"cmmd": better}).axes
+    (line,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
+    assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == expected
 
 
 def test_a_ring_is_round_what_was_chosen():
@@ -89,3 +89,40 @@ def test_curves_have_a_panel_a_domain_and_a_band_a_method():
     assert [line.get_label() for line in lines] == ["source", "translated"]
     assert list(lines[1].get_xdata()) == [1, 2, 3] and list(lines[1].get_ydata()) == [0.8] * 3
     assert len(figure.axes[0].collections) == 2
+
+
+# tables
+
+
+def test_rows_hold_all_that_results_need():
+    records = Records("sketch", seed=3)
+    row = records.mean("edges", "twin: mae", torch.tensor([0.1, 0.2, 0.3, 0.4]), timestep=50)
+    assert row["value"] == pytest.approx(0.25) and row["low"] <= 0.25 <= row["high"]
+    assert {"method", "domain", "metric", "n", "seed", "timestep"} <= set(row) and row["n"] == 4
+    value = torch.arange(5.0)
+    other = records.jackknife("edges", "way: length", lambda rows: value[rows].mean().item(), 5)
+    assert other["value"] == 2.0 and records.rows == [row, other]
+
+
+def test_a_table_shows_methods_in_order_and_only_what_it_is_about():
+    records = Records("sketch", seed=0)
+    for method, value in (("zebra", 0.125), ("ant", 0.5)):
+        records.note(method, "twin: mae", (value, value - 0.1, value + 0.1), 9)
+    records.note("zebra", "twin: ssim", (0.3, 0.2, 0.4), 9)
+    records.note("zebra", "other: mae", (0.9, 0.8, 1.0), 9)
+    found = records.table("twin")
+    assert list(found.index) == ["zebra", "ant"] and list(found.columns) == ["mae", "ssim"]
+    assert found.loc["ant", "mae"] == "0.50 [0.40, 0.60]" and found.loc["ant", "ssim"] == "-"
+    assert records.table("twin", digits=3).loc["zebra", "mae"] == "0.125 [0.025, 0.225]"
+    named = table(records.rows, {"other: mae": "M", "absent": "A"})
+    assert list(named.columns) == ["M"] and list(named.index) == ["zebra"]
+
+
+def test_a_ladder_marks_what_cannot_be_told_from_its_main_method():
+    start = {"domain": "xray", "metric": "recall", "value": 0.5, "low": 0.4, "high": 0.7}
+    rows = [start | {"method": name} for name in ("a", "b", "DASD")]
+    rows += [start | {"method": name, "against": "DASD", "separable": name == "a"} for name in ("a", "b")]
+    rows += [start | {"method": "a", "against": "b", "separable": False}]
+    lines = tables.ladder_table(rows).splitlines()
+    assert lines[0] == "| xray | recall ↑ |"
+    assert lines[2:] == ["| a | 0.50 ± 0.15 |", "| b | 0.50 ± 0.15 ≈ |", "| DASD | 0.50 ± 0.15 |"]
