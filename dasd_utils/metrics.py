@@ -287,13 +287,33 @@ class Estimate:
         return value, value - half, value + half
 
 
-def half_width(terms: tuple[tuple[float, int], ...], probability: float = 0.975) -> float:
-    """Return t times the root of a sum of variances, each with its degrees of freedom (Welch 1947)."""
+Terms = Sequence[tuple[float, int]]  # variances, each with its degrees of freedom
+
+
+def freedom(terms: Terms) -> float:
+    """Return the degrees of freedom of a sum of variances, not all 0 (Welch 1947, Satterthwaite 1946)."""
+    total = sum(variance for variance, _ in terms)
+    return total**2 / sum(variance**2 / degrees for variance, degrees in terms if variance > 0)
+
+
+def half_width(terms: Terms) -> float:
+    """Return half of the 95 % interval: Student's t times the root of a sum of variances."""
     total = sum(variance for variance, _ in terms)
     if math.isnan(total) or total == 0:
         return total
-    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in terms if variance > 0)
-    return float(stats.t.ppf(probability, freedom)) * math.sqrt(total)
+    return float(stats.t.ppf(0.975, freedom(terms))) * math.sqrt(total)
+
+
+def power(effect: float, terms: Terms, variance: float) -> float:
+    """Return how often an interval of these terms leaves out 0 on the side of the effect (noncentral t).
+
+    variance: that of the estimate; the terms may count some of it twice, as `Estimate.interval` does.
+    """
+    if variance == 0:
+        return float(effect > 0)
+    degrees, total = freedom(terms), sum(each for each, _ in terms)
+    limit = stats.t.ppf(0.975, degrees) * math.sqrt(total / variance)
+    return float(stats.nct.sf(limit, degrees, effect / math.sqrt(variance)))
 
 
 def bootstrap_counts(units: int, num_bootstrap: int, seed: int) -> Tensor:

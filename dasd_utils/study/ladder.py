@@ -423,9 +423,9 @@ def prompts_needed(parts: VarianceComponents, effect: float, seeds: int) -> int 
     """
 
     def enough(prompts: int) -> bool:
-        of_seeds = parts.seeds / seeds + parts.rest / (seeds * prompts)
-        terms = ((of_seeds, seeds - 1), (parts.prompts / prompts, prompts - 1))
-        return metrics.half_width(terms) + metrics.half_width(terms, POWER) <= effect
+        rest = parts.rest / (seeds * prompts)  # in both terms of the interval, once in the estimate
+        terms = ((parts.seeds / seeds + rest, seeds - 1), (parts.prompts / prompts + rest, prompts - 1))
+        return metrics.power(effect, terms, sum(variance for variance, _ in terms) - rest) >= POWER
 
     if not enough(MOST_PROMPTS):
         return None

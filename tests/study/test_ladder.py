@@ -331,31 +331,32 @@ def test_the_folder_is_that_of_the_config_unless_one_is_named(done, monkeypatch)
 # power
 
 
-def scores(generator, seeds, prompts, *deviations):
-    """Scores (S, P) around 0 with deviations between seeds, between prompts, and of the rest."""
-    shapes = (seeds, 1), (1, prompts), (seeds, prompts)
-    return sum(
-        d * torch.randn(s, generator=generator) for d, s in zip(deviations, shapes, strict=True)
-    ).double()
+def scores(draws, seeds, prompts, *deviations):
+    """Scores (draws, S, P) around 0 with deviations between seeds, between prompts, and of the rest."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = (draws, seeds, 1), (draws, 1, prompts), (draws, seeds, prompts)
+    parts = (d * torch.randn(s, generator=generator) for d, s in zip(deviations, shapes, strict=True))
+    return sum(parts).double()
 
 
 def test_components_are_found_again():
-    generator = torch.Generator().manual_seed(3)
-    found = ladder.variance_components(scores(generator, 400, 400, 0.5, 0.2, 1.0))
+    found = ladder.variance_components(scores(1, 400, 400, 0.5, 0.2, 1.0)[0])
     deviations = [v**0.5 for v in (found.seeds, found.prompts, found.rest)]
     assert deviations == pytest.approx([0.5, 0.2, 1.0], rel=0.1)
 
 
-def test_the_prompts_needed_give_the_power():
-    parts = VarianceComponents(seeds=0.0004**2, prompts=0.05**2, rest=0.01**2)
-    generator = torch.Generator().manual_seed(4)
-    needed = ladder.prompts_needed(parts, 0.01, seeds=3)
-    assert 150 < needed < 260
-    weights, found = metrics.bootstrap_counts(needed, 200, seed=0), []
-    for _ in range(200):
-        drawn = 0.01 + scores(generator, 3, needed, parts.seeds**0.5, parts.prompts**0.5, parts.rest**0.5)
-        found.append(metrics.mean_estimate(drawn, weights, needed).interval()[1] > 0)
-    assert np.mean(found) == pytest.approx(ladder.POWER, abs=0.1)
+@pytest.mark.parametrize("seeds", [3, 10])
+@pytest.mark.parametrize("parts", [(0.0004, 0.05, 0.01), (0.001, 0.005, 0.05)])
+def test_the_prompts_needed_give_the_power(seeds, parts):
+    """Where what prompts and seeds do together is the larger part too: the interval counts it twice."""
+    needed = ladder.prompts_needed(VarianceComponents(*(each**2 for each in parts)), 0.01, seeds)
+    drawn = 0.01 + scores(1000, seeds, needed, *parts)
+    of_prompts, of_seeds = drawn.mean(dim=1).var(dim=1) / needed, drawn.mean(dim=2).var(dim=1) / seeds
+    found = [
+        mean > metrics.half_width(((one, needed - 1), (two, seeds - 1)))
+        for mean, one, two in torch.stack([drawn.mean(dim=(1, 2)), of_prompts, of_seeds], dim=1).tolist()
+    ]
+    assert np.mean(found) == pytest.approx(ladder.POWER, abs=0.04)
 
 
 def test_more_seeds_need_fewer_prompts_and_a_spread_of_seeds_no_number_mends():
