@@ -507,17 +507,25 @@ def method_changes(name: str, profile: str | None = None) -> dict[str, Any]:
 
 
 def resolve(path: str | Path) -> Path:
-    """Return an absolute path; a relative one is looked for in the current folder, then under ROOT.
+    """Return an absolute path; a relative one starts at ROOT, whatever the present folder is.
 
-    Raises DasdError for a path that no file can have: too long, a loop of links, the home of an unknown user.
+    Raises DasdError for a path that no file can have: empty, too long, a loop of links, the home of nobody.
     """
+    if not str(path).strip():
+        raise DasdError("A path is empty: name a file or a folder.")
     try:
-        found = Path(path).expanduser()
-        there = found.exists()
-        return found.resolve() if found.is_absolute() or there else ROOT / found
+        found = ROOT / Path(path).expanduser()
+        found.exists()
+        return found.resolve()
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise DasdError(f"The path {str(path)[:200]!r} cannot be used: {reason}. Name another one.") from None
+
+
+def portable(path: Path) -> str:
+    """Return a path inside ROOT relative to it, as configs have them; another one absolute."""
+    path = path.resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
 def is_pinned(revision: str | None) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import nbformat
 
-from dasd_utils.config import ROOT, DasdError, known_methods
+from dasd_utils.config import ROOT, DasdError, known_methods, portable
 from dasd_utils.runtime import files
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -87,8 +87,7 @@ def run_notebooks(
         made = stamp(nbformat.read(path, 4)) if to_store else {}  # code that changes later did not make it
         if to_store:
             shutil.rmtree(folder, ignore_errors=True)
-        named = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder  # as results may name it
-        _execute(path, copy, parameters | {"output_dir": str(named)}, progress)
+        _execute(path, copy, parameters | {"output_dir": portable(folder)}, progress)
         done.append(Executed(path.stem, copy, time.perf_counter() - started, folder, made))
         report(done[-1])
     return done

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dasd_utils import evaluation, metrics, models, sampling, toyworld
-from dasd_utils.config import ROOT, Calibration, Config, DasdError, resolve
+from dasd_utils.config import Calibration, Config, DasdError, portable, resolve
 from dasd_utils.runtime import bars, checkpoints
 from dasd_utils.runtime.images import to_pixels
 from dasd_utils.toyworld import captions
@@ -94,8 +94,8 @@ def measure_base(base: str, seed: int, num_images: int) -> tuple[Path, list[Row]
 
     That is `data/results/pretrain.json` for the embedded base, else `scores.json` in the folder.
     """
-    place = resolve(base).resolve()
-    name = str(place.relative_to(ROOT) if place.is_relative_to(ROOT) else place)
+    place = resolve(base)
+    name = portable(place)
     config = Config.setup("tiny", seed=seed, base=name, clip=f"{name}/clip")
     rows = evaluate(config, num_images)
     is_embedded = place == resolve("data/tiny-sd")

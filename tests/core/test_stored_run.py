@@ -31,6 +31,7 @@ KEYS = {"tiny": "d703dd2abec1", "sd15": "aae332f20b89", "real": "c5b4d26fbe17", 
 def folder(base_dir, tmp_path, monkeypatch, own_datasets_cache):
     """Return a copy of the run beside its base and its images: all its paths are relative."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dasd_utils.config.ROOT", tmp_path)  # where relative paths of a config start
     shutil.copytree(STORED, "run")
     shutil.copytree(base_dir, "base")
     Path("cache").mkdir()

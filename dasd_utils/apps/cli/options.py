@@ -18,7 +18,7 @@ from typing import Any, NoReturn, get_type_hints
 import typer
 from typer.models import OptionInfo
 
-from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils.config import Config, DasdError, portable, resolve
 from dasd_utils.profiles import PROFILES
 
 DEBUG = {"on": False}
@@ -59,6 +59,18 @@ def argument(text: str, default: Any = ..., complete: Completion = None, **setti
 def _offer(names: Completion) -> Callable[[str], list[str]] | None:
     """Return typer's `autocompletion`: the names which begin with what has been typed."""
     return names and (lambda incomplete: [name for name in names() if name.startswith(incomplete)])
+
+
+def path(text: str | Path) -> Path:
+    """Return a path of the command line: a relative one starts at the present folder."""
+    if not str(text).strip():
+        raise typer.BadParameter("It is empty: name a file or a folder.")
+    return resolve(text if str(text).startswith("~") else Path.cwd() / text)
+
+
+def folder_or_name(text: str) -> str:
+    """Return the path of what is a folder here; anything else, a hub id for example, as it is."""
+    return portable(path(text)) if os.path.isdir(text) else text
 
 
 def run_folders() -> list[str]:
@@ -123,6 +135,8 @@ def command(panel: str, called: str | None = None, **settings: Any) -> Callable[
 def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
     """Return typer's parameter; an option without name and metavar has the parameter's, and its type's."""
     info = copy.copy(default)
+    if "Path" in str(kind):  # a path, None or one, a list of them
+        info.parser = path
     if isinstance(info, OptionInfo):
         name_of = f"--{name}/--no-{name}" if default.default is True else f"--{name}"
         info.param_decls = info.param_decls or (name_of,)
@@ -145,7 +159,8 @@ class Settings:
         """Return the file's config, or the profile's, with the command line's changes (None: none)."""
         named = {} if method is None else {"method": method}
         config = Config.load(self.config, **named) if self.config else Config.setup(self.profile, **named)
-        return config.replace(**{name: value for name, value in changes.items() if value is not None})
+        return config.replace(**{name: portable(value) if isinstance(value, Path) else value
+                                 for name, value in changes.items() if value is not None})  # fmt: skip
 
 
 @dataclass
@@ -161,16 +176,19 @@ class ChosenRun(Settings):
         That is the run's own with `changes`. A config file of the command line replaces all of it but the
         method, which may have been an option of `dasd train`.
         """
-        changes["output_dir"] = self.output_dir
-        settings = self.read(**changes)
-        folder = Path(self.checkpoint or resolve(settings.output_dir))
-        stored = folder / "config.json"
-        if stored.exists() and self.config is not None:
-            settings = self.read(Config.load(stored).method, **changes)
-        elif stored.exists():
-            changes["output_dir"] = self.output_dir or folder
-            settings = Settings(config=stored).read(**changes)
-        return folder, settings
+        from dasd_utils import sampling
+
+        settings = self.read(output_dir=self.output_dir, **changes)
+        folder = self.checkpoint or resolve(settings.output_dir)
+        run = sampling.run_folder(folder)
+        changes["output_dir"] = self.output_dir or run
+        if not (run / "config.json").exists():
+            if self.checkpoint and self.config is None and self.profile == "auto":
+                raise DasdError(f"{run} holds no config.json, which names the base model: give its config by "
+                                "--config, or its profile by --profile.")  # fmt: skip
+            return folder, self.read(**changes)
+        stored = Settings(config=run / "config.json")
+        return folder, self.read(stored.read().method, **changes) if self.config else stored.read(**changes)
 
     def open(self, **changes: Any) -> Any:
         """Load the run's pipeline, which lets each of several processes sample its part of the prompts."""

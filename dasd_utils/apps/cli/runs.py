@@ -55,6 +55,7 @@ def new_domain(
     from dasd_utils.apps.new_domain import proposal
 
     place = proposal.check_place(out or Path(f"{name}.json"), folder, force)
+    captions = options.folder_or_name(captions)
     found = proposal.propose(name, folder, Settings(profile).read(), captions, progress=True)
     audit = found.audit
     entry = found.entry
@@ -191,23 +192,26 @@ def generate(
     """Draw images of a prompt, in a domain that is named or found, into <run>/generated."""
     pipeline = run.open()
     given = {"num_images": num_images, "seed": seed, "auto_domain": auto_domain, "guidance": guidance}
-    place = output_folder(pipeline, "generated")
+    place = output_folder(pipeline)
     images, found, used = pipeline.generate(prompt, domain=domain, **given)
     listed = images if isinstance(images, list) else [images]
     names = [f"{found or 'base'}_{used['seed']}_{number}.png" for number in range(len(listed))]
-    paths = save_images(listed, place, names)
+    paths = save_images(listed, place / "generated", names)
     return {"images": paths, "domain": found, "settings": used}, "\n".join(paths)
 
 
-def output_folder(pipeline: Any, name: str) -> Path:
-    """Return a folder of the run that can be written."""
+def output_folder(pipeline: Any, name: str = "") -> Path:
+    """Return the run's folder, or one in it, that can be written."""
     from dasd_utils.runtime import checkpoints
 
-    return checkpoints.writable(Path(pipeline.config.output_dir).absolute() / name)
+    return checkpoints.writable(resolve(pipeline.config.output_dir) / name)
 
 
 def save_images(images: list[Any], folder: Path, names: list[str]) -> list[str]:
     """Write images into a folder, in one of several processes; return the paths."""
+    from dasd_utils.runtime import checkpoints
+
+    checkpoints.writable(folder)
     paths = [folder / name for name in names]
     if options.PROCESS == 0:
         for path, image in zip(paths, images, strict=True):
@@ -253,10 +257,10 @@ def animate(
     from dasd_utils.apps import animation
 
     grids = animation.of_run(run)
-    stored = resolve(run) / "config.json"
+    stored = run / "config.json"
     if label is None:
         label = f"{Config.load(stored).profile} profile" if stored.exists() else ""
-    path = animation.save(grids, output or resolve(run) / "samples.webp", label, width)
+    path = animation.save(grids, output or run / "samples.webp", label, width)
     result = {"animation": str(path), "pictures": len(grids), "bytes": path.stat().st_size}
     return result, f"{path}: {len(grids)} pictures, {result['bytes'] / 1e3:.0f} kB"
 
@@ -277,9 +281,9 @@ def playground(
         settings = how.read()
         folder = checkpoints.find_run(settings)
     else:
-        place = resolve(checkpoint)
-        adapters.read_summary(place / "adapter" if (place / "adapter").is_dir() else place)
-        folder, settings = ChosenRun(how.profile, how.config, sampling.run_folder(place)).find()
+        inner = checkpoint / "adapter"
+        adapters.read_summary(inner if inner.is_dir() else checkpoint)
+        folder, settings = ChosenRun(how.profile, how.config, sampling.run_folder(checkpoint)).find()
     server.serve(folder, settings, port, browser)
 
 
@@ -296,11 +300,10 @@ def export(
     from dasd_utils import sampling
     from dasd_utils.apps import export
 
-    folder = resolve(run)
-    own = sampling.run_folder(folder)
-    adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    own = sampling.run_folder(run)
+    adapter = run / "adapter" if (run / "adapter").is_dir() else run
     export.check_export(adapter, out, kind, name or own.name)
-    pipeline = ChosenRun(how.profile, how.config, folder).open()
+    pipeline = ChosenRun(how.profile, how.config, run).open()
     drawn = export.draw_samples(pipeline) if samples else None
     rows = export.evaluation_rows(own)
     done = export.export(adapter, out, kind, pipeline.config, name or own.name, rows, drawn)

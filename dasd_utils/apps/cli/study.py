@@ -13,7 +13,7 @@ import typer
 
 from dasd_utils.apps.cli import options
 from dasd_utils.apps.cli.options import CONFIGS, ChosenRun, Settings, argument, command, option, with_rows
-from dasd_utils.config import ROOT, Config, DasdError, resolve
+from dasd_utils.config import ROOT, Config, DasdError, portable, resolve
 
 log = logging.getLogger(__name__)
 Answer = tuple[Any, ...]  # what `command` prints
@@ -21,6 +21,7 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # -p NAME 
 DASK = "A dask scheduler, tcp://host:8786: its workers do the work."
 WORKERS = option(1, "Processes that share the work and the cores.", min=1)
 SCHEDULER = option(None, DASK, metavar="ADDRESS")
+BASE = "data/tiny-sd"
 AGAIN = "Only this one; may be given again."
 TABLE = option(True, "Write the table at the end.")
 NUMBERS = [path.name[:2] for path in ROOT.glob("notebooks/[0-9]*.ipynb")]
@@ -41,7 +42,7 @@ class Study(Settings):
 
     def settings(self, name: str) -> Config:
         """Return the config; without a file and a folder its folder is `data/runs/<name>`."""
-        return self.read(output_dir=self.output_dir or (None if self.config else Path("data/runs") / name))
+        return self.read(output_dir=self.output_dir or (None if self.config else f"data/runs/{name}"))
 
     def numbers(self) -> list[int]:
         """Return the seeds; DasdError for what is no list of different ones."""
@@ -88,7 +89,7 @@ def calibrate(
     from dasd_utils.study import calibration
 
     pipeline = run.open()
-    path = calibration.calibration_file(run.checkpoint or Path(pipeline.config.output_dir))
+    path = calibration.calibration_file(run.checkpoint or pipeline.config.output_dir)
     calibration.calibrate(pipeline, evaluation.load_scorer(pipeline.config), path, budget, num_images, again)
     found = json.loads(path.read_text(encoding="utf8"))
     lines = [f"{name}: {', '.join(f'{k} {v}' for k, v in each.items())}" for name, each in found.items()]
@@ -186,6 +187,7 @@ def adapt(
 
     numbers = study.numbers()
     settings = study.settings("adapt")
+    target = options.folder_or_name(target)
     work = adaptation.Study(settings, target, num_images, epochs)
     work.check()
     wanted = {"target": target, "num_images": work.source.num_images, "epochs": epochs}
@@ -208,7 +210,7 @@ def adapt(
 def sweep(
     parameters: Path = argument("JSON list of objects: the parameters of each run.", metavar="FILE"),
     notebook: str = NOTEBOOK,
-    output_dir: Path = option("data/runs/sweep", NOTEBOOKS),
+    output_dir: Path = option(ROOT / "data/runs/sweep", NOTEBOOKS, show_default="data/runs/sweep"),
     workers: int = WORKERS,
     scheduler: str | None = SCHEDULER,
 ) -> Answer:
@@ -221,7 +223,7 @@ def sweep(
     log.info("%d of %d cells are to run.", len(left), len(cells))
     pool.run_all([cell.command() for cell in left], workers, scheduler)
     rows = pool.sweep_rows(cells)
-    file = resolve(output_dir) / f"{cells[0].notebook}.json"
+    file = output_dir / f"{cells[0].notebook}.json"
     path = evaluation.save_results(file, {"sweep": str(parameters)}, rows)
     return with_rows(path, rows, f"{len(cells)} cells, {len(rows)} rows")
 
@@ -230,7 +232,7 @@ def sweep(
 def notebooks(
     context: typer.Context,
     profile: str = options.PROFILE,
-    output_dir: Path = option("data/runs/course", NOTEBOOKS),
+    output_dir: Path = option(ROOT / "data/runs/course", NOTEBOOKS, show_default="data/runs/course"),
     only: str | None = ONLY,
     seed: int | None = options.SEED,
     stale: bool = option(False, "Only those that `dasd fresh` lists."),
@@ -252,7 +254,7 @@ def notebooks(
         lessons.store_outputs(done)
     rows = [{"notebook": one.name, "path": str(one.path), "seconds": round(one.seconds, 1)} for one in done]
     total = sum(one.seconds for one in done)
-    return rows, f"{len(done)} notebooks in {total:.0f} s: {output_dir.resolve()}"
+    return rows, f"{len(done)} notebooks in {total:.0f} s: {output_dir}"
 
 
 def read_parameters(words: list[str]) -> dict[str, Any]:
@@ -271,7 +273,7 @@ def read_parameters(words: list[str]) -> dict[str, Any]:
 
 @command(options.UPKEEP)
 def fresh(
-    files: list[Path] | None = argument("Notebooks.", None, show_default="all", exists=True, dir_okay=False),
+    files: list[Path] | None = argument("Notebooks.", None, show_default="all"),
     only: str | None = ONLY,
 ) -> Answer:
     """List the notebooks whose stored outputs were not made, or not completely, by the present code.
@@ -281,6 +283,9 @@ def fresh(
     from dasd_utils.apps import notebooks as lessons
 
     paths = files or lessons.find_notebooks(only.split(",") if only else None)
+    for path in paths:
+        if not path.is_file():
+            raise DasdError(f"There is no notebook {path}.")
     rows = [{"notebook": p.stem, "faults": lessons.faults(p), "changed": lessons.stale(p)} for p in paths]
     found = {row["notebook"]: [*row["faults"], *row["changed"]] for row in rows}
     lines = [f"{name}: {', '.join(reasons)}" for name, reasons in found.items() if reasons]
@@ -347,7 +352,7 @@ def in_cache(config: Config, found: tuple[int, int], verb: str) -> Answer:
 @command(options.UPKEEP)
 def pretrain(
     stage: list[str] | None = option(None, AGAIN, metavar="STAGE", show_default="all"),
-    output_dir: str = option("data/tiny-sd", "Where the base is, or will be.", metavar="FOLDER"),
+    output_dir: Path = option(ROOT / BASE, "Where the base is, or will be.", show_default=BASE),
     seed: int = option(0, "Seed of everything that is random."),
     threads: int | None = option(None, "CPU threads of this process.", min=1, show_default="PyTorch's"),
     evaluate: bool = option(False, "Measure the finished base instead."),
@@ -361,13 +366,13 @@ def pretrain(
     if threads:
         torch.set_num_threads(threads)
     if not evaluate:
-        settings = build.PretrainConfig(seed=seed, output_dir=output_dir)
+        settings = build.PretrainConfig(seed=seed, output_dir=portable(output_dir))
         made = str(build.pretrain(settings, tuple(stage) if stage else build.STAGES))
         return {"base": made}, made
     if stage:
         raise DasdError("--evaluate measures a finished base; it takes no --stage.")
     from dasd_utils.pretrain.evaluate import measure_base
 
-    path, rows = measure_base(output_dir, seed, num_images)
+    path, rows = measure_base(portable(output_dir), seed, num_images)
     line = "{metric:26} {domain:18} {value:8.3f} [{low:.3f}, {high:.3f}] n = {n}"
     return with_rows(path, rows, "\n".join(line.format(**row) for row in rows))

@@ -19,7 +19,7 @@ import transformers
 from dasd_utils import classifier, data
 from dasd_utils.apps.new_domain import captions as sources
 from dasd_utils.apps.new_domain.captions import Album, Captions, words_of
-from dasd_utils.config import ROOT, Calibration, Config, DasdError, DomainConfig, resolve
+from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, portable, resolve
 from dasd_utils.runtime import files, pretrained
 
 FEW = 30  # training images below which a model rather learns them by heart
@@ -256,12 +256,6 @@ def labelled(
 def extras(out: Path) -> Path:
     """Return the folder beside a config file that holds its captions and prompts."""
     return out.with_name(f"{out.stem}_files")
-
-
-def portable(path: Path) -> str:
-    """Return a path inside the repository relative to it, as configs have them; another one absolute."""
-    path = path.resolve()
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
 def check_place(out: str | Path, folder: str | Path, force: bool = False) -> Path:

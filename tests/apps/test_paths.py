@@ -1,0 +1,108 @@
+"""One rule for paths: on the command line from the present folder, in a config from the repository."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from dasd_utils import sampling
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.cli import options, runs, study
+from dasd_utils.apps.cli.options import ChosenRun, Settings
+from dasd_utils.config import ROOT, Config, DasdError, portable, resolve
+
+COMMANDS = typer.main.get_command(cli.app).commands
+SHIPPED = ROOT / "data/tiny-run"
+METAVARS = ("FOLDER", "FILE", "RUN", "PICTURE...")
+OPTIONS = [(command.callback.__name__, each) for command in cli.app.registered_commands
+           for each in command.callback.__signature__.parameters.values()]  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Return a folder that is the present one, with a run and a folder that the repository has too."""
+    shutil.copytree(SHIPPED, tmp_path / "myrun")
+    (tmp_path / "data" / "prompts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_path_of_a_command_is_read_by_one_rule():
+    named = [(name, each) for name, each in OPTIONS if getattr(each.default, "metavar", None) in METAVARS]
+    assert len(named) > 30
+    for name, each in [*named, *((n, each) for n, each in OPTIONS if "Path" in str(each.annotation))]:
+        assert each.default.parser is options.path, (name, each.name)
+
+
+def given(command, *words):
+    """Return what a command receives for these words."""
+    return COMMANDS[command].make_context(command, [*words]).params
+
+
+def test_paths_of_the_command_line_start_at_the_present_folder(here):
+    assert options.path("data/prompts") == here / "data/prompts" and options.path(here) == here
+    assert options.path("~/x") == Path.home() / "x"
+    assert given("translate", "myrun", "/x")["pictures"] == [here / "myrun", Path("/x")]
+    assert given("export", "myrun/../myrun", "out")["run"] == here / "myrun"
+    assert options.folder_or_name("myrun") == str(here / "myrun") and options.folder_or_name("a/b") == "a/b"
+    for words in (["train", "--output_dir", ""], ["verify", " "], ["generate", "--prompt", "x", "--config="]):
+        result = CliRunner().invoke(cli.app, words)
+        assert result.exit_code == 2 and "empty" in result.stderr
+
+
+def test_paths_of_a_config_start_at_the_repository(here):
+    assert resolve("data/prompts") == ROOT / "data/prompts"
+    assert resolve(here / "myrun") == here / "myrun"
+    assert portable(ROOT / "data/runs/x") == "data/runs/x" and portable(here) == str(here)
+    with pytest.raises(DasdError, match="output_dir"):
+        Config.setup("tiny", output_dir=" ")
+
+
+def test_defaults_are_places_of_the_repository(here):
+    assert given("notebooks")["output_dir"] == ROOT / "data/runs/course"
+    assert given("sweep", "x", "--notebook", "03")["output_dir"] == ROOT / "data/runs/sweep"
+    assert given("pretrain")["output_dir"] == ROOT / "data/tiny-sd"
+    assert study.Study("tiny").settings("ladder").output_dir == "data/runs/ladder"
+
+
+def test_a_run_is_trained_and_found_in_the_same_folder(here, monkeypatch):
+    seen = []
+    monkeypatch.setattr(runs, "run_training", lambda config, *_: seen.append(config) or (Path("x"), []))
+    context = COMMANDS["train"].make_context("train", ["--profile", "tiny", "--output_dir", "myrun"])
+    COMMANDS["train"].invoke(context)
+    assert seen[0].output_dir == str(here / "myrun")
+    inside = Settings("tiny").read(output_dir=ROOT / "data/runs/mine")
+    assert inside.output_dir == "data/runs/mine"  # no path of this machine in what is stored
+
+
+WORDS = (
+    "--checkpoint myrun",
+    "--checkpoint myrun/adapter",
+    "--output_dir myrun",
+    "--checkpoint ../HERE/myrun",
+)
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_a_run_is_found_with_its_own_config_however_it_is_named(words, here, monkeypatch):
+    own = Config.load("myrun/config.json").replace(seed=77)
+    own.save("myrun/config.json")
+    opened = []
+    monkeypatch.setattr(sampling, "load_trained_pipeline", lambda *given: opened.append(given))
+    words = words.replace("HERE", here.name).split()
+    with pytest.raises(AttributeError):  # what was loaded is None here
+        COMMANDS["classify"].main([*words, "--prompt", "x"], standalone_mode=False)
+    ((folder, config),) = opened
+    assert folder in (here / "myrun", here / "myrun/adapter")
+    assert config == own.replace(output_dir=str(here / "myrun"))
+
+
+def test_a_run_that_lost_its_config_is_not_read_with_another(here):
+    (here / "myrun" / "config.json").unlink()
+    for checkpoint in (here / "myrun", here / "myrun" / "adapter"):
+        with pytest.raises(DasdError, match=r"myrun holds no config\.json.*--config"):
+            ChosenRun(checkpoint=checkpoint).find()
+        _, named = ChosenRun("tiny", checkpoint=checkpoint).find()
+        assert named.output_dir == str(here / "myrun")  # where pictures go
