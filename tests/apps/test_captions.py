@@ -54,13 +54,13 @@ def test_metadata_column(tmp_path, column):
 
 def test_sidecars(tmp_path):
     opened = album(tmp_path, NUMBERED)
-    for name, suffix in zip(NUMBERED[:3], ("txt", "caption", "png.txt"), strict=True):
+    for name, suffix in zip(NUMBERED[:3], ("TXT", "caption", "png.txt"), strict=True):
         (tmp_path / name).with_suffix(f".{suffix}").write_bytes("\ufeff a red \t house \r\n".encode())
     (tmp_path / NUMBERED[1]).with_suffix(".caption").write_text("one\n\ntwo\n")  # a caption a line
     found = find_captions(opened)
     assert found.texts == dict.fromkeys(NUMBERED[:3], "a red house") | {NUMBERED[1]: ["one", "two"]}
     assert found.entry == {}
-    (tmp_path / NUMBERED[0]).with_suffix(".txt").write_bytes(b"\xff\xfe\xff")
+    (tmp_path / NUMBERED[0]).with_suffix(".TXT").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(DasdError, match="no UTF-8"):
         captions.from_sidecars(opened)
 

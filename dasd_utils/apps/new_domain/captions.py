@@ -132,11 +132,13 @@ def from_sidecars(album: Album) -> Captions:
 
     Raises DasdError unless most have one.
     """
-    texts = {}
+    texts, inside = {}, {}
     for name in album.files():
         image = album.folder / name
-        places = [image.with_name(stem + suffix) for stem in (image.stem, image.name) for suffix in SIDECARS]
-        beside = next((place for place in places if place.is_file()), None)
+        if image.parent not in inside:  # in any letter case
+            inside[image.parent] = {path.name.casefold(): path for path in image.parent.iterdir()}
+        places = [stem + suffix for stem in (image.stem, image.name) for suffix in SIDECARS]
+        beside = next(filter(None, (inside[image.parent].get(place.casefold()) for place in places)), None)
         lines = files.read_text(beside, "The caption").splitlines() if beside else []
         found = [" ".join(line.split()) for line in lines if line.strip()]
         texts[name] = found if len(found) > 1 else "".join(found)
