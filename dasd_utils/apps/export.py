@@ -207,7 +207,9 @@ def _write_pipeline(adapter: Path, out: Path, config: Config) -> dict[str, str]:
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
     if summary.get("unet"):
-        pipeline.unet = UNet2DConditionModel.from_pretrained(adapter, subfolder=adapters.UNET)
+        pipeline.unet = UNet2DConditionModel.from_pretrained(
+            adapter, subfolder=adapters.UNET, dtype=torch.float32
+        )
     for token, file in summary["tokens"].items():
         pipeline.load_textual_inversion(adapter / file, token=token)
     pipeline.save_pretrained(out)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import torch
 import transformers
 from huggingface_hub import constants
 from torch import nn
@@ -35,11 +36,18 @@ class Source:
     unreachable: str = ""  # why the hub cannot be reached; its cache may still have the files
 
     def load(self, kind: Any, part: str = "", **options: Any) -> Any:
-        """Return `kind.from_pretrained` of the part (a subfolder), or raise DasdError."""
+        """Return `kind.from_pretrained` of the part (a subfolder), or raise DasdError.
+
+        A module is float32 if no dtype is named: transformers would else take that of the file, and float16
+        is several times slower on a CPU.
+        """
         where = self.name if self.folder is None else str(self.folder)
         if part:
             options["subfolder"] = part
-        if self.folder is not None and issubclass(kind, nn.Module):
+        is_module = isinstance(kind, type) and issubclass(kind, nn.Module)
+        if is_module:
+            options.setdefault("dtype", torch.float32)
+        if self.folder is not None and is_module:
             options["use_safetensors"] = True  # transformers would else take a pickle where there is no other
         try:
             return kind.from_pretrained(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
+from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
-from dasd_utils.config import DasdError
+from dasd_utils import evaluation, models
+from dasd_utils.config import Config, DasdError
+from dasd_utils.papers.diffusionclip import objective
 from dasd_utils.runtime import pretrained
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -83,3 +89,34 @@ def test_a_name_that_can_only_be_a_folder_is_not_looked_for_on_the_hub(name, mon
     with pytest.raises(DasdError, match="no folder"):
         pretrained.find_weights(name)
     assert questions == []
+
+
+def test_every_load_of_weights_says_its_dtype():
+    """Else transformers takes that of the file: float16, several times slower on a CPU."""
+    root, silent = Path(pretrained.__file__).parents[2], []
+    for path in (
+        path
+        for room in ("dasd_utils", "benchmarks", "book", "Report")
+        for path in root.glob(f"{room}/**/*.py")
+    ):
+        for call in (
+            node for node in ast.walk(ast.parse(path.read_text("utf8"))) if isinstance(node, ast.Call)
+        ):
+            if isinstance(call.func, ast.Attribute) and call.func.attr == "from_pretrained":
+                kind, named = ast.unparse(call.func.value), {word.arg for word in call.keywords}
+                if not kind.endswith(("Tokenizer", "Processor", "Scheduler")) and not named & {"dtype", None}:
+                    silent.append(f"{path.name}:{call.lineno}")
+    assert not silent
+
+
+def test_files_of_float16_are_loaded_as_float32(base_dir, tmp_path):
+    base = Path(shutil.copytree(base_dir, tmp_path / "base"))
+    for file in base.rglob("*.safetensors"):
+        save_file({name: value.half() for name, value in load_file(file).items()}, file, {"format": "pt"})
+    config = Config.setup("tiny", base=base, clip=base / "clip")
+    parts, scorer = models.load_parts(config), evaluation.load_scorer(config, "cpu")
+    words = objective.Words(
+        config, objective.Settings(target=("a river",), reference=("a harbor",)), torch.device("cpu")
+    )
+    modules = parts.unet, parts.vae, parts.text_encoder, scorer.clip, words.clip
+    assert {p.dtype for module in modules for p in module.parameters()} == {torch.float32}

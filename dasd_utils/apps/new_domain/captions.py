@@ -226,7 +226,7 @@ def from_model(album: Album, name: str, device: str | None = None, progress: boo
     names, texts = album.files(), {}
     base, _, revision = name.partition("@")
     source = pretrained.find_weights(base, revision or None)
-    model = source.load(transformers.AutoModelForImageTextToText, use_safetensors=True)
+    model = source.load(transformers.AutoModelForImageTextToText, use_safetensors=True, dtype=torch.float32)
     processor = source.load(transformers.AutoProcessor)
     model.to(device or processes.default_device()).eval()
     for start in bars.bar(range(0, len(names), BATCH), "captions", shown=progress, unit="batch"):
