@@ -69,10 +69,11 @@ def match(rows: Rows, names: Sequence[str], folder: Path) -> Rows:
     found: Rows = {}
     missing = []
     for name, each in rows.items():
-        place = folded.get(name) or folded.get(name.casefold())
+        inside = Path(os.path.relpath(folder / name, folder)).as_posix()
+        place = folded.get(inside) or folded.get(inside.casefold())
         if place:
             found.setdefault(place, []).extend(each)
-        elif not (folder / name).is_file():  # those of another split are
+        elif inside.startswith("../") or not (folder / name).is_file():  # those of another split are
             missing.append(name)
     if missing:
         raise DasdError(f"{len(missing)} of {len(rows)} files that have a row are not in {folder}, the "

@@ -58,8 +58,12 @@ def test_every_form_is_read_alike(tmp_path, config, form):
 def test_a_row_without_its_file_is_refused_in_every_form(tmp_path, config, form):
     folder = write_images(tmp_path / "set", range(8))
     rows = [{"file_name": f"{n}.png", "text": f"picture {n}"} for n in range(9)]
-    with refused("1 of 9 files", "8.png", "put the files back"):
-        load(write(folder, rows, form), config)
+    picture = write_images(tmp_path / "outside", [8]) / "8.png"
+    for name in ("8.png", "../outside/8.png", str(picture)):
+        with refused("1 of 9 files", "8.png", "put the files back"):
+            load(write(folder, [*rows[:-1], rows[-1] | {"file_name": name}], form), config)
+    rows[7]["file_name"] = str(folder / "7.png")
+    assert len(load(write(folder, rows[:-1], form), config)) == 8
 
 
 def test_several_labels_are_named_together(tmp_path, config):
