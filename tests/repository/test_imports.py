@@ -17,6 +17,7 @@ ROOMS = {  # what each room, or file of the core, may import beside itself
     **{"toyworld": set(), "profiles": set(), "figures": set(), "config": {"profiles"}, "runtime": {"config"}},
     **{name: BASE | {"toyworld", *FLOW[:place]} for place, name in enumerate(FLOW)},
     **{"papers": CORE, "pretrain": CORE | {"toyworld"}, "study": CORE | {"papers"}, "dasd_utils": set()},
+    "__main__": {"apps"},
     "apps": CORE | {"toyworld", "papers", "pretrain", "study"},
 }
 ROOT = Path(dasd_utils.__file__).parents[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -28,7 +29,11 @@ def options(
 
 def main() -> None:
     """Run the command; an error is one line, with `--debug` its traceback too."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of any encoding
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    sys.argv = [_as_utf8(word) for word in sys.argv]
     try:
         app()
     except SystemExit as done:
@@ -41,8 +46,20 @@ def main() -> None:
         fail(str(error), 1)
     except ModuleNotFoundError as error:
         fail(f"The package {error.name} is missing here: pip install {error.name}", 1)
+    except OSError as error:
+        fail(f"{error.filename or 'The output'}: {error.strerror}" if error.strerror else str(error), 1)
+    except MemoryError:
+        fail("This machine has too little free memory for that: close other programs, or ask for less.", 1)
     except Exception as error:
         fail(f"{type(error).__name__}: {error} (a fault of the program: `dasd --debug ...` says where)", 2)
+
+
+def _as_utf8(word: str) -> str:
+    """Return a word of the command line; bytes that the locale could not read are UTF-8, or a file's name."""
+    try:
+        return word if word.isprintable() else os.fsencode(word).decode("utf8")
+    except UnicodeError:
+        return word
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -210,7 +211,8 @@ def fail(message: str, status: int) -> NoReturn:
     if DEBUG["on"]:
         traceback.print_exc()
     name = "dasd" if PROCESS == 0 else f"dasd, process {PROCESS}"
-    typer.echo(f"{name}: {message}", err=True)
+    with contextlib.suppress(OSError):  # where this stream is full too
+        typer.echo(f"{name}: {message}", err=True)
     sys.exit(status)
 
 

@@ -1,0 +1,90 @@
+"""What surrounds a command: streams that cannot show all, full devices, locales, interrupts, `python -m`."""
+
+import io
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from dasd_utils import __main__ as entry
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.cli import options
+
+DASD = [sys.executable, "-m", "dasd_utils"]
+
+
+def ended(monkeypatch, *words):
+    """Return the exit status of a command line in this process."""
+    monkeypatch.setattr(sys, "argv", ["dasd", *words])
+    with pytest.raises(SystemExit) as stop:
+        entry.main()
+    return stop.value.code or 0
+
+
+def test_the_package_is_the_command():
+    done = subprocess.run([*DASD, "fresh", "nowhere.ipynb"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("dasd: There is no notebook")
+
+
+def test_a_stream_of_another_encoding_shows_what_it_can(tmp_path, monkeypatch):
+    path = tmp_path / "Ω.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(), path)
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="cp1252") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    assert ended(monkeypatch, "fresh", str(path)) == 1
+    said = {name: stream.buffer.getvalue() for name, stream in streams.items() if not stream.flush()}
+    assert said["stdout"].startswith(rb"\u03a9: no stamp") and b"1 of 1 notebooks" in said["stderr"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_a_full_output_device_is_named():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*DASD, "badges", "--json"], stdout=full, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr) == (1, "dasd: The output: No space left on device\n")
+        assert subprocess.run([*DASD, "verify"], stderr=full).returncode == 1
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (OSError(28, "No space left on device", "a.png"), "a.png: No space left on device"),
+    (FileExistsError(17, "File exists", "list.json"), "list.json: File exists"),
+    (MemoryError(), "too little free memory"),
+    (ModuleNotFoundError("No module named 'voila'", name="voila"), "pip install voila"),
+])  # fmt: skip
+def test_what_the_machine_refuses_is_no_fault_of_the_program(error, said, monkeypatch, capsys):
+    def read(*_, **__):
+        raise error
+
+    monkeypatch.setattr(options.Settings, "read", read)
+    assert ended(monkeypatch, "clean") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and said in lines[0]
+
+
+def test_words_that_the_locale_could_not_read_are_utf8(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(cli, "app", lambda: seen.extend(sys.argv))
+    wrong = "a ü harbor".encode().decode("ascii", "surrogateescape")
+    monkeypatch.setattr(os, "fsencode", lambda text: text.encode("ascii", "surrogateescape"))
+    monkeypatch.setattr(
+        sys, "argv", ["dasd", "generate", "--prompt", wrong, b"\xfc.png".decode("ascii", "surrogateescape")]
+    )
+    entry.main()
+    assert seen[3:] == [
+        "a ü harbor",
+        b"\xfc.png".decode("ascii", "surrogateescape"),
+    ]  # a file may be named so
+
+
+def test_an_interrupt_while_it_loads_ends_without_a_traceback(monkeypatch):
+    class Interrupted:
+        def find_spec(self, name, *_):
+            if name == "dasd_utils.apps.cli.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "dasd_utils.apps.cli.main")
+    monkeypatch.delattr("dasd_utils.apps.cli.main")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert ended(monkeypatch, "--help") == 130
