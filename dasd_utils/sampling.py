@@ -78,7 +78,9 @@ def initial_noise(shape: Sequence[int], seed: int, index: int) -> Tensor:
 def make_scheduler(name: str, base_scheduler: Any) -> Any:
     """Return the scheduler of that name with the noise schedule of the base's own scheduler."""
     check_choice("scheduler", name, SCHEDULERS)
-    return SCHEDULERS[name].from_config(base_scheduler.config, clip_sample=False)  # latents have no bounds
+    # latents have no bounds; PNDM's Runge-Kutta steps are nine more calls of the network
+    fixed = {"clip_sample": False} | ({"skip_prk_steps": True} if name == "pndm" else {})
+    return SCHEDULERS[name].from_config(base_scheduler.config, **fixed)
 
 
 @contextlib.contextmanager
@@ -98,8 +100,8 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 class Start:
     """Where the denoising of a given picture begins, and which part of the picture stays."""
 
-    begin: int  # index of the scheduler's first step
-    latents_at: Callable[[int], Tensor]  # step -> the noisy picture before it, (B, C, h, w)
+    begin: int  # how many of the first steps are left out
+    latents_at: Callable[[Tensor | None], Tensor]  # timestep -> the noisy picture; None -> the clean one
     keep_mask: Tensor | None = None  # (1, 1, h, w): 1 where the picture stays
 
 
@@ -116,18 +118,21 @@ def denoise(
 
     generators: one an image, for schedulers that add noise at each step.
     """
-    start = noise if isinstance(noise, Start) else Start(0, lambda step: noise)
-    latents = start.latents_at(start.begin)
-    scheduler.set_timesteps(num_inference_steps, device=latents.device)
+    start = noise if isinstance(noise, Start) else Start(0, lambda timestep: noise)
+    scheduler.set_timesteps(num_inference_steps, device=start.latents_at(None).device)
+    timesteps = scheduler.timesteps[start.begin :]
+    if isinstance(scheduler, diffusers.PNDMScheduler) and start.begin:  # it takes its second step twice
+        timesteps = torch.cat([timesteps[1:3], timesteps[2:]])
+    latents = start.latents_at(timesteps[0])
     accepted = inspect.signature(scheduler.step).parameters
     extra = {"generator": generators} if "generator" in accepted else {}
     latents = latents if start is noise else latents * scheduler.init_noise_sigma
-    steps = list(enumerate(scheduler.timesteps))[start.begin :]
-    for step, timestep in bars.short_bar(steps, "sampling", shown=progress, unit="step"):
+    steps = list(zip(timesteps, [*timesteps[1:], None], strict=True))
+    for timestep, later in bars.short_bar(steps, "sampling", shown=progress, unit="step"):
         eps = predict(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(eps, timestep, latents, **extra).prev_sample
         if start.keep_mask is not None:
-            latents = torch.lerp(latents, start.latents_at(step + 1), start.keep_mask)
+            latents = torch.lerp(latents, start.latents_at(later), start.keep_mask)
     if not torch.isfinite(latents).all():
         raise DasdError("The sampled latents are not finite: lower guidance_scale, or set mixed_precision to "
                         "'no'.")  # fmt: skip
@@ -211,6 +216,7 @@ class DasdPipeline:
         self.batch_size, self.progress = batch_size, progress
         self._classifier: classifier.DomainClassifier | None = None
         self.shared = False  # True: several processes make the same call, and each samples a part
+        self._tried: set[tuple[str, int]] = set()  # schedulers with numbers of steps that they can take
         self.learners: dict[str, Any] = {}  # UNets of other runs, by the names that guidance terms have
         self._places: dict[str, str] = {}  # folders of these runs
         learned = parts.token_ids or parts.base_weights or getattr(parts.unet, "peft_config", None)
@@ -350,14 +356,26 @@ class DasdPipeline:
             wanted = "decoupled"  # the base reads the prompt; `guidance="cfg"` by name keeps it
         if isinstance(wanted, str):
             calibration = dataclasses.replace(calibration, guidance=wanted)
-        limit = self.parts.noise_scheduler.config.num_train_timesteps
-        if calibration.num_inference_steps > limit:
-            raise DasdError(f"num_inference_steps is {calibration.num_inference_steps}; it must be from 1 to "
-                            f"{limit}.")  # fmt: skip
+        self._check_steps(calibration.scheduler, calibration.num_inference_steps)
         if wanted is None or isinstance(wanted, str):
             return calibration, guidance.rule(calibration)
         guidance.check_rule(wanted, tuple(self.learners))
         return calibration, tuple(wanted)
+
+    def _check_steps(self, name: str, count: int) -> None:
+        """Raise DasdError for steps that the scheduler cannot take: each has limits of its own, so they are
+        tried, once, on a latent of one number."""
+        if (name, count) in self._tried:
+            return
+        limit, one = self.parts.noise_scheduler.config.num_train_timesteps, torch.zeros(1, 1, 1, 1)
+        try:
+            if count > limit:
+                raise ValueError
+            denoise(lambda x, _timestep: x * 0, self.scheduler(name), one, count, [step_generator(0, 0)])
+        except Exception as error:  # each scheduler raises what it likes
+            raise DasdError(f"num_inference_steps is {count}, which the scheduler {name!r} cannot take on a "
+                            f"base of {limit} timesteps: set it lower.") from error  # fmt: skip
+        self._tried.add((name, count))
 
     def _domains(self, prompts: Sequence[str], request: SampleRequest) -> list[DomainConfig | None]:
         """Return the domain that is named, else that of the prompt's token, else the one found, else None."""

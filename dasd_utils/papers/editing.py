@@ -91,14 +91,11 @@ def _edited(
     """Return the latents of one batch of pictures, `clean` (B, C, h, w), edited."""
     calibration = jobs[0].calibration
     scheduler, steps = pipeline.scheduler(calibration.scheduler), calibration.num_inference_steps
-    scheduler.set_timesteps(steps, device=clean.device)
-    begin = len(scheduler.timesteps) - max(round(strength * len(scheduler.timesteps)), 1)
+    begin = steps - max(round(strength * steps), 1)
     noise = pipeline.noise(jobs)
 
-    def noised(step: int) -> Tensor:  # the latents before a step; after the last one, the clean ones
-        if step == len(scheduler.timesteps):
-            return clean
-        return scheduler.add_noise(clean, noise, scheduler.timesteps[step].expand(len(clean)))
+    def noised(timestep: Tensor | None) -> Tensor:
+        return clean if timestep is None else scheduler.add_noise(clean, noise, timestep.expand(len(clean)))
 
     latents_at = _inverted(pipeline, jobs, clean, begin, shown) if invert else noised
     start = sampling.Start(begin, latents_at, None if keep_mask is None else keep_mask.to(clean))
@@ -109,8 +106,8 @@ def _edited(
 
 def _inverted(
     pipeline: DasdPipeline, jobs: Sequence[Job], clean: Tensor, begin: int, shown: Sequence[str] | None
-) -> Callable[[int], Tensor]:
-    """Return the function step -> latents before it, by the base's inversion."""
+) -> Callable[[Tensor | None], Tensor]:
+    """Return the function timestep -> noisy picture, by the base's inversion."""
     calibration = jobs[0].calibration
     if calibration.scheduler != "ddim":
         raise DasdError(f"An inversion runs the steps of ddim backwards; the scheduler is "
@@ -120,12 +117,15 @@ def _inverted(
         dataclasses.replace(job, rule=rule, prompt=text, plain=text, negative="")
         for job, text in zip(jobs, shown or [""] * len(jobs), strict=True)
     ]
-    steps = calibration.num_inference_steps
-    inverse = diffusers.DDIMInverseScheduler.from_config(pipeline.scheduler("ddim").config, clip_sample=False)
+    steps, forward = calibration.num_inference_steps, pipeline.scheduler("ddim")
+    forward.set_timesteps(steps)
+    inverse = diffusers.DDIMInverseScheduler.from_config(forward.config, clip_sample=False)
     inverse.set_timesteps(steps, device=clean.device)
     trajectory = [clean]
     with pipeline.predicting(inversions) as predict:
         for timestep in inverse.timesteps[: steps - begin]:
             eps = predict(trajectory[-1], timestep)
             trajectory.append(inverse.step(eps, timestep, trajectory[-1]).prev_sample)
-    return lambda step: trajectory[steps - step]
+    places = [*forward.timesteps[begin:].tolist(), None]
+    known = dict(zip(places, reversed(trajectory), strict=True))
+    return lambda timestep: known[None if timestep is None else int(timestep)]

@@ -268,10 +268,42 @@ def test_schedulers_keep_the_base_noise_schedule(pipeline):
         assert not sampling.make_scheduler(name, silent).config.get("clip_sample", False)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 20])
+@pytest.mark.parametrize("name", [name for name in sampling.SCHEDULERS if name != "ddpm"])
+def test_the_true_noise_leads_to_the_picture_wherever_it_begins(adapted, name, steps):
+    """`ddpm` adds noise that nobody predicts here; all others arrive, also where steps are left out."""
+    clean, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for begin in range(min(steps, 6)):
+        scheduler = sampling.make_scheduler(name, adapted.noise_scheduler)
+        calls = []
+
+        def latents_at(timestep, scheduler=scheduler):
+            return clean if timestep is None else scheduler.add_noise(clean, noise, timestep[None])
+
+        def predict(x, timestep, calls=calls):
+            calls.append(float(timestep))
+            return noise
+
+        found = sampling.denoise(predict, scheduler, sampling.Start(begin, latents_at), steps)
+        assert (found - clean).abs().max() < 0.15  # the last step of some leaves a little noise
+        twice = name == "pndm" and steps - begin > 1  # its second step
+        assert len(calls) == steps - begin + twice
+
+
+@pytest.mark.parametrize("name", sampling.SCHEDULERS)
+def test_steps_are_those_that_the_scheduler_can_take(pipeline, name):
+    """The limit of most is 999 for a base of 1,000 timesteps: what passes the check is sampled."""
+    for steps in (1, 2, 3, 998, 1000, 1001):
+        fits = steps < 1000 or (name == "euler" and steps == 1000)
+        options = {"settings": Calibration(2.0, steps, name), "seed": 0}
+        with contextlib.nullcontext() if fits else pytest.raises(DasdError, match=f"{name}.*set it lower"):
+            pipeline.plan([PROMPT], **options)
+
+
 BAD = {
     "empty in a list": (dict(prompt=["a", ""]), "Prompt 2 of 2 is empty"),
     "unknown domain": (dict(domain="satelite"), "Did you mean 'satellite'"),
-    "many steps": (dict(settings=Calibration(num_inference_steps=1001)), "from 1 to 1000"),
+    "many steps": (dict(settings=Calibration(num_inference_steps=1001)), "set it lower"),
     "unknown option": (dict(negativ_prompt="dark"), "Did you mean 'negative_prompt'"),
     "seeds": (dict(seed=[1, 2]), "2 seeds for 1 prompts"),
     "two domains": (dict(prompt="<xray> lungs", domain="satellite"), "holds <xray>"),
