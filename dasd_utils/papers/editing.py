@@ -14,7 +14,7 @@ import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from dasd_utils import models, sampling
@@ -24,6 +24,7 @@ from dasd_utils.runtime import images
 from dasd_utils.sampling import DasdPipeline
 
 EMPTY_RULE = (Term(BASE, EMPTY),)  # the base inverts with the empty prompt,
+WHITE = (1, 255, 65535)  # of masks
 SHOWN_RULE = (Term(BASE, EMPTY), Term(BASE, GIVEN, 1.0))  # or with what the picture shows
 
 
@@ -40,9 +41,10 @@ def edit(
     """Return each picture changed towards its prompt.
 
     strength: the share of the denoising steps that are done, from 0 (none) to 1 (from noise). mask: white
-    where the picture may change, black where it stays; one for all. invert: begin at the noise to which the
-    base inverts the picture, with the empty prompt or with what each picture has `shown`; else at counted
-    noise. `options` are those of `generate`: domain, seed, settings, guidance, adapter, negative_prompt.
+    where the picture may change, black where it stays; one for all, of their shape or square. invert: begin
+    at the noise to which the base inverts the picture, with the empty prompt or with what each picture has
+    `shown`; else at counted noise. `options` are those of `generate`: domain, seed, settings, guidance,
+    adapter, negative_prompt.
     """
     if len(pictures) != len(prompts) or (shown is not None and len(shown) != len(prompts)):
         texts = "no" if shown is None else len(shown)
@@ -53,7 +55,7 @@ def edit(
     jobs = [job for jobs in pipeline.plan(list(prompts), **options) for job in jobs]
     if any(job.batch_key != jobs[0].batch_key for job in jobs):
         raise DasdError("Pictures that are changed together need one domain and one kind of settings.")
-    keep_mask = None if mask is None else _keep_mask(mask, models.latent_shape(pipeline.parts))
+    keep_mask = None if mask is None else _keep_mask(mask, pictures, models.latent_shape(pipeline.parts))
     edited: list[Image.Image] = []
     for first in range(0, len(jobs), pipeline.batch_size):
         rows = slice(first, first + pipeline.batch_size)
@@ -72,9 +74,30 @@ def encode(parts: models.Parts, pictures: Sequence[Image.Image]) -> Tensor:
     return parts.vae.encode(pixels).latent_dist.mean.float() * parts.vae.config.scaling_factor
 
 
-def _keep_mask(mask: Image.Image | np.ndarray, shape: Sequence[int]) -> Tensor:
-    """Return (1, 1, h, w), 1 where the picture stays, of a mask that is white where it may change."""
-    grey = torch.from_numpy(np.asarray(Image.fromarray(np.asarray(mask)).convert("L"), np.float32) / 255)
+def _keep_mask(
+    mask: Image.Image | np.ndarray, pictures: Sequence[Image.Image], shape: Sequence[int]
+) -> Tensor:
+    """Return (1, 1, h, w), 1 where the picture stays, of a mask that is white where it may change.
+
+    The mask is cropped as the pictures are: it has their shape, or is the square already. White is 1, 255 or
+    65535, the least of them that no value exceeds.
+    """
+    if isinstance(mask, Image.Image):
+        mask = mask if mask.mode[0] in "IF" else mask.convert("L")
+    values = np.asarray(mask, np.float32)
+    values = values[..., :3].mean(axis=2) if values.ndim == 3 else values
+    if values.ndim != 2 or not values.size or not (values.min() >= 0 and values.max() <= WHITE[-1]):
+        raise DasdError(f"The mask is no picture of values from 0 to {WHITE[-1]}: give a grey image, black "
+                        "where the picture stays and white where it may change.")  # fmt: skip
+    height, width = values.shape
+    side = min(height, width)
+    for size in (ImageOps.exif_transpose(picture).size for picture in pictures if height != width):
+        if abs(width / height * size[1] - size[0]) > max(1, size[0] / side):
+            raise DasdError(f"The mask is {width} x {height} pixels and a picture {size[0]} x {size[1]}: give "
+                            "a mask of the pictures' shape, or a square one for their centre.")  # fmt: skip
+    top, left = (height - side) // 2, (width - side) // 2
+    white = next(level for level in WHITE if values.max() <= level)
+    grey = torch.from_numpy(values[top : top + side, left : left + side] / white)
     return 1 - F.interpolate(grey[None, None], size=tuple(shape[1:]), mode="area")
 
 

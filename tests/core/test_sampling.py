@@ -293,7 +293,7 @@ def test_the_true_noise_leads_to_the_picture_wherever_it_begins(adapted, name, s
 @pytest.mark.parametrize("name", sampling.SCHEDULERS)
 def test_steps_are_those_that_the_scheduler_can_take(pipeline, name):
     """The limit of most is 999 for a base of 1,000 timesteps: what passes the check is sampled."""
-    for steps in (1, 2, 3, 998, 1000, 1001):
+    for steps in (1, 2, 3, 1000, 1001):
         fits = steps < 1000 or (name == "euler" and steps == 1000)
         options = {"settings": Calibration(2.0, steps, name), "seed": 0}
         with contextlib.nullcontext() if fits else pytest.raises(DasdError, match=f"{name}.*set it lower"):

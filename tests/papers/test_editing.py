@@ -68,6 +68,52 @@ def test_what_the_mask_keeps_stays(adapted, latents, scheduler):
     assert (right - clean[..., 4:]).abs().mean() > 0.01
 
 
+def test_a_mask_is_cut_as_its_picture_is(pipeline):
+    """Of a picture twice as wide as high the centre square is seen: the middle of the mask."""
+    wide = [picture.resize((128, 64)) for picture in PICTURES]
+    mask = np.zeros((64, 128), np.uint8)
+    mask[:, 64:96] = 255  # the right half of the centre square
+    keep = editing._keep_mask(mask, wide, (4, 8, 8))[0, 0]
+    assert keep[:, :4].eq(1).all() and keep[:, 4:].eq(0).all()
+    tall = editing._keep_mask(mask.T, [picture.rotate(90, expand=True) for picture in wide], (4, 8, 8))[0, 0]
+    assert torch.equal(tall, keep.T)
+    square = editing._keep_mask(mask[:, 32:96], wide, (4, 8, 8))[0, 0]
+    assert torch.equal(square, keep)
+    with pytest.raises(DasdError, match="128 x 64 pixels and a picture 32 x 32: give a mask of"):
+        editing.edit(pipeline, PICTURES, PROMPTS, mask=mask, settings=QUICK, domain="xray")
+
+
+HALF = np.repeat([[False] * 4 + [True] * 4], 8, axis=0)
+MASKS = {
+    "truth": HALF,
+    "0 and 1": HALF.astype(np.uint8),
+    "0 and 1, float": HALF.astype(np.float64),
+    "eight bits": HALF * np.uint8(255),
+    "sixteen bits": HALF * np.uint16(65535),
+    "one channel": HALF[..., None] * np.uint8(255),
+    "three channels": np.repeat(HALF[..., None], 3, axis=2) * 255,
+    "bits": Image.fromarray(HALF),
+    "an image of 0 and 1": Image.fromarray(HALF.astype(np.uint8)),
+    "a float image": Image.fromarray(HALF.astype(np.float32)),
+    "an image of sixteen bits": Image.fromarray(HALF * np.uint16(65535)),
+    "colours": Image.fromarray(HALF * np.uint8(255)).convert("RGBA"),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_white_is_white_in_every_kind_of_mask(name):
+    keep = editing._keep_mask(MASKS[name], PICTURES, (4, 8, 8))[0, 0]
+    assert torch.equal(keep, 1 - torch.from_numpy(HALF).float())
+
+
+@pytest.mark.parametrize(
+    "mask", [HALF * -1.0, HALF * float("nan"), HALF * 70000.0, np.zeros(8), np.zeros((0, 8))]
+)
+def test_a_mask_of_no_picture_is_refused(mask):
+    with pytest.raises(DasdError, match="values from 0 to 65535"):
+        editing._keep_mask(mask, PICTURES, (4, 8, 8))
+
+
 def test_more_strength_goes_further(adapted, latents):
     clean = editing.encode(adapted, PICTURES)
     away = [(latents(strength=s) - clean).norm().item() for s in (0.2, 0.6, 1.0)]
