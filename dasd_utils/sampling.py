@@ -274,8 +274,8 @@ class DasdPipeline:
 
         Options are the fields of `SampleRequest`: seed, num_images, auto_domain, settings, negative_prompt,
         adapter, guidance. With num_images > 1 each prompt gives a list of images. Image i of a prompt starts
-        from the noise (seed, i), whatever else is in the batch. Whatever is wrong is a DasdError before any
-        work.
+        from the noise (seed, i), whatever else is in the batch; the rounding of a larger batch may move a
+        pixel by 1 of 255. Whatever is wrong is a DasdError before any work.
         """
         return self._generate(prompt, domain=domain, **options)[:3]
 

@@ -93,8 +93,8 @@ def _keep_mask(
     side = min(height, width)
     for size in (ImageOps.exif_transpose(picture).size for picture in pictures if height != width):
         if abs(width / height * size[1] - size[0]) > max(1, size[0] / side):
-            raise DasdError(f"The mask is {width} x {height} pixels and a picture {size[0]} x {size[1]}: give "
-                            "a mask of the pictures' shape, or a square one for their centre.")  # fmt: skip
+            raise DasdError(f"The mask is {width} x {height} pixels and a picture {size[0]} x {size[1]}: "
+                            "give one of the pictures' shape, or a square one for their centre.")  # fmt: skip
     top, left = (height - side) // 2, (width - side) // 2
     white = next(level for level in WHITE if values.max() <= level)
     grey = torch.from_numpy(values[top : top + side, left : left + side] / white)

@@ -79,7 +79,7 @@ def test_a_mask_is_cut_as_its_picture_is(pipeline):
     assert torch.equal(tall, keep.T)
     square = editing._keep_mask(mask[:, 32:96], wide, (4, 8, 8))[0, 0]
     assert torch.equal(square, keep)
-    with pytest.raises(DasdError, match="128 x 64 pixels and a picture 32 x 32: give a mask of"):
+    with pytest.raises(DasdError, match="128 x 64 pixels and a picture 32 x 32: give one of"):
         editing.edit(pipeline, PICTURES, PROMPTS, mask=mask, settings=QUICK, domain="xray")
 
 
