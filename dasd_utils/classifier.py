@@ -26,10 +26,15 @@ BACKGROUND = (
 
 
 def token_domain(prompt: str, domains: Sequence[DomainConfig]) -> DomainConfig | None:
-    """Return the domain whose token comes first in the prompt, in upper or lower case, None without any."""
-    lowered = prompt.lower()
-    found = [d for d in domains if d.token and d.token.lower() in lowered]
-    return min(found, key=lambda d: lowered.index(d.token.lower()), default=None)
+    """Return the domain whose token is in the prompt, in upper or lower case, None without any.
+
+    Raises DasdError for the tokens of two domains: an image has one.
+    """
+    found = [d for d in domains if d.token and d.token.lower() in prompt.lower()]
+    if len(found) > 1:
+        raise DasdError(f"The prompt {prompt!r} holds the tokens of several domains, "
+                        f"{', '.join(d.token for d in found)}: leave one.")  # fmt: skip
+    return found[0] if found else None
 
 
 def without_tokens(prompt: str, domains: Sequence[DomainConfig]) -> str:

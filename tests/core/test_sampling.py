@@ -307,6 +307,10 @@ BAD = {
     "unknown option": (dict(negativ_prompt="dark"), "Did you mean 'negative_prompt'"),
     "seeds": (dict(seed=[1, 2]), "2 seeds for 1 prompts"),
     "two domains": (dict(prompt="<xray> lungs", domain="satellite"), "holds <xray>"),
+    "two tokens": (dict(prompt="<xray> <SATELLITE>"), "several domains, <satellite>, <xray>: leave one"),
+    "two tokens, found": (dict(prompt="<xray> <satellite>", auto_domain=True), "several domains"),
+    "two tokens, one named": (dict(prompt="<xray> <satellite>", domain="xray"), "several domains"),
+    "two tokens, the other named": (dict(prompt="<xray> <satellite>", domain="satellite"), "several domains"),
 }
 
 
