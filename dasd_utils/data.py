@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dasd_utils import toyworld
 from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig, resolve
-from dasd_utils.runtime import bars, images, metadata
+from dasd_utils.runtime import bars, folders, images, metadata
 
 SPLITS = ("train", "validation", "test")
 TOY_SEEDS = {"train": 1, "validation": 2, "test": 3}  # independent of Config.seed: one world for all runs
@@ -151,7 +151,7 @@ def _load_rows(domain: DomainConfig, config: Config, split: str) -> DomainData:
 
 
 def _open_table(domain: DomainConfig, split: str) -> _Table:
-    rows = images.open_rows(domain, split)
+    rows = folders.open_rows(domain, split)
     columns = rows.remove_columns([domain.image_column])
     labels = label_names(columns, domain.label_column) if domain.label_column else None
     values = columns[domain.caption_column][:] if domain.caption_column else None
@@ -213,7 +213,7 @@ def _sentences(place: str, value: Any) -> list[str]:
 def _captions_of_file(domain: DomainConfig, rows: datasets.Dataset) -> list[Any]:
     """Return the caption file's entry for each row, None where it has none."""
     folder, path = resolve(domain.data), resolve(domain.caption_file)
-    names = images.files_of_rows(rows, domain.image_column, folder)
+    names = folders.files_of_rows(rows, domain.image_column, folder)
     found = metadata.match(metadata.read(path, "text"), names, folder)
     if not found:
         raise DasdError(f"The caption file {path} names no image of {domain.data} (domain {domain.name}): "

@@ -4,7 +4,8 @@
 - bars: progress bars, and whether somebody watches
 - files: files that are complete or not there, hashes, locks
 - metadata: captions and labels of image files, read by one rule
-- images: where images come from, and how each becomes an RGB square
+- images: how each image becomes an RGB square
+- folders: the rows of a domain's images: a folder, parquet files, or the hub
 - latent_cache: VAE latents on disk
 - pretrained: where pretrained weights are: a folder, the hub, or its cache
 - checkpoints: what a run keeps to go on after a stop, and how a run is found

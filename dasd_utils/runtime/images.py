@@ -1,14 +1,10 @@
-"""Where images come from, hub or folder, and how any of them becomes an RGB square with a fingerprint."""
+"""How any image becomes an RGB square with a fingerprint."""
 
 from __future__ import annotations
 
-import functools
-import glob
 import hashlib
 import io
 import logging
-import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +16,11 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageOps
 
-from dasd_utils.config import DasdError, DomainConfig, is_pinned, resolve
-from dasd_utils.runtime import files, metadata
+from dasd_utils.config import DasdError
+from dasd_utils.runtime import files
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-METADATA = (' In a folder of images they stand in a metadata.jsonl beside the images or above their folders, '
-            'a line an image: {"file_name": "1.png", "text": "..."}.')  # fmt: skip
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".tif",
+            ".tiff", ".gif", ".jp2", ".j2k", ".tga", ".pbm", ".pgm", ".ppm", ".pnm"}  # fmt: skip
 THUMBNAIL = 32  # pixels, square, grey: compared to find near duplicates
 VERSION = 2  # of `_inspect_row`: a change of what it returns must not meet results cached before
 SAMPLE_FEATURES = datasets.Features(
@@ -97,105 +92,7 @@ def from_pixels(pixels: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(image) for image in eight_bit.permute(0, 2, 3, 1).cpu().numpy()]
 
 
-# The rows of a data set: from a folder or the hub
-
-
-def open_rows(domain: DomainConfig, split: str) -> datasets.Dataset:
-    """Return the rows of one split of a domain's folder (images, or parquet files) or hub data set.
-
-    Raises DasdError, naming what was looked for and where, if it is not there or lacks a configured column.
-    """
-    folder, where = resolve(domain.data), f"{domain.data} (domain {domain.name})"
-    loaded = open_folder(domain, folder) if folder.is_dir() else {split: _from_hub(domain, folder, split)}
-    if split not in loaded:
-        raise DasdError(f"{where} has no split {split!r}. Splits: {', '.join(loaded)}.")
-    rows = loaded[split]
-    for name in ("image_column", "caption_column", "label_column"):
-        column = getattr(domain, name)
-        if column is not None and column not in rows.column_names:
-            known = ", ".join(rows.column_names)
-            advice = METADATA if folder.is_dir() else ""
-            raise DasdError(f"{where} has no column {column!r}, its {name}. Columns: {known}.{advice}")
-    if not len(rows):
-        raise DasdError(f"Split {split!r} of {where} has no images.")
-    return rows
-
-
-def open_folder(domain: DomainConfig, folder: Path) -> datasets.DatasetDict:
-    """Return all splits of a domain's folder; DasdError if it has no images or cannot be read."""
-    where = f"The folder {folder} (domain {domain.name})"
-    paths = [path for path in folder.rglob("[!.]*") if path.is_file()]
-    count = sum(path.suffix.lower() in SUFFIXES for path in paths)
-    if not count and not any(path.suffix == ".parquet" for path in paths):
-        raise DasdError(f"{where} has no images: looked for {', '.join(sorted(SUFFIXES))} and parquet files.")
-    state = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in paths))
-    try:
-        loaded = _read_folder("imagefolder" if count else "parquet", folder, state)
-    except Exception as error:  # pyarrow and fsspec have their own classes
-        raise DasdError(f"{where} cannot be read: {files.first_line(error)}.") from error
-    unlisted = count - sum(loaded.num_rows.values())
-    if unlisted > 0:
-        log.warning("%s: %d images have no row in the metadata and are not used", folder, unlisted)
-    return loaded
-
-
-@functools.lru_cache(maxsize=16)
-def _read_folder(kind: str, folder: Path, state: tuple) -> datasets.DatasetDict:
-    """Load a folder once for all its splits, as it takes seconds; `state` changes with its files.
-
-    Images have the columns of the metadata files, where there are some, else their folders as labels.
-    """
-    found = [Path(path) for path, _ in state if Path(path).name.lower() in metadata.FILES]
-    options = {"drop_metadata": True, "drop_labels": bool(found) or None} if kind == "imagefolder" else {}
-    loaded = datasets.load_dataset(kind, data_dir=glob.escape(str(folder)), **options)  # nosec B615  # no hub
-    if not found or kind == "parquet":
-        return loaded
-    rows: metadata.Rows = {}
-    for path in found:
-        for name, each in metadata.read(path).items():
-            rows.setdefault((path.parent.relative_to(folder) / name).as_posix(), []).extend(each)
-    names = {split: files_of_rows(part, "image", folder) for split, part in loaded.items()}
-    rows = metadata.match(rows, [name for each in names.values() for name in each], folder)
-    places = {split: [i for i, name in enumerate(each) if name in rows] for split, each in names.items()}
-    columns = metadata.columns([rows[names[split][i]] for split, each in places.items() for i in each])
-    table = datasets.Dataset.from_dict(columns or {"none": [None] * sum(map(len, places.values()))})
-    start = 0
-    for split, each in places.items():
-        part = [loaded[split].select(each), table.select(range(start, start + len(each)))]
-        loaded[split] = datasets.concatenate_datasets(part if columns else part[:1], axis=1)
-        start += len(each)
-    return loaded
-
-
-def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
-    if folder.exists():
-        raise DasdError(f"{folder} (domain {domain.name}) is a file; `data` wants a folder or a hub id.")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", domain.data) or set(domain.data) <= set("./"):
-        raise DasdError(f"There is no folder {folder} (domain {domain.name}); {domain.data!r} is no hub id.")
-    revision = domain.revision or "main"
-    try:
-        rows = datasets.load_dataset(domain.data, revision=domain.revision, split=split)
-    except Exception as error:  # no network, no such set or split, gated: each has its own classes
-        page = f"{datasets.config.HF_ENDPOINT}/datasets/{domain.data}"
-        raise DasdError(
-            f"The data of domain {domain.name} cannot be read: there is no folder {folder}, and {page} "
-            f"(revision {revision}, split {split!r}) gave: {files.first_line(error)}. Check the name and the "
-            "network, or set `data` to a local folder."
-        ) from error
-    if not is_pinned(domain.revision):
-        folders = [Path(file["filename"]).parent.name for file in rows.cache_files]
-        commit = next(filter(is_pinned, folders), "the commit hash that the page of the data set shows")
-        _warn_once(
-            f"The data of domain {domain.name}, {domain.data}, is read at revision {revision}, which "
-            f"may hold other files tomorrow. Pin it: set the domain's `revision` to {commit}."
-        )
-    return rows
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    """Warn of what is found again for every split."""
-    log.warning(text)
+# The rows of a data set
 
 
 def undecoded(rows: datasets.Dataset, column: str) -> datasets.Dataset:
@@ -204,14 +101,6 @@ def undecoded(rows: datasets.Dataset, column: str) -> datasets.Dataset:
         return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
         raise DasdError(f"The column {column!r} holds no images but {rows.features[column]}.") from error
-
-
-def files_of_rows(rows: datasets.Dataset, column: str, folder: Path) -> list[str]:
-    """Return each row's image file relative to the folder; DasdError for images inside a table."""
-    items = undecoded(rows, column)[column]
-    if not all(item and item["path"] and item["bytes"] is None for item in items):
-        raise DasdError(f"The images of {folder} are inside tables, so no file name leads to a caption.")
-    return [Path(os.path.relpath(item["path"], folder)).as_posix() for item in items]
 
 
 class LazyImages(Sequence):
@@ -276,7 +165,14 @@ def thumbnail(image: Image.Image) -> np.ndarray:
 def inspect_rows(rows: datasets.Dataset, column: str) -> Inspection:
     """Read every image of the rows once; `datasets` keeps the result until a file changes."""
     options = {"fn_kwargs": {"column": column, "version": VERSION}, "remove_columns": [column]}
-    facts = undecoded(rows, column).map(_inspect_row, desc="reading images", **options)[:]
+    stored = undecoded(rows, column)
+    if not stored.cache_files:  # rows of a list of files: `datasets` has no place for what it finds in them
+        paths = [Path(item["path"]) for item in stored[column] if item and item["path"]]
+        state = [VERSION, stored._fingerprint, *(p.stat().st_mtime_ns for p in paths if p.is_file())]
+        folder = Path(datasets.config.HF_DATASETS_CACHE) / "inspected"
+        folder.mkdir(parents=True, exist_ok=True)
+        options["cache_file_name"] = str(folder / f"{files.short_hash(state, 32)}.arrow")
+    facts = stored.map(_inspect_row, desc="reading images", **options)[:]
     reasons = enumerate(zip(facts["path"], facts["error"], strict=True))
     broken = [f"{name or 'embedded image'} (row {i}): {why}" for i, (name, why) in reasons if why]
     small = np.frombuffer(b"".join(facts["thumbnail"]), dtype=np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)

@@ -159,7 +159,7 @@ def test_images_without_a_row_are_reported(folder, config, caplog):
     picture(9).save(folder / "9.png")
     with caplog.at_level(logging.WARNING):
         load(folder, config, caption_column="text")
-    assert "1 images have no row" in caplog.text
+    assert "1 images that have no row" in caplog.text
 
 
 # captions

@@ -31,7 +31,7 @@ from dasd_utils import adapters, evaluation, models, sampling
 from dasd_utils.apps.cli import runs
 from dasd_utils.config import ROOT, Config, DasdError, DomainConfig, is_pinned, resolve
 from dasd_utils.profiles import PROFILES
-from dasd_utils.runtime import checkpoints, images, pretrained, tracking
+from dasd_utils.runtime import checkpoints, folders, pretrained, tracking
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 # Their commits are not known here: who writes one into profiles.py takes the name out.
@@ -254,7 +254,7 @@ def test_an_unpinned_data_set_is_named_with_the_commit_that_was_read(
     domain = DomainConfig("things", f"owner/{known}-{revision}", caption="a thing", revision=revision)
     with caplog.at_level(logging.WARNING, "dasd_utils"):
         for split in ("train", "test"):
-            images.open_rows(domain, split)
+            folders.open_rows(domain, split)
     if revision == REVISION:
         assert caplog.messages == []
     else:
@@ -320,7 +320,9 @@ def test_code_beside_weights_and_images_is_not_run(copied, tmp_path):
             (file.parent / name).write_text(f"import os\nos.mkdir({str(marker)!r})\n")
     models.load_parts(config)
     evaluation.load_scorer(config)
-    assert len(images.open_rows(DomainConfig("things", str(picture.parent), caption="a thing"), "train")) == 1
+    assert (
+        len(folders.open_rows(DomainConfig("things", str(picture.parent), caption="a thing"), "train")) == 1
+    )
     assert not marker.exists()
 
 

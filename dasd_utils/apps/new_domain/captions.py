@@ -15,7 +15,7 @@ import transformers
 
 from dasd_utils import data
 from dasd_utils.config import DasdError, DomainConfig, nearest, resolve
-from dasd_utils.runtime import bars, files, images, pretrained, processes
+from dasd_utils.runtime import bars, files, folders, images, pretrained, processes
 
 FILE = "metadata.jsonl"  # of a caption file: the layout `imagefolder` of datasets
 COLUMNS = ("text", "caption", "captions", "sentence", "sentences", "description", "prompt")
@@ -52,7 +52,7 @@ class Album:
 
     def files(self) -> list[str]:
         """Return the file of every image relative to the folder; DasdError where they are no files."""
-        named = (images.files_of_rows(rows, self.column, self.folder) for rows in self.splits.values())
+        named = (folders.files_of_rows(rows, self.column, self.folder) for rows in self.splits.values())
         return [name for names in named for name in names]
 
 
@@ -70,7 +70,7 @@ def open_album(folder: str | Path, name: str = "new") -> Album:
     place = resolve(folder)
     if not place.is_dir():
         raise DasdError(f"There is no folder {place}: name the one that holds the images.")
-    splits = dict(images.open_folder(DomainConfig(name, str(place)), place))
+    splits = dict(folders.open_folder(DomainConfig(name, str(place)), place))
     features = next(iter(splits.values())).features
     columns = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     if not columns:

@@ -1,0 +1,224 @@
+"""The rows of a domain's images: from a folder as people have them, parquet files, or the hub."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import logging
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import datasets
+
+from dasd_utils.config import DasdError, DomainConfig, is_pinned, resolve
+from dasd_utils.runtime import files, images, metadata
+
+METADATA = (' In a folder of images they stand in a metadata.jsonl beside the images or above their folders, '
+            'a line an image: {"file_name": "1.png", "text": "..."}.')  # fmt: skip
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "validation",
+          "valid": "validation", "validation": "validation", "dev": "validation"}  # fmt: skip
+BESIDE = {".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".md", ".xml", ".yaml", ".yml",
+          ".html", ".ini", ".db", ".log", ".npz"}  # fmt: skip  # of files that are expected beside images
+PATHS = ("image", "file_name", "file", "path", "image_path", "filepath", "filename")  # columns of image files
+log = logging.getLogger(__name__)
+
+
+def open_rows(domain: DomainConfig, split: str) -> datasets.Dataset:
+    """Return the rows of one split of a domain's folder (images, or parquet files) or hub data set.
+
+    Raises DasdError, naming what was looked for and where, if it is not there or lacks a configured column.
+    """
+    folder, where = resolve(domain.data), f"{domain.data} (domain {domain.name})"
+    loaded = open_folder(domain, folder) if folder.is_dir() else {split: _from_hub(domain, folder, split)}
+    if split not in loaded:
+        raise DasdError(f"{where} has no split {split!r}. Splits: {', '.join(loaded)}.")
+    rows = loaded[split]
+    for name in ("image_column", "caption_column", "label_column"):
+        column = getattr(domain, name)
+        if column is not None and column not in rows.column_names:
+            known = ", ".join(rows.column_names)
+            advice = METADATA if folder.is_dir() else ""
+            raise DasdError(f"{where} has no column {column!r}, its {name}. Columns: {known}.{advice}")
+    if not len(rows):
+        raise DasdError(f"Split {split!r} of {where} has no images.")
+    return rows
+
+
+def open_folder(domain: DomainConfig, folder: Path) -> dict[str, datasets.Dataset]:
+    """Return all splits of a domain's folder; DasdError if it has no images or cannot be read.
+
+    What it leaves out, and why, is a warning: once, until a file changes.
+    """
+    where = f"The folder {folder} (domain {domain.name})"
+    paths, left_out = find_files(folder)
+    kinds = Counter(path.suffix.lower() for path in paths)
+    left_out += [
+        f"{kinds[kind]} {kind or 'suffixless'} files, a kind that is not read"
+        for kind in sorted(kinds.keys() - images.SUFFIXES - BESIDE)
+    ]
+    if not kinds.keys() & (images.SUFFIXES | {".parquet"}):
+        seen = f" Left out: {'; '.join(left_out)}." if left_out else ""
+        raise DasdError(
+            f"{where} has no images: looked for {', '.join(sorted(images.SUFFIXES))} and parquet files.{seen}"
+        )
+    state = tuple((str(path), path.stat().st_mtime_ns) for path in paths)
+    try:
+        return _read_folder(folder, state, tuple(left_out))
+    except Exception as error:  # pyarrow and fsspec have their own classes
+        raise DasdError(f"{where} cannot be read: {files.first_line(error)}.") from error
+
+
+def find_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """Return the files of a folder and of linked folders, by name, and what links left out.
+
+    Hidden ones, and copies that programs keep (`__MACOSX`), are no part of it.
+    """
+    found, left_out = [], []
+    root = folder.resolve()
+    read = {root}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        shown = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        folders.clear()
+        for path in (Path(place, name) for name in shown):
+            target = path.resolve()
+            is_inside = root in target.parents or target in root.parents
+            if target in read or (path.is_symlink() and is_inside):
+                left_out.append(f"the link {path}, whose folder is read already")
+            else:
+                read.add(target)
+                folders.append(path.name)
+        paths = [Path(place, name) for name in sorted(names) if not name.startswith(".")]
+        found += [path for path in paths if path.is_file()]
+        left_out += [f"the link {path}, which leads to no file" for path in paths if not path.is_file()]
+    return sorted(found), left_out
+
+
+@functools.lru_cache(maxsize=16)
+def _read_folder(folder: Path, state: tuple, left_out: tuple[str, ...]) -> dict[str, datasets.Dataset]:
+    """Load a folder once for all its splits; `state` changes with its files.
+
+    Images have the columns of the metadata files, where there are some, else their folders as labels.
+    """
+    paths = [Path(path) for path, _ in state]
+    pictures = [path for path in paths if path.suffix.lower() in images.SUFFIXES]
+    if not pictures:
+        loaded = datasets.load_dataset("parquet", data_dir=glob.escape(str(folder)))  # nosec B615  # no hub
+        return {split: with_images(rows, folder) for split, rows in loaded.items()}
+    splits, stray = _find_splits(pictures)
+    reasons = [*left_out, *stray]
+    tables = [path for path in paths if path.name.lower() in metadata.FILES]
+    labels, rows = _labels(splits), {}
+    if tables:
+        for path in tables:
+            for name, each in metadata.read(path).items():
+                rows.setdefault((path.parent.relative_to(folder) / name).as_posix(), []).extend(each)
+        names = {path: path.relative_to(folder).as_posix() for each in splits.values() for path in each}
+        rows = metadata.match(rows, list(names.values()), folder)
+        splits = {split: [path for path in each if names[path] in rows] for split, each in splits.items()}
+        unlisted = len(names) - sum(map(len, splits.values()))
+        reasons += [f"{unlisted} images that have no row in the metadata"] if unlisted else []
+        columns = metadata.columns([rows[names[path]] for each in splits.values() for path in each])
+    if reasons:
+        log.warning("%s: left out are %s", folder, "; ".join(reasons))
+    features = None
+    if not tables:
+        columns, features = labels, {"image": datasets.Image()}
+        features |= {name: datasets.ClassLabel(names=sorted({*values})) for name, values in labels.items()}
+    content = {"image": [str(path) for each in splits.values() for path in each], **columns}
+    table = datasets.Dataset.from_dict(content, features=features and datasets.Features(features))
+    table = table.cast_column("image", datasets.Image())
+    loaded, start = {}, 0
+    for split, each in splits.items():
+        loaded[split] = table.select(range(start, start + len(each)))
+        start += len(each)
+    return loaded
+
+
+def _find_splits(pictures: list[Path]) -> tuple[dict[str, list[Path]], list[str]]:
+    """Return the images of each split, and what lies beside the folders of splits.
+
+    Folders named train and test are splits. A single one of such a name beside others is a class, and no
+    name of a file is a split.
+    """
+    base = Path(os.path.commonpath([path.parent for path in pictures]))
+    places: dict[str, list[Path]] = {}
+    for path in pictures:
+        first, *below = path.relative_to(base).parts
+        places.setdefault(first if below else "", []).append(path)
+    named = {name: SPLITS[name.lower()] for name in places if name.lower() in SPLITS}
+    found = set(named.values())
+    if "train" not in found or (len(found) == 1 and places.keys() - named - {""}):
+        return {"train": pictures}, []
+    splits = {split: [p for name in named if named[name] == split for p in places[name]] for split in found}
+    stray = [f"{len(places[name])} images in {base / name}, beside the splits {', '.join(named)}"
+             for name in sorted(places.keys() - named)]  # fmt: skip
+    return {split: splits[split] for split in ("train", "validation", "test") if split in splits}, stray
+
+
+def _labels(splits: dict[str, list[Path]]) -> dict[str, list[str]]:
+    """Return the folder of each image as its label, where all of a split lie in one of several."""
+    labels = []
+    for pictures in splits.values():
+        base = Path(os.path.commonpath([path.parent for path in pictures]))
+        base = base.parent if len(splits) > 1 and base.name.lower() not in SPLITS else base
+        labels += [path.parent.name for path in pictures if path.parent != base]
+    is_complete = len(labels) == sum(map(len, splits.values())) and len(set(labels)) > 1
+    return {"label": labels} if is_complete else {}
+
+
+def with_images(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
+    """Return the rows with columns of image bytes, or of names of image files, as images."""
+    for name, kind in rows.features.items():
+        is_stored = getattr(kind, "dtype", "") in ("binary", "large_binary")
+        if isinstance(kind, dict) and {"bytes", "path"} == kind.keys():
+            is_stored = True
+        elif name in PATHS and getattr(kind, "dtype", "") in ("string", "large_string"):
+            values = rows[name][:]
+            if all(value is None or Path(value).suffix.lower() in images.SUFFIXES for value in values):
+                full = [value and str(folder / value) for value in values]
+                rows = rows.remove_columns(name).add_column(name, full)
+                is_stored = True
+        if is_stored:
+            rows = rows.cast_column(name, datasets.Image())
+    return rows
+
+
+def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
+    if folder.exists():
+        raise DasdError(f"{folder} (domain {domain.name}) is a file; `data` wants a folder or a hub id.")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", domain.data) or set(domain.data) <= set("./"):
+        raise DasdError(f"There is no folder {folder} (domain {domain.name}); {domain.data!r} is no hub id.")
+    revision = domain.revision or "main"
+    try:
+        rows = datasets.load_dataset(domain.data, revision=domain.revision, split=split)
+    except Exception as error:  # no network, no such set or split, gated: each has its own classes
+        page = f"{datasets.config.HF_ENDPOINT}/datasets/{domain.data}"
+        raise DasdError(
+            f"The data of domain {domain.name} cannot be read: there is no folder {folder}, and {page} "
+            f"(revision {revision}, split {split!r}) gave: {files.first_line(error)}. Check the name and the "
+            "network, or set `data` to a local folder."
+        ) from error
+    if not is_pinned(domain.revision):
+        folders = [Path(file["filename"]).parent.name for file in rows.cache_files]
+        commit = next(filter(is_pinned, folders), "the commit hash that the page of the data set shows")
+        _warn_once(
+            f"The data of domain {domain.name}, {domain.data}, is read at revision {revision}, which "
+            f"may hold other files tomorrow. Pin it: set the domain's `revision` to {commit}."
+        )
+    return with_images(rows, folder)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Warn of what is found again for every split."""
+    log.warning(text)
+
+
+def files_of_rows(rows: datasets.Dataset, column: str, folder: Path) -> list[str]:
+    """Return each row's image file relative to the folder; DasdError for images inside a table."""
+    items = images.undecoded(rows, column)[column]
+    if not all(item and item["path"] and item["bytes"] is None for item in items):
+        raise DasdError(f"The images of {folder} are inside tables, so no file name leads to a caption.")
+    return [Path(os.path.relpath(item["path"], folder)).as_posix() for item in items]

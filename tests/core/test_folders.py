@@ -1,0 +1,123 @@
+"""Folders of images as people have them: what is read, what is left out, and that it is said, once."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import datasets
+import pytest
+from synthetic import domain, picture, saved, write_images
+
+from dasd_utils import data
+from dasd_utils.config import Config, DasdError
+from dasd_utils.runtime import folders
+
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
+WHOLE = {"resolution": 16, "validation_fraction": 0.0, "test_fraction": 0.0}
+
+
+def splits(folder: Path) -> dict[str, int]:
+    return {split: len(rows) for split, rows in folders.open_folder(domain(folder), folder).items()}
+
+
+def labels(folder: Path, split: str = "train") -> set[str]:
+    rows = folders.open_folder(domain(folder), folder)[split]
+    return set(data.label_names(rows, "label")) if "label" in rows.column_names else set()
+
+
+@pytest.mark.parametrize(
+    ("places", "expected", "classes"),
+    [
+        (["bus", "plane", "train"], {"train": 12}, {"bus", "plane", "train"}),
+        (["cat", "val"], {"train": 8}, {"cat", "val"}),
+        (["train", "test"], {"train": 4, "test": 4}, set()),
+        (["Training", "valid", "Test"], {"train": 4, "validation": 4, "test": 4}, set()),
+        (["set/train", "set/val"], {"train": 4, "validation": 4}, set()),
+        (["train/cat", "train/dog", "test/cat", "test/dog"], {"train": 8, "test": 8}, {"cat", "dog"}),
+        (["train/cat", "train/dog"], {"train": 8}, {"cat", "dog"}),
+        (["only"], {"train": 4}, set()),
+    ],
+)
+def test_folders_are_splits_or_classes(places, expected, classes, tmp_path):
+    for number, place in enumerate(places):
+        write_images(tmp_path / "s" / place, range(4 * number, 4 * number + 4))
+    assert splits(tmp_path / "s") == expected
+    assert labels(tmp_path / "s") == classes
+
+
+def test_names_of_files_are_no_splits(tmp_path):
+    for number, name in enumerate(("train_1", "test-2", "val 3", "my test", "contest", "dev")):
+        picture(number).save(write_images(tmp_path / "s", ()) / f"{name}.png")
+    assert splits(tmp_path / "s") == {"train": 6}
+
+
+def test_what_lies_beside_splits_is_named_once(tmp_path, caplog):
+    for number, place in enumerate(("train", "test", "extra", ".")):
+        write_images(tmp_path / "s" / place, range(10 * number, 10 * number + 3))
+    with caplog.at_level(logging.WARNING):
+        assert splits(tmp_path / "s") == splits(tmp_path / "s") == {"train": 3, "test": 3}
+    (message,) = caplog.messages
+    assert (
+        "3 images in" in message and "extra, beside the splits" in message and message.count("3 images") == 2
+    )
+
+
+def test_linked_folders_are_read_and_circles_are_not(tmp_path, caplog):
+    store = write_images(tmp_path / "store", range(10, 13))
+    for number, name in enumerate(("normal", "other")):
+        write_images(tmp_path / "s" / name, range(3 * number, 3 * number + 3))
+    (tmp_path / "s" / "abnormal").symlink_to(store, target_is_directory=True)
+    (tmp_path / "s" / "twice").symlink_to(store, target_is_directory=True)
+    (tmp_path / "s" / "around").symlink_to(tmp_path, target_is_directory=True)
+    with caplog.at_level(logging.WARNING):
+        assert splits(tmp_path / "s") == {"train": 9}
+    assert labels(tmp_path / "s") == {"abnormal", "normal", "other"}
+    assert "twice" in caplog.text and "around" in caplog.text
+
+
+def test_every_kind_is_read_or_counted_by_its_suffix(tmp_path, caplog):
+    folder = write_images(tmp_path / "s", range(3))
+    picture(3).save(folder / "3.jfif", format="JPEG")
+    picture(4).save(folder / "4.PPM")
+    for name in ("5.heic", "6.heic", "7.dcm", "8.txt", "notes.md", "IM0009"):
+        (folder / name).write_text("x")
+    with caplog.at_level(logging.WARNING):
+        assert splits(folder) == {"train": 5}
+    assert (
+        "1 suffixless files" in caplog.text
+        and "1 .dcm files" in caplog.text
+        and "2 .heic files" in caplog.text
+    )
+    assert len(caplog.messages) == 1 and ".txt" not in caplog.text and ".md" not in caplog.text
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "1.heic").write_text("x")
+    with pytest.raises(DasdError, match=r"1 \.heic files"):
+        splits(only)
+
+
+def test_hidden_folders_are_no_part_of_it(tmp_path, caplog):
+    for name in ("cat", "dog", "cat/.ipynb_checkpoints", "__MACOSX/cat", ".git/x"):
+        write_images(tmp_path / "s" / name, range(len(name), len(name) + 2))
+    with caplog.at_level(logging.WARNING):
+        assert splits(tmp_path / "s") == {"train": 4}
+    assert labels(tmp_path / "s") == {"cat", "dog"} and not caplog.messages
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct", "paths"])
+def test_parquet_without_the_type_of_images(kind, tmp_path):
+    folder = write_images(tmp_path / "s", ())
+    pictures = [picture(number) for number in range(6)]
+    if kind == "paths":
+        (tmp_path / "store").mkdir()
+        for number, image in enumerate(pictures):
+            image.save(tmp_path / "store" / f"{number}.png")
+        column = [f"../store/{number}.png" for number in range(6)]
+    else:
+        content = [saved(image, "PNG")["bytes"] for image in pictures]
+        column = content if kind == "bytes" else [{"bytes": each, "path": None} for each in content]
+    datasets.Dataset.from_dict({"image": column, "text": list("abcdef")}).to_parquet(folder / "part.parquet")
+    loaded = data.load_domain(domain(folder, caption_column="text"), Config.setup("tiny", **WHOLE))
+    assert sorted(text for captions in loaded.captions for text in captions) == list("abcdef")
+    assert loaded.images[0].size == (16, 16)
