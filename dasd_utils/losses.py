@@ -327,9 +327,16 @@ class FeatureQueue:
         self.rows: dict[str, Tensor] = {}  # domain -> (at most size, d), the oldest first
 
     def extend(self, name: str, features: Tensor) -> Tensor:
-        """Return the domain's queued features followed by these (n, d), which keep their gradient."""
+        """Return the domain's queued features followed by these (n, d), whose gradient counts for all.
+
+        Else the MMD would pull n / (n + queued) as strongly: less as the queue ages, and in smaller batches.
+        """
         queued = self.rows.get(name)
-        return features if queued is None else torch.cat([queued.to(features.device), features])
+        if queued is None:
+            return features
+        times = 1 + len(queued) / max(len(features), 1)
+        constant = features.detach()
+        return torch.cat([queued.to(features.device), constant + times * (features - constant)])
 
     def push(self, name: str, features: Tensor) -> None:
         """Queue the features (n, d) and drop the oldest; rows that are not finite never enter."""

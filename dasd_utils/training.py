@@ -335,6 +335,7 @@ class Run:
         if hasattr(self.objective, "state_dict"):
             tensors["objective"] = self.objective.state_dict()
         state = {"step": step, "updater": values, "config": self.config.to_dict(), **self.fingerprints}
+        state["objective"] = checkpoints.objective_version(self.config)
         if processes.is_main():
             kept = self.config.training.checkpoints_kept
             checkpoints.write_checkpoint(self.checkpoints, step, tensors, state, kept)
@@ -367,6 +368,9 @@ class Run:
         if found:
             raise DasdError(f"The checkpoint {path} is of another run. Different: {'; '.join(found)}. Resume "
                             "with the settings it had, or choose another output_dir.")  # fmt: skip
+        if checkpoints.objective_version(self.config) > state.get("objective", 1):
+            log.warning("%s is of an earlier version, in which the queue weakened the alignment: the steps "
+                        "from here on pull more. Train anew for one objective throughout.", path)  # fmt: skip
         self.updater.load(tensors, state["updater"])
         if hasattr(self.objective, "load_state_dict"):
             self.objective.load_state_dict(tensors.get("objective", {}))

@@ -92,9 +92,16 @@ def _places(values: dict[str, Any], name: str) -> list[tuple[dict[str, Any], str
     return [(values.get(section, {}) if section else values, field)]
 
 
+def objective_version(config: Config) -> int:
+    """Return 2 for a run whose alignment uses a queue, which weakened its gradient in version 1, else 1."""
+    return 2 if config.alignment.lambda_align > 0 and config.alignment.queue_size > 0 else 1
+
+
 def run_key(config: Config) -> str:
     """Return 12 hex digits that name a run: equal for configs that end with the same weights."""
     values = compared_fields(config.to_dict(), "key")
+    if objective_version(config) > 1:
+        values["objective"] = objective_version(config)
     if "calibration" in values["source"]:
         values["source"]["calibration"] = config.source.calibration.settings()
     return files.short_hash(without_newer_fields(values))

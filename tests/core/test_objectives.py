@@ -203,6 +203,41 @@ def test_queue_enlarges_both_samples_and_carries_no_gradient(tiny_config):
     assert first.grad is None and second.grad[6:].abs().sum() > 0
 
 
+def feature_gradient(config, features, copies: int, parts: int = 1) -> torch.Tensor:
+    """Return the gradient of one step's MMD for 8 targets of two domains and 4 sources.
+
+    The queue holds copies of the step's own features; the step is divided into `parts` micro-batches.
+    """
+    objective, features = losses.DasdObjective(config), features.clone().requires_grad_()
+    whole = make_batch(config, domains=(0, 1) * 4, sources=4)
+    objective.distances(features.detach(), whole, config)
+    objective.queue.rows = {name: rows.repeat(copies, 1) for name, rows in objective.queue.rows.items()}
+    if not copies:
+        objective.queue.rows = {}
+    targets, sources = features[:8].chunk(parts), features[8:].chunk(parts)
+    for few in map(torch.cat, zip(targets, sources, strict=True)):
+        batch = make_batch(config, domains=(0, 1) * (4 // parts), sources=4 // parts)
+        distances = objective.distances(few, batch, config)
+        (torch.stack(list(distances.values())).mean() / parts).backward()
+    return features.grad
+
+
+@pytest.mark.parametrize("kernel", ["multi", "gaussian", "linear"])
+def test_the_pull_depends_neither_on_the_queues_age_nor_on_a_steps_division(tiny_config, kernel):
+    """With rows like the queue's; only new rows carry a gradient, which counts for the whole set."""
+    config = tiny_config.replace(queue_size=1000, kernel=kernel, unbiased=False)
+    features = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    features[8:] += 1
+    young = feature_gradient(config, features, copies=0)
+    for copies in (1, 7):
+        torch.testing.assert_close(feature_gradient(config, features, copies), young, rtol=1e-4, atol=1e-6)
+    for unbiased in (False, True):
+        for parts in (1, 2, 4):
+            found = feature_gradient(config.replace(unbiased=unbiased), features, 100, parts)
+            assert found.norm().item() == pytest.approx(young.norm().item(), rel=0.01)
+            assert (found - young).norm() < 0.02 * young.norm()  # the median bandwidth may step
+
+
 def test_queue_keeps_the_newest_finite_rows():
     queue = losses.FeatureQueue(3)
     queue.push("x", torch.tensor([[1.0], [2.0]]))
