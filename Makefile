@@ -27,7 +27,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	touch $@
 
 course: install
-	$(BIN)/dasd notebooks --profile tiny --output_dir $(COURSE)
+	$(BIN)/dasd notebooks --profile tiny --output_dir $(COURSE) --force
 
 test: install
 	$(BIN)/ruff check .
@@ -77,8 +77,8 @@ study: install  # hours
 	for name in ten_shots many_shots ten_sketches ten_xrays; do \
 		cp data/runs/$$name/ladder.json data/results/$$name.json || exit 1; done
 
-notebooks: install  # `dasd notebooks --stale --profile tiny --update` renews only those that need it
-	$(BIN)/dasd notebooks --profile tiny --output_dir data/runs/notebooks --update
+notebooks: install  # `dasd notebooks --stale --profile tiny --update --force` renews only those that need it
+	$(BIN)/dasd notebooks --profile tiny --output_dir data/runs/notebooks --update --force
 
 report: install
 	$(BIN)/python Report/make_numbers.py

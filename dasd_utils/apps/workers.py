@@ -108,7 +108,7 @@ class Cell:
 
     def command(self) -> list[str]:
         """Return the words behind `dasd` that run this cell."""
-        words = ["notebooks", "--only", self.notebook, "--output_dir", str(self.folder)]
+        words = ["notebooks", "--only", self.notebook, "--output_dir", str(self.folder), "--force"]
         words += ["--profile", self.parameters["profile"]] if "profile" in self.parameters else []
         rest = {name: value for name, value in self.parameters.items() if name != "profile"}
         return words + [w for name, value in rest.items() for w in ("-p", name, json.dumps(value))]

@@ -110,6 +110,8 @@ def test_only_stale_notebooks_are_run_again(course, notebook, capsys, tmp_path):
     assert "no stamp" in capsys.readouterr().out
     assert course("notebooks", *place) == 0
     assert [row["notebook"] for row in json.loads(capsys.readouterr().out)] == ["00_small"]
+    assert course("notebooks", *place[:4]) == 1
+    assert "00_small.ipynb is there already: replace it by --force" in capsys.readouterr().err
     assert course("fresh", "--json") == 0
     assert json.loads(capsys.readouterr().out) == [{"notebook": "00_small", "faults": [], "changed": []}]
     assert course("notebooks", *place) == 0

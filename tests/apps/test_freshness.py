@@ -211,7 +211,7 @@ def test_committed_outputs_were_made_by_the_committed_code(path):
     changed = notebooks.faults(path) + notebooks.stale(path)
     assert not changed, (
         f"{path.name}: {', '.join(changed)}. `make notebooks` renews all notebooks, "
-        "`dasd notebooks --profile tiny --stale --update` those that need it."
+        "`dasd notebooks --profile tiny --stale --update --force` those that need it."
     )
 
 

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 import os
 import sys
@@ -93,6 +94,7 @@ LOGS = ("auto", "none", "tensorboard", "wandb", "mlflow", "trackio")
 TRACKING = option(None, LOGGED, metavar="NAMES", show_default=CONFIGS, complete=lambda: LOGS)
 PROMPT = option(..., "What the picture should show.", metavar="TEXT")
 RUN = argument("A run folder.", metavar="RUN", complete=run_folders)
+FORCE = option(False, "Replace what is there.")
 AS_JSON = option(False, "Print the result as JSON, for a script.", "--json")
 
 
@@ -199,6 +201,19 @@ class ChosenRun(Settings):
         pipeline = sampling.load_trained_pipeline(*self.find(**changes))
         pipeline.shared = processes.count() > 1
         return pipeline
+
+
+def check_free(path: Path, force: bool) -> Path:
+    """Return where a command may write; DasdError where something stands there, unless it may be replaced."""
+    if path.exists() and not force:
+        raise DasdError(f"{path} is there already: replace it by --force, or name another place.")
+    return path
+
+
+def free_path(path: Path) -> Path:
+    """Return the path, with a number behind its name where something stands there."""
+    names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(1))
+    return next(each for each in itertools.chain([path], names) if not each.exists())
 
 
 def with_rows(path: Path, rows: list[dict[str, Any]], *tables: str) -> tuple[dict[str, Any], str]:

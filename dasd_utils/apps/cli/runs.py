@@ -48,7 +48,7 @@ def new_domain(
     folder: Path = argument("Its images; nothing is written there."),
     captions: str = option("auto", SOURCES, metavar="FROM"),
     out: Path | None = option(None, "The config file.", metavar="FILE", show_default="NAME.json"),
-    force: bool = option(False, "Replace what is there."),
+    force: bool = options.FORCE,
     profile: str = options.PROFILE,
 ) -> Answer:
     """Look through a folder of images; write a config with token, captions and prompts for it."""
@@ -126,11 +126,15 @@ def train(how: Training) -> Answer:
 
 @command(options.RUNS)
 def evaluate(
-    run: ChosenRun, seed: int | None = options.SEED, tracking: str | None = options.TRACKING
+    run: ChosenRun,
+    seed: int | None = options.SEED,
+    tracking: str | None = options.TRACKING,
+    force: bool = options.FORCE,
 ) -> Answer:
     """Score the base, the base with style words and the run; write evaluation.json."""
     from dasd_utils import evaluation
 
+    options.check_free(resolve(run.find()[1].output_dir) / "evaluation.json", force)
     path, rows = evaluation.evaluate_run(run.open(seed=seed, tracking=tracking))
     return options.with_rows(path, rows, evaluation.table(rows))
 
@@ -212,7 +216,7 @@ def save_images(images: list[Any], folder: Path, names: list[str]) -> list[str]:
     from dasd_utils.runtime import checkpoints
 
     checkpoints.writable(folder)
-    paths = [folder / name for name in names]
+    paths = [options.free_path(folder / name) for name in names]
     if options.PROCESS == 0:
         for path, image in zip(paths, images, strict=True):
             image.save(path)
@@ -232,8 +236,11 @@ def translate(
     pipeline = run.open()
     place = output_folder(pipeline, "translated")
     files = images.find_image_files(pictures)
-    new = translation.by_settings(pipeline, [images.open_file(file) for file in files], strength)
-    paths = save_images(new, place, [f"{number:03d}_{file.stem}.png" for number, file in enumerate(files)])
+    names = [f"{number:03d}_{file.stem}.png" for number, file in enumerate(files)]
+    paths = []
+    for part in (slice(at, at + pipeline.batch_size) for at in range(0, len(files), pipeline.batch_size)):
+        new = translation.by_settings(pipeline, [images.open_file(file) for file in files[part]], strength)
+        paths += save_images(new, place, names[part])  # as it goes: what was translated before a stop stays
     return {"images": paths}, "\n".join(paths)
 
 
@@ -252,15 +259,17 @@ def animate(
     ),
     label: str | None = option(None, "What stands above.", metavar="TEXT", show_default="the run's profile"),
     width: int = option(640, "Pixels.", min=64),
+    force: bool = options.FORCE,
 ) -> Answer:
     """Make a moving picture of a run's sample grids (sample_every in the config)."""
     from dasd_utils.apps import animation
 
+    output = options.check_free(output or run / "samples.webp", force)
     grids = animation.of_run(run)
     stored = run / "config.json"
     if label is None:
         label = f"{Config.load(stored).profile} profile" if stored.exists() else ""
-    path = animation.save(grids, output or run / "samples.webp", label, width)
+    path = animation.save(grids, output, label, width)
     result = {"animation": str(path), "pictures": len(grids), "bytes": path.stat().st_size}
     return result, f"{path}: {len(grids)} pictures, {result['bytes'] / 1e3:.0f} kB"
 
@@ -291,10 +300,11 @@ def playground(
 def export(
     how: Settings,
     run: Path = argument("A run folder or an adapter folder.", complete=options.run_folders),
-    out: Path = argument("A folder that is new, empty, or of an earlier export."),
+    out: Path = argument("A folder that is new or empty."),
     kind: str = option("diffusers", FORMATS, "--format"),
     name: str | None = option(None, "Of the LoRA, and before embeddings' words.", show_default="the run's"),
     samples: bool = option(True, "Draw a picture for the model card."),
+    force: bool = option(False, "Replace an earlier export."),
 ) -> Answer:
     """Write a run's adapter in the files that other programs read, with a model card."""
     from dasd_utils import sampling
@@ -303,6 +313,7 @@ def export(
     own = sampling.run_folder(run)
     adapter = run / "adapter" if (run / "adapter").is_dir() else run
     export.check_export(adapter, out, kind, name or own.name)
+    options.check_free(out / "README.md", force)
     pipeline = ChosenRun(how.profile, how.config, run).open()
     drawn = export.draw_samples(pipeline) if samples else None
     rows = export.evaluation_rows(own)

@@ -90,6 +90,8 @@ def calibrate(
 
     pipeline = run.open()
     path = calibration.calibration_file(run.checkpoint or pipeline.config.output_dir)
+    if path.is_file() and not again:
+        log.warning("%s was there already and stays: --again searches anew.", path)
     calibration.calibrate(pipeline, evaluation.load_scorer(pipeline.config), path, budget, num_images, again)
     found = json.loads(path.read_text(encoding="utf8"))
     lines = [f"{name}: {', '.join(f'{k} {v}' for k, v in each.items())}" for name, each in found.items()]
@@ -237,6 +239,7 @@ def notebooks(
     seed: int | None = options.SEED,
     stale: bool = option(False, "Only those that `dasd fresh` lists."),
     update: bool = option(False, "Make the copies the tracked notebooks, with their stamp."),
+    force: bool = options.FORCE,
 ) -> Answer:
     """Run the notebooks in order through papermill; `-p NAME VALUE` sets a parameter."""
     from dasd_utils.apps import notebooks as lessons
@@ -245,6 +248,9 @@ def notebooks(
     values |= {"seed": seed} if seed is not None else {}
     paths = lessons.find_notebooks(only.split(",") if only else None)
     paths = [path for path in paths if lessons.stale(path)] if stale else paths
+    for path in paths:
+        options.check_free(output_dir / path.name, force)
+        options.check_free(output_dir / path.stem, force or not update)  # --update empties it
 
     def report(one: Any) -> None:
         typer.echo(f"{one.name}: {one.seconds:.0f} s", err=True)
@@ -278,7 +284,7 @@ def fresh(
 ) -> Answer:
     """List the notebooks whose stored outputs were not made, or not completely, by the present code.
 
-    Exit status 1 if there are any: `dasd notebooks --stale --update` renews them.
+    Exit status 1 if there are any: `dasd notebooks --stale --update --force` renews them.
     """
     from dasd_utils.apps import notebooks as lessons
 
@@ -289,7 +295,7 @@ def fresh(
     rows = [{"notebook": p.stem, "faults": lessons.faults(p), "changed": lessons.stale(p)} for p in paths]
     found = {row["notebook"]: [*row["faults"], *row["changed"]] for row in rows}
     lines = [f"{name}: {', '.join(reasons)}" for name, reasons in found.items() if reasons]
-    advice = "`make notebooks` runs all, `dasd notebooks --profile tiny --stale --update` these."
+    advice = "`make notebooks` runs all, `dasd notebooks --profile tiny --stale --update --force` these."
     wrong = f"{len(lines)} of {len(rows)} notebooks are to be run again: {advice}" if lines else None
     return rows, "\n".join(lines) or f"{len(rows)} notebooks are fresh.", wrong
 

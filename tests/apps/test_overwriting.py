@@ -1,0 +1,88 @@
+"""No command replaces what stands there without a word: it refuses, takes a free name, or was told to."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from dasd_utils import evaluation, sampling
+from dasd_utils.apps import animation
+from dasd_utils.apps.cli import runs, study
+from dasd_utils.apps.cli.options import free_path
+from dasd_utils.config import ROOT, Config, DasdError
+from dasd_utils.papers.diffusionclip import translation
+from dasd_utils.study import calibration
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Return a copy of the shipped run; what loads it returns its config alone."""
+    shutil.copytree(ROOT / "data/tiny-run", tmp_path / "run")
+    config = Config.load(tmp_path / "run" / "config.json").replace(output_dir=tmp_path / "run")
+    pipeline = SimpleNamespace(config=config, batch_size=2)
+    monkeypatch.setattr(sampling, "load_trained_pipeline", lambda *_: pipeline)
+    return tmp_path / "run"
+
+
+def test_an_evaluation_is_replaced_by_force_alone(run, monkeypatch):
+    monkeypatch.setattr(evaluation, "evaluate_run", lambda pipeline: (run / "evaluation.json", []))
+    (run / "evaluation.json").write_text("mine")
+    with pytest.raises(DasdError, match=r"evaluation\.json is there already: replace it by --force"):
+        runs.evaluate(checkpoint=run)
+    runs.evaluate(checkpoint=run, force=True)
+
+
+def test_an_animation_is_replaced_by_force_alone(run, monkeypatch):
+    monkeypatch.setattr(animation, "of_run", lambda run: {})
+    monkeypatch.setattr(animation, "save", lambda pictures, path, *_: path.write_text("new") and path)
+    mine = run / "samples.webp"
+    mine.write_text("mine")
+    for words in ({}, {"output": mine}):
+        with pytest.raises(DasdError, match="is there already"):
+            runs.animate(run=run, **words)
+    assert mine.read_text() == "mine"
+    runs.animate(run=run, force=True)
+    assert mine.read_text() == "new"
+
+
+def test_an_export_is_replaced_by_force_alone(run, tmp_path):
+    runs.export(run=run, out=tmp_path / "out", samples=False)
+    (tmp_path / "out" / "README.md").write_text("edited")
+    with pytest.raises(DasdError, match="is there already"):
+        runs.export(run=run, out=tmp_path / "out", samples=False)
+    assert (tmp_path / "out" / "README.md").read_text() == "edited"
+    runs.export(run=run, out=tmp_path / "out", samples=False, force=True)
+    assert (tmp_path / "out" / "README.md").read_text() != "edited"
+
+
+def test_a_calibration_stays_and_that_is_said(run, monkeypatch, caplog):
+    (run / "calibration.json").write_text(json.dumps({"xray": {"scheduler": "ddim"}}))
+    monkeypatch.setattr(evaluation, "load_scorer", lambda config: None)
+    monkeypatch.setattr(calibration, "search", lambda *_: pytest.fail("It searches."))
+    study.calibrate(checkpoint=run, budget=3)
+    assert "was there already and stays: --again" in caplog.text
+
+
+def test_pictures_take_free_names_and_are_saved_as_they_are_made(run, tmp_path, monkeypatch):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(pictures / f"{name}.png")
+    made = []
+
+    def translated(_pipeline, images, _strength):
+        made.append(len(list((run / "translated").glob("*.png"))))
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return images
+
+    monkeypatch.setattr(translation, "by_settings", translated)
+    runs.translate(checkpoint=run, pictures=[pictures])
+    with pytest.raises(KeyboardInterrupt):
+        runs.translate(checkpoint=run, pictures=[pictures])
+    assert made == [0, 2, 3, 5]  # two at a time; the second command adds to the first one's
+    names = {"000_a", "001_b", "002_c", "000_a-1", "001_b-1"}
+    assert {path.stem for path in (run / "translated").iterdir()} == names
+    assert free_path(run / "new.png") == run / "new.png"
