@@ -59,7 +59,10 @@ Texts = tuple[Text, ...]
 Label = Annotated[Text, BeforeValidator(str)]
 Place = Annotated[Text, _matches(r"(?s).*\S.*", "name a folder or a hub id")]
 WORD, RULE = r"(?=[-_]*[^\W_])[\w-]", "at most 64 letters, digits, '-' or '_'"
-Name = Annotated[Text, _matches(WORD + "{1,64}", f"be {RULE}: it names files")]
+RESERVED = "none|null|default|base|auto|all|con|prn|aux|nul"  # commands, files or Windows read them otherwise
+Name = Annotated[
+    Text, _matches(f"(?i)(?!(?:{RESERVED})$){WORD}{{1,64}}", f"be {RULE}, not {RESERVED}: it names files")
+]  # fmt: skip
 Token = Annotated[Text, _matches(
     f"(?i)<(?!pytorch_lora_weights>){WORD}{{1,62}}>",
     f"be {RULE} with angle brackets around them, like '<satellite>', and no name of the LoRA's file",
@@ -386,12 +389,7 @@ class Config:
 
         A method that is given takes the place of the file's, with its own defaults under the file's fields.
         """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf8"))
-        except OSError as error:
-            raise DasdError(f"The config file {path} cannot be read: {error.strerror}.") from None
-        except (ValueError, RecursionError) as error:
-            raise DasdError(f"The config file {path} is no JSON: {error}.") from None
+        values = read_json(path, "The config file")
         if method is not None and isinstance(values, dict):
             settings = values.get("method_settings") if values.get("method", method) == method else None
             values = values | {"method": method, "method_settings": settings or {}}
@@ -462,6 +460,27 @@ def _contradictions(config: Config) -> Iterator[str]:
     if alignment.unbiased and max(smallest, alignment.queue_size) < 2:
         yield (f"The unbiased MMD needs two samples of each domain, and the batch has {smallest}: enlarge "
                "target_batch_size or source_batch_size, or set queue_size to 2 or more.")  # fmt: skip
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """Return the value in a JSON file of any Unicode encoding, the only reader of them.
+
+    Raises DasdError where the file cannot be read, is no JSON, or has a key twice in one object.
+    """
+    try:
+        return json.loads(Path(path).read_bytes(), object_pairs_hook=_unique)
+    except OSError as error:
+        raise DasdError(f"{what} cannot be read from {path}: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise DasdError(f"{what} {path} is no JSON: {str(error).rstrip('.')}.") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(name for name in values if sum(name == other for other, _ in pairs) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return values
 
 
 def check_promptless(config: Config, what: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import filelock
 from safetensors import SafetensorError
 
-from dasd_utils.config import DasdError
+from dasd_utils.config import DasdError, read_json
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +26,6 @@ def read_text(path: Path, what: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8"
         raise DasdError(f"{what} cannot be read from {path}: {reason}.") from None
-
-
-def read_json(path: Path, what: str) -> Any:
-    """Return the value in a JSON file; DasdError as of `read_text`, and for what is no JSON."""
-    text = read_text(path, what)
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DasdError(f"{path} is no JSON: {error}.") from None
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:

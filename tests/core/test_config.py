@@ -194,7 +194,8 @@ FILES = {
     "a list": b"[]",
     "a number": b"7",
     "not UTF-8": b'{"profile": "\xff"}',
-    "UTF-16": '{"profile": "tiny"}'.encode("utf-16"),
+    "a key twice": b'{"profile": "tiny", "seed": 1, "seed": 2}',
+    "a section twice": b'{"profile": "tiny", "lora": {"rank": 2}, "lora": {"alpha": 2}}',
     "too deep": b"[" * 100_000,
     "too many digits": b'{"profile": "tiny", "seed": ' + b"9" * 5000 + b"}",
 }
@@ -205,6 +206,24 @@ def test_a_file_that_holds_no_config_is_refused(name, tmp_path):
     (tmp_path / "mine.json").write_bytes(FILES[name])
     with refused("config"):
         Config.load(tmp_path / "mine.json")
+
+
+@pytest.mark.parametrize("encoding", ["utf8", "utf-8-sig", "utf-16"])
+def test_a_config_in_any_unicode_is_read(encoding, tmp_path):
+    (tmp_path / "mine.json").write_text('{"profile": "tiny", "seed": 3}', encoding=encoding)
+    assert Config.load(tmp_path / "mine.json") == Config.setup("tiny", seed=3)
+
+
+@pytest.mark.parametrize("name", ["none", "Default", "BASE", "auto", "all", "nul"])
+def test_a_domain_is_not_named_as_something_else(name):
+    with refused(f"domains[0].name is {name!r}", "not none|"):
+        Config.setup("tiny", **thing(name=name))
+    Config.setup("tiny", **thing(name=f"{name}-2"))
+
+
+def test_a_field_outside_its_section_is_told_where_it_belongs():
+    with refused("'max_train_steps' belongs to the section 'training'"):
+        Config.from_dict({"profile": "tiny", "max_train_steps": 3})
 
 
 def test_a_config_that_is_a_folder_or_cannot_be_is_refused(tmp_path):
