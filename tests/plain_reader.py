@@ -2,9 +2,12 @@
 
 `python plain_reader.py requests.json`; a request: base, variant, folder, kind (of `export.FORMATS`), lora
 (file), tokens (file -> word), prompt, guidance_scale, num_inference_steps, noise and image (.npy).
+What the model card says in Python is run as it stands there, but for the place of the base, whose
+safety checker is no model.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -15,8 +18,15 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 def load(request):
     folder = Path(request["folder"])
-    if request["kind"] == "pipeline":
-        return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    if request["kind"] in ("diffusers", "pipeline"):
+        card = (folder / "README.md").read_text(encoding="utf8")
+        code = card.split("```python\n")[1].split("```")[0]
+        os.chdir(folder)
+        names = {}
+        base = f"{request['base']!r}, safety_checker=None"
+        exec(code.replace(f'"{Path(request["base"]).name}"', base), names)
+        assert names["image"].size[0] >= 32
+        return names["pipe"]
     options = {"variant": request["variant"], "safety_checker": None}
     pipeline = StableDiffusionPipeline.from_pretrained(request["base"], **options)
     pipeline.load_lora_weights(folder, weight_name=request["lora"])

@@ -12,6 +12,7 @@ import narrow
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -30,9 +31,12 @@ def trained(config):
     """Return parts as if trained, with another strength than the rank's own."""
     parts = models.load_parts(config)
     torch.manual_seed(0)
-    models.add_lora(parts.unet, config.lora)
+    if config.training.whole_unet:
+        models.unfreeze_unet(parts)
+    else:
+        models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)
-    narrow.randomise(models.trainable_parameters(parts))
+    narrow.randomise(models.trainable_parameters(parts), scale=0.05 if config.training.whole_unet else 0.1)
     return parts
 
 
@@ -59,20 +63,16 @@ def unrounded(pipeline, job):
 
 def reading(parts, folder, kind, exported, out):
     lora = next((f for f in exported.files if f.endswith(".safetensors") and "embeddings" not in f), "")
-    tokens = {}
-    for token, word in exported.words.items():
-        word = word.removeprefix("embedding:")
-        file = f"{export.FOLDERS[kind][1]}/{word}" if kind in export.FOLDERS else token.strip("<>")
-        tokens[f"{file}.safetensors"] = word
-    lead = exported.words["<satellite>"].removeprefix("embedding:")
+    words = {token: word.removeprefix("embedding:") for token, word in exported.words.items()}
+    place = export.FOLDERS.get(kind, ("", ""))[1]
     return {
         "base": str(parts.config.model.base),
         "variant": parts.config.model.base_variant,
         "folder": str(out),
         "kind": kind,
-        "lora": adapters.LORA_FILE if kind == "diffusers" else lora,
-        "tokens": tokens,
-        "prompt": f"{lead} {WORDS}",
+        "lora": lora,
+        "tokens": {f"{place}/{word}.safetensors": word for word in words.values()},
+        "prompt": f"{words['<satellite>']} {WORDS}",
         "guidance_scale": QUICK.guidance_scale,
         "num_inference_steps": QUICK.num_inference_steps,
         "noise": str(folder / "noise.npy"),
@@ -87,21 +87,34 @@ def read_by_diffusers(requests, folder):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_every_format_gives_others_the_image_of_this_projects_pipeline(tiny_config, sd15_config, tmp_path):
-    requests, own = [], {}
-    for config in (tiny_config, sd15_config):
-        config, folder = config.replace(rank=8, alpha=32.0, convolutions="all"), tmp_path / config.profile
-        parts = trained(config)
-        for kind in export.FORMATS:
+@pytest.fixture
+def cases(tiny_config, sd15_config, tmp_path):
+    """Return (config, formats): bases of each layout and stored precision, and a UNet trained in full."""
+    tiny, sd15 = (c.replace(rank=8, alpha=32.0, convolutions="all") for c in (tiny_config, sd15_config))
+    found = [(tiny, export.FORMATS), (sd15, export.FORMATS), (tiny.replace(whole_unet=True), ("diffusers",))]
+    for dtype, kinds in ((torch.float16, ("diffusers", "pipeline")), (torch.bfloat16, ("diffusers",))):
+        stored = StableDiffusionPipeline.from_pretrained(tiny.model.base, dtype=dtype)
+        stored.save_pretrained(tmp_path / f"base-{dtype}")
+        found.append((tiny.replace(base=tmp_path / f"base-{dtype}"), kinds))
+    return found
+
+
+def test_every_format_gives_others_the_image_of_this_projects_pipeline(cases, tmp_path):
+    """By the code of the model card, where that has code."""
+    requests, own = [], []
+    for number, (config, kinds) in enumerate(cases):
+        folder, parts = tmp_path / str(number), trained(config)
+        for kind in kinds:
             out, exported = written(parts, folder, kind)
             requests.append(reading(parts, folder, kind, exported, out))
-        image = own[config.model.base] = own_image(parts, folder)
+        image = own_image(parts, folder)
+        own += [image] * len(kinds)
         with sampling.DasdPipeline(parts, config).base() as base:
             [[job]] = base.plan([WORDS], domain="satellite", seed=7, settings=QUICK)
             assert not np.allclose(image, unrounded(base, job), atol=1e-2)  # the adapter matters
     read_by_diffusers(requests, tmp_path)
-    for one in requests:
-        assert np.abs(np.load(one["image"]) - own[one["base"]]).max() < 1e-4, (one["base"], one["kind"])
+    for one, image in zip(requests, own, strict=True):
+        assert np.abs(np.load(one["image"]) - image).max() < 1e-4, (one["base"], one["kind"])
 
 
 def test_the_update_of_kohyas_keys_is_alpha_over_rank_times_up_times_down(adapted, tmp_path):

@@ -88,11 +88,14 @@ def test_each_format_says_how_it_is_used(summary, tiny_config, kind, words, said
     assert said in str(model_card.card(exported(kind, words), tiny_config, summary))
 
 
-def test_the_code_of_the_card_is_python(summary, tiny_config):
+def test_the_code_of_the_card_names_revision_variant_and_sampling(summary, tiny_config):
+    config = tiny_config.replace(base="somebody/something", base_revision="b" * 40, base_variant="fp16")
     for files in (FILES, (*FILES, "unet/config.json")):
-        text = str(model_card.card(exported(files=files), tiny_config, summary))
+        text = str(model_card.card(exported(files=files), config, summary))
         code = text.split("```python\n")[1].split("```")[0]
         compile(code, "card", "exec")
+        assert f'"somebody/something", dtype=precision, revision="{"b" * 40}", variant="fp16"' in code
+        assert "guidance_scale=2.0, num_inference_steps=2" in code
         assert ("subfolder" in code) == ("unet/config.json" in files)
 
 
