@@ -141,7 +141,9 @@ def _files(folder: Path) -> tuple[str, ...]:
 
 def _write_for_diffusers(adapter: Path, out: Path, config: Config) -> dict[str, str]:
     """Write a copy of the adapter; return the word of each token."""
-    shutil.copytree(adapter, out, dirs_exist_ok=True)
+    for file in _files(adapter):  # one by one: what copytree raises names no reason
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(adapter / file, out / file)
     summary = adapters.read_summary(adapter) | {"base": public_base(config)}
     files.write_json(out / adapters.SUMMARY_FILE, summary, "The export")
     return {token: token for token in summary["tokens"]}

@@ -150,8 +150,9 @@ def store_outputs(done: list[Executed], root: Path = ROOT) -> None:
         notebook.metadata = {name: notebook.metadata[name] for name in kept} | {KEY: one.stamp}
         nbformat.write(notebook, root / "notebooks" / one.path.name)
         for kind, target in (("figures", root / "figures"), ("results", root / "data" / "results")):
-            if (one.folder / kind).is_dir():
-                shutil.copytree(one.folder / kind, target, dirs_exist_ok=True)
+            for path in sorted((one.folder / kind).glob("*")):
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, target / path.name)
 
 
 # Freshness: a stamp names the code and the data that made a notebook's stored outputs.

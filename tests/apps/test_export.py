@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dasd_utils import adapters, models, sampling
-from dasd_utils.apps import export, model_card
+from dasd_utils.apps import export
 from dasd_utils.config import Calibration, DasdError
 from dasd_utils.runtime import checkpoints
 
@@ -182,14 +182,19 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(adapted, tmp_path):
     assert (out / "notes.txt").read_text() == "mine"
 
 
-def test_nothing_is_left_of_an_export_that_fails(adapted, tmp_path, monkeypatch):
-    def broken(*_):
-        raise OSError(28, "No space left on device")
-
+@pytest.mark.parametrize("kind", export.FORMATS)
+def test_an_export_on_a_full_disk_says_so_and_leaves_nothing(adapted, tmp_path, kind):
+    resource = pytest.importorskip("resource")  # not on Windows
     adapters.save_adapter(adapted, tmp_path / "adapter")
-    monkeypatch.setattr(model_card, "card", broken)
-    with pytest.raises(DasdError, match="No space left"):
-        export.export(tmp_path / "adapter", tmp_path / "out", "a1111", adapted.config, "dasd")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (1000, before[1])
+    )  # bytes of a file: the disk is full, as it were
+    try:
+        with pytest.raises(DasdError, match=r"The export cannot be written to .*out: .*[Ff]ile too large"):
+            export.export(tmp_path / "adapter", tmp_path / "out", kind, adapted.config, "dasd")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
