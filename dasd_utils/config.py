@@ -468,14 +468,15 @@ def read_json(path: str | Path, what: str) -> Any:
     Raises DasdError where the file cannot be read, is no JSON, or has a key twice in one object.
     """
     try:
-        return json.loads(Path(path).read_bytes(), object_pairs_hook=_unique)
+        return json.loads(Path(path).read_bytes(), object_pairs_hook=unique_keys)
     except OSError as error:
         raise DasdError(f"{what} cannot be read from {path}: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         raise DasdError(f"{what} {path} is no JSON: {str(error).rstrip('.')}.") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of a JSON text's keys and values; ValueError for a key that stands twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         twice = next(name for name in values if sum(name == other for other, _ in pairs) > 1)

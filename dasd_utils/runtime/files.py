@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -20,11 +21,13 @@ log = logging.getLogger(__name__)
 
 
 def read_text(path: Path, what: str) -> str:
-    """Return a UTF-8 file's text without its byte order mark; DasdError if `what` cannot be read from it."""
+    """Return the text of a UTF-8 or UTF-16 file without byte order mark; DasdError if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8"
+        with path.open("rb") as file:
+            is_wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        return path.read_text(encoding="utf-16" if is_wide else "utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is neither UTF-8 nor UTF-16"
         raise DasdError(f"{what} cannot be read from {path}: {reason}.") from None
 
 

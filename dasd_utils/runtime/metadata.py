@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dasd_utils.config import DasdError
+from dasd_utils.config import DasdError, unique_keys
 from dasd_utils.runtime import files
 
 FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of a folder of images, in any letter case
@@ -50,9 +50,9 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(text.split("\n"), start=1):  # a caption may hold other ends of lines
             if line.strip():
                 try:
-                    yield number, json.loads(line)
-                except ValueError:
-                    yield number, None
+                    yield number, json.loads(line, object_pairs_hook=unique_keys)
+                except ValueError as error:
+                    raise DasdError(f"{path}, line {number}: {str(error).rstrip('.')}.") from None
         return
     header = text.partition("\n")[0]
     table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))

@@ -61,7 +61,7 @@ def test_sidecars(tmp_path):
     assert found.texts == dict.fromkeys(NUMBERED[:3], "a red house") | {NUMBERED[1]: ["one", "two"]}
     assert found.entry == {}
     (tmp_path / NUMBERED[0]).with_suffix(".TXT").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(DasdError, match="no UTF-8"):
+    with pytest.raises(DasdError, match="neither UTF-8"):
         captions.from_sidecars(opened)
 
 

@@ -14,6 +14,7 @@ from dasd_utils.runtime import metadata
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 FORMS = ("metadata.jsonl", "METADATA.CSV", "metadata.parquet", "captions.jsonl", "captions.csv")
+ENCODING = {"captions.csv": "utf-16", "metadata.jsonl": "utf8"}
 WORDS = ["None", "NA", "null", "nan", "N/A", "a dog, running", "two\nlines"]
 
 
@@ -28,12 +29,12 @@ def write(folder, rows, form):
     if form.endswith("parquet"):
         datasets.Dataset.from_list(rows).to_parquet(path)
     elif form.lower().endswith("csv"):
-        with path.open("w", newline="", encoding="utf-8-sig") as file:
+        with path.open("w", newline="", encoding=ENCODING.get(form, "utf-8-sig")) as file:
             table = csv.DictWriter(file, rows[0])
             table.writeheader()
             table.writerows(rows)
     else:
-        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8-sig")
+        path.write_text("\n".join(map(json.dumps, rows)), encoding=ENCODING.get(form, "utf-8-sig"))
     inside = path.parent == folder
     return domain(folder, **{"caption_column": "text"} if inside else {"caption_file": str(path)})
 
@@ -77,13 +78,15 @@ def test_several_labels_are_named_together(tmp_path, config):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ('{"file_name": "0.png", "text": "a", "text": "b"}', "line 1: the key 'text' stands twice"),
+        ('{"file_name": "0.png", "text": "a"}\n7', "line 2: expected an object"),
         ("file_name,text\n0.png,a dog, running", "line 2: 2 fields are expected"),
         ("file;text\n0.png;a dog", "not the columns file, text"),
         ("file_name,text\n", "has no row"),
     ],
 )
-def test_a_table_that_says_no_captions(tmp_path, text, words):
-    path = tmp_path / "metadata.csv"
+def test_rows_that_say_no_captions(tmp_path, text, words):
+    path = tmp_path / ("metadata.jsonl" if text[0] == "{" else "metadata.csv")
     path.write_text(text)
     with refused(words):
         metadata.read(path)
