@@ -47,6 +47,12 @@ def _matches(pattern: str, rule: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _in_order(pair: tuple[float, float]) -> tuple[float, float]:
+    if not pair[0] < pair[1]:
+        raise PydanticCustomError("order", "Input should be two numbers, the smaller one first")
+    return pair
+
+
 Flag = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=0, lt=2**64)]
 Positive = Annotated[int, Strict(), Field(ge=1, lt=2**64)]
@@ -56,6 +62,7 @@ Rate = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, lt=1)]
 Text = Annotated[str, Strict(), BeforeValidator(lambda text: str(text) if isinstance(text, Path) else text)]
 Texts = tuple[Text, ...]
+Window = Annotated[tuple[Number, Number], AfterValidator(_in_order)]
 Label = Annotated[Text, BeforeValidator(str)]
 Place = Annotated[Text, _matches(r"(?s).*\S.*", "name a folder or a hub id")]
 WORD, RULE = r"(?=[-_]*[^\W_])[\w-]", "at most 64 letters, digits, '-' or '_'"
@@ -174,6 +181,8 @@ class DomainConfig:
     token: Token | None = None  # "<satellite>"; the source has none, and a target may have none
     initial_word: Text = ""  # the token starts at the mean of this word's pieces
     image_column: Text = "image"
+    # [black, white]: the stored values shown so, of images with more than 8 bits; None: from the images
+    window: Window | None = None
     caption_column: Text | None = None  # a sentence, or a list of which one is drawn at each step
     caption_file: Text | None = None  # JSON lines {"file_name", "text"} of a folder's images
     label_column: Text | None = None

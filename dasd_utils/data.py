@@ -129,17 +129,18 @@ def _load_rows(domain: DomainConfig, config: Config, split: str) -> DomainData:
     is_test = split == "test" and domain.test_split is not None
     table = _open_table(domain, domain.test_split if is_test else domain.train_split)
     test = _open_table(domain, domain.test_split) if domain.test_split and not is_test else None
-    found = _inspect(domain, config, table)
+    window = folders.find_window(domain, table.rows)
+    found = _inspect(domain, config, table, window)
     if is_test:
         picks, copies = found.readable(), 0
     else:
-        test_images = _inspect(domain, config, test) if test else None
+        test_images = _inspect(domain, config, test, window) if test else None
         picks, copies = _pick_split(domain, config.data, found, test_images, split)
     picks = sorted(picks, key=lambda i: found.ids[i])
     picks = picks[: domain.num_images] if split == "train" else picks
     rows = table.rows.select(picks)
     return DomainData(
-        domain, split, images.cropped_images(rows, domain.image_column, config.model.resolution),
+        domain, split, images.cropped_images(rows, domain.image_column, config.model.resolution, window),
         captions=[table.captions[i] for i in picks],
         ids=[found.ids[i] for i in picks],
         sizes=[found.sizes[i] for i in picks],
@@ -221,8 +222,10 @@ def _captions_of_file(domain: DomainConfig, rows: datasets.Dataset) -> list[Any]
     return metadata.columns([found.get(name, []) for name in names])["text"]
 
 
-def _inspect(domain: DomainConfig, config: Config, table: _Table) -> images.Inspection:
-    found = images.inspect_rows(table.rows, domain.image_column)
+def _inspect(
+    domain: DomainConfig, config: Config, table: _Table, window: tuple[float, float] | None
+) -> images.Inspection:
+    found = images.inspect_rows(table.rows, domain.image_column, window)
     if found.broken and not config.data.skip_corrupt:
         raise DasdError(f"{len(found.broken)} of {len(found.ids)} images of {domain.data} (domain "
                         f"{domain.name}) cannot be read, the first: {found.broken[0]}. Repair or remove "

@@ -5,6 +5,7 @@
 - files: files that are complete or not there, hashes, locks
 - metadata: captions and labels of image files, read by one rule
 - images: how each image becomes an RGB square
+- levels: images of more than 8 bits a channel, and the window that shows them
 - folders: the rows of a domain's images: a folder, parquet files, or the hub
 - latent_cache: VAE latents on disk
 - pretrained: where pretrained weights are: a folder, the hub, or its cache

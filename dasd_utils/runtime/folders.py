@@ -11,9 +11,10 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
+import numpy as np
 
 from dasd_utils.config import DasdError, DomainConfig, is_pinned, resolve
-from dasd_utils.runtime import files, images, metadata
+from dasd_utils.runtime import files, images, levels, metadata
 
 METADATA = (' In a folder of images they stand in a metadata.jsonl beside the images or above their folders, '
             'a line an image: {"file_name": "1.png", "text": "..."}.')  # fmt: skip
@@ -222,3 +223,28 @@ def files_of_rows(rows: datasets.Dataset, column: str, folder: Path) -> list[str
     if not all(item and item["path"] and item["bytes"] is None for item in items):
         raise DasdError(f"The images of {folder} are inside tables, so no file name leads to a caption.")
     return [Path(os.path.relpath(item["path"], folder)).as_posix() for item in items]
+
+
+def find_window(domain: DomainConfig, rows: datasets.Dataset) -> levels.Window | None:
+    """Return the values that are black and white in a split of a domain, None where all images have 8 bits.
+
+    Where the domain names none, those that its training images propose. Warns of what a reader would not
+    expect: a window that was chosen, bands that are left out, images that use a fraction of the range.
+    """
+    window, name = domain.window, f"domain {domain.name}"
+    found = images.inspect_rows(rows, domain.image_column, window)
+    deep = not np.isnan(found.levels).all()
+    if window is None and deep:
+        known = images.inspect_rows(open_rows(domain, domain.train_split), domain.image_column).levels
+        window = levels.propose_window(found.levels if np.isnan(known).all() else known)
+        _warn_once(f"Images of {name} have more than 8 bits: {window[0]:g} is read as black, {window[1]:g} "
+                   f"as white. To keep this, set its `window` to {[*window]}.")  # fmt: skip
+        found = images.inspect_rows(rows, domain.image_column, window)
+    for note, count in Counter(filter(None, found.notes)).items():
+        _warn_once(f"{count} images of {name}: {note}.")
+    shown = found.thumbnails[found.readable()]
+    if len(shown) > 1 and shown.max() - shown.min() < 64:
+        advice = "Set its `window`" if deep else "Stretch them"
+        _warn_once(f"The images of {name} use the levels {shown.min()} to {shown.max()} of 255 only. "
+                   f"{advice} if that is not wanted.")  # fmt: skip
+    return window if deep else None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,10 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dasd_utils.config import DasdError
-from dasd_utils.runtime import files
+from dasd_utils.runtime import files, levels
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".tif",
             ".tiff", ".gif", ".jp2", ".j2k", ".tga", ".pbm", ".pgm", ".ppm", ".pnm"}  # fmt: skip
@@ -32,11 +34,17 @@ log = logging.getLogger(__name__)
 # One image: read, to RGB, to pixels
 
 
-def read_image(item: dict[str, Any]) -> Image.Image:
-    """Decode what an undecoded `datasets.Image` column holds, {"bytes", "path"}, to RGB."""
-    content = item["bytes"]
-    with Image.open(io.BytesIO(content) if content is not None else item["path"]) as image:
-        return to_rgb(image)
+def read_image(item: dict[str, Any], window: levels.Window | None = None) -> Image.Image:
+    """Decode what an undecoded `datasets.Image` column holds, {"bytes", "path"}, to RGB; see `to_rgb`."""
+    content = item["bytes"] if item["bytes"] is not None else Path(item["path"]).read_bytes()
+    values = levels.stored_values(content)
+    if values is None:
+        with Image.open(io.BytesIO(content)) as image:
+            return to_rgb(image, window)
+    image = levels.to_eight_bit(values, window)
+    with contextlib.suppress(UnidentifiedImageError):
+        image.getexif()[ExifTags.Base.Orientation] = Image.open(io.BytesIO(content)).getexif().get(274, 1)
+    return to_rgb(image)
 
 
 def open_file(path: Path) -> Image.Image:
@@ -56,22 +64,24 @@ def find_image_files(places: Sequence[Path]) -> list[Path]:
     return found
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return any PIL image upright in 8-bit RGB; transparency on white, 16-bit grey scaled by its range.
+def to_rgb(image: Image.Image, window: levels.Window | None = None) -> Image.Image:
+    """Return any PIL image upright in 8-bit RGB, transparency on white.
 
-    Raises ValueError for an image that is transparent everywhere: its colours are not what a person sees.
+    window: the values shown as black and white, of an image with more than 8 bits. Raises ValueError for an
+    image that is transparent everywhere: its colours are not what a person sees.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
-        pixels = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        peak = 65535.0 if image.mode.startswith("I;16") else float(pixels.max())
-        white = next((level for level in (1.0, 255.0, 65535.0) if peak <= level), peak)
-        image = Image.fromarray((pixels * (255 / white)).clip(0, 255).round().astype(np.uint8))
+        image = levels.to_eight_bit(np.asarray(image), window)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
-        if not image.getchannel("A").getextrema()[1]:
+        alpha = np.asarray(image)[..., 3]
+        if not alpha.any():
             raise ValueError("every pixel is transparent")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if alpha.min() < alpha.max() and ((alpha > 0) & (alpha < 255)).mean() > 0.5:
+            image.info["bands"] = "the fourth band is no transparency; bands 1 to 3 are read"
+        else:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
@@ -118,14 +128,16 @@ class LazyImages(Sequence):
         return self._read(found) if isinstance(found, int) else [self._read(place) for place in found]
 
 
-def cropped_images(rows: datasets.Dataset, column: str, resolution: int) -> LazyImages:
+def cropped_images(
+    rows: datasets.Dataset, column: str, resolution: int, window: levels.Window | None
+) -> LazyImages:
     """Return the images of a data set's rows, read and cropped at each access."""
     stored = undecoded(rows, column)
 
     def read(index: int) -> Image.Image:
         item = stored[index][column]
         try:
-            return center_crop(read_image(item), resolution)
+            return center_crop(read_image(item, window), resolution)
         except OSError as error:  # it could be read when the rows were inspected
             raise DasdError(
                 f"The image {item['path'] or index} can no longer be read: "
@@ -146,6 +158,8 @@ class Inspection:
     thumbnails: np.ndarray  # (n, 32, 32) uint8
     sizes: list[tuple[int, int]]  # (width, height), pixels
     broken: list[str]  # name and reason of every row that cannot be read
+    levels: np.ndarray  # (n, 2) of the stored values of images with more than 8 bits, nan of others
+    notes: list[str]  # which bands were read, "" where all were
 
     def readable(self) -> list[int]:
         """Return the numbers of the rows whose image can be read."""
@@ -162,34 +176,42 @@ def thumbnail(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
 
 
-def inspect_rows(rows: datasets.Dataset, column: str) -> Inspection:
+def inspect_rows(rows: datasets.Dataset, column: str, window: levels.Window | None = None) -> Inspection:
     """Read every image of the rows once; `datasets` keeps the result until a file changes."""
-    options = {"fn_kwargs": {"column": column, "version": VERSION}, "remove_columns": [column]}
+    settings = {"column": column, "window": window, "version": VERSION}
+    options = {"fn_kwargs": settings, "remove_columns": [column], "desc": "reading images"}
     stored = undecoded(rows, column)
     if not stored.cache_files:  # rows of a list of files: `datasets` has no place for what it finds in them
         paths = [Path(item["path"]) for item in stored[column] if item and item["path"]]
-        state = [VERSION, stored._fingerprint, *(p.stat().st_mtime_ns for p in paths if p.is_file())]
+        state = [VERSION, window, stored._fingerprint, *(p.stat().st_mtime_ns for p in paths if p.is_file())]
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "inspected"
         folder.mkdir(parents=True, exist_ok=True)
         options["cache_file_name"] = str(folder / f"{files.short_hash(state, 32)}.arrow")
-    facts = stored.map(_inspect_row, desc="reading images", **options)[:]
+    facts = stored.map(_inspect_row, **options)[:]
     reasons = enumerate(zip(facts["path"], facts["error"], strict=True))
     broken = [f"{name or 'embedded image'} (row {i}): {why}" for i, (name, why) in reasons if why]
     small = np.frombuffer(b"".join(facts["thumbnail"]), dtype=np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
-    return Inspection(facts["id"], small, list(zip(facts["width"], facts["height"], strict=True)), broken)
+    sizes = list(zip(facts["width"], facts["height"], strict=True))
+    stored = np.array([facts["low"], facts["high"]], dtype=float).T
+    return Inspection(facts["id"], small, sizes, broken, stored, facts["bands"])
 
 
-def _inspect_row(row: dict[str, Any], column: str, version: int) -> dict[str, Any]:
+def _inspect_row(
+    row: dict[str, Any], column: str, window: levels.Window | None, version: int
+) -> dict[str, Any]:
     facts = {"id": "", "thumbnail": bytes(THUMBNAIL**2), "width": 0, "height": 0, "path": "", "error": ""}
+    facts |= {"low": math.nan, "high": math.nan, "bands": ""}
     if row[column] is None:
         return facts | {"error": "no image"}
     facts["path"] = row[column]["path"] or ""
     try:
-        image = read_image(row[column])
+        image = read_image(row[column], window)
     except Exception as error:  # whatever a decoder raises on a broken file
         unknown = "identify" in str(error)
         return facts | {"error": "no image format known here" if unknown else files.first_line(error)}
     width, height = image.size
+    low, high = image.info.get("levels", (math.nan, math.nan))
+    facts |= {"low": low, "high": high, "bands": image.info.get("bands", "")}
     small = thumbnail(image).tobytes()
     return facts | {"id": content_hash(image), "thumbnail": small, "width": width, "height": height}
 

@@ -20,7 +20,7 @@ from dasd_utils import classifier, data
 from dasd_utils.apps.new_domain import captions as sources
 from dasd_utils.apps.new_domain.captions import Album, Captions, words_of
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, portable, resolve
-from dasd_utils.runtime import files, pretrained
+from dasd_utils.runtime import files, folders, pretrained
 
 FEW = 30  # training images below which a model rather learns them by heart
 LEAST = {"train": 2, "validation": 1, "test": 2}  # what training and a score with an interval take
@@ -113,7 +113,9 @@ def _plain_entry(name: str, album: Album) -> dict[str, Any]:
     train = "train" if "train" in album.splits else next(iter(album.splits))
     test = next((s for s in ("test", "validation") if s in album.splits and s != train), None)
     wanted = {"image_column": album.column, "train_split": train, "test_split": test}
-    return {"name": name, "data": portable(album.folder), **_changed(DomainConfig, wanted)}
+    entry = {"name": name, "data": portable(album.folder), **_changed(DomainConfig, wanted)}
+    window = folders.find_window(DomainConfig(**entry), album.splits[train])
+    return entry | ({"window": list(window)} if window else {})
 
 
 def _changed(kind: type, values: dict[str, Any]) -> dict[str, Any]:
