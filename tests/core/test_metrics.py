@@ -110,6 +110,18 @@ def test_the_shuffled_floor_never_uses_a_text_of_the_same_prompt():
         metrics.shuffled_scores(eye, eye, [0] * 12)
 
 
+def test_the_floor_is_shuffled_by_prompt_and_not_by_image():
+    """Images of one prompt get the same wrong text, and each text goes to one prompt."""
+    texts = F.normalize(torch.tensor([[1.0, 0], [1, 1], [1, 2], [1, 5]]), dim=-1)
+    own = texts[:, 0].repeat_interleave(3)  # the score of the image (1, 0) with each text
+    images, groups = torch.tensor([[1.0, 0]]).expand(12, 2), torch.arange(4).repeat_interleave(3)
+    for seed in range(5):
+        args = images, texts.repeat_interleave(3, dim=0), groups
+        floor = metrics.shuffled_scores(*args, repeats=1, seed=seed).view(4, 3)
+        assert (floor == floor[:, :1]).all() and (floor != own.view(4, 3)).all()
+        assert floor[:, 0].sort().values.tolist() == pytest.approx(texts[:, 0].sort().values.tolist())
+
+
 def test_the_shuffled_floor_tends_to_the_mean_over_all_other_texts():
     images, texts = F.normalize(normal(0, 6, 4), dim=-1), F.normalize(normal(1, 6, 4), dim=-1)
     cosines = images @ texts.T
@@ -165,6 +177,16 @@ def test_the_interval_of_a_mean_is_that_of_student():
     assert (low, high) == pytest.approx(expected, abs=0.01)
     assert metrics.bootstrap_interval(values, seed=1) == metrics.bootstrap_interval(values, seed=1)
     assert metrics.bootstrap_interval(values, seed=1) != metrics.bootstrap_interval(values, seed=2)
+
+
+def test_a_bootstrap_of_few_units_is_as_wide_as_student():
+    """Drawing P prompts with replacement lacks the factor P / (P - 1): 25 % of the variance of five."""
+    values = torch.tensor([1.0, 2.0, 4.0, 7.0, 11.0]).double()
+    low, high = stats.t.interval(0.95, 4, values.mean(), stats.sem(values))
+    assert metrics.bootstrap_interval(values, num_bootstrap=20_000) == pytest.approx((low, high), rel=0.02)
+    twice = values.repeat_interleave(2), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    found = metrics.bootstrap_interval(twice[0], 20_000, groups=twice[1])
+    assert found == pytest.approx((low, high), rel=0.02)
 
 
 def covers(interval, truth):
