@@ -56,7 +56,8 @@ def readme_block() -> str:
     return (
         f"{tables.ladder_table(judged, TABLES['ladder'])}\n\n"
         f"Mean over the training seeds {', '.join(map(str, seeds))}, {n // len(seeds)} images a seed and "
-        "domain; ± is half of the 95 % interval over prompts and seeds; ≈ marks what cannot be told from "
+        "domain; ± is half of the 95 % interval over prompts and seeds (brackets hold its ends where a share "
+        "reaches 0 or 1); ≈ marks what cannot be told from "
         "DASD in pairs. "
         f"Prompt classifier: accuracy {interval_text(found, 3)} on {found['n']} labelled prompts."
     )
@@ -264,7 +265,10 @@ def _swept() -> Iterator[tuple[str, str]]:
 
 def _tex(row: dict, digits: int) -> str:
     value = round(row["value"], digits) + 0.0  # -0.0 + 0.0 is 0.0
-    return rf"${value:.{digits}f}\pm{(row['high'] - row['low']) / 2:.{digits}f}$"
+    low, high = figures.interval(row)
+    if tables.passes_an_end(row, digits):
+        return rf"${value:.{digits}f}\,[{low:.{digits}f}, {high:.{digits}f}]$"
+    return rf"${value:.{digits}f}\pm{(high - low) / 2:.{digits}f}$"
 
 
 def tex_rows(file: str, domain: str) -> str:

@@ -473,7 +473,8 @@ def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def interval_text(row: Mapping[str, Any], digits: int | None = None) -> str:
     """Return "value [low, high]" of a row, with the decimals of its metric if none are given."""
     digits = figures.METRICS.get(row["metric"], figures.Metric("")).decimals if digits is None else digits
-    return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+    low, high = figures.interval(row)
+    return f"{row['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def table(rows: Sequence[ResultRow]) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from dasd_utils.figures import INK, MUTED, PALETTE, Figure, Rows, draw_heat, metric_label, style
+from dasd_utils import figures
+from dasd_utils.figures import INK, MUTED, PALETTE, Figure, Row, Rows, draw_heat, metric_label, style
 
 MARKERS = "os^Dvp"
-Row = Mapping[str, Any]  # of results
 
 
 # what several charts share
@@ -26,16 +26,22 @@ def look(number: int) -> dict[str, str]:
     return {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number // len(PALETTE) % len(MARKERS)]}
 
 
-def legend_below(figure: Figure, ncols: int, fontsize: int = 8) -> None:
-    """Write the labels of the first panel beneath all panels."""
+def legend_below(figure: Figure, rows: Rows, ncols: int) -> None:
+    """Write the labels of the first panel beneath all panels, and what few seeds make of the intervals."""
     named = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*named, loc="outside lower center", ncols=ncols, fontsize=fontsize)
+    figure.legend(*named, loc="outside lower center", ncols=ncols, fontsize=8)
+    figure.supxlabel(figures.seeds_note(rows), fontsize=7)
+
+
+def ends(rows: Rows) -> np.ndarray:
+    """Return the lower and the upper ends of the rows' intervals, (2, n)."""
+    return np.array([figures.interval(row) for row in rows]).reshape(-1, 2).T
 
 
 def draw_line(axes: Axes, xs: Sequence[float], rows: Rows, label: str, number: int) -> None:
     """Draw values with their intervals over x."""
     values = [row["value"] for row in rows]
-    errors = [[row["value"] - row["low"] for row in rows], [row["high"] - row["value"] for row in rows]]
+    errors = np.abs(ends(rows) - values)
     color = look(number)["color"]
     axes.errorbar(xs, values, errors, label=label, color=color, marker="o", markersize=3, linewidth=1.2,
                   elinewidth=0.6)  # fmt: skip
@@ -43,8 +49,8 @@ def draw_line(axes: Axes, xs: Sequence[float], rows: Rows, label: str, number: i
 
 def draw_cross(axes: Axes, x: Row, y: Row, color: str) -> None:
     """Draw the intervals of one point in both directions."""
-    axes.plot([x["low"], x["high"]], [y["value"]] * 2, color=color, linewidth=0.6)
-    axes.plot([x["value"]] * 2, [y["low"], y["high"]], color=color, linewidth=0.6)
+    axes.plot(figures.interval(x), [y["value"]] * 2, color=color, linewidth=0.6)
+    axes.plot([x["value"]] * 2, figures.interval(y), color=color, linewidth=0.6)
 
 
 def metric_panels(
@@ -92,7 +98,7 @@ def sweep_chart(rows: Rows, x: str, metrics: Sequence[str], by: Sequence[str]) -
         if any("against" in row for row in own):
             axes.axhline(0, color=MUTED, linewidth=0.8)
         axes.set_xscale("symlog", linthresh=min((row[x] for row in found if row[x] > 0), default=1))
-    legend_below(figure, min(len(lines), 3))
+    legend_below(figure, rows, min(len(lines), 3))
     return figure
 
 
@@ -109,11 +115,10 @@ def curve_chart(rows: Rows, x: str, ylabel: str, marker: str = "") -> Figure:
         own.sort(key=lambda row: row[x])
         xs, color = [row[x] for row in own], look(number)["color"]
         axes.plot(xs, [row["value"] for row in own], color=color, label=method, marker=marker)
-        band = ([row[end] for row in own] for end in ("low", "high"))
-        axes.fill_between(xs, *band, color=color, alpha=0.15, linewidth=0)
+        axes.fill_between(xs, *ends(own), color=color, alpha=0.15, linewidth=0)
         axes.set(title=domain, xlabel=x)
     panels[0].set_ylabel(ylabel)
-    legend_below(figure, min(len(methods), 1 + len(domains)))
+    legend_below(figure, rows, min(len(methods), 1 + len(domains)))
     return figure
 
 
@@ -140,7 +145,8 @@ def difference_chart(rows: Rows, metrics: Sequence[str], domain: str) -> Figure:
         axes.set_title(metric_label(metric, break_line=True), fontsize=9)
         axes.set_yticks(range(len(methods)), methods, fontsize=8)
     panels[0].invert_yaxis()
-    figure.supxlabel(f"{domain}: difference to {found[0]['against']}, 95 %", fontsize=9)
+    named = f"{domain}: difference to {found[0]['against']}, 95 %"
+    figure.supxlabel(f"{named}\n{figures.seeds_note(found)}".strip(), fontsize=9)
     return figure
 
 
@@ -158,7 +164,7 @@ def trade_chart(rows: Rows, source: str, metric: str = "cmmd") -> Figure:
             draw_cross(axes, x, y, look(number)["color"])
             axes.plot(x["value"], y["value"], linestyle="none", markersize=6, label=method, **look(number))
         axes.set(title=domain, xlabel=f"{source}, adapter on: {label}", ylabel=f"{domain}: {label}")
-    legend_below(figure, 3)
+    legend_below(figure, rows, 3)
     return figure
 
 
@@ -180,7 +186,7 @@ def front_chart(rows: Rows, metrics: Mapping[str, str]) -> Figure:
             xs = [row["calls"] + number - 1.5 for row in part]  # a little beside the others
             axes.plot(xs, [row["value"] for row in part], "o", color=color, markersize=3.5, label=label)
             for x, row in zip(xs, part, strict=True):
-                axes.plot([x] * 2, [row["low"], row["high"]], color=color, linewidth=0.4, alpha=0.6)
+                axes.plot([x] * 2, figures.interval(row), color=color, linewidth=0.4, alpha=0.6)
                 if row["chosen"]:
                     axes.plot(x, row["value"], "o", markersize=10, color=INK, markerfacecolor="none")
         sign = 1 if metrics[metric] == "lower" else -1
@@ -190,7 +196,7 @@ def front_chart(rows: Rows, metrics: Mapping[str, str]) -> Figure:
                 best.append(row)
         calls, values = [row["calls"] for row in best], [row["value"] for row in best]
         axes.step(calls, values, where="post", color=MUTED, linewidth=1.2)
-    legend_below(figure, 5)
+    legend_below(figure, rows, 5)
     return figure
 
 
@@ -236,7 +242,7 @@ def fit_chart(rows: Rows, curves: Sequence[str], x: str = "cmmd", y: str = "attr
             scale = f"{own[i]['guidance_scale']:g}"
             axes.annotate(scale, (xs[i], ys[i]), color=look(number)["color"], **beside)
     axes.set(xlabel=metric_label(x), ylabel=metric_label(y))
-    legend_below(figure, 2)
+    legend_below(figure, rows, 2)
     return figure
 
 
@@ -280,5 +286,5 @@ def length_chart(rows: Rows, metrics: Sequence[str], curves: Sequence[str]) -> F
         axes.set_xticks(lengths)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.minorticks_off()
-    legend_below(figure, 2)
+    legend_below(figure, rows, 2)
     return figure

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from dasd_utils import metrics
 from dasd_utils.evaluation import ResultRow, interval_text, markdown_table
-from dasd_utils.figures import METRICS, metric_title
+from dasd_utils.figures import METRICS, interval, metric_title, seeds_note
 
 
 def ladder_table(rows: Sequence[ResultRow], metrics: Sequence[str] | None = None) -> str:
     """Return the rows of a ladder as Markdown tables, one a domain: a line per method, a column per metric.
 
-    A cell is "value ± half of the 95 % interval"; ≈ follows where the paired difference to the method that
-    the first difference is to cannot be told from 0.
+    A cell is "value ± half of the 95 % interval", or "value [low, high]" at the end of a share; ≈ follows
+    where the paired difference to the method that the first difference is to cannot be told from 0.
     """
     main = next((row["against"] for row in rows if "against" in row), None)
     same = {
@@ -34,13 +34,22 @@ def ladder_table(rows: Sequence[ResultRow], metrics: Sequence[str] | None = None
         for method in methods if columns else ():
             lines.append([method])
             for key in ((domain, method, metric) for metric in columns):
-                row, digits = found.get(key), METRICS[key[2]].decimals
-                text = (
-                    f"{row['value']:.{digits}f} ± {(row['high'] - row['low']) / 2:.{digits}f}" if row else ""
-                )
-                lines[-1].append(text + " ≈" * (key in same))
+                lines[-1].append(_cell(found.get(key)) + " ≈" * (key in same))
         parts.append(markdown_table([domain, *map(metric_title, columns)], lines))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *filter(None, [seeds_note(rows)])])
+
+
+def _cell(row: ResultRow | None) -> str:
+    digits = METRICS[row["metric"]].decimals if row else 0
+    if row is None or passes_an_end(row, digits):
+        return interval_text(row) if row else ""
+    return f"{row['value']:.{digits}f} ± {(row['high'] - row['low']) / 2:.{digits}f}"
+
+
+def passes_an_end(row: ResultRow, digits: int) -> bool:
+    """Return whether "value ± half", so rounded, would say that a share can be below 0 or above 1."""
+    shown, whole = interval(row), (row["low"], row["high"])
+    return any(round(one, digits) != round(other, digits) for one, other in zip(shown, whole, strict=True))
 
 
 def table(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchmetrics.image.kid import poly_mmd
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from dasd_utils import losses, metrics
+from dasd_utils import figures, losses, metrics
 
 
 def normal(seed, *shape):
@@ -400,6 +400,11 @@ def held(seeds, deviations, reduce=lambda scores: scores):
 )
 def test_the_interval_covers_prompts_and_seeds(seeds, deviations):
     assert held(seeds, deviations) >= 0.93
+
+
+@pytest.mark.parametrize("seeds", figures.COVERAGE)
+def test_intervals_over_few_seeds_hold_the_truth_as_often_as_is_said(seeds):
+    assert held(seeds, (1.0, 1.0, 0.3)) == pytest.approx(figures.COVERAGE[seeds] / 100, abs=0.03)
 
 
 def test_prompts_alone_would_be_too_narrow():

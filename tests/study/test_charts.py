@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dasd_utils import evaluation, figures
 from dasd_utils.study import charts, tables
 from dasd_utils.study.tables import Records, table
 
@@ -126,3 +127,41 @@ def test_a_ladder_marks_what_cannot_be_told_from_its_main_method():
     lines = tables.ladder_table(rows).splitlines()
     assert lines[0] == "| xray | recall ↑ |"
     assert lines[2:] == ["| a | 0.50 ± 0.15 |", "| b | 0.50 ± 0.15 ≈ |", "| DASD | 0.50 ± 0.15 |"]
+
+
+def test_intervals_of_a_share_end_at_0_and_1():
+    row = {
+        "domain": "xray",
+        "method": "a",
+        "metric": "recall",
+        "value": 0.9,
+        "low": 0.7,
+        "high": 1.1,
+        "seed": 0,
+    }
+    assert evaluation.interval_text(row) == "0.90 [0.70, 1.00]"
+    assert "| a | 0.90 [0.70, 1.00] |" in tables.ladder_table([row])  # no ±, which would pass 1
+    assert "| a | 1.00 ± 0.00 |" in tables.ladder_table([row | {"value": 1.0, "low": 0.999, "high": 1.001}])
+    assert figures.interval(row | {"metric": "bottleneck: accuracy", "low": -0.2}) == (0.0, 1.0)
+    assert figures.interval(row | {"metric": "cmmd"}) == (0.7, 1.1)
+    assert figures.interval(row | {"against": "DASD", "value": 0.1, "low": -0.1}) == (-0.1, 1.1)
+    (axes,) = figures.bar_chart([row]).axes
+    assert list(axes.lines[0].get_ydata()) == [0.7, 1.0]
+    (axes,) = charts.curve_chart([row | {"epoch": n} for n in (1, 2)], "epoch", "recall").axes
+    assert axes.collections[0].get_paths()[0].get_extents().y1 == 1.0
+    for metric in (name for name, row in figures.METRICS.items() if name not in figures.SHARES):
+        assert metric in ("clip_score", "clip_floor", "cmmd", "kid", "fid", "density", "intra_cluster")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"), [([0, 1], "87 %"), ([0, 1, 2], "92 %"), ([0], ""), ([0, 1, 2, 3], "")]
+)
+def test_intervals_over_few_seeds_say_how_often_they_hold(seeds, text):
+    start = {"domain": "xray", "metric": "cmmd", "value": 0.5, "low": 0.4, "high": 0.7, "seeds": seeds}
+    rows = [start | {"method": name} for name in "ab"]
+    rows += [start | {"method": "a", "against": "b", "separable": False}]
+    shown = tables.ladder_table(rows).splitlines()[-1], charts.difference_chart(rows, ["cmmd"], "xray")
+    shown += (charts.trade_chart([*rows, *(r | {"domain": "s"} for r in rows)], "s"),)
+    for each in shown:
+        words = each if isinstance(each, str) else each.get_supxlabel()
+        assert (text in words and "hold the truth less often" in words) if text else "hold" not in words

@@ -24,7 +24,7 @@ from scipy import ndimage
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as structural_similarity
 
-from dasd_utils import data, evaluation, metrics
+from dasd_utils import data, evaluation, figures, metrics
 from dasd_utils.config import Config, DasdError, DomainConfig, resolve
 from dasd_utils.evaluation import ResultRow
 from dasd_utils.metrics import Estimate
@@ -333,4 +333,4 @@ def summary(rows: Sequence[ResultRow]) -> str:
     lines = [[name, *(evaluation.interval_text(row, 2) if row else "" for row in line)]
              for name, line in zip(methods, cells, strict=True)]  # fmt: skip
     head = ["trained on", *(f"right on {place}" for place in places), "share of the gap"]
-    return evaluation.markdown_table(head, lines)
+    return f"{evaluation.markdown_table(head, lines)}\n\n{figures.seeds_note(rows)}".strip()
