@@ -61,6 +61,12 @@ def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
 
 
+def pull_ratio(pulls: Sequence[Pull]) -> tuple[float, float, float]:
+    """Return (mean, low, high) at 95 %, by Student's t, of align / noise over three batches or more."""
+    ratios = torch.tensor([pull.align / pull.noise for pull in pulls], dtype=torch.float64)
+    return metrics.jackknife(lambda rows: ratios[rows].mean().item(), len(ratios))
+
+
 @torch.no_grad()
 def features(parts: models.Parts, sampler: Sampler, config: Config, steps: int) -> dict[str, Tensor]:
     """Return mean-pooled features of each domain over the first `steps` training batches, (n, d).

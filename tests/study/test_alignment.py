@@ -1,7 +1,9 @@
 """The pulls are the gradients that training adds; features are those that the MMD sees."""
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from synthetic import make_parts, make_sampler
 
 from dasd_utils import losses, models
@@ -44,6 +46,13 @@ def test_the_queue_is_filled_before_the_first_step(config, made):
     queued = config.replace(queue_size=16)
     warm, cold = (alignment.gradient_pulls(parts, sampler, queued, [6], warm=n)[0] for n in (4, 0))
     assert warm.align < cold.align
+
+
+def test_the_interval_of_the_ratio_is_that_of_student():
+    ratios = [0.01, 0.02, 0.04, 0.03, 0.02, 0.05, 0.01, 0.02]
+    pulls = [alignment.Pull(2.0, 2 * ratio, 0.0) for ratio in ratios]
+    low, high = stats.t.interval(0.95, 7, np.mean(ratios), stats.sem(ratios))  # 2.36, not 1.96
+    assert alignment.pull_ratio(pulls) == pytest.approx((np.mean(ratios), low, high))
 
 
 def test_nothing_to_compare_is_refused(config, made):
