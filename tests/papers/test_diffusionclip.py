@@ -7,11 +7,13 @@ import dataclasses
 import math
 
 import diffusers
+import narrow
 import pytest
 import torch
 from synthetic import NoiseSampler, make_batch, pictures
+from transformers import CLIPTokenizer
 
-from dasd_utils import evaluation, losses, models, sampling, training
+from dasd_utils import evaluation, losses, metrics, models, sampling, training
 from dasd_utils.apps import batch_size
 from dasd_utils.config import DasdError, method_changes
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, Term
@@ -99,15 +101,41 @@ def test_the_direction_by_hand():
     assert found == [1.0, 0.25, 1.25, 0.0]  # of nothing, too far, aside, arrived
 
 
-def test_the_loss_is_of_pixels_and_of_words(config, parts):
-    batch = OfOneDomain(config).batch(0)
-    objective = losses.make_objective(config)
-    loss, logs = objective(parts, batch, config)
-    assert loss.item() == pytest.approx(3.0 * logs["loss_direction"] + 0.3 * logs["loss_l1"], rel=1e-5)
-    words = objective._words
+@pytest.mark.parametrize("form", ["released", "paper", "offset"])
+def test_the_loss_of_each_step_by_hand(config, parts, form):
+    """x0 predicted at this step's own time, its pixels and features against those of the image itself."""
+    narrow.randomise(models.trainable_parameters(parts))
+    config = config.replace(method_settings=SHORT | {"form": form})
+    batch, objective = OfOneDomain(config).batch(0), losses.make_objective(config)
+    empty = models.encode_prompts(parts, [""]).expand(4, -1, -1)
+    clean = sampling.decode(parts, batch.target_latents)
+    for time in (299, 199, 99):
+        with torch.no_grad():
+            x = (objective.trajectory or objective.begin(parts, batch))["x"]
+            a = parts.noise_scheduler.alphas_cumprod[time]
+            x0 = (x - (1 - a).sqrt() * parts.unet(x, torch.tensor(time), empty).sample) / a.sqrt()
+        loss, logs = objective(parts, batch, config)
+        words, pixels = objective._words, sampling.decode(parts, x0)
+        moved = words.embed(pixels) - words.embed(clean)
+        apart = 1 - torch.cosine_similarity(moved, words.direction[None])
+        away = (moved - words.direction).square().sum(dim=1) / words.direction.square().sum()
+        by_hand = {"paper": apart, "released": -torch.log(1 - apart / 2), "offset": away}
+        assert logs["loss_direction"] == pytest.approx(by_hand[form].mean().item(), rel=1e-4)
+        assert logs["loss_l1"] == pytest.approx((pixels - clean).abs().mean().item(), rel=1e-4)
+        assert loss.item() == pytest.approx(3.0 * logs["loss_direction"] + 0.3 * logs["loss_l1"], rel=1e-5)
+    assert not objective.trajectory
+
+
+def test_the_direction_leads_from_the_mean_of_one_set_of_sentences_to_that_of_the_other(config):
+    sentences = {"reference": ("a painting", "a river"), "target": ("a satellite image", "lungs", "a road")}
+    config = config.replace(method_settings=SHORT | sentences)
+    words = diffusionclip.Words(config, diffusionclip.settings(config), torch.device("cpu"))
+    tokenizer = CLIPTokenizer.from_pretrained(config.model.clip)
+    means = {name: metrics.embed_texts(words.clip, tokenizer, own).mean(0) for name, own in sentences.items()}
+    unit = {name: mean / mean.norm() for name, mean in means.items()}
+    torch.testing.assert_close(words.direction, unit["target"] - unit["reference"])
     same = words.embed(torch.zeros(2, 3, 32, 32))
     assert torch.allclose(same.norm(dim=1), torch.ones(2)) and torch.equal(same[0], same[1])
-    assert words.direction.norm() > 0
 
 
 def test_features_are_those_of_the_scorer(config):

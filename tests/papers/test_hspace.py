@@ -54,6 +54,12 @@ def test_a_straight_line_is_found_and_a_shift_taken_away():
     assert made.classify(moved, moved.mean(dim=0)) == made.classify(x)
 
 
+def test_how_frequent_a_label_is_does_not_decay():
+    """Where features say nothing, the classifier says the shares of its training set."""
+    made = hspace.fit(torch.zeros(100, 3), ["no"] * 90 + ["yes"] * 10)
+    assert made.scores(torch.zeros(1, 3)).softmax(dim=1)[0].tolist() == pytest.approx([0.9, 0.1], abs=1e-3)
+
+
 def test_shares_of_a_set_without_labels_by_hand():
     labels = ["no"] * 10 + ["yes"] * 10
     told = ["no"] * 9 + ["yes"] + ["no"] * 3 + ["yes"] * 7  # 0.1 of "no" and 0.3 of "yes" are mistaken
@@ -116,6 +122,19 @@ def test_the_targets_share_is_found_without_its_labels(domains, monkeypatch):
     assert all(found[name] > 0.9 for name in found if name != hspace.SHARE)
     by_trial = hspace.label_shift_estimates([found, found | {hspace.SHARE: 0.5}])
     assert by_trial[hspace.SHARE].tolist() == pytest.approx([found[hspace.SHARE], 0.5])
+
+
+def test_mistakes_are_taken_out_of_the_targets_share(monkeypatch):
+    """Two fifths of "no" look like "yes": counted as they are said, 0.2 of "yes" would be 0.52."""
+    shown = {(name, "target"): torch.zeros(1, 2) for name in (hspace.AS_IT_IS, hspace.ESTIMATED, hspace.TRUE)}
+    monkeypatch.setattr(hspace.adaptation, "correct_by_epoch", lambda *_: shown)
+    labels, pixels = (["no"] * 5 + ["yes"] * 5) * 80, torch.zeros(800, 3, 32, 32)
+    x = torch.randn(800, 3, generator=torch.Generator().manual_seed(0))
+    x[:, 0] += torch.tensor([0, 0, 0, 8, 8, 8, 8, 8, 8, 8]).repeat(80)
+    known = hspace.LabelledFeatures(x, labels, x, labels)
+    shares = {"source": (0.2, 0.8), "target": (0.8, 0.2)}
+    found = hspace.label_shift_trial(known, known, *[Labelled(pixels, labels)] * 2, shares, seed=0)
+    assert found[hspace.SHARE] == pytest.approx(0.2, abs=0.06)
 
 
 def test_sets_are_drawn_as_their_names_say(domains, monkeypatch):
