@@ -77,6 +77,13 @@ def test_a_gaussian_kernel_of_a_point_with_itself_is_one(kernel):
     assert (k > 0).all()
 
 
+def test_distances_of_many_points_far_from_the_origin_do_not_cancel():
+    x = normal(0, 40, 8) + 1000  # above 25 points torch may use norms and products
+    apart = (x[:, None].double() - x.double()).square().sum(-1)
+    expected = torch.exp(-apart / 8).float()
+    torch.testing.assert_close(losses.gaussian_kernel(x, x, 2.0), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_median_bandwidth_by_hand_and_detached():
     x, y = torch.tensor([[0.0], [1.0]], requires_grad=True), torch.tensor([[3.0], [7.0]])
     sigma = losses.median_bandwidth(x, y)  # distances 1 2 3 4 6 7; torch takes the lower middle

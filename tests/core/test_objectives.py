@@ -7,6 +7,7 @@ import math
 import narrow
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from synthetic import make_batch, make_parts
 
 from dasd_utils import losses, models
@@ -286,7 +287,7 @@ def test_the_biased_estimator_takes_one_sample_and_pairs_are_compared_one_by_one
     torch.testing.assert_close(found, torch.stack(pairs).mean())
 
 
-def test_near_timesteps_are_compared(tiny_config):
+def test_near_timesteps_are_compared():
     """Features 0 and 1, each at times 0 and 0.1: a tenth of the range counts as much as the features do."""
     settings = AlignmentConfig(kernel="gaussian", unbiased=False, match_timesteps=True)
     source, target = torch.tensor([[0.0, 0.0], [0.0, 0.1]]), torch.tensor([[1.0, 0.0], [1.0, 0.1]])
@@ -296,6 +297,21 @@ def test_near_timesteps_are_compared(tiny_config):
     apart = target + torch.tensor([0.0, 0.5])
     near, far = (losses.alignment_distance(source, each, settings) for each in (target, apart))
     assert far > near
+
+
+def test_a_tenth_of_the_time_counts_as_much_as_the_median_distance_of_features():
+    settings = AlignmentConfig(kernel="gaussian", unbiased=False, match_timesteps=True)
+    features, times = torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), torch.rand(9, 1) / 5
+    scale = 10 * torch.pdist(features).median()  # of 36 distances, as torch takes it
+    rows = torch.cat([features, scale * times], dim=1)
+    k = torch.exp(-torch.cdist(rows, rows).square() / (2 * torch.pdist(rows).median() ** 2))
+    expected = k[:4, :4].mean() + k[4:, 4:].mean() - 2 * k[:4, 4:].mean()
+    found = losses.alignment_distance(*torch.cat([features, times], dim=1).split([4, 5]), settings)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_equal_times_change_nothing(tiny_config):
+    settings = AlignmentConfig(kernel="gaussian", unbiased=False, match_timesteps=True)
     mixed, same = features_of(make_batch(tiny_config), 3), torch.full((8, 1), 0.3)
     plain = losses.mmd(mixed[6:], mixed[:6], "gaussian", unbiased=False)
     found = losses.alignment_distance(*torch.cat([mixed, same], dim=1).split([6, 2])[::-1], settings)
@@ -307,8 +323,11 @@ def test_times_are_the_last_column_of_the_features(tiny_config, parts):
     rows = losses.alignment_features(mid, batch, parts, tiny_config)
     assert torch.equal(rows, torch.ones(8, 5))
     timed = losses.alignment_features(mid, batch, parts, tiny_config.replace(match_timesteps=True))
-    times = torch.cat([batch.target_timesteps, batch.source_timesteps]) / 1000
-    torch.testing.assert_close(timed, torch.cat([rows, times[:, None]], dim=1))
+    times = torch.cat([batch.target_timesteps, batch.source_timesteps])[:, None]
+    torch.testing.assert_close(timed, torch.cat([rows, times / 1000], dim=1))
+    parts.noise_scheduler = DDPMScheduler(num_train_timesteps=500)
+    timed = losses.alignment_features(mid, batch, parts, tiny_config.replace(match_timesteps=True))
+    torch.testing.assert_close(timed, torch.cat([rows, times / 500], dim=1))
 
 
 def test_state_is_the_queue(tiny_config):

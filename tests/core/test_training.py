@@ -169,6 +169,13 @@ def test_validation_and_samples_see_no_dropout(config):
     assert not parts.unet.training
 
 
+def test_validation_sees_the_moving_average(config):
+    config = config.replace(ema_decay=0.9, max_train_steps=2, validation_every=2, dropout=0.0)
+    parts, history = start(config)  # leaves the average in the parts
+    found = losses.validation_losses(parts, NoiseSampler(config).fixed_batch(), config)
+    assert {name: history[-1][name] for name in found} == pytest.approx(found, rel=1e-4)
+
+
 AVERAGED = {"ema_decay": 0.9, "gradient_accumulation_steps": 2}
 HALF = {"mixed_precision": "bf16", "lr_scheduler": "linear"}
 

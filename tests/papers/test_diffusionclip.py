@@ -138,6 +138,17 @@ def test_the_direction_leads_from_the_mean_of_one_set_of_sentences_to_that_of_th
     assert torch.allclose(same.norm(dim=1), torch.ones(2)) and torch.equal(same[0], same[1])
 
 
+def test_l1_is_between_each_picture_and_its_own_original(config, parts):
+    batch, objective = OfOneDomain(config).batch(0), losses.make_objective(config)
+    with torch.no_grad():
+        predicted_x0, _ = objective.step(parts, objective.begin(parts, batch))
+        pairs = zip(predicted_x0.split(1), batch.target_latents.split(1), strict=True)
+        pixels = [[diffusionclip.decode(parts, latents) for latents in pair] for pair in pairs]
+        _, logs = objective(parts, batch, config)
+    apart = [(one - other).abs().mean().item() for one, other in pixels]
+    assert logs["loss_l1"] == pytest.approx(sum(apart) / 4, rel=1e-4)
+
+
 def test_features_are_those_of_the_scorer(config):
     words = diffusionclip.Words(config, diffusionclip.settings(config), torch.device("cpu"))
     found = words.embed(images.to_pixels(pictures(3)))
