@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dasd_utils.config import DasdError, DomainConfig, resolve
+from dasd_utils.config import DasdError, DomainConfig, check_argument, resolve, shortened
 from dasd_utils.data import with_token
 from dasd_utils.runtime import files
 
@@ -44,18 +44,21 @@ def without_tokens(prompt: str, domains: Sequence[DomainConfig]) -> str:
     return prompt
 
 
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Raise DasdError for an empty list, and for a prompt that is empty or no text."""
+def check_prompts(prompt: str | Sequence[str]) -> list[str]:
+    """Return a prompt, or several, as a list; DasdError for none, and for one that is empty or no text."""
+    check_argument("The prompt", prompt, Iterable, "a text or a list of texts")
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise DasdError("There is no prompt: give one text or a list of at least one.")
     for place, prompt in enumerate(prompts):
         where = f"Prompt {place + 1} of {len(prompts)}" if len(prompts) > 1 else "The prompt"
         if not isinstance(prompt, str):
-            raise DasdError(f"{where} is {prompt!r}, not a text.")
+            raise DasdError(f"{where} is {shortened(prompt)}, not a text.")
         if not prompt.strip():
             raise DasdError(f"{where} is empty: write what the picture should show.")
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # of an argument that is no UTF-8
-            raise DasdError(f"{where} is {prompt!r}, which is no Unicode text: write it in UTF-8.")
+            raise DasdError(f"{where} is {shortened(prompt)}, which is no Unicode text: write it in UTF-8.")
+    return prompts
 
 
 @torch.no_grad()
@@ -139,8 +142,7 @@ class DomainClassifier:
         `best_domain` is None below the threshold, and the suggested prompt is then the prompt itself.
         A prompt that already holds a token belongs to that domain, with score 1, and stays as it is.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        check_prompts(prompts)
+        prompts = check_prompts(prompt)
         if self.threshold is None:
             raise DasdError("The classifier has no threshold yet: call fit_threshold(prompts) first.")
         rows = zip(prompts, self.similarities(prompts).tolist(), strict=True)

@@ -11,6 +11,7 @@ import functools
 import importlib
 import json
 import logging
+import os
 import re
 import typing
 from collections.abc import Iterable, Iterator
@@ -110,7 +111,7 @@ def section(kind: type[Kind]) -> type[Kind]:
 def read_object(kind: type[Kind], values: Any, where: str) -> Kind:
     """Return a JSON object as an instance of a `section`; DasdError, saying where, for what does not fit."""
     if not isinstance(values, dict):
-        raise DasdError(f"{where} is {repr(values)[:200]}; it must be a JSON object.")
+        raise DasdError(f"{where} is {shortened(values)}; it must be a JSON object.")
     try:
         return kind.__pydantic_validator__.validate_python(ArgsKwargs((), values))
     except pydantic.ValidationError as error:
@@ -137,7 +138,7 @@ def _explain(error: pydantic.ValidationError, kind: type, where: str = "") -> st
         case "literal_error":
             known = re.findall("'(.+?)'", problem["ctx"]["expected"])
             return f"{place} is {problem['input']!r}. {nearest(problem['input'], known)}"
-    return f"{place} is {repr(problem['input'])[:200]}; {problem['msg'].replace('Input should', 'it must')}."
+    return f"{place} is {shortened(problem['input'])}; {problem['msg'].replace('Input should', 'it must')}."
 
 
 def check_choice(what: str, value: Any, known: Iterable[str]) -> None:
@@ -387,6 +388,7 @@ class Config:
 
     def save(self, path: str | Path) -> Path:
         """Write JSON and return the path."""
+        check_path(path)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf8")
@@ -471,11 +473,29 @@ def _contradictions(config: Config) -> Iterator[str]:
                "target_batch_size or source_batch_size, or set queue_size to 2 or more.")  # fmt: skip
 
 
+def check_argument(name: str, value: Any, kind: type, wanted: str) -> None:
+    """Raise DasdError where what a published function was given is of another type."""
+    if not isinstance(value, kind):
+        raise DasdError(f"{name} is {shortened(value)}; it must be {wanted}.")
+
+
+def check_config(config: Any) -> None:
+    """Raise DasdError for what is no Config."""
+    check_argument("config", config, Config, "a Config, of Config.setup or Config.load")
+
+
+def shortened(value: Any, limit: int = 200) -> str:
+    """Return how a value is written in a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
 def read_json(path: str | Path, what: str) -> Any:
     """Return the value in a JSON file of any Unicode encoding, the only reader of them.
 
     Raises DasdError where the file cannot be read, is no JSON, or has a key twice in one object.
     """
+    check_path(path)
     try:
         return json.loads(Path(path).read_bytes(), object_pairs_hook=unique_keys)
     except OSError as error:
@@ -535,20 +555,28 @@ def method_changes(name: str, profile: str | None = None) -> dict[str, Any]:
     return {} if module is None else {**module.CHANGES, **module.BY_PROFILE.get(profile, {})}
 
 
+def check_path(path: str | Path) -> None:
+    """Raise DasdError for what is no path, or an empty one."""
+    check_argument("A path", path, os.PathLike | str, "a text or a pathlib.Path")
+    if not str(path).strip():
+        raise DasdError("A path is empty: name a file or a folder.")
+
+
 def resolve(path: str | Path) -> Path:
     """Return an absolute path; a relative one starts at ROOT, whatever the present folder is.
 
     Raises DasdError for a path that no file can have: empty, too long, a loop of links, the home of nobody.
     """
-    if not str(path).strip():
-        raise DasdError("A path is empty: name a file or a folder.")
+    check_path(path)
     try:
         found = ROOT / Path(path).expanduser()
         found.exists()
         return found.resolve()
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-        raise DasdError(f"The path {str(path)[:200]!r} cannot be used: {reason}. Name another one.") from None
+        raise DasdError(
+            f"The path {shortened(str(path))} cannot be used: {reason}. Name another one."
+        ) from None
 
 
 def portable(path: Path) -> str:

@@ -8,7 +8,7 @@ import io
 import os
 import textwrap
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -241,8 +241,8 @@ def loss_curves(history: Rows | Sequence[float]) -> Figure:
 
     Rare or smooth values are drawn as they are, noisy ones faint under a Gaussian average.
     """
-    if not len(history):
-        raise ValueError("The history has no rows to draw.")
+    if not isinstance(history, Iterable) or not len(history):
+        raise ValueError(f"The history has no rows to draw: it is {history!r}.")
     if not isinstance(history[0], Mapping):
         history = [{"step": i + 1, "loss": value} for i, value in enumerate(history)]
     names = list(dict.fromkeys(n for row in history for n, value in row.items() if value is not None))
@@ -253,6 +253,8 @@ def loss_curves(history: Rows | Sequence[float]) -> Figure:
         "Learning rate": ["learning_rate", "token_learning_rate"],
     }
     panels = {t: found for t, wanted in panels.items() if (found := [n for n in wanted if n in names])}
+    if not panels:
+        raise ValueError("The history has nothing that is drawn: loss, grad_norm or learning_rate.")
     figure = Figure(figsize=(3.3 * len(panels), 2.7), layout="constrained")
     for axes, (name, keys) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
         for color, key in zip(cycle(PALETTE), keys, strict=False):

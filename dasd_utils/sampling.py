@@ -297,7 +297,7 @@ class DasdPipeline:
     def _generate(self, prompt: str | Sequence[str], **options: Any) -> tuple[Any, ...]:
         """Return what `generate` returns, and the prompts as they were sampled."""
         single = isinstance(prompt, str)
-        plans = self.plan([prompt] if single else list(prompt), **options)
+        plans = self.plan(prompt, **options)
         sampled = iter(self._sample([job for jobs in plans for job in jobs]))
         grouped = [[next(sampled) for _ in jobs] for jobs in plans]
         rows = [jobs[0].settings() for jobs in plans]
@@ -305,10 +305,10 @@ class DasdPipeline:
         results = (found, [row["domain"] for row in rows], rows, [jobs[0].prompt for jobs in plans])
         return tuple(values[0] for values in results) if single else results
 
-    def plan(self, prompts: Sequence[str], **options: Any) -> list[list[Job]]:
+    def plan(self, prompt: str | Sequence[str], **options: Any) -> list[list[Job]]:
         """Return the jobs of each prompt, checked; options: the fields of `SampleRequest`."""
         request = SampleRequest.of(**options)
-        classifier.check_prompts(prompts)
+        prompts = classifier.check_prompts(prompt)
         seed = request.seed
         if seed is None:
             seed = processes.from_main(fresh_seed()) if self.shared else fresh_seed()
