@@ -70,8 +70,9 @@ def test_folder_order_depends_on_content_alone(tmp_path, config):
 def test_num_images_limits_training_only(folder, config):
     settings = domain(write_images(folder, range(40)), caption="a thing", num_images=3)
     few, everything = (load_all(dataclasses.replace(settings, num_images=n), config) for n in (3, 400))
-    assert few["train"].ids == everything["train"].ids[:3]
-    assert few["test"].ids == everything["test"].ids
+    assert few["train"].ids == everything["train"].ids[:3] and few["test"].ids == everything["test"].ids
+    with pytest.raises(DasdError, match="num_images of domain thing is 0"):
+        load(folder, config, caption="a thing", num_images=0)
 
 
 def test_folder_with_csv(folder, config):
@@ -87,14 +88,6 @@ def test_class_folders(folder, config):
     loaded = load(folder, config, label_column="label", label_captions=table)
     assert [[table[label]] for label in loaded.labels] == loaded.captions
     assert set(data.audit(loaded)["classes"]) == {"cat", "dog"}
-
-
-def test_split_folders_are_no_classes(folder, config):
-    write_images(folder / "train", range(8))
-    write_images(folder / "test", range(20, 23))
-    loaded = load_all(domain(folder, caption="a thing", test_split="test"), config)
-    assert loaded["train"].labels is None
-    assert len(loaded["train"]) + len(loaded["validation"]) == 8 and len(loaded["test"]) == 3
 
 
 def test_changed_file_is_read_again(folder, config):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 import sys
@@ -135,15 +134,6 @@ def test_any_name_will_do(tmp_path, whole):
     folder = write_images(tmp_path / "Привет, [мир] #1 50%", range(3))
     picture(3).save(folder / "ein schönes Bild 日本 *.png")
     assert len(data.load_domain(domain(folder, caption="a thing"), whole)) == 4
-
-
-def test_links_in_a_circle_are_not_followed(tmp_path, whole):
-    folder = write_images(tmp_path / "set", range(3))
-    (folder / "again").symlink_to(folder, target_is_directory=True)
-    (folder / "self.png").symlink_to(folder / "self.png")
-    (folder / "gone.png").symlink_to(folder / "nothing.png")
-    loaded = data.load_domain(domain(folder, caption="a thing"), whole)
-    assert sorted(loaded.ids) == sorted(images.content_hash(picture(n)) for n in range(3))
 
 
 DATA = {
@@ -411,14 +401,6 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(name, confi
     assert sampler.encoded == 0 and all_files(tmp_path) == before
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_output_is_refused(config, tmp_path):
-    tmp_path.chmod(0o500)
-    with refused("cannot be written", "output_dir"):
-        train(config)
-    tmp_path.chmod(0o700)
-
-
 def test_a_second_run_in_the_folder_is_refused(config, tmp_path):
     answers = []
 
@@ -497,10 +479,9 @@ NEWEST = "checkpoints/step-000002"
 NO_TENSORS = b"\x02\0\0\0\0\0\0\0{}"  # a whole safetensors file
 DAMAGES = {
     "state is a list": (spoil(f"{NEWEST}/state.json", b"[]"), {}, "no JSON object"),
-    "state is empty": (spoil(f"{NEWEST}/state.json", b"{}"), {}, "state.json lacks base, config"),
     "state is no JSON": (spoil(f"{NEWEST}/state.json", b"{"), {}, "is no JSON"),
     "tensors are cut": (spoil(f"{NEWEST}/adapter.safetensors", b"\x08"), {}, "cannot be read"),
-    "tensors are others": (spoil(f"{NEWEST}/adapter.safetensors", NO_TENSORS), {}, "does not fit"),
+    "tensors are others": (spoil(f"{NEWEST}/adapter.safetensors", NO_TENSORS), {}, "of another LoRA"),
     "history is no text": (spoil("history.jsonl", b"\xff\xff\n"), {}, "The history cannot be read"),
     "history without steps": (spoil("history.jsonl", b"{}\n{}\n"), {}, "does not say its step"),
     "history of lists": (spoil("history.jsonl", b"[1]\n7\n{}\n"), {}, "Line 1"),
@@ -594,24 +575,6 @@ def test_pictures_that_cannot_be_written(dasd, saved, tmp_path):
     status, lines = dasd("generate", "--checkpoint", saved, "--prompt", "")
     assert status == 1 and "prompt is empty" in lines[-1]
     assert sorted(path.name for path in saved.iterdir()) == ["adapter", "config.json"]
-
-
-def test_a_second_command_in_the_folder_is_refused(dasd, tiny_config, tmp_path):
-    path = tiny_config.save(tmp_path / "config.json")
-    inside, done = threading.Event(), threading.Event()
-
-    def other() -> None:
-        with checkpoints.lock_run(tiny_config):
-            inside.set()
-            done.wait()
-
-    thread = threading.Thread(target=other)  # for a lock is the thread's that took it
-    thread.start()
-    inside.wait()
-    status, lines = dasd("train", "--config", path)
-    done.set()
-    thread.join()
-    assert status == 1 and "Another run is at work" in lines[-1]
 
 
 def test_a_finished_run_that_lost_its_history_is_resumed(base_dir, tmp_path):
