@@ -46,10 +46,6 @@ class Album:
         rows = next(iter(self.splits.values()))
         return {name: kind for name, kind in rows.features.items() if name != self.column}
 
-    def values(self, column: str) -> list[Any]:
-        """Return the values of a column, of all splits."""
-        return [value for rows in self.splits.values() for value in rows[column]]
-
     def files(self) -> list[str]:
         """Return the file of every image relative to the folder; DasdError where they are no files."""
         named = (folders.files_of_rows(rows, self.column, self.folder) for rows in self.splits.values())
@@ -119,7 +115,7 @@ def from_metadata(album: Album) -> Captions:
     ]  # also of lists
     kinds = [getattr(kind, "dtype", type(kind).__name__) for kind in kinds]
     for column, kind in zip(columns, kinds, strict=True):
-        if kind.endswith("string") and any(album.values(column)):
+        if kind.endswith("string") and any(any(rows[column]) for rows in album.splits.values()):
             return Captions(f"the column {column!r} of its metadata", {"caption_column": column})
     if columns:
         raise DasdError(f"the column {columns[0]!r} of its metadata holds no sentences ({kinds[0]})")
