@@ -33,7 +33,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(PYTEST) -m "not browser"
-	$(PYTEST) --nbval-lax --nbval-cell-timeout=1500 notebooks
+	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=1500 notebooks
 
 browser: $(VENV)/.browser  # the pages, clicked through in an installed Chromium or Chrome
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet tests/apps/test_browser.py

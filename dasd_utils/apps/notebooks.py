@@ -31,6 +31,11 @@ DATA = re.compile(r"data/(?!(cache|runs)(/|$)|results/?$)[\w./-]+")  # what no r
 NAMED = {name: f"papers/{name}" for name in (*known_methods(), "text_free")} | {
     "generated": "papers/prior_images"
 }
+KERNEL = {
+    "display_name": "Python 3 (ipykernel)",
+    "language": "python",
+    "name": "python3",
+}  # this environment's
 Stamp = dict[str, Any]  # {"code": hash, "rooms": {room: hash}, "data": {path: hash}}
 
 
@@ -55,6 +60,14 @@ def find_notebooks(only: list[str] | None = None, folder: Path = NOTEBOOKS) -> l
             names = ", ".join(path.stem for path in every)
             raise DasdError(f"No notebook starts with {entry!r}. Notebooks: {names}.")
     return [path for path in every if only is None or path.stem.startswith(tuple(only))]
+
+
+def load_notebook(path: Path) -> nbformat.NotebookNode:
+    """Return the notebook of a file; DasdError for another file."""
+    try:
+        return nbformat.read(path, 4)
+    except (OSError, ValueError, LookupError, AttributeError, nbformat.ValidationError) as error:
+        raise DasdError(f"{path} is no notebook: {files.first_line(error)}.") from None
 
 
 # Running: the whole course as one command.
@@ -84,7 +97,7 @@ def run_notebooks(
         started = time.perf_counter()
         copy = output_dir / path.name
         folder = output_dir / path.stem if to_store else output_dir
-        made = stamp(nbformat.read(path, 4)) if to_store else {}  # code that changes later did not make it
+        made = stamp(load_notebook(path)) if to_store else {}  # code that changes later did not make it
         if to_store:
             shutil.rmtree(folder, ignore_errors=True)
         _execute(path, copy, parameters | {"output_dir": portable(folder)}, progress)
@@ -95,7 +108,7 @@ def run_notebooks(
 
 def _defaults(path: Path) -> dict[str, str]:
     """Return the parameters that a notebook declares, with the source of each default."""
-    cells = [cell for cell in nbformat.read(path, 4).cells if "parameters" in cell.metadata.get("tags", [])]
+    cells = [cell for cell in load_notebook(path).cells if "parameters" in cell.metadata.get("tags", [])]
     assigned = [
         node for cell in cells for node in ast.parse(cell.source).body if isinstance(node, ast.Assign)
     ]
@@ -121,13 +134,16 @@ def _check_defaults(path: Path, parameters: dict[str, Any]) -> None:
 
 def _execute(path: Path, copy: Path, parameters: dict[str, Any], progress: bool) -> None:
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     values = {name: parameters[name] for name in _defaults(path) if name in parameters}
+    kernel = {"kernel_name": KERNEL["name"], "language": KERNEL["language"]}  # whatever it was saved with
+    options = {"progress_bar": progress, "cwd": str(path.parent), "log_output": False}
     try:
-        papermill.execute_notebook(
-            str(path), str(copy), values, progress_bar=progress, cwd=str(path.parent), log_output=False
-        )
+        papermill.execute_notebook(str(path), str(copy), values, **kernel, **options)
+    except DeadKernelError:
+        raise DasdError(f"{path.name}: its kernel died, most likely of too little memory.") from None
     except PapermillExecutionError as error:
         raise DasdError(
             f"{path.name} failed in cell {error.exec_count} with {error.ename}: {error.evalue}. "
@@ -146,8 +162,8 @@ def store_outputs(done: list[Executed], root: Path = ROOT) -> None:
         for cell in cells:
             cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
         notebook.cells = cells
-        kept = ("kernelspec", "language_info")
-        notebook.metadata = {name: notebook.metadata[name] for name in kept} | {KEY: one.stamp}
+        language = notebook.metadata.language_info
+        notebook.metadata = {"kernelspec": KERNEL, "language_info": language, KEY: one.stamp}
         nbformat.write(notebook, root / "notebooks" / one.path.name)
         for kind, target in (("figures", root / "figures"), ("results", root / "data" / "results")):
             for path in sorted((one.folder / kind).glob("*")):
@@ -160,7 +176,7 @@ def store_outputs(done: list[Executed], root: Path = ROOT) -> None:
 
 def stale(path: Path, root: Path = ROOT) -> list[str]:
     """Return what changed since a notebook's outputs were made; an empty list if they are fresh."""
-    notebook = nbformat.read(path, 4)
+    notebook = load_notebook(path)
     made = notebook.metadata.get(KEY)
     now = stamp(notebook, root)
     if not made or set(made) != set(now):
@@ -174,7 +190,7 @@ def stale(path: Path, root: Path = ROOT) -> list[str]:
 
 def faults(path: Path) -> list[str]:
     """Return signs that a notebook was not run from top to bottom: widget states, errors, wrong counts."""
-    notebook = nbformat.read(path, 4)
+    notebook = load_notebook(path)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     counts = [cell.execution_count for cell in cells]
     found = ["widget states"] if "widgets" in notebook.metadata else []

@@ -36,6 +36,43 @@ def test_notebook_runs_with_parameters(notebook, tmp_path):
     assert '"3"' in done.path.read_text()
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {
+            "kernelspec": {"name": "conda-env-torch-py", "display_name": "torch"},
+            "language_info": {"name": "py"},
+        },
+    ],
+)
+def test_a_notebook_saved_with_another_kernel_runs_with_the_one_of_this_environment(
+    notebook, tmp_path, metadata
+):
+    saved = nbformat.read(notebook, 4)
+    saved.metadata = nbformat.from_dict(metadata)
+    saved.cells[1].source = "import sys; sys.executable"
+    nbformat.write(saved, notebook)
+    (done,) = notebooks.run_notebooks(
+        [notebook], tmp_path / "out", {"value": 1}, progress=False, to_store=True
+    )
+    assert sys.executable in done.path.read_text()
+    (tmp_path / "notebooks").mkdir()
+    notebooks.store_outputs([done], tmp_path)
+    stored = nbformat.read(tmp_path / "notebooks" / notebook.name, 4).metadata
+    assert (stored.kernelspec.name, stored.language_info.name) == ("python3", "python")
+
+
+def test_what_is_no_notebook_and_a_kernel_that_dies_are_named(notebook, tmp_path):
+    notebook.write_text(notebook.read_text().replace("assert value", "import os; os._exit(1); assert value"))
+    with pytest.raises(DasdError, match=r"00_small\.ipynb: its kernel died"):
+        notebooks.run_notebooks([notebook], tmp_path / "out", {}, progress=False)
+    for text in ("<<<<<<< HEAD", "{}", "[]"):
+        notebook.write_text(text)
+        with pytest.raises(DasdError, match=r"00_small\.ipynb is no notebook"):
+            notebooks.stale(notebook)
+
+
 def test_failing_notebook_names_cell_and_error(notebook, tmp_path):
     with pytest.raises(DasdError, match=r"00_small\.ipynb failed in cell 3 with AssertionError: too large"):
         notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 7}, progress=False)
