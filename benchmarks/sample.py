@@ -97,7 +97,7 @@ def score(images: list[Image.Image], domain: str, scorer: evaluation.Scorer, see
     shown = scorer.attributes_shown(images, domain, world.mentioned)
     cmmd, attributes = (
         metrics.cmmd_interval(made, real, seed=seed),
-        metrics.bootstrap_interval(shown, seed=seed),
+        metrics.bootstrap_interval(shown, seed=seed, share=True),
     )
     mean = float(torch.as_tensor(shown).double().mean())
     return {

@@ -77,7 +77,8 @@ METRICS = {  # name in a result row -> how it is written; the order is that of t
     ),
 }
 SHARES = ("accuracy", "attribute_accuracy", "domain_accuracy", "precision", "recall", "coverage", "copy_rank",
-          "synthetic_to_real", "constant_answer", "retrieval_r1", "zero_shot_domain")  # fmt: skip
+          "synthetic_to_real", "constant_answer", "retrieval_r1", "zero_shot_domain", "reader_on_renders",
+          "base_attribute_accuracy", "adapted_attribute_accuracy", "share of houses")  # fmt: skip
 COVERAGE = {2: 87, 3: 92}  # training seeds -> % of 95 % intervals that hold the truth, where seeds vary most
 Row = Mapping[str, Any]  # of results, or of a history
 Rows = Sequence[Row]

@@ -367,14 +367,18 @@ def cmmd_interval(
 
 
 def bootstrap_interval(
-    values: Values, num_bootstrap: int = 1000, seed: int = 0, groups: Groups = None
+    values: Values, num_bootstrap: int = 1000, seed: int = 0, groups: Groups = None, share: bool = False
 ) -> Interval:
-    """Return the 95 % interval of a mean; complete groups are drawn where they are given."""
+    """Return the 95 % interval of a mean; complete groups are drawn where they are given.
+
+    share: what is averaged lies between 0 and 1, and so does the interval.
+    """
     values = torch.as_tensor(values, dtype=torch.float64)
     group = _group_index(groups, len(values))
     count = int(group.max()) + 1
     drawn = bootstrap_counts(count, num_bootstrap, seed)[:, group]
-    return mean_estimate(values[None], drawn, count).interval()[1:]
+    low, high = mean_estimate(values[None], drawn, count).interval()[1:]
+    return (max(low, 0.0), min(high, 1.0)) if share else (low, high)
 
 
 def paired_difference(

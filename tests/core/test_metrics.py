@@ -189,6 +189,12 @@ def test_a_bootstrap_of_few_units_is_as_wide_as_student():
     assert found == pytest.approx((low, high), rel=0.02)
 
 
+def test_the_interval_of_a_share_ends_at_0_and_1():
+    values = [1.0] * 9 + [0.5]
+    assert metrics.bootstrap_interval(values)[1] > 1 == metrics.bootstrap_interval(values, share=True)[1]
+    assert metrics.bootstrap_interval([0.0] * 9 + [0.5], share=True)[0] == 0
+
+
 def covers(interval, truth):
     return interval[0] <= truth <= interval[1]
 
