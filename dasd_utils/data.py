@@ -230,6 +230,13 @@ def _inspect(
         raise DasdError(f"{len(found.broken)} of {len(found.ids)} images of {domain.data} (domain "
                         f"{domain.name}) cannot be read, the first: {found.broken[0]}. Repair or remove "
                         "them, or set skip_corrupt to true to leave them out.")  # fmt: skip
+    first: dict[tuple[str, str], int] = {}
+    for row in found.readable():
+        place = first.setdefault((found.names[row], found.ids[row]), row)
+        if place != row:  # a table's next row of one image: another caption of it
+            captions = table.captions[place]
+            table.captions[place] = captions + [each for each in table.captions[row] if each not in captions]
+            found.ids[row] = ""
     return found
 
 

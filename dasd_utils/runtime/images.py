@@ -155,6 +155,7 @@ class Inspection:
     """What is known of each row's pixels; an unreadable row has the id ""."""
 
     ids: list[str]  # content hash
+    names: list[str]  # of the image's file, "" where a table has none
     thumbnails: np.ndarray  # (n, 32, 32) uint8
     sizes: list[tuple[int, int]]  # (width, height), pixels
     broken: list[str]  # name and reason of every row that cannot be read
@@ -193,7 +194,7 @@ def inspect_rows(rows: datasets.Dataset, column: str, window: levels.Window | No
     small = np.frombuffer(b"".join(facts["thumbnail"]), dtype=np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
     sizes = list(zip(facts["width"], facts["height"], strict=True))
     stored = np.array([facts["low"], facts["high"]], dtype=float).T
-    return Inspection(facts["id"], small, sizes, broken, stored, facts["bands"])
+    return Inspection(facts["id"], facts["path"], small, sizes, broken, stored, facts["bands"])
 
 
 def _inspect_row(

@@ -6,7 +6,7 @@ import json
 import datasets
 import pytest
 from conftest import refused
-from synthetic import domain, write_images
+from synthetic import domain, picture, write_images
 
 from dasd_utils import data
 from dasd_utils.config import Config
@@ -59,12 +59,26 @@ def test_every_form_is_read_alike(tmp_path, config, form):
 def test_a_row_without_its_file_is_refused_in_every_form(tmp_path, config, form):
     folder = write_images(tmp_path / "set", range(8))
     rows = [{"file_name": f"{n}.png", "text": f"picture {n}"} for n in range(9)]
-    picture = write_images(tmp_path / "outside", [8]) / "8.png"
-    for name in ("8.png", "../outside/8.png", str(picture)):
+    outside = write_images(tmp_path / "outside", [8]) / "8.png"
+    for name in ("8.png", "../outside/8.png", str(outside)):
         with refused("1 of 9 files", "8.png", "put the files back"):
             load(write(folder, [*rows[:-1], rows[-1] | {"file_name": name}], form), config)
     rows[7]["file_name"] = str(folder / "7.png")
     assert len(load(write(folder, rows[:-1], form), config)) == 8
+
+
+@pytest.mark.parametrize("name", [None, "{}.png"])
+def test_several_rows_of_a_table_are_one_image(tmp_path, config, name):
+    rows = []
+    for n in range(12):
+        picture(n).save(tmp_path / "picture.png")
+        stored = {"bytes": (tmp_path / "picture.png").read_bytes(), "path": name and name.format(n)}
+        rows += [{"image": stored, "text": text} for text in (f"one {n}", f"two {n}", f"one {n}")]
+    kinds = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_list(rows, features=kinds).to_parquet(tmp_path / "set" / "train.parquet")
+    settings = domain(tmp_path / "set", caption_column="text")
+    assert load(settings, config) == sorted([f"one {n}", f"two {n}"] for n in range(12))
 
 
 def test_several_labels_are_named_together(tmp_path, config):
