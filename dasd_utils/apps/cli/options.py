@@ -87,9 +87,8 @@ LOGGED = """Where losses, pictures and scores are logged: auto (TensorBoard wher
 names with commas, as tensorboard,wandb."""
 PROFILE = option("auto", AUTO, complete=lambda: ["auto", *PROFILES])
 SEED = option(None, "Seed of everything that is random.", show_default=CONFIGS)
-OUTPUT_DIR = option(None, "The run folder.", show_default=CONFIGS, complete=run_folders)
 RUN_OR = "A run folder or an adapter folder."
-CHECKPOINT = option(None, RUN_OR, show_default="--output_dir", complete=run_folders)
+OF_CHECKPOINT = "that of --checkpoint, else the config's"
 LOGS = ("auto", "none", "tensorboard", "wandb", "mlflow", "trackio")
 TRACKING = option(None, LOGGED, metavar="NAMES", show_default=CONFIGS, complete=lambda: LOGS)
 PROMPT = option(..., "What the picture should show.", metavar="TEXT")
@@ -167,11 +166,22 @@ class Settings:
 
 
 @dataclass
-class ChosenRun(Settings):
+class OfRun(Settings):
+    """The options that name the config of a run: its own, unless they say another."""
+
+    profile: str = option(
+        "auto", AUTO, show_default="the run's, else auto", complete=lambda: ["auto", *PROFILES]
+    )
+
+
+@dataclass
+class ChosenRun(OfRun):
     """The options that name a run."""
 
-    checkpoint: Path | None = CHECKPOINT
-    output_dir: Path | None = OUTPUT_DIR
+    checkpoint: Path | None = option(None, RUN_OR, show_default="--output_dir", complete=run_folders)
+    output_dir: Path | None = option(
+        None, "The run folder.", show_default=OF_CHECKPOINT, complete=run_folders
+    )
 
     def find(self, **changes: Any) -> tuple[Path, Config]:
         """Return the run's folder and the config to load it with.
@@ -191,6 +201,10 @@ class ChosenRun(Settings):
                                 "--config, or its profile by --profile.")  # fmt: skip
             return folder, self.read(**changes)
         stored = Settings(config=run / "config.json")
+        if self.profile not in ("auto", own := stored.read().profile) and self.config is None:
+            raise DasdError(
+                f"{run} is of the profile {own}: leave out --profile, or give its config by --config."
+            )
         return folder, self.read(stored.read().method, **changes) if self.config else stored.read(**changes)
 
     def open(self, **changes: Any) -> Any:

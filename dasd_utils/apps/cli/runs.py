@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dasd_utils.apps.cli import options
-from dasd_utils.apps.cli.options import CONFIGS, ChosenRun, Settings, argument, command, option
+from dasd_utils.apps.cli.options import CONFIGS, ChosenRun, OfRun, Settings, argument, command, option
 from dasd_utils.config import DASD, GUIDANCE, Config, known_methods, resolve
 from dasd_utils.profiles import PROFILES
 
@@ -23,6 +23,7 @@ FORMATS = "diffusers: LoRA and tokens; a1111, comfyui: for these programs; pipel
 DRAWN_IN = "The domain to draw in, such as satellite or xray."
 RULE = "cfg, domain, decoupled or unconditional."
 HOW_FAR = "How far: 0 is the picture itself, 1 as learned."
+SHIPPED = "the config's run, else the shipped one"
 OF_TOKEN = "that of the prompt's token, else the base model"
 
 
@@ -54,7 +55,7 @@ def new_domain(
     """Look through a folder of images; write a config with token, captions and prompts for it."""
     from dasd_utils.apps.new_domain import proposal
 
-    place = proposal.check_place(out or Path(f"{name}.json"), folder, force)
+    place = proposal.check_place(out or options.path(f"{name}.json"), folder, force)
     captions = options.folder_or_name(captions)
     found = proposal.propose(name, folder, Settings(profile).read(), captions, progress=True)
     audit = found.audit
@@ -92,7 +93,9 @@ class Training(Settings):
 
     method: str | None = option(None, METHOD, show_default=CONFIGS, complete=lambda: [DASD, *known_methods()])
     seed: int | None = options.SEED
-    output_dir: Path | None = options.OUTPUT_DIR
+    output_dir: Path | None = option(
+        None, "The run folder.", show_default=CONFIGS, complete=options.run_folders
+    )
     max_steps: int | None = option(None, "Optimiser steps in all.", show_default=CONFIGS)
     resume: bool = option(False, "Go on from the newest complete checkpoint.")
     auto_batch_size: bool = option(False, "As few micro-batches to a step as memory allows.")
@@ -191,7 +194,7 @@ def generate(
     num_images: int = option(1, "How many images.", min=1),
     auto_domain: bool = option(False, "Let the classifier find the domain, or none."),
     guidance: str | None = option(None, RULE, show_default="as calibrated", complete=lambda: GUIDANCE),
-    seed: int | None = options.SEED,
+    seed: int | None = option(None, "Seed of the noise.", show_default="a random one"),
 ) -> Answer:
     """Draw images of a prompt, in a domain that is named or found, into <run>/generated."""
     pipeline = run.open()
@@ -276,8 +279,10 @@ def animate(
 
 @command(options.RUNS)
 def playground(
-    how: Settings,
-    checkpoint: Path | None = options.CHECKPOINT,
+    how: OfRun,
+    checkpoint: Path | None = option(
+        None, options.RUN_OR, show_default=SHIPPED, complete=options.run_folders
+    ),
     port: int | None = option(None, "Of the page.", min=1, max=65535, show_default="8866 or a free one"),
     browser: bool = option(True, "Open the page, where there is a browser."),
 ) -> None:
@@ -298,7 +303,7 @@ def playground(
 
 @command(options.SHARE)
 def export(
-    how: Settings,
+    how: OfRun,
     run: Path = argument("A run folder or an adapter folder.", complete=options.run_folders),
     out: Path = argument("A folder that is new or empty."),
     kind: str = option("diffusers", FORMATS, "--format"),

@@ -236,7 +236,7 @@ def notebooks(
     profile: str = options.PROFILE,
     output_dir: Path = option(ROOT / "data/runs/course", NOTEBOOKS, show_default="data/runs/course"),
     only: str | None = ONLY,
-    seed: int | None = options.SEED,
+    seed: int | None = option(None, "Seed of everything that is random.", show_default="the notebooks'"),
     stale: bool = option(False, "Only those that `dasd fresh` lists."),
     update: bool = option(False, "Make the copies the tracked notebooks, with their stamp."),
     force: bool = options.FORCE,

@@ -1,0 +1,236 @@
+"""What help prints as a default is what happens where the option is left out."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dasd_utils.apps import animation, export, notebooks
+from dasd_utils.apps import workers as pool
+from dasd_utils.apps.cli import main as cli
+from dasd_utils.apps.cli import options, runs, study
+from dasd_utils.apps.new_domain import proposal
+from dasd_utils.apps.playground import server
+from dasd_utils.config import ROOT, Config, DasdError
+from dasd_utils.papers.diffusionclip import adaptation, translation
+from dasd_utils.pretrain import build
+from dasd_utils.runtime import small_cnn
+from dasd_utils.study import calibration, ladder, tradeoff
+
+TINY_RUN = ROOT / "data/tiny-run"
+PRINTED = {
+    (command.name or command.callback.__name__, name): each.default.show_default
+    for command in cli.app.registered_commands
+    for name, each in command.callback.__signature__.parameters.items()
+    if isinstance(getattr(each.default, "show_default", None), str)
+}
+ABOUT = {}  # (command, option) -> the test of what is printed for it
+
+
+def shows(text, *places):
+    """Mark a test as that of a printed default, at "command option" each."""
+
+    def mark(test):
+        for place in places:
+            command, name = place.split()
+            assert PRINTED[command, name] == text, place
+            ABOUT[command, name] = test
+        return test
+
+    return mark
+
+
+class StoppedError(Exception):
+    """What follows is of no interest."""
+
+
+def seen(monkeypatch, module, name):
+    """Return a dictionary in which the arguments of a function will be; it then raises StoppedError."""
+    arguments = {}
+
+    def record(*words, **named):
+        arguments.update(named, words=words)
+        raise StoppedError
+
+    monkeypatch.setattr(module, name, record)
+    return arguments
+
+
+@pytest.fixture
+def given(tiny_config, tmp_path):
+    """Return the file of a config in which nothing is as the profile has it."""
+    config = tiny_config.replace(seed=9, tracking="none", max_train_steps=7)
+    return config.save(tmp_path / "given.json")
+
+
+OF_RUNS = ("evaluate", "generate", "translate", "classify", "calibrate")
+OF_CONFIG = ("method", "seed", "output_dir", "max_steps", "tracking")
+
+
+@shows("the config's", *(f"{command} {name}" for command in ("train", "all") for name in OF_CONFIG))
+@shows("the config's", "evaluate seed", "evaluate tracking")
+def test_a_config_says_what_is_left_out(given, tmp_path):
+    (tmp_path / "other.json").write_text('{"profile": "tiny", "method": "domainstudio"}')
+    assert runs.Training(config=tmp_path / "other.json").settings().method == "domainstudio"
+    config = Config.load(given)
+    assert runs.Training(config=given).settings() == config
+    assert options.ChosenRun(config=given).find(seed=None, tracking=None)[1] == dataclasses.replace(
+        config, output_dir=str(given.parent / "run")
+    )
+
+
+@shows("the config's", "adapt num_images")
+def test_as_many_labelled_images_as_the_config_has(given):
+    config = Config.load(given)
+    assert adaptation.Study(config, "toyworld:sketch", None).source.num_images == config.domains[0].num_images
+
+
+@shows("the run's, else auto", *(f"{command} profile" for command in (*OF_RUNS, "playground", "export")))
+@shows("--output_dir", *(f"{command} checkpoint" for command in OF_RUNS))
+@shows("that of --checkpoint, else the config's", *(f"{command} output_dir" for command in OF_RUNS))
+def test_a_run_says_its_profile_and_its_folder(tmp_path, given):
+    run = options.ChosenRun(checkpoint=TINY_RUN)
+    assert run.find()[1].profile == "tiny" and run.find()[1].output_dir == "data/tiny-run"
+    assert options.ChosenRun(output_dir=TINY_RUN).find()[0] == TINY_RUN
+    assert options.ChosenRun(config=given).find()[0] == given.parent / "run"
+    assert options.ChosenRun(output_dir=tmp_path).find()[1].profile in ("tiny", "sd15")  # by this machine
+    with pytest.raises(DasdError, match="is of the profile tiny"):
+        options.ChosenRun("sd15", checkpoint=TINY_RUN).find()
+
+
+@shows("a random one", "generate seed")
+@shows("that of the prompt's token, else the base model", "generate domain")
+@shows("as calibrated", "generate guidance")
+def test_a_picture_of_a_prompt_alone(pipeline, monkeypatch):
+    options_given = seen(monkeypatch, pipeline, "generate")
+    monkeypatch.setattr(options.ChosenRun, "open", lambda self: pipeline)
+    with pytest.raises(StoppedError):
+        runs.generate(prompt="<xray> a chest")
+    assert {options_given[name] for name in ("domain", "seed", "guidance")} == {None}
+    monkeypatch.undo()
+    one, other = (pipeline.generate("<xray> a chest")[1:] for _ in range(2))
+    assert one[0] == "xray" and one[1]["seed"] != other[1]["seed"]
+    assert one[1]["guidance"] == pipeline.config.domains[1].calibration.guidance
+    assert pipeline.generate("a chest")[1] is None
+
+
+@shows("as the run chooses", "translate strength")
+def test_a_translation_is_as_strong_as_the_run_chooses(pipeline, monkeypatch):
+    monkeypatch.setattr(translation, "run_config", lambda *_: None)
+    monkeypatch.setattr(translation.objective, "settings", lambda _: SimpleNamespace(
+        return_step=1, forward_steps=1, generation_steps=1))  # fmt: skip
+    monkeypatch.setattr(translation, "strength", lambda *_: 0.7)
+    arguments = seen(monkeypatch, translation, "translate")
+    with pytest.raises(StoppedError):
+        translation.by_settings(pipeline, [])
+    assert arguments["words"][-1] == 0.7
+
+
+@shows("<run>/samples.webp", "animate output")
+@shows("the run's profile", "animate label")
+def test_an_animation_is_named_by_its_run(tmp_path, monkeypatch):
+    Config.setup("tiny").save(tmp_path / "config.json")
+    monkeypatch.setattr(animation, "of_run", lambda run: {})
+    arguments = seen(monkeypatch, animation, "save")
+    with pytest.raises(StoppedError):
+        runs.animate(run=tmp_path)
+    assert arguments["words"][1:3] == (tmp_path / "samples.webp", "tiny profile")
+
+
+@shows("the config's run, else the shipped one", "playground checkpoint")
+@shows("8866 or a free one", "playground port")
+def test_the_playground_is_of_the_shipped_run(tmp_path, monkeypatch):
+    arguments = seen(monkeypatch, server, "serve")
+    monkeypatch.setattr(runs.Settings, "read", lambda self: Config.setup("tiny", output_dir=tmp_path))
+    with pytest.raises(StoppedError):
+        runs.playground()
+    assert arguments["words"][0] == TINY_RUN and arguments["words"][2] is None
+    assert server.PORT == 8866 and server.choose_port(None) > 0
+
+
+@shows("the run's", "export name")
+def test_an_export_is_named_as_its_run(tmp_path, monkeypatch):
+    arguments = seen(monkeypatch, export, "check_export")
+    with pytest.raises(StoppedError):
+        runs.export(run=TINY_RUN / "adapter", out=tmp_path)
+    assert arguments["words"][-1] == "tiny-run"
+
+
+@shows("NAME.json", "new-domain out")
+def test_a_new_config_is_named_by_its_domain(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = seen(monkeypatch, proposal, "check_place")
+    with pytest.raises(StoppedError):
+        runs.new_domain(name="sketch", folder=tmp_path)
+    assert arguments["words"][0] == tmp_path / "sketch.json"
+
+
+@shows(
+    "that of --config, else data/runs/<command>", "ladder output_dir", "front output_dir", "adapt output_dir"
+)
+@shows("DASD's", "ladder only")
+@shows("all", "front only", "fresh files", "pretrain stage")
+@shows("DASD", "ladder against")
+def test_a_study_is_whole_and_has_its_folder(given, monkeypatch):
+    for name in ("ladder", "front", "adapt"):
+        assert study.Study("tiny").settings(name).output_dir == f"data/runs/{name}"
+        assert study.Study(config=given).settings(name).output_dir == str(given.parent / "run")
+    assert study.find_methods(None) == [*ladder.METHODS] and tradeoff.find_curves(None) == [*tradeoff.CURVES]
+    arguments = seen(monkeypatch, build, "pretrain")
+    with pytest.raises(StoppedError):
+        study.pretrain()
+    assert [*arguments["words"][1]] == [*build.STAGES]
+    found = seen(monkeypatch, notebooks, "find_notebooks")
+    with pytest.raises(StoppedError):
+        study.fresh()
+    assert found["words"] == (None,)
+    monkeypatch.setattr(ladder, "Scoring", lambda settings: None)
+    monkeypatch.setattr(study, "run_methods", lambda *_: [])
+    against = seen(monkeypatch, ladder, "ladder_rows")
+    with pytest.raises(StoppedError):
+        study.ladder(profile="tiny")
+    assert against["words"][-1] == "DASD"
+
+
+@shows("data/runs/sweep", "sweep output_dir")
+@shows("data/runs/course", "notebooks output_dir")
+@shows("data/tiny-sd", "pretrain output_dir")
+@shows("the notebooks'", "notebooks seed")
+def test_places_of_the_repository(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    ran = seen(monkeypatch, notebooks, "run_notebooks")
+    context = SimpleNamespace(args=[])
+    with pytest.raises(StoppedError):
+        study.notebooks(context=context, profile="tiny", only="03", force=True)
+    assert ran["words"][1] == ROOT / "data/runs/course" and ran["words"][2] == {"profile": "tiny"}
+    swept = seen(monkeypatch, pool, "sweep_cells")
+    monkeypatch.setattr(pool, "read_sweep", lambda path: [])
+    with pytest.raises(StoppedError):
+        study.sweep(parameters="x", notebook="03")
+    assert swept["words"][-1] == ROOT / "data/runs/sweep"
+    built = seen(monkeypatch, build, "pretrain")
+    with pytest.raises(StoppedError):
+        study.pretrain()
+    assert built["words"][0].output_dir == "data/tiny-sd"
+
+
+@shows("PyTorch's", "pretrain threads")
+def test_threads_are_pytorchs(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: pytest.fail("It sets threads."))
+    seen(monkeypatch, build, "pretrain")
+    with pytest.raises(StoppedError):
+        study.pretrain()
+
+
+def test_numbers_that_help_prints_are_those_of_the_library():
+    defaults = {
+        command.callback.__name__: command.callback.__signature__ for command in cli.app.registered_commands
+    }
+    assert defaults["adapt"].parameters["epochs"].default.default == small_cnn.EPOCHS
+    assert defaults["calibrate"].parameters["budget"].default.default == calibration.BUDGET
+    assert defaults["calibrate"].parameters["num_images"].default.default == calibration.IMAGES
+
+
+def test_every_default_in_words_is_tested():
+    assert PRINTED.keys() == ABOUT.keys(), PRINTED.keys() - ABOUT.keys()
