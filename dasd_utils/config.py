@@ -132,7 +132,11 @@ def _explain(error: pydantic.ValidationError, kind: type, where: str = "") -> st
             sections = [part for part in problem["loc"][:-1] if isinstance(part, str)]
             kind = KINDS[sections[-1]] if sections else kind
             known = OWNERS if kind is Config else [each.name for each in dataclasses.fields(kind)]
-            return f"Unknown config field {path[-1]!r}{outer and f' in {outer}'}. {nearest(path[-1], known)}"
+            homes = OWNERS | ({n: "calibration" for n in vars(Calibration())} if kind is DomainConfig else {})
+            advice = (
+                f"It belongs to {homes[path[-1]]!r}." if homes.get(path[-1]) else nearest(path[-1], known)
+            )
+            return f"Unknown config field {path[-1]!r}{outer and f' in {outer}'}. {advice}"
         case "missing":
             return f"{outer or 'The config'} lacks the field {path[-1]!r}."
         case "literal_error":
@@ -383,7 +387,7 @@ class Config:
             raise DasdError(f"A config is a JSON object of sections, not {type(values).__name__}.")
         for name, section in ((name, OWNERS.get(name)) for name in values):
             if section:
-                raise DasdError(f"The config field {name!r} belongs to the section {section!r}.")
+                raise DasdError(f"The config field {name!r} belongs to {section!r}, a section of its own.")
         return cls._of_profile(values.get("profile", "auto"), values)
 
     def save(self, path: str | Path) -> Path:

@@ -22,6 +22,8 @@ SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "tes
           "valid": "validation", "validation": "validation", "dev": "validation"}  # fmt: skip
 BESIDE = {".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".md", ".xml", ".yaml", ".yml",
           ".html", ".ini", ".db", ".log", ".npz"}  # fmt: skip  # of files that are expected beside images
+TABLES = {".csv", ".tsv", ".jsonl", ".parquet"}
+KEPT_BY_PROGRAMS = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", "__pycache__")  # folders
 PATHS = ("image", "file_name", "file", "path", "image_path", "filepath", "filename")  # columns of image files
 log = logging.getLogger(__name__)
 
@@ -53,17 +55,20 @@ def open_folder(domain: DomainConfig, folder: Path) -> dict[str, datasets.Datase
     What it leaves out, and why, is a warning: once, until a file changes.
     """
     where = f"The folder {folder} (domain {domain.name})"
-    paths, left_out = find_files(folder)
-    kinds = Counter(path.suffix.lower() for path in paths)
-    left_out += [
-        f"{kinds[kind]} {kind or 'suffixless'} files, a kind that is not read"
-        for kind in sorted(kinds.keys() - images.SUFFIXES - BESIDE)
-    ]
-    if not kinds.keys() & (images.SUFFIXES | {".parquet"}):
+    paths, lost = find_files(folder)
+    captions = resolve(domain.caption_file) if domain.caption_file else None
+    has_images = any(path.suffix.lower() in images.SUFFIXES for path in paths)
+    for path in paths:
+        kind = path.suffix.lower()
+        if kind not in BESIDE | images.SUFFIXES:
+            lost.setdefault(f"{kind or 'suffixless'} files, a kind that is not read", []).append(path)
+        elif kind in TABLES and has_images and path.name.lower() not in metadata.FILES and path != captions:
+            lost.setdefault(f"tables that are not named {' or '.join(metadata.FILES)}", []).append(path)
+    left_out = [f"{len(found)} {reason} ({found[0]})" for reason, found in sorted(lost.items())]
+    if not has_images and not any(path.suffix.lower() == ".parquet" for path in paths):
+        known = ", ".join(sorted(images.SUFFIXES))
         seen = f" Left out: {'; '.join(left_out)}." if left_out else ""
-        raise DasdError(
-            f"{where} has no images: looked for {', '.join(sorted(images.SUFFIXES))} and parquet files.{seen}"
-        )
+        raise DasdError(f"{where} has no images: looked for {known} and parquet files.{seen}")
     state = tuple((str(path), path.stat().st_mtime_ns) for path in paths)
     try:
         return _read_folder(folder, state, tuple(left_out))
@@ -71,29 +76,34 @@ def open_folder(domain: DomainConfig, folder: Path) -> dict[str, datasets.Datase
         raise DasdError(f"{where} cannot be read: {files.first_line(error)}.") from error
 
 
-def find_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """Return the files of a folder and of linked folders, by name, and what links left out.
+def find_files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
+    """Return the files of a folder and of linked folders, by name, and what is left out, by reason.
 
-    Hidden ones, and copies that programs keep (`__MACOSX`), are no part of it.
+    Hidden ones, and copies that programs keep, are no part of it.
     """
-    found, left_out = [], []
+    found: list[Path] = []
+    lost: dict[str, list[Path]] = {}
     root = folder.resolve()
     read = {root}
-    for place, folders, names in os.walk(folder, followlinks=True):
-        shown = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+
+    def fail(error: OSError) -> None:
+        lost.setdefault("folders that cannot be opened", []).append(Path(error.filename))
+
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        shown = sorted(name for name in folders if not name.startswith(KEPT_BY_PROGRAMS))
         folders.clear()
         for path in (Path(place, name) for name in shown):
             target = path.resolve()
             is_inside = root in target.parents or target in root.parents
             if target in read or (path.is_symlink() and is_inside):
-                left_out.append(f"the link {path}, whose folder is read already")
+                lost.setdefault("links to folders that are read already", []).append(path)
             else:
                 read.add(target)
                 folders.append(path.name)
-        paths = [Path(place, name) for name in sorted(names) if not name.startswith(".")]
-        found += [path for path in paths if path.is_file()]
-        left_out += [f"the link {path}, which leads to no file" for path in paths if not path.is_file()]
-    return sorted(found), left_out
+        for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
+            there = found if path.is_file() else lost.setdefault("links that lead to no file", [])
+            there.append(path)
+    return sorted(found), lost
 
 
 @functools.lru_cache(maxsize=16)
@@ -153,7 +163,7 @@ def _find_splits(pictures: list[Path]) -> tuple[dict[str, list[Path]], list[str]
     if "train" not in found or (len(found) == 1 and places.keys() - named - {""}):
         return {"train": pictures}, []
     splits = {split: [p for name in named if named[name] == split for p in places[name]] for split in found}
-    stray = [f"{len(places[name])} images in {base / name}, beside the splits {', '.join(named)}"
+    stray = [f"{len(places[name])} images beside the splits {', '.join(named)} ({base / name})"
              for name in sorted(places.keys() - named)]  # fmt: skip
     return {split: splits[split] for split in ("train", "validation", "test") if split in splits}, stray
 

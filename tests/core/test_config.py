@@ -222,8 +222,12 @@ def test_a_domain_is_not_named_as_something_else(name):
 
 
 def test_a_field_outside_its_section_is_told_where_it_belongs():
-    with refused("'max_train_steps' belongs to the section 'training'"):
+    with refused("'max_train_steps' belongs to 'training'"):
         Config.from_dict({"profile": "tiny", "max_train_steps": 3})
+    with refused("'learning_rate' in lora. It belongs to 'training'"):
+        Config.from_dict({"profile": "tiny", "lora": {"learning_rate": 3}})
+    with refused("'guidance_scale' in domains[0]. It belongs to 'calibration'"):
+        Config.from_dict({"profile": "tiny"} | thing(guidance_scale=3))
 
 
 def test_a_config_that_is_a_folder_or_cannot_be_is_refused(tmp_path):

@@ -58,9 +58,7 @@ def test_what_lies_beside_splits_is_named_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert splits(tmp_path / "s") == splits(tmp_path / "s") == {"train": 3, "test": 3}
     (message,) = caplog.messages
-    assert (
-        "3 images in" in message and "extra, beside the splits" in message and message.count("3 images") == 2
-    )
+    assert message.count("3 images beside the splits test, train") == 2 and "s/extra)" in message
 
 
 def test_linked_folders_are_read_and_circles_are_not(tmp_path, caplog):
@@ -73,7 +71,7 @@ def test_linked_folders_are_read_and_circles_are_not(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert splits(tmp_path / "s") == {"train": 9}
     assert labels(tmp_path / "s") == {"abnormal", "normal", "other"}
-    assert "twice" in caplog.text and "around" in caplog.text
+    assert "2 links to folders that are read already" in caplog.text and "s/around)" in caplog.text
 
 
 def test_every_kind_is_read_or_counted_by_its_suffix(tmp_path, caplog):
@@ -90,6 +88,10 @@ def test_every_kind_is_read_or_counted_by_its_suffix(tmp_path, caplog):
         and "2 .heic files" in caplog.text
     )
     assert len(caplog.messages) == 1 and ".txt" not in caplog.text and ".md" not in caplog.text
+    (folder / "captions.csv").write_text("file,text")
+    with caplog.at_level(logging.WARNING):
+        splits(folder)
+    assert "1 tables that are not named metadata.jsonl or" in caplog.text and "captions.csv)" in caplog.text
     only = tmp_path / "only"
     only.mkdir()
     (only / "1.heic").write_text("x")
@@ -98,7 +100,7 @@ def test_every_kind_is_read_or_counted_by_its_suffix(tmp_path, caplog):
 
 
 def test_hidden_folders_are_no_part_of_it(tmp_path, caplog):
-    for name in ("cat", "dog", "cat/.ipynb_checkpoints", "__MACOSX/cat", ".git/x"):
+    for name in ("cat", "dog", "cat/.ipynb_checkpoints", "__MACOSX/cat", ".git/x", "dog/@eaDir/1.png"):
         write_images(tmp_path / "s" / name, range(len(name), len(name) + 2))
     with caplog.at_level(logging.WARNING):
         assert splits(tmp_path / "s") == {"train": 4}
