@@ -6,9 +6,12 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import logging
 import math
 import numbers
 import secrets
+import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +41,8 @@ SCHEDULERS: dict[str, type] = {
 CALIBRATION_FILE = "calibration.json"  # in a run folder
 DECODED_PIXELS = 2 * 512**2  # at once: Stable Diffusion's decoder takes 0.8 GB an image of 512 px, in fp32
 MAX_SEED = 2**128  # what numpy's seed sequence holds
+LONG, LARGE = 600, 1e9  # seconds and bytes from which on a request's cost is said
+log = logging.getLogger(__name__)
 
 
 # Noise: it depends on the seed and the image's number alone, not on the batch.
@@ -279,6 +284,32 @@ class DasdPipeline:
         """
         return self._generate(prompt, domain=domain, **options)[:3]
 
+    def stream(
+        self, prompt: str, folder: str | Path | None = None, **options: Any
+    ) -> tuple[dict[str, Any], Iterator[Image.Image]]:
+        """Return the settings of a prompt's images, and an iterator that draws them a batch at a time.
+
+        It keeps none, so that any number can be saved as they come. Options are those of `generate`. Warns of
+        gigabytes, of hours after the first batch. folder: where they go.
+        """
+        count, size = SampleRequest.of(**options).num_images, self.config.model.resolution
+        ((job,),) = self.plan([prompt], **(options | {"num_images": 1}))
+        if (most := 3 * count * size**2) > LARGE:
+            free = f", where {shutil.disk_usage(folder).free / 1e9:.1f} GB are free" if folder else ""
+            log.warning("%d images of %d pixels are up to %.1f GB%s.", count, size, most / 1e9, free)
+        return job.settings(), self._stream(job, count)
+
+    def _stream(self, first: Job, count: int) -> Iterator[Image.Image]:
+        """Yield a prompt's images, drawn a batch at a time."""
+        size = self.batch_size * (processes.count() if self.shared else 1)
+        shown, start = self.progress and count > size, time.perf_counter()
+        for begin in bars.short_bar(range(0, count, size), "images", shown=shown, unit="batch"):
+            jobs = [dataclasses.replace(first, index=i) for i in range(begin, min(begin + size, count))]
+            yield from self._sample(jobs)
+            left = (time.perf_counter() - start) * (count / len(jobs) - 1)
+            if not begin and left > LONG:
+                log.warning("The other images take about %.1f hours; what is drawn stays.", left / 3600)
+
     def generate_with_auto_domain(self, prompt: str | Sequence[str], **options: Any) -> tuple[Any, ...]:
         """Return (image, domain, settings, prompt as sampled), the domain found by the classifier."""
         return self._generate(prompt, **options, auto_domain=True)
@@ -394,7 +425,9 @@ class DasdPipeline:
 
     def _sample(self, jobs: list[Job]) -> list[Image.Image]:
         """Return the images of jobs, in their order; of several processes each samples a part."""
-        batches = self._batches(jobs)
+        batches, size = self._batches(jobs), self.config.model.resolution
+        if (most := 4 * len(jobs) * size**2) > LARGE:
+            log.warning("%d images take %.1f GB of memory: `stream` keeps none.", len(jobs), most / 1e9)
         sampled: dict[int, Image.Image] = {}
         shown = self.progress and len(batches) > 1
         with bars.short_bar(None, "images", sum(map(len, batches)), shown=shown, unit="image") as bar:
@@ -404,7 +437,6 @@ class DasdPipeline:
                 bar.update(len(places))
         if not self.shared:
             return [sampled[place] for place in range(len(jobs))]
-        size = self.config.model.resolution
         pixels = torch.zeros(len(jobs), size, size, 3, dtype=torch.uint8)
         for place, image in sampled.items():
             pixels[place] = torch.from_numpy(np.asarray(image).copy())

@@ -65,6 +65,25 @@ def test_a_calibration_stays_and_that_is_said(run, monkeypatch, caplog):
     assert "was there already and stays: --again" in caplog.text
 
 
+def test_what_is_drawn_takes_free_names_and_is_saved_as_it_comes(run, monkeypatch):
+    def stream(prompt, folder, domain, num_images, seed, **_):
+        def images():
+            for number in range(num_images):
+                if number == 2:
+                    raise KeyboardInterrupt
+                yield Image.new("RGB", (8, 8), prompt)
+
+        return {"domain": domain, "seed": seed}, images()
+
+    monkeypatch.setattr(sampling.load_trained_pipeline(run), "stream", stream, raising=False)
+    runs.generate(checkpoint=run, prompt="red", domain="xray", num_images=2, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        runs.generate(checkpoint=run, prompt="blue", domain="xray", num_images=9, seed=1)
+    found = {path.stem: Image.open(path).getpixel((0, 0)) for path in (run / "generated").iterdir()}
+    red, blue = (255, 0, 0), (0, 0, 255)
+    assert found == {"xray_1_0": red, "xray_1_1": red, "xray_1_0-1": blue, "xray_1_1-1": blue}
+
+
 def test_pictures_take_free_names_and_are_saved_as_they_are_made(run, tmp_path, monkeypatch):
     pictures = tmp_path / "pictures"
     pictures.mkdir()

@@ -217,6 +217,34 @@ def test_a_drawn_seed_is_recorded_and_leaves_the_global_generator(pipeline):
     assert all(same(images[i], pipeline.generate(PROMPT, seed=i + 1)[0]) for i in range(2))
 
 
+def test_any_number_of_images_comes_a_batch_at_a_time(pipeline, monkeypatch, caplog):
+    pipeline.batch_size = 2
+    expected, _, used = pipeline.generate(PROMPT, domain="xray", num_images=5, seed=3)
+    sizes, latents = [], pipeline._latents
+    monkeypatch.setattr(pipeline, "_latents", lambda jobs: sizes.append(len(jobs)) or latents(jobs))
+    settings, images = pipeline.stream(PROMPT, domain="xray", num_images=5, seed=3)
+    assert settings == used and sizes == []
+    first = next(images)
+    assert sizes == [2]  # the rest is not drawn before it is asked for
+    assert all(same(a, b) for a, b in zip([first, *images], expected, strict=True)) and sizes == [2, 2, 1]
+    assert not caplog.records
+    with pytest.raises(DasdError, match="num_images is 0"):
+        pipeline.stream(PROMPT, num_images=0)
+
+
+def test_what_a_request_costs_is_said_before(pipeline, monkeypatch, caplog, tmp_path):
+    pipeline.stream(PROMPT, tmp_path, num_images=10**6)
+    assert "1000000 images of 32 pixels are up to 3.1 GB, where" in caplog.text and "free" in caplog.text
+    monkeypatch.setattr(sampling, "LONG", 0)
+    pipeline.batch_size = 1
+    _, images = pipeline.stream(PROMPT, num_images=2)
+    next(images)
+    assert "hours" not in caplog.text and next(images) and "The other images take about" in caplog.text
+    monkeypatch.setattr(sampling, "LARGE", 1)
+    pipeline.generate(PROMPT)
+    assert "1 images take 0.0 GB of memory" in caplog.text
+
+
 def test_shapes_that_users_of_the_published_project_know(pipeline):
     image, domain, settings = pipeline.generate(PROMPT, seed=0)
     assert isinstance(image, Image.Image) and domain is None

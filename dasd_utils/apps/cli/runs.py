@@ -200,11 +200,11 @@ def generate(
     pipeline = run.open()
     given = {"num_images": num_images, "seed": seed, "auto_domain": auto_domain, "guidance": guidance}
     place = output_folder(pipeline)
-    images, found, used = pipeline.generate(prompt, domain=domain, **given)
-    listed = images if isinstance(images, list) else [images]
-    names = [f"{found or 'base'}_{used['seed']}_{number}.png" for number in range(len(listed))]
-    paths = save_images(listed, place / "generated", names)
-    return {"images": paths, "domain": found, "settings": used}, "\n".join(paths)
+    used, images = pipeline.stream(prompt, place, domain=domain, **given)
+    start, paths = f"{used['domain'] or 'base'}_{used['seed']}", []
+    for number, image in enumerate(images):  # saved as it goes: what was drawn before a stop stays
+        paths += save_images([image], place / "generated", [f"{start}_{number}.png"])
+    return {"images": paths, "domain": used["domain"], "settings": used}, "\n".join(paths)
 
 
 def output_folder(pipeline: Any, name: str = "") -> Path:
@@ -216,13 +216,13 @@ def output_folder(pipeline: Any, name: str = "") -> Path:
 
 def save_images(images: list[Any], folder: Path, names: list[str]) -> list[str]:
     """Write images into a folder, in one of several processes; return the paths."""
-    from dasd_utils.runtime import checkpoints
+    from dasd_utils.runtime import checkpoints, files
 
     checkpoints.writable(folder)
     paths = [options.free_path(folder / name) for name in names]
-    if options.PROCESS == 0:
-        for path, image in zip(paths, images, strict=True):
-            image.save(path)
+    for path, image in zip(paths, images, strict=True) if options.PROCESS == 0 else ():
+        with files.atomic_write(path, "The image") as temporary:
+            image.save(temporary, format="PNG")
     return [str(path) for path in paths]
 
 
@@ -240,9 +240,10 @@ def translate(
     place = output_folder(pipeline, "translated")
     files = images.find_image_files(pictures)
     names = [f"{number:03d}_{file.stem}.png" for number, file in enumerate(files)]
+    amount = translation.strength(pipeline, pipeline.config) if strength is None else strength
     paths = []
     for part in (slice(at, at + pipeline.batch_size) for at in range(0, len(files), pipeline.batch_size)):
-        new = translation.by_settings(pipeline, [images.open_file(file) for file in files[part]], strength)
+        new = translation.by_settings(pipeline, [images.open_file(file) for file in files[part]], amount)
         paths += save_images(new, place, names[part])  # as it goes: what was translated before a stop stays
     return {"images": paths}, "\n".join(paths)
 
