@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from dasd_utils import toyworld
 from dasd_utils.config import DasdError
-from dasd_utils.runtime import bars, checkpoints
+from dasd_utils.runtime import bars, checkpoints, files
 from dasd_utils.runtime.images import to_pixels
 
 WORLD_SEED = 100  # data sets of the course use other seeds, so their images are new to every part
@@ -98,16 +98,15 @@ def _in_parallel(work: Callable, domain: str, count: int, *extra: int, progress:
 def render_images(config: PretrainConfig, work: Path, progress: bool = True) -> None:
     """Write <domain>.npy, uint8 (n, size, size, 3)."""
     size = config.resolution
-    part = work / "part.npy"
     for domain in toyworld.DOMAINS:
         if (work / f"{domain}.npy").exists():
             continue
         count = config.images(domain)
-        images = np.lib.format.open_memmap(part, "w+", np.uint8, (count, size, size, 3))
-        for number, chunk in enumerate(_in_parallel(_render_chunk, domain, count, size, progress=progress)):
-            images[250 * number : 250 * number + len(chunk)] = chunk
-        images.flush()
-        part.replace(work / f"{domain}.npy")
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
+        with files.atomic_write(work / f"{domain}.npy", "The images") as new, new.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for chunk in _in_parallel(_render_chunk, domain, count, size, progress=progress):
+                file.write(chunk)  # a full disk kills what writes into mapped memory
 
 
 def describe_images(config: PretrainConfig, work: Path, progress: bool = True) -> None:
@@ -115,8 +114,8 @@ def describe_images(config: PretrainConfig, work: Path, progress: bool = True) -
     for domain in toyworld.DOMAINS:
         if not (work / f"{domain}.json").exists():
             chunks = _in_parallel(_describe_chunk, domain, config.images(domain), progress=progress)
-            (work / "part.json").write_text(json.dumps([row for chunk in chunks for row in chunk]))
-            (work / "part.json").replace(work / f"{domain}.json")
+            rows = [row for chunk in chunks for row in chunk]
+            files.write_json(work / f"{domain}.json", rows, "The captions", indent=None)
 
 
 def read_rows(work: Path, domain: str) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     return values
 
 
-def write_json(path: Path, value: Any, what: str, indent: int = 2) -> None:
+def write_json(path: Path, value: Any, what: str, indent: int | None = 2) -> None:
     """Write a value as a JSON file by `atomic_write`."""
     with atomic_write(path, what) as temporary:
         text = json.dumps(value, indent=indent, ensure_ascii=False)

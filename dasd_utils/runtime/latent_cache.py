@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import time
 from collections.abc import Sequence
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
     from dasd_utils.data import DomainData
 
-VERSION = "3"  # of what the cache holds; a change here makes every older file unused
+VERSION = "4"  # of what the cache holds; a change here makes every older file unused
 SHARD = 1024  # images a file: what is held in memory, and what an interrupted encoding can lose
 ENCODE_BATCH = 8  # images at once through the VAE, fewer of large ones
 ENCODE_PIXELS = 8 * 256 * 256  # at once: a gigabyte of Stable Diffusion's VAE
+DIGEST = 32  # bytes of a SHA-256
 POLL = 0.5  # seconds between two looks at a shard that another process encodes
 log = logging.getLogger(__name__)
 
@@ -47,12 +49,17 @@ def cached_latents(
 
     float32, or float16 where the VAE computed in a half precision. Shards that are not there yet are made.
     A shard's name depends on its images, their size, the VAE and the precision it computed in, so none is
-    ever stale. Of several processes that share the folder each shard is encoded by one. Raises DasdError if
-    the folder cannot be written or the VAE gives numbers that are not finite.
+    ever stale; one that is not as it was written is made again. Of several processes that share the folder
+    each shard is encoded by one. Raises DasdError if the folder cannot be written or the VAE gives numbers
+    that are not finite.
     """
     dtype = processes.frozen_dtype(config, vae.device) or torch.float32
     starts = range(0, len(data), SHARD)
     paths = [_shard_path(data, start, config, f"{fingerprint} {dtype}") for start in starts]
+    for path in paths:
+        if path.exists() and not _is_whole(path):
+            log.warning("The cached latents %s are damaged, and made again.", path)
+            path.unlink(missing_ok=True)
     missing = {path: start for path, start in zip(paths, starts, strict=True) if not path.exists()}
     shown = bool(progress and missing)
     waiting = False
@@ -66,6 +73,12 @@ def cached_latents(
                 waiting = True
                 time.sleep(POLL)
     return ConcatDataset([np.load(path, mmap_mode="r").view(np.ndarray) for path in paths])
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a shard ends with the SHA-256 of what is before."""
+    content = np.memmap(path, mode="r") if path.stat().st_size > DIGEST else np.zeros(DIGEST, np.uint8)
+    return hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:].tobytes()
 
 
 def stored(config: Config) -> tuple[int, int]:
@@ -107,8 +120,8 @@ def _encode_if_free(
                 _write_shard(path, data, start, vae, dtype, bar)
             return mine
     except OSError as error:
-        raise DasdError(f"The latent cache {path} cannot be written: {error.strerror}. Set cache_dir to a "
-                        "folder that can be.") from error  # fmt: skip
+        raise DasdError(f"The latent cache {path} cannot be written: {error.strerror or error}. Set "
+                        "cache_dir to a folder that can be.") from error  # fmt: skip
 
 
 def _write_shard(
@@ -121,10 +134,12 @@ def _write_shard(
     for first in range(start, stop, size):
         parts.append(_encode(vae, data.images[first : min(first + size, stop)], dtype))
         bar.update(len(parts[-1]))
+    stream = io.BytesIO()
+    np.save(stream, np.concatenate(parts))
+    content = stream.getvalue()
     unfinished = path.with_suffix(".tmp")  # one that a killed process left is written over
     try:
-        with unfinished.open("wb") as file:
-            np.save(file, np.concatenate(parts))
+        unfinished.write_bytes(content + hashlib.sha256(content).digest())
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

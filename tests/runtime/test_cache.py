@@ -101,12 +101,33 @@ def test_cache_that_cannot_be_written(make, tmp_path):
         make(cache_dir=tmp_path / "file")
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "garbage", "NaN", "fewer rows"])
+def test_a_damaged_shard_is_named_and_made_again(cached, config, caplog, damage):
+    before = np.stack(list(cached()))
+    (path,) = shards_of(config)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    written = {"flipped": content, "cut": content[:-99], "empty": b"", "garbage": b"x" * 5000}
+    if damage in written:
+        path.write_bytes(written[damage])
+    else:
+        with path.open("wb") as file:
+            np.save(file, before[:9] if damage == "fewer rows" else before * np.nan)
+    assert np.array_equal(np.stack(list(cached())), before)
+    assert path.name in caplog.text and "damaged" in caplog.text
+    caplog.clear()
+    cached()
+    assert not caplog.text
+
+
 def test_a_full_disk_leaves_nothing(cached, config, monkeypatch):
-    def save(file, _):
-        file.write(b"half")
+    write = Path.write_bytes
+
+    def fill(path, content):
+        write(path, content[:9])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", save)
+    monkeypatch.setattr(Path, "write_bytes", fill)
     with pytest.raises(DasdError, match=r"No space left on device\. Set cache_dir"):
         cached()
     assert not shards_of(config)
