@@ -110,7 +110,7 @@ class Words:
         return {token: number for number, token in enumerate(self.added)}
 
 
-class NoiseSampler:
+class NoiseSampler(latents.Sampler):
     """A sampler whose batch is a function of (step, micro); notes what was asked of it."""
 
     def __init__(self, config: Config, fingerprint: str = "noise") -> None:
