@@ -16,6 +16,7 @@ import re
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import field
+from importlib.metadata import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -27,7 +28,10 @@ from pydantic_core import ArgsKwargs, PydanticCustomError
 from dasd_utils import profiles
 
 DASD = "dasd"  # the method that is this project's own
-ROOT = Path(__file__).resolve().parents[1]  # the repository: relative paths of a config start here
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Relative paths of a config start here: at the repository; where the package is installed without it, at the
+# present folder.
+ROOT = REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 log = logging.getLogger(__name__)
 Kind = typing.TypeVar("Kind")
@@ -581,6 +585,19 @@ def resolve(path: str | Path) -> Path:
         raise DasdError(
             f"The path {shortened(str(path))} cannot be used: {reason}. Name another one."
         ) from None
+
+
+def address() -> str:
+    """Return where the repository is published."""
+    return dict(line.split(", ", 1) for line in metadata("dasd-utils").get_all("Project-URL"))["Repository"]
+
+
+def missing_part(what: str) -> str:
+    """Return what to say of a part of the repository that is not there, as where a wheel is installed."""
+    return (
+        f"{what} is part of the repository and not of the installed package: git clone {address()}, and "
+        "start in its folder."
+    )
 
 
 def portable(path: Path) -> str:

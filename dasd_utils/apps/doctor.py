@@ -6,13 +6,14 @@ import importlib.metadata
 import itertools
 import os
 import platform
+import re
 import shutil
 import textwrap
 import threading
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 
 import huggingface_hub
@@ -21,7 +22,7 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 
 from dasd_utils import profiles
-from dasd_utils.config import ROOT, Config, is_pinned, resolve
+from dasd_utils.config import Config, is_pinned, resolve
 
 OK, NOTE, MISSING = "ok", "note", "missing"  # note: worth knowing, and nothing that stops the tiny profile
 MARKS = {OK: "  ", NOTE: "~ ", MISSING: "! "}
@@ -69,20 +70,23 @@ def report(rows: list[Row], width: int = 79) -> list[str]:
     return lines
 
 
-def packages(pyproject: Path = ROOT / "pyproject.toml") -> Iterator[Row]:
-    """Yield Python and each package with its version, against the lower bounds of the project."""
-    project = tomllib.loads(pyproject.read_text(encoding="utf8"))["project"]
-    yield _package(f"Python{project['requires-python']}", platform.python_version(), MISSING, "install it")
-    groups = {"": project["dependencies"], **project.get("optional-dependencies", {})}
-    for extra, texts in groups.items():
+def packages(about: Message | None = None) -> Iterator[Row]:
+    """Yield Python and each package with its version, against the lower bounds of the installed project."""
+    about = about or importlib.metadata.metadata("dasd-utils")
+    python = f"Python{about['Requires-Python']}"
+    yield _package(python, platform.python_version(), MISSING, "install it")
+    for wanted in map(Requirement, about.get_all("Requires-Dist")):
+        extra = re.search(r'extra == "(\w+)"', str(wanted.marker))
         state = NOTE if extra else MISSING
-        advice = f"optional: pip install dasd-utils[{extra}]" if extra else "pip install -r requirements.txt"
-        for text in texts if extra != "test" else ():
-            try:
-                version = importlib.metadata.version(Requirement(text).name)
-            except importlib.metadata.PackageNotFoundError:
-                version = ""
-            yield _package(text, version, state, advice)
+        advice = (
+            f"optional: pip install dasd-utils[{extra[1]}]" if extra else "pip install -r requirements.txt"
+        )
+        try:
+            version = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            version = ""
+        if not (extra and extra[1] == "test"):
+            yield _package(f"{wanted.name}{wanted.specifier}", version, state, advice)
 
 
 def _package(text: str, version: str, state: str, advice: str) -> Row:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from dasd_utils import evaluation
-from dasd_utils.config import Config, resolve
+from dasd_utils.config import Config, address, resolve
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 SAMPLES = "samples.png"
@@ -51,7 +50,6 @@ def card(
         model_name=exported.name,
         eval_results=[_result(row) for row in own] or None,
     )
-    urls = dict(line.split(", ", 1) for line in metadata("dasd-utils").get_all("Project-URL"))
     places = {each.name: resolve(each.data) for each in (config.source, *config.domains)}
     return ModelCard.from_template(
         data,
@@ -59,7 +57,7 @@ def card(
         **exported._asdict(),
         config=config,
         summary=summary,
-        address=urls["Repository"],
+        address=address(),
         on_hub=on_hub,
         base=base if on_hub else resolve(base).name,
         samples=SAMPLES,

@@ -1,6 +1,7 @@
 """The doctor: what is missing, too old or out of reach is said, and nothing hangs or leaks."""
 
 import dataclasses
+import email
 import json
 import sys
 import threading
@@ -13,11 +14,11 @@ from dasd_utils.apps import doctor
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import Config
 
-PROJECT = """
-[project]
-requires-python = ">=3.{minor}"
-dependencies = ["typer>={typer}", "{name}"]
-optional-dependencies = {{ gpu = ["no-such-extra"], test = ["no-such-test"] }}
+ABOUT = """Requires-Python: >=3.{minor}
+Requires-Dist: typer>={typer}
+Requires-Dist: {name}
+Requires-Dist: no-such-extra; extra == "gpu"
+Requires-Dist: no-such-test>=1; extra == "test"
 """
 
 
@@ -25,17 +26,16 @@ def states(rows):
     return {row.what: row.state for row in rows}
 
 
-def found(tmp_path, minor=11, typer="0.1", name="numpy"):
-    file = tmp_path / "pyproject.toml"
-    file.write_text(PROJECT.format(minor=minor, typer=typer, name=name))
-    return states(doctor.packages(file))
+def found(minor=11, typer="0.1", name="numpy"):
+    about = email.message_from_string(ABOUT.format(minor=minor, typer=typer, name=name))
+    return states(doctor.packages(about))
 
 
-def test_packages_are_held_against_the_bounds(tmp_path):
-    assert found(tmp_path) == {"Python": "ok", "typer": "ok", "numpy": "ok", "no-such-extra": "note"}
-    assert found(tmp_path, minor=99)["Python"] == "missing"
-    assert found(tmp_path, typer="999")["typer"] == "missing"
-    assert found(tmp_path, name="no-such-package")["no-such-package"] == "missing"
+def test_packages_are_held_against_the_bounds():
+    assert found() == {"Python": "ok", "typer": "ok", "numpy": "ok", "no-such-extra": "note"}
+    assert found(minor=99)["Python"] == "missing"
+    assert found(typer="999")["typer"] == "missing"
+    assert found(name="no-such-package")["no-such-package"] == "missing"
     said = doctor._package("typer>=999", "0.9", "missing", "pip install it").found
     assert said == "0.9, needs >=999; pip install it"
 
