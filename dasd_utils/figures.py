@@ -235,7 +235,7 @@ def _wrap(text: str, inches: float) -> list[str]:
     return textwrap.wrap(text, int(inches / 0.056), max_lines=4, placeholder=" …") or [""]
 
 
-# curves, bars, matrix
+# curves, bars, heat
 @style()
 def loss_curves(history: Rows | Sequence[float]) -> Figure:
     """Return loss, MMD, gradient norm and learning rates over steps, as far as the history rows hold them.
@@ -326,45 +326,6 @@ def _bars(axes: Axes, rows: Rows, metric: str, colors: Mapping[str, str]) -> Non
     axes.set_xticks(range(len(domains)), domains, fontsize=9)
     axes.tick_params(axis="x", length=0)
     axes.axhline(0, color=MUTED, linewidth=0.8)
-
-
-@style()
-def stacked_bars(parts: Mapping[str, Mapping[str, float]], xlabel: str) -> Figure:
-    """Return one bar from left to right for each name, made of its parts: {name: {part: value}}."""
-    labels = list(dict.fromkeys(label for values in parts.values() for label in values))
-    axes = (figure := Figure(figsize=(8, 0.9 + 0.5 * len(parts)), layout="constrained")).subplots()
-    starts = dict.fromkeys(parts, 0.0)
-    for label, color in zip(labels, cycle(PALETTE), strict=False):
-        widths = [values.get(label, 0.0) for values in parts.values()]
-        axes.barh(list(parts), widths, left=list(starts.values()), height=0.6, color=color, label=label)
-        starts = {name: start + width for (name, start), width in zip(starts.items(), widths, strict=True)}
-    for name, total in starts.items():
-        beside = {"xytext": (4, 0), "textcoords": "offset points"}
-        axes.annotate(f"{total:.3g}", (total, name), **beside, va="center", fontsize=8)
-    axes.invert_yaxis()
-    axes.grid(False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    axes.set(xlabel=xlabel, xlim=(0, 1.08 * max(starts.values())))
-    figure.legend(loc="outside upper center", ncols=len(labels))
-    return figure
-
-
-@style()
-def confusion_matrix(matrix: Sequence[Sequence[int]] | np.ndarray, labels: Sequence[str]) -> Figure:
-    """Return counts, true classes down and predicted across, shaded by their share of the true class."""
-    counts = np.asarray(matrix)
-    if counts.shape != (len(labels), len(labels)):
-        raise ValueError(f"{len(labels)} labels came with a matrix of shape {counts.shape}.")
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 1.3 + 0.75 * len(labels)
-    axes = (figure := Figure(figsize=(side, side - 0.2), layout="constrained")).subplots()
-    draw_heat(axes, shares, counts, vmin=0, vmax=1)
-    ticks = np.arange(len(labels))
-    axes.set(xlabel="predicted", ylabel="true", xticks=ticks, xticklabels=labels)
-    axes.set(yticks=ticks, yticklabels=labels)
-    axes.vlines(ticks[1:] - 0.5, -0.5, len(labels) - 0.5, color="white", linewidth=3)
-    axes.hlines(ticks[1:] - 0.5, -0.5, len(labels) - 0.5, color="white", linewidth=3)
-    return figure
 
 
 def draw_heat(axes: Axes, values: np.ndarray, texts: Any, **settings: Any) -> None:

@@ -29,22 +29,13 @@ def look(number: int) -> dict[str, str]:
 def legend_below(figure: Figure, rows: Rows, ncols: int) -> None:
     """Write the labels of the first panel beneath all panels, and what few seeds make of the intervals."""
     named = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*named, loc="outside lower center", ncols=ncols, fontsize=8)
-    figure.supxlabel(figures.seeds_note(rows), fontsize=7)
+    note = {"title": figures.seeds_note(rows) or None, "title_fontsize": 7}
+    figure.legend(*named, loc="outside lower center", ncols=ncols, fontsize=8, **note)
 
 
 def ends(rows: Rows) -> np.ndarray:
     """Return the lower and the upper ends of the rows' intervals, (2, n)."""
     return np.array([figures.interval(row) for row in rows]).reshape(-1, 2).T
-
-
-def draw_line(axes: Axes, xs: Sequence[float], rows: Rows, label: str, number: int) -> None:
-    """Draw values with their intervals over x."""
-    values = [row["value"] for row in rows]
-    errors = np.abs(ends(rows) - values)
-    color = look(number)["color"]
-    axes.errorbar(xs, values, errors, label=label, color=color, marker="o", markersize=3, linewidth=1.2,
-                  elinewidth=0.6)  # fmt: skip
 
 
 def draw_cross(axes: Axes, x: Row, y: Row, color: str) -> None:
@@ -94,7 +85,10 @@ def sweep_chart(rows: Rows, x: str, metrics: Sequence[str], by: Sequence[str]) -
             part.sort(key=lambda row: row[x])
             beside = 1 + 0.06 * (number - (len(lines) - 1) / 2)  # so that no line hides another
             label = ", ".join(f"{name} {value}" for name, value in chosen.items())
-            draw_line(axes, [row[x] * beside for row in part], part, label, number)
+            xs, values = [row[x] * beside for row in part], [row["value"] for row in part]
+            looks = {"color": look(number)["color"], "marker": "o", "markersize": 3, "linewidth": 1.2}
+            errors = np.abs(ends(part) - values)
+            axes.errorbar(xs, values, errors, label=label, elinewidth=0.6, **looks)
         if any("against" in row for row in own):
             axes.axhline(0, color=MUTED, linewidth=0.8)
         axes.set_xscale("symlog", linthresh=min((row[x] for row in found if row[x] > 0), default=1))
@@ -103,22 +97,23 @@ def sweep_chart(rows: Rows, x: str, metrics: Sequence[str], by: Sequence[str]) -
 
 
 @style()
-def curve_chart(rows: Rows, x: str, ylabel: str, marker: str = "") -> Figure:
-    """Return a panel per domain: a value over x with the band of its interval, a line for each method."""
-    domains, methods = unique(rows, "domain"), unique(rows, "method")
-    figure = Figure(figsize=(3.4 * len(domains), 2.9 + 0.15 * len(methods)), layout="constrained")
-    panels = figure.subplots(1, len(domains), squeeze=False, sharey=True)[0]
-    for (axes, domain), (number, method) in itertools.product(
-        zip(panels, domains, strict=True), enumerate(methods)
-    ):
-        own = [row for row in rows if (row["domain"], row["method"]) == (domain, method)]
-        own.sort(key=lambda row: row[x])
-        xs, color = [row[x] for row in own], look(number)["color"]
-        axes.plot(xs, [row["value"] for row in own], color=color, label=method, marker=marker)
-        axes.fill_between(xs, *ends(own), color=color, alpha=0.15, linewidth=0)
-        axes.set(title=domain, xlabel=x)
+def curve_chart(
+    rows: Rows, x: str, ylabel: str, marker: str = "", panel: str = "domain", line: str = "method"
+) -> Figure:
+    """Return panels by one field and lines by another: a value over x with the band of its interval."""
+    names, lines = unique(rows, panel), unique(rows, line)
+    figure = Figure(figsize=(3.4 * len(names), 2.9 + 0.15 * len(lines)), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False, sharey=panel != "metric")[0]
+    for axes, name in zip(panels, names, strict=True):
+        for number, each in enumerate(lines):
+            own = [row for row in rows if (row[panel], row[line]) == (name, each)]
+            own.sort(key=lambda row: row[x])
+            xs, color = [row[x] for row in own], look(number)["color"]
+            axes.plot(xs, [row["value"] for row in own], color=color, label=each, marker=marker)
+            axes.fill_between(xs, *ends(own), color=color, alpha=0.15, linewidth=0)
+        axes.set(title=metric_label(name, break_line=True) if panel == "metric" else name, xlabel=x)
     panels[0].set_ylabel(ylabel)
-    legend_below(figure, rows, min(len(methods), 1 + len(domains)))
+    legend_below(figure, rows, min(len(lines), 1 + len(names)))
     return figure
 
 
@@ -266,25 +261,4 @@ def plane_chart(rows: Rows, curve: str, metrics: Sequence[str] = ("cmmd", "attri
         axes.set_yticks(range(len(up)), [f"{value:g}" for value in up])
         axes.set(title=metric_label(metric, break_line=True), xlabel="$w_c$, to the prompt")
     panels[0].set_ylabel("$w_d$, to the domain")
-    return figure
-
-
-@style()
-def length_chart(rows: Rows, metrics: Sequence[str], curves: Sequence[str]) -> Figure:
-    """Return a panel per metric: scores with intervals over the length of training, a line for each curve."""
-    found = chart_points(rows, curves, ("max_train_steps",))
-    lengths = sorted({point["max_train_steps"] for own in found.values() for point in own})
-    figure = Figure(figsize=(0.6 + 2.8 * len(metrics), 3.2), layout="constrained")
-    for axes, metric in zip(np.ravel(figure.subplots(1, len(metrics))), metrics, strict=True):
-        for number, (name, own) in enumerate(found.items()):
-            beside = 1 + 0.04 * (number - (len(curves) - 1) / 2)  # so that no line hides another
-            measured = [point for point in own if metric in point["metrics"]]
-            steps = [point["max_train_steps"] * beside for point in measured]
-            scores = [point["metrics"][metric] for point in measured]
-            draw_line(axes, steps, scores, name.removesuffix(", over training"), number)
-        axes.set(xlabel="training steps", xscale="log", title=metric_label(metric, break_line=True))
-        axes.set_xticks(lengths)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.minorticks_off()
-    legend_below(figure, rows, 2)
     return figure

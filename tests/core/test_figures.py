@@ -119,7 +119,6 @@ def test_comparison_grid_has_labels_left_and_captions_on_top():
         (figures.comparison_grid, ({"base": red(2)}, ["a", "b", "c"]), "2 columns came with 3 captions"),
         (figures.plot_losses, ([],), "no rows"),
         (figures.bar_chart, (results(), ["fid"]), "hold the metrics"),
-        (figures.confusion_matrix, ([[1, 2], [3, 4]], ["a", "b", "c"]), "3 labels came with a matrix"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(draw, arguments, message):
@@ -192,22 +191,15 @@ def test_bar_chart_dashes_the_reference_of_each_domain():
     assert [axes.get_title("left") for axes in figure.axes] == ["CMMD (lower is better)"]
 
 
-def test_stacked_bars_lie_end_to_end():
-    figure = figures.stacked_bars({"a": {"VAE": 2.0, "text": 1.0}, "b": {"text": 3.0}}, "seconds")
-    (axes,) = figure.axes
-    spans = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
-    assert spans == [(0, 2), (0, 0), (2, 1), (0, 3)]  # VAE of a and b, text of a and b
-    assert [text.get_text() for text in axes.texts] == ["3", "3"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["VAE", "text"]
-    assert_readable(figure)
-
-
-def test_confusion_matrix_shows_counts_and_shades_shares():
-    figure = figures.confusion_matrix([[40, 0], [1, 3]], ["satellite", "none"])
-    (axes,) = figure.axes
-    assert [text.get_text() for text in axes.texts] == ["40", "0", "1", "3"]
-    np.testing.assert_allclose(axes.images[0].get_array(), [[1, 0], [0.25, 0.75]])
-    assert_readable(figure)
+def test_heat_writes_each_value_and_is_dark_where_it_is_high():
+    axes = figures.Figure().subplots()
+    figures.draw_heat(axes, np.array([[1, 0], [0.25, 0.75]]), [[40, 0], [1, 3]])
+    assert [(text.get_text(), text.get_color() == "white") for text in axes.texts] == [
+        ("40", True),
+        ("0", False),
+        ("1", False),
+        ("3", True),
+    ]
 
 
 # style, files, notebooks

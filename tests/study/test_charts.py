@@ -90,6 +90,11 @@ def test_curves_have_a_panel_a_domain_and_a_band_a_method():
     assert [line.get_label() for line in lines] == ["source", "translated"]
     assert list(lines[1].get_xdata()) == [1, 2, 3] and list(lines[1].get_ydata()) == [0.8] * 3
     assert len(figure.axes[0].collections) == 2
+    longer = [swept(n / 10, method=f"a {n}", line="a", max_train_steps=n) for n in (200, 25)]
+    figure = charts.curve_chart(longer, "max_train_steps", "", "o", "metric", "line")
+    (axes,) = figure.axes
+    assert axes.lines[0].get_xydata().tolist() == [[25, 2.5], [200, 20.0]]
+    assert axes.get_title(loc="left") == "CMMD\n(lower is better)"
 
 
 # tables
@@ -163,5 +168,6 @@ def test_intervals_over_few_seeds_say_how_often_they_hold(seeds, text):
     shown = tables.ladder_table(rows).splitlines()[-1], charts.difference_chart(rows, ["cmmd"], "xray")
     shown += (charts.trade_chart([*rows, *(r | {"domain": "s"} for r in rows)], "s"),)
     for each in shown:
-        words = each if isinstance(each, str) else each.get_supxlabel()
+        titles = [] if isinstance(each, str) else [legend.get_title().get_text() for legend in each.legends]
+        words = each if isinstance(each, str) else " ".join([each.get_supxlabel(), *titles])
         assert (text in words and "hold the truth less often" in words) if text else "hold" not in words

@@ -209,13 +209,7 @@ def test_the_plane_has_each_value_in_its_cell(rows):
         charts.plane_chart([r for r in rows if r["method"] != "plane 2.0 4.0"], "plane", ["cmmd"])
 
 
-def test_lengths_of_training_are_in_order():
-    rows = [row(f"a {n}", "cmmd", n / 10, line="a", max_train_steps=n) for n in (200, 25)]
-    (axes,) = charts.length_chart(rows, ["cmmd"], ["a"]).axes
-    (drawn,) = axes.containers
-    assert drawn.lines[0].get_ydata().tolist() == [2.5, 20.0]
-    other = row("a 9", "cmmd", 1.0, line="a", max_train_steps=9) | {"domain": "y"}
+def test_curves_are_looked_for_in_one_domain(rows):
+    other = row("cfg 9", "cmmd", 1.0, line="cfg", guidance_scale=9.0) | {"domain": "y"}
     with pytest.raises(ValueError, match="several domains: x, y"):
-        charts.length_chart([*rows, other], ["cmmd"], ["a"])
-    with pytest.raises(ValueError, match="of the curve b"):
-        charts.length_chart(rows, ["cmmd"], ["a", "b"])
+        charts.fit_chart([*rows, other], ["cfg"])
