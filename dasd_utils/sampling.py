@@ -528,10 +528,16 @@ def calibrated(config: Config, path: str | Path) -> Config:
     return Config.from_dict(values)
 
 
-def run_folder(folder: Path) -> Path:
-    """Return the run that a folder is, or that an adapter's folder belongs to."""
-    is_run = (folder / "adapter").is_dir() or (folder / "config.json").exists()
-    return folder if is_run or not (folder / "adapter.json").exists() else folder.parent
+def run_places(place: str | Path) -> tuple[Path, Path]:
+    """Return (folder of the run, folder of its adapter), whichever of the two `place` is.
+
+    An adapter that lies in no run stands for both.
+    """
+    folder = resolve(place)
+    if (folder / "adapter").is_dir() or not (folder / adapters.SUMMARY_FILE).exists():
+        return folder, folder / "adapter"
+    is_in_run = folder.name == "adapter" or (folder.parent / "config.json").exists()
+    return folder.parent if is_in_run else folder, folder
 
 
 def load_trained_pipeline(
@@ -547,9 +553,7 @@ def load_trained_pipeline(
     if isinstance(folder_or_config, Config):
         config = config or folder_or_config
         folder_or_config = config.output_dir
-    folder = resolve(folder_or_config)
-    adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
-    run = run_folder(folder)
+    run, adapter = run_places(folder_or_config)
     adapters.read_summary(adapter)  # raises for what is missing before anything is loaded
     if config is None and not (run / "config.json").exists():
         raise DasdError(f"{run} holds no config.json, which names the base model: give a config too.")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dasd_utils import evaluation, sampling
-from dasd_utils.config import Calibration, DasdError, DomainConfig, resolve
+from dasd_utils.config import Calibration, DasdError, DomainConfig
 from dasd_utils.evaluation import ResultRow
 from dasd_utils.metrics import Estimate
 from dasd_utils.runtime import bars, checkpoints, files
@@ -86,7 +86,7 @@ def calibrate(
 
 def calibration_file(run: str | Path) -> Path:
     """Return where the calibrations of a run, or of an adapter's folder in it, are."""
-    return sampling.run_folder(resolve(run)) / sampling.CALIBRATION_FILE
+    return sampling.run_places(run)[0] / sampling.CALIBRATION_FILE
 
 
 def search(

@@ -371,6 +371,21 @@ def run(adapted, tiny_config, tmp_path):
     return folder
 
 
+def test_a_run_is_found_from_its_folder_and_from_its_adapters(run, tmp_path):
+    places = run, run / "adapter"
+    for place in (*places, str(run), f"{run}/adapter/"):
+        assert sampling.run_places(place) == places
+    (tmp_path / "linked").symlink_to(run)
+    assert sampling.run_places(tmp_path / "linked" / "adapter") == places
+    alone = (run / "adapter").rename(tmp_path / "alone")
+    assert sampling.run_places(alone) == (alone, alone)  # whatever lies beside it
+    assert sampling.run_places(run) == places  # not there, and named so
+    with pytest.raises(DasdError, match=r"alone holds no config\.json"):
+        sampling.load_trained_pipeline(alone)
+    kept = alone.rename(run / "best")
+    assert sampling.run_places(kept) == (run, kept)
+
+
 def test_a_run_is_loaded_from_its_folder_its_adapter_or_its_config(run, pipeline, tiny_config):
     expected, _, _ = pipeline.generate(PROMPT, domain="xray", seed=6)
     here = dataclasses.replace(tiny_config, output_dir=str(run))

@@ -193,7 +193,7 @@ class ChosenRun(OfRun):
 
         settings = self.read(output_dir=self.output_dir, **changes)
         folder = self.checkpoint or resolve(settings.output_dir)
-        run = sampling.run_folder(folder)
+        run, _ = sampling.run_places(folder)
         changes["output_dir"] = self.output_dir or run
         if not (run / "config.json").exists():
             if self.checkpoint and self.config is None and self.profile == "auto":

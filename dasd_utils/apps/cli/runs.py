@@ -296,9 +296,9 @@ def playground(
         settings = how.read()
         folder = checkpoints.find_run(settings)
     else:
-        inner = checkpoint / "adapter"
-        adapters.read_summary(inner if inner.is_dir() else checkpoint)
-        folder, settings = ChosenRun(how.profile, how.config, sampling.run_folder(checkpoint)).find()
+        _, adapter = sampling.run_places(checkpoint)
+        adapters.read_summary(adapter)
+        folder, settings = ChosenRun(how.profile, how.config, checkpoint).find()
     server.serve(folder, settings, port, browser)
 
 
@@ -316,8 +316,7 @@ def export(
     from dasd_utils import sampling
     from dasd_utils.apps import export
 
-    own = sampling.run_folder(run)
-    adapter = run / "adapter" if (run / "adapter").is_dir() else run
+    own, adapter = sampling.run_places(run)
     export.check_export(adapter, out, kind, name or own.name)
     options.check_free(out / "README.md", force)
     pipeline = ChosenRun(how.profile, how.config, run).open()

@@ -38,8 +38,8 @@ class Loaded:
 
     def __init__(self, pipeline: sampling.DasdPipeline, run: str | Path) -> None:
         """run: its folder, or that of its adapter."""
-        self.pipeline, self.run = pipeline, sampling.run_folder(resolve(run))
-        folder = self.run / "adapter" if (self.run / "adapter").is_dir() else self.run
+        self.pipeline = pipeline
+        self.run, folder = sampling.run_places(run)
         parts = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in parts)
         inside = self.run.is_relative_to(ROOT)
