@@ -247,8 +247,9 @@ def _pick_split(
     """Return the readable rows of the split, and how many more the named test split has too."""
     rows = np.array(found.readable(), dtype=int)
     if len(rows) < 2:
+        unread = f" {len(found.broken)} cannot be read, the first: {found.broken[0]}." if found.broken else ""
         raise DasdError(f"{domain.data} (domain {domain.name}) has {len(rows)} image to train on; it takes "
-                        "two or more, one of them held out for validation.")  # fmt: skip
+                        f"two or more, one of them held out for validation.{unread}")  # fmt: skip
     copies = _are_copies(found, test, settings.near_duplicate) if test else np.zeros(len(rows), dtype=bool)
     rows = rows[~copies]
     ids = [found.ids[i] for i in rows]

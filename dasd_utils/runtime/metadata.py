@@ -33,6 +33,8 @@ def read(path: Path, column: str | None = None) -> Rows:
                 raise DasdError(f"{path}, line {number}: {expected}{columns}.")
             place = Path(os.path.normpath(name.replace("\\", "/"))).as_posix()
             found.setdefault(place, []).append(values)
+    except DasdError:
+        raise
     except (ValueError, csv.Error, pa.ArrowException, RecursionError) as error:
         raise DasdError(f"{path} cannot be read: {files.first_line(error)}.") from None
     if not found:
@@ -86,6 +88,11 @@ def columns(rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[Any]]
     found = {}
     for name in dict.fromkeys(name for each in rows for row in each for name in row):
         values = [_distinct(row.get(name) for row in each) for each in rows]
+        parts = [part for each in values for value in each for part in as_list(value) if part is not None]
+        other = next((part for part in parts if isinstance(part, str) != isinstance(parts[0], str)), None)
+        if other is not None:
+            raise DasdError(f"the column {name!r} of its metadata holds texts and other values, like "
+                            f"{parts[0]!r} and {other!r}: put all of them in quotes.")  # fmt: skip
         if all(len(each) < 2 for each in values):
             found[name] = [each[0] if each else None for each in values]
         else:

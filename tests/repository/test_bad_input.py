@@ -185,7 +185,7 @@ METADATA = {
     "numbers": (rows(1, 2, 3), "holds 1; a caption is a sentence"),
     "dictionaries": (rows({"a": 1}, {"a": 2}), "a caption is a sentence"),
     "numbers in a list": (rows([1], [2]), "a caption is a sentence"),
-    "kinds mixed": (rows("a", 2, "c"), "cannot be read"),
+    "kinds mixed": (rows("a", 2, "c"), "'text' of its metadata holds texts and other values, like 'a' and 2"),
     "no caption at all": (rows("", " ", None), "has no caption"),
     "another column": (rows("a", "b", column="txt"), "no column 'text'"),
     "no file names": ([{"text": "a"}, {"text": "b"}], "cannot be read"),
