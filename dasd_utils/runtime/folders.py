@@ -24,6 +24,7 @@ BESIDE = {".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".m
           ".html", ".ini", ".db", ".log", ".npz"}  # fmt: skip  # of files that are expected beside images
 TABLES = {".csv", ".tsv", ".jsonl", ".parquet"}
 KEPT_BY_PROGRAMS = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", "__pycache__")  # folders
+BYTES = r"(large_)?binary|struct<(bytes: .*binary, path: .*|path: .*, bytes: .*binary)>"  # types of columns
 PATHS = ("image", "file_name", "file", "path", "image_path", "filepath", "filename")  # columns of image files
 log = logging.getLogger(__name__)
 
@@ -180,19 +181,19 @@ def _labels(splits: dict[str, list[Path]]) -> dict[str, list[str]]:
 
 
 def with_images(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
-    """Return the rows with columns of image bytes, or of names of image files, as images."""
-    for name, kind in rows.features.items():
-        is_stored = getattr(kind, "dtype", "") in ("binary", "large_binary")
-        if isinstance(kind, dict) and {"bytes", "path"} == kind.keys():
-            is_stored = True
-        elif name in PATHS and getattr(kind, "dtype", "") in ("string", "large_string"):
-            values = rows[name][:]
-            if all(value is None or Path(value).suffix.lower() in images.SUFFIXES for value in values):
-                full = [value and str(folder / value) for value in values]
-                rows = rows.remove_columns(name).add_column(name, full)
-                is_stored = True
-        if is_stored:
-            rows = rows.cast_column(name, datasets.Image())
+    """Return rows without a column of images with those of bytes, or else of file names, as images."""
+    if any(isinstance(kind, datasets.Image) for kind in rows.features.values()):
+        return rows
+    kinds = {field.name: str(field.type) for field in rows.features.arrow_schema}
+    stored = [name for name, kind in kinds.items() if re.fullmatch(BYTES, kind)]
+    for name in (name for name in PATHS if not stored and kinds.get(name, "").endswith("string")):
+        values = rows[name][:]
+        if all(value is None or Path(value).suffix.lower() in images.SUFFIXES for value in values):
+            values = [value and str(folder / value) for value in values]
+            rows = rows.remove_columns(name).add_column(name, values)
+            stored = [name]
+    for name in stored:
+        rows = rows.cast_column(name, datasets.Image())
     return rows
 
 

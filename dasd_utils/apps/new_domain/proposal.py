@@ -145,7 +145,8 @@ def audit(splits: dict[str, data.DomainData], config: Config, tokenizer: Any, to
     """Return counts over the three splits of a domain, and what their images and captions are like."""
     parts = list(splits.values())
     domain = dataclasses.replace(parts[0].config, token=token, initial_word="x")  # captions follow the token
-    reports = [data.audit(dataclasses.replace(part, config=domain), tokenizer) for part in parts]
+    near = config.data.near_duplicate
+    reports = [data.audit(dataclasses.replace(part, config=domain), tokenizer, near) for part in parts]
     sizes = np.array([size for part in parts for size in part.sizes])
     sums = ("images", "captions_missing", "captions_cut", "exact_duplicates", "near_duplicates")
     return {
