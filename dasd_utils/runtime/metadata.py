@@ -33,9 +33,7 @@ def read(path: Path, column: str | None = None) -> Rows:
                 raise DasdError(f"{path}, line {number}: {expected}{columns}.")
             place = Path(os.path.normpath(name.replace("\\", "/"))).as_posix()
             found.setdefault(place, []).append(values)
-    except DasdError:
-        raise
-    except (ValueError, csv.Error, pa.ArrowException, RecursionError) as error:
+    except (OSError, csv.Error, pa.ArrowException) as error:
         raise DasdError(f"{path} cannot be read: {files.first_line(error)}.") from None
     if not found:
         raise DasdError(f"{path} has no row: {expected} for each image.")
@@ -53,7 +51,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
             if line.strip():
                 try:
                     yield number, json.loads(line, object_pairs_hook=unique_keys)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise DasdError(f"{path}, line {number}: {str(error).rstrip('.')}.") from None
         return
     header = text.partition("\n")[0]

@@ -94,13 +94,16 @@ def test_several_labels_are_named_together(tmp_path, config):
     [
         ('{"file_name": "0.png", "text": "a", "text": "b"}', "line 1: the key 'text' stands twice"),
         ('{"file_name": "0.png", "text": "a"}\n7', "line 2: expected an object"),
+        ('{"a":' * 100_000, "line 1: maximum recursion"),
+        ("PAR1 is no parquet", "metadata.parquet cannot be read"),
         ("file_name,text\n0.png,a dog, running", "line 2: 2 fields are expected"),
         ("file;text\n0.png;a dog", "not the columns file, text"),
         ("file_name,text\n", "has no row"),
     ],
 )
 def test_rows_that_say_no_captions(tmp_path, text, words):
-    path = tmp_path / ("metadata.jsonl" if text[0] == "{" else "metadata.csv")
+    kind = {"{": "jsonl", "P": "parquet"}.get(text[0], "csv")
+    path = tmp_path / f"metadata.{kind}"
     path.write_text(text)
     with refused(words):
         metadata.read(path)
