@@ -72,9 +72,11 @@ Label = Annotated[Text, BeforeValidator(str)]
 Place = Annotated[Text, _matches(r"(?s).*\S.*", "name a folder or a hub id")]
 WORD, RULE = r"(?=[-_]*[^\W_])[\w-]", "at most 64 letters, digits, '-' or '_'"
 RESERVED = "none|null|default|base|auto|all|con|prn|aux|nul"  # commands, files or Windows read them otherwise
+NOT_RESERVED = ", ".join(RESERVED.split("|"))
 Name = Annotated[
-    Text, _matches(f"(?i)(?!(?:{RESERVED})$){WORD}{{1,64}}", f"be {RULE}, not {RESERVED}: it names files")
-]  # fmt: skip
+    Text,
+    _matches(f"(?i)(?!(?:{RESERVED})$){WORD}{{1,64}}", f"be {RULE}, not {NOT_RESERVED}: it names files"),
+]
 Token = Annotated[Text, _matches(
     f"(?i)<(?!pytorch_lora_weights>){WORD}{{1,62}}>",
     f"be {RULE} with angle brackets around them, like '<satellite>', and no name of the LoRA's file",
@@ -377,6 +379,9 @@ class Config:
     def domain(self, name: str) -> DomainConfig:
         """Return the domain (the source too) of that name, or raise DasdError naming the nearest."""
         known = {d.name: d for d in (self.source, *self.domains)}
+        if re.fullmatch(RESERVED, str(name), re.IGNORECASE):
+            raise DasdError(f"{name!r} is no domain: leave it out for the base model or the prompt's token; "
+                            "--auto-domain (auto_domain=True) finds one.")  # fmt: skip
         check_choice("domain", name, known)
         return known[name]
 

@@ -36,6 +36,12 @@ def test_what_is_no_argument_is_named(wrong, tiny_config, parts, pipeline):
             plot_losses(wrong)
 
 
+@pytest.mark.parametrize("name", ["none", "Base", "default", "auto"])
+def test_words_that_name_no_domain_say_what_to_do(name, pipeline):
+    with pytest.raises(DasdError, match=r"is no domain: leave it out for the base model.*--auto-domain"):
+        pipeline.generate("a harbor", name)
+
+
 def test_long_texts_are_cut_in_warnings_and_errors(pipeline, caplog, tmp_path):
     long = "a harbor at night " * 5000
     pipeline.plan([long])

@@ -266,8 +266,10 @@ def animate(
     force: bool = options.FORCE,
 ) -> Answer:
     """Make a moving picture of a run's sample grids (sample_every in the config)."""
+    from dasd_utils import sampling
     from dasd_utils.apps import animation
 
+    run, _ = sampling.run_places(run)
     output = options.check_free(output or run / "samples.webp", force)
     grids = animation.of_run(run)
     stored = run / "config.json"
