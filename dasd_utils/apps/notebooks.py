@@ -166,11 +166,12 @@ def store_outputs(done: list[Executed], root: Path = ROOT) -> None:
         notebook.cells = cells
         language = notebook.metadata.language_info
         notebook.metadata = {"kernelspec": KERNEL, "language_info": language, KEY: one.stamp}
-        nbformat.write(notebook, root / "notebooks" / one.path.name)
-        for kind, target in (("figures", root / "figures"), ("results", root / "data" / "results")):
+        with files.atomic_write(root / "notebooks" / one.path.name, "The notebook") as part:
+            nbformat.write(notebook, part)
+        for kind, folder in (("figures", root / "figures"), ("results", root / "data" / "results")):
             for path in sorted((one.folder / kind).glob("*")):
-                target.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(path, target / path.name)
+                with files.atomic_write(folder / path.name, "What the notebook made") as part:
+                    shutil.copyfile(path, part)
 
 
 # Freshness: a stamp names the code and the data that made a notebook's stored outputs.
@@ -297,7 +298,8 @@ def rooms_of(root: Path = ROOT) -> dict[str, Code]:
     for path in sorted(package.rglob("*.py")):
         folder, *below = path.relative_to(package).with_suffix("").parts
         room = f"{folder}/{below[0]}" if folder in ("papers", "apps") else folder
-        sources.setdefault(room if below else "core", []).append(path.read_text(encoding="utf8"))
+        room = room if below or folder == "__main__" else "core"  # nothing imports how a package is started
+        sources.setdefault(room, []).append(path.read_text(encoding="utf8"))
     return {room: read_code("\n".join(texts)) for room, texts in sources.items()}
 
 

@@ -85,7 +85,7 @@ class AttributeClassifier(nn.Module):
         """Return the attributes that each image shows, taken as an image of this domain.
 
         Every attribute of the domain gets a value, also those that the scene does not have. Raises DasdError
-        for a domain that the reader has not learned.
+        for a domain that it has not learned.
         """
         squares = [im.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC) for im in images]
         rows = np.stack([np.asarray(square) for square in squares])
@@ -104,13 +104,13 @@ class AttributeClassifier(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> AttributeClassifier | None:
-        """Return the reader of a folder, None if the folder has none (a base of another world)."""
+        """Return the classifier of a folder, None if the folder has none (a base of another world)."""
         path = Path(folder)
         if not (path / "config.json").exists():
             return None
-        reader = cls(**json.loads((path / "config.json").read_text()))
-        reader.load_state_dict({k: v.float() for k, v in load_file(path / "model.safetensors").items()})
-        return reader.eval().requires_grad_(False)
+        classifier = cls(**json.loads((path / "config.json").read_text()))
+        classifier.load_state_dict({k: v.float() for k, v in load_file(path / "model.safetensors").items()})
+        return classifier.eval().requires_grad_(False)
 
 
 class _Block(nn.Module):

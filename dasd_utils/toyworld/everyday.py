@@ -84,8 +84,8 @@ def sentence(rng: np.random.Generator) -> str:
 def framed(domain: str, rng: np.random.Generator) -> str:
     """A prompt that names the domain and asks it for something that the toy world does not draw there."""
     if rng.random() < 0.15:
-        told = [text for text in captions.BARE[domain] if TELLING[domain].search(text)]
-        tags = [text for text in told if not re.search("^(an?|the|land|lungs) |thorax|lungs", text)]
+        telling = [text for text in captions.BARE[domain] if TELLING[domain].search(text)]
+        tags = [text for text in telling if not re.search("^(an?|the|land|lungs) |thorax|lungs", text)]
         tag = pick(tags, rng)  # what may follow a comma ("oil on canvas")
         return f"{_undrawn(domain, rng)}, {tag}"
     if domain in ("painting", "sketch") and rng.random() < 0.1:

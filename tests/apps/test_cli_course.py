@@ -57,7 +57,6 @@ def test_a_notebook_saved_with_another_kernel_runs_with_the_one_of_this_environm
         [notebook], tmp_path / "out", {"value": 1}, progress=False, to_store=True
     )
     assert sys.executable in done.path.read_text()
-    (tmp_path / "notebooks").mkdir()
     notebooks.store_outputs([done], tmp_path)
     stored = nbformat.read(tmp_path / "notebooks" / notebook.name, 4).metadata
     assert (stored.kernelspec.name, stored.language_info.name) == ("python3", "python")

@@ -191,7 +191,7 @@ def test_a_line_makes_stale_the_notebooks_that_use_its_room(package, before, mon
         ('Config.setup("tiny", method="indomain")', {"indomain", "text_free"}),
         ('ladder.find_methods([f"DomainStudio, {title}"])', {"domainstudio", "prior_images"}),
         ("Config.setup(text_free=True)", {"text_free"}),
-        ('Config.load("data/configs/diffusionclip.json")', {"ddim", "diffusionclip", "editing"}),
+        ('Config.load("data/configs/diffusionclip.json")', {"diffusionclip", "editing"}),
         ('Calibration(7.0, 30, "ddim", "decoupled")', set()),
     ],
 )
