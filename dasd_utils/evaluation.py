@@ -83,7 +83,12 @@ def load_scorer(config: Config, device: str | None = None) -> Scorer:
             f"{len(tokenizer)} tokens, its text tower {clip.config.text_config.vocab_size}."
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    attributes = AttributeClassifier.load(resolve(config.model.base) / "reader")
+    reader = resolve(config.model.base) / "reader"
+    try:
+        attributes = AttributeClassifier.load(reader)
+    except Exception as error:  # of JSON, safetensors, torch and the file system
+        raise DasdError(f"The attribute classifier {reader} cannot be read: {files.first_line(error)}. "
+                        "Restore the base model.") from error  # fmt: skip
     inception, path = None, config.evaluation.inception
     try:
         if path is not None:

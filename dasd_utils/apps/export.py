@@ -57,7 +57,7 @@ def _is_replaceable(out: Path) -> bool:
     if not out.is_dir() or not any(out.iterdir()):
         return out.is_dir()
     try:
-        manifest = json.loads((out / checkpoints.MANIFEST).read_text(encoding="utf8"))
+        manifest = files.read_object(out / checkpoints.MANIFEST, "The manifest")
         return manifest["export"] in FORMATS and {*_files(out)} == {checkpoints.MANIFEST, *manifest["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         return False

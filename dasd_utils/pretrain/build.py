@@ -409,13 +409,12 @@ def pretrain(config: PretrainConfig, stages: Iterable[str] = (), progress: bool 
     settings = {k: v for k, v in asdict(config).items() if not k.endswith(("_dir", "_steps", "_every"))}
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     path = work / "settings.json"
-    before = json.loads(path.read_text()) if path.exists() else settings
+    before = files.read_object(path, "The settings") if path.exists() else settings
     for name, value in settings.items():
         if before.get(name) != value:
             raise DasdError(f"{work} was begun with other settings: {name} {before.get(name)!r}, now "
                             f"{value!r}. Choose another work_dir, or delete it.")  # fmt: skip
-    work.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    files.write_json(path, settings, "The settings")
     log.info("Work folder: %s. Ctrl-C stops; the same command goes on.", work)
     for stage in (s for s in STAGES if not stages or s in stages):
         started = time.perf_counter()

@@ -8,7 +8,6 @@ that was kept where its decay began.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dasd_utils import toyworld
@@ -120,7 +119,7 @@ def describe_images(config: PretrainConfig, work: Path, progress: bool = True) -
 
 def read_rows(work: Path, domain: str) -> list[dict[str, Any]]:
     """Return {"captions": [[text, mentioned], ...], "attributes": {...}} of every image of a domain."""
-    return json.loads(_present(work / f"{domain}.json", "describe").read_text())
+    return files.read_json(_present(work / f"{domain}.json", "describe"), "The captions")
 
 
 def _present(path: Path, stage: str) -> Path:
@@ -263,7 +262,7 @@ def _resume(
     found = _newest(folder, plan)
     if not found:
         return 0
-    tensors = load_file(found[0])
+    tensors = checkpoints.read_tensors(found[0])
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     for i, parameter in enumerate(model.parameters()):
         ema.shadow_params[i] = tensors[f"ema.{i}"]

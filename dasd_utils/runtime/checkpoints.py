@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dasd_utils.config import Config, DasdError, method_module, resolve
+from dasd_utils.config import Config, DasdError, method_module, resolve, unique_keys
 from dasd_utils.runtime import files, processes
 
 MANIFEST = "manifest.json"
@@ -265,14 +265,19 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file on the CPU; DasdError, naming the file, for a damaged one."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DasdError(f"{path} cannot be read: {files.first_line(error)}. Remove it: what wrote it makes "
+                        "it again.") from None  # fmt: skip
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Return (tensors, state) as `write_checkpoint` got them, on the CPU; DasdError for a damaged one."""
     names = sorted(name for name in verify_manifest(path) if name.endswith(".safetensors"))  # no other file
-    try:
-        tensors = {Path(name).stem: load_file(path / name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise DasdError(f"The checkpoint {path} cannot be read: {error}. Train without resume.") from None
-    return tensors, read_state(path)
+    return {Path(name).stem: read_tensors(path / name) for name in names}, read_state(path)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -383,8 +388,8 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(dict(json.loads(line)))
-        except (TypeError, ValueError):
+            rows.append(dict(json.loads(line, object_pairs_hook=unique_keys)))
+        except (TypeError, ValueError, RecursionError):
             if number < len(lines):
                 raise DasdError(f"Line {number} of {path} is no JSON object.") from None
     return rows

@@ -125,12 +125,13 @@ def own_window(values: np.ndarray) -> Window:
 
 def propose_window(levels: np.ndarray) -> Window:
     """Return one window for images with levels (n, 2) or nan: two digits, or all of a range half used."""
-    low, high = np.nanpercentile(levels[:, 0], 1), np.nanpercentile(levels[:, 1], 99)
+    low, high = float(np.nanpercentile(levels[:, 0], 1)), float(np.nanpercentile(levels[:, 1], 99))
+    if low == high:
+        return own_window(np.array([low]))
     if 0 <= low < high / 5:
         low = 0.0
-    white = next((white for white in WHITES if white / 2 < high <= white), None)
-    if low == 0 and white in (1.0, 255.0, 65535.0):
-        return 0.0, white
-    high = max(high, low + 1e-6)
+    white = next((white for white in (1.0, 255.0, 65535.0) if white / 2 < high <= white), None)
+    if low == 0 and white:
+        return low, white
     step = 10.0 ** math.floor(math.log10(high - low) - 1)
     return round(math.floor(low / step) * step, 9), round(math.ceil(high / step - 1e-6) * step, 9)

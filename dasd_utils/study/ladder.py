@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dasd_utils import config as configs
@@ -383,7 +383,7 @@ def ladder_rows(
 def stored(config: Config, method: Method, seeds: Sequence[int], domain: DomainConfig) -> list[Scores]:
     """Return the scores of a method in a domain, a training seed each; none where it has none."""
     found = [task for seed in seeds for task in tasks(config, method, seed) if task.domain == domain]
-    return [load_file(task.scores) for task in found]
+    return [checkpoints.read_tensors(task.scores) for task in found]
 
 
 def searches(config: Config, seeds: Sequence[int], methods: Sequence[Method] = METHODS) -> list[ResultRow]:

@@ -63,6 +63,14 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, caplog, damage):
     assert "step-000002" in caplog.text
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_damaged_tensors_are_named(tmp_path, content):
+    path = checkpoints.write_checkpoint(tmp_path, 1, tensors(), {}) / "adapter.safetensors"
+    path.write_bytes(path.read_bytes()[:-3] if content is None else content)
+    with pytest.raises(DasdError, match=r"adapter\.safetensors cannot be read.*Remove it"):
+        checkpoints.read_tensors(path)
+
+
 def test_newest_says_so_if_none_is_complete(tmp_path):
     assert checkpoints.newest_checkpoint(tmp_path / "never") is None
     (tmp_path / ".step-000005-x").mkdir()  # a crash left it behind

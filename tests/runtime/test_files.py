@@ -1,5 +1,8 @@
 """A file is there complete or not at all; a lock is one process's at a time and no reason not to work."""
 
+import ast
+from pathlib import Path
+
 import filelock
 import pytest
 
@@ -56,6 +59,33 @@ def test_what_cannot_be_read_is_named(path, content, message):
         path.write_bytes(content)
     with pytest.raises(DasdError, match=message):
         files.read_json(path, "The sums")
+
+
+def test_every_json_file_is_read_by_one_reader():
+    """`json.loads` of a file stands in that reader, and where a library or the package wrote the file."""
+    allowed = {"config.py", "adapters.py", "attribute_classifier.py", "captions.py", "export.py"}
+    found = set()
+    for path in Path(files.__file__).parents[1].rglob("*.py"):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text("utf8"))) if isinstance(node, ast.Call)]
+        calls = map(ast.unparse, nodes)
+        if any(call.startswith("json.load") and ".read_" in call for call in calls):
+            found.add(path.name)
+    assert found <= allowed
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": {"b": 1}, "a": {}}', "[" * 100_000])
+def test_values_that_a_reader_would_lose_are_no_json(path, text):
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(DasdError, match="is no JSON"):
+        files.read_object(path, "The sums")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_of_other_encodings_is_read(path, encoding):
+    path.parent.mkdir()
+    path.write_text('{"a": "ü"}', encoding=encoding)
+    assert files.read_object(path, "The sums") == {"a": "ü"}
 
 
 def test_a_short_hash_is_that_of_the_content():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dasd_utils.apps.cli import options
 from dasd_utils.apps.cli.options import CONFIGS, ChosenRun, OfRun, Settings, argument, command, option
-from dasd_utils.config import DASD, GUIDANCE, Config, known_methods, resolve
+from dasd_utils.config import DASD, GUIDANCE, Config, known_methods, read_json, resolve
 from dasd_utils.profiles import PROFILES
 
 Answer = tuple[Any, ...]  # what `command` prints
@@ -114,7 +113,7 @@ class Training(Settings):
         """Return whether "auto" chose the profile, and with it the batch sizes that no file names."""
         if self.config is None:
             return self.profile == "auto"
-        return json.loads(self.config.read_text(encoding="utf8")).get("profile", "auto") == "auto"
+        return read_json(self.config, "The config file").get("profile", "auto") == "auto"
 
 
 @command(options.RUNS)

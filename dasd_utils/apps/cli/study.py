@@ -13,7 +13,7 @@ import typer
 
 from dasd_utils.apps.cli import options
 from dasd_utils.apps.cli.options import CONFIGS, ChosenRun, Settings, argument, command, option, with_rows
-from dasd_utils.config import ROOT, Config, DasdError, portable, resolve
+from dasd_utils.config import ROOT, Config, DasdError, portable, read_json, resolve
 
 log = logging.getLogger(__name__)
 Answer = tuple[Any, ...]  # what `command` prints
@@ -93,7 +93,7 @@ def calibrate(
     if path.is_file() and not again:
         log.warning("%s was there already and stays: --again searches anew.", path)
     calibration.calibrate(pipeline, evaluation.load_scorer(pipeline.config), path, budget, num_images, again)
-    found = json.loads(path.read_text(encoding="utf8"))
+    found = read_json(path, "The calibration")
     lines = [f"{name}: {', '.join(f'{k} {v}' for k, v in each.items())}" for name, each in found.items()]
     return {"calibration": str(path), "domains": found}, "\n".join([*lines, str(path)])
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from scipy import ndimage
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as structural_similarity
@@ -274,7 +274,7 @@ def table(study: Study, seeds: Sequence[int]) -> list[ResultRow]:
     "accuracy" by trained on (method), tested on (domain) and epoch; "constant_answer", the best that one
     answer to all images reaches; "share_of_gap" of the last epoch; the scores of each set's images.
     """
-    by_seed = [load_file(study.path(seed)) for seed in seeds]
+    by_seed = [checkpoints.read_tensors(study.path(seed)) for seed in seeds]
     rows = _scores(study, by_seed)
     rows += _accuracies(study, by_seed) if study.source.label_column else []
     return [row | {"seeds": list(seeds)} for row in rows]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dasd_utils import adapters, data, sampling, training
@@ -191,7 +191,7 @@ def inverted(pipeline: DasdPipeline, config: Config, found: data.DomainData) -> 
         noisy = invert(pipeline, found.images, own.return_step, own.forward_steps)
         with files.atomic_write(path, "The inverted latents") as temporary:
             save_file({"latents": noisy.cpu().contiguous()}, temporary)
-    return load_file(path)["latents"].to(parts.unet.device)
+    return checkpoints.read_tensors(path)["latents"].to(parts.unet.device)
 
 
 def first_images(found: data.DomainData, count: int) -> data.DomainData:
