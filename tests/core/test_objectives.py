@@ -301,7 +301,8 @@ def test_near_timesteps_are_compared():
 
 def test_a_tenth_of_the_time_counts_as_much_as_the_median_distance_of_features():
     settings = AlignmentConfig(kernel="gaussian", unbiased=False, match_timesteps=True)
-    features, times = torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), torch.rand(9, 1) / 5
+    generator = torch.Generator().manual_seed(0)
+    features, times = torch.randn(9, 3, generator=generator) / 10, torch.rand(9, 1, generator=generator)
     scale = 10 * torch.pdist(features).median()  # of 36 distances, as torch takes it
     rows = torch.cat([features, scale * times], dim=1)
     k = torch.exp(-torch.cdist(rows, rows).square() / (2 * torch.pdist(rows).median() ** 2))
