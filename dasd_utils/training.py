@@ -35,6 +35,9 @@ from dasd_utils.runtime import bars, checkpoints, processes, tracking
 
 HISTORY = "history.jsonl"  # one row a step: what a second run repeats
 SPEED = "speed.jsonl"  # and what it does not
+# What is made of a run's weights into its folder: it goes where another run takes the place of this one.
+MADE_OF_RUN = ("adapter", "generated", "translated", "samples", "samples.*", "evaluation.json",
+               "comparison_*.png", "calibration*.json")  # fmt: skip
 MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
 # Schedules whose rate is a function of the step alone, so that a resume needs no state of them.
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
@@ -54,8 +57,11 @@ class Callbacks:
     stop: threading.Event | None = None  # set by another thread, it ends the run as Ctrl-C does
 
 
-def check_training(config: Config) -> None:
-    """Raise DasdError for what training cannot do here, before model and data are read."""
+def check_training(config: Config, resume: bool = False, force: bool = False) -> None:
+    """Raise DasdError for what training cannot do here, before model and data are read.
+
+    A folder that holds a run, finished or stopped, is not written over unless with `force`.
+    """
     training = config.training
     if training.lr_scheduler not in SCHEDULES:
         raise DasdError(f"lr_scheduler is {training.lr_scheduler!r}. Choices: {', '.join(SCHEDULES)}.")
@@ -68,7 +74,15 @@ def check_training(config: Config) -> None:
         raise DasdError("optimizer 'adamw_8bit' needs the package bitsandbytes, which is not installed: "
                         "`pip install bitsandbytes`, or set optimizer to 'adamw'.")  # fmt: skip
     tracking.check_tracking(config)
-    adapters.check_place(checkpoints.writable(config.output_dir) / "adapter")
+    folder = checkpoints.writable(config.output_dir)
+    adapters.check_place(folder / "adapter")
+    has_adapter = (folder / "adapter").is_dir()
+    has_steps = any(folder.glob("checkpoints/step-*"))
+    begun = has_adapter or has_steps or (folder / HISTORY).is_file()
+    if begun and not force and (not resume or (has_adapter and not has_steps)):
+        found = "no checkpoint to go on from" if resume else "go on with resume=True (`--resume`)"
+        raise DasdError(f"{folder} holds a run: {found}. To train anew in its place give force=True "
+                        "(`--force`), or set output_dir to another folder.")  # fmt: skip
 
 
 def setup_training(config: Config) -> models.Parts:
@@ -101,14 +115,15 @@ def train(
     *,
     objective: losses.Objective | None = None,
     resume: bool = False,
+    force: bool = False,
     **callbacks: Any,
 ) -> list[HistoryRow]:
     """Train LoRA and tokens in place and return the history: one row a step.
 
     `objective` is that of the config's method by default; `callbacks` are the fields of `Callbacks`.
     With `resume` the run in `config.output_dir` goes on from its newest complete checkpoint, from the start
-    if there is none, and returns at once if it is finished. Without, history and checkpoints of an earlier
-    run in that folder are replaced; its `adapter/` and `config.json` stay until `save_training_results`.
+    if there is none, and returns at once if it is finished. With `force` it takes the place of the run there,
+    which is deleted with all that was drawn of it; without either, a folder that holds a run is refused.
     Ctrl-C, SIGTERM or `stop` ends the present step, writes a checkpoint and raises KeyboardInterrupt.
     Of several processes (`accelerate launch`) each trains on its share of every batch; the first one writes.
     Raises DasdError before any work for a folder or a checkpoint that does not fit, and after MAX_SKIPPED
@@ -123,8 +138,8 @@ def train(
         raise DasdError(f"The parts lack the token {missing[0]}: make them with setup_training(config).")
     if token_ids is not None and dict(token_ids) != dict(parts.token_ids):
         raise DasdError(f"token_ids are {dict(token_ids)}, those of the parts {parts.token_ids}.")
-    check_training(config)
     with checkpoints.lock_run(config):
+        check_training(config, resume, force)
         run = Run(config, parts, sampler, objective or losses.make_objective(config), attached)
         try:
             first = run.restore() if resume else run.start_anew()
@@ -142,7 +157,7 @@ def train_or_resume(config: Config, name: str, progress: bool = True) -> None:
     if checkpoints.is_complete(config):
         return
     log.info("%s: training in %s", name, config.output_dir)
-    check_training(config)
+    check_training(config, resume=True)
     with checkpoints.lock_run(config):
         parts = setup_training(config)
         *_, sampler = latents.create_datasets(config, parts.tokenizer)
@@ -348,8 +363,11 @@ class Run:
         processes.wait()
 
     def start_anew(self) -> int:
-        """Remove history and checkpoints of an earlier run in the folder; return 0, the steps done."""
+        """Remove an earlier run in the folder and what was made of it; return 0, the steps done."""
         if processes.is_main():
+            if (self.folder / "adapter").is_dir():
+                for path in (path for name in MADE_OF_RUN for path in self.folder.glob(name)):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             (self.folder / checkpoints.MANIFEST).unlink(missing_ok=True)  # no finished run is here any more
             for place in (self.checkpoints, self.folder / tracking.FOLDER):
                 shutil.rmtree(place, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import signal
 import threading
 from dataclasses import replace
@@ -12,6 +13,7 @@ import narrow
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from synthetic import NoiseSampler, SpoiltSampler, make_parts, make_sampler
 
 from dasd_utils import adapters, losses, models, sampling, training
@@ -83,7 +85,7 @@ def test_source_prompts_are_encoded_once_a_run(config, monkeypatch):
     asked, cache = [], models.cache_texts
     monkeypatch.setattr(sampler, "source_prompts", lambda: prompts, raising=False)
     monkeypatch.setattr(models, "cache_texts", lambda p, texts: asked.append(texts) or cache(p, texts))
-    parts, kept = start(config, sampler)
+    parts, kept = start(config, sampler, force=True)
     assert asked == [prompts]
     assert not parts.text_cache  # the parts are left as they were
     for one, other in zip(plain, kept, strict=True):
@@ -91,7 +93,7 @@ def test_source_prompts_are_encoded_once_a_run(config, monkeypatch):
     without = config.replace(lambda_align=0.0, output_dir=f"{config.output_dir}-2")
     start(without, NoiseSampler(without))
     assert len(asked) == 1  # no source, no prompts
-    start(without.replace(prior_loss_weight=1.0))
+    start(without.replace(prior_loss_weight=1.0), force=True)
     assert len(asked) == 2
 
 
@@ -241,7 +243,7 @@ def test_without_a_checkpoint_or_without_resume_a_run_starts_at_the_beginning(co
         _, history = start(config.replace(max_train_steps=2), resume=True)
     assert len(history) == 2 and "no checkpoint" in caplog.text
     with pytest.raises(KeyboardInterrupt):
-        start(config.replace(rank=2), on_step=stop_at(1))  # before its first checkpoint
+        start(config.replace(rank=2), force=True, on_step=stop_at(1))  # before its first checkpoint
     assert checkpoints.newest_checkpoint(tmp_path / "run" / "checkpoints") is None
     assert [row["step"] for row in training.load_history(config.output_dir)] == [1]
 
@@ -254,10 +256,41 @@ def test_a_run_that_begins_anew_is_no_finished_one(config, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         start(config.replace(max_train_steps=4), resume=True, on_step=stop_at(3))
     assert not manifest.exists()
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_replaced_only_when_asked_for_and_then_as_a_whole(config, tmp_path):
+    """Finished, without its checkpoints, stopped, or stopped before its first checkpoint."""
+    config, run = config.replace(max_train_steps=2, tracking="none"), tmp_path / "run"
     training.save_training_results(config, *start(config))
+    for name in (
+        "generated/xray_1_0.png",
+        "samples/step-1.png",
+        "evaluation.json",
+        "calibration.json",
+        "notes.txt",
+    ):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("of the first run")
+    before = contents(run)
+    with refused(str(run), "--resume", "--force"):
+        start(config.replace(seed=1))
+    shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
+    with refused("no checkpoint to go on from", "--force"):
+        start(config.replace(output_dir=tmp_path / "copy"), resume=True)
+    assert contents(run) == before
     with pytest.raises(KeyboardInterrupt):
-        start(config, on_step=stop_at(1))
-    assert not manifest.exists()
+        start(config.replace(seed=1), force=True, on_step=stop_at(1))
+    assert set(contents(run)) == {"history.jsonl", "speed.jsonl", "config.json", "notes.txt"}
+    with refused("holds a run"):
+        start(config)
+    start(config, resume=True)  # from the beginning, as there is no checkpoint
+    with refused("holds a run"):
+        start(config)
+    start(config, force=True)
 
 
 def test_a_run_from_before_a_field_existed_is_resumed(config, monkeypatch):

@@ -85,7 +85,7 @@ def test_a_resumed_run_goes_on_with_each_step_once(config):
 @needs_tensorboard
 def test_a_run_that_starts_anew_replaces_the_curves_and_scores_are_added_to_it(config):
     train(config)
-    train(config.replace(max_train_steps=2))
+    train(config.replace(max_train_steps=2), force=True)
     rows = [{"domain": "xray", "metric": "cmmd", "method": "DASD", "value": 0.5}]
     with tracking.open_trackers(config) as trackers:
         trackers.log(tracking.score_values(rows), 2)

@@ -97,6 +97,7 @@ class Training(Settings):
     )
     max_steps: int | None = option(None, "Optimiser steps in all.", show_default=CONFIGS)
     resume: bool = option(False, "Go on from the newest complete checkpoint.")
+    force: bool = option(False, "Train anew in the place of the run that is there.")
     auto_batch_size: bool = option(False, "As few micro-batches to a step as memory allows.")
     tracking: str | None = options.TRACKING
 
@@ -107,7 +108,7 @@ class Training(Settings):
 
     def run(self) -> tuple[Path, History]:
         """Train; return the run folder and the history."""
-        return run_training(self.settings(), self.resume, self.auto_batch_size, self.by_auto())
+        return run_training(self.settings(), self.resume, self.force, self.auto_batch_size, self.by_auto())
 
     def by_auto(self) -> bool:
         """Return whether "auto" chose the profile, and with it the batch sizes that no file names."""
@@ -156,7 +157,7 @@ def train_and_evaluate(how: Training) -> Answer:
 
 
 def run_training(
-    config: Config, resume: bool, auto_batch_size: bool, fitted: bool = False
+    config: Config, resume: bool, force: bool, auto_batch_size: bool, fitted: bool = False
 ) -> tuple[Path, History]:
     """Train and save; return the run folder and the history.
 
@@ -166,18 +167,19 @@ def run_training(
     from dasd_utils.apps import animation, batch_size
     from dasd_utils.runtime import checkpoints
 
-    training.check_training(config)
     with checkpoints.lock_run(config):
+        training.check_training(config, resume, force)
         parts = training.setup_training(config)
         earlier = batch_size.of_checkpoint(config) if resume and (auto_batch_size or fitted) else None
         if earlier or auto_batch_size:
             config = earlier or batch_size.largest_batch(config, parts)
         _, targets, sampler = latents.create_datasets(config, parts.tokenizer)
-        watch = {}
+        watch: dict[str, Any] = {}
         if config.training.sample_every:
             watch["on_sample"] = animation.sample_grid(config, parts, targets)
         try:
-            history = training.train(config, parts, sampler, parts.token_ids, resume=resume, **watch)
+            watch |= {"resume": resume, "force": force}
+            history = training.train(config, parts, sampler, parts.token_ids, **watch)
         except KeyboardInterrupt as stop:  # typer would end without its message
             if str(stop):
                 options.leave()  # all have agreed to stop
