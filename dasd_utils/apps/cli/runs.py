@@ -299,9 +299,9 @@ def playground(
         settings = how.read()
         folder = checkpoints.find_run(settings)
     else:
-        _, adapter = sampling.run_places(checkpoint)
+        folder, adapter = sampling.run_places(checkpoint)
         adapters.read_summary(adapter)
-        folder, settings = ChosenRun(how.profile, how.config, checkpoint).find()
+        _, settings = ChosenRun(how.profile, how.config, checkpoint).find()
     server.serve(folder, settings, port, browser)
 
 
