@@ -188,7 +188,7 @@ class Task:
         """Return the file of the scores, the last to be written, named by all that they depend on."""
         model, members = self.config.model, (self.config.source, *self.config.domains)
         named = {
-            "judge": [model.base, model.base_revision, model.clip, model.clip_revision],
+            "judge": [model.base, model.base_revision, model.clip, model.clip_revision, "float32"],
             "inception": self.config.evaluation.inception,
             "heldout": self.config.evaluation.num_heldout,
             "domains": [[d.name, d.data, d.revision, d.num_images] for d in members],  # of their classifier
@@ -275,12 +275,9 @@ class Scoring:
     @functools.cached_property
     def references(self) -> dict[str, Reference]:
         """The first `num_heldout` held-out images of each domain, by its name."""
-        count = self.config.evaluation.num_heldout
-        members = (self.config.source, *self.config.domains)
-        return {
-            domain.name: evaluation.load_reference(domain, self.config, self.scorer, count)
-            for domain in members
-        }
+        config, members = self.config, (self.config.source, *self.config.domains)
+        rest = config, self.scorer, config.evaluation.num_heldout
+        return {domain.name: evaluation.load_reference(domain, *rest) for domain in members}
 
     @functools.cached_property
     def domains(self) -> small_cnn.SmallCNN:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import shutil
 from pathlib import Path
 
@@ -94,19 +95,18 @@ def test_a_name_that_can_only_be_a_folder_is_not_looked_for_on_the_hub(name, mon
 def test_every_load_of_weights_says_its_dtype():
     """Else transformers takes that of the file: float16, several times slower on a CPU."""
     root, silent = Path(pretrained.__file__).parents[2], []
-    for path in (
-        path
-        for room in ("dasd_utils", "benchmarks", "book", "Report")
-        for path in root.glob(f"{room}/**/*.py")
-    ):
-        for call in (
-            node for node in ast.walk(ast.parse(path.read_text("utf8"))) if isinstance(node, ast.Call)
-        ):
+    rooms = ("dasd_utils", "benchmarks", "book", "Report")
+    code = {str(path): path.read_text("utf8") for room in rooms for path in root.glob(f"{room}/**/*.py")}
+    for path in root.glob("notebooks/*.ipynb"):
+        cells = json.loads(path.read_text("utf8"))["cells"]
+        code[str(path)] = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    for name, text in code.items():
+        for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
             if isinstance(call.func, ast.Attribute) and call.func.attr == "from_pretrained":
                 kind, named = ast.unparse(call.func.value), {word.arg for word in call.keywords}
                 if not kind.endswith(("Tokenizer", "Processor", "Scheduler")) and not named & {"dtype", None}:
-                    silent.append(f"{path.name}:{call.lineno}")
-    assert not silent
+                    silent.append(f"{name}:{call.lineno}")
+    assert len(code) > 100 and not silent
 
 
 def test_files_of_float16_are_loaded_as_float32(base_dir, tmp_path):
