@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from dasd_utils import adapters
-from dasd_utils.apps import model_card, notebooks
+from dasd_utils.apps import export, model_card, notebooks
 from dasd_utils.apps.model_card import Exported
 
 LORA = adapters.LORA_FILE
@@ -71,21 +71,20 @@ def test_settings_are_those_of_the_adapter(summary, tiny_config):
     assert "hf upload OWNER/NAME FOLDER" in text
 
 
-@pytest.mark.parametrize(
-    "kind, words, said",
-    [
-        (
-            "a1111",
-            {"<satellite>": "far-satellite"},
-            "far-satellite a small village near a river <lora:far:1>",
-        ),
-        ("comfyui", {"<satellite>": "embedding:far-satellite"}, "embedding:far-satellite a small village"),
-        ("pipeline", None, "without the base's safety checker"),
-        ("diffusers", None, "pipe.load_lora_weights(folder)"),
-    ],
-)
-def test_each_format_says_how_it_is_used(summary, tiny_config, kind, words, said):
-    assert said in str(model_card.card(exported(kind, words), tiny_config, summary))
+@pytest.mark.parametrize("kind", ["a1111", "comfyui"])
+@pytest.mark.parametrize(("lora", "word"), [(True, "far-satellite"), (True, None), (False, "far-satellite")])
+def test_other_programs_are_told_of_the_files_that_there_are(summary, tiny_config, kind, lora, word):
+    loras, embeddings = export.FOLDERS[kind]
+    files = ["README.md"] + [f"{loras}/far.safetensors"] * lora
+    files += [f"{embeddings}/{word}.safetensors"] if word else []
+    called = f"embedding:{word}" if kind == "comfyui" else word
+    given = exported(kind, {"<satellite>": called} if word else {}, tuple(files))
+    use = str(model_card.card(given, tiny_config, summary)).split("## Use")[1].split("| domain")[0]
+    for folder in ("models", "embeddings"):
+        assert (f"`{folder}`" in use) == any(file.startswith(f"{folder}/") for file in files)
+    assert ("<lora:far:1>" in use or "Load LoRA" in use) == lora
+    prompt = use.split("```")[1].strip().removesuffix(" <lora:far:1>")
+    assert prompt == f"{called} a small village near a river" if word else "a small village near a river"
 
 
 def test_the_code_of_the_card_names_revision_variant_and_sampling(summary, tiny_config):
