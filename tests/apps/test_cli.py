@@ -45,11 +45,11 @@ def test_train_resumes(trained):
 def test_a_run_by_auto_is_resumed_with_its_own_sizes(base_dir, tmp_path):
     config = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path)
     first = config.replace(target_batch_size=3, source_batch_size=1, gradient_accumulation_steps=2)
-    runs.run_training(first.replace(max_train_steps=1), False, False)
+    runs.run_training(first.replace(max_train_steps=1), False)
     other = config.replace(max_train_steps=2, gradient_checkpointing=True)  # as on another GPU
     with pytest.raises(DasdError, match="target_batch_size"):
-        runs.run_training(other, True, False)
-    folder, history = runs.run_training(other, True, False, fitted=True)
+        runs.run_training(other, True)
+    folder, history = runs.run_training(other, True, fitted=True)
     assert [row["step"] for row in history] == [1, 2]
     assert Config.load(folder / "config.json").training.target_batch_size == 3
 
@@ -98,7 +98,7 @@ def test_auto_batch_size_is_found_once(base_dir, tmp_path, monkeypatch):
     assert trained_with("--max_steps", 2) == (3, 2)
     limit[0] = 6
     assert trained_with("--max_steps", 3, "--resume") == (3, 2)  # as the run was begun
-    assert trained_with("--max_steps", 1) == (6, 1)
+    assert trained_with("--max_steps", 1, "--force") == (6, 1)
 
 
 def test_generate_writes_pictures_with_the_guidance_and_the_domain_it_finds(trained, tmp_path):

@@ -157,7 +157,7 @@ def train_and_evaluate(how: Training) -> Answer:
 
 
 def run_training(
-    config: Config, resume: bool, force: bool, auto_batch_size: bool, fitted: bool = False
+    config: Config, resume: bool, force: bool = False, auto_batch_size: bool = False, fitted: bool = False
 ) -> tuple[Path, History]:
     """Train and save; return the run folder and the history.
 
