@@ -7,6 +7,7 @@ Both begin at the step that `strength` gives; from there on pictures are sampled
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from dasd_utils.guidance import BASE, EMPTY, GIVEN, Job, Term
 from dasd_utils.runtime import images
 from dasd_utils.sampling import DasdPipeline
 
+log = logging.getLogger(__name__)
 EMPTY_RULE = (Term(BASE, EMPTY),)  # the base inverts with the empty prompt,
 WHITE = (1, 255, 65535)  # of masks
 SHOWN_RULE = (Term(BASE, EMPTY), Term(BASE, GIVEN, 1.0))  # or with what the picture shows
@@ -83,7 +85,7 @@ def _keep_mask(
     65535, the least of them that no value exceeds.
     """
     if isinstance(mask, Image.Image):
-        mask = mask if mask.mode[0] in "IF" else mask.convert("L")
+        mask = ImageOps.exif_transpose(mask if mask.mode[0] in "IF" else mask.convert("L"))
     values = np.asarray(mask, np.float32)
     values = values[..., :3].mean(axis=2) if values.ndim == 3 else values
     if values.ndim != 2 or not values.size or not (values.min() >= 0 and values.max() <= WHITE[-1]):
@@ -98,6 +100,8 @@ def _keep_mask(
     top, left = (height - side) // 2, (width - side) // 2
     white = next(level for level in WHITE if values.max() <= level)
     grey = torch.from_numpy(values[top : top + side, left : left + side] / white)
+    if not grey.any():
+        log.warning("The mask is black wherever the pictures are seen: nothing changes.")
     return 1 - F.interpolate(grey[None, None], size=tuple(shape[1:]), mode="area")
 
 

@@ -21,7 +21,7 @@ from dasd_utils.papers.diffusionclip import adaptation, translation
 from dasd_utils.papers.diffusionclip.adaptation import BOTH, EDGES, REAL, SOURCE, TRANSLATED, Labelled, Study
 from dasd_utils.runtime import images, small_cnn
 
-SETTINGS = {"return_step": 300, "forward_steps": 2, "generation_steps": 2, "form": "offset",
+SETTINGS = {"return_step": 300, "forward_steps": 3, "generation_steps": 2, "form": "offset",
             "reference": ("a painting",), "target": ("a sketch",), "strengths": (1.0, 2.0)}  # fmt: skip
 TARGET = "toyworld:sketch"
 
@@ -155,8 +155,12 @@ def test_what_is_kept_is_not_made_again(study, rows, monkeypatch):
 def test_seeds_share_the_inversion_and_not_the_translation(study, rows):
     folder = translation.resolve(study.config.output_dir)
     assert len(list(folder.glob("inverted-*.safetensors"))) == 3  # 6 to choose a strength, 16 and 12
-    own = [translation.pictures(study.config, seed, study.images["paintings", "test"]) for seed in (0, 1)]
+    found = study.images["paintings", "test"]
+    own = [translation.pictures(study.config, seed, found) for seed in (0, 1)]
     assert len(own[0]) == 12 and own[0][0].tobytes() != own[1][0].tobytes()
+    again = translation.by_settings(translation.trained(study.config, 0), found.images[:2])
+    pairs = [np.stack(both).astype(int) for both in zip(again, own[0], strict=False)]
+    assert max(np.abs(one - other).max() for one, other in pairs) <= 1  # as the command does it
 
 
 def test_nothing_that_translates_ever_loads_the_target(study, tmp_path, monkeypatch):
@@ -176,13 +180,20 @@ def test_the_strength_is_the_one_that_words_find_nearest(config, monkeypatch):
 
     def denoised(pipeline, config, noisy, amount):
         seen.append(amount)
-        return [disc((0, 0, 0))] * len(noisy)
+        return [disc((0, 0, 0)).resize((32, 32))] * len(noisy)
 
     pipeline = translation.trained(config, 0)
-    distances = iter([0.7, 0.4])
+    distances, shown = iter([0.7, 0.4]), []
     monkeypatch.setattr(translation, "denoised", denoised)
-    monkeypatch.setattr(translation.objective, "direction_loss", lambda *a: torch.tensor(next(distances)))
+    loss = lambda *given: shown.append(given) or torch.tensor(next(distances))  # noqa: E731
+    monkeypatch.setattr(translation.objective, "direction_loss", loss)
     assert translation.strength(pipeline, config) == 2.0 and seen == [1.0, 2.0]
+    words = translation.objective.Words(config, translation.objective.settings(config), torch.device("cpu"))
+    after, before, direction, form = shown[0]
+    torch.testing.assert_close(after, words.embed(images.to_pixels(denoised(None, None, after, 0))))
+    paintings = data.load_domain(config.domains[0], config).images
+    torch.testing.assert_close(before, words.embed(images.to_pixels(paintings)))
+    assert torch.equal(direction, words.direction) and form == "offset"
 
 
 def test_each_set_is_what_its_name_says(study, rows, monkeypatch):
@@ -266,8 +277,8 @@ def test_files_are_translated_by_the_command(study, rows, tmp_path):
     said = dasd("translate", tmp_path / "in", "--checkpoint", run, "--strength", 0)
     new = [Path(path) for path in said["images"]]
     assert [path.name for path in new] == ["000_0.png", "001_1.png"]
-    picture = images.open_file(tmp_path / "in" / "0.png")
-    back = translation.translate(sampling.load_trained_pipeline(run), [picture], 300, 2, 2, 0.0)
+    pictures = [images.open_file(tmp_path / "in" / f"{number}.png") for number in range(2)]
+    back = translation.translate(sampling.load_trained_pipeline(run), pictures, 300, 3, 2, 0.0)
     assert images.open_file(new[0]).tobytes() == back[0].tobytes() and back[0].size == (32, 32)
     (tmp_path / "broken.png").write_text("no picture")
     (tmp_path / "empty").mkdir()
