@@ -273,10 +273,9 @@ def _are_copies(found: images.Inspection, test: images.Inspection, threshold: fl
     flat = _comparable(np.concatenate([each.thumbnails[rows] for each, rows in parts]))
     count = len(found.readable())
     known = {test.ids[i] for i in test.readable()}
-    near = [
-        _near(flat[:count], flat[count:], start, threshold).any(axis=1) for start in range(0, count, AT_ONCE)
-    ]
-    return np.concatenate(near) | [found.ids[i] in known for i in found.readable()]
+    parts = np.array_split(flat[:count], count // AT_ONCE + 1)
+    near = np.concatenate([(part @ flat[count:].T > threshold).any(axis=1) for part in parts])
+    return near | [found.ids[i] in known for i in found.readable()]
 
 
 def duplicate_groups(ids: Sequence[str], thumbnails: np.ndarray, threshold: float) -> np.ndarray:
@@ -289,15 +288,12 @@ def duplicate_groups(ids: Sequence[str], thumbnails: np.ndarray, threshold: floa
     flat = _comparable(thumbnails)[first]
     groups = np.full(len(flat), -1)
     for start in range(0, len(flat), AT_ONCE):
-        for row, near in enumerate(_near(flat, flat, start, threshold), start):
-            if groups[row] < 0:
-                groups[near & (groups < 0)] = row
-                groups[row] = row
+        rest = groups[start:]
+        for row, near in enumerate(flat[start : start + AT_ONCE] @ flat[start:].T > threshold):
+            if rest[row] < 0:
+                rest[near & (rest < 0)] = start + row
+                rest[row] = start + row
     return groups[inverse]
-
-
-def _near(flat: np.ndarray, others: np.ndarray, start: int, threshold: float) -> np.ndarray:
-    return flat[start : start + AT_ONCE] @ others.T > threshold
 
 
 def _comparable(thumbnails: np.ndarray) -> np.ndarray:
