@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from dasd_utils.apps import batch_size
 from dasd_utils.apps.cli import main as cli
-from dasd_utils.apps.cli import options, runs
+from dasd_utils.apps.cli import runs
 from dasd_utils.config import Config, DasdError
 
 runner = CliRunner()
@@ -140,37 +140,6 @@ def test_export_writes_the_files_a_card_and_samples(trained, tmp_path, kind, lor
     assert all((out / file).is_file() for file in printed["files"])
     assert printed["upload"] == f"hf upload OWNER/NAME {out}"
     assert "max_train_steps" in (out / "README.md").read_text()
-
-
-def ended(monkeypatch, *words):
-    """Return the exit status of a command line."""
-    monkeypatch.setattr(sys, "argv", ["dasd", *words])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return stop.value.code or 0
-
-
-@pytest.mark.parametrize("words", [["trian"], ["train", "--sead", "3"], ["verify"], ["train", "--seed", "x"]])
-def test_words_that_are_not_understood_are_the_users_error(words, monkeypatch, capsys):
-    assert ended(monkeypatch, *words) == 1
-    assert "Usage" in capsys.readouterr().err
-
-
-def test_exit_status_of_help_a_stop_and_a_fault(monkeypatch, capsys):
-    assert ended(monkeypatch, "train", "--help") == 0
-
-    def raising(error):
-        def read(*_, **__):
-            raise error
-
-        monkeypatch.setattr(options.Settings, "read", read)
-
-    raising(KeyboardInterrupt())
-    assert ended(monkeypatch, "train") == 130
-    raising(ZeroDivisionError("no"))
-    assert ended(monkeypatch, "train") == 2
-    raising(DasdError("yours"))
-    assert ended(monkeypatch, "train") == 1 and "dasd: yours" in capsys.readouterr().err
 
 
 def commands():

@@ -11,6 +11,7 @@ import pytest
 from dasd_utils import __main__ as entry
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import options
+from dasd_utils.config import DasdError
 
 DASD = [sys.executable, "-m", "dasd_utils"]
 
@@ -21,6 +22,15 @@ def ended(monkeypatch, *words):
     with pytest.raises(SystemExit) as stop:
         entry.main()
     return stop.value.code or 0
+
+
+def raising(error, monkeypatch):
+    """Let every command that reads a config end in an error."""
+
+    def read(*_, **__):
+        raise error
+
+    monkeypatch.setattr(options.Settings, "read", read)
 
 
 def test_the_package_is_the_command():
@@ -54,10 +64,7 @@ def test_a_full_output_device_is_named():
     (ModuleNotFoundError("No module named 'voila'", name="voila"), "pip install voila"),
 ])  # fmt: skip
 def test_what_the_machine_refuses_is_no_fault_of_the_program(error, said, monkeypatch, capsys):
-    def read(*_, **__):
-        raise error
-
-    monkeypatch.setattr(options.Settings, "read", read)
+    raising(error, monkeypatch)
     assert ended(monkeypatch, "clean") == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and said in lines[0]
@@ -88,3 +95,20 @@ def test_an_interrupt_while_it_loads_ends_without_a_traceback(monkeypatch):
     monkeypatch.delattr("dasd_utils.apps.cli.main")
     monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
     assert ended(monkeypatch, "--help") == 130
+
+
+@pytest.mark.parametrize("words", [["trian"], ["train", "--sead", "3"], ["verify"], ["train", "--seed", "x"]])
+def test_words_that_are_not_understood_are_the_users_error(words, monkeypatch, capsys):
+    assert ended(monkeypatch, *words) == 1
+    assert "Usage" in capsys.readouterr().err
+
+
+def test_exit_status_of_help_a_stop_and_a_fault(monkeypatch, capsys):
+    assert ended(monkeypatch, "train", "--help") == 0
+
+    raising(KeyboardInterrupt(), monkeypatch)
+    assert ended(monkeypatch, "train") == 130
+    raising(ZeroDivisionError("no"), monkeypatch)
+    assert ended(monkeypatch, "train") == 2
+    raising(DasdError("yours"), monkeypatch)
+    assert ended(monkeypatch, "train") == 1 and "dasd: yours" in capsys.readouterr().err
