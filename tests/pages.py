@@ -38,13 +38,6 @@ def find_browser(*packages: str) -> str:
     return found
 
 
-def screenshot(page, folder: Path, name: str) -> None:
-    """Save a picture of the page, into DASD_SCREENSHOTS if that is set."""
-    place = Path(os.environ.get("DASD_SCREENSHOTS") or folder)
-    place.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=place / f"{folder.name}_{name}.png", full_page=True)
-
-
 def free_port() -> int:
     """Return a port that nobody uses now."""
     with socket.socket() as probe:

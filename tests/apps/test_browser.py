@@ -58,19 +58,13 @@ def browser():
 
 @pytest.fixture
 def page(browser, tmp_path):
-    """Return a new page that waits for a busy machine; a picture of its last state stays."""
+    """Return a new page that waits for a busy machine; `last.png` shows how it ended."""
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
     opened.set_default_timeout(1000 * pages.SLOW)
     yield opened
     with contextlib.suppress(Exception):  # a page that crashed has no picture
-        pages.screenshot(opened, tmp_path, "last")
+        opened.screenshot(path=tmp_path / "last.png", full_page=True)
     opened.close()
-
-
-@pytest.fixture
-def take(page, tmp_path):
-    """Return a function that saves a named picture of the page."""
-    return lambda name: pages.screenshot(page, tmp_path, name)
 
 
 @pytest.fixture
@@ -116,7 +110,7 @@ def wait_for_another(page, before: str | None) -> str:
     return picture(page)
 
 
-def try_out(page, folder, take) -> None:
+def try_out(page, folder) -> None:
     """Type, see the bar, draw, change the seed, put settings back, save."""
     prompt = page.locator("textarea.widget-input, .widget-textarea textarea").first
     prompt.wait_for()
@@ -138,9 +132,7 @@ def try_out(page, folder, take) -> None:
     page.locator("button.jupyter-button", has_text="Generate").click()
     second = wait_for_another(page, first)
     assert page.locator("img.widget-image").count() == 2  # the base model's beside it
-    take("wide")
     page.set_viewport_size({"width": 420, "height": 900})
-    take("narrow")
     page.set_viewport_size({"width": 1280, "height": 900})
     page.locator("button.dasd-thumbnail").last.click()  # the oldest
     wait_for_another(page, second)
@@ -155,14 +147,14 @@ def try_out(page, folder, take) -> None:
     assert drawings.draw_again(file).tobytes() == Image.open(file).tobytes()
 
 
-def test_the_playground_served_by_voila(voila, page, tmp_path, take):
+def test_the_playground_served_by_voila(voila, page, tmp_path):
     page.goto(voila)
-    try_out(page, tmp_path, take)
+    try_out(page, tmp_path)
 
 
-def test_the_playground_in_jupyterlab(lab, page, tmp_path, take):
+def test_the_playground_in_jupyterlab(lab, page, tmp_path):
     lab(PLAYGROUND)
-    try_out(page, tmp_path, take)
+    try_out(page, tmp_path)
 
 
 @pytest.fixture
@@ -178,14 +170,12 @@ def config(tmp_path) -> Config:
 
 
 @pytest.mark.parametrize("next_cell", ["1 + 1", "history = running.result()"], ids=["free", "waiting"])
-def test_the_stop_button_leaves_a_run_that_goes_on(lab, page, config, tmp_path, take, next_cell):
+def test_the_stop_button_leaves_a_run_that_goes_on(lab, page, config, tmp_path, next_cell):
     """Also where the next cell waits for the run, as "run all cells" makes it."""
     lab(TRAINING, next_cell)
     page.wait_for_function(DRAWN)
-    take("running")
     page.locator("button.jupyter-button", has_text="Stop").click()
     page.get_by_text("Stopped after step").first.wait_for()
-    take("stopped")
     newest = checkpoints.newest_checkpoint(tmp_path / "run" / "checkpoints")
     done = checkpoints.checkpoint_step(newest)
     assert 5 <= done < 5000 and len(training.load_history(tmp_path / "run")) == done

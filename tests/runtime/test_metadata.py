@@ -93,7 +93,10 @@ def test_several_labels_are_named_together(tmp_path, config):
     ("text", "words"),
     [
         ('{"file_name": "0.png", "text": "a", "text": "b"}', "line 1: the key 'text' stands twice"),
-        ('{"file_name": "0.png", "text": "a"}\n7', "line 2: expected an object"),
+        ('{"file_name": "0.png", "text": "a"}\n\n7', "line 3: expected an object"),
+        ('{"file_name": "0.png"}', "line 1: expected an object"),
+        ('{"file_name": 1, "text": "a"}', "line 1: expected an object"),
+        ('{"file_name": "0.png",', "line 1: Expecting property name"),
         ('{"a":' * 100_000, "line 1: maximum recursion"),
         ("PAR1 is no parquet", "metadata.parquet cannot be read"),
         ("file_name,text\n0.png,a dog, running", "line 2: 2 fields are expected"),
@@ -106,4 +109,4 @@ def test_rows_that_say_no_captions(tmp_path, text, words):
     path = tmp_path / f"metadata.{kind}"
     path.write_text(text)
     with refused(words):
-        metadata.read(path)
+        metadata.read(path, "text")
