@@ -295,7 +295,7 @@ def rooms_of(root: Path = ROOT) -> dict[str, Code]:
     """Return the code by room: "core", a folder ("study"), or a part of papers or apps ("papers/editing")."""
     package = root / "dasd_utils"
     sources: dict[str, list[str]] = {}
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted([*package.rglob("*.py"), *package.rglob("*.json")]):  # texts in JSON are Python, too
         folder, *below = path.relative_to(package).with_suffix("").parts
         room = f"{folder}/{below[0]}" if folder in ("papers", "apps") else folder
         room = room if below or folder == "__main__" else "core"  # nothing imports how a package is started

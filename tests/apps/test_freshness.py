@@ -42,6 +42,7 @@ FILES = {
     "dasd_utils/used.py": USED,
     "dasd_utils/runtime/inner.py": INNER,
     **{f"dasd_utils/{name}.py": "VALUE = 1\n" for name in OTHERS},
+    "dasd_utils/toyworld/words.json": '{"one": ["ship"]}',
     "data/weights/a.bin": "1",
     "data/weights/README.md": "1",
     "data/results/bench_speed.json": "1",
@@ -81,6 +82,7 @@ def test_a_stamp_holds_what_the_notebook_reaches_and_no_more(repository):
     [
         ("dasd_utils/used.py", "return x", "return x + 1", ["core"]),
         ("dasd_utils/toyworld/__init__.py", "1", "2", ["toyworld"]),
+        ("dasd_utils/toyworld/words.json", "ship", "boat", ["toyworld"]),
         ("dasd_utils/apps/started.py", "1", "2", ["apps/started"]),
         ("dasd_utils/runtime/inner.py", "weights", "other", ["runtime", "data/weights"]),
         ("dasd_utils/used.py", "runtime import inner", "study import charts", [
