@@ -140,15 +140,11 @@ def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:
     standard error of the best; of these the one with the fewest predictions, then the least CMMD.
     """
     nearest = min(candidates, key=lambda c: _value(c.cmmd))
-    close = [c for c in candidates if _value(c.cmmd) <= _value(nearest.cmmd) + _error(nearest.cmmd)]
+    close = [c for c in candidates if _value(c.cmmd) <= _value(nearest.cmmd) + nearest.cmmd.variance**0.5]
     best = max(close, key=lambda c: _value(c.follows))
-    close = [c for c in close if _value(c.follows) >= _value(best.follows) - _error(best.follows)]
+    close = [c for c in close if _value(c.follows) >= _value(best.follows) - best.follows.variance**0.5]
     return min(close, key=lambda c: (c.calls, _value(c.cmmd)))
 
 
 def _value(estimate: Estimate) -> float:
     return estimate.values.mean().item()
-
-
-def _error(estimate: Estimate) -> float:
-    return estimate.draws.mean(dim=1).std().item()

@@ -81,6 +81,8 @@ def test_the_share_of_the_gap_by_hand():
     half_right[:, ::2] = 1  # by all seeds alike: what is left are the images
     _, least, most = adaptation.share_of_the_gap(half_right, none[:, :100], full[:, :100])
     assert (most - least) / 2 == pytest.approx(1.984 * 0.5 / 100**0.5, rel=0.1)
+    _, least, most = adaptation.share_of_the_gap(half_right[:, :6], none[:, :6], full[:, :6])
+    assert (most - least) / 2 == pytest.approx(2.571 * (0.3 / 6) ** 0.5, rel=0.05)  # a bootstrap lacks 6 / 5
 
 
 def test_no_share_is_told_where_there_is_no_gap():

@@ -13,7 +13,8 @@ from dasd_utils.study.calibration import Candidate
 
 def estimate(value, error):
     draws = torch.linspace(-1, 1, 101).double()[:, None]
-    return Estimate(torch.tensor([value]).double(), value + draws / draws.std() * error, 10)
+    draws *= error / draws.std() * 0.9**0.5  # a bootstrap of ten prompts lacks 10 / 9
+    return Estimate(torch.tensor([value]).double(), value + draws, 10)
 
 
 def candidate(cmmd, follows, steps=10, scale=2.0, error=0.1):
@@ -24,6 +25,12 @@ def candidate(cmmd, follows, steps=10, scale=2.0, error=0.1):
 def test_the_nearest_wins_if_it_is_clearly_so():
     far, near = candidate(2.0, 0.9, steps=5), candidate(1.0, 0.5)
     assert calibration.choose_candidate([far, near]) is near
+
+
+def test_the_standard_error_is_that_of_prompts():
+    assert estimate(2.0, 0.1).variance == pytest.approx(0.01)
+    near, far = candidate(1.0, 0.5), candidate(1.099, 0.6, steps=30)
+    assert calibration.choose_candidate([near, far]) is far
 
 
 def test_within_an_error_the_prompt_decides_then_the_price():
