@@ -87,6 +87,7 @@ LOGGED = """Where losses, pictures and scores are logged: auto (TensorBoard wher
 names with commas, as tensorboard,wandb."""
 PROFILE = option("auto", AUTO, complete=lambda: ["auto", *PROFILES])
 SEED = option(None, "Seed of everything that is random.", show_default=CONFIGS)
+JSON_OF = "JSON of the fields that differ from the profile's; its paths start at the repository."
 RUN_OR = "A run folder or an adapter folder."
 OF_CHECKPOINT = "that of --checkpoint, else the config's"
 LOGS = ("auto", "none", "tensorboard", "wandb", "mlflow", "trackio")
@@ -151,7 +152,7 @@ class Settings:
     """The options that name a config."""
 
     profile: str = PROFILE
-    config: Path | None = option(None, "JSON of the fields that differ from the profile's.", metavar="FILE")
+    config: Path | None = option(None, JSON_OF, metavar="FILE")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():  # those that were not given
