@@ -74,8 +74,8 @@ def test_subfolders_are_labels(tmp_path):
 
 
 def test_label_column_of_metadata(tmp_path):
-    opened = album(tmp_path, NUMBERED, [{"class": label} for label in ("dog", "cat", "dog", None)])
-    table = {"dog": "a dog", "cat": "a cat", "": ""}
+    opened = album(tmp_path, NUMBERED, [{"class": label} for label in ("dog", "cat", "dog|Old_Cat", None)])
+    table = {"dog": "a dog", "cat": "a cat", "dog|Old_Cat": "a dog and old cat", "": ""}
     assert find_captions(opened).entry == {"label_column": "class", "label_captions": table}
 
 

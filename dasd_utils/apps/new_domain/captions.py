@@ -195,8 +195,8 @@ def from_labels(album: Album, sentence: str | None = None) -> Captions:
 
 
 def _with_label(sentence: str | None, label: str) -> str:
-    """Return the sentence, or "a dog", for a label, or for several as data.label_names joins them."""
-    word = " and ".join(words_of(part) for part in label.split(", "))
+    """Return the sentence, or "a dog", for a label, or for several in one text ("dog, cat" or "dog|cat")."""
+    word = " and ".join(filter(None, map(words_of, re.split("[,;|]", label))))
     plural = word.endswith("s") and not word.endswith("ss")
     sentence = sentence or ("{label}" if plural else "a {label}")
     if word[0] in "aeiou":
