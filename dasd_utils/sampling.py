@@ -48,11 +48,6 @@ log = logging.getLogger(__name__)
 # Noise: it depends on the seed and the image's number alone, not on the batch.
 
 
-def fresh_seed() -> int:
-    """Return a random seed; the global generators stay untouched."""
-    return secrets.randbits(32)
-
-
 def seeds_for(seed: int | Sequence[int], count: int) -> list[int]:
     """Return one seed per prompt: a list as it is, a number repeated; DasdError for what does not fit."""
     seeds = list(seed) if isinstance(seed, Sequence) else [seed] * count
@@ -318,7 +313,7 @@ class DasdPipeline:
         """Return {"domain", "image", "settings", "prompt"} of the source and each domain, from one noise."""
         classifier.check_prompts([prompt])
         plain = classifier.without_tokens(prompt, self.config.domains)
-        seed = fresh_seed() if seed is None else seed
+        seed = secrets.randbits(32) if seed is None else seed
         rows = []
         for domain in (self.config.source, *self.config.domains):
             image, name, settings, used = self._generate(plain, domain=domain.name, seed=seed)
@@ -342,7 +337,8 @@ class DasdPipeline:
         prompts = classifier.check_prompts(prompt)
         seed = request.seed
         if seed is None:
-            seed = processes.from_main(fresh_seed()) if self.shared else fresh_seed()
+            seed = secrets.randbits(32)  # the global generators stay untouched
+            seed = processes.from_main(seed) if self.shared else seed
         wanted = zip(prompts, self._domains(prompts, request), seeds_for(seed, len(prompts)), strict=True)
         jobs = [self._job(prompt, domain, number, request) for prompt, domain, number in wanted]
         return [[dataclasses.replace(job, index=i) for i in range(request.num_images)] for job in jobs]
@@ -394,8 +390,7 @@ class DasdPipeline:
         return calibration, tuple(wanted)
 
     def _check_steps(self, name: str, count: int) -> None:
-        """Raise DasdError for steps that the scheduler cannot take: each has limits of its own, so they are
-        tried, once, on a latent of one number."""
+        """Raise DasdError for steps that the scheduler cannot take; they are tried on one number, once."""
         if (name, count) in self._tried:
             return
         limit, one = self.parts.noise_scheduler.config.num_train_timesteps, torch.zeros(1, 1, 1, 1)
@@ -425,9 +420,16 @@ class DasdPipeline:
 
     def _sample(self, jobs: list[Job]) -> list[Image.Image]:
         """Return the images of jobs, in their order; of several processes each samples a part."""
-        batches, size = self._batches(jobs), self.config.model.resolution
+        size = self.config.model.resolution
         if (most := 4 * len(jobs) * size**2) > LARGE:
             log.warning("%d images take %.1f GB of memory: `stream` keeps none.", len(jobs), most / 1e9)
+        groups: dict[Any, list[int]] = {}  # places of jobs that can be sampled together
+        for place, job in enumerate(jobs):
+            groups.setdefault(job.batch_key, []).append(place)
+        count = min(self.batch_size, math.ceil(len(jobs) / (processes.count() if self.shared else 1)))
+        batches = [group[i : i + count] for group in groups.values() for i in range(0, len(group), count)]
+        if self.shared:
+            batches = batches[processes.share(len(batches))]
         sampled: dict[int, Image.Image] = {}
         shown = self.progress and len(batches) > 1
         with bars.short_bar(None, "images", sum(map(len, batches)), shown=shown, unit="image") as bar:
@@ -441,16 +443,6 @@ class DasdPipeline:
         for place, image in sampled.items():
             pixels[place] = torch.from_numpy(np.asarray(image).copy())
         return list(map(Image.fromarray, processes.sum_tensor(pixels).numpy()))
-
-    def _batches(self, jobs: Sequence[Job]) -> list[list[int]]:
-        """Return the places of jobs that are sampled together, of this process's share."""
-        groups: dict[Any, list[int]] = {}
-        for place, job in enumerate(jobs):
-            groups.setdefault(job.batch_key, []).append(place)
-        count = processes.count() if self.shared else 1
-        size = min(self.batch_size, math.ceil(len(jobs) / count))
-        batches = [places[i : i + size] for places in groups.values() for i in range(0, len(places), size)]
-        return batches[processes.share(len(batches))] if self.shared else batches
 
     @torch.no_grad()
     def _latents(self, jobs: Sequence[Job]) -> Tensor:
@@ -517,14 +509,12 @@ class DasdPipeline:
 
 def calibrated(config: Config, path: str | Path) -> Config:
     """Return the config with the calibrations of a file {"<domain>": {"guidance_scale": ...}, ...}."""
-    table = files.read_json(Path(path), "The calibrations that `dasd calibrate` writes")
-    try:
-        changes = {config.domain(name).name: dict(fields) for name, fields in table.items()}
-    except (AttributeError, TypeError) as error:
-        raise DasdError(f"{path} must be a JSON object of calibrations by domain: {error}.") from None
+    table = files.read_object(Path(path), "The calibrations that `dasd calibrate` writes")
+    changes = {config.domain(name).name: fields for name, fields in table.items()}
     values = config.to_dict()
     for domain in (values["source"], *values["domains"]):
-        domain["calibration"] |= changes.get(domain["name"], {})
+        own = changes.get(domain["name"], {})
+        domain["calibration"] = domain["calibration"] | own if isinstance(own, dict) else own
     return Config.from_dict(values)
 
 

@@ -421,6 +421,7 @@ def test_calibrations_of_a_run_replace_those_of_the_config(run):
 
 
 WRONG = {"[]": "JSON object", "{": "is no JSON", '{"xry": {}}': "xray", '{"xray": {"steps": 1}}': "steps"}
+WRONG |= {'{"xray": 5}': "calibration"}
 
 
 @pytest.mark.parametrize(("content", "message"), WRONG.items())
