@@ -400,11 +400,17 @@ class Config:
         return cls._of_profile(values.get("profile", "auto"), values)
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON and return the path."""
+        """Write JSON, complete or not at all, and return the path."""
         check_path(path)
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf8")
+        part = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf8")
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise DasdError(f"The config cannot be written to {path}: {error.strerror}.") from error
         return path
 
     @classmethod

@@ -121,8 +121,11 @@ def save(figure: matplotlib.figure.Figure, path: str | Path, dpi: int = 120) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")  # one that a killed process left is written over
     settings = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
-    figure.savefig(temporary, dpi=dpi, **settings if path.suffix == ".png" else {})
-    os.replace(temporary, path)
+    try:
+        figure.savefig(temporary, dpi=dpi, **settings if path.suffix == ".png" else {})
+        os.replace(temporary, path)
+    finally:  # nothing half-written stays
+        temporary.unlink(missing_ok=True)
     return path
 
 

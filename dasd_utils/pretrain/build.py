@@ -340,8 +340,8 @@ def _encode_paintings(vae: AutoencoderKL, work: Path, progress: bool) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             parts.append(vae.encode(pixels).latent_dist.mean.float())
     latents = torch.cat(parts).contiguous()
-    save_file({"latents": latents}, work / "part.latents", metadata={"vae": key})
-    (work / "part.latents").replace(path)
+    with files.atomic_write(path, "The latents") as part:
+        save_file({"latents": latents}, part, metadata={"vae": key})
     return latents
 
 
@@ -439,19 +439,17 @@ def assemble(config: PretrainConfig, work: Path, progress: bool = True) -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    part = work / "assembled"
-    shutil.rmtree(part, ignore_errors=True)
-    pipeline.to(dtype=torch.float16).save_pretrained(part)
-    for saved in (clip.half(), tokenizer, processor):
-        saved.save_pretrained(part / "clip")
-    train_attribute_classifier(config, work, progress).save(part / "reader")
+    attributes = train_attribute_classifier(config, work, progress)
     made_by = {k: v for k, v in asdict(config).items() if not k.endswith("_dir")}
-    (part / "pretrain.json").write_text(json.dumps(made_by, indent=2) + "\n")
     folder = resolve(config.output_dir)
-    if (folder / "README.md").exists():
-        shutil.copy2(folder / "README.md", part)
-    with files.atomic_folder(folder, "The base model") as fresh:
-        shutil.copytree(part, fresh, dirs_exist_ok=True)
+    with files.atomic_folder(folder, "The base model") as new:
+        pipeline.to(dtype=torch.float16).save_pretrained(new)
+        for saved in (clip.half(), tokenizer, processor):
+            saved.save_pretrained(new / "clip")
+        attributes.save(new / "reader")
+        files.write_json(new / "pretrain.json", made_by, "The settings")
+        if (folder / "README.md").exists():
+            shutil.copy2(folder / "README.md", new)
     return folder
 
 

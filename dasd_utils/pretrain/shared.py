@@ -8,7 +8,6 @@ that was kept where its decay began.
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -219,7 +218,7 @@ def fingerprint(*folders: Path) -> str:
 def _checkpoint(
     folder: Path, plan: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
 ) -> None:
-    """Write one safetensors file and rename it: a broken write leaves the old one.
+    """Write one safetensors file: a broken write leaves the old one.
 
     Where the decay begins, the kept copy comes first: the file that says "done so far" is never without it.
     """
@@ -228,12 +227,9 @@ def _checkpoint(
         tensors[f"ema.{i}"] = shadow.contiguous()
         for name, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{i}.{name}"] = value.contiguous()
-    part = folder / "part.safetensors"
-    save_file(tensors, part, metadata=plan)
-    if plan["step"] == plan["decay_starts"]:
-        shutil.copyfile(part, folder / "copy.safetensors")
-        (folder / "copy.safetensors").replace(folder / STABLE)
-    part.replace(folder / LAST)
+    for name in (STABLE, LAST) if plan["step"] == plan["decay_starts"] else (LAST,):
+        with files.atomic_write(folder / name, "The checkpoint") as part:
+            save_file(tensors, part, metadata=plan)
 
 
 def _newest(folder: Path, plan: dict[str, str]) -> tuple[Path, int] | None:

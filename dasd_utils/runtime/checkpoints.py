@@ -311,9 +311,9 @@ def write_manifest(folder: Path, written: Iterable[Path], **more: Any) -> None:
     """Write the manifest of files in a folder: size and SHA-256 of each."""
     described = {file.relative_to(folder).as_posix(): describe_file(file) for file in sorted(written)}
     text = json.dumps({"format": 1, **more, "files": described}, indent=1)
-    manifest = folder / MANIFEST
-    manifest.write_text(text + "\n", encoding="utf8")
-    _sync(manifest)
+    with files.atomic_write(folder / MANIFEST, "The manifest") as temporary:
+        temporary.write_text(text + "\n", encoding="utf8")
+        _sync(temporary)
 
 
 def verify_manifest(path: Path) -> list[str]:

@@ -7,6 +7,8 @@ import sys
 
 import nbformat
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from dasd_utils import __main__ as entry
 from dasd_utils.apps.cli import main as cli
@@ -61,6 +63,9 @@ def test_a_full_output_device_is_named():
     (OSError(28, "No space left on device", "a.png"), "a.png: No space left on device"),
     (FileExistsError(17, "File exists", "list.json"), "list.json: File exists"),
     (MemoryError(), "too little free memory"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "too little free memory"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried"), "too little free memory"),
+    (SafetensorError("I/O error: No space left on device (os error 28)"), "disk is full"),
     (ModuleNotFoundError("No module named 'voila'", name="voila"), "pip install voila"),
 ])  # fmt: skip
 def test_what_the_machine_refuses_is_no_fault_of_the_program(error, said, monkeypatch, capsys):

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import filelock
 import pytest
+import torch
+from PIL import Image
 
-from dasd_utils.config import DasdError
-from dasd_utils.runtime import files
+from dasd_utils import figures
+from dasd_utils.config import Config, DasdError
+from dasd_utils.runtime import checkpoints, files, images
 
 FULL = OSError(28, "No space left on device")
 
@@ -140,3 +143,24 @@ def test_without_locks_work_goes_on(tmp_path, monkeypatch, caplog):
     with files.try_lock(tmp_path / "x.lock") as mine:
         assert mine
     assert "cannot be locked: no locks" in caplog.text
+
+
+@pytest.mark.parametrize("write", [
+    lambda place: Config.setup("tiny").save(place / "config.json"),
+    lambda place: checkpoints.write_manifest(place, []),
+    lambda place: checkpoints.write_rows(place / "history.jsonl", [{"step": 1}]),
+    lambda place: figures.save(figures.comparison_grid({"a": [Image.new("RGB", (8, 8))]}), place / "a.png"),
+    lambda place: images.save_samples(place / "a.parquet", [Image.new("RGB", (8, 8))], ["a"], [1]),
+    lambda place: checkpoints.write_checkpoint(place, 1, {"a": {"w": torch.zeros(9000)}}, {}),
+], ids=["config", "manifest", "history", "figure", "samples", "checkpoint"])  # fmt: skip
+def test_a_full_disk_leaves_nothing_of_any_file(tmp_path, write):
+    """A limit of file sizes refuses in the middle of a write, as a full disk does."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises((DasdError, OSError), match="File too large"):
+            write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 from typing import Annotated
 
@@ -48,9 +49,14 @@ def main() -> None:
         fail(f"The package {error.name} is missing here: pip install {error.name}", 1)
     except OSError as error:
         fail(f"{error.filename or 'The output'}: {error.strerror}" if error.strerror else str(error), 1)
-    except MemoryError:
-        fail("This machine has too little free memory for that: close other programs, or ask for less.", 1)
     except Exception as error:
+        said = f"{type(error).__name__} {error}"  # torch and safetensors have kinds of their own
+        if re.search("MemoryError|out of memory|allocate memory", said):
+            fail(
+                "This machine has too little free memory for that: close other programs, or ask for less.", 1
+            )
+        if re.search("No space left|File too large|quota exceeded", said):
+            fail("The disk is full, or a file larger than is allowed here: make room, then start again.", 1)
         fail(f"{type(error).__name__}: {error} (a fault of the program: `dasd --debug ...` says where)", 2)
 
 
