@@ -38,10 +38,17 @@ def ends(rows: Rows) -> np.ndarray:
     return np.array([figures.interval(row) for row in rows]).reshape(-1, 2).T
 
 
-def draw_cross(axes: Axes, x: Row, y: Row, color: str) -> None:
-    """Draw the intervals of one point in both directions."""
-    axes.plot(figures.interval(x), [y["value"]] * 2, color=color, linewidth=0.6)
-    axes.plot([x["value"]] * 2, figures.interval(y), color=color, linewidth=0.6)
+def draw_points(
+    axes: Axes, pairs: Sequence[tuple[Row, Row]], label: str, number: int, **settings: Any
+) -> tuple[list[float], list[float]]:
+    """Draw pairs of rows as points whose intervals are thin crosses; return xs and ys."""
+    thin = {"color": look(number)["color"], "linewidth": 0.6}
+    for x, y in pairs:
+        axes.plot(figures.interval(x), [y["value"]] * 2, **thin)
+        axes.plot([x["value"]] * 2, figures.interval(y), **thin)
+    xs, ys = [x["value"] for x, _ in pairs], [y["value"] for _, y in pairs]
+    axes.plot(xs, ys, label=label, **look(number), **settings)
+    return xs, ys
 
 
 def metric_panels(
@@ -155,9 +162,8 @@ def trade_chart(rows: Rows, source: str, metric: str = "cmmd") -> Figure:
     for axes, domain in zip(np.ravel(figure.subplots(1, len(domains))), domains, strict=True):
         methods = [m for m, d in scored if d == domain and (m, source) in scored]
         for number, method in enumerate(methods):
-            x, y = scored[method, source], scored[method, domain]
-            draw_cross(axes, x, y, look(number)["color"])
-            axes.plot(x["value"], y["value"], linestyle="none", markersize=6, label=method, **look(number))
+            pair = scored[method, source], scored[method, domain]
+            draw_points(axes, [pair], method, number, linestyle="none", markersize=6)
         axes.set(title=domain, xlabel=f"{source}, adapter on: {label}", ylabel=f"{domain}: {label}")
     legend_below(figure, rows, 3)
     return figure
@@ -227,11 +233,8 @@ def fit_chart(rows: Rows, curves: Sequence[str], x: str = "cmmd", y: str = "attr
     axes = figure.subplots()
     for number, (name, own) in enumerate(found.items()):
         pairs = [(point["metrics"][x], point["metrics"][y]) for point in own]
-        for one, other in pairs:
-            draw_cross(axes, one, other, look(number)["color"])
         joined = "none" if "domain_scale" in own[0] else "-"
-        xs, ys = [one["value"] for one, _ in pairs], [other["value"] for _, other in pairs]
-        axes.plot(xs, ys, linestyle=joined, linewidth=1.2, markersize=4, label=name, **look(number))
+        xs, ys = draw_points(axes, pairs, name, number, linestyle=joined, linewidth=1.2, markersize=4)
         for i in (0, -1) if joined == "-" else ():
             beside = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
             scale = f"{own[i]['guidance_scale']:g}"

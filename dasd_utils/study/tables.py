@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -72,19 +71,17 @@ class Records:
         self.start, self.seed = {"domain": domain}, seed
         self.rows: list[ResultRow] = []
 
-    def note(
-        self, method: str, metric: str, estimate: tuple[float, float, float], n: int, **more: Any
-    ) -> ResultRow:
+    def note(self, method: str, metric: str, estimate: tuple[float, float, float], n: int) -> ResultRow:
         """Keep (value, low, high) of n samples, and return the row."""
         named = dict(zip(("value", "low", "high"), estimate, strict=True))
-        row = {"method": method, **self.start, "metric": metric, **named, "n": n, "seed": self.seed, **more}
+        row = {"method": method, **self.start, "metric": metric, **named, "n": n, "seed": self.seed}
         self.rows.append(row)
         return row
 
-    def mean(self, method: str, metric: str, each: Tensor, **more: Any) -> ResultRow:
+    def mean(self, method: str, metric: str, each: Tensor) -> ResultRow:
         """Keep the mean of (n,) with its 95 % interval, and return the row."""
         interval = metrics.bootstrap_interval(each, seed=self.seed)
-        return self.note(method, metric, (each.mean().item(), *interval), len(each), **more)
+        return self.note(method, metric, (each.mean().item(), *interval), len(each))
 
     def jackknife(self, method: str, metric: str, statistic: Callable[[Tensor], float], n: int) -> ResultRow:
         """Keep a statistic of n samples with its interval by leaving each out once, and return the row."""

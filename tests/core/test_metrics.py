@@ -91,20 +91,10 @@ def test_clip_score_by_hand():
         metrics.clip_score(images, texts[:1])
 
 
-@pytest.mark.parametrize("n", [2, 3, 10])
-def test_a_derangement_moves_everything(n):
-    for seed in range(20):
-        order = metrics.derangement(n, seed)
-        assert sorted(order.tolist()) == list(range(n))
-        assert (order != torch.arange(n)).all()
-    assert torch.equal(metrics.derangement(n, 3), metrics.derangement(n, 3))
-
-
 def test_the_shuffled_floor_never_uses_a_text_of_the_same_prompt():
     eye = torch.eye(3).repeat_interleave(4, dim=0)  # four images of each of three orthogonal prompts
-    groups = [g for g in range(3) for _ in range(4)]
     assert metrics.clip_score(eye, eye) == 1
-    assert metrics.shuffled_scores(eye, eye, groups).max() == 0
+    assert metrics.shuffled_scores(eye, eye, [g for g in range(3) for _ in range(4)]).max() == 0
     assert metrics.shuffled_scores(eye, eye).max() > 0  # without groups an equal text can come back
     with pytest.raises(ValueError, match="two different texts"):
         metrics.shuffled_scores(eye, eye, [0] * 12)

@@ -102,9 +102,9 @@ def test_curves_have_a_panel_a_domain_and_a_band_a_method():
 
 def test_rows_hold_all_that_results_need():
     records = Records("sketch", seed=3)
-    row = records.mean("edges", "twin: mae", torch.tensor([0.1, 0.2, 0.3, 0.4]), timestep=50)
+    row = records.mean("edges", "twin: mae", torch.tensor([0.1, 0.2, 0.3, 0.4]))
     assert row["value"] == pytest.approx(0.25) and row["low"] <= 0.25 <= row["high"]
-    assert {"method", "domain", "metric", "n", "seed", "timestep"} <= set(row) and row["n"] == 4
+    assert {"method", "domain", "metric", "n", "seed"} <= set(row) and row["n"] == 4
     value = torch.arange(5.0)
     other = records.jackknife("edges", "way: length", lambda rows: value[rows].mean().item(), 5)
     assert other["value"] == 2.0 and records.rows == [row, other]
