@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -17,10 +19,11 @@ from torch import Tensor
 
 from dasd_utils import config as cfg
 from dasd_utils import models
-from dasd_utils.runtime import files
+from dasd_utils.runtime import checkpoints, files
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # where diffusers looks for it
 SUMMARY_FILE = "adapter.json"
+FEW = 1024  # values of each weight that fingerprints of earlier versions read
 UNET = "unet"  # the folder of a UNet all of whose weights learned, in the layout of diffusers
 UNET_FILES = (f"{UNET}/config.json", f"{UNET}/diffusion_pytorch_model.safetensors")
 
@@ -37,23 +40,36 @@ class Summary:
     base_revision: cfg.Text | None = None
 
 
-def base_fingerprint(parts: models.Parts) -> str:
+def base_fingerprint(parts: models.Parts, values: int | None = None) -> str:
     """Return 16 hex digits of the base's UNet and text encoder: names, shapes, signs of their weights.
 
     Signs are the same in float32, float16 and bfloat16, so that the precision of loading does not matter,
-    while a base trained again has another fingerprint.
+    while a base trained again has another fingerprint. `values`: how many of each weight are read, by default
+    all; earlier versions read FEW of them.
     """
     digest = hashlib.sha256()
+    for name, weight in _base_weights(parts):
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        signs = torch.signbit(weight.flatten()[:values]).cpu().numpy()
+        digest.update(signs.tobytes() if values else np.packbits(signs).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def exact_fingerprint(parts: models.Parts) -> list[str]:
+    """Return [types, SHA-256] of all weights of the base as they are loaded."""
+    weights = [*_base_weights(parts), *(parts.vae.state_dict().items() if parts.vae is not None else ())]
+    digest = hashlib.sha256()
+    for _, weight in weights:
+        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return [" ".join(sorted({str(weight.dtype) for _, weight in weights})), digest.hexdigest()]
+
+
+def _base_weights(parts: models.Parts) -> Iterator[tuple[str, Tensor]]:
+    """Yield names, without LoRA and as every version of transformers has them, and weights of the base."""
     unet = parts.base_weights or dict(parts.unet.named_parameters())
     for named in (unet, dict(parts.text_encoder.named_parameters())):
-        # the names without LoRA, and as every version of transformers has them
         plain = {n.replace(".base_layer.", ".").removeprefix("text_model."): p for n, p in named.items()}
-        for name, parameter in sorted(plain.items()):
-            if "lora_" not in name:
-                digest.update(f"{name}{tuple(parameter.shape)}".encode())
-                signs = torch.signbit(parameter.detach().flatten()[:1024])
-                digest.update(signs.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        yield from ((name, p.detach()) for name, p in sorted(plain.items()) if "lora_" not in name)
 
 
 def adapter_state(parts: models.Parts) -> dict[str, Tensor]:
@@ -167,7 +183,7 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
     """
     folder = Path(folder)
     summary = read_summary(folder)
-    if summary["base_fingerprint"] != base_fingerprint(parts):
+    if summary["base_fingerprint"] not in (base_fingerprint(parts), base_fingerprint(parts, FEW)):
         raise cfg.DasdError(f"The adapter in {folder} belongs to the base {summary['base']!r}, not to "
                             f"{parts.config.model.base!r} as it is now.")  # fmt: skip
     if _trained(parts):
@@ -220,11 +236,29 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     missing = [name for name in needed if not (path.parent / name).is_file()]
     if missing:
         raise cfg.DasdError(f"The adapter in {folder} lacks {', '.join(missing)}.")
+    _check_hashes(path.parent.resolve())
     return values
+
+
+def _check_hashes(folder: Path) -> None:
+    """Raise DasdError for a file of an adapter that is another than the manifest of its run says."""
+    manifest = folder.parent / checkpoints.MANIFEST
+    named = files.read_object(manifest, "The manifest").get("files") if manifest.is_file() else {}
+    for name, expected in named.items() if isinstance(named, dict) else ():
+        file = folder.parent / name
+        ours = name.startswith(f"{folder.name}/")
+        if ours and not (file.is_file() and checkpoints.describe_file(file) == expected):
+            raise cfg.DasdError(f"{file} is not what training wrote: its SHA-256 is not that in {manifest}. "
+                                "Copy the run anew, or train it again.")  # fmt: skip
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except Exception as error:  # safetensors has kinds of its own
         raise cfg.DasdError(f"{path} cannot be read: {error}. Save the adapter again.") from None
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise cfg.DasdError(f"{path} holds NaN or infinity in {name}: it would draw nothing. Train "
+                                "again, with a lower learning_rate.")  # fmt: skip
+    return tensors

@@ -107,6 +107,9 @@ def _check_parts(parts: Parts) -> None:
     if prediction != "epsilon":
         raise cfg.DasdError(f"The base model {base!r} predicts {prediction!r}; training here needs one that "
                             f"predicts the noise ('epsilon').")  # fmt: skip
+    for name in ("unet", "text_encoder", "vae"):
+        if not all(p.sum(dtype=torch.float32).isfinite() for p in parts[name].parameters()):
+            raise cfg.DasdError(f"The {name} of the base {base!r} holds NaN or infinity: fetch it anew.")
     factor = _vae_factor(parts)
     if size % factor:  # images would come out smaller than they went in
         raise cfg.DasdError(f"resolution is {size}; the VAE of {base!r} needs a multiple of {factor}, such "

@@ -265,6 +265,7 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         base = adapters.base_fingerprint(self.parts)
         self.fingerprints = {"base": base, "data": self.sampler.fingerprint}
+        self.base = adapters.exact_fingerprint(self.parts)
         self.updater = Updater(self.config, self.parts)
         self.history: list[HistoryRow] = []
         self.sample_ids: list[str] = []  # of the present step, for the message of a run that fails
@@ -356,7 +357,7 @@ class Run:
         if hasattr(self.objective, "state_dict"):
             tensors["objective"] = self.objective.state_dict()
         state = {"step": step, "updater": values, "config": self.config.to_dict(), **self.fingerprints}
-        state["objective"] = checkpoints.objective_version(self.config)
+        state |= {"objective": checkpoints.objective_version(self.config), "base_weights": self.base}
         if processes.is_main():
             kept = self.config.training.checkpoints_kept
             checkpoints.write_checkpoint(self.checkpoints, step, tensors, state, kept)
@@ -388,6 +389,11 @@ class Run:
         earlier = Config.from_dict(state["config"]).to_dict()  # with the fields that are newer than it
         found = checkpoints.differences(earlier, self.config.to_dict())
         names = {"base": "base model", "data": "training data"}
+        if state["base"] == adapters.base_fingerprint(self.parts, adapters.FEW):  # of an earlier version
+            state["base"] = self.fingerprints["base"]
+        types, weights = state.get("base_weights", self.base)
+        if types == self.base[0] and weights != self.base[1]:  # with other types it ran on another device
+            found.append("base model: other weights")
         found += [f"{names[key]}: another one" for key, now in self.fingerprints.items() if state[key] != now]
         if found:
             raise DasdError(f"The checkpoint {path} is of another run. Different: {'; '.join(found)}. Resume "

@@ -8,6 +8,7 @@ import narrow
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dasd_utils import adapters, models
@@ -218,6 +219,41 @@ def test_a_state_that_does_not_fit_changes_nothing(adapted):
         with pytest.raises(DasdError, match="another LoRA or of other tokens"):
             adapters.load_adapter_state(adapted, bad | change)
     assert torch.equal(condition(adapted), before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["xray.safetensors", "pytorch_lora_weights.safetensors"])
+def test_an_adapter_that_is_not_finite_is_named(folder, tiny_config, name, value):
+    with safe_open(folder / name, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(folder / name)
+    last = sorted(tensors)[-1]
+    tensors[last].view(-1)[-1] = value
+    save_file(tensors, folder / name, metadata)
+    refused(tiny_config, folder, f"{name} holds NaN or infinity in {last}")
+
+
+def test_a_base_that_was_changed_in_any_weight_is_another_one(adapted):
+    """Beyond the first values of a weight, and, for a run that goes on, in size alone."""
+    signs, few = adapters.base_fingerprint(adapted), adapters.base_fingerprint(adapted, adapters.FEW)
+    exact = adapters.exact_fingerprint(adapted)
+    long = next(p for p in adapted.unet.parameters() if p.numel() > adapters.FEW and not p.requires_grad)
+    with torch.no_grad():
+        long.view(-1)[-1] *= -1
+        assert adapters.base_fingerprint(adapted, adapters.FEW) == few
+        assert adapters.base_fingerprint(adapted) != signs
+        long.view(-1)[-1] *= -1
+        assert adapters.exact_fingerprint(adapted) == exact
+        adapted.vae.decoder.conv_in.weight[0] *= 1.01
+    assert adapters.base_fingerprint(adapted) == signs
+    assert adapters.exact_fingerprint(adapted) != exact and adapters.exact_fingerprint(adapted)[0] == exact[0]
+
+
+def test_an_adapter_of_an_earlier_version_knows_its_base(folder, adapted, tiny_config):
+    values = json.loads((folder / "adapter.json").read_text())
+    values["base_fingerprint"] = adapters.base_fingerprint(adapted, adapters.FEW)
+    (folder / "adapter.json").write_text(json.dumps(values))
+    adapters.load_adapter(models.load_parts(tiny_config), folder)
 
 
 def test_fingerprint_tells_bases_apart_whatever_their_precision(tiny_config, tiny_base, adapted):

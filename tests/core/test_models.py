@@ -10,6 +10,7 @@ import shutil
 import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from dasd_utils import models
@@ -86,9 +87,17 @@ def predict_velocity(base):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction"}))
 
 
+def spoil_unet(base):
+    path = base / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["conv_out.bias"][0] = float("nan")
+    save_file(tensors, path)
+
+
 @pytest.mark.parametrize(
     "damage, match",
     [
+        (spoil_unet, "The unet of the base .* holds NaN or infinity"),
         (cut_vae, "The vae of "),
         (enlarge_text_encoder, r"\d+ tokens, its text encoder \d+"),
         (predict_velocity, "v_prediction"),

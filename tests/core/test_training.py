@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refused
+from safetensors.torch import load_file, save_file
 from synthetic import NoiseSampler, SpoiltSampler, make_parts, make_sampler
 
 from dasd_utils import adapters, losses, models, sampling, training
@@ -375,6 +376,30 @@ def test_results_are_a_folder_that_loads(config, tmp_path):
     assert_same(adapters.adapter_state(fresh), adapters.adapter_state(parts))
     with pytest.raises(DasdError, match="no history"):
         training.load_history(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["adapter.json", "xray.safetensors", "pytorch_lora_weights.safetensors"])
+def test_one_flipped_byte_of_a_run_is_noticed_where_it_is_read(config, name):
+    folder = training.save_training_results(config, *start(config.replace(max_train_steps=1)))
+    sampling.load_trained_pipeline(folder, device="cpu")
+    path = folder / "adapter" / name
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"a") if name == "adapter.json" else -1] ^= 1
+    path.write_bytes(content)
+    with refused(name):
+        sampling.load_trained_pipeline(folder, device="cpu")
+
+
+def test_resume_refuses_a_base_that_was_changed_in_place(config, base_dir, tmp_path):
+    own = config.replace(base=shutil.copytree(base_dir, tmp_path / "base"), max_train_steps=2)
+    training.train(own, training.setup_training(own), NoiseSampler(own), progress=False)
+    path = tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["conv_out.weight"] *= 1.01  # the signs stay
+    save_file(tensors, path, {"format": "pt"})
+    parts = training.setup_training(own)
+    with refused("base model: other weights"):
+        training.train(own, parts, NoiseSampler(own), resume=True, progress=False)
 
 
 def test_setup_is_seeded(tiny_config):
