@@ -32,6 +32,7 @@ def displayed(monkeypatch):
 
 def start(config, **options):
     parts = make_parts(config)
+    options.setdefault("force", "resume" not in options)
     return parts, monitor.train(config, parts, NoiseSampler(config), parts["token_ids"], **options)
 
 
