@@ -103,7 +103,7 @@ def test_a_run_says_its_profile_and_its_folder(tmp_path, given):
 @shows("that of the prompt's token, else the base model", "generate domain")
 @shows("as calibrated", "generate guidance")
 def test_a_picture_of_a_prompt_alone(pipeline, monkeypatch):
-    options_given = seen(monkeypatch, pipeline, "generate")
+    options_given = seen(monkeypatch, pipeline, "stream")
     monkeypatch.setattr(options.ChosenRun, "open", lambda self: pipeline)
     with pytest.raises(StoppedError):
         runs.generate(prompt="<xray> a chest")
