@@ -42,6 +42,21 @@ def test_train_resumes(trained):
     assert (folder / "history.jsonl").read_text().count("\n") == 3
 
 
+def test_no_training_takes_the_place_of_a_run_unasked(trained):
+    path, folder = trained
+    (folder / "evaluation.json").write_text("{}")
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    for words, said in (
+        (["train"], f"{folder} holds a run: go on with resume=True (`--resume`)"),
+        (["all"], "holds a run"),
+        (["all", "--resume"], "evaluation.json is there already: replace it by --force"),
+    ):
+        error = runner.invoke(cli.app, [*words, "--config", str(path)]).exception
+        assert isinstance(error, DasdError) and said in str(error)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    (folder / "evaluation.json").unlink()
+
+
 def test_a_run_by_auto_is_resumed_with_its_own_sizes(base_dir, tmp_path):
     config = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path)
     first = config.replace(target_batch_size=3, source_batch_size=1, gradient_accumulation_steps=2)

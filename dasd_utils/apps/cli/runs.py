@@ -150,6 +150,8 @@ def train_and_evaluate(how: Training) -> Answer:
     config = how.settings()
     for domain in config.domains:  # missing prompts are to be known before hours of training
         evaluation.load_prompts(config, domain.name)
+    if how.resume:
+        options.check_free(resolve(config.output_dir) / "evaluation.json", how.force)
     folder, _ = how.run()
     path, rows = evaluation.evaluate_run(ChosenRun(checkpoint=folder).open())
     result, text = options.with_rows(path, rows, evaluation.table(rows))
