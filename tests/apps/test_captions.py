@@ -66,8 +66,8 @@ def test_sidecars(tmp_path):
 
 
 def test_subfolders_are_labels(tmp_path):
-    opened = album(tmp_path, ["dog/1.png", "old_elephant/2.png", "oil tanks/3.png"])
-    table = {"dog": "a dog", "old_elephant": "an old elephant", "oil tanks": "oil tanks"}
+    opened = album(tmp_path, ["dog/1.png", "old_elephant/2.png", "oil tanks/3.png", "bus/4.png"])
+    table = {"bus": "a bus", "dog": "a dog", "old_elephant": "an old elephant", "oil tanks": "oil tanks"}
     assert find_captions(opened).entry == {"label_column": "label", "label_captions": table}
     table = captions.from_labels(opened, "a sketch of a {label}").entry["label_captions"]
     assert table["dog"] == "a sketch of a dog" and table["old_elephant"] == "a sketch of an old elephant"

@@ -197,7 +197,7 @@ def from_labels(album: Album, sentence: str | None = None) -> Captions:
 def _with_label(sentence: str | None, label: str) -> str:
     """Return the sentence, or "a dog", for a label, or for several in one text ("dog, cat" or "dog|cat")."""
     word = " and ".join(filter(None, map(words_of, re.split("[,;|]", label))))
-    plural = word.endswith("s") and not word.endswith("ss")
+    plural = word.endswith("s") and not word.endswith(("ss", "us", "is"))
     sentence = sentence or ("{label}" if plural else "a {label}")
     if word[0] in "aeiou":
         sentence = re.sub(r"\ba(?= \{label\})", "an", sentence)
