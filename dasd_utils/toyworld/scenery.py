@@ -304,16 +304,17 @@ def _portrait(attributes: Attributes, rng: Rng) -> Shapes:
     body = arc(x, chin + 0.22, shoulder, 0.19, 180, 360)
     shapes.append(polygon([*body, (x + shoulder, 1.1), (x - shoulder, 1.1)], "clothes"))
     shapes.append(ellipse(x, y, rx, ry, "skin"))
-    shapes += _beard(x, y, rx, ry) if beard else []
+    if beard:
+        jaw = arc(x, y + ry * 0.12, rx * 1.05, ry * 1.1, 8, 172, 18)
+        lip = [(x - rx * 0.5, y + ry * 0.38), (x, y + ry * 0.34), (x + rx * 0.5, y + ry * 0.38)]
+        shapes.append(polygon([*jaw, *lip], "hair", "tone"))
     shapes += _face(x, y, rx, ry, rng)
     shapes.append(polygon(arc(x, y, rx * 1.02, ry * 1.02, 214, 326), "hair"))
-    return shapes + (_hat(x, y - ry * 0.5, rx, rng) if hat else [])
-
-
-def _beard(x: float, y: float, rx: float, ry: float) -> Shapes:
-    jaw = arc(x, y + ry * 0.12, rx * 1.05, ry * 1.1, 8, 172, 18)
-    lip = [(x - rx * 0.5, y + ry * 0.38), (x, y + ry * 0.34), (x + rx * 0.5, y + ry * 0.38)]
-    return [polygon([*jaw, *lip], "hair", "tone")]
+    if hat:
+        brim, tall, top = y - ry * 0.5, rng.uniform(0.2, 0.26), rx * rng.uniform(0.7, 0.9)
+        crown = [(x - rx, brim), (x - top, brim - tall), (x + top, brim - tall), (x + rx, brim)]
+        shapes += [polygon(crown, "hat"), ellipse(x, brim, rx * 1.65, 0.045, "hat")]
+    return shapes
 
 
 def _face(x: float, y: float, rx: float, ry: float, rng: Rng) -> Shapes:
@@ -326,12 +327,6 @@ def _face(x: float, y: float, rx: float, ry: float, rng: Rng) -> Shapes:
     nose, wide = rng.choice((-0.03, 0.03)), rx * rng.uniform(0.34, 0.44)
     shapes.append(line([(x, level + 0.02), (x + nose, y + ry * 0.28), (x, y + ry * 0.3)], "stalk", 0.018))
     return [*shapes, line([(x - wide, y + ry * 0.55), (x + wide, y + ry * 0.55)], "mouth", 0.036)]
-
-
-def _hat(x: float, y: float, rx: float, rng: Rng) -> Shapes:
-    tall, top = rng.uniform(0.2, 0.26), rx * rng.uniform(0.7, 0.9)
-    crown = [(x - rx, y), (x - top, y - tall), (x + top, y - tall), (x + rx, y)]
-    return [polygon(crown, "hat"), ellipse(x, y, rx * 1.65, 0.045, "hat")]
 
 
 DRAWERS = {

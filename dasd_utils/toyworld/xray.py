@@ -126,11 +126,6 @@ def _in_lung(chest: Chest, side: str, across: float, down: float) -> Point:
     return SIGN[side] * chest.wall * across, chest.apex + (chest.base - chest.apex) * down
 
 
-def _cover(chest: Chest, side: str) -> Field:
-    """Mask for what fills a lung: reaches over its soft edge, so that no dark rim is left."""
-    return np.minimum(3 * chest.air[side], 1)
-
-
 def _soft_noise(rng: np.random.Generator, n: int, cells: int, strength: float) -> Field:
     """Smooth noise of a few cells across, n x n, with the given standard deviation at the cells."""
     coarse = Image.fromarray(rng.normal(0, strength, (cells, cells)).astype(np.float32))
@@ -235,7 +230,8 @@ def _effusion(image: Field, chest: Chest, attributes: dict[str, str], rng: np.ra
         level = chest.base - height * (chest.base - chest.apex)
         rise = 0.22 * np.clip(chest.x * (SIGN[side] / chest.wall), 0, 1) ** 2
         fluid = _step(chest.y - level + rise, 0.06)
-        image = _blend(image, chest.tissue * 1.06, fluid * _cover(chest, side))
+        cover = np.minimum(3 * chest.air[side], 1)  # over the lung's soft edge, so that no dark rim is left
+        image = _blend(image, chest.tissue * 1.06, fluid * cover)
     return image
 
 
