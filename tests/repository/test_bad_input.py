@@ -134,39 +134,6 @@ def test_any_name_will_do(tmp_path, whole):
     assert len(data.load_domain(domain(folder, caption="a thing"), whole)) == 4
 
 
-DATA = {
-    "empty": (lambda f: f.mkdir(), "has no images"),
-    "no images": (lambda f: f.mkdir() or (f / "notes.txt").write_text("x"), "has no images"),
-    "hidden images": (lambda f: write_images(f, ()) and picture(1).save(f / ".1.png"), "has no images"),
-    "a file": (lambda f: f.write_text("x"), "is a file"),
-    "a link to itself": (lambda f: f.symlink_to(f), "cannot be used"),
-    "missing": (lambda f: None, "There is no folder"),
-}
-
-
-@pytest.mark.parametrize("name", DATA)
-def test_a_folder_without_images_is_refused(name, tmp_path, whole):
-    prepare, words = DATA[name]
-    prepare(tmp_path / "set")
-    with refused(words, str(tmp_path / "set")):
-        data.load_domain(domain(tmp_path / "set", caption="a thing"), whole)
-
-
-@pytest.mark.parametrize("place", ["x" * 300, "~nobody-of-this-name/set", "a/" * 3000])
-def test_a_path_that_cannot_be_is_refused(place, tmp_path, whole):
-    for wanted in (place, str(tmp_path / place)):
-        with refused():
-            data.load_domain(domain(wanted, caption="a thing"), whole)
-
-
-def test_a_hub_id_without_network_is_refused(whole):
-    with refused("somebody/things", "network", "local folder"):
-        data.load_domain(domain("somebody/things", caption="a thing"), whole)
-
-
-# captions
-
-
 def captioned(folder: Path, lines: list) -> Path:
     """Save a picture for each line of metadata.jsonl; a line is JSON or text."""
     write_images(folder, range(len(lines)))
@@ -179,34 +146,55 @@ def rows(*captions, column="text") -> list[dict]:
     return [{"file_name": f"{i}.png", column: caption} for i, caption in enumerate(captions)]
 
 
-METADATA = {
-    "numbers": (rows(1, 2, 3), "holds 1; a caption is a sentence"),
-    "dictionaries": (rows({"a": 1}, {"a": 2}), "a caption is a sentence"),
-    "numbers in a list": (rows([1], [2]), "a caption is a sentence"),
-    "kinds mixed": (rows("a", 2, "c"), "'text' of its metadata holds texts and other values, like 'a' and 2"),
-    "no caption at all": (rows("", " ", None), "has no caption"),
-    "another column": (rows("a", "b", column="txt"), "no column 'text'"),
-    "no file names": ([{"text": "a"}, {"text": "b"}], "cannot be read"),
-    "a file that is not there": ([{"file_name": "9.png", "text": "a"}, *rows("a", "b")[1:]], "9.png"),
-    "broken": (['{"file_name": "0.png", "text":', "}"], "cannot be read"),
-    "no lines": (["", ""], "has no row"),
-    "no objects": (["[]", "7"], "cannot be read"),
+KINDS = {"label_column": "kind", "label_captions": {"dog": "a dog"}, "caption_column": None}
+REFUSED = {  # the folder or the lines of its metadata, settings of the domain, words of the error
+    "empty": (lambda f: f.mkdir(), {"caption": "a"}, "has no images"),
+    "no images": (
+        lambda f: f.mkdir() or (f / "notes.txt").write_text("x"),
+        {"caption": "a"},
+        "has no images",
+    ),
+    "a file": (lambda f: f.write_text("x"), {"caption": "a"}, "is a file"),
+    "a link to itself": (lambda f: f.symlink_to(f), {"caption": "a"}, "cannot be used"),
+    "missing": ((), {"caption": "a"}, "There is no folder"),
+    "a long name": ((), {"source": "x" * 300}, "cannot be used"),
+    "the home of nobody": ((), {"source": "~nobody-of-this-name/set"}, "cannot be used"),
+    "a long path": ((), {"source": "a/" * 3000}, "cannot be used"),
+    "no network": ((), {"source": "somebody/things", "caption": "a"}, "local folder"),
+    "numbers": (rows(1, 2, 3), {}, "holds 1; a caption is a sentence"),
+    "dictionaries": (rows({"a": 1}, {"a": 2}), {}, "a caption is a sentence"),
+    "numbers in a list": (rows([1], [2]), {}, "a caption is a sentence"),
+    "kinds mixed": (
+        rows("a", 2, "c"),
+        {},
+        "'text' of its metadata holds texts and other values, like 'a' and 2",
+    ),
+    "no caption at all": (rows("", " ", None), {}, "has no caption"),
+    "another column": (rows("a", "b", column="txt"), {}, "no column 'text'"),
+    "no file names": ([{"text": "a"}, {"text": "b"}], {}, "cannot be read"),
+    "a file that is not there": ([{"file_name": "9.png", "text": "a"}, *rows("a", "b")[1:]], {}, "9.png"),
+    "broken": (['{"file_name": "0.png", "text":', "}"], {}, "cannot be read"),
+    "no lines": (["", ""], {}, "has no row"),
+    "no objects": (["[]", "7"], {}, "cannot be read"),
+    "another label": (rows("dog", "cat", column="kind"), KINDS, "label 'cat' of domain thing"),
+    "no label": (rows("dog", None, column="kind"), KINDS, "label '' of domain thing"),
 }
 
 
-@pytest.mark.parametrize("name", METADATA)
-def test_captions_that_are_none_are_refused(name, tmp_path, whole):
-    lines, words = METADATA[name]
-    folder = captioned(tmp_path / "set", lines)
-    with refused(words, "thing"):
-        data.load_domain(domain(folder, caption_column="text"), whole)
-
-
-@pytest.mark.parametrize("label", ["cat", None])
-def test_a_label_outside_the_table_is_refused(label, tmp_path, whole):
-    folder = captioned(tmp_path / "set", rows("dog", "dog", label, column="kind"))
-    with refused(f"label {label or ''!r} of domain thing", "dog"):
-        data.load_domain(domain(folder, label_column="kind", label_captions={"dog": "a dog"}), whole)
+@pytest.mark.parametrize("name", REFUSED)
+def test_data_that_are_none_are_refused(name, tmp_path, whole):
+    prepare, settings, words = REFUSED[name]
+    if callable(prepare):
+        prepare(tmp_path / "set")
+    elif prepare:
+        captioned(tmp_path / "set", prepare)
+    settings = (
+        {"source": tmp_path / "set"}
+        | ({} if "caption" in settings else {"caption_column": "text"})
+        | settings
+    )
+    with refused(words):
+        data.load_domain(domain(**settings), whole)
 
 
 def test_odd_captions_are_trained_on(tmp_path, tiny_config, caplog):
