@@ -149,11 +149,7 @@ def rows(*captions, column="text") -> list[dict]:
 KINDS = {"label_column": "kind", "label_captions": {"dog": "a dog"}, "caption_column": None}
 REFUSED = {  # the folder or the lines of its metadata, settings of the domain, words of the error
     "empty": (lambda f: f.mkdir(), {"caption": "a"}, "has no images"),
-    "no images": (
-        lambda f: f.mkdir() or (f / "notes.txt").write_text("x"),
-        {"caption": "a"},
-        "has no images",
-    ),
+    "no images": (lambda f: write_images(f, ()).joinpath("a.txt").touch(), {"caption": "a"}, "has no images"),
     "a file": (lambda f: f.write_text("x"), {"caption": "a"}, "is a file"),
     "a link to itself": (lambda f: f.symlink_to(f), {"caption": "a"}, "cannot be used"),
     "missing": ((), {"caption": "a"}, "There is no folder"),
@@ -164,11 +160,7 @@ REFUSED = {  # the folder or the lines of its metadata, settings of the domain, 
     "numbers": (rows(1, 2, 3), {}, "holds 1; a caption is a sentence"),
     "dictionaries": (rows({"a": 1}, {"a": 2}), {}, "a caption is a sentence"),
     "numbers in a list": (rows([1], [2]), {}, "a caption is a sentence"),
-    "kinds mixed": (
-        rows("a", 2, "c"),
-        {},
-        "'text' of its metadata holds texts and other values, like 'a' and 2",
-    ),
+    "kinds mixed": (rows("a", 2, "c"), {}, "holds texts and other values, like 'a' and 2"),
     "no caption at all": (rows("", " ", None), {}, "has no caption"),
     "another column": (rows("a", "b", column="txt"), {}, "no column 'text'"),
     "no file names": ([{"text": "a"}, {"text": "b"}], {}, "cannot be read"),
@@ -188,13 +180,9 @@ def test_data_that_are_none_are_refused(name, tmp_path, whole):
         prepare(tmp_path / "set")
     elif prepare:
         captioned(tmp_path / "set", prepare)
-    settings = (
-        {"source": tmp_path / "set"}
-        | ({} if "caption" in settings else {"caption_column": "text"})
-        | settings
-    )
+    column = {} if "caption" in settings else {"caption_column": "text"}
     with refused(words):
-        data.load_domain(domain(**settings), whole)
+        data.load_domain(domain(**{"source": tmp_path / "set"} | column | settings), whole)
 
 
 def test_odd_captions_are_trained_on(tmp_path, tiny_config, caplog):
