@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dasd_utils import evaluation, figures
+from dasd_utils.apps.notebooks import find_notebooks
 from dasd_utils.evaluation import interval_text, markdown_table
 from dasd_utils.study import tables
 
@@ -83,12 +84,15 @@ def speed_block() -> str:
         what = f"sampling {row['domain']}, tiny: {SAMPLERS[row['method']]}"
         lines.append([what, "`StableDiffusionPipeline`, 30 steps of DDIM", interval_text(row, 2), ""])
     course = {r["metric"]: r["value"] for r in rows("bench_course") if r["notebook"] == "all"}
+    timed = {r["notebook"] for r in rows("bench_course")}
     other = evaluation.load_results(RESULTS / "bench_course.json")["config"]["machine"]
     turns = f"Medians of {sampled[0]['repeats']} turns, the least and the greatest in brackets"
+    left_out = [path.stem[:2] for path in find_notebooks() if path.stem not in timed]
+    without = f" without {' and '.join(left_out)}" if left_out else ""
     whole = f"takes {course['seconds'] / 60:.0f} minutes on {other['cores']} cores of {other['device']}"
     memory = f"{course['peak_gb']:.1f} GB at most"
     where = f"where no other is named, on {machine['device']}"
-    text = f"{turns}; {where}. The whole tiny course {whole} and {memory}."
+    text = f"{turns}; {where}. The tiny course{without} {whole} and {memory}."
     table = markdown_table(["what", "against", "times as fast", "share of its memory"], lines)
     return "\n\n".join([table, text, gpu_table(), scale_table()])
 
@@ -239,6 +243,9 @@ def _quoted() -> Iterator[tuple[str, str]]:
     for name in ("num_inference_steps", "guidance_scale", "calls"):
         values = [row[name] for row in chosen]
         yield f"search/{name}", f"${min(values):g}$ to ${max(values):g}$"
+    for row in rows("11_alignment"):
+        if row["metric"].startswith("pull_"):
+            yield row["metric"].replace("_", "/", 1), rf"${100 * row['value']:.2g}\,\%$"
     yield from _swept()
 
 
