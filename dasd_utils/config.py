@@ -611,6 +611,16 @@ def missing_part(what: str) -> str:
     )
 
 
+def check_no_hub_id(name: str) -> None:
+    """Raise DasdError for a missing name in data/: it is a folder of the repository, no owner on the hub."""
+    if Path(name).parts[:1] == ("data",):
+        ours = name in (ModelConfig.base, ModelConfig.clip)
+        advice = missing_part(name) if ours else "Name a folder that is there, or a hub id."
+        raise DasdError(
+            f"There is no folder {resolve(name)}, and data/ is never looked for on the hub. {advice}"
+        )
+
+
 def portable(path: Path) -> str:
     """Return a path inside ROOT relative to it, as configs have them; another one absolute."""
     path = path.resolve()

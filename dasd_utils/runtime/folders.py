@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from dasd_utils.config import DasdError, DomainConfig, is_pinned, resolve
+from dasd_utils.config import DasdError, DomainConfig, check_no_hub_id, is_pinned, resolve
 from dasd_utils.runtime import files, images, levels, metadata
 
 METADATA = (' In a folder of images they stand in a metadata.jsonl beside the images or above their folders, '
@@ -200,6 +200,7 @@ def with_images(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
 def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
     if folder.exists():
         raise DasdError(f"{folder} (domain {domain.name}) is a file; `data` wants a folder or a hub id.")
+    check_no_hub_id(domain.data)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", domain.data) or set(domain.data) <= set("./"):
         raise DasdError(f"There is no folder {folder} (domain {domain.name}); {domain.data!r} is no hub id.")
     revision = domain.revision or "main"

@@ -14,7 +14,7 @@ import transformers
 from huggingface_hub import constants
 from torch import nn
 
-from dasd_utils.config import DasdError, is_pinned, resolve
+from dasd_utils.config import DasdError, check_no_hub_id, is_pinned, resolve
 from dasd_utils.runtime import files
 
 transformers.logging.disable_progress_bar()  # a bar per loaded part says nothing; downloads keep theirs
@@ -77,6 +77,7 @@ def find_weights(name: str, revision: str | None = None, variant: str | None = N
     folder = resolve(name)
     if folder.is_dir():
         return Source(name, revision, variant, folder)
+    check_no_hub_id(name)
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise DasdError(f"{name!r} is not there: no folder {folder}. Name a folder in the layout of "
                         f"diffusers or transformers, or a hub id like 'owner/name'.")  # fmt: skip

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 import huggingface_hub
 import pytest
 import torch
@@ -14,10 +15,10 @@ from diffusers import UNet2DConditionModel
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from dasd_utils import evaluation, models
+from dasd_utils import config, evaluation, models
 from dasd_utils.config import Config, DasdError
 from dasd_utils.papers.diffusionclip import objective
-from dasd_utils.runtime import pretrained
+from dasd_utils.runtime import folders, pretrained
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -120,3 +121,17 @@ def test_files_of_float16_are_loaded_as_float32(base_dir, tmp_path):
     )
     modules = parts.unet, parts.vae, parts.text_encoder, scorer.clip, words.clip
     assert {p.dtype for module in modules for p in module.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["data/tiny-sd", "data/tiny-sd/clip", "data/mine"])
+def test_the_repository_s_folder_is_no_owner_on_the_hub(name, monkeypatch, tmp_path):
+    """As where a wheel is installed: a stranger's repository of that name is never asked for."""
+    questions = hub(monkeypatch)
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: pytest.fail("the hub was asked"))
+    advice = "git clone" if "tiny-sd" in name else "Name a folder"
+    with pytest.raises(DasdError, match=f"never looked for on the hub.*{advice}"):
+        pretrained.find_weights(name)
+    with pytest.raises(DasdError, match="never looked for on the hub"):
+        folders.open_rows(config.DomainConfig("things", name, caption="a thing"), "train")
+    assert questions == []
