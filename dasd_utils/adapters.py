@@ -191,15 +191,15 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
     width = parts.text_encoder.get_input_embeddings().embedding_dim
     rows = []
     for token, file in summary["tokens"].items():
-        found = _read_tensors(folder / file)
+        found = read_tensors(folder / file)
         if _shapes(found) != {token: (width,)}:
             raise cfg.DasdError(
                 f"{folder / file} holds no row of {token}, {width} wide. Save the adapter again."
             )
         rows.append(found[token])
-    state = None if summary["lora"] is None else _read_tensors(folder / LORA_FILE)
+    state = None if summary["lora"] is None else read_tensors(folder / LORA_FILE)
     weights = dict(parts.unet.named_parameters())
-    unet = _read_tensors(folder / UNET_FILES[1]) if summary.get("unet") else None
+    unet = read_tensors(folder / UNET_FILES[1]) if summary.get("unet") else None
     if unet is not None and _shapes(unet) != _shapes(weights):
         raise cfg.DasdError(f"{folder / UNET_FILES[1]} does not fit the UNet of {parts.config.model.base!r}.")
     if state is not None:
@@ -252,7 +252,8 @@ def _check_hashes(folder: Path) -> None:
                                 "Copy the run anew, or train it again.")  # fmt: skip
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of an adapter's file; DasdError for a damaged one and for what is not finite."""
     try:
         tensors = load_file(path)
     except Exception as error:  # safetensors has kinds of its own

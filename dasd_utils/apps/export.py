@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dasd_utils import adapters, evaluation, figures
@@ -144,6 +144,8 @@ def _write_for_diffusers(adapter: Path, out: Path, config: Config) -> dict[str, 
     for file in _files(adapter):  # one by one: what copytree raises names no reason
         (out / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(adapter / file, out / file)
+        if file.suffix == ".safetensors":
+            adapters.read_tensors(out / file)  # refuses what is damaged or not finite
     summary = adapters.read_summary(adapter) | {"base": public_base(config)}
     files.write_json(out / adapters.SUMMARY_FILE, summary, "The export")
     return {token: token for token in summary["tokens"]}
@@ -166,14 +168,14 @@ def _write_for_program(adapter: Path, out: Path, kind: str, config: Config, name
             "modelspec.architecture": "stable-diffusion-v1/lora",
             "modelspec.title": name,
         }
-        state = kohya_state(load_file(adapter / adapters.LORA_FILE), lora["alpha"])
+        state = kohya_state(adapters.read_tensors(adapter / adapters.LORA_FILE), lora["alpha"])
         save_file(state, loras / f"{name}.safetensors", shown)
     words = {}
     for token, file in summary["tokens"].items():
         embeddings.mkdir(parents=True, exist_ok=True)
         # a word of its own: `<...>` belongs to A1111's syntax, and "satellite" may stand in any prompt
         called = f"{name}-{Path(file).stem}"
-        row = load_file(adapter / file)[token]
+        row = adapters.read_tensors(adapter / file)[token]
         save_file({"emb_params": row[None]}, embeddings / f"{called}.safetensors")  # (1, d): one vector
         words[token] = f"embedding:{called}" if kind == "comfyui" else called
     return words
