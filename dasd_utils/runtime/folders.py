@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -119,9 +120,10 @@ def _read_folder(folder: Path, state: tuple, left_out: tuple[str, ...]) -> dict[
         loaded = datasets.load_dataset("parquet", data_dir=glob.escape(str(folder)))  # nosec B615  # no hub
         return {split: with_images(rows, folder) for split, rows in loaded.items()}
     splits, stray = _find_splits(pictures)
+    labels, beside = _labels(splits)
     reasons = [*left_out, *stray]
     tables = [path for path in paths if path.name.lower() in metadata.FILES]
-    labels, rows = _labels(splits), {}
+    rows: metadata.Rows = {}
     if tables:
         for path in tables:
             for name, each in metadata.read(path).items():
@@ -132,15 +134,24 @@ def _read_folder(folder: Path, state: tuple, left_out: tuple[str, ...]) -> dict[
         unlisted = len(names) - sum(map(len, splits.values()))
         reasons += [f"{unlisted} images that have no row in the metadata"] if unlisted else []
         columns = metadata.columns([rows[names[path]] for each in splits.values() for path in each])
+    elif beside:
+        reasons.append(f"the names of folders as labels, for {beside} images lie beside these folders")
+    kinds = Counter(path.suffix.lower() for each in splits.values() for path in each)
+    log.info("%s: images read are %s", folder, ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds)))
     if reasons:
         log.warning("%s: left out are %s", folder, "; ".join(reasons))
-    features = None
-    if not tables:
-        columns, features = labels, {"image": datasets.Image()}
-        features |= {name: datasets.ClassLabel(names=sorted({*values})) for name, values in labels.items()}
+    if tables:
+        return _as_rows(splits, columns, None)
+    classes = {name: datasets.ClassLabel(names=sorted({*values})) for name, values in labels.items()}
+    return _as_rows(splits, labels, datasets.Features({"image": datasets.Image(), **classes}))
+
+
+def _as_rows(
+    splits: dict[str, list[Path]], columns: dict[str, list[Any]], features: datasets.Features | None
+) -> dict[str, datasets.Dataset]:
+    """Return the rows of each split: its images, and their part of the columns."""
     content = {"image": [str(path) for each in splits.values() for path in each], **columns}
-    table = datasets.Dataset.from_dict(content, features=features and datasets.Features(features))
-    table = table.cast_column("image", datasets.Image())
+    table = datasets.Dataset.from_dict(content, features=features).cast_column("image", datasets.Image())
     loaded, start = {}, 0
     for split, each in splits.items():
         loaded[split] = table.select(range(start, start + len(each)))
@@ -169,15 +180,20 @@ def _find_splits(pictures: list[Path]) -> tuple[dict[str, list[Path]], list[str]
     return {split: splits[split] for split in ("train", "validation", "test") if split in splits}, stray
 
 
-def _labels(splits: dict[str, list[Path]]) -> dict[str, list[str]]:
-    """Return the folder of each image as its label, where all of a split lie in one of several."""
+def _labels(splits: dict[str, list[Path]]) -> tuple[dict[str, list[str]], int]:
+    """Return the folder of each image as its label, where all of a split lie in one of several.
+
+    Else nothing, and how many images lie beside several folders.
+    """
     labels = []
     for pictures in splits.values():
         base = Path(os.path.commonpath([path.parent for path in pictures]))
         base = base.parent if len(splits) > 1 and base.name.lower() not in SPLITS else base
         labels += [path.parent.name for path in pictures if path.parent != base]
-    is_complete = len(labels) == sum(map(len, splits.values())) and len(set(labels)) > 1
-    return {"label": labels} if is_complete else {}
+    beside = sum(map(len, splits.values())) - len(labels)
+    if len(set(labels)) < 2:
+        return {}, 0
+    return ({}, beside) if beside else ({"label": labels}, 0)
 
 
 def with_images(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:

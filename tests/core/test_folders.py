@@ -61,6 +61,14 @@ def test_what_lies_beside_splits_is_named_once(tmp_path, caplog):
     assert message.count("3 images beside the splits test, train") == 2 and "s/extra)" in message
 
 
+def test_images_beside_class_folders_leave_no_labels_and_it_is_said(tmp_path, caplog):
+    for number, place in enumerate(("cat", "dog", ".")):
+        write_images(tmp_path / "s" / place, range(10 * number, 10 * number + 3))
+    with caplog.at_level(logging.INFO, "dasd_utils"):
+        assert splits(tmp_path / "s") == {"train": 9} and labels(tmp_path / "s") == set()
+    assert "images read are 9 .png" in caplog.text and "3 images lie beside these folders" in caplog.text
+
+
 def test_linked_folders_are_read_and_circles_are_not(tmp_path, caplog):
     store = write_images(tmp_path / "store", range(10, 13))
     for number, name in enumerate(("normal", "other")):
