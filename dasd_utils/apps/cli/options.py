@@ -194,10 +194,10 @@ class ChosenRun(OfRun):
 
         settings = self.read(output_dir=self.output_dir, **changes)
         folder = self.checkpoint or resolve(settings.output_dir)
-        run, _ = sampling.run_places(folder)
+        run, adapter = sampling.run_places(folder)
         changes["output_dir"] = self.output_dir or run
         if not (run / "config.json").exists():
-            if self.checkpoint and self.config is None and self.profile == "auto":
+            if adapter.is_dir() and self.checkpoint and self.config is None and self.profile == "auto":
                 raise DasdError(f"{run} holds no config.json, which names the base model: give its config by "
                                 "--config, or its profile by --profile.")  # fmt: skip
             return folder, self.read(**changes)
