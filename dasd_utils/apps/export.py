@@ -144,7 +144,7 @@ def _write_for_diffusers(adapter: Path, out: Path, config: Config) -> dict[str, 
     for file in _files(adapter):  # one by one: what copytree raises names no reason
         (out / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(adapter / file, out / file)
-        if file.suffix == ".safetensors":
+        if file.endswith(".safetensors"):
             adapters.read_tensors(out / file)  # refuses what is damaged or not finite
     summary = adapters.read_summary(adapter) | {"base": public_base(config)}
     files.write_json(out / adapters.SUMMARY_FILE, summary, "The export")
