@@ -35,7 +35,18 @@ def card(
     """Return the card. summary: the adapter's; rows: of `evaluation.json`; prompts: of the grid."""
     base = config.model.base
     on_hub = not resolve(base).is_dir()
-    own = [row for row in rows if row["method"] not in (evaluation.BASE, evaluation.STYLED)]
+    results = [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type="custom",
+            dataset_name=f"{row['domain']}, held-out images",
+            metric_type=row["metric"],
+            metric_name=f"{row['metric']}, n = {row['n']}, seed {row['seed']}",
+            metric_value=round(row["value"], 4),
+        )
+        for row in rows
+        if row["method"] not in (evaluation.BASE, evaluation.STYLED)
+    ]
     data = ModelCardData(
         license=licence(base),
         library_name="diffusers",
@@ -48,7 +59,7 @@ def card(
             *(["lora"] if summary["lora"] else []),
         ],
         model_name=exported.name,
-        eval_results=[_result(row) for row in own] or None,
+        eval_results=results or None,
     )
     places = {each.name: resolve(each.data) for each in (config.source, *config.domains)}
     return ModelCard.from_template(
@@ -76,14 +87,3 @@ def licence(base: str) -> str:
     readme = resolve(base) / "README.md"
     found = ModelCard.load(readme).data.license if readme.is_file() else None
     return found if isinstance(found, str) else "other"
-
-
-def _result(row: dict[str, Any]) -> EvalResult:
-    return EvalResult(
-        task_type="text-to-image",
-        dataset_type="custom",
-        dataset_name=f"{row['domain']}, held-out images",
-        metric_type=row["metric"],
-        metric_name=f"{row['metric']}, n = {row['n']}, seed {row['seed']}",
-        metric_value=round(row["value"], 4),
-    )

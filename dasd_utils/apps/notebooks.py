@@ -90,9 +90,7 @@ def run_notebooks(
     Raises DasdError at the first failure: notebook, cell and error. The copy then holds the traceback.
     """
     output_dir = Path(output_dir).resolve()
-    check_parameters(paths, parameters)
-    for path in paths if to_store else []:
-        _check_defaults(path, parameters)
+    check_parameters(paths, parameters, to_store)
     output_dir.mkdir(parents=True, exist_ok=True)
     done = []
     for path in paths:
@@ -117,21 +115,20 @@ def _defaults(path: Path) -> dict[str, str]:
     return {ast.unparse(node.targets): ast.unparse(node.value) for node in assigned}
 
 
-def check_parameters(paths: list[Path], parameters: dict[str, Any]) -> None:
-    """Raise DasdError for a parameter that none of the notebooks declares, such as a misspelled one."""
-    declared = set().union(*map(_defaults, paths))
-    for name in parameters:
-        if name not in declared:
-            known = ", ".join(sorted(declared))
-            raise DasdError(f"No notebook has a parameter {name!r}. Parameters: {known}.")
+def check_parameters(paths: list[Path], parameters: dict[str, Any], to_store: bool = False) -> None:
+    """Raise DasdError for a parameter that none of the notebooks declares, such as a misspelled one.
 
-
-def _check_defaults(path: Path, parameters: dict[str, Any]) -> None:
-    """Raise DasdError if a parameter is not the notebook's default: stored outputs are of the defaults."""
-    for name, default in _defaults(path).items():
-        if name in parameters.keys() - {"output_dir"} and repr(parameters[name]) != default:
-            raise DasdError(f"{path.name} says {name} = {default}, and its stored outputs must be of "
-                            f"that: leave out {name} = {parameters[name]!r} or --update.")  # fmt: skip
+    to_store: also for a value that is not the notebook's default, as stored outputs are of the defaults.
+    """
+    declared = {path: _defaults(path) for path in paths}
+    known = set().union(*declared.values())
+    for name, value in parameters.items():
+        if name not in known:
+            raise DasdError(f"No notebook has a parameter {name!r}. Parameters: {', '.join(sorted(known))}.")
+        for path, defaults in declared.items() if to_store and name != "output_dir" else ():
+            if defaults.get(name, repr(value)) != repr(value):
+                raise DasdError(f"{path.name} says {name} = {defaults[name]}, and its stored outputs must be "
+                                f"of that: leave out {name} = {value!r} or --update.")  # fmt: skip
 
 
 def _execute(path: Path, copy: Path, parameters: dict[str, Any], progress: bool) -> None:
@@ -356,17 +353,17 @@ def repository(root: Path = ROOT) -> tuple[str, str]:
     return project["urls"]["Repository"].rstrip("/").removesuffix(".git"), f"v{project['version']}"
 
 
-def outdated_badges(paths: list[Path], root: Path = ROOT) -> dict[Path, str]:
-    """Return the notebooks whose badge or setup cell is not what pyproject.toml says, with their new text.
+def renew_badges(paths: list[Path], root: Path = ROOT, write: bool = True) -> list[Path]:
+    """Make badges and setup cells say what pyproject.toml says; return the notebooks where they did not.
 
-    Raises DasdError for a notebook without one of them.
+    Raises DasdError for a notebook without one of them, before any is written.
     """
     address, tag = repository(root)
     place = json.dumps(f'address, version, folder = "{address}", "{tag}", "dasd-{tag}"')[1:-1]
     blob = (
         f"https://colab.research.google.com/github/{address.removeprefix('https://github.com/')}/blob/{tag}"
     )
-    found = {}
+    changed = {}
     for path in paths:
         before = path.read_text(encoding="utf8")
         text, badges = LINK.subn(f"{blob}/notebooks/{path.name}", before, count=1)
@@ -375,14 +372,8 @@ def outdated_badges(paths: list[Path], root: Path = ROOT) -> dict[Path, str]:
             raise DasdError(f"{path.name} must begin with a title and a Colab badge, and its first code cell "
                             "must be the setup cell: take both from another notebook.")  # fmt: skip
         if text != before:
-            found[path] = text
-    return found
-
-
-def write_badges(paths: list[Path], root: Path = ROOT) -> list[Path]:
-    """Write badges and setup cells; return the notebooks that changed. All are read before one is written."""
-    new = outdated_badges(paths, root)
-    for path, text in new.items():
+            changed[path] = text
+    for path, text in changed.items() if write else ():
         with files.atomic_write(path, "The notebook") as part:
             part.write_text(text, encoding="utf8")
-    return list(new)
+    return list(changed)

@@ -21,7 +21,7 @@ def test_a_new_address_is_written_everywhere_and_nothing_else_changes(tmp_path):
     text = (ROOT / "pyproject.toml").read_text().replace(address, NEW[0] + ".git")
     (tmp_path / "pyproject.toml").write_text(text.replace(f'"{tag[1:]}"', f'"{NEW[1][1:]}"'))
     paths = notebooks.find_notebooks(folder=tmp_path / "notebooks")
-    assert notebooks.write_badges(paths, tmp_path) == paths
+    assert notebooks.renew_badges(paths, tmp_path) == paths
     for path in notebooks.find_notebooks():
         before, after = (json.loads((at / "notebooks" / path.name).read_text()) for at in (ROOT, tmp_path))
         assert "dasd-course" not in json.dumps(after)
@@ -35,12 +35,12 @@ def test_a_new_address_is_written_everywhere_and_nothing_else_changes(tmp_path):
                 old = old.replace(known, own)
             assert old == new
         assert before == after
-    assert notebooks.write_badges(paths, tmp_path) == []
+    assert notebooks.renew_badges(paths, tmp_path) == []
 
 
 def test_committed_notebooks_say_what_pyproject_says():
     assert notebooks.repository()[1] == f"v{dasd_utils.__version__}"
-    old = [path.name for path in notebooks.outdated_badges(notebooks.find_notebooks())]
+    old = [path.name for path in notebooks.renew_badges(notebooks.find_notebooks(), write=False)]
     assert not old, f"`dasd badges` writes them anew: {old}"
 
 
@@ -62,5 +62,5 @@ def test_a_notebook_without_badge_or_setup_is_named_and_none_is_written(tmp_path
     bad.write_text(text.replace(part, "none"))
     before = good.read_bytes()
     with pytest.raises(DasdError, match=r"01_bad\.ipynb must begin"):
-        notebooks.write_badges([good, bad], tmp_path)
+        notebooks.renew_badges([good, bad], tmp_path)
     assert good.read_bytes() == before

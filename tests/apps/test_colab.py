@@ -110,7 +110,7 @@ def repository(tmp_path_factory):
     notebook = folder / "notebooks" / "00_start.ipynb"
     notebook.parent.mkdir()
     shutil.copy(ROOT / "notebooks" / notebook.name, notebook)
-    notebooks.write_badges([notebook], folder)
+    notebooks.renew_badges([notebook], folder)
     cell = next(c for c in nbformat.read(notebook, as_version=4).cells if notebooks.is_setup(c))
     options = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
     git = ["git", "-C", str(folder), *options]

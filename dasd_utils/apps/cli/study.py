@@ -306,7 +306,7 @@ def badges(check: bool = option(False, "Write nothing; status 1 if one is old.")
     from dasd_utils.apps import notebooks as lessons
 
     paths = lessons.find_notebooks()
-    found = [path.name for path in (lessons.outdated_badges if check else lessons.write_badges)(paths)]
+    found = [path.name for path in lessons.renew_badges(paths, write=not check)]
     where = ", ".join(lessons.repository())
     text = f"{len(found)} of {len(paths)} notebooks {'are old' if check else 'changed'}"
     wrong = f"{text}: `dasd badges` writes them anew." if check and found else None
