@@ -15,7 +15,6 @@ import logging
 import math
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,14 +59,7 @@ log = logging.getLogger(__name__)
 
 def writable(output_dir: str | Path) -> Path:
     """Return the run's folder, made if need be; DasdError if nothing can be written there."""
-    folder = resolve(output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise DasdError(f"The output folder {folder} cannot be written: {error.strerror}. Set output_dir to "
-                        "another one.") from None  # fmt: skip
-    return folder
+    return files.check_writable(resolve(output_dir), "The output folder", "Set output_dir to another one.")
 
 
 def compared_fields(values: Mapping[str, Any], purpose: str, kept: Sequence[str] = ()) -> dict[str, Any]:

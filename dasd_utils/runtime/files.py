@@ -46,8 +46,23 @@ def write_json(path: Path, value: Any, what: str, indent: int | None = 2) -> Non
         temporary.write_text(text + "\n", encoding="utf8")
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message without its full stop; its class where it says nothing."""
+def check_writable(folder: Path, what: str, advice: str) -> Path:
+    """Return the folder, made if need be; DasdError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise DasdError(f"{what} {folder} cannot be written: {error.strerror}. {advice}") from None
+    return folder
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message without its full stop; its class where it says nothing.
+
+    What `datasets` says of an error while it reads is that error's message.
+    """
+    if "while generating the dataset" in str(error) and error.__cause__:
+        return first_line(error.__cause__)
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 

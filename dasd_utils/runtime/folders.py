@@ -13,6 +13,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dasd_utils.config import DasdError, DomainConfig, check_no_hub_id, is_pinned, resolve
 from dasd_utils.runtime import files, images, levels, metadata
@@ -75,6 +77,7 @@ def open_folder(domain: DomainConfig, folder: Path) -> dict[str, datasets.Datase
     try:
         return _read_folder(folder, state, tuple(left_out))
     except Exception as error:  # pyarrow and fsspec have their own classes
+        images.check_cache()
         raise DasdError(f"{where} cannot be read: {files.first_line(error)}.") from error
 
 
@@ -117,6 +120,7 @@ def _read_folder(folder: Path, state: tuple, left_out: tuple[str, ...]) -> dict[
     paths = [Path(path) for path, _ in state]
     pictures = [path for path in paths if path.suffix.lower() in images.SUFFIXES]
     if not pictures:
+        _check_tables([path for path in paths if path.suffix.lower() == ".parquet"])
         loaded = datasets.load_dataset("parquet", data_dir=glob.escape(str(folder)))  # nosec B615  # no hub
         return {split: with_images(rows, folder) for split, rows in loaded.items()}
     splits, stray = _find_splits(pictures)
@@ -196,6 +200,20 @@ def _labels(splits: dict[str, list[Path]]) -> tuple[dict[str, list[str]], int]:
     return ({}, beside) if beside else ({"label": labels}, 0)
 
 
+def _check_tables(paths: list[Path]) -> None:
+    """Raise DasdError, naming the file, for one that is no parquet or has other columns than the first."""
+    columns = {}
+    for path in paths:
+        try:
+            columns[path] = pq.read_schema(path).names
+        except (OSError, pa.ArrowException) as error:
+            raise DasdError(f"{path}: {files.first_line(error)}") from None
+    for path, names in columns.items():
+        if sorted(names) != sorted(columns[paths[0]]):
+            raise DasdError(f"{path} has the columns {', '.join(names)}, and {paths[0]} "
+                            f"{', '.join(columns[paths[0]])}")  # fmt: skip
+
+
 def with_images(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
     """Return rows without a column of images with those of bytes, or else of file names, as images."""
     if any(isinstance(kind, datasets.Image) for kind in rows.features.values()):
@@ -223,6 +241,7 @@ def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Datase
     try:
         rows = datasets.load_dataset(domain.data, revision=domain.revision, split=split)
     except Exception as error:  # no network, no such set or split, gated: each has its own classes
+        images.check_cache()
         page = f"{datasets.config.HF_ENDPOINT}/datasets/{domain.data}"
         raise DasdError(
             f"The data of domain {domain.name} cannot be read: there is no folder {folder}, and {page} "

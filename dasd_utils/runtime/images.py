@@ -177,18 +177,27 @@ def thumbnail(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
 
 
+def check_cache() -> None:
+    """Raise DasdError where `datasets` cannot write what it keeps of the data that it reads."""
+    place, advice = Path(datasets.config.HF_DATASETS_CACHE), "Set HF_HOME to a folder that can be written."
+    files.check_writable(place, "The cache of data sets", advice)
+
+
 def inspect_rows(rows: datasets.Dataset, column: str, window: levels.Window | None = None) -> Inspection:
     """Read every image of the rows once; `datasets` keeps the result until a file changes."""
     settings = {"column": column, "window": window, "version": VERSION}
     options = {"fn_kwargs": settings, "remove_columns": [column], "desc": "reading images"}
-    stored = undecoded(rows, column)
+    stored, cache = undecoded(rows, column), Path(datasets.config.HF_DATASETS_CACHE)
     if not stored.cache_files:  # rows of a list of files: `datasets` has no place for what it finds in them
         paths = [Path(item["path"]) for item in stored[column] if item and item["path"]]
         state = [VERSION, window, stored._fingerprint, *(p.stat().st_mtime_ns for p in paths if p.is_file())]
-        folder = Path(datasets.config.HF_DATASETS_CACHE) / "inspected"
-        folder.mkdir(parents=True, exist_ok=True)
-        options["cache_file_name"] = str(folder / f"{files.short_hash(state, 32)}.arrow")
-    facts = stored.map(_inspect_row, **options)[:]
+        options["cache_file_name"] = str(cache / "inspected" / f"{files.short_hash(state, 32)}.arrow")
+    try:
+        (cache / "inspected").mkdir(parents=True, exist_ok=True)
+        facts = stored.map(_inspect_row, **options)[:]
+    except OSError as error:  # not of an image: those are facts of their rows
+        raise DasdError(f"The cache of data sets {cache} cannot be written: {error.strerror or error}. Make "
+                        "room, or set HF_HOME to a folder that can be written.") from error  # fmt: skip
     reasons = enumerate(zip(facts["path"], facts["error"], strict=True))
     broken = [f"{name or 'embedded image'} (row {i}): {why}" for i, (name, why) in reasons if why]
     small = np.frombuffer(b"".join(facts["thumbnail"]), dtype=np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)

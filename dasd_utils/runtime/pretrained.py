@@ -54,6 +54,9 @@ class Source:
                 where, revision=self.revision, local_files_only=bool(self.unreachable), **options
             )
         except Exception as error:  # each library below has its own kinds
+            if self.folder is None and not self.unreachable:
+                place, advice = Path(constants.HF_HUB_CACHE), "Set HF_HOME to a folder that can be written."
+                files.check_writable(place, "The cache of the hub", advice)
             revision = self.revision or "main"
             version = f"revision {revision}, variant {self.variant or 'none'}"
             what = f"The {part or kind.__name__} of {self.name!r} ({version}) cannot be loaded"

@@ -6,12 +6,14 @@ import logging
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from synthetic import domain, picture, saved, write_images
 
 from dasd_utils import data
 from dasd_utils.config import Config, DasdError
-from dasd_utils.runtime import folders
+from dasd_utils.runtime import folders, images
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 WHOLE = {"resolution": 16, "validation_fraction": 0.0, "test_fraction": 0.0}
@@ -131,3 +133,27 @@ def test_parquet_without_the_type_of_images(kind, tmp_path):
     loaded = data.load_domain(domain(folder, caption_column="text"), Config.setup("tiny", **WHOLE))
     assert sorted(text for captions in loaded.captions for text in captions) == list("abcdef")
     assert loaded.images[0].size == (16, 16)
+
+
+def test_a_cache_that_cannot_be_written_is_named_and_not_the_images(tmp_path, monkeypatch):
+    write_images(tmp_path / "album", range(2))
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = folders.open_rows(domain(tmp_path / "album", caption="a thing"), "train")
+    with pytest.raises(DasdError, match=r"cache of data sets .*cache cannot be written.*HF_HOME"):
+        images.inspect_rows(rows, "image")
+    (tmp_path / "table").mkdir()
+    pq.write_table(pa.table({"image": [b"1", b"2"]}), tmp_path / "table" / "a.parquet")
+    with pytest.raises(DasdError, match="cache of data sets"):
+        folders.open_folder(domain(tmp_path / "table"), tmp_path / "table")
+
+
+@pytest.mark.parametrize("content", [b"garbage" * 9, None])
+def test_a_parquet_that_cannot_be_read_is_named(tmp_path, content):
+    table = pa.table({"image": [b"1", b"2"], "text": ["a", "b"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    pq.write_table(table.drop_columns(["text"]), tmp_path / "b.parquet")
+    if content:
+        (tmp_path / "b.parquet").write_bytes(content)
+    with pytest.raises(DasdError, match=r"b\.parquet"):
+        folders.open_folder(domain(tmp_path), tmp_path)
