@@ -132,6 +132,7 @@ def train(
     check_config(config)
     check_argument("parts", parts, models.Parts, "what setup_training returned")
     check_argument("sampler", sampler, latents.Sampler, "the third that create_datasets returned")
+    processes.choose_precision(config.training.mixed_precision, processes.default_device())
     attached = Callbacks(**callbacks)
     missing = [d.token for d in config.domains if d.token and d.token not in parts.token_ids]
     if missing:
