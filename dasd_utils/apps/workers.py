@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dasd_utils import evaluation
 from dasd_utils.apps import notebooks
-from dasd_utils.config import ROOT, DasdError, resolve
+from dasd_utils.config import ROOT, DasdError, read_json, resolve
 from dasd_utils.runtime import bars, files
 
 RETRIES = 2  # of a command whose dask worker was lost
@@ -146,4 +145,5 @@ def sweep_cells(notebook: str, entries: Sequence[Parameters], output_dir: str | 
 
 def sweep_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Return the rows of all cells, each with the parameters of its cell; DasdError where one is missing."""
-    return [row | cell.parameters for cell in cells for row in evaluation.load_results(cell.results)["rows"]]
+    stored = [(cell, read_json(cell.results, "The results of a cell")) for cell in cells]
+    return [row | cell.parameters for cell, results in stored for row in results["rows"]]

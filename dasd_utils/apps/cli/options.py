@@ -85,6 +85,7 @@ def run_folders() -> list[str]:
 AUTO = "tiny, sd15 or auto: sd15 where a GPU has 8 GB or more, else tiny."
 LOGGED = """Where losses, pictures and scores are logged: auto (TensorBoard where it is installed), none, or \
 names with commas, as tensorboard,wandb."""
+DOMAINS = dict.fromkeys(domain["name"] for profile in PROFILES.values() for domain in profile["domains"])
 PROFILE = option("auto", AUTO, complete=lambda: ["auto", *PROFILES])
 SEED = option(None, "Seed of everything that is random.", show_default=CONFIGS)
 JSON_OF = "JSON of the fields that differ from the profile's; its paths start at the repository."

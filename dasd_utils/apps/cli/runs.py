@@ -10,11 +10,9 @@ from typing import Any
 from dasd_utils.apps.cli import options
 from dasd_utils.apps.cli.options import CONFIGS, ChosenRun, OfRun, Settings, argument, command, option
 from dasd_utils.config import DASD, GUIDANCE, Config, known_methods, read_json, resolve
-from dasd_utils.profiles import PROFILES
 
 Answer = tuple[Any, ...]  # what `command` prints
 History = list[dict[str, Any]]
-DOMAINS = dict.fromkeys(domain["name"] for profile in PROFILES.values() for domain in profile["domains"])
 SOURCES = """auto; metadata, sidecars, labels or names; a captioning model's hub id or folder; \
 "one sentence"; or "a sketch of a {label}"."""
 METHOD = "How to train: dasd, domainstudio, indomain or diffusionclip."
@@ -193,7 +191,7 @@ def run_training(
 def generate(
     run: ChosenRun,
     prompt: str = options.PROMPT,
-    domain: str | None = option(None, DRAWN_IN, show_default=OF_TOKEN, complete=lambda: DOMAINS),
+    domain: str | None = option(None, DRAWN_IN, show_default=OF_TOKEN, complete=lambda: options.DOMAINS),
     num_images: int = option(1, "How many images.", min=1),
     auto_domain: bool = option(False, "Let the classifier find the domain, or none."),
     guidance: str | None = option(None, RULE, show_default="as calibrated", complete=lambda: GUIDANCE),

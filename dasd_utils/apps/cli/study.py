@@ -65,9 +65,7 @@ class Study(Settings):
 
 def one_command(name: str, config: Config) -> list[str]:
     """Return the words behind `dasd` of a part of a study, without its seed and methods."""
-    from dasd_utils.runtime import checkpoints
-
-    path = config.save(checkpoints.writable(config.output_dir) / f"{name}_config.json")
+    path = config.save(resolve(config.output_dir) / f"{name}_config.json")
     return [name, "--config", str(path), "--output_dir", config.output_dir, "--no-table"]
 
 
