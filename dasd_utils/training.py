@@ -139,9 +139,9 @@ def train(
         raise DasdError(f"The parts lack the token {missing[0]}: make them with setup_training(config).")
     if token_ids is not None and dict(token_ids) != dict(parts.token_ids):
         raise DasdError(f"token_ids are {dict(token_ids)}, those of the parts {parts.token_ids}.")
-    check_training(config, resume, force)  # before anything is written
+    check_training(config, force=True)  # before anything is written
     with checkpoints.lock_run(config):
-        check_training(config, resume, force)  # a run may have ended here meanwhile
+        check_training(config, resume, force)  # a run at work says so, not that it is there
         run = Run(config, parts, sampler, objective or losses.make_objective(config), attached)
         try:
             first = run.restore() if resume else run.start_anew()

@@ -167,6 +167,7 @@ def run_training(
     from dasd_utils.apps import animation, batch_size
     from dasd_utils.runtime import checkpoints
 
+    training.check_training(config, force=True)  # before anything is written
     with checkpoints.lock_run(config):
         training.check_training(config, resume, force)
         parts = training.setup_training(config)
