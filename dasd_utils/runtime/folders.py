@@ -63,6 +63,9 @@ def open_folder(domain: DomainConfig, folder: Path) -> dict[str, datasets.Datase
     captions = resolve(domain.caption_file) if domain.caption_file else None
     has_images = any(path.suffix.lower() in images.SUFFIXES for path in paths)
     for path in paths:
+        if re.search("[\ud800-\udfff]", str(path)):  # bytes that this locale does not read as text
+            raise DasdError(f"The name of the file {str(path)!a} is no text here: rename it, or start "
+                            "with the variable LC_ALL=C.UTF-8.")  # fmt: skip
         kind = path.suffix.lower()
         if kind not in BESIDE | images.SUFFIXES:
             lost.setdefault(f"{kind or 'suffixless'} files, a kind that is not read", []).append(path)

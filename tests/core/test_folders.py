@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import datasets
@@ -156,4 +157,15 @@ def test_a_parquet_that_cannot_be_read_is_named(tmp_path, content):
     if content:
         (tmp_path / "b.parquet").write_bytes(content)
     with pytest.raises(DasdError, match=r"b\.parquet"):
+        folders.open_folder(domain(tmp_path), tmp_path)
+
+
+def test_a_name_that_is_no_text_is_named(tmp_path):
+    write_images(tmp_path, range(2))
+    place = os.fsencode(tmp_path / "bad") + b"\xff.png"
+    try:
+        os.rename(tmp_path / "1.png", place)
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    with pytest.raises(DasdError, match=r"bad.*dcff\.png.* rename it"):
         folders.open_folder(domain(tmp_path), tmp_path)
