@@ -113,7 +113,8 @@ def test_exit_status_of_help_a_stop_and_a_fault(monkeypatch, capsys):
 
     raising(KeyboardInterrupt(), monkeypatch)
     assert ended(monkeypatch, "train") == 130
-    raising(ZeroDivisionError("no"), monkeypatch)
-    assert ended(monkeypatch, "train") == 2
+    for fault in (ZeroDivisionError("no"), ModuleNotFoundError("no", name="dasd_utils.gone")):
+        raising(fault, monkeypatch)
+        assert ended(monkeypatch, "train") == 2
     raising(DasdError("yours"), monkeypatch)
     assert ended(monkeypatch, "train") == 1 and "dasd: yours" in capsys.readouterr().err

@@ -45,11 +45,11 @@ def main() -> None:
         raise
     except DasdError as error:
         fail(str(error), 1)
-    except ModuleNotFoundError as error:
-        fail(f"The package {error.name} is missing here: pip install {error.name}", 1)
     except OSError as error:
         fail(f"{error.filename or 'The output'}: {error.strerror}" if error.strerror else str(error), 1)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and not f"{error.name}".startswith("dasd_utils"):
+            fail(f"The package {error.name} is missing here: pip install {error.name}", 1)
         said = f"{type(error).__name__} {error}"  # torch and safetensors have kinds of their own
         if re.search("MemoryError|out of memory|allocate memory", said):
             fail(
