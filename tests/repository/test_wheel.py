@@ -51,11 +51,20 @@ def test_paths_start_at_the_present_folder(away):
     assert Path(done.stdout.strip()) == folder / "data/runs"
 
 
-@pytest.mark.parametrize("command", ["notebooks", "fresh", "badges"])
-def test_the_course_is_said_to_be_in_the_repository(away, command):
-    done, folder = away("-m", "dasd_utils.apps.cli.main", command)
-    assert done.returncode == 1 and "git clone https://" in done.stderr.splitlines()[-1]
-    assert "holds no notebook" in done.stderr and list(folder.iterdir()) == []
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        ("notebooks", "holds no notebook"),
+        ("fresh", "holds no notebook"),
+        ("badges", "holds no notebook"),
+        ("train --profile tiny", "data/tiny-sd"),
+    ],
+)
+def test_what_a_wheel_lacks_is_said_to_be_in_the_repository(away, words, missing):
+    done, folder = away("-m", "dasd_utils", *words.split())
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and missing in said and "git clone https://" in said, done.stderr
+    assert not [path for path in folder.rglob("*") if path.is_file()]
 
 
 def test_the_doctor_knows_what_the_package_needs(away):
