@@ -22,7 +22,7 @@ SMALLER: dict[str, dict[str, Any]] = {  # in the order in which they begin, the 
     },
     "solutions": {"num_prompts": 3, "short_steps": 3, "token_steps": 4},
     "11_alignment": {"num_images": 10},
-    "03_training": {"max_train_steps": 20, "sample_every": 10},
+    "03_training": {"max_train_steps": 20, "sample_every": 20},
     "07_domainstudio": {
         "num_source_images": 12,
         "max_train_steps": 6,
