@@ -53,12 +53,7 @@ def test_paths_start_at_the_present_folder(away):
 
 @pytest.mark.parametrize(
     ("words", "missing"),
-    [
-        ("notebooks", "holds no notebook"),
-        ("fresh", "holds no notebook"),
-        ("badges", "holds no notebook"),
-        ("train --profile tiny", "data/tiny-sd"),
-    ],
+    [("notebooks", "holds no notebook"), ("train --profile tiny", "data/tiny-sd")],
 )
 def test_what_a_wheel_lacks_is_said_to_be_in_the_repository(away, words, missing):
     done, folder = away("-m", "dasd_utils", *words.split())
