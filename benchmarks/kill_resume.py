@@ -31,7 +31,7 @@ from dasd_utils.runtime import checkpoints, latent_cache
 STEPS = 12
 PHASES: dict[str, tuple[Any, str]] = {  # what a kill interrupts
     "step": (training.Run, "optimise"),
-    "checkpoint": (checkpoints, "_write_files"),
+    "checkpoint": (checkpoints, "write_checkpoint"),
     "latent cache": (latent_cache, "_write_shard"),
     "sample grid": (sampling.DasdPipeline, "generate"),
 }

@@ -158,7 +158,7 @@ def test_a_tracker_that_is_not_there_says_what_to_do(config, monkeypatch):
 
 def test_names_that_configs_may_hold_are_those_of_accelerate(config):
     assert set(cfg.TRACKERS) == set(accelerate_tracking.LOGGER_TYPE_TO_CLASS)
-    with pytest.raises(DasdError, match="tracking is 'none'"):
+    with pytest.raises(DasdError, match="must be auto, none, or names"):
         config.replace(tracking="tensorboard,none")
 
 
