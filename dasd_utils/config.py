@@ -143,6 +143,8 @@ def _explain(error: pydantic.ValidationError, kind: type, where: str = "") -> st
                 f"It belongs to {homes[path[-1]]!r}." if homes.get(path[-1]) else nearest(path[-1], known)
             )
             return f"Unknown config field {path[-1]!r}{outer and f' in {outer}'}. {advice}"
+        case "missing" if isinstance(path[-1], int):  # of a pair
+            return f"{place.rpartition('[')[0]} has {path[-1]} values; it takes more."
         case "missing":
             return f"{outer or 'The config'} lacks the field {path[-1]!r}."
         case "literal_error":
@@ -520,7 +522,11 @@ def read_json(path: str | Path, what: str) -> Any:
     except OSError as error:
         raise DasdError(f"{what} cannot be read from {path}: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
-        raise DasdError(f"{what} {path} is no JSON: {str(error).rstrip('.')}.") from None
+        what = f"{what} {path} is no JSON: {str(error).rstrip('.')}."
+        advice = " Save it as UTF-8." if isinstance(error, UnicodeError) else ""
+        if isinstance(error, json.JSONDecodeError):
+            advice = " JSON has double quotes, no comments, and no comma behind the last entry."
+        raise DasdError(what + advice) from None
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -25,9 +25,13 @@ def read_text(path: Path, what: str) -> str:
     try:
         with path.open("rb") as file:
             is_wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        return path.read_text(encoding="utf-16" if is_wide else "utf-8-sig")
+        text = path.read_text(encoding="utf-16" if is_wide else "utf-8-sig")
+        if "\0" in text:  # UTF-16 without its mark, or no text
+            raise UnicodeError
+        return text
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is neither UTF-8 nor UTF-16"
+        reason = getattr(error, "strerror", None)
+        reason = reason or "it is neither UTF-8 nor UTF-16 with its mark; save it as UTF-8"
         raise DasdError(f"{what} cannot be read from {path}: {reason}.") from None
 
 

@@ -27,7 +27,7 @@ BESIDE = {".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".m
           ".html", ".ini", ".db", ".log", ".npz"}  # fmt: skip  # of files that are expected beside images
 TABLES = {".csv", ".tsv", ".jsonl", ".parquet"}
 KEPT_BY_PROGRAMS = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", "__pycache__")  # folders
-BYTES = r"(large_)?binary|struct<(bytes: .*binary, path: .*|path: .*, bytes: .*binary)>"  # types of columns
+BYTES = r"(large_)?binary|struct<(.*, )?bytes: (large_)?binary(, .*)?>"  # types of columns
 PATHS = ("image", "file_name", "file", "path", "image_path", "filepath", "filename")  # columns of image files
 log = logging.getLogger(__name__)
 
@@ -225,6 +225,10 @@ def with_images(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
     stored = [name for name, kind in kinds.items() if re.fullmatch(BYTES, kind)]
     for name in (name for name in PATHS if not stored and kinds.get(name, "").endswith("string")):
         values = rows[name][:]
+        address = next((value for value in values if value and "://" in value), None)
+        if address:
+            raise DasdError(f"the column {name!r} holds addresses like {address}: download the images, and "
+                            "put their file names there.")  # fmt: skip
         if all(value is None or Path(value).suffix.lower() in images.SUFFIXES for value in values):
             values = [value and str(folder / value) for value in values]
             rows = rows.remove_columns(name).add_column(name, values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import logging
@@ -16,7 +15,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from dasd_utils.config import DasdError
 from dasd_utils.runtime import files, levels
@@ -24,7 +23,7 @@ from dasd_utils.runtime import files, levels
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".tif",
             ".tiff", ".gif", ".jp2", ".j2k", ".tga", ".pbm", ".pgm", ".ppm", ".pnm"}  # fmt: skip
 THUMBNAIL = 32  # pixels, square, grey: compared to find near duplicates
-VERSION = 2  # of `_inspect_row`: a change of what it returns must not meet results cached before
+VERSION = 3  # of `_inspect_row`: a change of what it returns must not meet results cached before
 SAMPLE_FEATURES = datasets.Features(
     {"image": datasets.Image(), "prompt": datasets.Value("string"), "seed": datasets.Value("int64")}
 )
@@ -37,14 +36,29 @@ log = logging.getLogger(__name__)
 def read_image(item: dict[str, Any], window: levels.Window | None = None) -> Image.Image:
     """Decode what an undecoded `datasets.Image` column holds, {"bytes", "path"}, to RGB; see `to_rgb`."""
     content = item["bytes"] if item["bytes"] is not None else Path(item["path"]).read_bytes()
-    values = levels.stored_values(content)
-    if values is None:
+    if not content:
+        raise ValueError("the file is empty")
+    stored = levels.stored_values(content)
+    if stored is None:
         with Image.open(io.BytesIO(content)) as image:
-            return to_rgb(image, window)
-    image = levels.to_eight_bit(values, window)
-    with contextlib.suppress(UnidentifiedImageError):
-        image.getexif()[ExifTags.Base.Orientation] = Image.open(io.BytesIO(content)).getexif().get(274, 1)
-    return to_rgb(image)
+            has_more = image.format != "MPO" and getattr(
+                image, "is_animated", False
+            )  # a phone's has previews
+            image = to_rgb(image, window)
+    else:
+        values, alpha = stored
+        image, has_more, orientation = levels.to_eight_bit(values, window, alpha), False, None
+        if content[:8] == levels.PNG:
+            orientation = Image.open(io.BytesIO(content)).getexif().get(ExifTags.Base.Orientation)
+        else:
+            tags = levels.tiff_tags(content)
+            has_more, orientation = tags.next != 0, tags.get(ExifTags.Base.Orientation)
+        image.getexif()[ExifTags.Base.Orientation] = orientation or 1
+        image = to_rgb(image)
+    if has_more:
+        notes = (image.info.get("bands"), "the first of its frames is read")
+        image.info["bands"] = "; ".join(filter(None, notes))
+    return image
 
 
 def open_file(path: Path) -> Image.Image:

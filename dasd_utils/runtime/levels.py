@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import struct
@@ -14,26 +15,52 @@ Window = tuple[float, float]  # the stored values shown as black and as white
 WHITES = (1.0, 255.0, 4095.0, 65535.0)  # of floats, of 8, 12 and 16 bits
 PNG = b"\x89PNG\r\n\x1a\n"
 # Tags of TIFF, https://www.itu.int/itudoc/itu-t/com16/tiff-fx/docs/tiff6.pdf
-WIDTH, HEIGHT, BITS, PHOTOMETRIC, ORIENTATION, SAMPLES, PLANAR = 256, 257, 258, 262, 274, 277, 284
-PREDICTOR, TILE_WIDTH, EXTRA_SAMPLES, SAMPLE_FORMAT = 317, 322, 338, 339
+WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES, PLANAR = 256, 257, 258, 262, 277, 284
+COMPRESSION, FILL_ORDER, ROWS, PREDICTOR, TILE_WIDTH, TILE_HEIGHT = 259, 266, 278, 317, 322, 323
+PLACES = (273, 279, 324, 325)  # of strips and of tiles, and their sizes
+EXTRA_SAMPLES, SAMPLE_FORMAT, NODATA = 338, 339, 42113
+BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)  # compressions that know no samples: none, LZW, deflate, ...
+KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # sample formats
+NOTHING = 1e37  # values beyond it, like the least float, stand for none
 
 
-def stored_values(content: bytes) -> np.ndarray | None:
+def stored_values(content: bytes) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Return the values (h, w) or (h, w, bands) of a file that Pillow would cut to 8 bits, invert or refuse.
 
-    None for all others. Values that mean white at 0 are negated.
+    Beside them its alpha in 8 bits (h, w), None where no band is said to be one; None for all other files.
+    Values that mean white at 0 are negated, those that mean none (GDAL's nodata) are nan.
     """
     if content[:8] == PNG and content[24] == 16 and content[25] != 0 and not content[28]:  # no grey, one pass
-        return _png_values(content)
-    if content[:4] not in (b"II*\0", b"MM\0*"):
+        values = _png_values(content)
+        return _without_alpha(values, values.shape[2] in (2, 4))
+    if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0"):
         return None
-    tags = _tiff_tags(content)
-    bands, bits = tags.get(SAMPLES, 1), tags.get(BITS, (1,))
-    inverted = tags.get(PHOTOMETRIC) == 0 and bits[0] > 8
-    if (bands == 1 and not inverted) or (bands <= 4 and bits[0] <= 8):
+    tags = tiff_tags(content)
+    bands, bits, photometric = tags.get(SAMPLES, 1), tags.get(BITS, (1,)), tags.get(PHOTOMETRIC)
+    kind, extra = KINDS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "?"), tags.get(EXTRA_SAMPLES, ())
+    has_alpha = extra[-1:] in ((1,), (2,))
+    is_known = bits[0] == 8 and kind == "u"
+    is_known &= bands == 1 or (photometric == 2 and bands == 3 + has_alpha) or (bands == 2 and has_alpha)
+    if (
+        is_known or {*bits} & {1, 2, 4} or photometric not in (0, 1, 2) or kind == "?"
+        or not {*bits} <= {8, 16, 32, 64} or tags.get(COMPRESSION, 1) not in BYTEWISE
+        or (bits[0] == 8 and bands == 4 and has_alpha)
+    ):  # fmt: skip
         return None
-    values = _tiff_values(content, tags) if bands > 1 else np.asarray(Image.open(io.BytesIO(content)))
-    return -values.astype(np.float32) if inverted else values
+    values = _tiff_values(content, tags, f"{kind}{bits[0] // 8}")
+    nothing = str(tags.get(NODATA, "")).strip("\0 ")
+    with contextlib.suppress(ValueError):
+        values = np.where(values == float(nothing), np.nan, values) if nothing else values
+    values, alpha = _without_alpha(values, has_alpha)
+    return (-values.astype(np.float32) if photometric == 0 else values), alpha
+
+
+def _without_alpha(values: np.ndarray, has_alpha: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    if not has_alpha:
+        return values, None
+    most = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
+    alpha = np.nan_to_num(values[..., -1] * (255 / most)).clip(0, 255).astype(np.uint8)
+    return values[..., :-1], alpha
 
 
 def _png_values(content: bytes) -> np.ndarray:
@@ -56,69 +83,95 @@ def _png_values(content: bytes) -> np.ndarray:
     return halves[0] * 256 + halves[1]
 
 
-def _tiff_tags(content: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
-    tags = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
+def tiff_tags(content: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
+    """Return the tags of the first image of a TIFF, of a BigTIFF too."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2(content[: 16 if content[2] == 43 else 8])
     stream = io.BytesIO(content)
     stream.seek(tags.next)
     tags.load(stream)
     return tags
 
 
-def _tiff_values(content: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2) -> np.ndarray:
-    """Decode a TIFF of several bands as one of a single band, as wide or as high as all together."""
-    bands, width, height = tags[SAMPLES], tags[WIDTH], tags[HEIGHT]
-    planes = tags.get(PLANAR, 1) == 2
-    changed = {PHOTOMETRIC: 1, SAMPLES: 1, PLANAR: 1, BITS: tags[BITS][0], PREDICTOR: 1}
-    changed |= {SAMPLE_FORMAT: tags.get(SAMPLE_FORMAT, (1,))[0]}
-    if planes:
-        changed[HEIGHT] = height * bands
-    else:
-        changed |= {tag: tags[tag] * bands for tag in (WIDTH, TILE_WIDTH) if tag in tags}
-    order = "<" if content[:2] == b"II" else ">"
-    start = struct.unpack_from(f"{order}I", content, 4)[0]
-    count = struct.unpack_from(f"{order}H", content, start)[0]
-    entries = [content[start + 2 + 12 * i : start + 14 + 12 * i] for i in range(count)]
-    kept = {struct.unpack_from(f"{order}H", entry)[0]: entry for entry in entries}
-    kept |= {tag: struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in changed.items()}
-    kept = {tag: entry for tag, entry in kept.items() if tag not in (EXTRA_SAMPLES, ORIENTATION)}
-    directory = struct.pack(f"{order}H", len(kept)) + b"".join(kept[tag] for tag in sorted(kept)) + bytes(4)
+def _tiff_values(content: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2, kind: str) -> np.ndarray:
+    """Decode a TIFF plane by plane as grey images of its bytes, which Pillow only unpacks."""
+    bands, width, height = tags.get(SAMPLES, 1), tags[WIDTH], tags[HEIGHT]
+    if width * height > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise Image.DecompressionBombError(f"{width} x {height} pixels are too many")
+    kind = np.dtype(kind).newbyteorder("<" if content[:2] == b"II" else ">")
+    planes = bands if tags.get(PLANAR, 1) == 2 else 1
+    step = bands // planes * kind.itemsize  # bytes of a pixel
     padded = content + bytes(len(content) % 2)
-    single = padded[:4] + struct.pack(f"{order}I", len(padded)) + padded[8:] + directory
-    flat = np.asarray(Image.open(io.BytesIO(single)))
-    values = flat.reshape((bands, height, width) if planes else (height, width, bands))
-    values = np.moveaxis(values, 0, 2) if planes else values
-    if tags.get(PREDICTOR, 1) == 2:  # differences to the pixel on the left, anew in each tile
-        step = tags.get(TILE_WIDTH, width)
-        parts = [values[:, x : x + step].cumsum(axis=1, dtype=values.dtype) for x in range(0, width, step)]
-        values = np.concatenate(parts, axis=1)
-    return values
+    parts = []
+    for plane in range(planes):
+        new = {WIDTH: width * step, HEIGHT: height, BITS: 8, PHOTOMETRIC: 1, SAMPLES: 1}
+        new |= {tag: tags[tag] for tag in (COMPRESSION, FILL_ORDER, ROWS, TILE_HEIGHT) if tag in tags}
+        new |= {TILE_WIDTH: tags[TILE_WIDTH] * step} if TILE_WIDTH in tags else {}
+        for tag in (tag for tag in PLACES if tag in tags):
+            places = tags[tag] if isinstance(tags[tag], tuple) else (tags[tag],)
+            count = len(places) // planes
+            new[tag] = places[plane * count : (plane + 1) * count]
+        lists, entries = b"", b""
+        for tag, value in sorted(new.items()):
+            numbers = value if isinstance(value, tuple) else (value,)
+            entries += struct.pack("<HHI", tag, 4, len(numbers))
+            entries += struct.pack("<I", numbers[0] if len(numbers) == 1 else len(padded) + len(lists))
+            lists += struct.pack(f"<{len(numbers)}I", *numbers) if len(numbers) > 1 else b""
+        head = b"II*\0" + struct.pack("<I", len(padded) + len(lists))
+        single = head + padded[8:] + lists + struct.pack("<H", len(new)) + entries + bytes(4)
+        rows = np.asarray(TiffImagePlugin.TiffImageFile(io.BytesIO(single)))
+        tile = (tags.get(TILE_WIDTH) or width) * step
+        tiles = [rows[:, x : x + tile] for x in range(0, width * step, tile)]
+        values = [_unpredicted(each, kind, step // kind.itemsize, tags.get(PREDICTOR, 1)) for each in tiles]
+        parts.append(np.concatenate(values, axis=1))
+    values = np.concatenate(parts, axis=2)
+    return values[..., 0] if bands == 1 else values
 
 
-def to_eight_bit(values: np.ndarray, window: Window | None = None) -> Image.Image:
-    """Return values (h, w) or (h, w, bands) as L or RGB, of 16-bit files of 2 or 4 bands with their alpha.
+def _unpredicted(rows: np.ndarray, kind: np.dtype, bands: int, predictor: int) -> np.ndarray:
+    """Return the values (h, w, bands) of rows of bytes, some of them differences to the pixel on the left."""
+    if predictor == 3:  # bytes of all values by rank, the first of each first
+        shape = (len(rows), -1, bands)
+        rows = rows.reshape(shape).cumsum(axis=1, dtype=np.uint8).reshape(len(rows), kind.itemsize, -1)
+        rows, kind = rows.swapaxes(1, 2).reshape(len(rows), -1), kind.newbyteorder(">")
+    values = np.ascontiguousarray(rows).view(kind).reshape(len(rows), -1, bands)
+    values = values.astype(kind.newbyteorder("="))
+    return values.cumsum(axis=1, dtype=values.dtype) if predictor == 2 else values
+
+
+def to_eight_bit(
+    values: np.ndarray, window: Window | None = None, alpha: np.ndarray | None = None
+) -> Image.Image:
+    """Return values (h, w) or (h, w, bands), and their alpha, as L, LA, RGB or RGBA; no value is black.
 
     Without a window black is 0, or the least value below it, and white the nearest of WHITES. The image's
     `info` says what was read: "levels", the values that all but a thousandth of the pixels lie between, and
     "bands" where some were left out.
     """
     bands = values.shape[2] if values.ndim == 3 else 1
-    alpha = values[..., -1] / 257 if bands in (2, 4) and values.dtype == np.uint16 else None
-    values = np.nan_to_num(values.astype(np.float32))
-    shown = values[..., : 3 if bands > 2 else 1] if values.ndim == 3 else values
-    low, high = window or own_window(shown)
-    eight = ((shown - low) * (255 / (high - low))).clip(0, 255).round().astype(np.uint8)
-    if alpha is not None:
-        eight = np.dstack([eight, alpha.clip(0, 255).astype(np.uint8)])
+    has_levels = values.dtype != np.uint8
+    shown = values[..., : 3 if bands > 2 else 1].astype(np.float64)
+    shown = shown if values.ndim == 3 else values.astype(np.float64)
+    shown = np.where(np.abs(shown) < NOTHING, shown, np.nan)
+    if np.isnan(shown).all():
+        raise ValueError("no pixel has a value")
+    low, high = (window or own_window(shown)) if has_levels else (0.0, 255.0)
+    scaled = ((shown - low) * (255 / (high - low))).clip(0, 255).round()
+    eight = np.nan_to_num(scaled).astype(np.uint8)
+    eight = eight if alpha is None else np.dstack([eight, alpha])
     image = Image.fromarray(eight[..., 0] if eight.shape[2:] == (1,) else eight)
-    image.info["levels"] = tuple(np.quantile(shown[:: max(len(shown) // 512, 1)], (0.001, 0.999)).tolist())
-    if bands > 3 and alpha is None:
+    some = shown[:: max(len(shown) // 512, 1)]
+    if has_levels and not np.isnan(some).all():
+        image.info["levels"] = tuple(np.nanquantile(some, (0.001, 0.999)).tolist())
+    if bands > 3:
         image.info["bands"] = f"bands 1 to 3 of {bands} are read as red, green and blue"
+    elif bands == 2:
+        image.info["bands"] = "band 1 of 2 is read"
     return image
 
 
 def own_window(values: np.ndarray) -> Window:
     """Return the window of an image by itself."""
-    low, high = min(float(values.min()), 0.0), float(values.max())
+    low, high = min(float(np.nanmin(values)), 0.0), float(np.nanmax(values))
     white = next((white for white in WHITES if high <= white), high) if low == 0 else high
     return low, max(white, low + 1e-6)
 

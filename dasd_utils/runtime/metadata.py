@@ -27,6 +27,9 @@ def read(path: Path, column: str | None = None) -> Rows:
     try:
         for number, row in _read_lines(path):
             values = row if isinstance(row, dict) else {}
+            names = {key: str(key).strip() for key in values}
+            names |= {key: key.lower() for key in names.values() if key.lower() == "file_name"}
+            values = {names.get(names[key], names[key]): value for key, value in values.items()}
             name = values.get("file_name")
             if not isinstance(name, str) or (column or "file_name") not in values:
                 columns = f", not the columns {', '.join(map(str, values))}" if values else ""
@@ -52,15 +55,20 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 try:
                     yield number, json.loads(line, object_pairs_hook=unique_keys)
                 except (ValueError, RecursionError) as error:
-                    raise DasdError(f"{path}, line {number}: {str(error).rstrip('.')}.") from None
+                    reason = str(error).rstrip(".")
+                    raise DasdError(f"{path}, line {number}: {reason}. Each line is one object: no comma "
+                                    "behind it, and no list around all of them.") from None  # fmt: skip
         return
     header = text.partition("\n")[0]
-    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    table = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=max(",;\t|", key=header.count), skipinitialspace=True
+    )
     for row in table:
         if None in row or None in row.values():
             raise DasdError(f"{path}, line {table.line_num}: {len(table.fieldnames)} fields are expected. "
                             "Put a text that has a comma or a line break in quotes.")  # fmt: skip
-        yield table.line_num, {name: value or None for name, value in row.items()}
+        if any(row.values()):
+            yield table.line_num, {name: value or None for name, value in row.items()}
 
 
 def match(rows: Rows, names: Sequence[str], folder: Path) -> Rows:
@@ -91,10 +99,16 @@ def columns(rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[Any]]
         if other is not None:
             raise DasdError(f"the column {name!r} of its metadata holds texts and other values, like "
                             f"{parts[0]!r} and {other!r}: put all of them in quotes.")  # fmt: skip
-        if all(len(each) < 2 for each in values):
+        is_list = any(isinstance(value, list | tuple) for each in values for value in each)
+        if not is_list and all(len(each) < 2 for each in values):
             found[name] = [each[0] if each else None for each in values]
         else:
             found[name] = [[part for value in each for part in as_list(value)] for each in values]
+        try:
+            pa.array(found[name])
+        except (pa.ArrowException, OverflowError, UnicodeError) as error:
+            raise DasdError(f"the column {name!r} of its metadata cannot be kept: {files.first_line(error)}. "
+                            "Give its values one type, or remove it.") from None  # fmt: skip
     return {name: values for name, values in found.items() if name not in ("file_name", "image")}
 
 

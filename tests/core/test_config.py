@@ -282,3 +282,18 @@ def test_no_config_leads_to_anything_but_a_config_or_a_dasd_error(drawn):
         return
     text = json.dumps(config.to_dict(), allow_nan=False)
     assert Config.from_dict(json.loads(text)) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (b'{"profile": "tiny", // a comment\n"seed": 1}', "no comments"),
+        (b'{"profile": "tiny",}', "no comma behind"),
+        ('{"profile": "é"}'.encode("cp1252"), "Save it as UTF-8"),
+        (b'{"domains": [{"name": "a", "data": "b", "window": [1]}]}', r"domains\[0\].window has 1 values"),
+    ],
+)
+def test_a_file_of_almost_json_says_what_to_change(content, advice, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(DasdError, match=advice):
+        Config.load(tmp_path / "config.json")

@@ -118,7 +118,7 @@ def test_hidden_folders_are_no_part_of_it(tmp_path, caplog):
     assert labels(tmp_path / "s") == {"cat", "dog"} and not caplog.messages
 
 
-@pytest.mark.parametrize("kind", ["bytes", "struct", "paths"])
+@pytest.mark.parametrize("kind", ["bytes", "struct", "struct of bytes alone", "paths"])
 def test_parquet_without_the_type_of_images(kind, tmp_path):
     folder = write_images(tmp_path / "s", ())
     pictures = [picture(number) for number in range(6)]
@@ -129,7 +129,8 @@ def test_parquet_without_the_type_of_images(kind, tmp_path):
         column = [f"../store/{number}.png" for number in range(6)]
     else:
         content = [saved(image, "PNG")["bytes"] for image in pictures]
-        column = content if kind == "bytes" else [{"bytes": each, "path": None} for each in content]
+        beside = {"path": None} if kind == "struct" else {}
+        column = content if kind == "bytes" else [{"bytes": each} | beside for each in content]
     datasets.Dataset.from_dict({"image": column, "text": list("abcdef")}).to_parquet(folder / "part.parquet")
     loaded = data.load_domain(domain(folder, caption_column="text"), Config.setup("tiny", **WHOLE))
     assert sorted(text for captions in loaded.captions for text in captions) == list("abcdef")
@@ -169,3 +170,9 @@ def test_a_name_that_is_no_text_is_named(tmp_path):
         pytest.skip("this file system refuses such names")
     with pytest.raises(DasdError, match=r"bad.*dcff\.png.* rename it"):
         folders.open_folder(domain(tmp_path), tmp_path)
+
+
+def test_addresses_are_no_file_names(tmp_path):
+    datasets.Dataset.from_dict({"image": ["https://a.b/1.png"]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DasdError, match="addresses like https"):
+        folders.open_rows(domain(tmp_path), "train")

@@ -110,3 +110,37 @@ def test_rows_that_say_no_captions(tmp_path, text, words):
     path.write_text(text)
     with refused(words):
         metadata.read(path, "text")
+
+
+@pytest.mark.parametrize(
+    "text", ['File_Name, Text,\n1.png, "a dog, running",\n\n,,\n', "file_name|Text\n1.png|a dog, running\n"]
+)
+def test_csv_as_spreadsheets_and_hands_write_it(text, tmp_path):
+    (tmp_path / "metadata.csv").write_text(text)
+    rows = metadata.read(tmp_path / "metadata.csv")
+    assert [row["Text"] for row in rows["1.png"]] == ["a dog, running"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16-le"])
+def test_texts_of_unknown_encoding_are_refused(encoding, tmp_path):
+    (tmp_path / "metadata.csv").write_bytes("file_name,text\n1.png,café\n".encode(encoding))
+    with refused("neither UTF-8 nor UTF-16", "save it as UTF-8"):
+        metadata.read(tmp_path / "metadata.csv")
+
+
+@pytest.mark.parametrize("text", ['[{"file_name": "1.png"}]', '{"file_name": "1.png"},', "[\n"])
+def test_lines_of_json_that_are_no_objects_say_the_form(text, tmp_path):
+    (tmp_path / "metadata.jsonl").write_text(text)
+    with refused("line 1", "object"):
+        metadata.read(tmp_path / "metadata.jsonl")
+
+
+def test_texts_and_lists_of_texts_are_lists():
+    rows = [[{"text": "a"}], [{"text": ["b", "c"]}], [{"text": None}]]
+    assert metadata.columns(rows) == {"text": [["a"], ["b", "c"], []]}
+
+
+@pytest.mark.parametrize("values", [(2**70, 1), (1, True), ({"a": 1}, {"a": "b"}), ("\ud83d", "a")])
+def test_a_column_that_cannot_be_kept_is_named(values):
+    with refused("column 'id'", "remove it"):
+        metadata.columns([[{"id": value}] for value in values])

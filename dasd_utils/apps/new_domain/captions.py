@@ -70,7 +70,8 @@ def open_album(folder: str | Path, name: str = "new") -> Album:
     features = next(iter(splits.values())).features
     columns = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     if not columns:
-        raise DasdError(f"{place} has no column of images. Columns: {', '.join(features)}.")
+        raise DasdError(f"{place} has no column of images. Columns: {', '.join(features)}. "
+                        "One named image, with file names or the files' bytes, would be read.")  # fmt: skip
     return Album(place, splits, columns[0])
 
 
