@@ -90,6 +90,13 @@ def test_words_that_the_locale_could_not_read_are_utf8(monkeypatch, capsys):
     ]  # a file may be named so
 
 
+def test_texts_that_are_no_unicode_are_refused_and_paths_said(monkeypatch, capsys):
+    for words in (("new-domain", "abc", ".", "--captions", "a \udcff"), ("ladder", "--only", "\udcff")):
+        assert ended(monkeypatch, *words) == 1 and "no Unicode text" in capsys.readouterr().err
+    raising(UnicodeEncodeError("utf-8", "nd\udcff.json", 2, 3, "surrogates not allowed"), monkeypatch)
+    assert ended(monkeypatch, "clean") == 1 and "nd\\udcff.json" in capsys.readouterr().err
+
+
 def test_an_interrupt_while_it_loads_ends_without_a_traceback(monkeypatch):
     class Interrupted:
         def find_spec(self, name, *_):

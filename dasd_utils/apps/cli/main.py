@@ -45,6 +45,8 @@ def main() -> None:
         raise
     except DasdError as error:
         fail(str(error), 1)
+    except UnicodeEncodeError as error:  # a path of other bytes, where a file is to name it
+        fail(f"{error.object[:200]!r} is no Unicode text: rename what it names, in UTF-8.", 1)
     except OSError as error:
         fail(f"{error.filename or 'The output'}: {error.strerror}" if error.strerror else str(error), 1)
     except Exception as error:

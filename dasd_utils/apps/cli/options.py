@@ -122,6 +122,8 @@ def command(panel: str, called: str | None = None, **settings: Any) -> Callable[
         def run(**given: Any) -> None:
             given = defaults | given
             as_json = given.pop("as_json", False)
+            for name, value in given.items():
+                _check_text(name, value)
             for group, kind in groups.items():
                 given[group] = kind(**{each.name: given.pop(each.name) for each in dataclasses.fields(kind)})
             result, text, *wrong = work(**given) or (None, None)
@@ -134,6 +136,13 @@ def command(panel: str, called: str | None = None, **settings: Any) -> Callable[
         return app.command(called, rich_help_panel=panel, **settings)(run)
 
     return decorate
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Raise DasdError for a text, or one in a list, of bytes that are no UTF-8; paths may have any."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and text != text.encode(errors="replace").decode():
+            raise DasdError(f"The {name} is {text!r}, which is no Unicode text: write it in UTF-8.")
 
 
 def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
