@@ -243,8 +243,12 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
 def _check_hashes(folder: Path) -> None:
     """Raise DasdError for a file of an adapter that is another than the manifest of its run says."""
     manifest = folder.parent / checkpoints.MANIFEST
-    named = files.read_object(manifest, "The manifest").get("files") if manifest.is_file() else {}
-    for name, expected in named.items() if isinstance(named, dict) else ():
+    if not manifest.is_file():
+        return
+    named = files.read_object(manifest, "The manifest").get("files")
+    if not isinstance(named, dict) or not named:
+        raise cfg.DasdError(f"{manifest} names no files. Copy the run anew, or train it again.")
+    for name, expected in named.items():
         file = folder.parent / name
         ours = name.startswith(f"{folder.name}/")
         if ours and not (file.is_file() and checkpoints.describe_file(file) == expected):

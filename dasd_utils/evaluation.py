@@ -466,6 +466,9 @@ def load_results(path: str | Path) -> dict[str, Any]:
     values = files.read_json(Path(path), "The results file")
     if not isinstance(values, dict) or not {"config", "rows"} <= set(values):
         raise DasdError(f'{path} holds no results: it lacks "config" or "rows".')
+    config, rows = values["config"], values["rows"]
+    if not (isinstance(config, dict) and isinstance(rows, list) and all(isinstance(r, dict) for r in rows)):
+        raise DasdError(f'{path} holds no results: "config" is no object, or "rows" no list of objects.')
     return values
 
 

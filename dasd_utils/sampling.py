@@ -510,12 +510,15 @@ class DasdPipeline:
 def calibrated(config: Config, path: str | Path) -> Config:
     """Return the config with the calibrations of a file {"<domain>": {"guidance_scale": ...}, ...}."""
     table = files.read_object(Path(path), "The calibrations that `dasd calibrate` writes")
-    changes = {config.domain(name).name: fields for name, fields in table.items()}
     values = config.to_dict()
-    for domain in (values["source"], *values["domains"]):
-        own = changes.get(domain["name"], {})
-        domain["calibration"] = domain["calibration"] | own if isinstance(own, dict) else own
-    return Config.from_dict(values)
+    try:
+        changes = {config.domain(name).name: fields for name, fields in table.items()}
+        for domain in (values["source"], *values["domains"]):
+            own = changes.get(domain["name"], {})
+            domain["calibration"] = domain["calibration"] | own if isinstance(own, dict) else own
+        return Config.from_dict(values)
+    except DasdError as error:  # of a field, which does not know its file
+        raise DasdError(f"{path} is no calibration of this run: {error}") from None
 
 
 def run_places(place: str | Path) -> tuple[Path, Path]:

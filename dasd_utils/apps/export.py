@@ -106,7 +106,14 @@ def export(
 def evaluation_rows(run: Path) -> list[dict[str, Any]]:
     """Return the rows of a run's `evaluation.json`, none if it has not been evaluated."""
     path = run / "evaluation.json"
-    return evaluation.load_results(path)["rows"] if path.exists() else []
+    rows = evaluation.load_results(path)["rows"] if path.exists() else []
+    for row in rows:
+        lacks = {"method", "domain", "metric", "n", "seed", "value"} - row.keys()
+        if lacks or not isinstance(row["value"], int | float):
+            raise DasdError(
+                f"A row of {path} lacks {min(lacks, default='a number')}: evaluate the run again."
+            )
+    return rows
 
 
 def draw_samples(pipeline: DasdPipeline) -> Samples:

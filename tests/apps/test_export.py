@@ -228,3 +228,12 @@ def test_samples_are_written_beside_the_card(adapted, tmp_path):
     assert "samples.png" in export.export(*arguments, samples=(picture, ["a pier", "a road"])).files
     card = (tmp_path / "out/README.md").read_text()
     assert "# dasd" in card and "](samples.png)" in card and "“a pier”; “a road”" in card
+
+
+@pytest.mark.parametrize(
+    "row", [{"x": 1}, {name: "a" for name in ["method", "domain", "metric", "n", "seed", "value"]}]
+)
+def test_scores_that_are_none_are_refused_with_their_file(tmp_path, row):
+    (tmp_path / "evaluation.json").write_text(json.dumps({"config": {}, "rows": [row]}))
+    with pytest.raises(DasdError, match=r"row of .*evaluation\.json lacks"):
+        export.evaluation_rows(tmp_path)

@@ -283,7 +283,15 @@ def test_results_come_back_as_they_were_saved(tmp_path, config, rows):
 
 
 def test_results_that_are_none_are_refused(tmp_path):
-    for text, message in ((None, "cannot be read"), ("no", "no JSON"), ("{}", "holds no results")):
+    none = [
+        f'{{"config": {config}, "rows": {rows}}}' for config, rows in (("{}", "[3]"), ("{}", 5), (1, "[]"))
+    ]
+    wrong = [
+        (None, "cannot be read"),
+        ("no", "no JSON"),
+        *((text, "holds no results") for text in ("{}", *none)),
+    ]
+    for text, message in wrong:
         if text:
             (tmp_path / "r.json").write_text(text)
         with pytest.raises(DasdError, match=message):

@@ -427,7 +427,15 @@ WRONG |= {'{"xray": 5}': "calibration"}
 @pytest.mark.parametrize(("content", "message"), WRONG.items())
 def test_a_wrong_calibration_file_is_refused(run, content, message):
     (run / "calibration.json").write_text(content)
-    with pytest.raises(DasdError, match=message):
+    with pytest.raises(DasdError, match=message) as refused:
+        sampling.load_trained_pipeline(run)
+    assert str(run / "calibration.json") in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ['{"files": 3}', '{"files": {}}', "{}"])
+def test_a_manifest_that_names_no_files_is_refused(run, content):
+    (run / "manifest.json").write_text(content)
+    with pytest.raises(DasdError, match=r"manifest\.json names no files"):
         sampling.load_trained_pipeline(run)
 
 
