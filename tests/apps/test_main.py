@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from dasd_utils import __main__ as entry
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import options
+from dasd_utils.apps.cli.study import Study
 from dasd_utils.config import DasdError
 
 DASD = [sys.executable, "-m", "dasd_utils"]
@@ -125,3 +126,10 @@ def test_exit_status_of_help_a_stop_and_a_fault(monkeypatch, capsys):
         assert ended(monkeypatch, "train") == 2
     raising(DasdError("yours"), monkeypatch)
     assert ended(monkeypatch, "train") == 1 and "dasd: yours" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seeds", ["0,00", "0, 0", "0,,1", "", "x", "-1"])
+def test_seeds_of_a_study_are_different_numbers(seeds):
+    with pytest.raises(DasdError, match="different numbers"):
+        Study(seeds=seeds).numbers()
+    assert Study(seeds="0, 1").numbers() == [0, 1]

@@ -47,9 +47,10 @@ class Study(Settings):
     def numbers(self) -> list[int]:
         """Return the seeds; DasdError for what is no list of different ones."""
         words = self.seeds.split(",")
-        if not all(word.strip().isdecimal() for word in words) or len(set(words)) < len(words):
+        numbers = [int(word) for word in words if word.strip().isdecimal()]
+        if len(set(numbers)) < len(words):
             raise DasdError(f"--seeds is {self.seeds!r}; it must be different numbers with commas: 0,1,2.")
-        return [int(word) for word in words]
+        return numbers
 
     def run(self, work: Callable[[], list[Any]], commands: Callable[[], list[list[str]]]) -> list[Any]:
         """Do the work, with several workers first by commands; return what other processes still do."""
