@@ -35,18 +35,6 @@ def card(
     """Return the card. summary: the adapter's; rows: of `evaluation.json`; prompts: of the grid."""
     base = config.model.base
     on_hub = not resolve(base).is_dir()
-    results = [
-        EvalResult(
-            task_type="text-to-image",
-            dataset_type="custom",
-            dataset_name=f"{row['domain']}, held-out images",
-            metric_type=row["metric"],
-            metric_name=f"{row['metric']}, n = {row['n']}, seed {row['seed']}",
-            metric_value=round(row["value"], 4),
-        )
-        for row in rows
-        if row["method"] not in (evaluation.BASE, evaluation.STYLED)
-    ]
     data = ModelCardData(
         license=licence(base),
         library_name="diffusers",
@@ -59,7 +47,7 @@ def card(
             *(["lora"] if summary["lora"] else []),
         ],
         model_name=exported.name,
-        eval_results=results or None,
+        eval_results=_results(rows) or None,
     )
     places = {each.name: resolve(each.data) for each in (config.source, *config.domains)}
     return ModelCard.from_template(
@@ -78,6 +66,22 @@ def card(
         results=evaluation.table(rows) if rows else "",
         licence=data.license,
     )
+
+
+def _results(rows: Sequence[dict[str, Any]]) -> list[EvalResult]:
+    """Return the scores of the run itself as the hub shows them."""
+    return [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type="custom",
+            dataset_name=f"{row['domain']}, held-out images",
+            metric_type=row["metric"],
+            metric_name=f"{row['metric']}, n = {row['n']}, seed {row['seed']}",
+            metric_value=round(row["value"], 4),
+        )
+        for row in rows
+        if row["method"] not in (evaluation.BASE, evaluation.STYLED)
+    ]
 
 
 def licence(base: str) -> str:
