@@ -116,5 +116,8 @@ def test_a_run_that_lost_its_config_is_not_read_with_another(here):
     for checkpoint in (here / "myrun", here / "myrun" / "adapter"):
         with pytest.raises(DasdError, match=r"myrun holds no config\.json.*--config"):
             ChosenRun(checkpoint=checkpoint).find()
+    with pytest.raises(DasdError, match=r"myrun holds no config\.json.*--config"):
+        ChosenRun(output_dir=here / "myrun").find()
+    for checkpoint in (here / "myrun", here / "myrun" / "adapter"):
         _, named = ChosenRun("tiny", checkpoint=checkpoint).find()
         assert named.output_dir == str(here / "myrun")  # where pictures go

@@ -207,7 +207,7 @@ class ChosenRun(OfRun):
         run, adapter = sampling.run_places(folder)
         changes["output_dir"] = self.output_dir or run
         if not (run / "config.json").exists():
-            if adapter.is_dir() and self.checkpoint and self.config is None and self.profile == "auto":
+            if adapter.is_dir() and self.config is None and self.profile == "auto":
                 raise DasdError(f"{run} holds no config.json, which names the base model: give its config by "
                                 "--config, or its profile by --profile.")  # fmt: skip
             return folder, self.read(**changes)
