@@ -105,7 +105,7 @@ def test_a_method_trains_by_the_command_and_its_run_is_verified(tiny_config, tmp
         pipeline.config.method == "domainstudio"
         and evaluation.compared_methods(pipeline.config)[-1] == "domainstudio"
     )
-    refused = CliRunner().invoke(cli.app, [*words, "--auto_batch_size"])
+    refused = CliRunner().invoke(cli.app, [*words, "--force", "--auto_batch_size"])
     assert isinstance(refused.exception, DasdError) and "made for DASD's step" in str(refused.exception)
 
 
