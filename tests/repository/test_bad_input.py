@@ -518,7 +518,7 @@ COMMANDS = {
     "cache is a file": ("encode --config cache.json", "cache"),
     "unknown lesson": ("notebooks --only 99", "99"),
     "lessons into a file": ("notebooks --only 00 --output_dir list.json", "list.json"),
-    "unknown parameter": ("notebooks --only 00 -p sead 3", "sead"),
+    "unknown parameter": ("notebooks --only 00 --output_dir nowhere -p sead 3", "sead"),
     "broken parameter": ("notebooks --only 00 -p steps", "NAME VALUE"),
     "unknown stage": ("pretrain --stage nonsense --output_dir nowhere", "nonsense"),
 }
