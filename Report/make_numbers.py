@@ -271,11 +271,8 @@ def _swept() -> Iterator[tuple[str, str]]:
 
 
 def _tex(row: dict, digits: int) -> str:
-    value = round(row["value"], digits) + 0.0  # -0.0 + 0.0 is 0.0
-    low, high = figures.interval(row)
-    if tables.passes_an_end(row, digits):
-        return rf"${value:.{digits}f}\,[{low:.{digits}f}, {high:.{digits}f}]$"
-    return rf"${value:.{digits}f}\pm{(high - low) / 2:.{digits}f}$"
+    text = tables.estimate_text(row, digits)
+    return f"${text}$".replace(" ± ", r"\pm").replace(" [", r"\,[")
 
 
 def tex_rows(file: str, domain: str) -> str:

@@ -143,11 +143,15 @@ def metric_label(name: str, break_line: bool = False) -> str:
     return label.replace(" (", "\n(") if break_line else label
 
 
+def is_share(row: Row) -> bool:
+    """Return whether a row's value is a share, from 0 to 1, and no difference of shares."""
+    return row.get("metric", "").split(": ")[-1] in SHARES and not row.get("against")
+
+
 def interval(row: Row) -> tuple[float, float]:
-    """Return the ends of a row's interval, those of a share (not of a difference) no further than 0 and 1."""
+    """Return the ends of a row's interval, those of a share no further than 0 and 1."""
     low, high = row["low"], row["high"]
-    share = row.get("metric", "").split(": ")[-1] in SHARES and not row.get("against")
-    return (max(low, 0.0), min(high, 1.0)) if share else (low, high)
+    return (max(low, 0.0), min(high, 1.0)) if is_share(row) else (low, high)
 
 
 def seeds_note(rows: Rows) -> str:

@@ -57,11 +57,8 @@ class Callbacks:
     stop: threading.Event | None = None  # set by another thread, it ends the run as Ctrl-C does
 
 
-def check_training(config: Config, resume: bool = False, force: bool = False) -> None:
-    """Raise DasdError for what training cannot do here, before model and data are read.
-
-    A folder that holds a run, finished or stopped, is not written over unless with `force`.
-    """
+def check_training(config: Config) -> None:
+    """Raise DasdError for settings that training cannot follow here, before model and data are read."""
     training = config.training
     if training.lr_scheduler not in SCHEDULES:
         raise DasdError(f"lr_scheduler is {training.lr_scheduler!r}. Choices: {', '.join(SCHEDULES)}.")
@@ -74,6 +71,13 @@ def check_training(config: Config, resume: bool = False, force: bool = False) ->
         raise DasdError("optimizer 'adamw_8bit' needs the package bitsandbytes, which is not installed: "
                         "`pip install bitsandbytes`, or set optimizer to 'adamw'.")  # fmt: skip
     tracking.check_tracking(config)
+
+
+def check_folder(config: Config, resume: bool, force: bool = False) -> None:
+    """Raise DasdError for a run's folder that cannot be written, or that holds a run, finished or stopped.
+
+    A run there is gone on from with `resume`, if it has a checkpoint, and replaced with `force`.
+    """
     folder = checkpoints.writable(config.output_dir)
     adapters.check_place(folder / "adapter")
     has_adapter = (folder / "adapter").is_dir()
@@ -132,16 +136,15 @@ def train(
     check_config(config)
     check_argument("parts", parts, models.Parts, "what setup_training returned")
     check_argument("sampler", sampler, latents.Sampler, "the third that create_datasets returned")
-    processes.choose_precision(config.training.mixed_precision, processes.default_device())
     attached = Callbacks(**callbacks)
     missing = [d.token for d in config.domains if d.token and d.token not in parts.token_ids]
     if missing:
         raise DasdError(f"The parts lack the token {missing[0]}: make them with setup_training(config).")
     if token_ids is not None and dict(token_ids) != dict(parts.token_ids):
         raise DasdError(f"token_ids are {dict(token_ids)}, those of the parts {parts.token_ids}.")
-    check_training(config, force=True)  # before anything is written
+    check_training(config)
     with checkpoints.lock_run(config):
-        check_training(config, resume, force)  # a run at work says so, not that it is there
+        check_folder(config, resume, force)  # inside the lock: a run at work is said to be at work
         run = Run(config, parts, sampler, objective or losses.make_objective(config), attached)
         try:
             first = run.restore() if resume else run.start_anew()
@@ -159,8 +162,9 @@ def train_or_resume(config: Config, name: str, progress: bool = True) -> None:
     if checkpoints.is_complete(config):
         return
     log.info("%s: training in %s", name, config.output_dir)
-    check_training(config, resume=True)
+    check_training(config)
     with checkpoints.lock_run(config):
+        check_folder(config, resume=True)
         parts = setup_training(config)
         *_, sampler = latents.create_datasets(config, parts.tokenizer)
         history = train(config, parts, sampler, parts.token_ids, resume=True, progress=progress)
@@ -388,6 +392,8 @@ class Run:
             log.info("There is no checkpoint in %s: training starts at step 0.", self.checkpoints)
             return self.start_anew()
         tensors, state = checkpoints.read_checkpoint(path)
+        if missing := sorted({"base", "config", "data", "step", "updater"} - state.keys()):
+            raise DasdError(f"{path / 'state.json'} lacks {', '.join(missing)}: train without resume.")
         earlier = Config.from_dict(state["config"]).to_dict()  # with the fields that are newer than it
         found = checkpoints.differences(earlier, self.config.to_dict())
         names = {"base": "base model", "data": "training data"}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dasd_utils import metrics
 from dasd_utils.evaluation import ResultRow, interval_text, markdown_table
-from dasd_utils.figures import METRICS, interval, metric_title, seeds_note
+from dasd_utils.figures import METRICS, is_share, metric_title, seeds_note
 
 
 def ladder_table(rows: Sequence[ResultRow], metrics: Sequence[str] | None = None) -> str:
@@ -33,22 +33,23 @@ def ladder_table(rows: Sequence[ResultRow], metrics: Sequence[str] | None = None
         for method in methods if columns else ():
             lines.append([method])
             for key in ((domain, method, metric) for metric in columns):
-                lines[-1].append(_cell(found.get(key)) + " ≈" * (key in same))
+                cell = estimate_text(found[key]) if key in found else ""
+                lines[-1].append(cell + " ≈" * (key in same))
         parts.append(markdown_table([domain, *map(metric_title, columns)], lines))
     return "\n\n".join([*parts, *filter(None, [seeds_note(rows)])])
 
 
-def _cell(row: ResultRow | None) -> str:
-    digits = METRICS[row["metric"]].decimals if row else 0
-    if row is None or passes_an_end(row, digits):
-        return interval_text(row) if row else ""
-    return f"{row['value']:.{digits}f} ± {(row['high'] - row['low']) / 2:.{digits}f}"
+def estimate_text(row: ResultRow, digits: int | None = None) -> str:
+    """Return "value ± half of the interval" of a row, or "value [low, high]" where that passes 0 or 1.
 
-
-def passes_an_end(row: ResultRow, digits: int) -> bool:
-    """Return whether "value ± half", so rounded, would say that a share can be below 0 or above 1."""
-    shown, whole = interval(row), (row["low"], row["high"])
-    return any(round(one, digits) != round(other, digits) for one, other in zip(shown, whole, strict=True))
+    digits: the decimals of its metric if none are given.
+    """
+    digits = METRICS[row["metric"]].decimals if digits is None else digits
+    value = round(row["value"], digits) + 0.0  # no -0.0
+    half = round((row["high"] - row["low"]) / 2, digits)
+    passes = round(value - half, digits) < 0 or round(value + half, digits) > 1
+    text = f"{value:.{digits}f} ± {half:.{digits}f}"
+    return interval_text(row, digits) if is_share(row) and passes else text
 
 
 def table(

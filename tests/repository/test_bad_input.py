@@ -453,6 +453,7 @@ NEWEST = "checkpoints/step-000002"
 NO_TENSORS = b"\x02\0\0\0\0\0\0\0{}"  # a whole safetensors file
 DAMAGES = {
     "state is a list": (spoil(f"{NEWEST}/state.json", b"[]"), {}, "no JSON object"),
+    "state is empty": (spoil(f"{NEWEST}/state.json", b"{}"), {}, "state.json lacks base, config"),
     "state is no JSON": (spoil(f"{NEWEST}/state.json", b"{"), {}, "is no JSON"),
     "tensors are cut": (spoil(f"{NEWEST}/adapter.safetensors", b"\x08"), {}, "cannot be read"),
     "tensors are others": (spoil(f"{NEWEST}/adapter.safetensors", NO_TENSORS), {}, "of another LoRA"),

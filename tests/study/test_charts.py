@@ -147,6 +147,10 @@ def test_intervals_of_a_share_end_at_0_and_1():
     assert evaluation.interval_text(row) == "0.90 [0.70, 1.00]"
     assert "| a | 0.90 [0.70, 1.00] |" in tables.ladder_table([row])  # no ±, which would pass 1
     assert "| a | 1.00 ± 0.00 |" in tables.ladder_table([row | {"value": 1.0, "low": 0.999, "high": 1.001}])
+    assert tables.estimate_text(row | {"value": 0.94, "low": 0.87, "high": 1.003}) == "0.94 [0.87, 1.00]"
+    assert (
+        tables.estimate_text(row | {"against": "b", "value": 0.0, "low": -0.1, "high": 0.1}) == "0.00 ± 0.10"
+    )
     assert figures.interval(row | {"metric": "bottleneck: accuracy", "low": -0.2}) == (0.0, 1.0)
     assert figures.interval(row | {"metric": "cmmd"}) == (0.7, 1.1)
     assert figures.interval(row | {"against": "DASD", "value": 0.1, "low": -0.1}) == (-0.1, 1.1)

@@ -167,9 +167,9 @@ def run_training(
     from dasd_utils.apps import animation, batch_size
     from dasd_utils.runtime import checkpoints
 
-    training.check_training(config, force=True)  # before anything is written
+    training.check_training(config)
     with checkpoints.lock_run(config):
-        training.check_training(config, resume, force)
+        training.check_folder(config, resume, force)
         parts = training.setup_training(config)
         earlier = batch_size.of_checkpoint(config) if resume and (auto_batch_size or fitted) else None
         if earlier or auto_batch_size:
