@@ -1,4 +1,4 @@
-"""Stand-ins for data: pictures, batches of noise, a sampler without images, parts that are loaded once."""
+"""Stand-ins for data: images, batches of noise, a sampler without images, parts that are loaded once."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def picture(number: int, size=(24, 20), mode="RGB") -> Image.Image:
 
 
 def write_images(folder: Path, numbers, rows: dict | None = None) -> Path:
-    """Save pictures, and metadata.jsonl with the given columns (name -> number -> value)."""
+    """Save images, and metadata.jsonl with the given columns (name -> number -> value)."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         picture(number).save(folder / f"{number}.png")

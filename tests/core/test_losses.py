@@ -1,4 +1,4 @@
-"""Losses against values by hand, identities and statistics."""
+"""Losses against hand-computed values, identities and statistics."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Metrics against values by hand, trusted implementations and simulations."""
+"""Metrics against hand-computed values, trusted implementations and simulations."""
 
 from types import SimpleNamespace
 

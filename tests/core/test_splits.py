@@ -54,7 +54,7 @@ def test_split_moves_no_image_when_others_are_added():
 
 
 def faces(count: int, size: int = 96) -> list[Image.Image]:
-    """Return pictures of one framing: a bright disc on black, with spots of its own in each."""
+    """Return images of one framing: a bright disc on black, with spots of its own in each."""
     found = []
     for number in range(count):
         image, draw = Image.new("RGB", (size, size)), np.random.default_rng(number)

@@ -1,4 +1,4 @@
-"""Images translated by words: DDIM to noise and back, the losses by hand, and a training that resumes."""
+"""Images translated by words: DDIM to noise and back, hand-computed losses, and a training that resumes."""
 
 from __future__ import annotations
 

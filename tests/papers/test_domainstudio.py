@@ -1,4 +1,4 @@
-"""DomainStudio: its losses by hand, the frozen source, its variants, and what it refuses."""
+"""DomainStudio: hand-computed losses, the frozen source, its variants, and what it refuses."""
 
 from __future__ import annotations
 

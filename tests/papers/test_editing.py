@@ -1,4 +1,4 @@
-"""Pictures changed under guidance: how much, where, and from which noise."""
+"""Images edited under guidance: how much, where, and from which noise."""
 
 from __future__ import annotations
 

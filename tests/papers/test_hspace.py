@@ -101,7 +101,7 @@ def test_a_line_of_the_source_is_tried_on_the_target_as_it_is_and_centred():
 
 @pytest.fixture
 def domains():
-    """Features that tell the label, pictures that do: bright ones are "yes"."""
+    """Features that carry the label, and images that do: bright ones are "yes"."""
     random, labels = torch.Generator().manual_seed(0), ["no", "yes"] * 60
     x = torch.randn(120, 3, generator=random)
     x[1::2, 0] += 8

@@ -1,4 +1,4 @@
-"""Checkpoints: complete or not there, exact, and clear about what is wrong; the history beside them."""
+"""Checkpoints: complete or not there, exact, and clear about what is wrong; and the history."""
 
 from __future__ import annotations
 

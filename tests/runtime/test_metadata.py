@@ -24,7 +24,7 @@ def config() -> Config:
 
 
 def write(folder, rows, form):
-    """Write rows beside images, or as a caption file beside the folder; return the domain."""
+    """Write rows next to images, or as a caption file next to the folder; return the domain."""
     path = (folder if form.lower() in metadata.FILES else folder.parent) / form
     if form.endswith("parquet"):
         datasets.Dataset.from_list(rows).to_parquet(path)
