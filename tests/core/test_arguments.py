@@ -2,17 +2,8 @@
 
 import pytest
 
-from dasd_utils import (
-    Config,
-    DasdError,
-    create_datasets,
-    load_trained_pipeline,
-    plot_losses,
-    save_training_results,
-    setup_training,
-    train,
-)
-from dasd_utils.config import resolve, shortened
+import dasd_utils as dasd
+from dasd_utils.config import Config, DasdError, resolve, shortened
 
 WRONG = [None, 5, [None], b"x"]
 
@@ -21,11 +12,12 @@ WRONG = [None, 5, [None], b"x"]
 def test_what_is_no_argument_is_named(wrong, tiny_config, parts, pipeline):
     calls = [
         lambda: Config.load(wrong), lambda: tiny_config.save(wrong), lambda: resolve(wrong),
-        lambda: load_trained_pipeline(wrong), lambda: setup_training(wrong),
-        lambda: create_datasets(wrong, parts.tokenizer), lambda: create_datasets(tiny_config, wrong),
-        lambda: train(wrong, parts, None), lambda: train(tiny_config, wrong, None),
-        lambda: train(tiny_config, parts, wrong), lambda: save_training_results(wrong, parts, []),
-        lambda: save_training_results(tiny_config, wrong, []), lambda: pipeline.generate(wrong),
+        lambda: dasd.load_trained_pipeline(wrong), lambda: dasd.setup_training(wrong),
+        lambda: dasd.create_datasets(wrong, parts.tokenizer),
+        lambda: dasd.create_datasets(tiny_config, wrong),
+        lambda: dasd.train(wrong, parts, None), lambda: dasd.train(tiny_config, wrong, None),
+        lambda: dasd.train(tiny_config, parts, wrong), lambda: dasd.save_training_results(wrong, parts, []),
+        lambda: dasd.save_training_results(tiny_config, wrong, []), lambda: pipeline.generate(wrong),
         lambda: pipeline.classify_prompt(wrong), lambda: pipeline.generate_comparison(wrong),
     ]  # fmt: skip
     for number, call in enumerate(calls):
@@ -33,7 +25,7 @@ def test_what_is_no_argument_is_named(wrong, tiny_config, parts, pipeline):
             pytest.fail(f"call {number} returned {call()}")
     if wrong != b"x":  # numbers, to a computer
         with pytest.raises(ValueError, match="The history"):
-            plot_losses(wrong)
+            dasd.plot_losses(wrong)
 
 
 @pytest.mark.parametrize("name", ["none", "Base", "default", "auto"])
