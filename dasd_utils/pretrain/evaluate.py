@@ -90,17 +90,18 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
 
 
 def measure_base(base: str, seed: int, num_images: int) -> tuple[Path, list[Row]]:
-    """Evaluate the base in a folder; return the file that its rows are written to, and the rows.
-
-    That is `data/results/pretrain.json` for the embedded base, else `scores.json` in the folder.
-    """
+    """Evaluate the base in a folder; return the file that its rows are written to, and the rows."""
     place = resolve(base)
     name = portable(place)
     config = Config.setup("tiny", seed=seed, base=name, clip=f"{name}/clip")
     rows = evaluate(config, num_images)
-    is_embedded = place == resolve("data/tiny-sd")
-    file = resolve("data/results/pretrain.json") if is_embedded else place / "scores.json"
-    return evaluation.save_results(file, config, rows), rows
+    return evaluation.save_results(scores_file(place), config, rows), rows
+
+
+def scores_file(base: Path) -> Path:
+    """Return where a base's scores are: in its folder, of the embedded base in data/results."""
+    is_embedded = base == resolve("data/tiny-sd")
+    return resolve("data/results/pretrain.json") if is_embedded else base / "scores.json"
 
 
 def _sampling_seconds(pipeline: sampling.DasdPipeline, prompts: Sequence[str]) -> list[float]:

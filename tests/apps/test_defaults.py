@@ -179,7 +179,7 @@ def test_a_study_is_whole_and_has_its_folder(given, monkeypatch):
     assert study.find_methods(None) == [*ladder.METHODS] and tradeoff.find_curves(None) == [*tradeoff.CURVES]
     arguments = seen(monkeypatch, build, "pretrain")
     with pytest.raises(StoppedError):
-        study.pretrain()
+        study.pretrain(force=True)
     assert [*arguments["words"][1]] == [*build.STAGES]
     found = seen(monkeypatch, notebooks, "find_notebooks")
     with pytest.raises(StoppedError):
@@ -211,7 +211,7 @@ def test_places_of_the_repository(monkeypatch, tmp_path):
     assert swept["words"][-1] == ROOT / "data/runs/sweep"
     built = seen(monkeypatch, build, "pretrain")
     with pytest.raises(StoppedError):
-        study.pretrain()
+        study.pretrain(force=True)
     assert built["words"][0].output_dir == "data/tiny-sd"
 
 
@@ -220,7 +220,7 @@ def test_threads_are_pytorchs(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda count: pytest.fail("It sets threads."))
     seen(monkeypatch, build, "pretrain")
     with pytest.raises(StoppedError):
-        study.pretrain()
+        study.pretrain(force=True)
 
 
 def test_numbers_that_help_prints_are_those_of_the_library():

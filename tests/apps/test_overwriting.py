@@ -10,9 +10,11 @@ from PIL import Image
 from dasd_utils import evaluation, sampling
 from dasd_utils.apps import animation
 from dasd_utils.apps.cli import runs, study
-from dasd_utils.apps.cli.options import free_path
+from dasd_utils.apps.cli.options import app, free_path
 from dasd_utils.config import ROOT, Config, DasdError
 from dasd_utils.papers.diffusionclip import translation
+from dasd_utils.pretrain import build, evaluate
+from dasd_utils.pretrain.evaluate import scores_file
 from dasd_utils.study import calibration
 
 
@@ -105,3 +107,45 @@ def test_pictures_take_free_names_and_are_saved_as_they_are_made(run, tmp_path, 
     names = {"000_a", "001_b", "002_c", "000_a-1", "001_b-1"}
     assert {path.stem for path in (run / "translated").iterdir()} == names
     assert free_path(run / "new.png") == run / "new.png"
+
+
+@pytest.mark.parametrize("made", [scores_file, lambda base: base / "model_index.json"])
+def test_a_base_and_its_scores_are_replaced_by_force_alone(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "measure_base", lambda *_: (tmp_path, []))
+    monkeypatch.setattr(build, "pretrain", lambda *_: tmp_path)
+    how = {"output_dir": tmp_path / "base", "evaluate": made is scores_file}
+    study.pretrain(**how)
+    (tmp_path / "base").mkdir()
+    made(tmp_path / "base").write_text("mine")
+    with pytest.raises(DasdError, match="is there already: replace it by --force"):
+        study.pretrain(**how)
+    study.pretrain(**how, force=True)
+    assert scores_file(ROOT / "data/tiny-sd") == ROOT / "data/results/pretrain.json"
+
+
+@pytest.mark.parametrize("name", ["ladder", "front", "adapt", "sweep"])
+def test_a_study_says_that_it_writes_its_table_anew(name):
+    (help_of,) = (one.callback.__doc__ for one in app.registered_commands if one.callback.__name__ == name)
+    assert "anew" in help_of.splitlines()[0]
+
+
+def test_commands_that_draw_at_once_take_different_names(tmp_path):
+    class Drawn:
+        """An image; while it is written another command writes one of the same name."""
+
+        def save(self, path, **options):
+            runs.save_images([Image.new("RGB", (8, 8), "red")], tmp_path, ["a.png"])
+            Image.new("RGB", (8, 8), "blue").save(path, **options)
+
+    assert runs.save_images([Drawn()], tmp_path, ["a.png"]) == [str(tmp_path / "a.png")]
+    found = {path.stem: Image.open(path).getpixel((0, 0)) for path in tmp_path.iterdir()}
+    assert found == {"a": (0, 0, 255), "a-1": (255, 0, 0)}
+
+
+def test_of_an_image_that_was_not_written_nothing_stays(tmp_path):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.save_images([SimpleNamespace(save=stop)], tmp_path, ["a.png"])
+    assert not [*tmp_path.iterdir()]

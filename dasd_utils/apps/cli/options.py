@@ -236,9 +236,16 @@ def check_free(path: Path, force: bool) -> Path:
 
 
 def free_path(path: Path) -> Path:
-    """Return the path, with a number behind its name where something stands there."""
-    names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(1))
-    return next(each for each in itertools.chain([path], names) if not each.exists())
+    """Return a new empty file of that path, with a number behind its name where something stands there.
+
+    It is made here, so that no other command takes the same name.
+    """
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(1)))
+    while True:
+        with contextlib.suppress(FileExistsError):
+            free = next(names)
+            free.touch(exist_ok=False)
+            return free
 
 
 def with_rows(path: Path, rows: list[dict[str, Any]], *tables: str) -> tuple[dict[str, Any], str]:

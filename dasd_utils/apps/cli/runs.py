@@ -217,15 +217,22 @@ def output_folder(pipeline: Any, name: str = "") -> Path:
 
 
 def save_images(images: list[Any], folder: Path, names: list[str]) -> list[str]:
-    """Write images into a folder, in one of several processes; return the paths."""
+    """Write images into a folder under free names, in one of several processes; return its paths."""
     from dasd_utils.runtime import checkpoints, files
 
     checkpoints.writable(folder)
-    paths = [options.free_path(folder / name) for name in names]
-    for path, image in zip(paths, images, strict=True) if options.PROCESS == 0 else ():
-        with files.atomic_write(path, "The image") as temporary:
-            image.save(temporary, format="PNG")
-    return [str(path) for path in paths]
+    paths = []
+    for name, image in zip(names, images, strict=True) if options.PROCESS == 0 else ():
+        path = options.free_path(folder / name)
+        try:
+            with files.atomic_write(path, "The image") as temporary:
+                image.save(temporary, format="PNG")
+        except BaseException:  # an interrupt too
+            if not path.stat().st_size:
+                path.unlink()
+            raise
+        paths.append(str(path))
+    return paths
 
 
 @command(options.RUNS)

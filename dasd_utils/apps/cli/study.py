@@ -104,7 +104,7 @@ def ladder(
     against: str | None = option(None, "What all are compared with.", metavar="METHOD", show_default="DASD"),
     table: bool = TABLE,
 ) -> Answer:
-    """Compare methods: train, sample and score what is missing; write ladder.json."""
+    """Compare methods: train, sample and score what is missing; write ladder.json anew."""
     from dasd_utils import evaluation
     from dasd_utils.study import calibration, ladder, tables
 
@@ -154,7 +154,7 @@ def front(
     study: Study,
     only: list[str] | None = option(None, AGAIN, metavar="CURVE", show_default="all"),
 ) -> Answer:
-    """Compare guidance at all its scales: fit against control; write front.json."""
+    """Compare guidance at all its scales: fit against control; write front.json anew."""
     from dasd_utils import evaluation
     from dasd_utils.study import ladder, tables, tradeoff
 
@@ -181,7 +181,7 @@ def adapt(
     epochs: int = option(20, "Epochs of the small classifiers.", min=1),
     table: bool = TABLE,
 ) -> Answer:
-    """Translate a labelled domain by words; test classifiers that learned from it."""
+    """Translate a labelled domain by words, test classifiers on it; write adaptation.json anew."""
     from dasd_utils import evaluation, figures
     from dasd_utils.papers.diffusionclip import adaptation
     from dasd_utils.study import tables
@@ -215,7 +215,7 @@ def sweep(
     workers: int = WORKERS,
     scheduler: str | None = SCHEDULER,
 ) -> Answer:
-    """Run one notebook for each entry of a list that is missing; collect its rows."""
+    """Run one notebook for each entry of a list that is missing; write the table of all rows anew."""
     from dasd_utils import evaluation
     from dasd_utils.apps import workers as pool
 
@@ -229,14 +229,28 @@ def sweep(
     return with_rows(path, rows, f"{len(cells)} cells, {len(rows)} rows")
 
 
+@dataclass
+class Chosen:
+    """The options that choose notebooks."""
+
+    only: str | None = ONLY
+    stale: bool = option(False, "Only those that `dasd fresh` lists.")
+
+    def find(self) -> list[Path]:
+        """Return the notebooks in order."""
+        from dasd_utils.apps import notebooks
+
+        paths = notebooks.find_notebooks(self.only.split(",") if self.only else None)
+        return [p for p in paths if notebooks.stale(p) or notebooks.faults(p)] if self.stale else paths
+
+
 @command(options.UPKEEP, context_settings=PASS_ON)
 def notebooks(
     context: typer.Context,
+    chosen: Chosen,
     profile: str = options.PROFILE,
     output_dir: Path = option(ROOT / "data/runs/course", NOTEBOOKS, show_default="data/runs/course"),
-    only: str | None = ONLY,
     seed: int | None = option(None, "Seed of everything that is random.", show_default="the notebooks'"),
-    stale: bool = option(False, "Only those that `dasd fresh` lists."),
     update: bool = option(False, "Make the copies the tracked notebooks, with their stamp."),
     force: bool = options.FORCE,
 ) -> Answer:
@@ -245,8 +259,7 @@ def notebooks(
 
     values = {"profile": Settings(profile).read().profile, **read_parameters(context.args)}
     values |= {"seed": seed} if seed is not None else {}
-    paths = lessons.find_notebooks(only.split(",") if only else None)
-    paths = [path for path in paths if lessons.stale(path)] if stale else paths
+    paths = chosen.find()
     for path in paths:
         options.check_free(output_dir / path.name, force)
         options.check_free(output_dir / path.stem, force or not update)  # --update empties it
@@ -364,6 +377,7 @@ def pretrain(
     threads: int | None = option(None, "CPU threads of this process.", min=1, show_default="PyTorch's"),
     evaluate: bool = option(False, "Measure the finished base instead."),
     num_images: int = option(500, "Samples of each domain to measure.", min=2),
+    force: bool = option(False, "Replace the base, or the scores, that are there."),
 ) -> Answer:
     """Build the embedded base model from the toy world, in hours; or measure it."""
     import torch
@@ -373,13 +387,16 @@ def pretrain(
     if threads:
         torch.set_num_threads(threads)
     if not evaluate:
+        if not stage or "assemble" in stage:  # the stage that writes the base
+            options.check_free(output_dir, force)
         settings = build.PretrainConfig(seed=seed, output_dir=portable(output_dir))
         made = str(build.pretrain(settings, tuple(stage) if stage else build.STAGES))
         return {"base": made}, made
     if stage:
         raise DasdError("--evaluate measures a finished base; it takes no --stage.")
-    from dasd_utils.pretrain.evaluate import measure_base
+    from dasd_utils.pretrain.evaluate import measure_base, scores_file
 
+    options.check_free(scores_file(output_dir), force)
     path, rows = measure_base(portable(output_dir), seed, num_images)
     line = "{metric:26} {domain:18} {value:8.3f} [{low:.3f}, {high:.3f}] n = {n}"
     return with_rows(path, rows, "\n".join(line.format(**row) for row in rows))
