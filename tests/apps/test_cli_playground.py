@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import queue
 import socket
 import sys
 import threading
@@ -43,7 +44,9 @@ def free_port():
 
 
 @pytest.mark.parametrize("options", [(), ("--checkpoint", TINY_RUN / "adapter")])
-def test_a_run_is_served_on_this_machine_alone(served, options):
+def test_a_run_is_served_on_this_machine_alone(served, options, monkeypatch):
+    said = queue.Queue()
+    monkeypatch.setattr(server, "_say_when_it_answers", lambda *words: said.put(words))
     port = free_port()
     result = run("--profile", "tiny", "--port", port, "--no-browser", *options)
     assert result.exit_code == 0, result.output
@@ -51,8 +54,13 @@ def test_a_run_is_served_on_this_machine_alone(served, options):
     assert page == str(server.PAGE) and "--no-browser" in words and f"--port={port}" in words
     (token,) = (word.partition("token=")[2] for word in words if "token=" in word)
     assert len(token) >= 16 and f"--Voila.ip={server.HOST}" in words and server.HOST == "127.0.0.1"
+    assert {"--Voila.port_retries=0", "--VoilaConfiguration.show_tracebacks=False"} <= {*words}
+    asked, address = said.get(timeout=10)
+    assert asked == port and f"http://127.0.0.1:{port}/?token={token}\n" in address
     given = json.loads(os.environ[server.SETTINGS])
     assert given["run"] == str(TINY_RUN) and Config.from_dict(given["config"]).profile == "tiny"
+    run("--profile", "tiny", "--port", port, *options)
+    assert not [word for word in served[1] if token in word or word == "--no-browser"]
 
 
 def test_the_address_is_said_once_it_answers(capsys):

@@ -50,6 +50,8 @@ def test_a_stream_of_another_encoding_shows_what_it_can(tmp_path, monkeypatch):
     assert ended(monkeypatch, "fresh", str(path)) == 1
     said = {name: stream.buffer.getvalue() for name, stream in streams.items() if not stream.flush()}
     assert said["stdout"].startswith(rb"\u03a9: no stamp") and b"1 of 1 notebooks" in said["stderr"]
+    assert ended(monkeypatch, "fresh", str(tmp_path / "missing Ω.ipynb")) == 1
+    assert not streams["stderr"].flush() and rb"missing \u03a9" in streams["stderr"].buffer.getvalue()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
@@ -60,13 +62,26 @@ def test_a_full_output_device_is_named():
         assert subprocess.run([*DASD, "verify"], stderr=full).returncode == 1
 
 
+def test_where_errors_cannot_be_written_the_exit_status_stays(monkeypatch):
+    class Full(io.StringIO):
+        def write(self, _text):
+            raise OSError(28, "No space left on device")
+
+    raising(ZeroDivisionError(), monkeypatch)
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert ended(monkeypatch, "clean") == 2
+
+
 @pytest.mark.parametrize(("error", "said"), [
     (OSError(28, "No space left on device", "a.png"), "a.png: No space left on device"),
     (FileExistsError(17, "File exists", "list.json"), "list.json: File exists"),
     (MemoryError(), "too little free memory"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "too little free memory"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried"), "too little free memory"),
+    (RuntimeError("CUDA error: out of memory"), "too little free memory"),
     (SafetensorError("I/O error: No space left on device (os error 28)"), "disk is full"),
+    (SafetensorError("I/O error: File too large (os error 27)"), "disk is full"),
+    (SafetensorError("I/O error: Disk quota exceeded (os error 122)"), "disk is full"),
     (ModuleNotFoundError("No module named 'voila'", name="voila"), "pip install voila"),
 ])  # fmt: skip
 def test_what_the_machine_refuses_is_no_fault_of_the_program(error, said, monkeypatch, capsys):
