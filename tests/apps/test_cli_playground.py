@@ -70,6 +70,8 @@ def test_the_address_is_said_once_it_answers(capsys):
     assert capsys.readouterr().err == ""
     handler = http.server.BaseHTTPRequestHandler  # answers 501 to all
     with http.server.HTTPServer((server.HOST, port), handler) as answering:
+        time.sleep(0.3)
+        assert capsys.readouterr().err == ""  # it listens, and does not answer yet
         answering.handle_request()
     said = ""
     for _ in range(100):
