@@ -156,6 +156,13 @@ def test_only_stale_notebooks_are_run_again(course, notebook, capsys, tmp_path):
     assert course("fresh") == 1
     said = capsys.readouterr()
     assert said.out.strip() == "00_small: its code cells" and "make notebooks" in said.err
+    assert course("notebooks", *place, "--force") == 0
+    made = nbformat.read(notebook, 4)
+    made.metadata["widgets"] = {}  # a fault, which `dasd fresh` lists too
+    nbformat.write(made, notebook)
+    capsys.readouterr()
+    assert course("notebooks", *place, "--force") == 0
+    assert [row["notebook"] for row in json.loads(capsys.readouterr().out)] == ["00_small"]
 
 
 def test_a_notebook_that_is_not_there_is_the_users_error(course, capsys):
