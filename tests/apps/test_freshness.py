@@ -225,3 +225,9 @@ def test_of_a_folder_its_manifest_or_its_visible_files_count(tmp_path):
         contents[name, text] = notebooks._content(tmp_path)
     first, hidden, second, manifest, beside, other = contents.values()
     assert first == hidden and manifest == beside and len({first, second, manifest, other}) == 4
+    (tmp_path / "manifest.json").unlink()
+    before = notebooks._content(tmp_path)
+    (tmp_path / "c.bin").write_text("changed")
+    changed = notebooks._content(tmp_path)
+    (tmp_path / "c.bin").rename(tmp_path / "d.bin")
+    assert len({before, changed, notebooks._content(tmp_path)}) == 3
