@@ -23,7 +23,7 @@ from dasd_utils.runtime import files, levels
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".tif",
             ".tiff", ".gif", ".jp2", ".j2k", ".tga", ".pbm", ".pgm", ".ppm", ".pnm"}  # fmt: skip
 THUMBNAIL = 32  # pixels, square, grey: compared to find near duplicates
-VERSION = 3  # of `_inspect_row`: a change of what it returns must not meet results cached before
+VERSION = 4  # of `_inspect_row`: a change of what it returns must not meet results cached before
 SAMPLE_FEATURES = datasets.Features(
     {"image": datasets.Image(), "prompt": datasets.Value("string"), "seed": datasets.Value("int64")}
 )
@@ -40,21 +40,12 @@ def read_image(item: dict[str, Any], window: levels.Window | None = None) -> Ima
         raise ValueError("the file is empty")
     stored = levels.stored_values(content)
     if stored is None:
-        with Image.open(io.BytesIO(content)) as image:
-            has_more = image.format != "MPO" and getattr(
-                image, "is_animated", False
-            )  # a phone's has previews
-            image = to_rgb(image, window)
+        image = Image.open(io.BytesIO(content))
+        has_more = image.format != "MPO" and getattr(image, "is_animated", False)  # a phone's has previews
     else:
-        values, alpha = stored
-        image, has_more, orientation = levels.to_eight_bit(values, window, alpha), False, None
-        if content[:8] == levels.PNG:
-            orientation = Image.open(io.BytesIO(content)).getexif().get(ExifTags.Base.Orientation)
-        else:
-            tags = levels.tiff_tags(content)
-            has_more, orientation = tags.next != 0, tags.get(ExifTags.Base.Orientation)
-        image.getexif()[ExifTags.Base.Orientation] = orientation or 1
-        image = to_rgb(image)
+        image, has_more = levels.to_eight_bit(stored.values, window, stored.alpha), stored.has_more
+        image.getexif()[ExifTags.Base.Orientation] = stored.orientation
+    image = to_rgb(image, window)
     if has_more:
         notes = (image.info.get("bands"), "the first of its frames is read")
         image.info["bands"] = "; ".join(filter(None, notes))
@@ -65,7 +56,7 @@ def open_file(path: Path) -> Image.Image:
     """Return an image file as RGB; DasdError if it cannot be read."""
     try:
         return read_image({"bytes": None, "path": path})
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # whatever a decoder raises on a broken file
         raise DasdError(f"{path} cannot be read as an image: {error}") from None
 
 

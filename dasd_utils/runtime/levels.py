@@ -4,138 +4,75 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
-import struct
-import zlib
+from typing import NamedTuple
 
+import imagecodecs
 import numpy as np
-from PIL import Image, TiffImagePlugin
+import tifffile
+from PIL import ExifTags, Image
 
 Window = tuple[float, float]  # the stored values shown as black and as white
 WHITES = (1.0, 255.0, 4095.0, 65535.0)  # of floats, of 8, 12 and 16 bits
 PNG = b"\x89PNG\r\n\x1a\n"
-# Tags of TIFF, https://www.itu.int/itudoc/itu-t/com16/tiff-fx/docs/tiff6.pdf
-WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES, PLANAR = 256, 257, 258, 262, 277, 284
-COMPRESSION, FILL_ORDER, ROWS, PREDICTOR, TILE_WIDTH, TILE_HEIGHT = 259, 266, 278, 317, 322, 323
-PLACES = (273, 279, 324, 325)  # of strips and of tiles, and their sizes
-EXTRA_SAMPLES, SAMPLE_FORMAT, NODATA = 338, 339, 42113
-BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)  # compressions that know no samples: none, LZW, deflate, ...
-KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # sample formats
+TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two of BigTIFF
+COLOURS = {0: 1, 1: 1, 2: 3}  # bands by the photometric interpretation: white is zero, black is zero, RGB
+NODATA = 42113  # a tag of GDAL
 NOTHING = 1e37  # values beyond it, like the least float, stand for none
+logging.getLogger("tifffile").setLevel(logging.ERROR)  # it warns of every nodata that no pixel can have
 
 
-def stored_values(content: bytes) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """Return the values (h, w) or (h, w, bands) of a file that Pillow would cut to 8 bits, invert or refuse.
+class Stored(NamedTuple):
+    """What a file of more than 8 bits a channel holds."""
 
-    Beside them its alpha in 8 bits (h, w), None where no band is said to be one; None for all other files.
-    Values that mean white at 0 are negated, those that mean none (GDAL's nodata) are nan.
-    """
-    if content[:8] == PNG and content[24] == 16 and content[25] != 0 and not content[28]:  # no grey, one pass
-        values = _png_values(content)
-        return _without_alpha(values, values.shape[2] in (2, 4))
-    if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0"):
+    values: np.ndarray  # (h, w) or (h, w, bands); nan where the file says none, negated where white is 0
+    alpha: np.ndarray | None  # (h, w) uint8, None where no band is said to be one
+    orientation: int = 1  # of EXIF
+    has_more: bool = False  # frames after this one
+
+
+def stored_values(content: bytes) -> Stored | None:
+    """Return what a file holds that Pillow would cut to 8 bits, invert or refuse; None of all other files."""
+    if content[:8] == PNG and content[24:26] in (b"\x10\2", b"\x10\4", b"\x10\6"):  # 16 bits of RGB, LA, RGBA
+        with Image.open(io.BytesIO(content)) as image:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        values = imagecodecs.png_decode(content)
+        return Stored(*_split_alpha(values, values.shape[2] in (2, 4)), orientation)
+    if content[:4] not in TIFFS:
         return None
-    tags = tiff_tags(content)
-    bands, bits, photometric = tags.get(SAMPLES, 1), tags.get(BITS, (1,)), tags.get(PHOTOMETRIC)
-    kind, extra = KINDS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "?"), tags.get(EXTRA_SAMPLES, ())
-    has_alpha = extra[-1:] in ((1,), (2,))
-    is_known = bits[0] == 8 and kind == "u"
-    is_known &= bands == 1 or (photometric == 2 and bands == 3 + has_alpha) or (bands == 2 and has_alpha)
-    if (
-        is_known or {*bits} & {1, 2, 4} or photometric not in (0, 1, 2) or kind == "?"
-        or not {*bits} <= {8, 16, 32, 64} or tags.get(COMPRESSION, 1) not in BYTEWISE
-        or (bits[0] == 8 and bands == 4 and has_alpha)
-    ):  # fmt: skip
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        return _tiff_values(file) if file.pages else None
+
+
+def _tiff_values(file: tifffile.TiffFile) -> Stored | None:
+    """Read the first page; palettes, CMYK, YCbCr, bilevel and plain 8 bits are Pillow's."""
+    page = file.pages.first
+    has_alpha = page.extrasamples[-1:] in ((1,), (2,))
+    colours = COLOURS.get(page.photometric)
+    is_plain = page.bitspersample != 8 or page.samplesperpixel - has_alpha == colours
+    has_numbers = page.dtype is not None and page.dtype.kind in "uif" and page.imagedepth == 1
+    if not colours or not has_numbers or (page.dtype == np.uint8 and is_plain):
         return None
-    values = _tiff_values(content, tags, f"{kind}{bits[0] // 8}")
-    nothing = str(tags.get(NODATA, "")).strip("\0 ")
+    if page.imagewidth * page.imagelength > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise Image.DecompressionBombError(f"{page.imagewidth} x {page.imagelength} pixels are too many")
+    values, alpha = page.asarray(), None
+    if values.ndim == 3:
+        values, alpha = _split_alpha(np.moveaxis(values, page.axes.index("S"), 2), has_alpha)
     with contextlib.suppress(ValueError):
-        values = np.where(values == float(nothing), np.nan, values) if nothing else values
-    values, alpha = _without_alpha(values, has_alpha)
-    return (-values.astype(np.float32) if photometric == 0 else values), alpha
+        nothing = float(str(page.tags.valueof(NODATA)).strip("\0 "))
+        values = np.where(values == nothing, np.nan, values)
+    values = -values.astype(np.float32) if page.photometric == 0 else values
+    orientation = page.tags.valueof(ExifTags.Base.Orientation, 1)
+    return Stored(values, alpha, orientation, len(file.pages) > 1)
 
 
-def _without_alpha(values: np.ndarray, has_alpha: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def _split_alpha(values: np.ndarray, has_alpha: bool) -> tuple[np.ndarray, np.ndarray | None]:
     if not has_alpha:
         return values, None
     most = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
     alpha = np.nan_to_num(values[..., -1] * (255 / most)).clip(0, 255).astype(np.uint8)
     return values[..., :-1], alpha
-
-
-def _png_values(content: bytes) -> np.ndarray:
-    """Decode a 16-bit PNG as two 8-bit ones, of the high and of the low bytes: filters work byte by byte."""
-    place, data = 8, b""
-    while place < len(content):
-        length, kind = struct.unpack_from(">I4s", content, place)
-        data += content[place + 8 : place + 8 + length] if kind == b"IDAT" else b""
-        place += length + 12
-    height = struct.unpack_from(">I", content, 20)[0]
-    size = height * (1 + 2 * struct.unpack_from(">I", content, 16)[0] * {2: 3, 4: 2, 6: 4}[content[25]])
-    rows = np.frombuffer(zlib.decompressobj().decompress(data, size), np.uint8).reshape(height, -1)
-    halves = []
-    for part in (1, 2):
-        header = content[16:24] + bytes([8, content[25], 0, 0, 0])
-        body = zlib.compress(np.concatenate([rows[:, :1], rows[:, part::2]], axis=1).tobytes(), 1)
-        parts = [(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")]
-        chunks = [struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts]
-        halves.append(np.asarray(Image.open(io.BytesIO(PNG + b"".join(chunks))), np.uint16))
-    return halves[0] * 256 + halves[1]
-
-
-def tiff_tags(content: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
-    """Return the tags of the first image of a TIFF, of a BigTIFF too."""
-    tags = TiffImagePlugin.ImageFileDirectory_v2(content[: 16 if content[2] == 43 else 8])
-    stream = io.BytesIO(content)
-    stream.seek(tags.next)
-    tags.load(stream)
-    return tags
-
-
-def _tiff_values(content: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2, kind: str) -> np.ndarray:
-    """Decode a TIFF plane by plane as grey images of its bytes, which Pillow only unpacks."""
-    bands, width, height = tags.get(SAMPLES, 1), tags[WIDTH], tags[HEIGHT]
-    if width * height > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
-        raise Image.DecompressionBombError(f"{width} x {height} pixels are too many")
-    kind = np.dtype(kind).newbyteorder("<" if content[:2] == b"II" else ">")
-    planes = bands if tags.get(PLANAR, 1) == 2 else 1
-    step = bands // planes * kind.itemsize  # bytes of a pixel
-    padded = content + bytes(len(content) % 2)
-    parts = []
-    for plane in range(planes):
-        new = {WIDTH: width * step, HEIGHT: height, BITS: 8, PHOTOMETRIC: 1, SAMPLES: 1}
-        new |= {tag: tags[tag] for tag in (COMPRESSION, FILL_ORDER, ROWS, TILE_HEIGHT) if tag in tags}
-        new |= {TILE_WIDTH: tags[TILE_WIDTH] * step} if TILE_WIDTH in tags else {}
-        for tag in (tag for tag in PLACES if tag in tags):
-            places = tags[tag] if isinstance(tags[tag], tuple) else (tags[tag],)
-            count = len(places) // planes
-            new[tag] = places[plane * count : (plane + 1) * count]
-        lists, entries = b"", b""
-        for tag, value in sorted(new.items()):
-            numbers = value if isinstance(value, tuple) else (value,)
-            entries += struct.pack("<HHI", tag, 4, len(numbers))
-            entries += struct.pack("<I", numbers[0] if len(numbers) == 1 else len(padded) + len(lists))
-            lists += struct.pack(f"<{len(numbers)}I", *numbers) if len(numbers) > 1 else b""
-        head = b"II*\0" + struct.pack("<I", len(padded) + len(lists))
-        single = head + padded[8:] + lists + struct.pack("<H", len(new)) + entries + bytes(4)
-        rows = np.asarray(TiffImagePlugin.TiffImageFile(io.BytesIO(single)))
-        tile = (tags.get(TILE_WIDTH) or width) * step
-        tiles = [rows[:, x : x + tile] for x in range(0, width * step, tile)]
-        values = [_unpredicted(each, kind, step // kind.itemsize, tags.get(PREDICTOR, 1)) for each in tiles]
-        parts.append(np.concatenate(values, axis=1))
-    values = np.concatenate(parts, axis=2)
-    return values[..., 0] if bands == 1 else values
-
-
-def _unpredicted(rows: np.ndarray, kind: np.dtype, bands: int, predictor: int) -> np.ndarray:
-    """Return the values (h, w, bands) of rows of bytes, some of them differences to the pixel on the left."""
-    if predictor == 3:  # bytes of all values by rank, the first of each first
-        shape = (len(rows), -1, bands)
-        rows = rows.reshape(shape).cumsum(axis=1, dtype=np.uint8).reshape(len(rows), kind.itemsize, -1)
-        rows, kind = rows.swapaxes(1, 2).reshape(len(rows), -1), kind.newbyteorder(">")
-    values = np.ascontiguousarray(rows).view(kind).reshape(len(rows), -1, bands)
-    values = values.astype(kind.newbyteorder("="))
-    return values.cumsum(axis=1, dtype=values.dtype) if predictor == 2 else values
 
 
 def to_eight_bit(

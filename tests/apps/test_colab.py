@@ -28,6 +28,7 @@ OTHERS = [  # older releases that go with what is there, with what they ask for
     ("transformers", "4.57.1", ASKS),
     ("scipy", "1.11.4", ["numpy<1.28.0,>=1.21.6"]),
     ("pandas", "2.2.2", ["numpy>=1.22.4"]),
+    ("imagecodecs", "2024.9.22", ["numpy"]),
     ("pillow", "11.3.0", []),
     ("psutil", "5.9.5", []),
 ]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
-import struct
-import zlib
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from synthetic import saved
 
@@ -19,78 +19,32 @@ from dasd_utils.runtime import folders, images, levels
 DRAW = np.random.default_rng(0)
 
 
-def tiff(
-    pixels: np.ndarray, compression: int = 1, predictor: int = 1, planes: bool = False,
-    order: str = "<", rows: int = 0, big: bool = False, photometric: int = 2, **more_tags: int,
-) -> bytes:  # fmt: skip
+def tiff(pixels: np.ndarray, photometric: str = "rgb", extra: str = "unspecified", planes: bool = False,
+         order: str = "<", **options) -> bytes:  # fmt: skip
     """Return pixels (h, w, bands) of any type as a TIFF, which Pillow does not write."""
-    height, width, bands = pixels.shape
-    stored = pixels.astype(pixels.dtype.newbyteorder(order))
-    if predictor == 2:
-        stored[:, 1:] = pixels[:, 1:] - pixels[:, :-1]
-    parts = [stored[..., i] for i in range(bands)] if planes else [stored]
-    step = rows or height
-    strips = [part[y : y + step] for part in parts for y in range(0, height, step)]
-    if predictor == 3:
-        strips = [part.astype(part.dtype.newbyteorder(">")) for part in strips]
-        strips = [part.reshape(*part.shape[:2], -1).view(np.uint8) for part in strips]
-        strips = [part.reshape(len(part), width * bands, -1).swapaxes(1, 2) for part in strips]
-        strips = [part.reshape(len(part), -1, bands) for part in strips]
-        strips = [np.diff(part, axis=1, prepend=np.uint8(0)) for part in strips]
-    packed = [zlib.compress(part.tobytes()) if compression == 8 else part.tobytes() for part in strips]
-    head, word = (16, "Q") if big else (8, "I")
-    starts = [head + sum(map(len, packed[:i])) for i in range(len(packed))]
-    body = b"".join(packed) + bytes(sum(map(len, packed)) % 2)
-    at = head + len(body)
-    tags = {256: width, 257: height, 258: [8 * pixels.itemsize] * bands, 259: compression, 262: photometric,
-            273: starts, 277: bands, 278: step, 279: [*map(len, packed)], 284: 1 + planes, 317: predictor,
-            339: [{"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]] * bands}  # fmt: skip
-    tags |= {int(name[1:]): value for name, value in more_tags.items()}
-    entries, more = b"", b""
-    for tag, value in sorted(tags.items()):
-        values = value if isinstance(value, list) else [value]
-        numbers = struct.pack(f"{order}{len(values)}I", *values)
-        fits = len(numbers) <= struct.calcsize(word)
-        place = (
-            numbers.ljust(struct.calcsize(word), b"\0") if fits else struct.pack(order + word, at + len(more))
-        )
-        more += b"" if fits else numbers
-        entries += struct.pack(f"{order}HH{word}", tag, 4, len(values)) + place
-    start = {"<": b"II", ">": b"MM"}[order]
-    start += (
-        struct.pack(f"{order}3HQ", 43, 8, 0, at + len(more))
-        if big
-        else struct.pack(f"{order}HI", 42, at + len(more))
-    )
-    return start + body + more + struct.pack(f"{order}{'Q' if big else 'H'}", len(tags)) + entries + bytes(8)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """Return uint16 pixels (h, w, 2, 3 or 4) as a PNG whose lines are filtered by "up"."""
-    height, width, bands = pixels.shape
-    lines = np.frombuffer(pixels.astype(">u2").tobytes(), np.uint8).reshape(height, -1)
-    lines = lines - np.concatenate([np.zeros_like(lines[:1]), lines[:-1]])
-    body = zlib.compress(np.concatenate([np.full((height, 1), 2, np.uint8), lines], axis=1).tobytes())
-    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", body[:99]), (b"IDAT", body[99:]), (b"IEND", b""))
-    chunks = [struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts]
-    return levels.PNG + b"".join(chunks)
+    stream, bands = io.BytesIO(), pixels.shape[2]
+    if bands > 1:
+        options["planarconfig"] = "separate" if planes else "contig"
+        options["extrasamples"] = [extra] * (bands - {"rgb": 3, "minisblack": 1}[photometric]) or None
+    pixels = pixels[..., 0] if bands == 1 else np.moveaxis(pixels, 2, 0) if planes else pixels
+    tifffile.imwrite(stream, pixels, photometric=photometric, byteorder=order, metadata=None, **options)
+    return stream.getvalue()
 
 
 @pytest.mark.parametrize("bands", [2, 3, 4, 5, 13])
 @pytest.mark.parametrize(
-    "options", [{}, {"compression": 8}, {"compression": 8, "predictor": 2}, {"planes": True}]
+    "options", [{}, {"compression": "zlib"}, {"compression": "zlib", "predictor": 2}, {"planes": True}]
 )
 def test_tiffs_of_several_bands_are_read_to_the_bit(bands, options):
     pixels = DRAW.integers(0, 65536, (11, 7, bands), dtype=np.uint16)
-    found, alpha = levels.stored_values(tiff(pixels, **options))
+    found, alpha, *_ = levels.stored_values(tiff(pixels, "rgb" if bands > 2 else "minisblack", **options))
     assert np.array_equal(found, pixels) and alpha is None
 
 
 @pytest.mark.parametrize("bands", [2, 3, 4])
 def test_colour_pngs_of_16_bits_are_read_to_the_bit(bands):
     pixels = DRAW.integers(0, 65536, (11, 7, bands), dtype=np.uint16)
-    found, alpha = levels.stored_values(png(pixels))
+    found, alpha, *_ = levels.stored_values(imagecodecs.png_encode(pixels))
     assert np.array_equal(found, pixels if bands == 3 else pixels[..., :-1])
     assert alpha is None if bands == 3 else np.abs(alpha - pixels[..., -1] / 257).max() < 1
 
@@ -102,10 +56,12 @@ def test_every_sample_format_is_read_to_the_bit(kind, order, bands):
     pixels = (DRAW.random((11, 7, bands)) * 250 - 125 * (kind[0] != "u")).astype(kind)
     is_float = kind[0] == "f"
     for options in (
-        {}, {"rows": 4}, {"rows": 4, "planes": True}, {"compression": 8, "rows": 4, "planes": True},
-        {"compression": 8, "predictor": 3 if is_float and kind != "f2" else 1 if is_float else 2, "rows": 5},
+        {}, {"rowsperstrip": 4}, {"rowsperstrip": 4, "planes": True},
+        {"compression": "zlib", "rowsperstrip": 4, "planes": True}, {"compression": "lzw", "tile": (16, 16)},
+        {"compression": "zlib", "rowsperstrip": 5,
+         "predictor": 3 if is_float and kind != "f2" else 1 if is_float else 2},
     ):  # fmt: skip
-        stored = levels.stored_values(tiff(pixels, order=order, photometric=1, **options))
+        stored = levels.stored_values(tiff(pixels, "minisblack", order=order, **options))
         if (kind, bands) == ("u1", 1):
             assert stored is None
             continue
@@ -115,18 +71,18 @@ def test_every_sample_format_is_read_to_the_bit(kind, order, bands):
 
 def test_a_big_tiff_is_read_to_the_bit():
     pixels = DRAW.integers(0, 65536, (11, 7, 3), dtype=np.uint16)
-    assert np.array_equal(levels.stored_values(tiff(pixels, big=True, rows=4))[0], pixels)
+    assert np.array_equal(levels.stored_values(tiff(pixels, bigtiff=True, rowsperstrip=4))[0], pixels)
 
 
 def test_a_further_band_is_alpha_where_the_file_says_so():
     pixels = np.full((8, 8, 4), 300, np.uint16)
     pixels[:4, :, 3] = 65535
     pixels[4:, :, 3] = 0
-    for extra, below in ((2, 255), (0, 38)):
-        image = images.read_image({"bytes": tiff(pixels, t338=extra), "path": None}, (0, 2000))
+    for extra, below in (("unassalpha", 255), ("unspecified", 38)):
+        image = images.read_image({"bytes": tiff(pixels, extra=extra), "path": None}, (0, 2000))
         assert np.asarray(image)[0, 0, 0] == 38 and np.asarray(image)[7, 0, 0] == below
     assert image.info["bands"] == "bands 1 to 3 of 4 are read as red, green and blue"
-    image = images.read_image({"bytes": tiff(pixels[..., :2], photometric=1), "path": None})
+    image = images.read_image({"bytes": tiff(pixels[..., :2], "minisblack"), "path": None})
     assert image.info["bands"] == "band 1 of 2 is read"
 
 
@@ -134,7 +90,7 @@ def test_a_further_band_is_alpha_where_the_file_says_so():
 def test_no_value_moves_no_window(nothing):
     pixels = DRAW.uniform(250, 310, (64, 64, 1)).astype(np.float32)
     pixels[:20] = nothing
-    image = images.read_image({"bytes": tiff(pixels, photometric=1), "path": None}, (250, 310))
+    image = images.read_image({"bytes": tiff(pixels, "minisblack"), "path": None}, (250, 310))
     low, high = levels.to_eight_bit(pixels[..., 0]).info["levels"]
     assert 249 < low < high < 311 and not np.asarray(image)[:20].any() and np.asarray(image)[20:].mean() > 120
 
