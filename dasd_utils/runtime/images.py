@@ -86,7 +86,9 @@ def to_rgb(image: Image.Image, window: levels.Window | None = None) -> Image.Ima
         if alpha.min() < alpha.max() and ((alpha > 0) & (alpha < 255)).mean() > 0.5:
             image.info["bands"] = "the fourth band is no transparency; bands 1 to 3 are read"
         else:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            ground = Image.new("RGBA", image.size, "white")
+            ground.info = {key: image.info[key] for key in ("levels", "bands") if key in image.info}
+            image = Image.alpha_composite(ground, image)
     return image.convert("RGB")
 
 

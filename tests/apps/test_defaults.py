@@ -234,3 +234,12 @@ def test_numbers_that_help_prints_are_those_of_the_library():
 
 def test_every_default_in_words_is_tested():
     assert PRINTED.keys() == ABOUT.keys(), PRINTED.keys() - ABOUT.keys()
+
+
+def test_an_option_whose_default_is_in_words_is_left_out():
+    for command in cli.app.registered_commands:
+        for name, each in command.callback.__signature__.parameters.items():
+            words = getattr(each.default, "show_default", None)
+            if isinstance(words, str):  # "auto" asks for a run's profile, a path may be the value itself
+                value = each.default.default
+                assert value in (None, ROOT / words) or (name, value) == ("profile", "auto"), (command, name)

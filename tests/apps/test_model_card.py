@@ -34,6 +34,7 @@ def test_metadata_are_read_back_by_the_hubs_own_reader(summary, tiny_config, tmp
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.library_name, data.pipeline_tag, data.license) == ("diffusers", "text-to-image", "other")
     assert "lora" in data.tags
+    assert "lora" not in model_card.card(exported(), tiny_config, summary | {"lora": None}).data.tags
     [result] = data.eval_results
     assert (result.metric_type, result.metric_value) == ("cmmd", 0.25)
     assert result.metric_name == "cmmd, n = 60, seed 3"
@@ -89,13 +90,14 @@ def test_other_programs_are_told_of_the_files_that_there_are(summary, tiny_confi
 
 def test_the_code_of_the_card_names_revision_variant_and_sampling(summary, tiny_config):
     config = tiny_config.replace(base="somebody/something", base_revision="b" * 40, base_variant="fp16")
-    for files in (FILES, (*FILES, "unet/config.json")):
+    for files in (FILES, (*FILES, "unet/config.json"), FILES[2:]):
         text = str(model_card.card(exported(files=files), config, summary))
         code = text.split("```python\n")[1].split("```")[0]
         compile(code, "card", "exec")
         assert f'"somebody/something", dtype=precision, revision="{"b" * 40}", variant="fp16"' in code
         assert "guidance_scale=2.0, num_inference_steps=2" in code
-        assert ("subfolder" in code) == ("unet/config.json" in files)
+        assert ("subfolder" in code) == ("unet=unet" in code) == ("unet/config.json" in files)
+        assert ("load_lora_weights(" in code) == (LORA in files)
 
 
 def test_folders_of_this_machine_are_named_and_not_placed(summary, tiny_config, base_dir, tmp_path):

@@ -262,3 +262,13 @@ def test_fingerprint_tells_bases_apart_whatever_their_precision(tiny_config, tin
     assert same == {adapters.base_fingerprint(adapted)}
     other = models.load_parts(tiny_config.replace(base=tiny_base(seed=1)))
     assert adapters.base_fingerprint(other) not in same
+    weights = {name: p for name, p in adapted.unet.named_parameters() if "lora_" not in name}
+    found = set()
+    for changed in (
+        weights,
+        {f"other.{name}": p for name, p in weights.items()},
+        {name: p.flatten() for name, p in weights.items()},
+    ):
+        adapted.base_weights = changed
+        found.add(adapters.base_fingerprint(adapted))
+    assert len(found) == 3 and same < found  # equal signs under other names, in other shapes

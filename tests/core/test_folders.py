@@ -38,6 +38,7 @@ def labels(folder: Path, split: str = "train") -> set[str]:
         (["Training", "valid", "Test"], {"train": 4, "validation": 4, "test": 4}, set()),
         (["set/train", "set/val"], {"train": 4, "validation": 4}, set()),
         (["train/cat", "train/dog", "test/cat", "test/dog"], {"train": 8, "test": 8}, {"cat", "dog"}),
+        (["train/cat", "train/dog", "test/cat"], {"train": 8, "test": 4}, {"cat", "dog"}),
         (["train/cat", "train/dog"], {"train": 8}, {"cat", "dog"}),
         (["only"], {"train": 4}, set()),
     ],
@@ -99,6 +100,7 @@ def test_every_kind_is_read_or_counted_by_its_suffix(tmp_path, caplog):
         and "2 .heic files" in caplog.text
     )
     assert len(caplog.messages) == 1 and ".txt" not in caplog.text and ".md" not in caplog.text
+    assert ".PPM" not in caplog.text  # read, so not among what is left out
     (folder / "captions.csv").write_text("file,text")
     with caplog.at_level(logging.WARNING):
         splits(folder)
@@ -135,6 +137,8 @@ def test_parquet_without_the_type_of_images(kind, tmp_path):
     loaded = data.load_domain(domain(folder, caption_column="text"), Config.setup("tiny", **WHOLE))
     assert sorted(text for captions in loaded.captions for text in captions) == list("abcdef")
     assert loaded.images[0].size == (16, 16)
+    rows = folders.open_folder(domain(folder), folder)["train"]
+    assert isinstance(rows.features["image"], datasets.Image)
 
 
 def test_a_cache_that_cannot_be_written_is_named_and_not_the_images(tmp_path, monkeypatch):

@@ -86,6 +86,29 @@ def test_a_further_band_is_alpha_where_the_file_says_so():
     assert image.info["bands"] == "band 1 of 2 is read"
 
 
+def test_levels_and_bands_of_a_transparent_image_are_known():
+    pixels = np.full((8, 8, 5), 300, np.uint16)
+    pixels[..., 4] = 65535
+    pixels[:4, :, 4] = 0
+    content = tiff(pixels, extra="unassalpha")
+    image = images.read_image({"bytes": content, "path": None})
+    assert image.info["levels"] == (300, 300) and image.info["bands"].startswith("bands 1 to 3 of 4")
+
+
+def test_frames_and_rotation_of_a_file_of_16_bits_are_found():
+    turned = (274, 3, 1, 6, True)  # the first pixel comes to the top right
+    pixels = np.zeros((4, 6, 3), np.uint16)
+    pixels[0, 0] = 65535
+    content = tiff(pixels, extratags=[turned])
+    assert images.read_image({"bytes": content, "path": None}).getpixel((3, 0)) == (255, 255, 255)
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as file:
+        for _ in range(2):
+            file.write(pixels, photometric="rgb", metadata=None)
+    image = images.read_image({"bytes": stream.getvalue(), "path": None})
+    assert image.size == (6, 4) and image.info["bands"] == "the first of its frames is read"
+
+
 @pytest.mark.parametrize("nothing", [np.nan, np.inf, -np.inf, np.finfo(np.float32).min])
 def test_no_value_moves_no_window(nothing):
     pixels = DRAW.uniform(250, 310, (64, 64, 1)).astype(np.float32)
@@ -96,8 +119,8 @@ def test_no_value_moves_no_window(nothing):
 
 
 def test_frames_that_are_left_out_are_said():
-    frames = [Image.fromarray(grey) for grey in GREY[:3]]
-    for kind in ("GIF", "TIFF", "WEBP"):
+    for kind, deep in (("GIF", 0), ("TIFF", 0), ("TIFF", 1), ("WEBP", 0)):
+        frames = [Image.fromarray(grey.astype(np.uint16) if deep else grey) for grey in GREY[:3]]
         stream = io.BytesIO()
         frames[0].save(stream, kind, save_all=True, append_images=frames[1:])
         image = images.read_image({"bytes": stream.getvalue(), "path": None})
@@ -127,6 +150,7 @@ def test_white_at_zero_is_white():
         ([[1210, 2390]], (1200, 2400)),
         ([[0.01, 0.97]], (0, 1)),
         ([[100, 60000]], (0, 65535)),
+        ([[0, 20000]], (0, 20000)),
         ([[7.0, 7.0]], (0, 255)),
     ],
 )
@@ -179,6 +203,13 @@ def as_signed(grey):
 def test_grey_levels_of_a_data_set_share_a_window_that_is_said(load, own_datasets_cache, make):
     shown, originals, said = load(make)
     assert np.abs(shown - originals).mean() < 4 and "`window`" in said
+
+
+def test_dark_images_of_a_data_set_stay_dark(load, own_datasets_cache):
+    for number, grey in enumerate(GREY):
+        as_hounsfield(grey // (1 + 3 * (number % 2))).save(load.folder / f"{number}.tif")
+    brightest = load.read()[0].max(axis=(1, 2))
+    assert brightest.min() < 80 and brightest.max() > 200
 
 
 def test_a_window_of_the_config_is_kept(load, own_datasets_cache):

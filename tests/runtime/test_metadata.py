@@ -50,8 +50,8 @@ def test_every_form_is_read_alike(tmp_path, config, form):
     folder = write_images(tmp_path / "set", range(20))
     texts = [WORDS[n] if n < len(WORDS) else f"picture {n}" for n in range(20)]
     rows = [{"file_name": f".\\{n}.PNG", "text": f"\ufeff{text}"} for n, text in enumerate(texts)]
-    rows += [{"file_name": "3.png", "text": "another"}, {"file_name": "3.png", "text": "nan"}]
-    expected = sorted([text] if n != 3 else ["nan", "another"] for n, text in enumerate(texts))
+    rows += [{"file_name": "3.png", "text": text} for text in ("another", "third", "nan")]
+    expected = sorted([text] if n != 3 else ["nan", "another", "third"] for n, text in enumerate(texts))
     assert load(write(folder, [*rows[:-1], {**rows[-1], "text": "\ufeffnan"}], form), config) == expected
 
 

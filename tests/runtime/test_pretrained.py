@@ -114,6 +114,8 @@ def test_files_of_float16_are_loaded_as_float32(base_dir, tmp_path):
     base = Path(shutil.copytree(base_dir, tmp_path / "base"))
     for file in base.rglob("*.safetensors"):
         save_file({name: value.half() for name, value in load_file(file).items()}, file, {"format": "pt"})
+    for file in base.rglob("config.json"):  # which says the type too
+        file.write_text(file.read_text("utf8").replace('"float32"', '"float16"'), encoding="utf8")
     config = Config.setup("tiny", base=base, clip=base / "clip")
     parts, scorer = models.load_parts(config), evaluation.load_scorer(config, "cpu")
     words = objective.Words(
@@ -121,6 +123,17 @@ def test_files_of_float16_are_loaded_as_float32(base_dir, tmp_path):
     )
     modules = parts.unet, parts.vae, parts.text_encoder, scorer.clip, words.clip
     assert {p.dtype for module in modules for p in module.parameters()} == {torch.float32}
+
+
+def test_float32_is_asked_for_unless_another_dtype_is_named(tmp_path):
+    """Which dtype a library takes without being asked differs between its versions."""
+
+    class Module(torch.nn.Module):
+        from_pretrained = staticmethod(lambda where, **options: options.get("dtype"))
+
+    source = pretrained.find_weights(str(tmp_path))
+    assert source.load(Module) == torch.float32
+    assert source.load(Module, dtype=torch.bfloat16) == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", ["data/tiny-sd", "data/tiny-sd/clip", "data/mine"])
