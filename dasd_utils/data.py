@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dasd_utils import toyworld
 from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig, resolve
-from dasd_utils.runtime import bars, folders, images, metadata
+from dasd_utils.runtime import files, folders, images, metadata
 
 SPLITS = ("train", "validation", "test")
 TOY_SEEDS = {"train": 1, "validation": 2, "test": 3}  # independent of Config.seed: one world for all runs
@@ -95,7 +95,7 @@ def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainDa
         name = "validation_images" if split == "validation" else "num_heldout"
         raise DasdError(f"The {split} split of {domain.data} is empty: set {name} to 1 or more.")
     pictures = images.LazyImages(functools.partial(toyworld.draw, world, seed, size=size), count)
-    bar = bars.short_bar(pictures, f"drawing {world}", unit="image")
+    bar = files.short_bar(pictures, f"drawing {world}", unit="image")
     drawn = [(images.content_hash(picture), images.thumbnail(picture)) for picture in bar]
     attributes = [toyworld.attributes(world, seed, i) for i in range(count)]
     variants = [toyworld.captions_with_mentions(world, seed, i) for i in range(count)]

@@ -21,7 +21,7 @@ from torch import Tensor
 from dasd_utils import data, figures, metrics
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
 from dasd_utils.metrics import Estimate
-from dasd_utils.runtime import bars, checkpoints, files, pretrained, processes, small_cnn, tracking
+from dasd_utils.runtime import checkpoints, files, processes, small_cnn, tracking
 from dasd_utils.sampling import DasdPipeline
 from dasd_utils.toyworld.attribute_classifier import AttributeClassifier
 
@@ -56,7 +56,7 @@ class Scorer:
     def embed_inception(self, images: Sequence[Image.Image]) -> Tensor:
         """Return Inception-v3 features (n, 2048) of images; the file itself resizes them."""
         found = []
-        for image in bars.short_bar(images, "Inception features", unit="image"):  # of any size
+        for image in files.short_bar(images, "Inception features", unit="image"):  # of any size
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
             found.append(self.inception(pixels.to(self.clip.device), return_features=True).float().cpu())
         return torch.cat(found)
@@ -74,9 +74,7 @@ def load_scorer(config: Config, device: str | None = None) -> Scorer:
     inception: TorchScript that maps bytes (n, 3, h, w) to features (n, 2048), as in the FID papers. Raises
     DasdError for what is missing, unreachable or of another kind.
     """
-    source = pretrained.find_weights(config.model.clip, config.model.clip_revision)
-    kinds = transformers.CLIPModel, transformers.CLIPTokenizer, pretrained.CLIP_PROCESSOR
-    clip, tokenizer, processor = (source.load(kind) for kind in kinds)
+    clip, tokenizer, processor = files.load_clip(config)
     if clip.config.text_config.vocab_size != len(tokenizer):  # absent tokenizer files raise no error
         raise DasdError(
             f"The CLIP for evaluation, {config.model.clip!r}, does not fit together: its tokenizer has "
@@ -419,7 +417,7 @@ def evaluate(
         real = scorer.embed([heldout[i]["image"] for i in range(count)])
         given = embed_prompts([entry["text"] for entry in each], scorer, mentioned)
         chosen = methods or compared_methods(config)
-        for method in bars.bar(chosen, domain.name, shown=progress, unit="method"):
+        for method in files.bar(chosen, domain.name, shown=progress, unit="method"):
             made = sample_method(config, pipeline, method, domain, texts)
             rows += score_method(method, domain.name, made, given, real, scorer, config)
             images[method, domain.name] = made

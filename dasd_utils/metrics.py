@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dasd_utils import losses
-from dasd_utils.runtime import bars
+from dasd_utils.runtime import files
 
 Interval = tuple[float, float]
 Values = Sequence[float] | Tensor
@@ -33,7 +33,7 @@ def embed_images(clip, processor, images: Sequence[Image.Image], batch_size: int
     if not len(images):
         raise ValueError("There are no images to embed.")
     features = []
-    for start in bars.short_bar(range(0, len(images), batch_size), "CLIP features", unit="batch"):
+    for start in files.short_bar(range(0, len(images), batch_size), "CLIP features", unit="batch"):
         batch = list(images[start : start + batch_size])
         pixels = processor(images=batch, return_tensors="pt")["pixel_values"]
         pooled = clip.vision_model(pixel_values=pixels.to(clip.device, clip.dtype)).pooler_output

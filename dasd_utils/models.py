@@ -21,7 +21,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dasd_utils import config as cfg
-from dasd_utils.runtime import pretrained
+from dasd_utils.runtime import files
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def load_parts(
     Raises DasdError if the base is missing, unreachable or not of the Stable Diffusion 1.x kind.
     """
     model = config.model
-    base = pretrained.find_weights(model.base, model.base_revision, model.base_variant)
+    base = files.find_weights(model.base, model.base_revision, model.base_variant)
     weights = dict(variant=model.base_variant, use_safetensors=True, dtype=dtype or torch.float32)
     unet_weights = weights | ({"dtype": unet_dtype} if unet_dtype else {})
     parts = Parts(

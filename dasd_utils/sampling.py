@@ -28,7 +28,7 @@ from dasd_utils import adapters, classifier, guidance, models
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, check_choice, nearest, resolve
 from dasd_utils.data import with_token
 from dasd_utils.guidance import Job, Prediction, Term
-from dasd_utils.runtime import bars, files, images, processes
+from dasd_utils.runtime import files, images, processes
 
 SCHEDULERS: dict[str, type] = {
     "ddim": diffusers.DDIMScheduler,
@@ -128,7 +128,7 @@ def denoise(
     extra = {"generator": generators} if "generator" in accepted else {}
     latents = latents if start is noise else latents * scheduler.init_noise_sigma
     steps = list(zip(timesteps, [*timesteps[1:], None], strict=True))
-    for timestep, later in bars.short_bar(steps, "sampling", shown=progress, unit="step"):
+    for timestep, later in files.short_bar(steps, "sampling", shown=progress, unit="step"):
         eps = predict(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(eps, timestep, latents, **extra).prev_sample
         if start.keep_mask is not None:
@@ -298,7 +298,7 @@ class DasdPipeline:
         """Yield a prompt's images, drawn a batch at a time."""
         size = self.batch_size * (processes.count() if self.shared else 1)
         shown, start = self.progress and count > size, time.perf_counter()
-        for begin in bars.short_bar(range(0, count, size), "images", shown=shown, unit="batch"):
+        for begin in files.short_bar(range(0, count, size), "images", shown=shown, unit="batch"):
             jobs = [dataclasses.replace(first, index=i) for i in range(begin, min(begin + size, count))]
             yield from self._sample(jobs)
             left = (time.perf_counter() - start) * (count / len(jobs) - 1)
@@ -432,7 +432,7 @@ class DasdPipeline:
             batches = batches[processes.share(len(batches))]
         sampled: dict[int, Image.Image] = {}
         shown = self.progress and len(batches) > 1
-        with bars.short_bar(None, "images", sum(map(len, batches)), shown=shown, unit="image") as bar:
+        with files.short_bar(None, "images", sum(map(len, batches)), shown=shown, unit="image") as bar:
             for places in batches:
                 latents = self._latents([jobs[i] for i in places])
                 sampled |= zip(places, decode_images(self.parts.vae, latents), strict=True)

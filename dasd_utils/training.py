@@ -31,7 +31,7 @@ from torch import Tensor
 
 from dasd_utils import adapters, latents, losses, models
 from dasd_utils.config import Config, DasdError, TrainingConfig, check_argument, check_config, paper, resolve
-from dasd_utils.runtime import bars, checkpoints, processes, tracking
+from dasd_utils.runtime import checkpoints, files, processes, tracking
 
 HISTORY = "history.jsonl"  # one row a step: what a second run repeats
 SPEED = "speed.jsonl"  # and what it does not
@@ -216,7 +216,7 @@ def _loop(run: Run, first: int) -> None:
     run.encode()
     total = run.config.training.max_train_steps
     every = run.config.training.checkpoint_every
-    bar = bars.bar(None, "training", total, shown=run.callbacks.progress, unit="step", initial=first)
+    bar = files.bar(None, "training", total, shown=run.callbacks.progress, unit="step", initial=first)
     with _interruption(run.callbacks.stop) as stop_requested, bar:
         for step in range(first + 1, total + 1):
             bar.set_postfix(loss=run.step(step)["loss"], refresh=False)

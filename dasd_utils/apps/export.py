@@ -20,7 +20,7 @@ from dasd_utils import adapters, evaluation, figures
 from dasd_utils.apps import model_card
 from dasd_utils.apps.model_card import Exported
 from dasd_utils.config import Config, DasdError, nearest
-from dasd_utils.runtime import checkpoints, files, pretrained
+from dasd_utils.runtime import checkpoints, files
 
 if TYPE_CHECKING:
     from dasd_utils.sampling import DasdPipeline
@@ -208,7 +208,7 @@ def _write_pipeline(adapter: Path, out: Path, config: Config) -> dict[str, str]:
     """Write the complete base, float32, with what was learned added into its weights; return the words."""
     model = config.model
     summary = adapters.read_summary(adapter)
-    base = pretrained.find_weights(model.base, model.base_revision, model.base_variant)
+    base = files.find_weights(model.base, model.base_revision, model.base_variant)
     unchecked = {"safety_checker": None, "requires_safety_checker": False}  # nothing here has looked at it
     pipeline = base.load(
         StableDiffusionPipeline, variant=model.base_variant, dtype=torch.float32, **unchecked

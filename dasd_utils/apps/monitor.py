@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dasd_utils import figures, training
 from dasd_utils.config import Config, DasdError
-from dasd_utils.runtime import bars
+from dasd_utils.runtime import files
 
 EVERY = 2.0  # seconds at least between two drawings of the curves
 SHARE = 0.02  # of the time, at most, that drawing them may take
@@ -146,7 +146,7 @@ def train(
     curves, a button that stops it, and the pictures (images or a figure) that `on_sample` returns. Elsewhere
     it trains before it returns, and nothing is displayed.
     """
-    if not bars.is_live():
+    if not files.is_live():
         running = Running()
         options = {"progress": False, "on_step": on_step, "on_sample": on_sample, **options}
         running.set_result(training.train(config, *what, **options))

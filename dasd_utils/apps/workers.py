@@ -15,7 +15,7 @@ from typing import Any
 
 from dasd_utils.apps import notebooks
 from dasd_utils.config import ROOT, DasdError, read_json, resolve
-from dasd_utils.runtime import bars, files
+from dasd_utils.runtime import files
 
 RETRIES = 2  # of a command whose dask worker was lost
 PATIENCE = 10  # seconds that a scheduler has to answer
@@ -83,7 +83,7 @@ def _on_cluster(commands: Sequence[Command], scheduler: str, progress: bool) -> 
 
 
 def _show(finished: Iterable[Any], count: int, progress: bool) -> None:
-    for _ in bars.bar(finished, "commands", count, shown=progress):
+    for _ in files.bar(finished, "commands", count, shown=progress):
         pass
 
 

@@ -29,7 +29,7 @@ from dasd_utils import losses, toyworld
 from dasd_utils.config import DasdError, resolve
 from dasd_utils.pretrain import shared
 from dasd_utils.pretrain.shared import Images, PretrainConfig, Stage, fingerprint, fit, read_rows
-from dasd_utils.runtime import bars, files
+from dasd_utils.runtime import files
 from dasd_utils.toyworld import captions, everyday
 from dasd_utils.toyworld.attribute_classifier import SIZE, AttributeClassifier, AttributeTable
 
@@ -335,7 +335,7 @@ def _encode_paintings(vae: AutoencoderKL, work: Path, progress: bool) -> Tensor:
                 return file.get_tensor("latents")
     images, parts = Images(work, ("painting",)), []
     count = len(images.arrays[0])
-    for start in bars.bar(range(0, count, 100), "latents", shown=progress, unit="batch"):
+    for start in files.bar(range(0, count, 100), "latents", shown=progress, unit="batch"):
         pixels = images.pixels([(0, i) for i in range(start, min(start + 100, count))])
         with torch.autocast("cpu", torch.bfloat16):
             parts.append(vae.encode(pixels).latent_dist.mean.float())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dasd_utils import evaluation, metrics, models, sampling, toyworld
 from dasd_utils.config import Calibration, Config, DasdError, portable, resolve
-from dasd_utils.runtime import bars, checkpoints
+from dasd_utils.runtime import checkpoints, files
 from dasd_utils.runtime.images import to_pixels
 from dasd_utils.toyworld import captions
 
@@ -79,7 +79,7 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
         table.cmmd("yardstick", f"painting-{domain}", features["painting"], features[domain])
     samples = [("base", domain) for domain in worlds if domain != "sketch"]
     samples += [("adapted", domain) for domain in adapted]
-    for method, domain in bars.bar(samples, "samples", unit="set"):
+    for method, domain in files.bar(samples, "samples", unit="set"):
         world = worlds[domain]
         seeds = [1000 * config.seed + i for i in range(num_images)]
         own = domain if method == "adapted" else None

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dasd_utils import toyworld
 from dasd_utils.config import DasdError
-from dasd_utils.runtime import bars, checkpoints, files
+from dasd_utils.runtime import checkpoints, files
 from dasd_utils.runtime.images import to_pixels
 
 WORLD_SEED = 100  # data sets of the course use other seeds, so their images are new to every part
@@ -90,7 +90,7 @@ def _in_parallel(work: Callable, domain: str, count: int, *extra: int, progress:
     """Yield the results of chunks of 250 scenes, in order, made on all cores."""
     jobs = [(domain, i, min(i + 250, count), *extra) for i in range(0, count, 250)]
     with Pool() as pool:
-        yield from bars.bar(pool.imap(work, jobs), domain, len(jobs), shown=progress, unit="chunk")
+        yield from files.bar(pool.imap(work, jobs), domain, len(jobs), shown=progress, unit="chunk")
 
 
 def render_images(config: PretrainConfig, work: Path, progress: bool = True) -> None:
@@ -182,7 +182,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.write_rows(folder / "log.jsonl", log)
     left = range(start, steps)
-    bar = bars.bar(left, folder.name, steps, shown=progress, unit="step", initial=start, mininterval=5)
+    bar = files.bar(left, folder.name, steps, shown=progress, unit="step", initial=start, mininterval=5)
     for step in bar:
         factor = min((step + 1) / 100, (steps - step) / (steps - decay_starts), 1.0)
         for group in optimizer.param_groups:

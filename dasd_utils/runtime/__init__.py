@@ -1,14 +1,12 @@
 """What no lesson opens. In reading order:
 
 - processes: where the networks compute and how exactly; what several processes exchange
-- bars: progress bars, and whether somebody watches
-- files: files that are complete or not there, hashes, locks
+- files: files that are complete or not there, hashes, locks, pretrained weights, progress bars
 - metadata: captions and labels of image files, read by one rule
 - images: how each image becomes an RGB square
 - levels: images of more than 8 bits a channel, and the window that shows them
 - folders: the rows of a domain's images: a folder, parquet files, or the hub
 - latent_cache: VAE latents on disk
-- pretrained: where pretrained weights are: a folder, the hub, or its cache
 - checkpoints: what a run keeps to go on after a stop, and how a run is found
 - tracking: what TensorBoard and other trackers get of a run
 - small_cnn: a small classifier of images, trained in seconds

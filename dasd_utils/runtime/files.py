@@ -1,4 +1,4 @@
-"""Files of text and JSON, complete or not there at all; names made of hashes; locks between processes."""
+"""Files that are complete or not there at all, pretrained weights, locks between processes, progress bars."""
 
 from __future__ import annotations
 
@@ -7,24 +7,36 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
+import re
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
+import huggingface_hub
+import torch
+import transformers
+from huggingface_hub import constants
 from safetensors import SafetensorError
+from tqdm.auto import tqdm
 
-from dasd_utils.config import DasdError, read_json
+from dasd_utils.config import Config, DasdError, check_no_hub_id, is_pinned, read_json, resolve
 
+transformers.logging.disable_progress_bar()  # a bar per loaded part says nothing; downloads keep theirs
+huggingface_hub.utils.enable_progress_bars()
+# variables that JupyterLab, VS Code and Voilà give their kernels; Colab's have google.colab loaded
+SERVERS = {"JPY_SESSION_NAME", "VSCODE_PID", "VOILA_BASE_URL"}
 log = logging.getLogger(__name__)
 
 
 def read_text(path: Path, what: str) -> str:
     """Return the text of a UTF-8 or UTF-16 file without byte order mark; DasdError if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            is_wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        is_wide = path.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         text = path.read_text(encoding="utf-16" if is_wide else "utf-8-sig")
         if "\0" in text:  # UTF-16 without its mark, or no text
             raise UnicodeError
@@ -61,11 +73,8 @@ def check_writable(folder: Path, what: str, advice: str) -> Path:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message without its full stop; its class where it says nothing.
-
-    What `datasets` says of an error while it reads is that error's message.
-    """
-    if "while generating the dataset" in str(error) and error.__cause__:
+    """Return the first line of an error's message without its full stop; its class where it says nothing."""
+    if "while generating the dataset" in str(error) and error.__cause__:  # of `datasets`, which says no more
         return first_line(error.__cause__)
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
@@ -80,8 +89,7 @@ def short_hash(value: Any, digits: int = 12) -> str:
 def atomic_write(path: Path, what: str) -> Iterator[Path]:
     """Yield the path for a new file that takes the place of `path` at the end of the `with`.
 
-    After an error inside what was at `path` stays; for an OSError, DasdError says that `what` cannot be
-    written.
+    After an error inside, what was at `path` stays. An OSError becomes a DasdError that names `what`.
     """
     with _folder_beside(path, what) as folder:
         new = folder / "new"
@@ -123,8 +131,7 @@ def _folder_beside(path: Path, what: str) -> Iterator[Path]:
 def try_lock(path: Path) -> Iterator[bool]:
     """Yield whether this process has the lock file inside the `with`; it does not wait for another's.
 
-    The system ends a lock with its process: a file that a killed one leaves stops nobody. Where a file system
-    has no locks it warns, and yields True.
+    The system ends a lock with its process. Where a file system has no locks it warns, and yields True.
     """
     lock = filelock.FileLock(path, timeout=0)
     try:
@@ -141,3 +148,119 @@ def try_lock(path: Path) -> Iterator[bool]:
             with contextlib.suppress(OSError):  # where an open file cannot be removed
                 path.unlink(missing_ok=True)
             lock.release()
+
+
+# pretrained weights
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder or a hub repository that models are loaded from."""
+
+    name: str  # as in the config
+    revision: str | None = None
+    variant: str | None = None
+    folder: Path | None = None  # None: on the hub
+    unreachable: str = ""  # why the hub cannot be reached; its cache may still have the files
+
+    def load(self, kind: Any, part: str = "", **options: Any) -> Any:
+        """Return `kind.from_pretrained` of the part (a subfolder), in float32 if no dtype is named."""
+        where = self.name if self.folder is None else str(self.folder)
+        if part:
+            options["subfolder"] = part
+        if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
+            # transformers would else take the file's, and float16 is several times slower on a CPU
+            options.setdefault("dtype", torch.float32)
+            if self.folder is not None:
+                options["use_safetensors"] = True  # else a pickle where there is no other file
+        try:
+            return kind.from_pretrained(
+                where, revision=self.revision, local_files_only=bool(self.unreachable), **options
+            )
+        except Exception as error:  # each library below has its own kinds
+            if self.folder is None and not self.unreachable:
+                place, advice = Path(constants.HF_HUB_CACHE), "Set HF_HOME to a folder that can be written."
+                check_writable(place, "The cache of the hub", advice)
+            raise DasdError(self._why(part or kind.__name__, error)) from error
+
+    def _why(self, part: str, error: Exception) -> str:
+        """Return why a part cannot be loaded, and the places that were searched."""
+        revision = self.revision or "main"
+        what = f"The {part} of {self.name!r} (revision {revision}, variant {self.variant or 'none'})"
+        reason = self.unreachable or first_line(error)
+        if self.folder is not None:
+            return f"{what} cannot be loaded from {self.folder}: {reason}. Check its files, or the variant."
+        return (
+            f"{what} cannot be loaded: there is no folder {resolve(self.name)}, and neither the hub "
+            f"({constants.ENDPOINT}) nor its cache ({constants.HF_HUB_CACHE}) has it: {reason}. Fetch it "
+            f"once with network (`hf download {self.name} --revision {revision}`), or name a local folder, "
+            "or use the tiny profile."
+        )
+
+
+def find_weights(name: str, revision: str | None = None, variant: str | None = None) -> Source:
+    """Return where the weights of that name are: the folder if there is one, else the hub.
+
+    Raises DasdError if the name is neither a folder nor a hub id.
+    """
+    folder = resolve(name)
+    if folder.is_dir():
+        return Source(name, revision, variant, folder)
+    check_no_hub_id(name)
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise DasdError(f"{name!r} is not there: no folder {folder}. Name a folder in the layout of "
+                        "diffusers or transformers, or a hub id like 'owner/name'.")  # fmt: skip
+    if not is_pinned(revision):
+        log.warning("The model %s is read at revision %s, which may hold other files tomorrow. Pin it to a "
+                    "commit hash: base_revision, clip_revision, or NAME@HASH of a captioning model.", name,
+                    revision or "main")  # fmt: skip
+    try:  # one request: without network that for each file would retry for half a minute
+        huggingface_hub.HfApi().model_info(name, revision=revision, timeout=10)
+    except Exception as error:  # offline mode, no network, no such repository, no permission
+        return Source(name, revision, variant, unreachable=first_line(error))
+    return Source(name, revision, variant)
+
+
+def load_clip(config: Config) -> tuple[Any, ...]:
+    """Return the CLIP model of `config.model.clip`, its tokenizer and its image processor."""
+    source = find_weights(config.model.clip, config.model.clip_revision)
+    # PIL's gives the same pixels with and without torchvision, whose the plain name later is; early versions
+    # of transformers 5 know PIL's by that name
+    processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+    return tuple(map(source.load, (transformers.CLIPModel, transformers.CLIPTokenizer, processor)))
+
+
+# progress bars
+
+
+def bar(
+    things: Iterable[Any] | None = None,
+    what: str | None = None,
+    total: int | None = None,
+    *,
+    shown: bool = True,
+    unit: str = "it",
+    **options: Any,
+) -> tqdm:
+    """Return a tqdm bar over things, or one of `total` moved by `update`, on standard error if watched.
+
+    what: stands before it; unit: what is counted, in the singular; options: those of tqdm.
+    """
+    style = {"dynamic_ncols": True, "unit": f" {unit}", "smoothing": 0.1}
+    return tqdm(things, what, total, disable=not (shown and is_watched()), **style | options)
+
+
+def short_bar(*things: Any, **options: Any) -> tqdm:
+    """Return a `bar` for a part of a longer step: it appears after two seconds and leaves no line."""
+    return bar(*things, delay=2.0, leave=False, **options)
+
+
+def is_watched() -> bool:
+    """Return whether somebody would see a bar: in the first process, on a terminal or in a live notebook."""
+    terminal = bool(getattr(sys.stderr, "isatty", lambda: False)())
+    return (terminal or ("ipykernel" in sys.modules and is_live())) and int(os.environ.get("RANK", 0)) == 0
+
+
+def is_live() -> bool:
+    """Return whether a person sits in front of this kernel: not in papermill, nbval and nbconvert."""
+    return bool(os.environ.keys() & SERVERS) or "google.colab" in sys.modules

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from torch.utils.data import ConcatDataset
 
 from dasd_utils.config import Config, DasdError, resolve
-from dasd_utils.runtime import bars, files, processes
+from dasd_utils.runtime import files, processes
 from dasd_utils.runtime.images import to_pixels
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def cached_latents(
     missing = {path: start for path, start in zip(paths, starts, strict=True) if not path.exists()}
     shown = bool(progress and missing)
     waiting = False
-    with bars.bar(None, f"latents of {data.config.name}", len(data), shown=shown, unit="image") as bar:
+    with files.bar(None, f"latents of {data.config.name}", len(data), shown=shown, unit="image") as bar:
         while missing:
             mine = [_encode_if_free(path, data, start, vae, dtype, bar) for path, start in missing.items()]
             missing = {path: start for path, start in missing.items() if not path.exists()}

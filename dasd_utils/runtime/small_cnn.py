@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dasd_utils.runtime import bars
+from dasd_utils.runtime import files
 from dasd_utils.runtime.images import to_pixels
 
 SIZE = 32  # pixels: enough to tell scenes, a quarter of the work of 64
@@ -62,7 +62,7 @@ def train(
         torch.manual_seed(seed)
         network = SmallCNN(names)
         optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        for epoch in bars.short_bar(range(1, epochs + 1), "classifier", unit="epoch"):
+        for epoch in files.short_bar(range(1, epochs + 1), "classifier", unit="epoch"):
             for rows in torch.randperm(len(x), generator=generator).split(BATCH):
                 optimizer.zero_grad()
                 F.cross_entropy(network(x[rows]), target[rows]).backward()

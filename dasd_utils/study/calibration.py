@@ -13,7 +13,7 @@ from dasd_utils import evaluation, sampling
 from dasd_utils.config import Calibration, DasdError, DomainConfig
 from dasd_utils.evaluation import ResultRow
 from dasd_utils.metrics import Estimate
-from dasd_utils.runtime import bars, checkpoints, files
+from dasd_utils.runtime import checkpoints, files
 
 SCALES = {"cfg": (1.5, 2.0, 3.0, 4.0, 5.5, 7.5), "domain": (1.5, 2.0, 3.0, 4.0, 5.5)}
 SCHEDULES = (
@@ -110,7 +110,7 @@ def search(
     texts = [reference.prompts.texts[i] for i in reference.prompts.prompt_of(num_images)]
     seeds = [NOISE + i for i in range(num_images)]
     count = len(guidances) + len(schedules)
-    with bars.bar(None, domain.name, count, shown=progress, unit="candidate") as bar:
+    with files.bar(None, domain.name, count, shown=progress, unit="candidate") as bar:
 
         def attempt(calibration: Calibration) -> Candidate:
             started = time.perf_counter()

@@ -25,7 +25,7 @@ from dasd_utils import config as configs
 from dasd_utils import data, evaluation, metrics, models, profiles, sampling, training
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
 from dasd_utils.evaluation import Reference, ResultRow, Scores
-from dasd_utils.runtime import bars, checkpoints, files, images, small_cnn
+from dasd_utils.runtime import checkpoints, files, images, small_cnn
 from dasd_utils.study import calibration
 
 DASD = "DASD"
@@ -317,7 +317,7 @@ def run_ladder(
     config = scoring.config
     while True:
         left = [(seed, method) for seed in seeds for method in methods if not is_done(config, method, seed)]
-        todo = bars.bar(left, "methods", shown=progress and bool(left), unit="method")
+        todo = files.bar(left, "methods", shown=progress and bool(left), unit="method")
         mine = [(seed, method) for seed, method in todo if _take(scoring, method, seed, progress)]
         if not mine:
             return [(method.name, seed) for seed, method in left]
@@ -356,7 +356,7 @@ def ladder_rows(
     """
     config, rows = scoring.config, []
     done = [method for method in methods if all(is_done(config, method, seed) for seed in seeds)]
-    for domain in bars.short_bar((*config.domains, config.source), "intervals", unit="domain"):
+    for domain in files.short_bar((*config.domains, config.source), "intervals", unit="domain"):
         reference, start = scoring.references[domain.name], {"domain": domain.name}
         scores = {method.name: stored(config, method, seeds, domain) for method in done}
         found = {name: by_seed for name, by_seed in scores.items() if by_seed}

@@ -11,7 +11,7 @@ from synthetic import NoiseSampler, make_parts
 from dasd_utils import adapters, figures, training
 from dasd_utils.apps import monitor
 from dasd_utils.config import DasdError
-from dasd_utils.runtime import bars
+from dasd_utils.runtime import files
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def same_weights(one, two):
 
 def test_watching_changes_no_bit(config, displayed, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(bars, "is_live", lambda: False)
+        patch.setattr(files, "is_live", lambda: False)
         plain, running = start(config)
         expected = running.result()
     threads = []
@@ -54,7 +54,7 @@ def test_watching_changes_no_bit(config, displayed, monkeypatch):
 
 
 def test_nothing_is_displayed_where_nobody_looks(config, monkeypatch, capsys):
-    monkeypatch.setattr(bars, "is_live", lambda: False)
+    monkeypatch.setattr(files, "is_live", lambda: False)
     monkeypatch.setattr(monitor, "display", pytest.fail)
     threads, samples = [], []
 

@@ -31,7 +31,7 @@ from dasd_utils import adapters, evaluation, models, sampling
 from dasd_utils.apps.cli import runs
 from dasd_utils.config import ROOT, Config, DasdError, DomainConfig, is_pinned, resolve
 from dasd_utils.profiles import PROFILES
-from dasd_utils.runtime import checkpoints, folders, pretrained, tracking
+from dasd_utils.runtime import checkpoints, files, folders, tracking
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 # Their commits are not known here: who writes one into profiles.py takes the name out.
@@ -265,9 +265,9 @@ def test_an_unpinned_data_set_is_named_with_the_commit_that_was_read(
 
 def test_an_unpinned_model_is_named(monkeypatch, caplog):
     monkeypatch.setattr(HfApi, "model_info", lambda *_args, **_options: None)
-    pretrained.find_weights("owner/name", REVISION)
+    files.find_weights("owner/name", REVISION)
     assert caplog.text == ""
-    pretrained.find_weights("owner/name", "main")
+    files.find_weights("owner/name", "main")
     assert "owner/name is read at revision main" in caplog.text and "base_revision" in caplog.text
 
 

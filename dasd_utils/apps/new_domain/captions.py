@@ -15,7 +15,7 @@ import transformers
 
 from dasd_utils import data
 from dasd_utils.config import DasdError, DomainConfig, nearest, resolve
-from dasd_utils.runtime import bars, files, folders, images, pretrained, processes
+from dasd_utils.runtime import files, folders, images, processes
 
 FILE = "metadata.jsonl"  # of a caption file: the layout `imagefolder` of datasets
 COLUMNS = ("text", "caption", "captions", "sentence", "sentences", "description", "prompt")
@@ -222,11 +222,11 @@ def from_model(album: Album, name: str, device: str | None = None, progress: boo
     """
     names, texts = album.files(), {}
     base, _, revision = name.partition("@")
-    source = pretrained.find_weights(base, revision or None)
+    source = files.find_weights(base, revision or None)
     model = source.load(transformers.AutoModelForImageTextToText, use_safetensors=True, dtype=torch.float32)
     processor = source.load(transformers.AutoProcessor)
     model.to(device or processes.default_device()).eval()
-    for start in bars.bar(range(0, len(names), BATCH), "captions", shown=progress, unit="batch"):
+    for start in files.bar(range(0, len(names), BATCH), "captions", shown=progress, unit="batch"):
         pictures = {}
         for file in names[start : start + BATCH]:
             with contextlib.suppress(DasdError):  # the audit counts what cannot be read

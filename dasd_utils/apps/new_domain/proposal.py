@@ -20,7 +20,7 @@ from dasd_utils import classifier, data
 from dasd_utils.apps.new_domain import captions as sources
 from dasd_utils.apps.new_domain.captions import Album, Captions, words_of
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, portable, resolve
-from dasd_utils.runtime import files, folders, pretrained
+from dasd_utils.runtime import files, folders
 
 FEW = 30  # training images below which a model rather learns them by heart
 LEAST = {"train": 2, "validation": 1, "test": 2}  # what training and a score with an interval take
@@ -80,7 +80,7 @@ def propose(
     one, images without captions, and too few images to split.
     """
     config.replace(domains=(DomainConfig(name, ".", token=f"<{name}>", initial_word="any"),))  # a wrong name?
-    base = pretrained.find_weights(config.model.base, config.model.base_revision)
+    base = files.find_weights(config.model.base, config.model.base_revision)
     tokenizer = base.load(transformers.CLIPTokenizer, "tokenizer")
     if not progress:
         datasets.disable_progress_bars()

@@ -29,7 +29,7 @@ from dasd_utils.config import Config, DasdError, DomainConfig, resolve
 from dasd_utils.evaluation import ResultRow
 from dasd_utils.metrics import Estimate
 from dasd_utils.papers.diffusionclip import translation
-from dasd_utils.runtime import bars, checkpoints, files, images, small_cnn
+from dasd_utils.runtime import checkpoints, files, images, small_cnn
 
 SOURCE, TRANSLATED, BOTH = "source images", "translated", "source + translated"
 EDGES, REAL = "edges of the source", "labelled target images"
@@ -190,7 +190,7 @@ def run_study(study: Study, seeds: Sequence[int]) -> list[int]:
     study.check()
     while left := [seed for seed in seeds if not study.path(seed).is_file()]:
         done = 0
-        for seed in bars.bar(left, "seeds", unit="seed"):
+        for seed in files.bar(left, "seeds", unit="seed"):
             with checkpoints.lock_run(translation.run_config(study.config, seed), required=False) as mine:
                 done += mine
                 if mine and not study.path(seed).is_file():

@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-import transformers
 from pydantic import Field
 from torch import Tensor
 
 from dasd_utils import config as cfg
 from dasd_utils import metrics, models
 from dasd_utils.config import Config, DasdError, check_promptless, read_object, section
-from dasd_utils.runtime import pretrained
+from dasd_utils.runtime import files
 from dasd_utils.sampling import clean_latents, decode
 
 if TYPE_CHECKING:
@@ -145,9 +144,7 @@ class Words:
     """A frozen CLIP, and its direction from the reference's sentences to the target's."""
 
     def __init__(self, config: Config, own: Settings, device: torch.device) -> None:
-        source = pretrained.find_weights(config.model.clip, config.model.clip_revision)
-        kinds = transformers.CLIPModel, transformers.CLIPTokenizer, pretrained.CLIP_PROCESSOR
-        clip, tokenizer, self.processor = (source.load(kind) for kind in kinds)
+        clip, tokenizer, self.processor = files.load_clip(config)
         self.clip = clip.to(device).eval().requires_grad_(False)
         with torch.autocast(device.type, enabled=False):
             target, reference = (

@@ -21,7 +21,7 @@ from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, Term
 from dasd_utils.papers import editing
 from dasd_utils.papers.diffusionclip import objective
-from dasd_utils.runtime import bars, checkpoints, files, images, latent_cache, processes
+from dasd_utils.runtime import checkpoints, files, images, latent_cache, processes
 from dasd_utils.sampling import DasdPipeline
 
 METHOD = "diffusionclip"
@@ -36,7 +36,7 @@ def invert(
     """Return the noisy latents (B, C, h, w) at `return_step` to which the base inverts pictures."""
     times, size = _times(pipeline, return_step, steps), pipeline.batch_size
     noisy = []
-    for start in bars.short_bar(range(0, len(pictures), size), "inverting", unit="batch"):
+    for start in files.short_bar(range(0, len(pictures), size), "inverting", unit="batch"):
         clean = editing.encode(pipeline.parts, pictures[start : start + size])
         noisy.append(_follow(pipeline, clean, times, (Term(BASE, EMPTY),)))
     return torch.cat(noisy)
@@ -53,7 +53,7 @@ def generate(
     """Return the images to which a guidance rule denoises latents (B, C, h, w) from `return_step`."""
     times = _times(pipeline, return_step, steps)[::-1]
     found: list[Image.Image] = []
-    for batch in bars.short_bar(latents.split(pipeline.batch_size), "translating", unit="batch"):
+    for batch in files.short_bar(latents.split(pipeline.batch_size), "translating", unit="batch"):
         clean = _follow(pipeline, batch, times, tuple(terms))
         found += sampling.decode_images(pipeline.parts.vae, clean)
     return found
