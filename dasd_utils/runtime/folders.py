@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dasd_utils.config import DasdError, DomainConfig, check_no_hub_id, is_pinned, resolve
-from dasd_utils.runtime import files, images, levels, metadata
+from dasd_utils.runtime import files, images, metadata
 
 METADATA = (' In a folder of images they stand in a metadata.jsonl beside the images or above their folders, '
             'a line an image: {"file_name": "1.png", "text": "..."}.')  # fmt: skip
@@ -279,7 +279,7 @@ def files_of_rows(rows: datasets.Dataset, column: str, folder: Path) -> list[str
     return [Path(os.path.relpath(item["path"], folder)).as_posix() for item in items]
 
 
-def find_window(domain: DomainConfig, rows: datasets.Dataset) -> levels.Window | None:
+def find_window(domain: DomainConfig, rows: datasets.Dataset) -> images.Window | None:
     """Return the values that are black and white in a split of a domain, None where all images have 8 bits.
 
     Where the domain names none, those that its training images propose. Warns of what a reader would not
@@ -290,7 +290,7 @@ def find_window(domain: DomainConfig, rows: datasets.Dataset) -> levels.Window |
     deep = not np.isnan(found.levels).all()
     if window is None and deep:
         known = images.inspect_rows(open_rows(domain, domain.train_split), domain.image_column).levels
-        window = levels.propose_window(found.levels if np.isnan(known).all() else known)
+        window = images.propose_window(found.levels if np.isnan(known).all() else known)
         _warn_once(f"Images of {name} have more than 8 bits: {window[0]:g} is read as black, {window[1]:g} "
                    f"as white. To keep this, set its `window` to {[*window]}.")  # fmt: skip
         found = images.inspect_rows(rows, domain.image_column, window)

@@ -1,7 +1,8 @@
-"""How any image becomes an RGB square with a fingerprint."""
+"""How any image becomes an RGB square with a fingerprint; a window shows more than 8 bits a channel."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -9,46 +10,41 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
+import imagecodecs
 import numpy as np
 import pyarrow.parquet as pq
+import tifffile
 import torch
 from PIL import ExifTags, Image, ImageOps
 
 from dasd_utils.config import DasdError
-from dasd_utils.runtime import files, levels
+from dasd_utils.runtime import files
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".tif",
             ".tiff", ".gif", ".jp2", ".j2k", ".tga", ".pbm", ".pgm", ".ppm", ".pnm"}  # fmt: skip
 THUMBNAIL = 32  # pixels, square, grey: compared to find near duplicates
-VERSION = 4  # of `_inspect_row`: a change of what it returns must not meet results cached before
-SAMPLE_FEATURES = datasets.Features(
-    {"image": datasets.Image(), "prompt": datasets.Value("string"), "seed": datasets.Value("int64")}
-)
-log = logging.getLogger(__name__)
+VERSION = 5  # of `_inspect_row`: a change of what it returns must not meet results cached before
+Window = tuple[float, float]  # the stored values shown as black and as white
+logging.getLogger("tifffile").setLevel(logging.ERROR)  # it warns of every nodata that no pixel can have
 
 
-# One image: read, to RGB, to pixels
-
-
-def read_image(item: dict[str, Any], window: levels.Window | None = None) -> Image.Image:
+def read_image(item: dict[str, Any], window: Window | None = None) -> Image.Image:
     """Decode what an undecoded `datasets.Image` column holds, {"bytes", "path"}, to RGB; see `to_rgb`."""
     content = item["bytes"] if item["bytes"] is not None else Path(item["path"]).read_bytes()
-    if not content:
-        raise ValueError("the file is empty")
-    stored = levels.stored_values(content)
+    stored = stored_values(content)
     if stored is None:
         image = Image.open(io.BytesIO(content))
         has_more = image.format != "MPO" and getattr(image, "is_animated", False)  # a phone's has previews
     else:
-        image, has_more = levels.to_eight_bit(stored.values, window, stored.alpha), stored.has_more
+        image, has_more = to_eight_bit(stored.values, window, stored.alpha), stored.has_more
         image.getexif()[ExifTags.Base.Orientation] = stored.orientation
     image = to_rgb(image, window)
     if has_more:
-        notes = (image.info.get("bands"), "the first of its frames is read")
-        image.info["bands"] = "; ".join(filter(None, notes))
+        bands = [image.info["bands"]] if "bands" in image.info else []
+        image.info["bands"] = "; ".join([*bands, "the first of its frames is read"])
     return image
 
 
@@ -69,15 +65,11 @@ def find_image_files(places: Sequence[Path]) -> list[Path]:
     return found
 
 
-def to_rgb(image: Image.Image, window: levels.Window | None = None) -> Image.Image:
-    """Return any PIL image upright in 8-bit RGB, transparency on white.
-
-    window: the values shown as black and white, of an image with more than 8 bits. Raises ValueError for an
-    image that is transparent everywhere: its colours are not what a person sees.
-    """
+def to_rgb(image: Image.Image, window: Window | None = None) -> Image.Image:
+    """Return any PIL image upright in 8-bit RGB, on white; ValueError where all of it is transparent."""
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
-        image = levels.to_eight_bit(np.asarray(image), window)
+        image = to_eight_bit(np.asarray(image), window)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         alpha = np.asarray(image)[..., 3]
@@ -109,6 +101,113 @@ def from_pixels(pixels: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(image) for image in eight_bit.permute(0, 2, 3, 1).cpu().numpy()]
 
 
+# Files of more than 8 bits a channel
+
+
+class Stored(NamedTuple):
+    """What a file of more than 8 bits a channel holds."""
+
+    values: np.ndarray  # (h, w) or (h, w, bands); nan where the file says none, negated where white is 0
+    alpha: np.ndarray | None  # (h, w) uint8, None where no band is said to be one
+    orientation: int = 1  # of EXIF
+    has_more: bool = False  # frames after this one
+
+
+def stored_values(content: bytes) -> Stored | None:
+    """Return what a file holds that Pillow would cut to 8 bits, invert or refuse; None of all other files."""
+    is_deep = content[24:26] in (b"\x10\2", b"\x10\4", b"\x10\6")  # 16 bits of RGB, LA, RGBA in a PNG
+    if is_deep and content.startswith(b"\x89PNG"):
+        with Image.open(io.BytesIO(content)) as image:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        values = imagecodecs.png_decode(content)
+        return Stored(*_split_alpha(values, values.shape[2] in (2, 4)), orientation)
+    if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # the last two of BigTIFF
+        return None
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        return _tiff_values(file) if file.pages else None
+
+
+def _tiff_values(file: tifffile.TiffFile) -> Stored | None:
+    """Read the first page; palettes, CMYK, YCbCr, bilevel and plain 8 bits are Pillow's."""
+    page = file.pages.first
+    has_alpha = page.extrasamples[-1:] in ((1,), (2,))
+    colours = {0: 1, 1: 1, 2: 3}.get(page.photometric)  # bands where white is zero, black is zero, of RGB
+    is_plain = page.bitspersample != 8 or page.samplesperpixel - has_alpha == colours
+    has_numbers = page.dtype is not None and page.dtype.kind in "uif" and page.imagedepth == 1
+    if not colours or not has_numbers or (page.dtype == np.uint8 and is_plain):
+        return None
+    if page.imagewidth * page.imagelength > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise Image.DecompressionBombError(f"{page.imagewidth} x {page.imagelength} pixels are too many")
+    values, alpha = page.asarray(), None
+    if values.ndim == 3:
+        values, alpha = _split_alpha(np.moveaxis(values, page.axes.index("S"), 2), has_alpha)
+    with contextlib.suppress(ValueError):
+        nothing = float(str(page.tags.valueof(42113)).strip("\0 "))  # GDAL's tag of the value for no data
+        values = np.where(values == nothing, np.nan, values)
+    values = -values.astype(np.float32) if page.photometric == 0 else values
+    orientation = page.tags.valueof(ExifTags.Base.Orientation, 1)
+    return Stored(values, alpha, orientation, len(file.pages) > 1)
+
+
+def _split_alpha(values: np.ndarray, has_alpha: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    if not has_alpha:
+        return values, None
+    most = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
+    alpha = np.nan_to_num(values[..., -1] * (255 / most)).clip(0, 255).astype(np.uint8)
+    return values[..., :-1], alpha
+
+
+def to_eight_bit(
+    values: np.ndarray, window: Window | None = None, alpha: np.ndarray | None = None
+) -> Image.Image:
+    """Return values (h, w) or (h, w, bands), and their alpha, as L, LA, RGB or RGBA; no value is black.
+
+    Its `info` holds "levels", which all but a thousandth of the pixels lie between, and "bands" where some
+    were left out.
+    """
+    values = np.atleast_3d(values)
+    bands = values.shape[2]
+    has_levels = values.dtype != np.uint8
+    shown = values[..., : 3 if bands > 2 else 1].astype(np.float64)
+    shown = np.where(np.abs(shown) < 1e37, shown, np.nan)  # values beyond, like the least float, are no data
+    if np.isnan(shown).all():
+        raise ValueError("no pixel has a value")
+    low, high = (window or own_window(shown)) if has_levels else (0.0, 255.0)
+    eight = np.nan_to_num(((shown - low) * (255 / (high - low))).clip(0, 255).round()).astype(np.uint8)
+    eight = eight if alpha is None else np.dstack([eight, alpha])
+    image = Image.fromarray(eight[..., 0] if eight.shape[2] == 1 else eight)
+    some = shown[:: max(len(shown) // 512, 1)]
+    if has_levels and not np.isnan(some).all():
+        image.info["levels"] = tuple(np.nanquantile(some, (0.001, 0.999)).tolist())
+    if bands > 3:
+        image.info["bands"] = f"bands 1 to 3 of {bands} are read as red, green and blue"
+    elif bands == 2:
+        image.info["bands"] = "band 1 of 2 is read"
+    return image
+
+
+def own_window(values: np.ndarray) -> Window:
+    """Return the window of one image: from 0 to a usual white, or from its least to its largest value."""
+    low, high = min(float(np.nanmin(values)), 0.0), float(np.nanmax(values))
+    whites = (1.0, 255.0, 4095.0, 65535.0)  # of floats, of 8, 12 and 16 bits
+    white = next((white for white in whites if high <= white), high) if low == 0 else high
+    return low, max(white, low + 1e-6)
+
+
+def propose_window(levels: np.ndarray) -> Window:
+    """Return one window for images with levels (n, 2) or nan: two digits, or all of a range half used."""
+    low, high = float(np.nanpercentile(levels[:, 0], 1)), float(np.nanpercentile(levels[:, 1], 99))
+    if low == high:
+        return own_window(np.array([low]))
+    if 0 <= low < high / 5:
+        low = 0.0
+    white = next((white for white in (1.0, 255.0, 65535.0) if white / 2 < high <= white), None)
+    if low == 0 and white:
+        return low, white
+    step = 10.0 ** math.floor(math.log10(high - low) - 1)
+    return round(math.floor(low / step) * step, 9), round(math.ceil(high / step - 1e-6) * step, 9)
+
+
 # The rows of a data set
 
 
@@ -135,9 +234,7 @@ class LazyImages(Sequence):
         return self._read(found) if isinstance(found, int) else [self._read(place) for place in found]
 
 
-def cropped_images(
-    rows: datasets.Dataset, column: str, resolution: int, window: levels.Window | None
-) -> LazyImages:
+def cropped_images(rows: datasets.Dataset, column: str, resolution: int, window: Window | None) -> LazyImages:
     """Return the images of a data set's rows, read and cropped at each access."""
     stored = undecoded(rows, column)
 
@@ -146,15 +243,9 @@ def cropped_images(
         try:
             return center_crop(read_image(item, window), resolution)
         except OSError as error:  # it could be read when the rows were inspected
-            raise DasdError(
-                f"The image {item['path'] or index} can no longer be read: "
-                f"{error.strerror or error}. Put its folder back, then start again."
-            ) from error
+            raise DasdError(f"The image {item['path'] or index} can no longer be read: {error}.") from error
 
     return LazyImages(read, len(stored))
-
-
-# What is known of the pixels of all rows
 
 
 @dataclass(frozen=True)
@@ -184,66 +275,55 @@ def thumbnail(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
 
 
-def check_cache() -> None:
-    """Raise DasdError where `datasets` cannot write what it keeps of the data that it reads."""
-    place, advice = Path(datasets.config.HF_DATASETS_CACHE), "Set HF_HOME to a folder that can be written."
-    files.check_writable(place, "The cache of data sets", advice)
+def check_cache() -> Path:
+    """Return where `datasets` keeps what it makes of the data that it reads; DasdError if it cannot."""
+    advice = "Set HF_HOME to a folder that can be written."
+    return files.check_writable(Path(datasets.config.HF_DATASETS_CACHE), "The cache of data sets", advice)
 
 
-def inspect_rows(rows: datasets.Dataset, column: str, window: levels.Window | None = None) -> Inspection:
+def inspect_rows(rows: datasets.Dataset, column: str, window: Window | None = None) -> Inspection:
     """Read every image of the rows once; `datasets` keeps the result until a file changes."""
     settings = {"column": column, "window": window, "version": VERSION}
     options = {"fn_kwargs": settings, "remove_columns": [column], "desc": "reading images"}
-    stored, cache = undecoded(rows, column), Path(datasets.config.HF_DATASETS_CACHE)
+    stored = undecoded(rows, column)
     if not stored.cache_files:  # rows of a list of files: `datasets` has no place for what it finds in them
         paths = [Path(item["path"]) for item in stored[column] if item and item["path"]]
         state = [VERSION, window, stored._fingerprint, *(p.stat().st_mtime_ns for p in paths if p.is_file())]
-        options["cache_file_name"] = str(cache / "inspected" / f"{files.short_hash(state, 32)}.arrow")
-    try:
-        (cache / "inspected").mkdir(parents=True, exist_ok=True)
-        facts = stored.map(_inspect_row, **options)[:]
-    except OSError as error:  # not of an image: those are facts of their rows
-        raise DasdError(f"The cache of data sets {cache} cannot be written: {error.strerror or error}. Make "
-                        "room, or set HF_HOME to a folder that can be written.") from error  # fmt: skip
-    reasons = enumerate(zip(facts["path"], facts["error"], strict=True))
+        options["cache_file_name"] = str(check_cache() / f"inspected-{files.short_hash(state, 32)}.arrow")
+    facts = stored.map(_inspect_row, **options)
+    names = facts["path"][:]
+    reasons = enumerate(zip(names, facts["error"][:], strict=True))
     broken = [f"{name or 'embedded image'} (row {i}): {why}" for i, (name, why) in reasons if why]
-    small = np.frombuffer(b"".join(facts["thumbnail"]), dtype=np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
-    sizes = list(zip(facts["width"], facts["height"], strict=True))
-    stored = np.array([facts["low"], facts["high"]], dtype=float).T
-    return Inspection(facts["id"], facts["path"], small, sizes, broken, stored, facts["bands"])
+    small = np.frombuffer(b"".join(facts["thumbnail"][:]), np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
+    sizes = [(width, height) for width, height in facts["size"][:]]
+    levels = np.array(facts["levels"][:], dtype=float)
+    return Inspection(facts["id"][:], names, small, sizes, broken, levels, facts["bands"][:])
 
 
-def _inspect_row(
-    row: dict[str, Any], column: str, window: levels.Window | None, version: int
-) -> dict[str, Any]:
-    facts = {"id": "", "thumbnail": bytes(THUMBNAIL**2), "width": 0, "height": 0, "path": "", "error": ""}
-    facts |= {"low": math.nan, "high": math.nan, "bands": ""}
-    if row[column] is None:
-        return facts | {"error": "no image"}
-    facts["path"] = row[column]["path"] or ""
+def _inspect_row(row: dict[str, Any], column: str, window: Window | None, version: int) -> dict[str, Any]:
+    item = row[column]
+    facts = {"id": "", "thumbnail": bytes(THUMBNAIL**2), "size": (0, 0), "path": "", "error": "no image"}
+    facts |= {"levels": (math.nan, math.nan), "bands": ""}
+    if item is None:
+        return facts
+    facts["path"] = item["path"] or ""
     try:
-        image = read_image(row[column], window)
+        image = read_image(item, window)
     except Exception as error:  # whatever a decoder raises on a broken file
-        unknown = "identify" in str(error)
-        return facts | {"error": "no image format known here" if unknown else files.first_line(error)}
-    width, height = image.size
-    low, high = image.info.get("levels", (math.nan, math.nan))
-    facts |= {"low": low, "high": high, "bands": image.info.get("bands", "")}
+        is_unknown = "identify" in str(error)
+        return facts | {"error": "no image format known here" if is_unknown else files.first_line(error)}
+    facts |= {key: image.info[key] for key in ("levels", "bands") if key in image.info}
     small = thumbnail(image).tobytes()
-    return facts | {"id": content_hash(image), "thumbnail": small, "width": width, "height": height}
-
-
-# Generated images as one parquet file: image, prompt, seed. `datasets`, pandas and others read it.
+    return facts | {"id": content_hash(image), "thumbnail": small, "size": image.size, "error": ""}
 
 
 def save_samples(
     path: str | Path, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]
 ) -> Path:
-    """Write the images as PNG bytes with prompt and seed, all or nothing; return the path."""
-    columns = {"image": list(images), "prompt": list(prompts), "seed": list(seeds)}
+    """Write images as PNG bytes with prompt and seed to one parquet file, all or nothing; return its path."""
+    rows = datasets.Dataset.from_dict({"image": list(images), "prompt": list(prompts), "seed": list(seeds)})
+    table = rows.data.table.cast(rows.features.arrow_schema)
     with files.atomic_write(Path(path), "The samples") as temporary:
-        table = datasets.Dataset.from_dict(columns, features=SAMPLE_FEATURES).data.table
-        table = table.cast(SAMPLE_FEATURES.arrow_schema)
         pq.write_table(table, temporary)  # `to_parquet` would draw a progress bar
     return Path(path)
 
@@ -253,6 +333,5 @@ def load_samples(path: str | Path) -> list[Image.Image]:
     try:
         return [read_image(row) for row in pq.read_table(path, columns=["image"])["image"].to_pylist()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DasdError(
-            f"The samples {path} cannot be read: {error}. Remove the file to make them again."
-        ) from None
+        raise DasdError(f"The samples {path} cannot be read: {error}. Remove the file to make them "
+                        "again.") from None  # fmt: skip

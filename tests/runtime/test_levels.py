@@ -14,7 +14,7 @@ from synthetic import saved
 
 from dasd_utils import data
 from dasd_utils.config import Config, DasdError
-from dasd_utils.runtime import folders, images, levels
+from dasd_utils.runtime import folders, images
 
 DRAW = np.random.default_rng(0)
 
@@ -37,14 +37,14 @@ def tiff(pixels: np.ndarray, photometric: str = "rgb", extra: str = "unspecified
 )
 def test_tiffs_of_several_bands_are_read_to_the_bit(bands, options):
     pixels = DRAW.integers(0, 65536, (11, 7, bands), dtype=np.uint16)
-    found, alpha, *_ = levels.stored_values(tiff(pixels, "rgb" if bands > 2 else "minisblack", **options))
+    found, alpha, *_ = images.stored_values(tiff(pixels, "rgb" if bands > 2 else "minisblack", **options))
     assert np.array_equal(found, pixels) and alpha is None
 
 
 @pytest.mark.parametrize("bands", [2, 3, 4])
 def test_colour_pngs_of_16_bits_are_read_to_the_bit(bands):
     pixels = DRAW.integers(0, 65536, (11, 7, bands), dtype=np.uint16)
-    found, alpha, *_ = levels.stored_values(imagecodecs.png_encode(pixels))
+    found, alpha, *_ = images.stored_values(imagecodecs.png_encode(pixels))
     assert np.array_equal(found, pixels if bands == 3 else pixels[..., :-1])
     assert alpha is None if bands == 3 else np.abs(alpha - pixels[..., -1] / 257).max() < 1
 
@@ -61,7 +61,7 @@ def test_every_sample_format_is_read_to_the_bit(kind, order, bands):
         {"compression": "zlib", "rowsperstrip": 5,
          "predictor": 3 if is_float and kind != "f2" else 1 if is_float else 2},
     ):  # fmt: skip
-        stored = levels.stored_values(tiff(pixels, "minisblack", order=order, **options))
+        stored = images.stored_values(tiff(pixels, "minisblack", order=order, **options))
         if (kind, bands) == ("u1", 1):
             assert stored is None
             continue
@@ -71,7 +71,7 @@ def test_every_sample_format_is_read_to_the_bit(kind, order, bands):
 
 def test_a_big_tiff_is_read_to_the_bit():
     pixels = DRAW.integers(0, 65536, (11, 7, 3), dtype=np.uint16)
-    assert np.array_equal(levels.stored_values(tiff(pixels, bigtiff=True, rowsperstrip=4))[0], pixels)
+    assert np.array_equal(images.stored_values(tiff(pixels, bigtiff=True, rowsperstrip=4))[0], pixels)
 
 
 def test_a_further_band_is_alpha_where_the_file_says_so():
@@ -114,7 +114,7 @@ def test_no_value_moves_no_window(nothing):
     pixels = DRAW.uniform(250, 310, (64, 64, 1)).astype(np.float32)
     pixels[:20] = nothing
     image = images.read_image({"bytes": tiff(pixels, "minisblack"), "path": None}, (250, 310))
-    low, high = levels.to_eight_bit(pixels[..., 0]).info["levels"]
+    low, high = images.to_eight_bit(pixels[..., 0]).info["levels"]
     assert 249 < low < high < 311 and not np.asarray(image)[:20].any() and np.asarray(image)[20:].mean() > 120
 
 
@@ -129,7 +129,7 @@ def test_frames_that_are_left_out_are_said():
 
 def test_files_that_pillow_reads_whole_are_left_to_it():
     for image, kind in ((Image.new("RGB", (3, 2)), "PNG"), (Image.new("L", (3, 2)), "TIFF")):
-        assert levels.stored_values(saved(image, kind)["bytes"]) is None
+        assert images.stored_values(saved(image, kind)["bytes"]) is None
 
 
 def test_white_at_zero_is_white():
@@ -155,7 +155,7 @@ def test_white_at_zero_is_white():
     ],
 )
 def test_a_window_is_proposed_in_two_digits(lows_and_highs, window):
-    assert levels.propose_window(np.array(lows_and_highs, float)) == pytest.approx(window, abs=1e-6)
+    assert images.propose_window(np.array(lows_and_highs, float)) == pytest.approx(window, abs=1e-6)
 
 
 GREY = [
