@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dasd_utils import toyworld
 from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig, resolve
-from dasd_utils.runtime import files, folders, images, metadata
+from dasd_utils.runtime import files, folders, images
 
 SPLITS = ("train", "validation", "test")
 TOY_SEEDS = {"train": 1, "validation": 2, "test": 3}  # independent of Config.seed: one world for all runs
@@ -170,7 +170,7 @@ def label_names(rows: datasets.Dataset, column: str) -> list[str]:
     is_class = isinstance(kind, datasets.ClassLabel)
 
     def named(value: Any) -> str:
-        there = [each for each in metadata.as_list(value) if each is not None and not (is_class and each < 0)]
+        there = [each for each in folders.as_list(value) if each is not None and not (is_class and each < 0)]
         return ", ".join(kind.int2str(each) if is_class else str(each) for each in there)
 
     return [named(value) for value in rows[column][:]]
@@ -204,7 +204,7 @@ def _captions(
 
 
 def _sentences(place: str, value: Any) -> list[str]:
-    values = metadata.as_list(value)
+    values = folders.as_list(value)
     if not all(v is None or isinstance(v, str) for v in values):
         raise DasdError(f"{place} holds {value!r}; a caption is a sentence or a list of sentences.")
     texts = [v.strip().lstrip("\ufeff").strip() for v in values if v]  # a byte order mark is no text
@@ -215,11 +215,11 @@ def _captions_of_file(domain: DomainConfig, rows: datasets.Dataset) -> list[Any]
     """Return the caption file's entry for each row, None where it has none."""
     folder, path = resolve(domain.data), resolve(domain.caption_file)
     names = folders.files_of_rows(rows, domain.image_column, folder)
-    found = metadata.match(metadata.read(path, "text"), names, folder)
+    found = folders.match_rows(folders.read_metadata(path, "text"), names, folder)
     if not found:
         raise DasdError(f"The caption file {path} names no image of {domain.data} (domain {domain.name}): "
                         "its file_name starts at that folder.")  # fmt: skip
-    return metadata.columns([found.get(name, []) for name in names])["text"]
+    return folders.as_columns([found.get(name, []) for name in names])["text"]
 
 
 def _inspect(

@@ -2,9 +2,8 @@
 
 - processes: where the networks compute and how exactly; what several processes exchange
 - files: files that are complete or not there, hashes, locks, pretrained weights, progress bars
-- metadata: captions and labels of image files, read by one rule
 - images: how each image becomes an RGB square, by a window where it has more than 8 bits a channel
-- folders: the rows of a domain's images: a folder, parquet files, or the hub
+- folders: the rows of a domain's images, with captions and labels: a folder, parquet files, or the hub
 - latent_cache: VAE latents on disk
 - checkpoints: what a run keeps to go on after a stop, and how a run is found
 - tracking: what TensorBoard and other trackers get of a run

@@ -1,13 +1,18 @@
-"""The rows of a domain's images: from a folder as people have them, parquet files, or the hub."""
+"""The rows of a domain's images, with captions and labels: of a folder, parquet files, or the hub."""
 
 from __future__ import annotations
 
+import csv
 import functools
 import glob
+import io
+import itertools
+import json
 import logging
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +21,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dasd_utils.config import DasdError, DomainConfig, check_no_hub_id, is_pinned, resolve
-from dasd_utils.runtime import files, images, metadata
+from dasd_utils.config import DasdError, DomainConfig, check_no_hub_id, is_pinned, resolve, unique_keys
+from dasd_utils.runtime import files, images
 
-METADATA = (' In a folder of images they stand in a metadata.jsonl beside the images or above their folders, '
-            'a line an image: {"file_name": "1.png", "text": "..."}.')  # fmt: skip
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # beside images, in any letter case
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "validation",
           "valid": "validation", "validation": "validation", "dev": "validation"}  # fmt: skip
-BESIDE = {".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".md", ".xml", ".yaml", ".yml",
-          ".html", ".ini", ".db", ".log", ".npz"}  # fmt: skip  # of files that are expected beside images
 TABLES = {".csv", ".tsv", ".jsonl", ".parquet"}
+BESIDE = {".txt", ".caption", ".json", ".md", ".xml", ".yaml", ".yml", ".html", ".ini", ".db", ".log",
+          ".npz"} | TABLES  # fmt: skip  # of files that are expected beside images
 KEPT_BY_PROGRAMS = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", "__pycache__")  # folders
-BYTES = r"(large_)?binary|struct<(.*, )?bytes: (large_)?binary(, .*)?>"  # types of columns
 PATHS = ("image", "file_name", "file", "path", "image_path", "filepath", "filename")  # columns of image files
+Rows = dict[str, list[Mapping[str, Any]]]  # file name -> its rows: several rows may name one file
 log = logging.getLogger(__name__)
 
 
@@ -46,18 +50,14 @@ def open_rows(domain: DomainConfig, split: str) -> datasets.Dataset:
         column = getattr(domain, name)
         if column is not None and column not in rows.column_names:
             known = ", ".join(rows.column_names)
-            advice = METADATA if folder.is_dir() else ""
-            raise DasdError(f"{where} has no column {column!r}, its {name}. Columns: {known}.{advice}")
-    if not len(rows):
-        raise DasdError(f"Split {split!r} of {where} has no images.")
+            raise DasdError(f"{where} has no column {column!r}, its {name}. Columns: {known}. In a folder of "
+                            "images they stand in a metadata.jsonl beside the images or above their folders, "
+                            'a line an image: {"file_name": "1.png", "text": "..."}.')  # fmt: skip
     return rows
 
 
 def open_folder(domain: DomainConfig, folder: Path) -> dict[str, datasets.Dataset]:
-    """Return all splits of a domain's folder; DasdError if it has no images or cannot be read.
-
-    What it leaves out, and why, is a warning: once, until a file changes.
-    """
+    """Return all splits of a domain's folder; DasdError if it has no images or cannot be read."""
     where = f"The folder {folder} (domain {domain.name})"
     paths, lost = find_files(folder)
     captions = resolve(domain.caption_file) if domain.caption_file else None
@@ -69,8 +69,8 @@ def open_folder(domain: DomainConfig, folder: Path) -> dict[str, datasets.Datase
         kind = path.suffix.lower()
         if kind not in BESIDE | images.SUFFIXES:
             lost.setdefault(f"{kind or 'suffixless'} files, a kind that is not read", []).append(path)
-        elif kind in TABLES and has_images and path.name.lower() not in metadata.FILES and path != captions:
-            lost.setdefault(f"tables that are not named {' or '.join(metadata.FILES)}", []).append(path)
+        elif kind in TABLES and has_images and path.name.lower() not in METADATA and path != captions:
+            lost.setdefault(f"tables that are not named {' or '.join(METADATA)}", []).append(path)
     left_out = [f"{len(found)} {reason} ({found[0]})" for reason, found in sorted(lost.items())]
     if not has_images and not any(path.suffix.lower() == ".parquet" for path in paths):
         known = ", ".join(sorted(images.SUFFIXES))
@@ -85,9 +85,9 @@ def open_folder(domain: DomainConfig, folder: Path) -> dict[str, datasets.Datase
 
 
 def find_files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
-    """Return the files of a folder and of linked folders, by name, and what is left out, by reason.
+    """Return the files of a folder and of linked folders, sorted, and what is left out, by reason.
 
-    Hidden ones, and copies that programs keep, are no part of it.
+    Hidden files and folders, and those of KEPT_BY_PROGRAMS, are neither.
     """
     found: list[Path] = []
     lost: dict[str, list[Path]] = {}
@@ -116,7 +116,7 @@ def find_files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
 
 @functools.lru_cache(maxsize=16)
 def _read_folder(folder: Path, state: tuple, left_out: tuple[str, ...]) -> dict[str, datasets.Dataset]:
-    """Load a folder once for all its splits; `state` changes with its files.
+    """Load a folder once for all its splits, until its files change; a warning says what is left out.
 
     Images have the columns of the metadata files, where there are some, else their folders as labels.
     """
@@ -129,18 +129,18 @@ def _read_folder(folder: Path, state: tuple, left_out: tuple[str, ...]) -> dict[
     splits, stray = _find_splits(pictures)
     labels, beside = _labels(splits)
     reasons = [*left_out, *stray]
-    tables = [path for path in paths if path.name.lower() in metadata.FILES]
-    rows: metadata.Rows = {}
+    tables = [path for path in paths if path.name.lower() in METADATA]
+    rows: Rows = {}
     if tables:
         for path in tables:
-            for name, each in metadata.read(path).items():
+            for name, each in read_metadata(path).items():
                 rows.setdefault((path.parent.relative_to(folder) / name).as_posix(), []).extend(each)
         names = {path: path.relative_to(folder).as_posix() for each in splits.values() for path in each}
-        rows = metadata.match(rows, list(names.values()), folder)
+        rows = match_rows(rows, list(names.values()), folder)
         splits = {split: [path for path in each if names[path] in rows] for split, each in splits.items()}
         unlisted = len(names) - sum(map(len, splits.values()))
         reasons += [f"{unlisted} images that have no row in the metadata"] if unlisted else []
-        columns = metadata.columns([rows[names[path]] for each in splits.values() for path in each])
+        columns = as_columns([rows[names[path]] for each in splits.values() for path in each])
     elif beside:
         reasons.append(f"the names of folders as labels, for {beside} images lie beside these folders")
     kinds = Counter(path.suffix.lower() for each in splits.values() for path in each)
@@ -159,18 +159,17 @@ def _as_rows(
     """Return the rows of each split: its images, and their part of the columns."""
     content = {"image": [str(path) for each in splits.values() for path in each], **columns}
     table = datasets.Dataset.from_dict(content, features=features).cast_column("image", datasets.Image())
-    loaded, start = {}, 0
-    for split, each in splits.items():
-        loaded[split] = table.select(range(start, start + len(each)))
-        start += len(each)
-    return loaded
+    ends = itertools.accumulate(map(len, splits.values()))
+    return {
+        split: table.select(range(end - len(splits[split]), end))
+        for split, end in zip(splits, ends, strict=True)
+    }
 
 
 def _find_splits(pictures: list[Path]) -> tuple[dict[str, list[Path]], list[str]]:
     """Return the images of each split, and what lies beside the folders of splits.
 
-    Folders named train and test are splits. A single one of such a name beside others is a class, and no
-    name of a file is a split.
+    Folders named train and test are splits. A single one of such a name beside others is a class.
     """
     base = Path(os.path.commonpath([path.parent for path in pictures]))
     places: dict[str, list[Path]] = {}
@@ -181,17 +180,15 @@ def _find_splits(pictures: list[Path]) -> tuple[dict[str, list[Path]], list[str]
     found = set(named.values())
     if "train" not in found or (len(found) == 1 and places.keys() - named - {""}):
         return {"train": pictures}, []
-    splits = {split: [p for name in named if named[name] == split for p in places[name]] for split in found}
+    splits = {split: [p for name in named if named[name] == split for p in places[name]]
+              for split in ("train", "validation", "test") if split in found}  # fmt: skip
     stray = [f"{len(places[name])} images beside the splits {', '.join(named)} ({base / name})"
              for name in sorted(places.keys() - named)]  # fmt: skip
-    return {split: splits[split] for split in ("train", "validation", "test") if split in splits}, stray
+    return splits, stray
 
 
 def _labels(splits: dict[str, list[Path]]) -> tuple[dict[str, list[str]], int]:
-    """Return the folder of each image as its label, where all of a split lie in one of several.
-
-    Else nothing, and how many images lie beside several folders.
-    """
+    """Return the folder of each image as its label, or none and how many images lie beside such folders."""
     labels = []
     for pictures in splits.values():
         base = Path(os.path.commonpath([path.parent for path in pictures]))
@@ -205,16 +202,15 @@ def _labels(splits: dict[str, list[Path]]) -> tuple[dict[str, list[str]], int]:
 
 def _check_tables(paths: list[Path]) -> None:
     """Raise DasdError, naming the file, for one that is no parquet or has other columns than the first."""
-    columns = {}
+    first: list[str] = []
     for path in paths:
         try:
-            columns[path] = pq.read_schema(path).names
+            names = sorted(pq.read_schema(path).names)
         except (OSError, pa.ArrowException) as error:
             raise DasdError(f"{path}: {files.first_line(error)}") from None
-    for path, names in columns.items():
-        if sorted(names) != sorted(columns[paths[0]]):
-            raise DasdError(f"{path} has the columns {', '.join(names)}, and {paths[0]} "
-                            f"{', '.join(columns[paths[0]])}")  # fmt: skip
+        first = first or names
+        if names != first:
+            raise DasdError(f"{path} has the columns {', '.join(names)}, and {paths[0]} {', '.join(first)}")
 
 
 def with_images(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
@@ -222,7 +218,8 @@ def with_images(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
     if any(isinstance(kind, datasets.Image) for kind in rows.features.values()):
         return rows
     kinds = {field.name: str(field.type) for field in rows.features.arrow_schema}
-    stored = [name for name, kind in kinds.items() if re.fullmatch(BYTES, kind)]
+    binary = r"(large_)?binary|struct<(.*, )?bytes: (large_)?binary(, .*)?>"
+    stored = [name for name, kind in kinds.items() if re.fullmatch(binary, kind)]
     for name in (name for name in PATHS if not stored and kinds.get(name, "").endswith("string")):
         values = rows[name][:]
         address = next((value for value in values if value and "://" in value), None)
@@ -250,24 +247,19 @@ def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Datase
     except Exception as error:  # no network, no such set or split, gated: each has its own classes
         images.check_cache()
         page = f"{datasets.config.HF_ENDPOINT}/datasets/{domain.data}"
-        raise DasdError(
-            f"The data of domain {domain.name} cannot be read: there is no folder {folder}, and {page} "
-            f"(revision {revision}, split {split!r}) gave: {files.first_line(error)}. Check the name and the "
-            "network, or set `data` to a local folder."
-        ) from error
+        raise DasdError(f"The data of domain {domain.name} cannot be read: there is no folder {folder}, and "
+                        f"{page} (revision {revision}, split {split!r}) gave: {files.first_line(error)}. "
+                        "Check the name and the network, or name a local folder.") from error  # fmt: skip
     if not is_pinned(domain.revision):
         folders = [Path(file["filename"]).parent.name for file in rows.cache_files]
         commit = next(filter(is_pinned, folders), "the commit hash that the page of the data set shows")
-        _warn_once(
-            f"The data of domain {domain.name}, {domain.data}, is read at revision {revision}, which "
-            f"may hold other files tomorrow. Pin it: set the domain's `revision` to {commit}."
-        )
+        _warn_once(f"The data of domain {domain.name}, {domain.data}, is read at revision {revision}, which "
+                   f"may change. Pin it: set the domain's `revision` to {commit}.")  # fmt: skip
     return with_images(rows, folder)
 
 
 @functools.cache
 def _warn_once(text: str) -> None:
-    """Warn of what is found again for every split."""
     log.warning(text)
 
 
@@ -280,10 +272,9 @@ def files_of_rows(rows: datasets.Dataset, column: str, folder: Path) -> list[str
 
 
 def find_window(domain: DomainConfig, rows: datasets.Dataset) -> images.Window | None:
-    """Return the values that are black and white in a split of a domain, None where all images have 8 bits.
+    """Return the domain's window, or the one its training images propose; None where all have 8 bits.
 
-    Where the domain names none, those that its training images propose. Warns of what a reader would not
-    expect: a window that was chosen, bands that are left out, images that use a fraction of the range.
+    Warns of a window that was chosen, bands that are left out, and images that use a fraction of the range.
     """
     window, name = domain.window, f"domain {domain.name}"
     found = images.inspect_rows(rows, domain.image_column, window)
@@ -302,3 +293,102 @@ def find_window(domain: DomainConfig, rows: datasets.Dataset) -> images.Window |
         _warn_once(f"The images of {name} use the levels {shown.min()} to {shown.max()} of 255 only. "
                    f"{advice} if that is not wanted.")  # fmt: skip
     return window if deep else None
+
+
+# Metadata: rows that name the files of images, in JSON lines, CSV or parquet
+
+
+def read_metadata(path: Path, column: str | None = None) -> Rows:
+    """Return the rows of a metadata file; DasdError, naming the line, for one without file name or column."""
+    expected = f'expected an object {{"file_name": ..., "{column or "text"}": ...}}'
+    found: Rows = {}
+    try:
+        for number, row in _read_lines(path):
+            values = {key.strip(): value for key, value in row.items()} if isinstance(row, dict) else {}
+            values = {"file_name" if key.lower() == "file_name" else key: values[key] for key in values}
+            name = values.get("file_name")
+            if not isinstance(name, str) or (column or "file_name") not in values:
+                columns = f", not the columns {', '.join(values)}" if values else ""
+                raise DasdError(f"{path}, line {number}: {expected}{columns}.")
+            place = Path(os.path.normpath(name.replace("\\", "/"))).as_posix()
+            found.setdefault(place, []).append(values)
+    except (OSError, csv.Error, pa.ArrowException) as error:
+        raise DasdError(f"{path} cannot be read: {files.first_line(error)}.") from None
+    if not found:
+        raise DasdError(f"{path} has no row: {expected} for each image.")
+    return found
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield each row behind its number. Values of CSV are texts: "None" and "NA" are words like others."""
+    if path.suffix.lower() == ".parquet":
+        yield from enumerate(pq.read_table(path).to_pylist(), start=1)
+        return
+    text = files.read_text(path, "The metadata")
+    if path.suffix.lower() != ".csv":
+        for number, line in enumerate(text.split("\n"), start=1):  # a caption may hold other ends of lines
+            if line.strip():
+                try:
+                    yield number, json.loads(line, object_pairs_hook=unique_keys)
+                except (ValueError, RecursionError) as error:
+                    reason = str(error).rstrip(".")
+                    raise DasdError(f"{path}, line {number}: {reason}. Each line is one object: no comma "
+                                    "behind it, and no list around all of them.") from None  # fmt: skip
+        return
+    header = text.partition("\n")[0]
+    table = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=max(",;\t|", key=header.count), skipinitialspace=True
+    )
+    for row in table:
+        if None in row or None in row.values():
+            raise DasdError(f"{path}, line {table.line_num}: {len(table.fieldnames)} fields are expected. "
+                            "Put a text that has a comma or a line break in quotes.")  # fmt: skip
+        if any(row.values()):
+            yield table.line_num, {name: value or None for name, value in row.items()}
+
+
+def match_rows(rows: Rows, names: Sequence[str], folder: Path) -> Rows:
+    """Return the rows of these files of a folder, in any letter case; DasdError where one is not there."""
+    folded = {name.casefold(): name for name in names} | {name: name for name in names}
+    found: Rows = {}
+    missing = []
+    for name, each in rows.items():
+        inside = Path(os.path.relpath(folder / name, folder)).as_posix()
+        place = folded.get(inside) or folded.get(inside.casefold())
+        if place:
+            found.setdefault(place, []).extend(each)
+        elif inside.startswith("../") or not (folder / name).is_file():  # those of another split are
+            missing.append(name)
+    if missing:
+        raise DasdError(f"{len(missing)} of {len(rows)} files that have a row are not in {folder}, the "
+                        f"first: {missing[0]}. Remove their rows, or put the files back.")  # fmt: skip
+    return found
+
+
+def as_columns(rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[Any]]:
+    """Return the columns of images with any number of rows: of lists where the rows of an image differ."""
+    found = {}
+    names = dict.fromkeys(name for each in rows for row in each for name in row)
+    for name in (name for name in names if name not in ("file_name", "image")):
+        values = [_distinct([row.get(name) for row in each]) for each in rows]
+        is_list = any(isinstance(value, list | tuple) for each in values for value in each)
+        if not is_list and all(len(each) < 2 for each in values):
+            found[name] = [each[0] if each else None for each in values]
+        else:
+            found[name] = [[part for value in each for part in as_list(value)] for each in values]
+        try:
+            pa.array(found[name])
+        except (pa.ArrowException, OverflowError, UnicodeError) as error:
+            raise DasdError(f"the column {name!r} of its metadata cannot be kept: {files.first_line(error)}. "
+                            "Give its values one type, or remove it.") from None  # fmt: skip
+    return found
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    found = [value for value in values if value is not None]
+    return [value for place, value in enumerate(found) if value not in found[:place]]
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a list as it is, and of any other value one that holds it."""
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -10,7 +10,7 @@ from synthetic import domain, picture, write_images
 
 from dasd_utils import data
 from dasd_utils.config import Config
-from dasd_utils.runtime import metadata
+from dasd_utils.runtime import folders
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 FORMS = ("metadata.jsonl", "METADATA.CSV", "metadata.parquet", "captions.jsonl", "captions.csv")
@@ -25,7 +25,7 @@ def config() -> Config:
 
 def write(folder, rows, form):
     """Write rows next to images, or as a caption file next to the folder; return the domain."""
-    path = (folder if form.lower() in metadata.FILES else folder.parent) / form
+    path = (folder if form.lower() in folders.METADATA else folder.parent) / form
     if form.endswith("parquet"):
         datasets.Dataset.from_list(rows).to_parquet(path)
     elif form.lower().endswith("csv"):
@@ -109,7 +109,7 @@ def test_rows_that_say_no_captions(tmp_path, text, words):
     path = tmp_path / f"metadata.{kind}"
     path.write_text(text)
     with refused(words):
-        metadata.read(path, "text")
+        folders.read_metadata(path, "text")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_rows_that_say_no_captions(tmp_path, text, words):
 )
 def test_csv_as_spreadsheets_and_hands_write_it(text, tmp_path):
     (tmp_path / "metadata.csv").write_text(text)
-    rows = metadata.read(tmp_path / "metadata.csv")
+    rows = folders.read_metadata(tmp_path / "metadata.csv")
     assert [row["Text"] for row in rows["1.png"]] == ["a dog, running"]
 
 
@@ -125,22 +125,22 @@ def test_csv_as_spreadsheets_and_hands_write_it(text, tmp_path):
 def test_texts_of_unknown_encoding_are_refused(encoding, tmp_path):
     (tmp_path / "metadata.csv").write_bytes("file_name,text\n1.png,café\n".encode(encoding))
     with refused("neither UTF-8 nor UTF-16", "save it as UTF-8"):
-        metadata.read(tmp_path / "metadata.csv")
+        folders.read_metadata(tmp_path / "metadata.csv")
 
 
 @pytest.mark.parametrize("text", ['[{"file_name": "1.png"}]', '{"file_name": "1.png"},', "[\n"])
 def test_lines_of_json_that_are_no_objects_say_the_form(text, tmp_path):
     (tmp_path / "metadata.jsonl").write_text(text)
     with refused("line 1", "object"):
-        metadata.read(tmp_path / "metadata.jsonl")
+        folders.read_metadata(tmp_path / "metadata.jsonl")
 
 
 def test_texts_and_lists_of_texts_are_lists():
     rows = [[{"text": "a"}], [{"text": ["b", "c"]}], [{"text": None}]]
-    assert metadata.columns(rows) == {"text": [["a"], ["b", "c"], []]}
+    assert folders.as_columns(rows) == {"text": [["a"], ["b", "c"], []]}
 
 
 @pytest.mark.parametrize("values", [(2**70, 1), (1, True), ({"a": 1}, {"a": "b"}), ("\ud83d", "a")])
 def test_a_column_that_cannot_be_kept_is_named(values):
     with refused("column 'id'", "remove it"):
-        metadata.columns([[{"id": value}] for value in values])
+        folders.as_columns([[{"id": value}] for value in values])
