@@ -13,7 +13,7 @@ from dasd_utils.figures import METRICS, is_share, metric_title, seeds_note
 
 
 def ladder_table(rows: Sequence[ResultRow], metrics: Sequence[str] | None = None) -> str:
-    """Return the rows of a ladder as Markdown tables, one a domain: a line per method, a column per metric.
+    """Return rows as Markdown tables, one a domain: a line per method, a column per metric of METRICS.
 
     A cell is "value ± half of the 95 % interval", or "value [low, high]" at the end of a share; ≈ follows
     where the paired difference to the method that the first difference is to cannot be told from 0.
@@ -29,8 +29,10 @@ def ladder_table(rows: Sequence[ResultRow], metrics: Sequence[str] | None = None
     for domain in dict.fromkeys(row["domain"] for row in rows):
         methods = dict.fromkeys(method for place, method, _ in found if place == domain)
         columns = [m for m in metrics or METRICS if any((domain, name, m) in found for name in methods)]
+        if not columns:
+            continue
         lines = []
-        for method in methods if columns else ():
+        for method in methods:
             lines.append([method])
             for key in ((domain, method, metric) for metric in columns):
                 cell = estimate_text(found[key]) if key in found else ""

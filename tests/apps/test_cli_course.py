@@ -167,7 +167,7 @@ def test_only_stale_notebooks_are_run_again(course, notebook, capsys, tmp_path):
 
 def test_a_notebook_that_is_not_there_is_the_users_error(course, capsys):
     assert course("fresh", "nowhere.ipynb") == 1
-    assert "There is no notebook" in capsys.readouterr().err
+    assert "nowhere.ipynb is no notebook" in capsys.readouterr().err
 
 
 def test_badges_are_checked_and_written(tmp_path, monkeypatch, capsys):

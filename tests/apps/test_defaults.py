@@ -4,7 +4,6 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from dasd_utils.apps import animation, export, notebooks
 from dasd_utils.apps import workers as pool
@@ -123,19 +122,17 @@ def test_a_translation_is_as_strong_as_the_run_chooses(pipeline, monkeypatch):
     monkeypatch.setattr(translation, "strength", lambda *_: 0.7)
     arguments = seen(monkeypatch, translation, "translate")
     with pytest.raises(StoppedError):
-        translation.by_settings(pipeline, [])
+        next(translation.by_settings(pipeline, [ROOT / "figures/method.png"]))
     assert arguments["words"][-1] == 0.7
 
 
 @shows("<run>/samples.webp", "animate output")
-@shows("the run's profile", "animate label")
 def test_an_animation_is_named_by_its_run(tmp_path, monkeypatch):
-    Config.setup("tiny").save(tmp_path / "config.json")
     monkeypatch.setattr(animation, "of_run", lambda run: {})
     arguments = seen(monkeypatch, animation, "save")
     with pytest.raises(StoppedError):
         runs.animate(run=tmp_path)
-    assert arguments["words"][1:3] == (tmp_path / "samples.webp", "tiny profile")
+    assert arguments["words"][1:3] == (tmp_path / "samples.webp", tmp_path.name)
 
 
 @shows("the config's run, else the shipped one", "playground checkpoint")
@@ -213,14 +210,6 @@ def test_places_of_the_repository(monkeypatch, tmp_path):
     with pytest.raises(StoppedError):
         study.pretrain(force=True)
     assert built["words"][0].output_dir == "data/tiny-sd"
-
-
-@shows("PyTorch's", "pretrain threads")
-def test_threads_are_pytorchs(monkeypatch):
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: pytest.fail("It sets threads."))
-    seen(monkeypatch, build, "pretrain")
-    with pytest.raises(StoppedError):
-        study.pretrain(force=True)
 
 
 def test_numbers_that_help_prints_are_those_of_the_library():

@@ -93,13 +93,16 @@ def test_pictures_take_free_names_and_are_saved_as_they_are_made(run, tmp_path, 
         Image.new("RGB", (8, 8)).save(pictures / f"{name}.png")
     made = []
 
-    def translated(_pipeline, images, _strength):
+    def translated(_pipeline, images, *_settings):
         made.append(len(list((run / "translated").glob("*.png"))))
         if len(made) == 4:
             raise KeyboardInterrupt
         return images
 
-    monkeypatch.setattr(translation, "by_settings", translated)
+    own = SimpleNamespace(return_step=1, forward_steps=1, generation_steps=1, strengths=(1.0,))
+    monkeypatch.setattr(translation, "run_config", lambda *_: None)
+    monkeypatch.setattr(translation.objective, "settings", lambda _: own)
+    monkeypatch.setattr(translation, "translate", translated)
     runs.translate(checkpoint=run, pictures=[pictures])
     with pytest.raises(KeyboardInterrupt):
         runs.translate(checkpoint=run, pictures=[pictures])
@@ -134,10 +137,10 @@ def test_commands_that_draw_at_once_take_different_names(tmp_path):
         """An image; while it is written another command writes one of the same name."""
 
         def save(self, path, **options):
-            runs.save_images([Image.new("RGB", (8, 8), "red")], tmp_path, ["a.png"])
+            runs.save_image(Image.new("RGB", (8, 8), "red"), tmp_path / "a.png")
             Image.new("RGB", (8, 8), "blue").save(path, **options)
 
-    assert runs.save_images([Drawn()], tmp_path, ["a.png"]) == [str(tmp_path / "a.png")]
+    assert runs.save_image(Drawn(), tmp_path / "a.png") == str(tmp_path / "a.png")
     found = {path.stem: Image.open(path).getpixel((0, 0)) for path in tmp_path.iterdir()}
     assert found == {"a": (0, 0, 255), "a-1": (255, 0, 0)}
 
@@ -147,5 +150,5 @@ def test_of_an_image_that_was_not_written_nothing_stays(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runs.save_images([SimpleNamespace(save=stop)], tmp_path, ["a.png"])
+        runs.save_image(SimpleNamespace(save=stop), tmp_path / "a.png")
     assert not [*tmp_path.iterdir()]

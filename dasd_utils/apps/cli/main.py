@@ -52,20 +52,18 @@ def main() -> None:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and not f"{error.name}".startswith("dasd_utils"):
             fail(f"The package {error.name} is missing here: pip install {error.name}", 1)
-        said = f"{type(error).__name__} {error}"  # torch and safetensors have kinds of their own
+        said = f"{type(error).__name__}: {error}"  # torch and safetensors have kinds of their own
         if re.search("MemoryError|out of memory|allocate memory", said):
-            fail(
-                "This machine has too little free memory for that: close other programs, or ask for less.", 1
-            )
+            fail("This machine has too little free memory: close other programs, or ask for less.", 1)
         if re.search("No space left|File too large|quota exceeded", said):
             fail("The disk is full, or a file larger than is allowed here: make room, then start again.", 1)
-        fail(f"{type(error).__name__}: {error} (a fault of the program: `dasd --debug ...` says where)", 2)
+        fail(f"{said} (a fault of the program: `dasd --debug ...` says where)", 2)
 
 
 def _as_utf8(word: str) -> str:
-    """Return a word of the command line; bytes that the locale could not read are UTF-8, or a file's name."""
+    """Return a word of the command line read as UTF-8, whatever the locale; as it is where it is none."""
     try:
-        return word if word.isprintable() else os.fsencode(word).decode("utf8")
+        return os.fsencode(word).decode("utf8")
     except UnicodeError:
         return word
 

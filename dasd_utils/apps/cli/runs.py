@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dasd_utils.apps.cli import options
-from dasd_utils.apps.cli.options import CONFIGS, ChosenRun, OfRun, Settings, argument, command, option
-from dasd_utils.config import DASD, GUIDANCE, Config, known_methods, read_json, resolve
+from dasd_utils.apps.cli.options import CONFIGS, ChosenRun, Settings, argument, command, option, run_folders
+from dasd_utils.config import DASD, GUIDANCE, Config, DasdError, known_methods, read_json, resolve
 
 Answer = tuple[Any, ...]  # what `command` prints
-History = list[dict[str, Any]]
 SOURCES = """auto; metadata, sidecars, labels or names; a captioning model's hub id or folder; \
 "one sentence"; or "a sketch of a {label}"."""
 METHOD = "How to train: dasd, domainstudio, indomain or diffusionclip."
@@ -33,11 +32,11 @@ def doctor() -> Answer:
     from dasd_utils.apps import doctor
 
     rows = doctor.examine()
-    fine = doctor.can_run(rows)
-    result = {"ok": fine, "rows": [dataclasses.asdict(row) for row in rows]}
-    lines = [*doctor.report(rows), "", "The tiny profile can run here." if fine else ""]
-    wrong = None if fine else "What is marked ! is missing: the tiny profile needs it."
-    return result, "\n".join(lines), wrong
+    result = {"ok": doctor.can_run(rows), "rows": [dataclasses.asdict(row) for row in rows]}
+    lines = [*doctor.report(rows), ""]
+    if result["ok"]:
+        return result, "\n".join([*lines, "The tiny profile can run here."])
+    return result, "\n".join(lines), "What is marked ! is missing: the tiny profile needs it."
 
 
 @command(options.START, "new-domain")
@@ -55,9 +54,7 @@ def new_domain(
     place = proposal.check_place(out or options.path(f"{name}.json"), folder, force)
     captions = options.folder_or_name(captions)
     found = proposal.propose(name, folder, Settings(profile).read(), captions, progress=True)
-    audit = found.audit
-    entry = found.entry
-    why = found.reasons
+    audit, why = found.audit, found.reasons
     result = {
         "config": str(place),
         "files": [str(path) for path in proposal.write(found, place, force)],
@@ -71,11 +68,9 @@ def new_domain(
     lines = [
         f"images    {audit['images']}: {audit['train']} to train on, {audit['validation']} for validation, "
         f"{audit['test']} held out; {audit['exact_duplicates']} copies, {audit['near_duplicates']} near ones",
-        "pixels    {} to {} (median {}) wide, ".format(*audit["width"][::2], audit["width"][1])
-        + "{} to {} (median {}) high".format(*audit["height"][::2], audit["height"][1]),
         f"captions  {why['captions']}: {audit['captions_different']} different, "
         f"{audit['captions_missing']} missing, {audit['captions_cut']} too long",
-        f"token     {entry['token']}, starts at {entry['initial_word']!r}: {why['initial_word']}",
+        f"token     {found.entry['token']}, starts at {found.entry['initial_word']!r}: {why['initial_word']}",
         f"prompts   {why['prompts']}",
         *(f"warning   {text}" for text in found.warnings),
         *(f"written   {path}" for path in result["files"]),
@@ -90,9 +85,7 @@ class Training(Settings):
 
     method: str | None = option(None, METHOD, show_default=CONFIGS, complete=lambda: [DASD, *known_methods()])
     seed: int | None = options.SEED
-    output_dir: Path | None = option(
-        None, "The run folder.", show_default=CONFIGS, complete=options.run_folders
-    )
+    output_dir: Path | None = option(None, "The run folder.", show_default=CONFIGS, complete=run_folders)
     max_steps: int | None = option(None, "Optimiser steps in all.", show_default=CONFIGS)
     resume: bool = option(False, "Go on from the newest complete checkpoint.")
     force: bool = option(False, "Train anew in the place of the run that is there.")
@@ -104,25 +97,24 @@ class Training(Settings):
         given = {"seed": self.seed, "max_train_steps": self.max_steps, "tracking": self.tracking}
         return self.read(self.method, output_dir=self.output_dir, **given)
 
-    def run(self) -> tuple[Path, History]:
+    def run(self) -> tuple[Path, list[dict[str, Any]]]:
         """Train; return the run folder and the history."""
         return run_training(self.settings(), self.resume, self.force, self.auto_batch_size, self.by_auto())
 
     def by_auto(self) -> bool:
         """Return whether "auto" chose the profile, and with it the batch sizes that no file names."""
-        if self.config is None:
-            return self.profile == "auto"
-        return read_json(self.config, "The config file").get("profile", "auto") == "auto"
+        given = read_json(self.config, "The config file") if self.config else {"profile": self.profile}
+        return given.get("profile", "auto") == "auto"
 
 
 @command(options.RUNS)
 def train(how: Training) -> Answer:
     """Train LoRA and domain tokens, by DASD or another method."""
     folder, history = how.run()
-    newest = history[-1] if history else {"step": how.settings().training.max_train_steps}
-    last = {name: value for name, value in newest.items() if isinstance(value, int | float)}
+    last = history[-1] if history else {"step": how.settings().training.max_train_steps}
+    numbers = {name: value for name, value in last.items() if isinstance(value, int | float)}
     text = f"Trained {last['step']} steps; the adapter is in {folder}/adapter"
-    return {"run": str(folder), **last}, text
+    return {"run": str(folder), **numbers}, text
 
 
 @command(options.RUNS)
@@ -158,7 +150,7 @@ def train_and_evaluate(how: Training) -> Answer:
 
 def run_training(
     config: Config, resume: bool, force: bool = False, auto_batch_size: bool = False, fitted: bool = False
-) -> tuple[Path, History]:
+) -> tuple[Path, list[dict[str, Any]]]:
     """Train and save; return the run folder and the history.
 
     fitted: "auto" chose the sizes of micro-batches for this machine, and a resumed run keeps its own.
@@ -175,12 +167,10 @@ def run_training(
         if earlier or auto_batch_size:
             config = earlier or batch_size.largest_batch(config, parts)
         _, targets, sampler = latents.create_datasets(config, parts.tokenizer)
-        watch: dict[str, Any] = {}
-        if config.training.sample_every:
-            watch["on_sample"] = animation.sample_grid(config, parts, targets)
+        draw = animation.sample_grid(config, parts, targets) if config.training.sample_every else None
+        given = {"resume": resume, "force": force, "on_sample": draw}
         try:
-            watch |= {"resume": resume, "force": force}
-            history = training.train(config, parts, sampler, parts.token_ids, **watch)
+            history = training.train(config, parts, sampler, parts.token_ids, **given)
         except KeyboardInterrupt as stop:  # typer would end without its message
             if str(stop):
                 options.leave()  # all have agreed to stop
@@ -199,40 +189,30 @@ def generate(
     seed: int | None = option(None, "Seed of the noise.", show_default="a random one"),
 ) -> Answer:
     """Draw images of a prompt, in a domain that is named or found, into <run>/generated."""
+    from dasd_utils.runtime import checkpoints
+
     pipeline = run.open()
     given = {"num_images": num_images, "seed": seed, "auto_domain": auto_domain, "guidance": guidance}
-    place = output_folder(pipeline)
+    place = checkpoints.writable(pipeline.config.output_dir)
     used, images = pipeline.stream(prompt, place, domain=domain, **given)
-    start, paths = f"{used['domain'] or 'base'}_{used['seed']}", []
-    for number, image in enumerate(images):  # saved as it goes: what was drawn before a stop stays
-        paths += save_images([image], place / "generated", [f"{start}_{number}.png"])
+    checkpoints.writable(place / "generated")
+    start = place / "generated" / f"{used['domain'] or 'base'}_{used['seed']}"
+    # saved as they come: what was drawn before a stop stays
+    paths = [save_image(image, Path(f"{start}_{number}.png")) for number, image in enumerate(images)]
     return {"images": paths, "domain": used["domain"], "settings": used}, "\n".join(paths)
 
 
-def output_folder(pipeline: Any, name: str = "") -> Path:
-    """Return the run's folder, or one in it, that can be written."""
-    from dasd_utils.runtime import checkpoints
-
-    return checkpoints.writable(resolve(pipeline.config.output_dir) / name)
-
-
-def save_images(images: list[Any], folder: Path, names: list[str]) -> list[str]:
-    """Write images into a folder under free names, in one of several processes; return its paths."""
-    from dasd_utils.runtime import checkpoints, files
-
-    checkpoints.writable(folder)
-    paths = []
-    for name, image in zip(names, images, strict=True) if options.PROCESS == 0 else ():
-        path = options.free_path(folder / name)
-        try:
-            with files.atomic_write(path, "The image") as temporary:
-                image.save(temporary, format="PNG")
-        except BaseException:  # an interrupt too
-            if not path.stat().st_size:
-                path.unlink()
-            raise
-        paths.append(str(path))
-    return paths
+def save_image(image: Any, path: Path) -> str:
+    """Write an image to a path, or a free one beside it, by the first of several processes; return that."""
+    if options.PROCESS > 0:
+        return str(path)
+    path = options.free_path(path)
+    try:
+        image.save(path, format="PNG")
+    except BaseException:  # an interrupt too
+        path.unlink()
+        raise
+    return str(path)
 
 
 @command(options.RUNS)
@@ -243,17 +223,13 @@ def translate(
 ) -> Answer:
     """Translate pictures by a run of the method diffusionclip, into <run>/translated."""
     from dasd_utils.papers.diffusionclip import translation
-    from dasd_utils.runtime import images
+    from dasd_utils.runtime import checkpoints
 
     pipeline = run.open()
-    place = output_folder(pipeline, "translated")
-    files = images.find_image_files(pictures)
-    names = [f"{number:03d}_{file.stem}.png" for number, file in enumerate(files)]
-    amount = translation.strength(pipeline, pipeline.config) if strength is None else strength
+    place = checkpoints.writable(resolve(pipeline.config.output_dir) / "translated")
     paths = []
-    for part in (slice(at, at + pipeline.batch_size) for at in range(0, len(files), pipeline.batch_size)):
-        new = translation.by_settings(pipeline, [images.open_file(file) for file in files[part]], amount)
-        paths += save_images(new, place, names[part])  # as it goes: what was translated before a stop stays
+    for number, (file, image) in enumerate(translation.by_settings(pipeline, pictures, strength)):
+        paths.append(save_image(image, place / f"{number:03d}_{file.stem}.png"))
     return {"images": paths}, "\n".join(paths)
 
 
@@ -267,39 +243,28 @@ def classify(run: ChosenRun, prompt: str = options.PROMPT) -> Answer:
 @command(options.RUNS)
 def animate(
     run: Path = options.RUN,
-    output: Path | None = option(
-        None, ".webp, .gif or .png.", metavar="FILE", show_default="<run>/samples.webp"
-    ),
-    label: str | None = option(None, "What stands above.", metavar="TEXT", show_default="the run's profile"),
-    width: int = option(640, "Pixels.", min=64),
+    output: Path | None = option(None, "Also .gif, .png.", metavar="FILE", show_default="<run>/samples.webp"),
     force: bool = options.FORCE,
 ) -> Answer:
     """Make a moving picture of a run's sample grids (sample_every in the config)."""
-    from dasd_utils import sampling
     from dasd_utils.apps import animation
 
-    run, _ = sampling.run_places(run)
     output = options.check_free(output or run / "samples.webp", force)
     grids = animation.of_run(run)
-    stored = run / "config.json"
-    if label is None:
-        label = f"{Config.load(stored).profile} profile" if stored.exists() else ""
-    path = animation.save(grids, output, label, width)
+    path = animation.save(grids, output, run.name)
     result = {"animation": str(path), "pictures": len(grids), "bytes": path.stat().st_size}
     return result, f"{path}: {len(grids)} pictures, {result['bytes'] / 1e3:.0f} kB"
 
 
 @command(options.RUNS)
 def playground(
-    how: OfRun,
-    checkpoint: Path | None = option(
-        None, options.RUN_OR, show_default=SHIPPED, complete=options.run_folders
-    ),
+    how: options.OfRun,
+    checkpoint: Path | None = option(None, options.RUN_OR, show_default=SHIPPED, complete=run_folders),
     port: int | None = option(None, "Of the page.", min=1, max=65535, show_default="8866 or a free one"),
     browser: bool = option(True, "Open the page, where there is a browser."),
 ) -> None:
     """Serve the playground at an address of this machine: prompts, domains, guidance, images."""
-    from dasd_utils import adapters, sampling
+    from dasd_utils import sampling
     from dasd_utils.apps.playground import server
     from dasd_utils.runtime import checkpoints
 
@@ -308,15 +273,16 @@ def playground(
         folder = checkpoints.find_run(settings)
     else:
         folder, adapter = sampling.run_places(checkpoint)
-        adapters.read_summary(adapter)
+        if not adapter.is_dir():
+            raise DasdError(f"There is no adapter in {folder}.")
         _, settings = ChosenRun(how.profile, how.config, checkpoint).find()
     server.serve(folder, settings, port, browser)
 
 
 @command(options.SHARE)
 def export(
-    how: OfRun,
-    run: Path = argument("A run folder or an adapter folder.", complete=options.run_folders),
+    how: options.OfRun,
+    run: Path = argument("A run folder or an adapter folder.", complete=run_folders),
     out: Path = argument("A folder that is new or empty."),
     kind: str = option("diffusers", FORMATS, "--format"),
     name: str | None = option(None, "Of the LoRA, and before embeddings' words.", show_default="the run's"),
@@ -328,13 +294,13 @@ def export(
     from dasd_utils.apps import export
 
     own, adapter = sampling.run_places(run)
-    export.check_export(adapter, out, kind, name or own.name)
+    name = name or own.name
+    export.check_export(adapter, out, kind, name)
     options.check_free(out / "README.md", force)
     pipeline = ChosenRun(how.profile, how.config, run).open()
     drawn = export.draw_samples(pipeline) if samples else None
-    rows = export.evaluation_rows(own)
-    done = export.export(adapter, out, kind, pipeline.config, name or own.name, rows, drawn)
-    upload = export.UPLOAD.format(folder=out)
+    done = export.export(adapter, out, kind, pipeline.config, name, export.evaluation_rows(own), drawn)
+    upload = f"hf upload OWNER/NAME {out}"
     advice = f"To publish it: {upload} (add --private to keep it to yourself)"
     lines = [*(str(out / file) for file in done.files), advice]
     return {"folder": str(out), **done._asdict(), "upload": upload}, "\n".join(lines)

@@ -18,14 +18,12 @@ from dasd_utils.config import ROOT, Config, DasdError, portable, read_json, reso
 log = logging.getLogger(__name__)
 Answer = tuple[Any, ...]  # what `command` prints
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # -p NAME VALUE
-DASK = "A dask scheduler, tcp://host:8786: its workers do the work."
 WORKERS = option(1, "Processes that share the work and the cores.", min=1)
-SCHEDULER = option(None, DASK, metavar="ADDRESS")
+SCHEDULER = option(None, "A dask scheduler, tcp://host:8786: its workers do the work.", metavar="ADDRESS")
 BASE = "data/tiny-sd"
 AGAIN = "Only this one; may be given again."
 TABLE = option(True, "Write the table at the end.")
 NUMBERS = [path.name[:2] for path in ROOT.glob("notebooks/[0-9]*.ipynb")]
-NOTEBOOK = option(..., "The notebook to run: how its name begins.", complete=lambda: NUMBERS)
 NOTEBOOKS = "Where executed notebooks, runs and results are."
 STUDY_DIR = "that of --config, else data/runs/<command>"
 ONLY = option(None, "Comma-separated beginnings of names: 03,04", metavar="NAMES")
@@ -182,7 +180,7 @@ def adapt(
     table: bool = TABLE,
 ) -> Answer:
     """Translate a labelled domain by words, test classifiers on it; write adaptation.json anew."""
-    from dasd_utils import evaluation, figures
+    from dasd_utils import evaluation
     from dasd_utils.papers.diffusionclip import adaptation
     from dasd_utils.study import tables
 
@@ -203,14 +201,14 @@ def adapt(
     rows = adaptation.table(work, numbers)
     path = resolve(settings.output_dir) / "adaptation.json"
     evaluation.save_results(path, settings.to_dict() | {"study": wanted}, rows)
-    looks = tables.ladder_table([row for row in rows if row["metric"] in figures.METRICS])
-    return with_rows(path, rows, *([adaptation.summary(rows)] if work.source.label_column else []), looks)
+    summary = [adaptation.summary(rows)] if work.source.label_column else []
+    return with_rows(path, rows, *summary, tables.ladder_table(rows))
 
 
 @command(options.STUDY)
 def sweep(
     parameters: Path = argument("JSON list of objects: the parameters of each run.", metavar="FILE"),
-    notebook: str = NOTEBOOK,
+    notebook: str = option(..., "The notebook to run: how its name begins.", complete=lambda: NUMBERS),
     output_dir: Path = option(ROOT / "data/runs/sweep", NOTEBOOKS, show_default="data/runs/sweep"),
     workers: int = WORKERS,
     scheduler: str | None = SCHEDULER,
@@ -224,30 +222,16 @@ def sweep(
     log.info("%d of %d cells are to run.", len(left), len(cells))
     pool.run_all([cell.command() for cell in left], workers, scheduler)
     rows = pool.sweep_rows(cells)
-    file = output_dir / f"{cells[0].notebook}.json"
-    path = evaluation.save_results(file, {"sweep": str(parameters)}, rows)
+    path = output_dir / f"{cells[0].notebook}.json"
+    evaluation.save_results(path, {"sweep": str(parameters)}, rows)
     return with_rows(path, rows, f"{len(cells)} cells, {len(rows)} rows")
-
-
-@dataclass
-class Chosen:
-    """The options that choose notebooks."""
-
-    only: str | None = ONLY
-    stale: bool = option(False, "Only those that `dasd fresh` lists.")
-
-    def find(self) -> list[Path]:
-        """Return the notebooks in order."""
-        from dasd_utils.apps import notebooks
-
-        paths = notebooks.find_notebooks(self.only.split(",") if self.only else None)
-        return [p for p in paths if notebooks.stale(p) or notebooks.faults(p)] if self.stale else paths
 
 
 @command(options.UPKEEP, context_settings=PASS_ON)
 def notebooks(
     context: typer.Context,
-    chosen: Chosen,
+    only: str | None = ONLY,
+    stale: bool = option(False, "Only those that `dasd fresh` lists."),
     profile: str = options.PROFILE,
     output_dir: Path = option(ROOT / "data/runs/course", NOTEBOOKS, show_default="data/runs/course"),
     seed: int | None = option(None, "Seed of everything that is random.", show_default="the notebooks'"),
@@ -259,29 +243,26 @@ def notebooks(
 
     values = {"profile": Settings(profile).read().profile, **read_parameters(context.args)}
     values |= {"seed": seed} if seed is not None else {}
-    paths = chosen.find()
+    paths = lessons.find_notebooks(only.split(",") if only else None)
+    if stale:
+        paths = [path for path in paths if lessons.stale(path) or lessons.faults(path)]
     for path in paths:
         options.check_free(output_dir / path.name, force)
         options.check_free(output_dir / path.stem, force or not update)  # --update empties it
-
-    def report(one: Any) -> None:
-        typer.echo(f"{one.name}: {one.seconds:.0f} s", err=True)
-
-    done = lessons.run_notebooks(paths, output_dir, values, report=report, to_store=update) if paths else []
+    done = lessons.run_notebooks(paths, output_dir, values, to_store=update) if paths else []
     if update:
         lessons.store_outputs(done)
-    rows = [{"notebook": one.name, "path": str(one.path), "seconds": round(one.seconds, 1)} for one in done]
-    total = sum(one.seconds for one in done)
-    return rows, f"{len(done)} notebooks in {total:.0f} s: {output_dir}"
+    rows = [{"notebook": one.path.stem, "path": str(one.path), "seconds": one.seconds} for one in done]
+    return rows, f"{len(done)} notebooks in {sum(one.seconds for one in done):.0f} s: {output_dir}"
 
 
 def read_parameters(words: list[str]) -> dict[str, Any]:
     """Read `-p NAME VALUE` triples; a value that is JSON (a number, true, a list) is read as such."""
     values: dict[str, Any] = {}
     for at in range(0, len(words), 3):
-        if words[at] not in ("-p", "--parameter") or len(words) < at + 3:
-            raise DasdError(f"Unknown option {words[at]!r}. Parameters are given as: -p NAME VALUE")
-        name, text = words[at + 1 : at + 3]
+        flag, name, text = [*words[at : at + 3], "", ""][:3]
+        if flag not in ("-p", "--parameter") or len(words) < at + 3:
+            raise DasdError(f"Unknown option {flag!r}. Parameters are given as: -p NAME VALUE")
         try:
             values[name] = json.loads(text)
         except ValueError:
@@ -301,15 +282,13 @@ def fresh(
     from dasd_utils.apps import notebooks as lessons
 
     paths = files or lessons.find_notebooks(only.split(",") if only else None)
-    for path in paths:
-        if not path.is_file():
-            raise DasdError(f"There is no notebook {path}.")
     rows = [{"notebook": p.stem, "faults": lessons.faults(p), "changed": lessons.stale(p)} for p in paths]
-    found = {row["notebook"]: [*row["faults"], *row["changed"]] for row in rows}
+    found = {row["notebook"]: row["faults"] + row["changed"] for row in rows}
     lines = [f"{name}: {', '.join(reasons)}" for name, reasons in found.items() if reasons]
+    if not lines:
+        return rows, f"{len(rows)} notebooks are fresh."
     advice = "`make notebooks` runs all, `dasd notebooks --profile tiny --stale --update --force` these."
-    wrong = f"{len(lines)} of {len(rows)} notebooks are to be run again: {advice}" if lines else None
-    return rows, "\n".join(lines) or f"{len(rows)} notebooks are fresh.", wrong
+    return rows, "\n".join(lines), f"{len(lines)} of {len(rows)} notebooks are to be run again: {advice}"
 
 
 @command(options.UPKEEP)
@@ -319,22 +298,20 @@ def badges(check: bool = option(False, "Write nothing; status 1 if one is old.")
 
     paths = lessons.find_notebooks()
     found = [path.name for path in lessons.renew_badges(paths, write=not check)]
-    where = ", ".join(lessons.repository())
     text = f"{len(found)} of {len(paths)} notebooks {'are old' if check else 'changed'}"
     wrong = f"{text}: `dasd badges` writes them anew." if check and found else None
-    return found, "\n".join([*found, f"{text}: {where}"]), wrong
+    return found, "\n".join([*found, text]), wrong
 
 
 @command(options.UPKEEP)
 def encode(how: Settings) -> Answer:
     """Fill the latent cache. Processes that share it, here or elsewhere, divide the work."""
-    from dasd_utils import latents, models
+    from dasd_utils import create_datasets, setup_training
     from dasd_utils.runtime import latent_cache, processes
 
     settings = how.read()
-    parts = models.load_parts(settings)
-    models.add_domain_tokens(parts, settings.domains)  # captions are counted with them
-    *_, sampler = latents.create_datasets(settings, parts.tokenizer)
+    parts = setup_training(settings)
+    *_, sampler = create_datasets(settings, parts.tokenizer)
     sampler.encode(parts.vae, processes.default_device())
     return in_cache(settings, latent_cache.stored(settings), "There are")
 
@@ -342,14 +319,12 @@ def encode(how: Settings) -> Answer:
 @command(options.UPKEEP)
 def verify(run: Path = options.RUN, steps: int = option(3, "First steps to do again.", min=1)) -> Answer:
     """Check a run: its files by their hashes, its first steps by doing them again."""
-    from dasd_utils import sampling
     from dasd_utils.apps import verify
 
-    run, _ = sampling.run_places(run)
     rows = verify.verify(run, steps)
     lines = [f"{'ok' if row['ok'] else 'NOT OK':6}  {row['what']}: {row['found']}" for row in rows]
-    fine = all(row["ok"] for row in rows)
-    return rows, "\n".join(lines), None if fine else f"{run} does not agree with what it says of itself."
+    wrong = None if all(row["ok"] for row in rows) else f"{run} does not agree with what it says of itself."
+    return rows, "\n".join(lines), wrong
 
 
 @command(options.UPKEEP)
@@ -364,9 +339,8 @@ def clean(how: Settings) -> Answer:
 def in_cache(config: Config, found: tuple[int, int], verb: str) -> Answer:
     """Return the answer of shards and bytes of the latent cache."""
     place = str(resolve(config.data.cache_dir))
-    count, size = found
-    text = f"{verb} {count} shards, {size / 1e6:.1f} MB: {place}"
-    return {"cache_dir": place, "shards": count, "bytes": size}, text
+    result = {"cache_dir": place, "shards": found[0], "bytes": found[1]}
+    return result, f"{verb} {found[0]} shards, {found[1] / 1e6:.1f} MB: {place}"
 
 
 @command(options.UPKEEP)
@@ -374,26 +348,19 @@ def pretrain(
     stage: list[str] | None = option(None, AGAIN, metavar="STAGE", show_default="all"),
     output_dir: Path = option(ROOT / BASE, "Where the base is, or will be.", show_default=BASE),
     seed: int = option(0, "Seed of everything that is random."),
-    threads: int | None = option(None, "CPU threads of this process.", min=1, show_default="PyTorch's"),
     evaluate: bool = option(False, "Measure the finished base instead."),
     num_images: int = option(500, "Samples of each domain to measure.", min=2),
     force: bool = option(False, "Replace the base, or the scores, that are there."),
 ) -> Answer:
     """Build the embedded base model from the toy world, in hours; or measure it."""
-    import torch
-
     from dasd_utils.pretrain import build
 
-    if threads:
-        torch.set_num_threads(threads)
     if not evaluate:
         if not stage or "assemble" in stage:  # the stage that writes the base
             options.check_free(output_dir, force)
         settings = build.PretrainConfig(seed=seed, output_dir=portable(output_dir))
-        made = str(build.pretrain(settings, tuple(stage) if stage else build.STAGES))
+        made = str(build.pretrain(settings, stage or build.STAGES))
         return {"base": made}, made
-    if stage:
-        raise DasdError("--evaluate measures a finished base; it takes no --stage.")
     from dasd_utils.pretrain.evaluate import measure_base, scores_file
 
     options.check_free(scores_file(output_dir), force)

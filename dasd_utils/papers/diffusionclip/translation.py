@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -163,13 +163,20 @@ def strength(pipeline: DasdPipeline, config: Config) -> float:
 
 
 def by_settings(
-    pipeline: DasdPipeline, pictures: Sequence[Image.Image], amount: float | None = None
-) -> list[Image.Image]:
-    """Return pictures translated by the settings of the pipeline's run, at a given strength or at theirs."""
-    run_config(pipeline.config, 0)
-    own = objective.settings(pipeline.config)
+    pipeline: DasdPipeline, places: Sequence[Path], amount: float | None = None
+) -> Iterator[tuple[Path, Image.Image]]:
+    """Yield (file, its translation) for image files and folders of them, by the settings of the run.
+
+    amount: the strength, the settings' if it is None.
+    """
+    own = objective.settings(run_config(pipeline.config, 0))
+    found = images.find_image_files(places)
     amount = strength(pipeline, pipeline.config) if amount is None else amount
-    return translate(pipeline, pictures, own.return_step, own.forward_steps, own.generation_steps, amount)
+    for start in range(0, len(found), pipeline.batch_size):
+        batch = found[start : start + pipeline.batch_size]
+        before = [images.open_file(file) for file in batch]
+        after = translate(pipeline, before, own.return_step, own.forward_steps, own.generation_steps, amount)
+        yield from zip(batch, after, strict=True)
 
 
 def denoised(pipeline: DasdPipeline, config: Config, noisy: Tensor, amount: float) -> list[Image.Image]:
