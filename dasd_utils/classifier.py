@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dasd_utils.config import DasdError, DomainConfig, check_argument, resolve, shortened
+from dasd_utils.config import DasdError, DomainConfig, check_argument, read_json, resolve, shortened
 from dasd_utils.data import with_token
-from dasd_utils.runtime import files
 
 # Prompts of no domain: their mean estimates what all CLIP text vectors have in common.
 BACKGROUND = (
@@ -23,13 +22,11 @@ BACKGROUND = (
     "a slice of pizza", "people in a market", "a car in the street", "a living room with a lamp",
     "a colourful pattern", "a drawing of a house", "a photo of a friend",
 )  # fmt: skip
+Domains = Sequence[DomainConfig]
 
 
-def token_domain(prompt: str, domains: Sequence[DomainConfig]) -> DomainConfig | None:
-    """Return the domain whose token is in the prompt, in upper or lower case, None without any.
-
-    Raises DasdError for the tokens of two domains: an image has one.
-    """
+def token_domain(prompt: str, domains: Domains) -> DomainConfig | None:
+    """Return the domain whose token is in the prompt, in upper or lower case, or None; DasdError for two."""
     found = [d for d in domains if d.token and d.token.lower() in prompt.lower()]
     if len(found) > 1:
         raise DasdError(f"The prompt {prompt!r} holds the tokens of several domains, "
@@ -37,7 +34,7 @@ def token_domain(prompt: str, domains: Sequence[DomainConfig]) -> DomainConfig |
     return found[0] if found else None
 
 
-def without_tokens(prompt: str, domains: Sequence[DomainConfig]) -> str:
+def without_tokens(prompt: str, domains: Domains) -> str:
     """Return the prompt without the domains' tokens."""
     for token in (re.escape(d.token) for d in domains if d.token):
         prompt = re.sub(rf"\s*{token}\s*", " ", prompt, flags=re.IGNORECASE).strip()
@@ -50,8 +47,8 @@ def check_prompts(prompt: str | Sequence[str]) -> list[str]:
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise DasdError("There is no prompt: give one text or a list of at least one.")
-    for place, prompt in enumerate(prompts):
-        where = f"Prompt {place + 1} of {len(prompts)}" if len(prompts) > 1 else "The prompt"
+    for place, prompt in enumerate(prompts, start=1):
+        where = f"Prompt {place} of {len(prompts)}" if len(prompts) > 1 else "The prompt"
         if not isinstance(prompt, str):
             raise DasdError(f"{where} is {shortened(prompt)}, not a text.")
         if not prompt.strip():
@@ -65,14 +62,13 @@ def check_prompts(prompt: str | Sequence[str]) -> list[str]:
 def embed_prompts(text_encoder: Any, tokenizer: Any, prompts: Sequence[str], batch_size: int = 64) -> Tensor:
     """Return unit vectors (n, d): the last hidden state, after the final norm, at the first end token.
 
-    The encoder is causal, so this position alone depends on all of the prompt. Its own `pooler_output` may
-    be at another: with the config of Stable Diffusion 1.5 it takes the largest id, an added token.
+    This position alone depends on all of the prompt: the encoder is causal. Its own `pooler_output` takes,
+    with the config of Stable Diffusion 1.5, the largest id: an added token.
     """
     vectors = []
     for start in range(0, len(prompts), batch_size):
         few = list(prompts[start : start + batch_size])
-        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        ids = tokenizer(few, max_length=tokenizer.model_max_length, **options).input_ids
+        ids = tokenizer(few, padding="max_length", truncation=True, return_tensors="pt").input_ids
         hidden = text_encoder(ids.to(text_encoder.device)).last_hidden_state  # (B, 77, d)
         end = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
         vectors.append(hidden[torch.arange(len(ids)), end.to(hidden.device)].float())
@@ -87,9 +83,8 @@ class DomainClassifier:
     """
 
     def __init__(
-        self, text_encoder: Any, tokenizer: Any, domains: Sequence[DomainConfig],
-        threshold: float | None = None,
-    ) -> None:  # fmt: skip
+        self, text_encoder: Any, tokenizer: Any, domains: Domains, threshold: float | None = None
+    ) -> None:
         """Embed the prototypes of each domain. `threshold`: cosine, or None until `fit_threshold`."""
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.domains, self.threshold = tuple(domains), threshold
@@ -97,13 +92,10 @@ class DomainClassifier:
         self.prototypes = {d.name: self._centred(self.prototype_texts(d)) for d in self.domains}
 
     def prototype_texts(self, domain: DomainConfig) -> list[str]:
-        """Return a domain's prototypes: its descriptions, and each of them behind its token once learned.
-
-        A learned token may mean anything by itself; so it is compared as it is used, in front of words.
-        """
-        learned = domain.token in self.tokenizer.get_added_vocab()
-        with_tokens = [with_token(text, domain.token) for text in domain.descriptions] or [domain.token]
-        texts = [*domain.descriptions, *(with_tokens if learned else [])]
+        """Return a domain's descriptions, and each of them behind its token once it is learned."""
+        texts = list(domain.descriptions)
+        if domain.token in self.tokenizer.get_added_vocab():  # alone it may mean anything
+            texts += [with_token(text, domain.token) for text in domain.descriptions] or [domain.token]
         if not texts:
             raise DasdError(f"The domain {domain.name} has neither descriptions nor a learned token to "
                             "compare a prompt with: give it `descriptions` in the config.")  # fmt: skip
@@ -122,14 +114,10 @@ class DomainClassifier:
 
         Where several are equally good, it is the middle of the widest gap between two scores.
         """
-        texts = [row["prompt"] for row in prompts]
-        check_prompts(texts)
-        scores, best = self.similarities(texts).max(dim=1)
+        scores, best = self.similarities(check_prompts([row["prompt"] for row in prompts])).max(dim=1)
         labels = [self.label(row) for row in prompts]
-        names = [d.name for d in self.domains]
-        hits = [names[i] == label for i, label in zip(best.tolist(), labels, strict=True)]
-        nones = [label is None for label in labels]
-        self.threshold = _best_threshold(scores.tolist(), hits, nones)
+        hits = [self.domains[i].name == label for i, label in zip(best.tolist(), labels, strict=True)]
+        self.threshold = _best_threshold(scores.tolist(), hits, [label is None for label in labels])
         return self.threshold
 
     def label(self, row: dict[str, Any]) -> str | None:
@@ -145,12 +133,11 @@ class DomainClassifier:
         prompts = check_prompts(prompt)
         if self.threshold is None:
             raise DasdError("The classifier has no threshold yet: call fit_threshold(prompts) first.")
-        rows = zip(prompts, self.similarities(prompts).tolist(), strict=True)
-        results = [self._decide(text, cosines) for text, cosines in rows]
+        results = list(map(self._decide, prompts, self.similarities(prompts).tolist()))
         return results[0] if isinstance(prompt, str) else results
 
     def _decide(self, prompt: str, cosines: list[float]) -> dict[str, Any]:
-        scores = {d.name: cosine for d, cosine in zip(self.domains, cosines, strict=True)}
+        scores = dict(zip(self.prototypes, cosines, strict=True))
         by_token = token_domain(prompt, self.domains)
         if by_token:
             scores[by_token.name] = 1.0
@@ -180,7 +167,7 @@ def _best_threshold(scores: list[float], hits: list[bool], nones: list[bool]) ->
 def load_prompts(path: str | Path) -> list[dict[str, Any]]:
     """Read rows {"prompt": str, "domain": name or None}; DasdError for a file of another form."""
     path = resolve(path)
-    rows = files.read_json(path, "The prompt file")
+    rows = read_json(path, "The prompt file")
     fields = {"prompt", "domain"}
     if not isinstance(rows, list) or not all(isinstance(r, dict) and fields <= set(r) for r in rows):
         raise DasdError(f'{path} must be a JSON list of {{"prompt": text, "domain": name or null}}.')
@@ -192,10 +179,9 @@ def accuracy(
 ) -> tuple[float, list[list[int]], list[dict[str, Any]]]:
     """Return (share of right answers, confusion matrix, rows) on rows {"prompt", "domain"}.
 
-    The matrix counts labels (row) by answers (column) in the order of the domains, none last; each row of
-    the third adds "answer", "score" and "right" to its prompt.
+    The matrix counts labels (row) by answers (column), none last; rows have "answer", "score", "right" too.
     """
-    names = [*(d.name for d in classifier.domains), None]
+    names = [*classifier.prototypes, None]
     matrix = [[0] * len(names) for _ in names]
     rows = []
     answers = classifier.classify([row["prompt"] for row in prompts])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import os
 import textwrap
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +31,6 @@ STYLE = {
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8),
-    "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -82,6 +80,7 @@ SHARES = ("accuracy", "attribute_accuracy", "domain_accuracy", "precision", "rec
 COVERAGE = {2: 87, 3: 92}  # training seeds -> % of 95 % intervals that hold the truth, where seeds vary most
 Row = Mapping[str, Any]  # of results, or of a history
 Rows = Sequence[Row]
+Images, Texts = Sequence[Image.Image], Sequence[str]
 _STYLING = threading.RLock()
 
 
@@ -91,20 +90,20 @@ class Figure(matplotlib.figure.Figure):
     def _ipython_display_(self) -> None:
         from IPython.display import display  # only notebooks get here
 
-        kind, content = "png", self.encode("png")
-        if 2 * len(small := self.encode("jpeg")) < len(content):  # pictures; curves stay sharp as PNG
-            kind, content = "jpeg", small
+        png, jpeg = self.encode("png"), self.encode("jpeg")
+        if 2 * len(jpeg) < len(png):  # pictures; curves stay sharp as PNG
+            kind, content = "image/jpeg", jpeg
         else:  # a palette of its own: charts look the same in a third of the size
-            buffer, image = io.BytesIO(), Image.open(io.BytesIO(content)).convert("RGB")
+            buffer, image = io.BytesIO(), Image.open(io.BytesIO(png)).convert("RGB")
             image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
-            content = buffer.getvalue()
-        display({f"image/{kind}": base64.b64encode(content).decode(), "text/plain": repr(self)}, raw=True)
+            kind, content = "image/png", buffer.getvalue()
+        display({kind: base64.b64encode(content).decode(), "text/plain": repr(self)}, raw=True)
 
     def encode(self, kind: str, dpi: int = 100) -> bytes:
         """Return the drawn figure as "png" or "jpeg"."""
-        options = {"png": {"optimize": True}, "jpeg": {"quality": 82, "optimize": True}}
         buffer = io.BytesIO()
-        self.savefig(buffer, format=kind, dpi=dpi, pil_kwargs=options[kind])
+        options = {"quality": 82} if kind == "jpeg" else {}
+        self.savefig(buffer, format=kind, dpi=dpi, pil_kwargs={"optimize": True, **options})
         return buffer.getvalue()
 
 
@@ -119,13 +118,10 @@ def save(figure: matplotlib.figure.Figure, path: str | Path, dpi: int = 120) -> 
     """Write the figure, without date or version so that equal figures are equal files; return the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")  # one that a killed process left is written over
+    drawn = io.BytesIO()  # complete before anything is written
     settings = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
-    try:
-        figure.savefig(temporary, dpi=dpi, **settings if path.suffix == ".png" else {})
-        os.replace(temporary, path)
-    finally:  # nothing half-written stays
-        temporary.unlink(missing_ok=True)
+    figure.savefig(drawn, format=path.suffix[1:], dpi=dpi, **settings if path.suffix == ".png" else {})
+    path.write_bytes(drawn.getvalue())
     return path
 
 
@@ -137,10 +133,8 @@ def metric_title(name: str) -> str:
 
 def metric_label(name: str, break_line: bool = False) -> str:
     """Return a metric's label for a chart, which says what is better, on a line of its own if wanted."""
-    metric = METRICS.get(name, Metric(name))
-    better = f" ({metric.better} is better)" if metric.better else ""
-    label = (metric.short or metric.title) + better
-    return label.replace(" (", "\n(") if break_line else label
+    metric, gap = METRICS.get(name, Metric(name)), "\n" if break_line else " "
+    return (metric.short or metric.title) + (f"{gap}({metric.better} is better)" if metric.better else "")
 
 
 def is_share(row: Row) -> bool:
@@ -163,64 +157,51 @@ def seeds_note(rows: Rows) -> str:
 
 # pictures
 def image_grid(
-    images: Sequence[Image.Image],
-    captions: Sequence[str] | None = None,
-    columns: int = 6,
-    title: str | None = None,
-    cell: float = 1.25,
+    images: Images, captions: Texts | None = None, columns: int = 6, title: str = "", cell: float = 1.25
 ) -> Figure:
     """Return the images row by row, each over its caption; `cell` is the width of one in inches."""
     if captions is not None and len(captions) != len(images):
         raise ValueError(f"{len(images)} images came with {len(captions)} captions.")
     columns = min(columns, len(images) or 1)
     starts = range(0, len(images), columns)
-    below = [captions[s : s + columns] for s in starts] if captions else ()
-    return _grid([images[s : s + columns] for s in starts], cell, title, below=below)
+    below = [captions[s : s + columns] for s in starts] if captions else [()] * len(starts)
+    return _grid([images[s : s + columns] for s in starts], cell, title, (), (), below)
 
 
 def comparison_grid(
-    rows: Mapping[str, Sequence[Image.Image]],
-    captions: Sequence[str] | None = None,
-    title: str | None = None,
-    cell: float = 1.25,
+    rows: Mapping[str, Images], captions: Texts | None = None, title: str = "", cell: float = 1.25
 ) -> Figure:
     """Return one row of images per label, with a caption over each column, for example its prompt."""
     columns = max(map(len, rows.values()), default=0)
     if captions is not None and len(captions) != columns:
         raise ValueError(f"{columns} columns came with {len(captions)} captions.")
-    return _grid(list(rows.values()), cell, title, labels=list(rows), above=captions or ())
+    return _grid(list(rows.values()), cell, title, list(rows), captions or (), [()] * len(rows))
 
 
 @style()
 def _grid(
-    rows: Sequence[Sequence[Image.Image]],
-    cell: float,
-    title: str | None,
-    labels: Sequence[str] = (),
-    above: Sequence[str] = (),
-    below: Sequence[Sequence[str]] = (),
+    rows: Sequence[Images], cell: float, title: str, labels: Texts, above: Texts, below: Sequence[Texts]
 ) -> Figure:
     """Lay the images out: columns `cell` inches wide, rows of captions as high as the longest of them."""
     if not rows or not all(map(len, rows)):
         raise ValueError("There are no images to show.")
     gap, line = 0.06, 0.125
     names, heads = [_wrap(text, 1.1) for text in labels], [_wrap(text, cell) for text in above]
-    feet = [[_wrap(text, cell) for text in texts] for texts in below] or [[] for _ in rows]
+    feet = [[_wrap(text, cell) for text in texts] for texts in below]
     depths = [max((len(text) * line + 0.07 for text in texts), default=0) for texts in feet]
     left = gap + max((0.075 * len(part) for parts in names for part in parts), default=0)
     top = (0.34 if title else gap) + max((len(text) * line + gap for text in heads), default=0)
     xs = [left + column * (cell + gap) for column in range(max(map(len, rows)))]
-    width = max(xs[-1] + cell + gap, 0.1 * len(title or ""))
+    width = max(xs[-1] + cell + gap, 0.1 * len(title))
     height = top + sum(depths) + len(rows) * (cell + gap)
     figure = Figure(figsize=(width, height))
 
-    def write(
-        x: float, y: float, lines: Sequence[str], **settings: Any
-    ) -> None:  # inches from the upper left
+    def write(x: float, y: float, lines: Texts, **settings: Any) -> None:
+        """x, y: inches from the upper left."""
         plain = {"size": 7, "linespacing": 1.25, "parse_math": False}  # a prompt may hold a dollar sign
         figure.text(x / width, 1 - y / height, "\n".join(lines), **plain | settings)
 
-    write(gap, 0.07, [title or ""], va="top", weight="bold", size=10)
+    write(gap, 0.07, [title], va="top", weight="bold", size=10)
     for x, text in zip(xs, heads, strict=False):
         write(x + cell / 2, top - gap, text, ha="center", va="bottom")
     y = top
@@ -245,10 +226,7 @@ def _wrap(text: str, inches: float) -> list[str]:
 # curves, bars, heat
 @style()
 def loss_curves(history: Rows | Sequence[float]) -> Figure:
-    """Return loss, MMD, gradient norm and learning rates over steps, as far as the history rows hold them.
-
-    Rare or smooth values are drawn as they are, noisy ones faint under a Gaussian average.
-    """
+    """Return loss, MMD, gradient norm and learning rates over steps, noisy ones under a Gaussian average."""
     if not isinstance(history, Iterable) or not len(history):
         raise ValueError(f"The history has no rows to draw: it is {history!r}.")
     if not isinstance(history[0], Mapping):
@@ -294,12 +272,12 @@ def bar_chart(rows: Rows, metrics: Sequence[str] | None = None, reference: Rows 
     metrics = present if metrics is None else list(metrics)
     if not metrics or not set(metrics) <= set(present):
         raise ValueError(f"The rows hold the metrics {present}, not {metrics}.")
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    methods = dict.fromkeys(row["method"] for row in rows)
+    domains = list(dict.fromkeys(row["domain"] for row in rows))
     colors = dict(zip(methods, cycle(("#9aa5b1", *PALETTE)), strict=False))  # the first is the baseline
     figure = Figure(figsize=(0.3 + 3.3 * len(metrics), 3.1), layout="constrained")
     for axes, metric in zip(np.ravel(figure.subplots(1, len(metrics))), metrics, strict=True):
-        _bars(axes, rows, metric, colors)
-        domains = list(dict.fromkeys(row["domain"] for row in rows))
+        _bars(axes, rows, metric, domains, colors)
         for row in reference:
             if row["metric"] == metric and row["domain"] in domains:
                 place = domains.index(row["domain"])
@@ -315,9 +293,8 @@ def bar_chart(rows: Rows, metrics: Sequence[str] | None = None, reference: Rows 
     return figure
 
 
-def _bars(axes: Axes, rows: Rows, metric: str, colors: Mapping[str, str]) -> None:
-    domains, methods = list(dict.fromkeys(row["domain"] for row in rows)), list(colors)
-    width = 0.8 / len(methods)
+def _bars(axes: Axes, rows: Rows, metric: str, domains: Texts, colors: Mapping[str, str]) -> None:
+    methods, width = list(colors), 0.8 / len(colors)
     largest = max(abs(row["value"]) for row in rows if row["metric"] == metric)
     digits = 1 if largest >= 10 else 2 if largest >= 1 else 3
     for row in rows:

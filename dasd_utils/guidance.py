@@ -1,17 +1,16 @@
 """Guidance: which model predicts the noise for which prompt, and how the predictions are combined.
 
-eps = eps_0 + sum_i w_i (eps_i - eps_0), arXiv 2312.08195, for any number of models and prompts.
-Classifier-free guidance (arXiv 2207.12598), Domain Guidance (arXiv 2504.01521) and decoupled guidance are
-special cases.
+eps = eps_0 + sum_i w_i (eps_i - eps_0), arXiv 2312.08195. Special cases: classifier-free guidance (arXiv
+2207.12598), Domain Guidance (arXiv 2504.01521) and decoupled guidance.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -64,10 +63,8 @@ def rule(calibration: Calibration) -> tuple[Term, ...]:
     return rules[calibration.guidance]
 
 
-def check_rule(terms: Sequence[Term], learners: Sequence[str] = ()) -> None:
-    """Raise DasdError for anything but valid terms, and for a learner named as an own model."""
-    if set(learners) & {BASE, ADAPTED}:
-        raise DasdError(f"A learner is named {BASE!r} or {ADAPTED!r}, as the pipeline's own models are.")
+def check_rule(terms: Sequence[Term], learners: Iterable[str] = ()) -> None:
+    """Raise DasdError for anything but valid terms of the pipeline's own models and its learners."""
     if not isinstance(terms, Sequence) or not terms or not all(isinstance(term, Term) for term in terms):
         raise DasdError(f"Guidance is a name or a sequence of terms, at least one, not {terms!r}.")
     models = (BASE, ADAPTED, *learners)
@@ -75,16 +72,14 @@ def check_rule(terms: Sequence[Term], learners: Sequence[str] = ()) -> None:
         if term.model not in models:
             raise DasdError(f"A guidance term uses the model {term.model!r}. Models: {', '.join(models)}.")
         if term.prompt not in (EMPTY, GIVEN, TOKEN):
-            raise DasdError(f"A guidance term has the prompt {term.prompt!r}. "
-                            f"Prompts: {EMPTY}, {GIVEN}, {TOKEN}.")  # fmt: skip
+            raise DasdError(f"The prompt of a term is {term.prompt!r}. Prompts: {EMPTY}, {GIVEN}, {TOKEN}.")
         if term.prompt == TOKEN and term.model != ADAPTED:
-            raise DasdError(f"A guidance term gives the token to {term.model!r}, but the adapted model alone "
-                            "has learned it.")  # fmt: skip
+            raise DasdError(f"A term gives the token to {term.model!r}; the adapted model alone knows it.")
         values = term.weight if isinstance(term.weight, tuple) else (term.weight,)
-        bound = 0.0 if term.least is None else term.least
-        if not values or not all(isinstance(v, numbers.Real) and math.isfinite(v) for v in (*values, bound)):
-            raise DasdError(f"A guidance term has the weight {term.weight!r} and the least {term.least!r}; a "
-                            "weight is a finite number or a tuple of them.")  # fmt: skip
+        numbers = (*values, 0.0 if term.least is None else term.least)
+        if not values or not all(isinstance(v, Real) and math.isfinite(v) for v in numbers):
+            raise DasdError(f"A term has the weight {term.weight!r}, the least {term.least!r}; a weight is "
+                            "a finite number or a tuple of them.")  # fmt: skip
 
 
 def weights(terms: Sequence[Term], done: float = 0.0) -> list[float]:
@@ -112,25 +107,23 @@ def guided_prediction(
     weights_at: Callable[[Tensor], Sequence[float]],
     computing: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> Prediction:
-    """Return the function that predicts the noise by a rule.
+    """Return the function that predicts the noise; the branches of a model are one batch.
 
-    Branches of one model are one batch; branches without a share are not computed. network_of(model): the
-    network, switched to that model. weights_at(timestep): the weights of all branches but the first.
-    computing: makes the context of the network's precision; guidance itself stays in fp32.
+    network_of(model): the network, switched to that model. weights_at(timestep): of all branches but the
+    first. computing: makes the context of the network's precision; guidance itself stays in fp32.
     """
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         weights = weights_at(timestep)
         groups: dict[str, list[int]] = {}  # model -> places of its branches
         for i, share in enumerate([1 - sum(weights), *weights]):
-            if share != 0:
+            if share != 0:  # else it is not computed
                 groups.setdefault(branches[i].model, []).append(i)
         predictions: list[Tensor | None] = [None] * len(branches)
         for model, places in groups.items():
-            unet = network_of(model)
-            text = torch.cat([branches[i].text for i in places])
-            copies = torch.cat([latents] * len(places)).to(unet.dtype)
+            unet, text = network_of(model), torch.cat([branches[i].text for i in places])
             with computing():
+                copies = latents.repeat(len(places), 1, 1, 1).to(unet.dtype)
                 eps = unet(copies, timestep, encoder_hidden_states=text).sample.float()
             for i, part in zip(places, eps.chunk(len(places)), strict=True):
                 predictions[i] = part
@@ -159,8 +152,8 @@ class Job:
         """Return what `generate` reports, from which the image can be made again."""
         used = self.calibration.settings()
         if self.rule != rule(self.calibration):  # its own terms replace the kind of guidance and its scales
-            unused = ("guidance", "guidance_scale", "domain_scale")
-            used = {name: value for name, value in used.items() if name not in unused}
+            for unused in ("guidance", "guidance_scale", "domain_scale"):
+                used.pop(unused, None)
             used["rule"] = [asdict(term) for term in self.rule]
         if self.learners:
             used["learners"] = dict(self.learners)

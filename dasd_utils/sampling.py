@@ -10,8 +10,6 @@ import logging
 import math
 import numbers
 import secrets
-import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dasd_utils import adapters, classifier, guidance, models
-from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, check_choice, nearest, resolve
+from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
 from dasd_utils.data import with_token
 from dasd_utils.guidance import Job, Prediction, Term
 from dasd_utils.runtime import files, images, processes
@@ -41,11 +39,7 @@ SCHEDULERS: dict[str, type] = {
 CALIBRATION_FILE = "calibration.json"  # in a run folder
 DECODED_PIXELS = 2 * 512**2  # at once: Stable Diffusion's decoder takes 0.8 GB an image of 512 px, in fp32
 MAX_SEED = 2**128  # what numpy's seed sequence holds
-LONG, LARGE = 600, 1e9  # seconds and bytes from which on a request's cost is said
 log = logging.getLogger(__name__)
-
-
-# Noise: it depends on the seed and the image's number alone, not on the batch.
 
 
 def seeds_for(seed: int | Sequence[int], count: int) -> list[int]:
@@ -68,16 +62,12 @@ def step_generator(seed: int, index: int, stream: int = 1) -> torch.Generator:
 
 
 def initial_noise(shape: Sequence[int], seed: int, index: int) -> Tensor:
-    """Return standard normal noise (C, h, w) for image number `index` of a seed."""
+    """Return standard normal noise (C, h, w) for image number `index` of a seed, whatever the batch."""
     return torch.randn(tuple(shape), generator=step_generator(seed, index, stream=0))
-
-
-# Noise to latents to pixels.
 
 
 def make_scheduler(name: str, base_scheduler: Any) -> Any:
     """Return the scheduler of that name with the noise schedule of the base's own scheduler."""
-    check_choice("scheduler", name, SCHEDULERS)
     # latents have no bounds; PNDM's Runge-Kutta steps are nine more calls of the network
     fixed = {"clip_sample": False} | ({"skip_prk_steps": True} if name == "pndm" else {})
     return SCHEDULERS[name].from_config(base_scheduler.config, **fixed)
@@ -151,15 +141,12 @@ def decode(parts: models.Parts, latents: Tensor, step_by_step: bool = False) -> 
     step_by_step: one image at a time with gradient checkpointing, so that the memory is that of one image.
     """
     vae = parts.vae.to(latents.device)
-
-    def run(scaled: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False):  # there a VAE of a few channels is faster in fp32
-            return vae.decode(scaled).sample
-
     scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
-    if not (step_by_step and scaled.requires_grad):
-        return run(scaled).float()
-    return torch.cat([checkpoint(run, one, use_reentrant=False) for one in scaled.split(1)]).float()
+    with torch.autocast("cpu", enabled=False):  # there a VAE of a few channels is faster in fp32
+        if not (step_by_step and scaled.requires_grad):
+            return vae.decode(scaled).sample.float()
+        each = [checkpoint(vae.decode, one, use_reentrant=False).sample for one in scaled.split(1)]
+        return torch.cat(each).float()
 
 
 @torch.no_grad()
@@ -171,9 +158,6 @@ def decode_images(vae: Any, latents: Tensor) -> list[Image.Image]:
     for few in (latents / vae.config.scaling_factor).to(vae.device, vae.dtype).split(count):
         decoded += images.from_pixels(vae.decode(few).sample)
     return decoded
-
-
-# Prompts to jobs to images.
 
 
 @dataclass(frozen=True)
@@ -189,16 +173,9 @@ class SampleRequest:
     adapter: bool | None = None  # LoRA on or off, against the domain's rule
     guidance: str | Sequence[Term] | None = None  # instead of that of the settings
 
-    @classmethod
-    def of(cls, **options: Any) -> SampleRequest:
-        """Return the request of keyword options; DasdError for one that does not exist or fit."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        if unknown := [name for name in options if name not in known]:
-            raise DasdError(f"There is no option {unknown[0]!r} of generate. {nearest(unknown[0], known)}")
-        request = cls(**options)
-        if request.num_images < 1:
-            raise DasdError(f"num_images is {request.num_images}; it must be at least 1.")
-        return request
+    def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise DasdError(f"num_images is {self.num_images}; it must be at least 1.")
 
 
 class DasdPipeline:
@@ -208,9 +185,7 @@ class DasdPipeline:
     prompt. Everywhere else the base model samples, LoRA off, with the source domain's calibration.
     """
 
-    def __init__(
-        self, parts: models.Parts, config: Config, batch_size: int = 16, progress: bool = True
-    ) -> None:
+    def __init__(self, parts: models.Parts, config: Config, batch_size: int = 16, progress: bool = True):
         """batch_size: images a pass holds; progress: bars while it samples."""
         self.parts, self.config = parts, config
         self.batch_size, self.progress = batch_size, progress
@@ -231,8 +206,8 @@ class DasdPipeline:
     def classifier(self) -> classifier.DomainClassifier:
         """The prompt classifier, made and fitted at its first use."""
         if self._classifier is None:
-            encoder, tokenizer = self.parts.text_encoder, self.parts.tokenizer
-            made = classifier.DomainClassifier(encoder, tokenizer, self.config.domains)
+            parts, domains = self.parts, self.config.domains
+            made = classifier.DomainClassifier(parts.text_encoder, parts.tokenizer, domains)
             made.fit_threshold(classifier.load_prompts(self.config.classifier.prompts))
             self._classifier = made
         return self._classifier
@@ -244,19 +219,16 @@ class DasdPipeline:
     @contextlib.contextmanager
     def base(self) -> Iterator[DasdPipeline]:
         """Inside the `with` the base model is sampled, without token; `domain` chooses only the settings."""
-        before = self._use_adapter
-        self._use_adapter = False
+        before, self._use_adapter = self._use_adapter, False
         try:
             yield self
         finally:
             self._use_adapter = before
 
     def add_learner(self, name: str, run: str | Path) -> None:
-        """Load the UNet of another run of the same base as `name`, for `Term(model=name, ...)`.
-
-        The settings of an image whose rule uses it record the run's folder.
-        """
-        guidance.check_rule((Term(guidance.BASE, guidance.EMPTY),), (name,))
+        """Load the UNet of another run of the same base as `name`, for `Term(model=name, ...)`."""
+        if name in (guidance.BASE, guidance.ADAPTED):
+            raise DasdError(f"A learner is named {name!r}, as one of the pipeline's own models is.")
         other = load_trained_pipeline(run, device=self.parts.unet.device)
         if adapters.base_fingerprint(self.parts) != adapters.base_fingerprint(other.parts):
             raise DasdError(f"The run {run} learned from another base than this pipeline's: their "
@@ -274,36 +246,30 @@ class DasdPipeline:
 
         Options are the fields of `SampleRequest`: seed, num_images, auto_domain, settings, negative_prompt,
         adapter, guidance. With num_images > 1 each prompt gives a list of images. Image i of a prompt starts
-        from the noise (seed, i), whatever else is in the batch; the rounding of a larger batch may move a
-        pixel by 1 of 255. Whatever is wrong is a DasdError before any work.
+        from the noise (seed, i); the rounding of a larger batch may move a pixel by 1 of 255. Whatever is
+        wrong is an error before any work.
         """
         return self._generate(prompt, domain=domain, **options)[:3]
 
-    def stream(
-        self, prompt: str, folder: str | Path | None = None, **options: Any
-    ) -> tuple[dict[str, Any], Iterator[Image.Image]]:
+    def stream(self, prompt: str, **options: Any) -> tuple[dict[str, Any], Iterator[Image.Image]]:
         """Return the settings of a prompt's images, and an iterator that draws them a batch at a time.
 
-        It keeps none, so that any number can be saved as they come. Options are those of `generate`. Warns of
-        gigabytes, of hours after the first batch. folder: where they go.
+        It keeps none, so that any number can be saved as they come. Options are those of `generate`.
         """
-        count, size = SampleRequest.of(**options).num_images, self.config.model.resolution
-        ((job,),) = self.plan([prompt], **(options | {"num_images": 1}))
-        if (most := 3 * count * size**2) > LARGE:
-            free = f", where {shutil.disk_usage(folder).free / 1e9:.1f} GB are free" if folder else ""
-            log.warning("%d images of %d pixels are up to %.1f GB%s.", count, size, most / 1e9, free)
-        return job.settings(), self._stream(job, count)
-
-    def _stream(self, first: Job, count: int) -> Iterator[Image.Image]:
-        """Yield a prompt's images, drawn a batch at a time."""
+        count = SampleRequest(**options).num_images
+        ((first,),) = self.plan([prompt], **(options | {"num_images": 1}))
+        gigabytes = 3e-9 * count * self.config.model.resolution**2
+        if gigabytes > 1:
+            log.warning("%d images need up to %.1f GB of space.", count, gigabytes)
         size = self.batch_size * (processes.count() if self.shared else 1)
-        shown, start = self.progress and count > size, time.perf_counter()
-        for begin in files.short_bar(range(0, count, size), "images", shown=shown, unit="batch"):
-            jobs = [dataclasses.replace(first, index=i) for i in range(begin, min(begin + size, count))]
-            yield from self._sample(jobs)
-            left = (time.perf_counter() - start) * (count / len(jobs) - 1)
-            if not begin and left > LONG:
-                log.warning("The other images take about %.1f hours; what is drawn stays.", left / 3600)
+
+        def draw() -> Iterator[Image.Image]:
+            shown = self.progress and count > size
+            for begin in files.short_bar(range(0, count, size), "images", shown=shown, unit="batch"):
+                places = range(begin, min(begin + size, count))
+                yield from self._sample([dataclasses.replace(first, index=i) for i in places])
+
+        return first.settings(), draw()
 
     def generate_with_auto_domain(self, prompt: str | Sequence[str], **options: Any) -> tuple[Any, ...]:
         """Return (image, domain, settings, prompt as sampled), the domain found by the classifier."""
@@ -311,14 +277,12 @@ class DasdPipeline:
 
     def generate_comparison(self, prompt: str, seed: int | None = 42) -> list[dict[str, Any]]:
         """Return {"domain", "image", "settings", "prompt"} of the source and each domain, from one noise."""
-        classifier.check_prompts([prompt])
+        (prompt,) = classifier.check_prompts([prompt])
         plain = classifier.without_tokens(prompt, self.config.domains)
         seed = secrets.randbits(32) if seed is None else seed
-        rows = []
-        for domain in (self.config.source, *self.config.domains):
-            image, name, settings, used = self._generate(plain, domain=domain.name, seed=seed)
-            rows.append({"domain": name, "image": image, "settings": settings, "prompt": used})
-        return rows
+        domains = (self.config.source, *self.config.domains)
+        rows = [self._generate(plain, domain=domain.name, seed=seed) for domain in domains]
+        return [dict(zip(("image", "domain", "settings", "prompt"), row, strict=True)) for row in rows]
 
     def _generate(self, prompt: str | Sequence[str], **options: Any) -> tuple[Any, ...]:
         """Return what `generate` returns, and the prompts as they were sampled."""
@@ -326,14 +290,14 @@ class DasdPipeline:
         plans = self.plan(prompt, **options)
         sampled = iter(self._sample([job for jobs in plans for job in jobs]))
         grouped = [[next(sampled) for _ in jobs] for jobs in plans]
-        rows = [jobs[0].settings() for jobs in plans]
         found = [group if len(group) > 1 else group[0] for group in grouped]
+        rows = [jobs[0].settings() for jobs in plans]
         results = (found, [row["domain"] for row in rows], rows, [jobs[0].prompt for jobs in plans])
         return tuple(values[0] for values in results) if single else results
 
     def plan(self, prompt: str | Sequence[str], **options: Any) -> list[list[Job]]:
         """Return the jobs of each prompt, checked; options: the fields of `SampleRequest`."""
-        request = SampleRequest.of(**options)
+        request = SampleRequest(**options)
         prompts = classifier.check_prompts(prompt)
         seed = request.seed
         if seed is None:
@@ -350,10 +314,8 @@ class DasdPipeline:
         adapted = self._use_adapter and (is_target if request.adapter is None else request.adapter)
         calibration, rule = self._guidance(calibration, request.guidance, adapted)
         if request.negative_prompt and (rule[0].prompt != guidance.EMPTY or len(rule) == 1):
-            raise DasdError(
-                "A negative prompt replaces the empty one from which guidance leads away; there is none in "
-                "'unconditional', nor in a rule that begins with a prompt: leave negative_prompt out."
-            )
+            raise DasdError("A negative prompt replaces the empty one from which guidance leads away; this "
+                            "guidance has none: leave negative_prompt out.")  # fmt: skip
         known = self.parts.token_ids  # none for an adapter without tokens
         token = domain.token if adapted and is_target and known else None
         if token and token not in known:
@@ -386,18 +348,19 @@ class DasdPipeline:
         self._check_steps(calibration.scheduler, calibration.num_inference_steps)
         if wanted is None or isinstance(wanted, str):
             return calibration, guidance.rule(calibration)
-        guidance.check_rule(wanted, tuple(self.learners))
+        guidance.check_rule(wanted, self.learners)
         return calibration, tuple(wanted)
 
     def _check_steps(self, name: str, count: int) -> None:
         """Raise DasdError for steps that the scheduler cannot take; they are tried on one number, once."""
         if (name, count) in self._tried:
             return
-        limit, one = self.parts.noise_scheduler.config.num_train_timesteps, torch.zeros(1, 1, 1, 1)
+        limit = self.parts.noise_scheduler.config.num_train_timesteps
+        zero = torch.zeros(1, 1, 1, 1)
         try:
             if count > limit:
                 raise ValueError
-            denoise(lambda x, _timestep: x * 0, self.scheduler(name), one, count, [step_generator(0, 0)])
+            denoise(lambda x, _timestep: x * 0, self.scheduler(name), zero, count, [step_generator(0, 0)])
         except Exception as error:  # each scheduler raises what it likes
             raise DasdError(f"num_inference_steps is {count}, which the scheduler {name!r} cannot take on a "
                             f"base of {limit} timesteps: set it lower.") from error  # fmt: skip
@@ -420,9 +383,6 @@ class DasdPipeline:
 
     def _sample(self, jobs: list[Job]) -> list[Image.Image]:
         """Return the images of jobs, in their order; of several processes each samples a part."""
-        size = self.config.model.resolution
-        if (most := 4 * len(jobs) * size**2) > LARGE:
-            log.warning("%d images take %.1f GB of memory: `stream` keeps none.", len(jobs), most / 1e9)
         groups: dict[Any, list[int]] = {}  # places of jobs that can be sampled together
         for place, job in enumerate(jobs):
             groups.setdefault(job.batch_key, []).append(place)
@@ -439,6 +399,7 @@ class DasdPipeline:
                 bar.update(len(places))
         if not self.shared:
             return [sampled[place] for place in range(len(jobs))]
+        size = self.config.model.resolution
         pixels = torch.zeros(len(jobs), size, size, 3, dtype=torch.uint8)
         for place, image in sampled.items():
             pixels[place] = torch.from_numpy(np.asarray(image).copy())
@@ -447,11 +408,10 @@ class DasdPipeline:
     @torch.no_grad()
     def _latents(self, jobs: Sequence[Job]) -> Tensor:
         """Return latents (B, C, h, w) of jobs of one batch."""
-        how, noise = jobs[0].calibration, self.noise(jobs)
-        scheduler = self.scheduler(how.scheduler)
+        name, steps = jobs[0].calibration.scheduler, jobs[0].calibration.num_inference_steps
         generators = [step_generator(job.seed, job.index) for job in jobs]
         with self.predicting(jobs) as predict:
-            return denoise(predict, scheduler, noise, how.num_inference_steps, generators, self.progress)
+            return denoise(predict, self.scheduler(name), self.noise(jobs), steps, generators, self.progress)
 
     def noise(self, jobs: Sequence[Job]) -> Tensor:
         """Return the standard normal noise of each job, (B, C, h, w), on the network's device."""
@@ -461,13 +421,10 @@ class DasdPipeline:
 
     @contextlib.contextmanager
     def predicting(self, jobs: Sequence[Job]) -> Iterator[Prediction]:
-        """Yield the function that predicts the noise of a batch of jobs by its guidance.
-
-        Inside, dropout is off, and the adapter is merged into the weights where the jobs use it.
-        """
+        """Yield the function that predicts the noise of jobs; inside, the adapter they use is merged."""
         first, unet = jobs[0], self.parts.unet
         computing = functools.partial(processes.autocast, self.config.training.mixed_precision, unet.device)
-        last = max(self.parts.noise_scheduler.config.num_train_timesteps - 1, 1)
+        last = self.parts.noise_scheduler.config.num_train_timesteps - 1
         with_adapter = models.lora_merged if first.adapted else models.lora_disabled
 
         def weights_at(timestep: Tensor) -> list[float]:
@@ -489,8 +446,7 @@ class DasdPipeline:
     def _branches(self, jobs: Sequence[Job]) -> list[guidance.Branch]:
         """Return the terms of the jobs' rule with their encoded prompts; equal texts are encoded once.
 
-        The negative prompt replaces the first term's empty prompt. With the adapter off the token's term gets
-        it too, as both terms then mean the base without a prompt.
+        The negative prompt replaces the first term's empty prompt, and with the adapter off the token's too.
         """
         first, unet = jobs[0], self.parts.unet
         texts = []  # of each term, one a job
@@ -499,12 +455,10 @@ class DasdPipeline:
             texts.append([job.prompt_for(term, job.negative if negative else "") for job in jobs])
         distinct = list(dict.fromkeys(text for row in texts for text in row))
         encoded = models.encode_prompts(self.parts, distinct).to(unet.device, unet.dtype)
-        rows = [encoded[[distinct.index(text) for text in row]] for row in texts]
-        names = [first.model_for(term) for term in first.rule]
-        return [guidance.Branch(text, name) for text, name in zip(rows, names, strict=True)]
-
-
-# From a run folder.
+        return [
+            guidance.Branch(encoded[[distinct.index(text) for text in row]], first.model_for(term))
+            for term, row in zip(first.rule, texts, strict=True)
+        ]
 
 
 def calibrated(config: Config, path: str | Path) -> Config:
@@ -536,12 +490,11 @@ def run_places(place: str | Path) -> tuple[Path, Path]:
 def load_trained_pipeline(
     folder_or_config: str | Path | Config,
     config: Config | None = None,
-    device: str | torch.device | None = None,
+    device: torch.device | str | None = None,
 ) -> DasdPipeline:
     """Return the pipeline of a run folder (`adapter/` in it), of an adapter folder, or of a config's run.
 
-    The config is the one given, else the run's `config.json`; a `calibration.json` beside it replaces the
-    domains' calibrations.
+    The config is the one given, else the run's `config.json`; `calibration.json` replaces its calibrations.
     """
     if isinstance(folder_or_config, Config):
         config = config or folder_or_config

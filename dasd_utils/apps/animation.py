@@ -18,21 +18,15 @@ if TYPE_CHECKING:
     from dasd_utils.data import DomainData
     from dasd_utils.models import Parts
 
-FORMATS = {  # with the options of each; of a .png every viewer shows the first frame at least
-    ".webp": {"quality": 75, "method": 6},
-    ".gif": {"optimize": True},
-    ".png": {},
-}
+# with the options of each; of a .png every viewer shows the first frame at least
+FORMATS = {".webp": {"quality": 75, "method": 6}, ".gif": {"optimize": True}, ".png": {}}
 FRAME, REST = 180, 2500  # milliseconds of a frame, and of the first and the last
 
 
 def sample_grid(
     config: Config, parts: Parts, targets: Mapping[str, DomainData]
 ) -> Callable[[int], dict[str, list[Image.Image]]]:
-    """Return what draws `samples/step-<step>.png` in the run folder: a row for a domain's first captions.
-
-    It is what `training.train` calls with a step as `on_sample`; it returns the images by tracker's name.
-    """
+    """Return the `on_sample` of `training.train` that draws `samples/step-<step>.png` in the run folder."""
     pipeline = sampling.DasdPipeline(parts, config)
     # behind the token, as an image may have no caption
     prompts = {name: [data.prompt(i) for i in range(min(4, len(data)))] for name, data in targets.items()}
@@ -60,10 +54,9 @@ def of_run(run: str | Path) -> dict[int, Image.Image]:
 def save(
     pictures: Mapping[int, Image.Image | figures.Figure], path: str | Path, label: str = "", width: int = 640
 ) -> Path:
-    """Write pictures or figures, by step, as an endless animation, each below its step and the label.
+    """Write pictures or figures, by step, as an endless animation, each below its step; return the path.
 
-    Returns the path. All are brought to `width` pixels and the first one's shape. Equal pictures give equal
-    files. Raises DasdError for fewer than two pictures, and for a file name that is none of FORMATS.
+    All are brought to `width` pixels and the first one's shape. DasdError for a name that is none of FORMATS.
     """
     path = Path(path)
     if len(pictures) < 2:
@@ -71,9 +64,9 @@ def save(
     if path.suffix not in FORMATS:
         raise DasdError(f"{path.name} is no animation: its name must end in {', '.join(FORMATS)}.")
     steps = sorted(pictures)
-    first = _picture(pictures[steps[0]])
-    size = width, round(width * first.height / first.width)
-    frames = [_frame(_picture(pictures[step]), size, step, steps[-1], label) for step in steps]
+    drawn = [_picture(pictures[step]) for step in steps]
+    size = width, round(width * drawn[0].height / drawn[0].width)
+    frames = [_frame(each, step, size, steps[-1], label) for each, step in zip(drawn, steps, strict=True)]
     if path.suffix == ".gif":
         frames = [frame.quantize(96, dither=Image.Dither.NONE) for frame in frames]
     options = {"duration": [REST, *[FRAME] * (len(frames) - 2), REST], "loop": 0} | FORMATS[path.suffix]
@@ -87,11 +80,9 @@ def _picture(given: Image.Image | figures.Figure) -> Image.Image:
     return drawn.convert("RGB")
 
 
-def _frame(picture: Image.Image, size: tuple[int, int], step: int, last: int, label: str) -> Image.Image:
+def _frame(picture: Image.Image, step: int, size: tuple[int, int], last: int, label: str) -> Image.Image:
     """The picture below its step, the label, and a line as long as the share of the run that is done."""
-    head = 30  # pixels above the picture
-    left = 10
-    right = size[0] - left
+    head, left, right = 30, 10, size[0] - 10  # pixels above the picture, ends of the line
     frame = Image.new("RGB", (size[0], size[1] + head), "white")
     frame.paste(picture.resize(size, Image.Resampling.LANCZOS), (0, head))
     draw = ImageDraw.Draw(frame)

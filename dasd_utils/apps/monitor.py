@@ -1,7 +1,6 @@
-"""Training that is watched while it runs: curves, pictures, and a button that stops it.
+"""Training that is watched while it runs, in a thread beside the cells: curves, pictures, a stop button.
 
-A kernel handles most clicks only between two cells, so a watched run trains in a thread beside them. Its
-weights do not depend on that, as long as no other cell uses the model meanwhile.
+A kernel handles most clicks only between two cells. No other cell should use the model meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from IPython.display import display
 from tqdm import tqdm
 
 from dasd_utils import figures, training
-from dasd_utils.config import Config, DasdError
+from dasd_utils.config import Config
 from dasd_utils.runtime import files
 
 EVERY = 2.0  # seconds at least between two drawings of the curves
@@ -33,14 +32,13 @@ class Monitor:
     """What a page shows of a run: `widget`, fed by the loop's callbacks. `stop` is set by its button."""
 
     def __init__(self, steps: int) -> None:
-        """steps: of the complete run."""
         self.stop = threading.Event()
         self.rows: list[training.HistoryRow] = []
         self._first: tuple[int, float] | None = None  # step and time of the first row
         self._curves_due = 0.0
         self.bar = widgets.IntProgress(0, 0, steps, layout={"width": "220px"})
-        self.button = widgets.Button(description="Stop", icon="stop", button_style="warning")
-        self.button.tooltip = "ends the present step and writes a checkpoint"
+        tip = "ends the present step and writes a checkpoint"
+        self.button = widgets.Button(description="Stop", icon="stop", button_style="warning", tooltip=tip)
         self.numbers, self.said = widgets.HTML("The first step is prepared …"), widgets.HTML()
         hidden = {"align_self": "flex-start", "max_width": "100%", "display": "none"}
         self.curves = widgets.Image(format="png", layout=hidden)
@@ -60,23 +58,21 @@ class Monitor:
 
     def ask_to_stop(self) -> None:
         """Make the run end after its present step."""
-        if self.stop.is_set():
-            return
-        self.stop.set()
-        self.button.disabled = True
-        self._say("Stopping after this step …")
+        if not self.stop.is_set():
+            self.stop.set()
+            self.button.disabled = True
+            self._say("Stopping after this step …")
 
     def on_step(self, row: training.HistoryRow) -> None:
         """Add a history row; draw the curves so seldom that the run hardly slows down."""
         self.rows.append(row)
-        now = time.monotonic()
-        step, steps = row["step"], self.bar.max
+        step, steps, now = row["step"], self.bar.max, time.monotonic()
         self._first = self._first or (step, now)
         text = f"step {step} of {steps}"
         text += f", loss {row['loss']:.4f}" if row.get("loss") is not None else ""
         if step > self._first[0]:
-            speed = (step - self._first[0]) / max(now - self._first[1], 1e-9)
-            text += f", {speed:.2g} steps a second, {tqdm.format_interval((steps - step) / speed)} left"
+            seconds = (now - self._first[1]) / (step - self._first[0])
+            text += f", {seconds:.2g} s a step, {tqdm.format_interval((steps - step) * seconds)} left"
         self.bar.value, self.numbers.value = step, text
         if now >= self._curves_due and len(self.rows) > 1:
             self.draw_curves()
@@ -90,23 +86,22 @@ class Monitor:
 
     def on_sample(self, step: int, made: Any) -> None:
         """Show what a sampling callback returned: images, a figure, or None."""
-        if made is None:
-            return
         if isinstance(made, Sequence):
             made = figures.image_grid(made, title=f"step {step}")
-        self.pictures.value = made.encode("png")
-        self.pictures.layout.display = None
+        if made is not None:
+            self.pictures.value = made.encode("png")
+            self.pictures.layout.display = None
 
-    def end(self, text: str, colour: str = "inherit") -> None:
+    def end(self, text: str) -> None:
         """Draw the last state and say how the run ended."""
         _show(self.draw_curves)
         self.button.disabled = True
         self.button.layout.display = "none"
-        self._say(text, colour)
+        self._say(text)
 
-    def _say(self, text: str, colour: str = "inherit") -> None:
+    def _say(self, text: str) -> None:
         """Show a line that a screen reader speaks."""
-        self.said.value = f'<div role="status" style="color:{colour}">{html.escape(text)}</div>'
+        self.said.value = f'<div role="status">{html.escape(text)}</div>'
 
 
 class Running(futures.Future):
@@ -117,10 +112,9 @@ class Running(futures.Future):
         self._stop = stop
 
     def result(self) -> list[training.HistoryRow]:
-        """Wait for the end and return the history; raise what the run raised.
+        """Wait for the end and return the history; raise what the run raised, KeyboardInterrupt for a stop.
 
-        A stop is a KeyboardInterrupt, as of `training.train`. An interrupt of the kernel while this waits
-        stops the run as its button does; a second one does not wait for the end of the step.
+        An interrupt of the kernel stops the run as its button does, a second one without waiting for it.
         """
         while True:
             try:
@@ -140,16 +134,15 @@ def train(
     on_sample: Callable[[int], Any] | None = None,
     **options: Any,
 ) -> Running:
-    """Train as `training.train` does, from the same arguments; return what `.result()` gives the history of.
+    """Train as `training.train` does, from the same arguments; `.result()` is the history.
 
-    In a live session a widget is displayed and the call returns at once: the run goes on in a thread, with
-    curves, a button that stops it, and the pictures (images or a figure) that `on_sample` returns. Elsewhere
-    it trains before it returns, and nothing is displayed.
+    In a live session the call returns at once and a widget shows the run, with the pictures (images or a
+    figure) that `on_sample` returns. Elsewhere it trains before it returns, and nothing is displayed.
     """
+    options["progress"] = False
     if not files.is_live():
         running = Running()
-        options = {"progress": False, "on_step": on_step, "on_sample": on_sample, **options}
-        running.set_result(training.train(config, *what, **options))
+        running.set_result(training.train(config, *what, on_step=on_step, on_sample=on_sample, **options))
         return running
     monitor = Monitor(config.training.max_train_steps)
 
@@ -163,15 +156,12 @@ def train(
         _show(monitor.on_sample, number, made)
         return made
 
-    callbacks = {"on_step": step, "on_sample": sample if on_sample else None, "stop": monitor.stop}
-    options |= {"progress": False, **callbacks}
+    options |= {"on_step": step, "on_sample": sample if on_sample else None, "stop": monitor.stop}
     running = Running(monitor.stop)
     work = (running, monitor, lambda: training.train(config, *what, **options))
     thread = threading.Thread(target=_run, args=work, name="training", daemon=True)
     atexit.register(thread.join, GRACE)
-    atexit.register(
-        monitor.stop.set
-    )  # called first: a run at work when the kernel ends writes its checkpoint
+    atexit.register(monitor.stop.set)  # called first: at the kernel's end a run writes its checkpoint
     display(monitor.widget)
     thread.start()
     return running
@@ -181,9 +171,7 @@ def _run(running: Running, monitor: Monitor, train: Callable[[], list[training.H
     try:
         history = train()
     except BaseException as error:  # a stop is a KeyboardInterrupt
-        known = isinstance(error, DasdError | KeyboardInterrupt)
-        text = str(error) if known else f"{type(error).__name__}: {error}"
-        monitor.end(text, "inherit" if isinstance(error, KeyboardInterrupt) else "#c0392b")
+        monitor.end(str(error) or repr(error))
         running.set_exception(error)
     else:
         monitor.end(f"Trained {len(history)} steps.")

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dasd_utils.apps.cli import main as cli
-from dasd_utils.apps.playground import server
+from dasd_utils.apps.playground import form as server
 from dasd_utils.config import ROOT, Config, DasdError
 
 TINY_RUN = ROOT / "data/tiny-run"
@@ -26,7 +26,6 @@ def served(monkeypatch):
     """Return the words that Voilà is launched with, which would not return; the environment is put back."""
     calls = []
     voila = SimpleNamespace(launch_instance=lambda argv: calls.append(argv))
-    monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "voila.app", SimpleNamespace(Voila=voila))
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(server, "_say_when_it_answers", lambda *_words: None)
@@ -97,12 +96,6 @@ def test_a_run_without_adapter_is_an_error_before_anything_is_served(served, tmp
     result = run("--checkpoint", tmp_path)
     assert isinstance(result.exception, DasdError) and "no adapter" in str(result.exception)
     assert not served
-
-
-def test_without_voila_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
-    result = run("--profile", "tiny")
-    assert isinstance(result.exception, DasdError) and "pip install voila" in str(result.exception)
 
 
 def test_the_page_names_no_run_itself():

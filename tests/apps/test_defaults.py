@@ -10,7 +10,7 @@ from dasd_utils.apps import workers as pool
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import options, runs, study
 from dasd_utils.apps.new_domain import proposal
-from dasd_utils.apps.playground import server
+from dasd_utils.apps.playground import form as server
 from dasd_utils.config import ROOT, Config, DasdError
 from dasd_utils.papers.diffusionclip import adaptation, translation
 from dasd_utils.pretrain import build

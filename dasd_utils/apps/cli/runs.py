@@ -194,7 +194,7 @@ def generate(
     pipeline = run.open()
     given = {"num_images": num_images, "seed": seed, "auto_domain": auto_domain, "guidance": guidance}
     place = checkpoints.writable(pipeline.config.output_dir)
-    used, images = pipeline.stream(prompt, place, domain=domain, **given)
+    used, images = pipeline.stream(prompt, domain=domain, **given)
     checkpoints.writable(place / "generated")
     start = place / "generated" / f"{used['domain'] or 'base'}_{used['seed']}"
     # saved as they come: what was drawn before a stop stays
@@ -265,7 +265,7 @@ def playground(
 ) -> None:
     """Serve the playground at an address of this machine: prompts, domains, guidance, images."""
     from dasd_utils import sampling
-    from dasd_utils.apps.playground import server
+    from dasd_utils.apps.playground import form
     from dasd_utils.runtime import checkpoints
 
     if checkpoint is None:  # as a lesson would find it
@@ -276,7 +276,7 @@ def playground(
         if not adapter.is_dir():
             raise DasdError(f"There is no adapter in {folder}.")
         _, settings = ChosenRun(how.profile, how.config, checkpoint).find()
-    server.serve(folder, settings, port, browser)
+    form.serve(folder, settings, port, browser)
 
 
 @command(options.SHARE)

@@ -16,13 +16,11 @@ from PIL import Image, PngImagePlugin
 
 from dasd_utils import sampling
 from dasd_utils.config import ROOT, Calibration, Config, DasdError, resolve
-from dasd_utils.guidance import ADAPTED, BASE
 from dasd_utils.runtime import files
 
 AUTO = "auto"  # the domain that the classifier finds
+BASE, ADAPTED = "base", "adapted"  # the model, in the settings
 KEY = "dasd"  # of the PNG's text
-SAMPLERS = {"ddim": "DDIM", "ddpm": "DDPM", "dpm++": "DPM++ 2M", "unipc": "UniPC", "pndm": "PNDM",
-            "euler": "Euler"}  # fmt: skip
 Settings = Mapping[str, Any]
 
 
@@ -34,10 +32,9 @@ class Drawing(NamedTuple):
 
 
 class Loaded:
-    """A run's pipeline, with what names the run in a drawing's settings."""
+    """A run's pipeline, with what names the run (its folder, or its adapter's) in a drawing's settings."""
 
     def __init__(self, pipeline: sampling.DasdPipeline, run: str | Path) -> None:
-        """run: its folder, or that of its adapter."""
         self.pipeline = pipeline
         self.run, folder = sampling.run_places(run)
         parts = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -60,7 +57,7 @@ class Loaded:
 
 
 def load(run: str | Path, config: Config | None = None) -> Loaded:
-    """Load a run; raises what `sampling.load_trained_pipeline` does."""
+    """Load a run as `sampling.load_trained_pipeline` does."""
     return Loaded(sampling.load_trained_pipeline(run, config), run)
 
 
@@ -69,7 +66,7 @@ def draw(
 ) -> list[Drawing]:
     """Return one drawing, or with `beside` two, of which the first is the base model's from the same noise.
 
-    domain: a name, AUTO, or None for the base model. Raises what `DasdPipeline.generate` does.
+    domain: a name, AUTO, or None for the base model.
     """
     if domain == AUTO:
         domain = loaded.classify(prompt)["best_domain"]
@@ -81,15 +78,13 @@ def draw(
 def draw_again(source: str | Path | Settings, loaded: Loaded | None = None) -> Image.Image:
     """Return the image of a saved PNG, or of a drawing's settings: on the same machine bit for bit.
 
-    `loaded` saves the time to load the run. Raises DasdError if the run is missing or is not the one that
-    drew.
+    loaded: the run, if it is loaded already. DasdError if its adapter is not the one that drew.
     """
     settings = source if isinstance(source, Mapping) else read(source)
     loaded = loaded or load(settings["run"])
-    here = loaded.identity["adapter"]
-    if here != settings["adapter"]:
+    if loaded.identity["adapter"] != settings["adapter"]:
         raise DasdError(f"The adapter {settings['adapter']} of {settings['run']} drew the image, and in "
-                        f"{loaded.run} is another one, {here}: load the run as it was.")  # fmt: skip
+                        f"{loaded.run} is another one: load the run as it was.")  # fmt: skip
     return _draw(loaded, settings).image
 
 
@@ -110,27 +105,10 @@ def calibration(settings: Settings) -> Calibration:
 
 
 def save(drawing: Drawing, folder: str | Path) -> Path:
-    """Write the image as a PNG that holds its settings, under a name that is free; return the path.
-
-    The text "dasd" is JSON; "parameters" is what AUTOMATIC1111's web interface writes into its images.
-    Raises DasdError where the folder cannot be written.
-    """
+    """Write the image as a PNG that holds its settings as JSON, under a free name; return the path."""
     image, settings = drawing
-    prompt, token = settings["prompt"], settings["token"]
-    prompt = f"{token} {prompt}" if token and token not in prompt else prompt
-    values = {
-        "Steps": settings["num_inference_steps"],
-        "Sampler": SAMPLERS[settings["scheduler"]],
-        "CFG scale": settings["guidance_scale"],
-        "Seed": settings["seed"],
-        "Size": f"{image.width}x{image.height}",
-        "Model": settings["run"] if settings["model"] == ADAPTED else "base",
-        "Guidance": settings["guidance"],
-    }
-    listed = ", ".join(f"{name}: {value}" for name, value in values.items())
     info = PngImagePlugin.PngInfo()
     info.add_text(KEY, json.dumps(settings))
-    info.add_text("parameters", f"{prompt}\n{listed}")
     name = f"{settings['domain'] or 'none'}_{settings['model']}_{settings['seed']}"
     numbers = (resolve(folder) / f"{name}_{number}.png" for number in itertools.count())
     path = next(path for path in numbers if not path.exists())
@@ -150,7 +128,6 @@ def read(path: str | Path) -> Settings:
     except (KeyError, ValueError, RecursionError):
         settings = None
     needed = {"prompt", "domain", "seed", "model", "run", "adapter", "guidance", "scheduler"}
-    complete = isinstance(settings, dict) and settings.keys() >= needed
-    if not complete or not isinstance(settings["run"], str):
+    if not isinstance(settings, dict) or not settings.keys() >= needed:
         raise DasdError(f"{path} does not say how it was drawn: only images that the playground saved do.")
     return settings

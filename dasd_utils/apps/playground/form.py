@@ -1,14 +1,19 @@
-"""A form for trying prompts: for a person at the keyboard, no lesson depends on it."""
+"""A form for trying prompts, in a notebook or as a page that Voilà serves on this machine alone."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
+import http.client
 import itertools
 import json
 import os
 import secrets
+import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,11 +24,15 @@ import ipywidgets as widgets
 from dasd_utils import sampling
 from dasd_utils.apps.playground import drawings
 from dasd_utils.apps.playground.drawings import AUTO, BASE, Drawing, Loaded
-from dasd_utils.apps.playground.server import SETTINGS
 from dasd_utils.config import Calibration, Config, DasdError, resolve
 
+HOST, PORT = "127.0.0.1", 8866
+PAGE = Path(__file__).with_name("playground.ipynb")
+SETTINGS = "DASD_PLAYGROUND"  # the environment variable that holds the page's run and config, as JSON
 RULES = {"classifier-free": "cfg", "Domain Guidance": "domain", "decoupled": "decoupled",
          "unconditional": "unconditional"}  # fmt: skip
+WIDE = {"width": "100%"}
+WRAPPED = {"display": "flex", "flex_flow": "row wrap", "width": "100%"}
 KEPT = 24  # drawings in the history
 PAUSE = 0.25  # seconds without a key before the prompt is classified
 THUMB = 84  # pixels of a small picture on the screen
@@ -53,28 +62,27 @@ class Playground:
         self.show_scores()
 
     def _make_fields(self, prompt: str, seed: int) -> None:
-        config, wide = self.loaded.pipeline.config, {"width": "100%"}
+        config = self.loaded.pipeline.config
         is_shipped = config.shipped_run and self.loaded.run == resolve(config.shipped_run)
         place = "data/runs/playground" if is_shipped else str(self.loaded.run / "generated")
         domains = [(domain.name, domain.name) for domain in config.domains]
         domains = [("find it for me", AUTO), *domains, ("none: the base model", None)]
         hint = "what the picture should show"
-        self.prompt = widgets.Textarea(prompt, placeholder=hint, rows=2, layout=wide)
-        self.scores, self.said = widgets.HTML(layout=wide), widgets.HTML(layout=wide)
+        self.prompt = widgets.Textarea(prompt, placeholder=hint, rows=2, layout=WIDE)
+        self.scores, self.said = widgets.HTML(layout=WIDE), widgets.HTML(layout=WIDE)
         self.domain = widgets.Dropdown(options=domains, **_named("domain"))
         self.guidance = widgets.Dropdown(options=RULES, **_named("guidance"))
         self.scale = widgets.FloatSlider(4, min=0, max=12, step=0.25, **_named("to the prompt"))
         self.domain_scale = widgets.FloatSlider(2.5, min=0, max=8, step=0.25, **_named("to the domain"))
         self.steps = widgets.IntSlider(15, min=1, max=100, **_named("steps"))
-        self.scheduler = widgets.Dropdown(options=list(drawings.SAMPLERS), **_named("scheduler"))
+        self.scheduler = widgets.Dropdown(options=list(sampling.SCHEDULERS), **_named("scheduler"))
         self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, **_named("seed"))
         self.dice = widgets.Button(description="another", tooltip="another seed", layout={"flex": "0 0 96px"})
-        self.beside = widgets.Checkbox(False, description="base model beside it", indent=False, layout=wide)
+        self.beside = widgets.Checkbox(False, description="base model beside it", indent=False, layout=WIDE)
         self.generate = widgets.Button(description="Generate", button_style="primary")
         self.save = widgets.Button(description="Save", disabled=True, tooltip="PNG with its settings inside")
         self.folder = widgets.Text(place, **_named("save in"))
-        flow = {"display": "flex", "flex_flow": "row wrap", "width": "100%"}
-        self.pictures, self.history = widgets.Box(layout=flow), widgets.Box(layout=flow)
+        self.pictures, self.history = widgets.Box(layout=WRAPPED), widgets.Box(layout=WRAPPED)
 
     def _layout(self) -> widgets.Widget:
         """Return the page: the form at the left, pictures at the right, or below where it is narrow."""
@@ -83,8 +91,7 @@ class Playground:
         rows += [widgets.HBox([self.generate, self.save]), self.said, self.folder]
         form = widgets.VBox(rows, layout={"flex": "1 1 320px", "max_width": "430px", "padding": "0 16px 0 0"})
         view = widgets.VBox([self.pictures, self.history], layout={"flex": "2 1 320px", "min_width": "0"})
-        both = {"display": "flex", "flex_flow": "row wrap", "width": "100%"}
-        return widgets.Box([form, view], layout=both)
+        return widgets.Box([form, view], layout=WRAPPED)
 
     def calibration(self) -> Calibration:
         """Return how the form samples; a browser sends the 5 of a slider as 5.000000000000001."""
@@ -93,10 +100,10 @@ class Playground:
 
     def calibrate(self, calibration: Calibration) -> None:
         """Set how to sample; sliders grow where a value is beyond their ends."""
-        values = (calibration.guidance_scale, calibration.domain_scale, calibration.num_inference_steps)
-        for slider, value in zip((self.scale, self.domain_scale, self.steps), values, strict=True):
-            slider.max = max(slider.max, value)
-            slider.value = value
+        sliders = {"guidance_scale": self.scale, "domain_scale": self.domain_scale}
+        for name, slider in (sliders | {"num_inference_steps": self.steps}).items():
+            slider.max = max(slider.max, getattr(calibration, name))
+            slider.value = getattr(calibration, name)
         self.scheduler.value = calibration.scheduler
         self.guidance.value = calibration.guidance
         self._calibrated = self.calibration()
@@ -115,10 +122,7 @@ class Playground:
         self._waiting.start()
 
     def show_scores(self) -> None:
-        """Draw the classifier's score of each domain for the prompt as it stands.
-
-        If the form is to find the domain, it takes its calibration, unless one was chosen by hand.
-        """
+        """Draw the classifier's scores of the prompt; take the domain's calibration if the form finds it."""
         prompt = self.prompt.value
         try:
             answer = self.loaded.classify(prompt)
@@ -128,7 +132,7 @@ class Playground:
         if prompt != self.prompt.value:  # the next key's answer follows
             return
         self.found, self.scores.value = found, text
-        if self.domain.value == AUTO and self.calibration() == self._calibrated:
+        if self.domain.value == AUTO and self.calibration() == self._calibrated:  # none chosen by hand
             self.calibrate(self.loaded.calibration(found))
 
     def _domain_chosen(self, change: Any) -> None:
@@ -143,21 +147,18 @@ class Playground:
 
         def draw() -> None:
             try:
-                self._drawn(drawings.draw(self.loaded, *chosen, beside=beside))
-            except DasdError as error:
-                self._say(str(error), RED)
+                made = drawings.draw(self.loaded, *chosen, beside=beside)
+                self._show(made)
+                for each in made:
+                    button = thumbnail(each, lambda each=each: self._put_back(each))
+                    self.history.children = (button, *self.history.children)[:KEPT]
             except Exception as error:  # of a thread that nobody watches
-                self._say(f"A fault of the program: {type(error).__name__}: {error}", RED)
+                known = isinstance(error, DasdError)
+                self._say(str(error) if known else f"A fault of the program: {error!r}", RED)
             finally:
                 self.generate.disabled = False
 
         self._working.submit(draw)
-
-    def _drawn(self, made: Sequence[Drawing]) -> None:
-        self._show(made)
-        for each in made:
-            button = thumbnail(each, lambda each=each: self._put_back(each))
-            self.history.children = (button, *self.history.children)[:KEPT]
 
     def _show(self, made: Sequence[Drawing]) -> None:
         """Lay drawings side by side, each with its model below it."""
@@ -194,7 +195,7 @@ class Playground:
 
 
 def _named(text: str) -> dict[str, Any]:
-    return {"description": text, "layout": {"width": "100%"}, "style": {"description_width": "95px"}}
+    return {"description": text, "layout": WIDE, "style": {"description_width": "95px"}}
 
 
 def note(text: str, colour: str = "inherit") -> str:
@@ -261,3 +262,47 @@ def served() -> widgets.Widget:
         return Playground(drawings.load(given["run"], Config.from_dict(given["config"]))).widget
     except DasdError as error:
         return widgets.HTML(note(str(error), RED))
+
+
+def serve(run: Path, config: Config, port: int | None, browser: bool) -> None:
+    """Run Voilà until Ctrl-C or SIGTERM; say its address, which opens by a token, once the page answers.
+
+    Raises DasdError where the port is in use.
+    """
+    from voila.app import Voila  # optional
+
+    port, token = choose_port(port), secrets.token_urlsafe(16)
+    given = {"run": str(run.absolute()), "config": config.to_dict()}
+    os.environ[SETTINGS] = json.dumps(given)  # kernels inherit it; it is read as data, never run
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    said = f"The playground of {run}: http://{HOST}:{port}/?token={token}\nCtrl-C ends it."
+    threading.Thread(target=_say_when_it_answers, args=(port, said), daemon=True).start()
+    options = [f"ip={HOST}", "port_retries=0", f"token={token}", "log_level=ERROR"]
+    words = [str(PAGE), f"--port={port}", *(f"--Voila.{option}" for option in options)]
+    words += ["--VoilaConfiguration.show_tracebacks=False", *([] if browser else ["--no-browser"])]
+    Voila.launch_instance(argv=words)
+
+
+def choose_port(wanted: int | None) -> int:
+    """Return the wanted port, or DasdError where it is in use; of none PORT, or another free one."""
+    for number in [wanted] if wanted else [PORT, 0]:
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                trial.bind((HOST, number))
+                return trial.getsockname()[1]
+            except OSError as error:
+                reason = error.strerror
+    raise DasdError(f"Port {wanted} cannot be used: {reason}. Choose another by --port, or leave it out.")
+
+
+def _say_when_it_answers(port: int, said: str) -> None:
+    while True:
+        with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=60)) as connection:
+            try:
+                connection.request("HEAD", "/static/none")  # any answer does
+                connection.getresponse()
+                break
+            except (OSError, http.client.HTTPException):
+                time.sleep(0.1)
+    print(said, file=sys.stderr, flush=True)
