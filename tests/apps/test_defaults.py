@@ -10,7 +10,7 @@ from dasd_utils.apps import workers as pool
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import options, runs, study
 from dasd_utils.apps.new_domain import proposal
-from dasd_utils.apps.playground import form as server
+from dasd_utils.apps.playground import form
 from dasd_utils.config import ROOT, Config, DasdError
 from dasd_utils.papers.diffusionclip import adaptation, translation
 from dasd_utils.pretrain import build
@@ -138,12 +138,12 @@ def test_an_animation_is_named_by_its_run(tmp_path, monkeypatch):
 @shows("the config's run, else the shipped one", "playground checkpoint")
 @shows("8866 or a free one", "playground port")
 def test_the_playground_is_of_the_shipped_run(tmp_path, monkeypatch):
-    arguments = seen(monkeypatch, server, "serve")
+    arguments = seen(monkeypatch, form, "serve")
     monkeypatch.setattr(runs.Settings, "read", lambda self: Config.setup("tiny", output_dir=tmp_path))
     with pytest.raises(StoppedError):
         runs.playground()
     assert arguments["words"][0] == TINY_RUN and arguments["words"][2] is None
-    assert server.PORT == 8866 and server.choose_port(None) > 0
+    assert form.PORT == 8866 and form.choose_port(None) > 0
 
 
 @shows("the run's", "export name")
