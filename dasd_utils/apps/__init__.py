@@ -4,8 +4,7 @@
 - playground: a page to try prompts on
 - new_domain: a config for images of one's own
 - monitor: curves, pictures and a stop button beside a training
-- export: an adapter in the formats of other programs
-- model_card: the card of an export
+- export: an adapter in the formats of other programs, with a model card
 - notebooks: the course is run, its outputs and badges are kept up to date
 - colab: the course is set up in Colab
 - doctor: what a run would meet on this machine

@@ -1,4 +1,4 @@
-"""A run's adapter in the files of other programs: diffusers, A1111, ComfyUI, or one complete pipeline."""
+"""A run's adapter in files that other programs read, with a model card."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dasd_utils import adapters, evaluation, figures
-from dasd_utils.apps import model_card
-from dasd_utils.apps.model_card import Exported
-from dasd_utils.config import Config, DasdError, nearest
+from dasd_utils.config import Config, DasdError, address, nearest, resolve
 from dasd_utils.runtime import checkpoints, files
 
 if TYPE_CHECKING:
     from dasd_utils.sampling import DasdPipeline
 
 CARD = "README.md"
-UPLOAD = "hf upload OWNER/NAME {folder}"
+SAMPLES = "samples.png"
+TEMPLATE = Path(__file__).with_name("model_card.md")
+STABLE_DIFFUSION = ("stable-diffusion-v1-5/", "CompVis/stable-diffusion-v1")  # owners' names of 1.x
 NUM_SAMPLES = 4  # a domain, in the picture of the card
 FOLDERS = {  # program -> where it looks for LoRAs and for embeddings, from its own folder
     "a1111": ("models/Lora", "embeddings"),
@@ -36,31 +36,30 @@ FORMATS = ("diffusers", *FOLDERS, "pipeline")
 Samples = tuple[Image.Image, Sequence[str]]  # a grid and its prompts
 
 
+class Exported(NamedTuple):
+    """What was written: files by their place in the folder, and the word that calls each learned token."""
+
+    kind: str  # of FORMATS
+    name: str
+    files: tuple[str, ...]
+    words: dict[str, str]  # "<satellite>" -> what a prompt says in that program
+
+
 def check_export(adapter: str | Path, out: str | Path, kind: str, name: str) -> None:
-    """Raise DasdError for an unknown format, a name that no prompt can hold, a folder without an adapter, an
-    adapter that the format has no file for, and a place that holds other files."""
+    """Raise DasdError for a format, name, adapter or place that `export` cannot use."""
     if kind not in FORMATS:
         raise DasdError(f"There is no format {kind!r}. {nearest(kind, FORMATS)}")
     if not name.replace("-", "").replace("_", "").isalnum():
         raise DasdError(f"{name!r} cannot name the files: use letters, digits, - and _ (--name).")
-    summary = adapters.read_summary(adapter)
-    if kind in FOLDERS and summary.get("unet"):
+    if adapters.read_summary(adapter).get("unet") and kind in FOLDERS:
         raise DasdError(f"The UNet in {adapter} was trained in full, and {kind} has no file for that beside "
                         "a checkpoint. Export it with --format diffusers or pipeline.")  # fmt: skip
-    out = Path(out)
-    if out.exists() and not _is_replaceable(out):
+    found = {*_files(Path(out))}
+    manifest = Path(out) / checkpoints.MANIFEST
+    earlier = files.read_object(manifest, "The manifest") if manifest.is_file() else {}
+    own = {checkpoints.MANIFEST, *earlier["files"]} if "export" in earlier else set()  # a run has none
+    if found != own or Path(out).is_file():
         raise DasdError(f"{out} holds files that no export wrote: name a folder that is new or empty.")
-
-
-def _is_replaceable(out: Path) -> bool:
-    """Whether a folder is empty, or holds an export and nothing else: a run has a manifest too."""
-    if not out.is_dir() or not any(out.iterdir()):
-        return out.is_dir()
-    try:
-        manifest = files.read_object(out / checkpoints.MANIFEST, "The manifest")
-        return manifest["export"] in FORMATS and {*_files(out)} == {checkpoints.MANIFEST, *manifest["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def export(
@@ -77,43 +76,30 @@ def export(
     kind "diffusers": `load_lora_weights(out)` and `load_textual_inversion(out/<domain>.safetensors)`;
     "a1111", "comfyui": LoRA in kohya's keys with its true alpha and embeddings, in that program's folders;
     "pipeline": the base with the adapter in its weights, `from_pretrained(out)`. `name` names the LoRA's file
-    and leads the words of the embeddings. rows, samples: of `evaluation_rows`, `draw_samples`, for the card.
+    and leads the words of the embeddings. For the card: rows of `evaluation.json`, samples of `draw_samples`.
     """
     check_export(adapter, out, kind, name)
-    adapter = Path(adapter)
-    out = Path(out).absolute()
-    picture, prompts = samples or (None, ())
-    try:
-        with files.atomic_folder(out, "The export") as new:
-            if kind == "pipeline":
-                words = _write_pipeline(adapter, new, config)
-            elif kind in FOLDERS:
-                words = _write_for_program(adapter, new, kind, config, name)
-            else:
-                words = _write_for_diffusers(adapter, new, config)
-            if picture is not None:
-                picture.save(new / model_card.SAMPLES)
-            exported = Exported(kind, name, (CARD, *_files(new)), words)
-            card = model_card.card(exported, config, adapters.read_summary(adapter), rows, prompts)
-            (new / CARD).write_text(str(card), encoding="utf8")
-            facts = {"export": kind, "name": name, "base": public_base(config), "words": words}
-            checkpoints.write_manifest(new, [new / file for file in _files(new)], **facts)
-    except SafetensorError as error:
-        raise DasdError(f"The export cannot be written to {out}: {error}.") from None
+    summary = adapters.read_summary(adapter)
+    base = public_base(config)
+    words = {token: token for token in summary["tokens"]}
+    with files.atomic_folder(Path(out).absolute(), "The export") as new:
+        if kind == "pipeline":
+            _write_pipeline(Path(adapter), summary, config, new)
+        elif kind in FOLDERS:
+            words = _write_for_program(Path(adapter), summary, config, new, kind, name)
+        else:
+            shutil.copytree(adapter, new, dirs_exist_ok=True)
+            for path in new.rglob("*.safetensors"):
+                adapters.read_tensors(path)  # refuses what is damaged or not finite
+            files.write_json(new / adapters.SUMMARY_FILE, summary | {"base": base}, "The export")
+        if samples:
+            samples[0].save(new / SAMPLES)
+        exported = Exported(kind, name, (CARD, *_files(new)), words)
+        text = card(exported, config, summary, rows, samples[1] if samples else ())
+        (new / CARD).write_text(str(text), encoding="utf8")
+        facts = {"export": kind, "name": name, "base": base, "words": words}
+        checkpoints.write_manifest(new, [new / file for file in _files(new)], **facts)
     return exported
-
-
-def evaluation_rows(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's `evaluation.json`, none if it has not been evaluated."""
-    path = run / "evaluation.json"
-    rows = evaluation.load_results(path)["rows"] if path.exists() else []
-    for row in rows:
-        lacks = {"method", "domain", "metric", "n", "seed", "value"} - row.keys()
-        if lacks or not isinstance(row["value"], int | float):
-            raise DasdError(
-                f"A row of {path} lacks {min(lacks, default='a number')}: evaluate the run again."
-            )
-    return rows
 
 
 def draw_samples(pipeline: DasdPipeline) -> Samples:
@@ -146,21 +132,10 @@ def _files(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
 
 
-def _write_for_diffusers(adapter: Path, out: Path, config: Config) -> dict[str, str]:
-    """Write a copy of the adapter; return the word of each token."""
-    for file in _files(adapter):  # one by one: what copytree raises names no reason
-        (out / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(adapter / file, out / file)
-        if file.endswith(".safetensors"):
-            adapters.read_tensors(out / file)  # refuses what is damaged or not finite
-    summary = adapters.read_summary(adapter) | {"base": public_base(config)}
-    files.write_json(out / adapters.SUMMARY_FILE, summary, "The export")
-    return {token: token for token in summary["tokens"]}
-
-
-def _write_for_program(adapter: Path, out: Path, kind: str, config: Config, name: str) -> dict[str, str]:
+def _write_for_program(
+    adapter: Path, summary: dict[str, Any], config: Config, out: Path, kind: str, name: str
+) -> dict[str, str]:
     """Write LoRA and embeddings for A1111 or ComfyUI; return the word of each token."""
-    summary = adapters.read_summary(adapter)
     loras, embeddings = (out / folder for folder in FOLDERS[kind])
     if lora := summary["lora"]:
         loras.mkdir(parents=True)
@@ -204,23 +179,20 @@ def kohya_state(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
     return renamed
 
 
-def _write_pipeline(adapter: Path, out: Path, config: Config) -> dict[str, str]:
-    """Write the complete base, float32, with what was learned added into its weights; return the words."""
+def _write_pipeline(adapter: Path, summary: dict[str, Any], config: Config, out: Path) -> None:
+    """Write the complete base, float32, with what was learned added into its weights."""
     model = config.model
-    summary = adapters.read_summary(adapter)
     base = files.find_weights(model.base, model.base_revision, model.base_variant)
-    unchecked = {"safety_checker": None, "requires_safety_checker": False}  # nothing here has looked at it
-    pipeline = base.load(
-        StableDiffusionPipeline, variant=model.base_variant, dtype=torch.float32, **unchecked
-    )
+    options = {"safety_checker": None, "requires_safety_checker": False}  # nothing here has looked at it
+    options |= {"variant": model.base_variant, "dtype": torch.float32}
+    pipeline = base.load(StableDiffusionPipeline, **options)
     if summary["lora"]:
         pipeline.load_lora_weights(adapter)
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
     if summary.get("unet"):
-        pipeline.unet = UNet2DConditionModel.from_pretrained(
-            adapter, subfolder=adapters.UNET, dtype=torch.float32
-        )
+        options = {"subfolder": adapters.UNET, "dtype": torch.float32}
+        pipeline.unet = UNet2DConditionModel.from_pretrained(adapter, **options)
     for token, file in summary["tokens"].items():
         pipeline.load_textual_inversion(adapter / file, token=token)
     pipeline.save_pretrained(out)
@@ -229,4 +201,67 @@ def _write_pipeline(adapter: Path, out: Path, config: Config) -> dict[str, str]:
         if isinstance(values, dict) and values.keys() & {"_name_or_path", "name_or_path"}:
             kept = {name: value for name, value in values.items() if not name.endswith("name_or_path")}
             files.write_json(path, kept, "The export")
-    return {token: token for token in summary["tokens"]}
+
+
+def card(
+    exported: Exported,
+    config: Config,
+    summary: dict[str, Any],
+    rows: Sequence[dict[str, Any]] = (),
+    prompts: Sequence[str] = (),
+) -> ModelCard:
+    """Return the card. summary: the adapter's; rows: of `evaluation.json`; prompts: of the grid."""
+    base = config.model.base
+    on_hub = not resolve(base).is_dir()
+    tags = ["stable-diffusion", "text-to-image", "domain-adaptation"]
+    data = ModelCardData(
+        license=licence(base),
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        base_model=base if on_hub else None,
+        tags=[*tags, "lora"] if summary["lora"] else tags,
+        model_name=exported.name,
+        eval_results=_results(rows) or None,
+    )
+    places = {each.name: resolve(each.data) for each in (config.source, *config.domains)}
+    return ModelCard.from_template(
+        data,
+        str(TEMPLATE),
+        **exported._asdict(),
+        config=config,
+        summary=summary,
+        address=address(),
+        on_hub=on_hub,
+        base=base if on_hub else resolve(base).name,
+        samples=SAMPLES,
+        prompts=prompts,
+        folders={name: path.name for name, path in places.items() if path.is_dir()},
+        rows=rows,
+        results=evaluation.table(rows) if rows else "",
+        licence=data.license,
+    )
+
+
+def _results(rows: Sequence[dict[str, Any]]) -> list[EvalResult]:
+    """Return the scores of the run itself as the hub shows them."""
+    return [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type="custom",
+            dataset_name=f"{row['domain']}, held-out images",
+            metric_type=row["metric"],
+            metric_name=f"{row['metric']}, n = {row['n']}, seed {row['seed']}",
+            metric_value=round(row["value"], 4),
+        )
+        for row in rows
+        if row["method"] not in (evaluation.BASE, evaluation.STYLED)
+    ]
+
+
+def licence(base: str) -> str:
+    """Return the licence of a base model: the hub's name for it, or "other" where it is not known."""
+    if base.startswith(STABLE_DIFFUSION):
+        return "creativeml-openrail-m"
+    readme = resolve(base) / "README.md"
+    found = ModelCard.load(readme).data.license if readme.is_file() else None
+    return found if isinstance(found, str) else "other"

@@ -1,7 +1,8 @@
-"""export.py: what other programs read gives the image that this project's pipeline gives."""
+"""export.py: others get the image of this project's pipeline; the card says what is known, and no more."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,18 +14,22 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dasd_utils import adapters, models, sampling
-from dasd_utils.apps import export
+from dasd_utils.apps import export, notebooks
 from dasd_utils.config import Calibration, DasdError
 from dasd_utils.runtime import checkpoints
 
 READER = Path(__file__).parents[1] / "plain_reader.py"
 QUICK = Calibration(guidance_scale=3.0, num_inference_steps=3, scheduler="ddim")
 WORDS = "a small village near a river"
+FILES = ("README.md", adapters.LORA_FILE, "samples.png", "satellite.safetensors")
+ROW = {"domain": "satellite", "metric": "cmmd", "low": 0.1, "high": 0.4, "n": 60, "seed": 3}
+ROWS = [ROW | {"method": "base", "value": 5.0}, ROW | {"method": "DASD", "value": 0.25}]
 
 
 def trained(config):
@@ -187,9 +192,7 @@ def test_an_export_on_a_full_disk_says_so_and_leaves_nothing(adapted, tmp_path, 
     resource = pytest.importorskip("resource")  # not on Windows
     adapters.save_adapter(adapted, tmp_path / "adapter")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (1000, before[1])
-    )  # bytes of a file: the disk is full, as it were
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # bytes of a file, as on a full disk
     try:
         with pytest.raises(DasdError, match=r"The export cannot be written to .*out: .*[Ff]ile too large"):
             export.export(tmp_path / "adapter", tmp_path / "out", kind, adapted.config, "dasd")
@@ -198,11 +201,11 @@ def test_an_export_on_a_full_disk_says_so_and_leaves_nothing(adapted, tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_unknown_formats_bad_names_and_trained_unets_are_refused_before_any_work(tiny_config, tmp_path):
-    parts = models.load_parts(tiny_config)
-    models.unfreeze_unet(parts)
-    models.trainable_parameters(parts)
-    adapters.save_adapter(parts, tmp_path / "adapter")
+def test_a_unet_trained_in_full_is_in_the_pipeline_and_in_no_file_of_a_program(tiny_config, tmp_path):
+    parts = trained(tiny_config.replace(whole_unet=True))
+    out, _ = written(parts, tmp_path, "pipeline")
+    state = load_file(out / "unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(state[name], p) for name, p in parts.unet.named_parameters())
     for kind, name, message in (
         ("difusers", "dasd", "Did you mean 'diffusers'"),
         ("comfyui", "a/b", "letters, digits"),
@@ -212,28 +215,87 @@ def test_unknown_formats_bad_names_and_trained_unets_are_refused_before_any_work
             export.check_export(tmp_path / "adapter", tmp_path / "out", kind, name)
 
 
-def test_a_unet_that_was_trained_in_full_is_in_the_pipeline(tiny_config, tmp_path):
-    parts = models.load_parts(tiny_config)
-    models.unfreeze_unet(parts)
-    narrow.randomise(models.trainable_parameters(parts), scale=0.01)
-    out, _ = written(parts, tmp_path, "pipeline")
-    state = load_file(out / "unet/diffusion_pytorch_model.safetensors")
-    assert all(torch.equal(state[name], p) for name, p in parts.unet.named_parameters())
-
-
-def test_samples_are_written_beside_the_card(adapted, tmp_path):
+def test_the_card_shows_samples_with_their_prompts(adapted, tmp_path):
     adapters.save_adapter(adapted, tmp_path / "adapter")
-    picture = Image.new("RGB", (8, 8))
+    samples = (Image.new("RGB", (8, 8)), ["a pier", "a road"])
     arguments = (tmp_path / "adapter", tmp_path / "out", "a1111", adapted.config, "dasd")
-    assert "samples.png" in export.export(*arguments, samples=(picture, ["a pier", "a road"])).files
+    assert "samples.png" in export.export(*arguments, samples=samples).files
     card = (tmp_path / "out/README.md").read_text()
     assert "# dasd" in card and "](samples.png)" in card and "“a pier”; “a road”" in card
+    export.export(*arguments)
+    assert "samples.png" not in (tmp_path / "out/README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "row", [{"x": 1}, {name: "a" for name in ["method", "domain", "metric", "n", "seed", "value"]}]
-)
-def test_scores_that_are_none_are_refused_with_their_file(tmp_path, row):
-    (tmp_path / "evaluation.json").write_text(json.dumps({"config": {}, "rows": [row]}))
-    with pytest.raises(DasdError, match=r"row of .*evaluation\.json lacks"):
-        export.evaluation_rows(tmp_path)
+@pytest.fixture
+def card(adapted, tmp_path):
+    """Return `card(...)`: the card of an export in which files, words, config or summary are as given."""
+    adapters.save_adapter(adapted, tmp_path / "adapter")
+    summary = adapters.read_summary(tmp_path / "adapter")
+
+    def make(kind="diffusers", words=None, files=FILES, rows=(), lora=summary["lora"], **changes):
+        words = {"<satellite>": "<satellite>"} if words is None else words
+        made = export.Exported(kind, "far", files, words)
+        return export.card(made, adapted.config.replace(**changes), summary | {"lora": lora}, rows)
+
+    return make
+
+
+def test_the_cards_metadata_are_read_back_by_the_hubs_own_reader(card, tmp_path):
+    card(rows=ROWS).save(tmp_path / "README.md")
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("diffusers", "text-to-image", "other")
+    assert "lora" in data.tags and "lora" not in card(lora=None).data.tags
+    [result] = data.eval_results
+    assert (result.metric_type, result.metric_value) == ("cmmd", 0.25)
+    assert result.metric_name == "cmmd, n = 60, seed 3"
+
+
+def test_the_card_says_results_with_interval_and_settings_of_the_adapter(card):
+    text = str(card(rows=ROWS, rank=2, alpha=1.0))
+    for words in ("0.25 [0.10, 0.40]", "60 images a method and domain, training seed 3",
+                  "rank 4, alpha 16, convolutions: all", "| max_train_steps | 4 |", "never for clinical use",
+                  "hf upload OWNER/NAME FOLDER", f"[DASD]({notebooks.repository()[0]})"):  # fmt: skip
+        assert words in text
+    assert "Not measured" in str(card())
+
+
+def test_the_licence_is_the_bases(card):
+    sd15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    known = {sd15: "creativeml-openrail-m", "data/tiny-sd": "mit", "somebody/something": "other"}
+    assert {base: export.licence(base) for base in known} == known
+    made = card(base=sd15, base_revision="a" * 40)
+    assert made.data.base_model == sd15
+    assert "CreativeML OpenRAIL-M" in str(made) and f'revision="{"a" * 40}"' in str(made)
+
+
+@pytest.mark.parametrize("kind", ["a1111", "comfyui"])
+@pytest.mark.parametrize(("lora", "word"), [(True, "far-satellite"), (True, None), (False, "far-satellite")])
+def test_other_programs_are_told_of_the_files_that_there_are(card, kind, lora, word):
+    loras, embeddings = export.FOLDERS[kind]
+    files = ["README.md"] + [f"{loras}/far.safetensors"] * lora
+    files += [f"{embeddings}/{word}.safetensors"] if word else []
+    called = f"embedding:{word}" if kind == "comfyui" else word
+    made = card(kind, {"<satellite>": called} if word else {}, tuple(files))
+    use = str(made).split("## Use")[1].split("| domain")[0]
+    for folder in ("models", "embeddings"):
+        assert (f"`{folder}`" in use) == any(file.startswith(f"{folder}/") for file in files)
+    assert ("<lora:far:1>" in use or "Load LoRA" in use) == lora
+    prompt = use.split("```")[1].strip().removesuffix(" <lora:far:1>")
+    assert prompt == (f"{called} {WORDS}" if word else WORDS)
+
+
+def test_the_code_of_the_card_names_revision_variant_and_sampling(card):
+    for files in (FILES, (*FILES, "unet/config.json"), FILES[2:]):
+        place = {"base": "somebody/something", "base_revision": "b" * 40, "base_variant": "fp16"}
+        code = str(card(files=files, **place)).split("```python\n")[1].split("```")[0]
+        compile(code, "card", "exec")
+        assert f'"somebody/something", dtype=precision, revision="{"b" * 40}", variant="fp16"' in code
+        assert "guidance_scale=2.0, num_inference_steps=2" in code
+        assert ("subfolder" in code) == ("unet=unet" in code) == ("unet/config.json" in files)
+        assert ("load_lora_weights(" in code) == (adapters.LORA_FILE in files)
+
+
+def test_folders_of_this_machine_are_named_and_not_placed(card, tiny_config, base_dir, tmp_path):
+    text = str(card(source=dataclasses.replace(tiny_config.source, data=str(tmp_path))))
+    assert str(base_dir.parent) not in text and str(tmp_path) not in text
+    assert f"{tmp_path.name} (a folder)" in text

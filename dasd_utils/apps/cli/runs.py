@@ -290,7 +290,7 @@ def export(
     force: bool = option(False, "Replace an earlier export."),
 ) -> Answer:
     """Write a run's adapter in the files that other programs read, with a model card."""
-    from dasd_utils import sampling
+    from dasd_utils import evaluation, sampling
     from dasd_utils.apps import export
 
     own, adapter = sampling.run_places(run)
@@ -299,7 +299,9 @@ def export(
     options.check_free(out / "README.md", force)
     pipeline = ChosenRun(how.profile, how.config, run).open()
     drawn = export.draw_samples(pipeline) if samples else None
-    done = export.export(adapter, out, kind, pipeline.config, name, export.evaluation_rows(own), drawn)
+    scores = own / "evaluation.json"
+    rows = evaluation.load_results(scores)["rows"] if scores.exists() else []
+    done = export.export(adapter, out, kind, pipeline.config, name, rows, drawn)
     upload = f"hf upload OWNER/NAME {out}"
     advice = f"To publish it: {upload} (add --private to keep it to yourself)"
     lines = [*(str(out / file) for file in done.files), advice]
