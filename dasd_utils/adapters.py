@@ -225,7 +225,7 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
         values = files.read_json(path, "The adapter")
         names = [each.name for each in dataclasses.fields(Summary)]
         known = {name: values[name] for name in names if name in values}  # later versions may write more
-        summary = cfg.read_object(Summary, known, SUMMARY_FILE)
+        summary = Summary(**known)
     except (TypeError, ValueError) as error:
         raise cfg.DasdError(f"{path} is damaged: {error}") from None
     for token, file in summary.tokens.items():

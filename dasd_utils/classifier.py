@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dasd_utils.config import DasdError, DomainConfig, check_argument, read_json, resolve, shortened
+from dasd_utils.config import DasdError, DomainConfig, read_json, resolve
 from dasd_utils.data import with_token
 
 # Prompts of no domain: their mean estimates what all CLIP text vectors have in common.
@@ -43,18 +43,17 @@ def without_tokens(prompt: str, domains: Domains) -> str:
 
 def check_prompts(prompt: str | Sequence[str]) -> list[str]:
     """Return a prompt, or several, as a list; DasdError for none, and for one that is empty or no text."""
-    check_argument("The prompt", prompt, Iterable, "a text or a list of texts")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise DasdError("There is no prompt: give one text or a list of at least one.")
     for place, prompt in enumerate(prompts, start=1):
         where = f"Prompt {place} of {len(prompts)}" if len(prompts) > 1 else "The prompt"
         if not isinstance(prompt, str):
-            raise DasdError(f"{where} is {shortened(prompt)}, not a text.")
+            raise DasdError(f"{where} is {prompt!r:.200}, not a text.")
         if not prompt.strip():
             raise DasdError(f"{where} is empty: write what the picture should show.")
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # of an argument that is no UTF-8
-            raise DasdError(f"{where} is {shortened(prompt)}, which is no Unicode text: write it in UTF-8.")
+            raise DasdError(f"{where} is {prompt!r:.200}, which is no Unicode text: write it in UTF-8.")
     return prompts
 
 

@@ -11,7 +11,6 @@ import functools
 import importlib
 import json
 import logging
-import os
 import re
 import typing
 from collections.abc import Iterable, Iterator
@@ -23,15 +22,14 @@ from typing import Annotated, Any, Literal
 
 import pydantic.dataclasses
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
-from pydantic_core import ArgsKwargs, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from dasd_utils import profiles
 
 DASD = "dasd"  # the method that is this project's own
-REPOSITORY = Path(__file__).resolve().parents[1]
-# Relative paths of a config start here: at the repository; where the package is installed without it, at the
-# present folder.
-ROOT = REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()
+_ABOVE = Path(__file__).resolve().parents[1]
+# relative paths of a config start at the repository, of a package installed without it at the present folder
+ROOT = _ABOVE if (_ABOVE / "pyproject.toml").is_file() else Path.cwd()
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 log = logging.getLogger(__name__)
 Kind = typing.TypeVar("Kind")
@@ -72,11 +70,9 @@ Label = Annotated[Text, BeforeValidator(str)]
 Place = Annotated[Text, _matches(r"(?s).*\S.*", "name a folder or a hub id")]
 WORD, RULE = r"(?=[-_]*[^\W_])[\w-]", "at most 64 letters, digits, '-' or '_'"
 RESERVED = "none|null|default|base|auto|all|con|prn|aux|nul"  # commands, files or Windows read them otherwise
-NOT_RESERVED = ", ".join(RESERVED.split("|"))
-Name = Annotated[
-    Text,
-    _matches(f"(?i)(?!(?:{RESERVED})$){WORD}{{1,64}}", f"be {RULE}, not {NOT_RESERVED}: it names files"),
-]
+Name = Annotated[Text, _matches(
+    f"(?i)(?!(?:{RESERVED})$){WORD}{{1,64}}", f"be {RULE}, not {RESERVED.replace('|', ', ')}: it names files",
+)]  # fmt: skip
 Token = Annotated[Text, _matches(
     f"(?i)<(?!pytorch_lora_weights>){WORD}{{1,62}}>",
     f"be {RULE} with angle brackets around them, like '<satellite>', and no name of the LoRA's file",
@@ -88,7 +84,6 @@ Tracking = Annotated[
 Layer = Annotated[Text, _matches(r"mid|(down|up)\.\d+", "name a block of the UNet: mid, down.0, up.1, ...")]
 Scheduler = Literal["ddim", "ddpm", "dpm++", "unipc", "pndm", "euler"]
 Guidance = Literal["cfg", "domain", "decoupled", "unconditional"]
-SCHEDULERS = typing.get_args(Scheduler)
 GUIDANCE = typing.get_args(Guidance)
 
 
@@ -101,12 +96,11 @@ def section(kind: type[Kind]) -> type[Kind]:
     rules = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
     made = pydantic.dataclasses.dataclass(frozen=True, config=rules)(kind)
     construct = made.__init__
-    names = [each.name for each in dataclasses.fields(made)]
 
     @functools.wraps(construct)
-    def init(self: Kind, *args: Any, **kwargs: Any) -> None:
+    def init(self: Kind, /, *args: Any, **kwargs: Any) -> None:
         try:
-            construct(self, *args[len(names) :], **dict(zip(names, args, strict=False)), **kwargs)
+            construct(self, *args, **kwargs)
         except pydantic.ValidationError as error:
             raise DasdError(_explain(error, made)) from None
 
@@ -114,43 +108,25 @@ def section(kind: type[Kind]) -> type[Kind]:
     return made
 
 
-def read_object(kind: type[Kind], values: Any, where: str) -> Kind:
-    """Return a JSON object as an instance of a `section`; DasdError, saying where, for what does not fit."""
-    if not isinstance(values, dict):
-        raise DasdError(f"{where} is {shortened(values)}; it must be a JSON object.")
-    try:
-        return kind.__pydantic_validator__.validate_python(ArgsKwargs((), values))
-    except pydantic.ValidationError as error:
-        raise DasdError(_explain(error, kind, where)) from None
-
-
-def _explain(error: pydantic.ValidationError, kind: type, where: str = "") -> str:
+def _explain(error: pydantic.ValidationError, kind: type) -> str:
     """Return what is wrong with one field: an unknown one if there is any, as its name may be misspelled."""
     problems = error.errors(include_url=False)
     problem = min(problems, key=lambda each: each["type"] != "unexpected_keyword_argument")
-    path = [*filter(None, [where]), *problem["loc"]]
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])  # a DasdError
+    path = problem["loc"]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-    outer = place.rpartition(".")[0]
-    match problem["type"]:
-        case "value_error":
-            return str(problem["ctx"]["error"])  # a DasdError
-        case "unexpected_keyword_argument":
-            sections = [part for part in problem["loc"][:-1] if isinstance(part, str)]
-            kind = KINDS[sections[-1]] if sections else kind
-            known = OWNERS if kind is Config else [each.name for each in dataclasses.fields(kind)]
-            homes = OWNERS | ({n: "calibration" for n in vars(Calibration())} if kind is DomainConfig else {})
-            advice = (
-                f"It belongs to {homes[path[-1]]!r}." if homes.get(path[-1]) else nearest(path[-1], known)
-            )
-            return f"Unknown config field {path[-1]!r}{outer and f' in {outer}'}. {advice}"
-        case "missing" if isinstance(path[-1], int):  # of a pair
-            return f"{place.rpartition('[')[0]} has {path[-1]} values; it takes more."
-        case "missing":
-            return f"{outer or 'The config'} lacks the field {path[-1]!r}."
-        case "literal_error":
-            known = re.findall("'(.+?)'", problem["ctx"]["expected"])
-            return f"{place} is {problem['input']!r}. {nearest(problem['input'], known)}"
-    return f"{place} is {shortened(problem['input'])}; {problem['msg'].replace('Input should', 'it must')}."
+    if problem["type"] == "missing":
+        return f"{place} is missing."
+    if problem["type"] != "unexpected_keyword_argument":
+        rule = problem["msg"].replace("Input should", "it must")
+        return f"{place} is {problem['input']!r:.200}; {rule}."
+    outer = [part for part in path[:-1] if isinstance(part, str)]
+    kind = KINDS[outer[-1]] if outer else kind
+    if kind in SECTIONS.values() and OWNERS.get(path[-1]):
+        return f"Unknown config field {place!r}. It belongs to {OWNERS[path[-1]]!r}."
+    known = OWNERS if kind is Config else [each.name for each in dataclasses.fields(kind)]
+    return f"Unknown config field {place!r}. {nearest(path[-1], known)}"
 
 
 def check_choice(what: str, value: Any, known: Iterable[str]) -> None:
@@ -344,23 +320,17 @@ class Config:
             check_promptless(self, "A text-free UNet")
         module = method_module(self.method)
         if self.method_settings and not hasattr(module, "Settings"):
-            raise DasdError(
-                f"The method {self.method} has no method_settings: its settings are the sections."
-            )
+            raise DasdError(f"The method {self.method} has no method_settings: its settings are sections.")
         if module is not None:
             module.check(self)
 
     @classmethod
-    def setup(cls, profile: str = "auto", **changes: Any) -> Config:
+    def setup(cls, /, profile: str = "auto", **changes: Any) -> Config:
         """Return the config of a profile, with fields of any section changed by name.
 
         "auto" is fitted to the machine, as far as the changes allow. A `method` brings its own defaults,
         which the other changes then alter. Raises DasdError for an unknown profile, method or field.
         """
-        return cls._of_profile(profile, changes)
-
-    @classmethod
-    def _of_profile(cls, profile: str, changes: dict[str, Any]) -> Config:
         given = dict(changes)
         for name in SECTIONS:
             given |= changes[name] if isinstance(changes.get(name), dict) else {}
@@ -372,18 +342,15 @@ class Config:
         check_choice("profile", profile, ("auto", *profiles.PROFILES))
         defaults = defaults | method_changes(given.get("method", DASD), profile)
         start = _merged(vars(cls(**profiles.PROFILES[profile])), defaults)
-        return read_object(cls, _merged(start, changes | {"profile": profile}), "")
+        return cls(**_merged(start, changes | {"profile": profile}))
 
     def replace(self, **changes: Any) -> Config:
         """Return a copy with fields changed; a field of a section is found by its name alone."""
-        return read_object(Config, _merged(vars(self), changes), "")
+        return Config(**_merged(vars(self), changes))
 
     def domain(self, name: str) -> DomainConfig:
         """Return the domain (the source too) of that name, or raise DasdError naming the nearest."""
         known = {d.name: d for d in (self.source, *self.domains)}
-        if re.fullmatch(RESERVED, str(name), re.IGNORECASE):
-            raise DasdError(f"{name!r} is no domain: leave it out for the base model or the prompt's token; "
-                            "--auto-domain (auto_domain=True) finds one.")  # fmt: skip
         check_choice("domain", name, known)
         return known[name]
 
@@ -396,14 +363,10 @@ class Config:
         """Read what `to_dict` wrote, or the part of it that differs from the named profile."""
         if not isinstance(values, dict):
             raise DasdError(f"A config is a JSON object of sections, not {type(values).__name__}.")
-        for name, section in ((name, OWNERS.get(name)) for name in values):
-            if section:
-                raise DasdError(f"The config field {name!r} belongs to {section!r}, a section of its own.")
-        return cls._of_profile(values.get("profile", "auto"), values)
+        return cls.setup(**values)
 
     def save(self, path: str | Path) -> Path:
         """Write JSON, complete or not at all, and return the path."""
-        check_path(path)
         path = Path(path)
         part = path.with_name(f".{path.name}.part")
         try:
@@ -474,59 +437,32 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "validation_fraction and test_fraction leave nothing to train on: lower one of them."
     if training.text_free and not training.whole_unet:
         yield "text_free is true, but a LoRA leaves the text in: set whole_unet to true."
-    for name in ("prior_loss_weight", "lambda_align") if training.source_batch_size < 1 else ():
-        if getattr(alignment if name == "lambda_align" else training, name) > 0:
-            yield (f"source_batch_size is 0, but {name} > 0 needs source samples: set source_batch_size to 1 "
-                   f"or more, or {name} to 0.")  # fmt: skip
+    if max(alignment.lambda_align, training.prior_loss_weight) > 0 and training.source_batch_size < 1:
+        yield "lambda_align and prior_loss_weight need samples: raise source_batch_size, or set both to 0."
     if alignment.lambda_align == 0:
         return
     if alignment.pairs and (alignment.unbiased or alignment.queue_size):
-        yield ("pairs compares single samples, which has no unbiased estimate and no use for a queue: set "
-               "unbiased to false and queue_size to 0, or pairs to false.")  # fmt: skip
+        yield "pairs has no unbiased estimate and no queue: set unbiased to false and queue_size to 0."
     if alignment.match_timesteps and (alignment.pairs or alignment.kernel == "linear"):
         yield "match_timesteps needs a Gaussian kernel of sets: set kernel to 'multi' and pairs to false."
     if training.source_every > 1 and alignment.queue_size < 2:
-        yield (f"source_every is {training.source_every}: without a source in the batch the MMD needs the "
-               "queue. Set queue_size to 2 or more, or source_every to 1.")  # fmt: skip
+        yield "source_every above 1 needs the MMD's queue: set queue_size to 2 or more, or source_every to 1."
     smallest = min(training.target_batch_size // len(config.domains), training.source_batch_size)
     if alignment.unbiased and max(smallest, alignment.queue_size) < 2:
-        yield (f"The unbiased MMD needs two samples of each domain, and the batch has {smallest}: enlarge "
-               "target_batch_size or source_batch_size, or set queue_size to 2 or more.")  # fmt: skip
-
-
-def check_argument(name: str, value: Any, kind: type, wanted: str) -> None:
-    """Raise DasdError where what a published function was given is of another type."""
-    if not isinstance(value, kind):
-        raise DasdError(f"{name} is {shortened(value)}; it must be {wanted}.")
-
-
-def check_config(config: Any) -> None:
-    """Raise DasdError for what is no Config."""
-    check_argument("config", config, Config, "a Config, of Config.setup or Config.load")
-
-
-def shortened(value: Any, limit: int = 200) -> str:
-    """Return how a value is written in a message, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+        yield "The unbiased MMD needs two samples of each domain: enlarge the batch sizes, or queue_size."
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """Return the value in a JSON file of any Unicode encoding, the only reader of them.
+    """Return the value in a JSON file of any Unicode encoding.
 
     Raises DasdError where the file cannot be read, is no JSON, or has a key twice in one object.
     """
-    check_path(path)
     try:
         return json.loads(Path(path).read_bytes(), object_pairs_hook=unique_keys)
     except OSError as error:
         raise DasdError(f"{what} cannot be read from {path}: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
-        what = f"{what} {path} is no JSON: {str(error).rstrip('.')}."
-        advice = " Save it as UTF-8." if isinstance(error, UnicodeError) else ""
-        if isinstance(error, json.JSONDecodeError):
-            advice = " JSON has double quotes, no comments, and no comma behind the last entry."
-        raise DasdError(what + advice) from None
+        raise DasdError(f"{what} {path} is no JSON: {str(error).rstrip('.')}.") from None
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -553,16 +489,12 @@ def paper(name: str) -> ModuleType:
 
 
 def known_methods() -> dict[str, str]:
-    """Return the methods beside DASD, name -> module of `papers`: each file, or `objective` of a folder, that
-    defines `make_objective`."""
+    """Return the methods beside DASD, name -> module of `papers`: those that define `make_objective`."""
     folder = Path(__file__).parent / "papers"
-    files = {path.stem: path for path in folder.glob("*.py")}
-    files |= {path.parent.name: path for path in folder.glob("*/objective.py")}
-    return {
-        name: ".".join(path.relative_to(folder).with_suffix("").parts)
-        for name, path in sorted(files.items())
-        if "\ndef make_objective(" in path.read_text("utf8")
-    }
+    paths = sorted([*folder.glob("*.py"), *folder.glob("*/objective.py")])
+    found = [path for path in paths if "\ndef make_objective(" in path.read_text("utf8")]
+    parts = [path.relative_to(folder).with_suffix("").parts for path in found]
+    return {names[0]: ".".join(names) for names in parts}
 
 
 def method_module(name: Any) -> ModuleType | None:
@@ -580,28 +512,18 @@ def method_changes(name: str, profile: str | None = None) -> dict[str, Any]:
     return {} if module is None else {**module.CHANGES, **module.BY_PROFILE.get(profile, {})}
 
 
-def check_path(path: str | Path) -> None:
-    """Raise DasdError for what is no path, or an empty one."""
-    check_argument("A path", path, os.PathLike | str, "a text or a pathlib.Path")
-    if not str(path).strip():
-        raise DasdError("A path is empty: name a file or a folder.")
-
-
 def resolve(path: str | Path) -> Path:
     """Return an absolute path; a relative one starts at ROOT, whatever the present folder is.
 
-    Raises DasdError for a path that no file can have: empty, too long, a loop of links, the home of nobody.
+    Raises DasdError for a path that no file can have: too long, a loop of links, the home of nobody.
     """
-    check_path(path)
     try:
         found = ROOT / Path(path).expanduser()
         found.exists()
         return found.resolve()
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-        raise DasdError(
-            f"The path {shortened(str(path))} cannot be used: {reason}. Name another one."
-        ) from None
+        raise DasdError(f"The path {str(path)!r:.200} cannot be used: {reason}.") from None
 
 
 def address() -> str:
@@ -609,22 +531,11 @@ def address() -> str:
     return dict(line.split(", ", 1) for line in metadata("dasd-utils").get_all("Project-URL"))["Repository"]
 
 
-def missing_part(what: str) -> str:
-    """Return what to say of a part of the repository that is not there, as where a wheel is installed."""
-    return (
-        f"{what} is part of the repository and not of the installed package: git clone {address()}, and "
-        "start in its folder."
-    )
-
-
 def check_no_hub_id(name: str) -> None:
     """Raise DasdError for a missing name in data/: it is a folder of the repository, no owner on the hub."""
     if Path(name).parts[:1] == ("data",):
-        ours = name in (ModelConfig.base, ModelConfig.clip)
-        advice = missing_part(name) if ours else "Name a folder that is there, or a hub id."
-        raise DasdError(
-            f"There is no folder {resolve(name)}, and data/ is never looked for on the hub. {advice}"
-        )
+        raise DasdError(f"{resolve(name)} is not there, and data/ is never looked for on the hub. What the "
+                        f"repository has comes by `git clone {address()}`.")  # fmt: skip
 
 
 def portable(path: Path) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import PreTrainedTokenizerBase
 
-from dasd_utils.config import Config, DasdError, check_argument, check_config, paper
+from dasd_utils.config import Config, DasdError, paper
 from dasd_utils.data import DomainData, audit, load_domain
 from dasd_utils.runtime import processes
 from dasd_utils.runtime.latent_cache import cached_latents, vae_fingerprint
@@ -37,8 +37,6 @@ def create_datasets(
 
     With `source_images` "generated" the base draws those of the source (papers/prior_images).
     """
-    check_config(config)
-    check_argument("tokenizer", tokenizer, Callable, "that of what setup_training returned")
     real = config.data.source_images == "real"
     source = load_domain(config.source, config) if real else paper("prior_images").source_images(config)
     targets = {domain.name: load_domain(domain, config) for domain in config.domains}

@@ -320,8 +320,8 @@ def encode_prompts(parts: Parts, prompts: list[str]) -> Tensor:
         wanted = tokenizer(prompt, verbose=False).input_ids
         if len(wanted) > limit:
             lost = tokenizer.decode(wanted[limit - 1 : -1])
-            log.warning("A prompt of %d tokens is cut to %d. Lost: %s of %s", len(wanted), limit,
-                        cfg.shortened(lost), cfg.shortened(prompt))  # fmt: skip
+            message = "A prompt of %d tokens is cut to %d. Lost: %.200r of %.200r"
+            log.warning(message, len(wanted), limit, lost, prompt)
     return parts.text_encoder(ids.to(parts.text_encoder.device)).last_hidden_state
 
 

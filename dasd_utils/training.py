@@ -30,7 +30,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from dasd_utils import adapters, latents, losses, models
-from dasd_utils.config import Config, DasdError, TrainingConfig, check_argument, check_config, paper, resolve
+from dasd_utils.config import Config, DasdError, TrainingConfig, paper, resolve
 from dasd_utils.runtime import checkpoints, files, processes, tracking
 
 HISTORY = "history.jsonl"  # one row a step: what a second run repeats
@@ -95,7 +95,6 @@ def setup_training(config: Config) -> models.Parts:
     With `whole_unet` every weight of the UNet learns in the place of a LoRA, in fp32.
     Raises DasdError if the base is missing, already has a token, or lacks the block to align at.
     """
-    check_config(config)
     torch.manual_seed(config.seed)
     whole_unet = config.training.whole_unet
     parts = models.load_parts(config, unet_dtype=None if whole_unet else processes.frozen_dtype(config))
@@ -133,9 +132,6 @@ def train(
     Raises DasdError before any work for a folder or a checkpoint that does not fit, and after MAX_SKIPPED
     steps in a row whose loss or gradient is not finite.
     """
-    check_config(config)
-    check_argument("parts", parts, models.Parts, "what setup_training returned")
-    check_argument("sampler", sampler, latents.Sampler, "the third that create_datasets returned")
     attached = Callbacks(**callbacks)
     missing = [d.token for d in config.domains if d.token and d.token not in parts.token_ids]
     if missing:
@@ -176,8 +172,6 @@ def save_training_results(config: Config, parts: models.Parts, losses: Sequence[
 
     `manifest.json`, with the SHA-256 of each, comes last: a run folder that has it is complete.
     """
-    check_config(config)
-    check_argument("parts", parts, models.Parts, "what setup_training returned")
     folder = checkpoints.writable(config.output_dir)
     with checkpoints.lock_run(config):
         if processes.is_main():

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import nbformat
 
-from dasd_utils.config import ROOT, DasdError, known_methods, missing_part, portable
+from dasd_utils.config import ROOT, DasdError, address, known_methods, portable
 from dasd_utils.runtime import files
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -56,7 +56,7 @@ def find_notebooks(only: list[str] | None = None, folder: Path = NOTEBOOKS) -> l
     """
     every = [*sorted(folder.glob("[0-9]*.ipynb")), *sorted(folder.glob("solutions.ipynb"))]
     if not every:
-        raise DasdError(missing_part(f"{folder} holds no notebook. The course"))
+        raise DasdError(f"{folder} holds no notebook. The course comes by `git clone {address()}`.")
     for entry in only or []:
         if not any(path.stem.startswith(entry) for path in every):
             names = ", ".join(path.stem for path in every)

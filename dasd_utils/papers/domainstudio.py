@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dasd_utils import classifier, losses, models, sampling
-from dasd_utils.config import Config, Count, DasdError, Weight, read_object, section
+from dasd_utils.config import Config, Count, DasdError, Weight, section
 from dasd_utils.latents import Batch
 from dasd_utils.losses import whole_unet
 from dasd_utils.runtime import processes
@@ -109,7 +109,7 @@ LADDER: dict[str, dict[str, Any]] = {
 
 def settings(config: Config) -> Settings:
     """Return the config's `method_settings` over the defaults."""
-    return read_object(Settings, config.method_settings, "method_settings")
+    return Settings(**config.method_settings)
 
 
 def check(config: Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import typing
 
 import pytest
 from conftest import refused
@@ -22,6 +23,9 @@ def test_field_of_any_section_is_changed_by_name():
     assert (config.training.max_train_steps, config.lora.rank, config.seed) == (7, 4, 3)
     given = {"rank": 2, "dropout": 0.5}
     assert Config.setup("tiny", lora=given, alpha=8).lora == cfg.LoraSettings(2, 8.0, 0.5)
+    assert Config.from_dict({"profile": "tiny", "lora": given, "alpha": 8}).lora == cfg.LoraSettings(
+        2, 8.0, 0.5
+    )
 
 
 @pytest.mark.parametrize("profile", ["tiny", "sd15"])
@@ -41,14 +45,8 @@ def test_published_settings_are_the_published_ones():
     assert config.source.calibration.scheduler == "ddpm"
 
 
-def test_file_holds_only_what_differs(tmp_path):
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps({"profile": "tiny", "training": {"max_train_steps": 5}}))
-    assert Config.load(path) == Config.setup("tiny", max_train_steps=5)
-
-
 def test_schedulers_are_those_there_are():
-    assert set(cfg.SCHEDULERS) == set(sampling.SCHEDULERS)
+    assert {*typing.get_args(cfg.Scheduler)} == {*sampling.SCHEDULERS}
 
 
 def test_no_settings_exist_that_break_a_bound():
@@ -87,26 +85,27 @@ CONFIGS = {
     "list for a section": ({"lora": [8]}, "lora is [8]; it must be a dictionary"),
     "text for a list": (thing(descriptions="a thing"), "domains[0].descriptions"),
     "number for a sentence": (thing(label_captions={"a": 1}), "label_captions.a"),
+    "half a pair": (thing(window=[1]), "domains[0].window[1] is missing"),
+    "pair the wrong way": (thing(window=[2, 1]), "the smaller one first"),
     "unknown field": ({"training": {"learning_rte": 1.0}}, "Did you mean 'learning_rate'?"),
     "unknown section": ({"trianing": {}}, "Did you mean 'training'?"),
+    "another section's": ({"lora": {"learning_rate": 3}}, "'lora.learning_rate'. It belongs to 'training'"),
     "list for the profile": ({"profile": ["tiny"]}, "There is no profile ['tiny']"),
     "large seed": ({"seed": 2**64}, "seed is 18446744073709551616"),
     "nothing to learn": ({"lora": {"rank": 0}} | thing(token=None), "nothing would learn"),
-    "pairs, unbiased": ({"alignment": PAIRS | {"unbiased": True}}, "no unbiased estimate"),
-    "pairs with a queue": ({"alignment": PAIRS | {"queue_size": 8}}, "queue_size to 0"),
-    "times of pairs": ({"alignment": PAIRS | {"match_timesteps": True}}, "kernel of sets"),
-    "times, linear": ({"alignment": {"match_timesteps": True, "kernel": "linear"}}, "a Gaussian kernel"),
+    "pairs, unbiased": (PAIRS | {"unbiased": True}, "no unbiased estimate"),
+    "pairs with a queue": (PAIRS | {"queue_size": 8}, "queue_size to 0"),
+    "times of pairs": (PAIRS | {"match_timesteps": True}, "kernel of sets"),
+    "times, linear": ({"match_timesteps": True, "kernel": "linear"}, "a Gaussian kernel"),
     "layer": ({"alignment": {"layer": "middle"}}, "must name a block"),
-    "features": ({"alignment": {"source_features": "frosen"}}, "Did you mean 'frozen'?"),
+    "features": ({"source_features": "frosen"}, "is 'frosen'; it must be 'adapted' or 'frozen'"),
     "prior without source": (
-        {"training": {"prior_loss_weight": 1, "source_batch_size": 0}, "alignment": {"lambda_align": 0}},
-        "prior_loss_weight > 0 needs source samples",
+        {"prior_loss_weight": 1, "source_batch_size": 0, "lambda_align": 0}, "prior_loss_weight need samples"
     ),
+    "no source samples": ({"training": {"source_batch_size": 0}}, "lambda_align and prior_loss_weight need"),
     "fractions": ({"data": {"validation_fraction": 0.5, "test_fraction": 0.5}}, "nothing to train on"),
-    "guidance": (thing(calibration={"guidance_scale": -1}), "domains[0].calibration.guidance_scale is -1"),
     "scale of the domain": (thing(calibration={"domain_scale": -1}), "domains[0].calibration.domain_scale"),
-    "kind of guidance": (thing(calibration={"guidance": "cgf"}), "Did you mean 'cfg'?"),
-    "scheduler": ({"evaluation": {"scheduler": "dim"}}, "Did you mean 'ddim'?"),
+    "kind of guidance": (thing(calibration={"guidance": "cgf"}), "it must be 'cfg', 'domain',"),
     "name with a path": (thing(name="../thing"), "'../thing'; it must be at most 64 letters"),
     "name of dots": (thing(name=".."), "domains[0].name is '..'"),
     "no name": (thing(name=""), "domains[0].name is ''"),
@@ -117,25 +116,18 @@ CONFIGS = {
     "token of the LoRA's file": (thing(token="<pytorch_lora_weights>"), "no name of the LoRA's file"),
     "token of the source": ({"source": {"name": "a", "data": "x", "token": "<a>"}}, "source domain a has"),
     "nameless data": (thing(data=" "), "domains[0].data is ' '"),
-    "kernel": ({"alignment": {"kernel": "gausian"}}, "Did you mean 'gaussian'?"),
-    "attention": ({"model": {"attention": "flash"}}, "Known: fused, plain"),
     "tracking": ({"training": {"tracking": "tensorboard,wandbe"}}, "names with commas of aim|"),
-    "small batch": (
-        {"training": {"target_batch_size": 2}, "alignment": {"queue_size": 0}}, "two samples of each domain"
-    ),
-    "rare source": ({"training": {"source_every": 3}, "alignment": {"queue_size": 1}}, "source_every is 3"),
-    "no source samples": ({"training": {"source_batch_size": 0}}, "lambda_align > 0 needs source samples"),
+    "small batch": ({"target_batch_size": 2, "queue_size": 0}, "two samples of each domain"),
+    "rare source": ({"source_every": 3, "queue_size": 1}, "source_every above 1 needs"),
     "no domain": ({"domains": []}, "no target domain"),
     "name twice": ({"domains": thing()["domains"] * 2}, "one name"),
     "token twice": ({"domains": SAME_TOKEN}, "one token"),
     "bare token": (thing(token="thing"), "angle brackets"),
     "token without a start": (thing(initial_word=""), "lacks initial_word"),
-    "slip in a domain": (thing(tokn="<a>"), "'tokn' in domains[0]. Did you mean 'token'?"),
-    "domain without data": ({"domains": [{"name": "a"}]}, "domains[0] lacks the field 'data'"),
+    "slip in a domain": (thing(tokn="<a>"), "'domains[0].tokn'. Did you mean 'token'?"),
+    "domain without data": ({"domains": [{"name": "a"}]}, "domains[0].data is missing"),
     "captions twice": (thing(caption_file="a.jsonl", caption_column="text"), "leave one"),
 }  # fmt: skip
-
-
 ABOVE_0 = ["resolution", "max_train_steps", "target_batch_size", "source_every", "num_bootstrap", "alpha",
            "num_inference_steps", "min_snr_gamma", "learning_rate", "token_learning_rate"]  # fmt: skip
 NOT_BELOW_0 = ["seed", "rank", "source_batch_size", "queue_size", "lr_warmup_steps", "num_heldout",
@@ -162,13 +154,6 @@ def test_a_bad_config_is_refused(name):
     values, words = CONFIGS[name]
     with refused(words):
         Config.from_dict({"profile": "tiny"} | values)
-
-
-def test_a_slip_in_a_change_is_named():
-    with refused("Did you mean 'max_train_steps'?"):
-        Config.setup("tiny", max_trian_steps=5)
-    with refused("max_train_steps is 'many'; it must be a valid integer"):
-        Config.setup("tiny", max_train_steps="many")
 
 
 @pytest.mark.parametrize(
@@ -204,8 +189,9 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_holds_no_config_is_refused(name, tmp_path):
     (tmp_path / "mine.json").write_bytes(FILES[name])
-    with refused("config"):
-        Config.load(tmp_path / "mine.json")
+    for path in (tmp_path / "mine.json", tmp_path, tmp_path / "none.json", tmp_path / ("x" * 300)):
+        with refused("config"):
+            Config.load(path)
 
 
 @pytest.mark.parametrize("encoding", ["utf8", "utf-8-sig", "utf-16"])
@@ -219,21 +205,6 @@ def test_a_domain_is_not_named_as_something_else(name):
     with refused(f"domains[0].name is {name!r}", "not none,"):
         Config.setup("tiny", **thing(name=name))
     Config.setup("tiny", **thing(name=f"{name}-2"))
-
-
-def test_a_field_outside_its_section_is_told_where_it_belongs():
-    with refused("'max_train_steps' belongs to 'training'"):
-        Config.from_dict({"profile": "tiny", "max_train_steps": 3})
-    with refused("'learning_rate' in lora. It belongs to 'training'"):
-        Config.from_dict({"profile": "tiny", "lora": {"learning_rate": 3}})
-    with refused("'guidance_scale' in domains[0]. It belongs to 'calibration'"):
-        Config.from_dict({"profile": "tiny"} | thing(guidance_scale=3))
-
-
-def test_a_config_that_is_a_folder_or_cannot_be_is_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "none.json", tmp_path / ("x" * 300)):
-        with refused("cannot be read"):
-            Config.load(path)
 
 
 odd_values = st.one_of(
@@ -282,18 +253,3 @@ def test_no_config_leads_to_anything_but_a_config_or_a_dasd_error(drawn):
         return
     text = json.dumps(config.to_dict(), allow_nan=False)
     assert Config.from_dict(json.loads(text)) == config
-
-
-@pytest.mark.parametrize(
-    ("content", "advice"),
-    [
-        (b'{"profile": "tiny", // a comment\n"seed": 1}', "no comments"),
-        (b'{"profile": "tiny",}', "no comma behind"),
-        ('{"profile": "é"}'.encode("cp1252"), "Save it as UTF-8"),
-        (b'{"domains": [{"name": "a", "data": "b", "window": [1]}]}', r"domains\[0\].window has 1 values"),
-    ],
-)
-def test_a_file_of_almost_json_says_what_to_change(content, advice, tmp_path):
-    (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(DasdError, match=advice):
-        Config.load(tmp_path / "config.json")

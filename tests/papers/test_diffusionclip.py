@@ -231,7 +231,7 @@ def test_a_stopped_training_goes_on_as_if_nobody_had_stopped_it(config, tmp_path
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"method_settings": SHORT | {"form": "other"}}, "method_settings.form is"),
+        ({"method_settings": SHORT | {"form": "other"}}, "form is 'other'"),
         ({"method_settings": SHORT | {"return_step": 0}}, "return_step"),
         ({"method_settings": SHORT | {"forward_steps": 301}}, "fewer than forward_steps"),
         ({"method_settings": SHORT | {"l1_weight": -1.0}}, "l1_weight"),

@@ -285,8 +285,8 @@ def test_batches_under_three_are_refused_with_the_reason(config):
 
 SETTINGS = [
     ({"image_wieght": 1.0}, "Did you mean 'image_weight'"),
-    ({"space": "pixel"}, "Did you mean 'pixels'"),
-    ({"similarity": "dot"}, "method_settings.similarity is"),
+    ({"space": "pixel"}, "must be 'pixels' or"),
+    ({"similarity": "dot"}, "similarity is 'dot'"),
     ({"detail_weight": -1.0}, "detail_weight is -1.0; it must be greater than or equal to 0"),
     ({"detail_weight": "much"}, "it must be a valid number"),
     ({"image_weight": float("nan")}, "finite"),

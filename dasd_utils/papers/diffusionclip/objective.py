@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dasd_utils import config as cfg
 from dasd_utils import metrics, models
-from dasd_utils.config import Config, DasdError, check_promptless, read_object, section
+from dasd_utils.config import Config, DasdError, check_promptless, section
 from dasd_utils.runtime import files
 from dasd_utils.sampling import clean_latents, decode
 
@@ -70,7 +70,7 @@ class Settings:
 
 def settings(config: Config) -> Settings:
     """Return the config's `method_settings` over the defaults."""
-    return read_object(Settings, config.method_settings, "method_settings")
+    return Settings(**config.method_settings)
 
 
 def check(config: Config) -> None:
