@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dasd_utils import config as cfg
@@ -77,12 +76,14 @@ def adapter_state(parts: models.Parts) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in _trained(parts).items()}
 
 
+@torch.no_grad()
 def load_adapter_state(parts: models.Parts, state: dict[str, Tensor]) -> None:
     """Copy what `adapter_state` returned into parts with the same LoRA and tokens, else DasdError."""
     trained = _trained(parts)
     if _shapes(trained) != _shapes(state):
         raise cfg.DasdError("This adapter state is of another LoRA or of other tokens than the model has.")
-    _copy(state, trained)
+    for name, parameter in trained.items():
+        parameter.copy_(state[name])
 
 
 def _trained(parts: models.Parts) -> dict[str, Tensor]:
@@ -96,22 +97,14 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
-@torch.no_grad()
-def _copy(values: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])
-
-
 def save_adapter(parts: models.Parts, folder: str | Path) -> None:
     """Write the LoRA, one file per token, and adapter.json; an adapter already there is replaced.
 
     Plain diffusers reads them with `load_lora_weights(folder)` and `load_textual_inversion(file)`. A complete
     UNet is in `unet/`, for `UNet2DConditionModel.from_pretrained(folder, subfolder="unet")`.
-    Raises DasdError if there is nothing to save, or the folder is not an adapter's or not writable.
+    Raises DasdError if the folder is not an adapter's or not writable.
     """
     folder = Path(folder)
-    if not _trained(parts):
-        raise cfg.DasdError("There is no adapter to save: these parts have neither LoRA nor tokens.")
     check_place(folder)
     try:
         with files.atomic_folder(folder, "The adapter") as new:
@@ -131,18 +124,16 @@ def _write(parts: models.Parts, folder: Path) -> None:
     lora = getattr(parts.unet, "peft_config", {}).get("default")
     settings = None
     if lora is not None:
-        state = {name: value.cpu() for name, value in get_peft_model_state_dict(parts.unet).items()}
-        # without this metadata alpha would be read as the rank
-        StableDiffusionPipeline.save_lora_weights(
-            folder, unet_lora_layers=state, unet_lora_adapter_metadata=lora.to_dict()
-        )
-        _order_metadata(folder / LORA_FILE)
+        state = {f"unet.{name}": p.cpu() for name, p in get_peft_model_state_dict(parts.unet).items()}
+        # without it alpha would be read as the rank; one key: safetensors writes several in any order
+        metadata = json.dumps({f"unet.{name}": value for name, value in lora.to_dict().items()})
+        save_file(state, folder / LORA_FILE, {"lora_adapter_metadata": metadata})
         names = {pattern: name for name, pattern in models.TARGETS.items()}
-        settings = {"rank": lora.r, "alpha": lora.lora_alpha, "dropout": lora.lora_dropout}
-        settings["convolutions"] = names[lora.target_modules]
+        settings = {"rank": lora.r, "alpha": lora.lora_alpha, "dropout": lora.lora_dropout,
+                    "convolutions": names[lora.target_modules]}  # fmt: skip
     if parts.base_weights:
         parts.unet.save_pretrained(folder / UNET)
-        path = folder / UNET / "config.json"
+        path = folder / UNET_FILES[0]
         values = json.loads(path.read_text(encoding="utf8"))
         values.pop("_name_or_path", None)  # where the base was on this machine
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf8")
@@ -164,17 +155,6 @@ def _token_file(token: str) -> str:
     return f"{token.strip('<>')}.safetensors"
 
 
-def _order_metadata(path: Path) -> None:
-    """Sort the metadata of a safetensors file: it is written in an order that no second run repeats."""
-    content = path.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the tensors stay aligned
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])
-
-
 def load_adapter(parts: models.Parts, folder: str | Path) -> None:
     """Add the LoRA and the tokens that `save_adapter` wrote to fresh parts of the same base.
 
@@ -193,15 +173,10 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
     for token, file in summary["tokens"].items():
         found = read_tensors(folder / file)
         if _shapes(found) != {token: (width,)}:
-            raise cfg.DasdError(
-                f"{folder / file} holds no row of {token}, {width} wide. Save the adapter again."
-            )
+            raise cfg.DasdError(f"{folder / file} holds no row of {token}, {width} wide. Save it again.")
         rows.append(found[token])
     state = None if summary["lora"] is None else read_tensors(folder / LORA_FILE)
-    weights = dict(parts.unet.named_parameters())
     unet = read_tensors(folder / UNET_FILES[1]) if summary.get("unet") else None
-    if unet is not None and _shapes(unet) != _shapes(weights):
-        raise cfg.DasdError(f"{folder / UNET_FILES[1]} does not fit the UNet of {parts.config.model.base!r}.")
     if state is not None:
         models.add_lora(parts.unet, cfg.LoraSettings(**summary["lora"]))
         state = {name.removeprefix("unet."): value for name, value in state.items()}
@@ -210,7 +185,7 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
         set_peft_model_state_dict(parts.unet, state)
     if unet is not None:
         models.unfreeze_unet(parts)
-        _copy(unet, weights)
+        parts.unet.load_state_dict(unet)
     if rows:
         models.attach_tokens(parts, list(summary["tokens"]), torch.stack(rows))
 
@@ -233,35 +208,18 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
             raise cfg.DasdError(f"{path} is damaged: {token} is in {_token_file(token)}, not in {file!r}.")
     needed = [*summary.tokens.values(), *([LORA_FILE] if summary.lora else [])]
     needed += UNET_FILES if summary.unet else ()
-    missing = [name for name in needed if not (path.parent / name).is_file()]
-    if missing:
-        raise cfg.DasdError(f"The adapter in {folder} lacks {', '.join(missing)}.")
-    _check_hashes(path.parent.resolve())
+    for name in needed:
+        if not (path.parent / name).is_file():
+            raise cfg.DasdError(f"The adapter in {folder} lacks {name}.")
+    folder = path.parent.resolve()
+    if (folder.parent / checkpoints.MANIFEST).is_file():
+        checkpoints.verify_manifest(folder.parent, f"{folder.name}/")
     return values
-
-
-def _check_hashes(folder: Path) -> None:
-    """Raise DasdError for a file of an adapter that is another than the manifest of its run says."""
-    manifest = folder.parent / checkpoints.MANIFEST
-    if not manifest.is_file():
-        return
-    named = files.read_object(manifest, "The manifest").get("files")
-    if not isinstance(named, dict) or not named:
-        raise cfg.DasdError(f"{manifest} names no files. Copy the run anew, or train it again.")
-    for name, expected in named.items():
-        file = folder.parent / name
-        ours = name.startswith(f"{folder.name}/")
-        if ours and not (file.is_file() and checkpoints.describe_file(file) == expected):
-            raise cfg.DasdError(f"{file} is not what training wrote: its SHA-256 is not that in {manifest}. "
-                                "Copy the run anew, or train it again.")  # fmt: skip
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of an adapter's file; DasdError for a damaged one and for what is not finite."""
-    try:
-        tensors = load_file(path)
-    except Exception as error:  # safetensors has kinds of its own
-        raise cfg.DasdError(f"{path} cannot be read: {error}. Save the adapter again.") from None
+    tensors = checkpoints.read_tensors(path)
     for name, value in tensors.items():
         if not value.isfinite().all():
             raise cfg.DasdError(f"{path} holds NaN or infinity in {name}: it would draw nothing. Train "

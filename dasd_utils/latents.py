@@ -19,6 +19,7 @@ from dasd_utils.data import DomainData, audit, load_domain
 from dasd_utils.runtime import processes
 from dasd_utils.runtime.latent_cache import cached_latents, vae_fingerprint
 
+TIMESTEPS = 1000  # of the noise schedule of Stable Diffusion 1.x
 VALIDATION_SEED = 0  # not Config.seed: validation losses of runs with other seeds stay comparable
 TARGET, SOURCE, ORDER, HELDOUT = range(4)  # streams of random numbers
 CONCERNS = {  # of an audit
@@ -42,10 +43,9 @@ def create_datasets(
     targets = {domain.name: load_domain(domain, config) for domain in config.domains}
     for member in (source, *targets.values()):
         report = audit(member, tokenizer, config.data.near_duplicate)
-        log.info("%s", ", ".join(f"{name} {value}" for name, value in report.items() if value))
         for name in filter(report.get, CONCERNS):
             log.warning("%s: %d %s", report["domain"], report[name], CONCERNS[name])
-    return source, targets, Sampler(config, source, list(targets.values()), tokenizer)
+    return source, targets, Sampler(config, source, list(targets.values()))
 
 
 @dataclass
@@ -73,15 +73,12 @@ class Batch:
         values = {name: value for name, value in vars(self).items() if name != "sample_ids"}
         part = {name: value[rows[name.split("_")[0]]] for name, value in values.items()}
         places = [*range(targets)[rows["target"]], *range(targets, targets + sources)[rows["source"]]]
-        ids = [self.sample_ids[i] for i in places] if self.sample_ids else []
-        return Batch(**part, sample_ids=ids), places
+        return Batch(**part, sample_ids=[self.sample_ids[i] for i in places if self.sample_ids]), places
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """Return the batch on a device; dtype is for latents and noise, indices stay whole numbers."""
-        moved = {}
-        for name, value in vars(self).items():
-            if isinstance(value, torch.Tensor):
-                moved[name] = value.to(device, dtype if value.is_floating_point() else None)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved = {n: x.to(device, dtype if x.is_floating_point() else None) for n, x in tensors.items()}
         return dataclasses.replace(self, **moved)
 
 
@@ -119,18 +116,10 @@ class Sampler:
     once before any is seen again, in an order that changes with each pass.
     """
 
-    def __init__(
-        self, config: Config, source: DomainData, targets: Sequence[DomainData],
-        tokenizer: PreTrainedTokenizerBase | None = None, num_train_timesteps: int = 1000,
-    ) -> None:  # fmt: skip
+    def __init__(self, config: Config, source: DomainData, targets: Sequence[DomainData]) -> None:
         self.config = config
-        self.num_train_timesteps = num_train_timesteps
         self._members = {"train": [source, *targets]}
         self._latents: dict[str, list[Sequence[np.ndarray]]] = {}  # split -> member -> image
-        known = tokenizer.get_vocab() if tokenizer else {}
-        unknown = [d.config.token for d in targets if d.config.token and d.config.token not in known]
-        if tokenizer and unknown:
-            log.warning("%s not in the tokenizer yet: train after add_domain_tokens", ", ".join(unknown))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -173,13 +162,13 @@ class Sampler:
             sources.append(self._pick(0, turn, counted_generator(seed, SOURCE, step, micro, i)))
         return self._assemble("train", targets, sources)
 
-    def fixed_batch(self, split: str = "validation") -> list[Batch]:
+    def fixed_batch(self) -> list[Batch]:
         """Return `validation_images` held-out samples of each domain as batches that never change.
 
         Captions are the first of each image, none is dropped; timesteps lie evenly over the whole range.
         Empty if the config holds nothing out, or never validates.
         """
-        members = self._split(split)
+        members = self._split("validation")
         if not members:
             return []
         counts = [min(len(member), self.config.training.validation_images) for member in members]
@@ -187,18 +176,17 @@ class Sampler:
         size, sources = self.config.training.target_batch_size, self.config.training.source_batch_size
         batches = []
         for number, start in enumerate(range(0, len(turns), size)):
-            targets = [self._fixed_pick(k, i, counts[k], split) for k, i in turns[start : start + size]]
+            targets = [self._fixed_pick(k, i, counts[k]) for k, i in turns[start : start + size]]
             places = range(number * sources, (number + 1) * sources)
-            companions = [self._fixed_pick(0, i % counts[0], counts[0], split) for i in places]
-            batches.append(self._assemble(split, targets, companions))
+            companions = [self._fixed_pick(0, i % counts[0], counts[0]) for i in places]
+            batches.append(self._assemble("validation", targets, companions))
         return batches
 
     def _split(self, split: str) -> list[DomainData]:
         if split not in self._members:
             training = self.config.training
-            validates = training.validation_every and training.validation_images
-            has_images = split != "validation" or (validates and self.config.data.validation_fraction)
-            members = self._members["train"] if has_images else []
+            is_used = training.validation_every and training.validation_images
+            members = self._members["train"] if is_used and self.config.data.validation_fraction else []
             self._members[split] = [load_domain(m.config, self.config, split) for m in members]
         return self._members[split]
 
@@ -208,20 +196,25 @@ class Sampler:
         index = int(_order(self.config.seed, member, epoch, len(found))[place])
         time, choice, drop = generator.random(3)  # always three, so that no setting changes the noise
         prompt = "" if drop < self.config.training.caption_dropout else found.prompt(index, choice)
-        return _Pick(member, index, prompt, int(time * self.num_train_timesteps), generator)
+        return _Pick(member, index, prompt, int(time * TIMESTEPS), generator)
 
-    def _fixed_pick(self, member: int, index: int, count: int, split: str) -> _Pick:
+    def _fixed_pick(self, member: int, index: int, count: int) -> _Pick:
         place = _order(VALIDATION_SEED, member, 0, count)[index]
-        timestep = int((place + 0.5) / count * self.num_train_timesteps)
+        timestep = int((place + 0.5) / count * TIMESTEPS)
         generator = counted_generator(VALIDATION_SEED, HELDOUT, member, index)
         uses_prompts = self.config.training.caption_dropout < 1  # else no prompt is ever read
-        prompt = self._members[split][member].prompt(index) if uses_prompts else ""
+        prompt = self._members["validation"][member].prompt(index) if uses_prompts else ""
         return _Pick(member, index, prompt, timestep, generator)
 
     def _assemble(self, split: str, targets: list[_Pick], sources: list[_Pick]) -> Batch:
         if split not in self._latents:
             raise DasdError("The sampler has no latents yet: call sampler.encode(vae) first.")
-        latents, noise = self._draw(split, [*targets, *sources])
+        picks = [*targets, *sources]
+        moments = np.stack([self._latents[split][pick.member][pick.index] for pick in picks])
+        normal = np.stack([p.generator.standard_normal(moments.shape[1:], np.float32) for p in picks])
+        mean, deviation = moments.astype(np.float32).swapaxes(0, 1)
+        latents = torch.from_numpy(mean + deviation * normal[:, 0])
+        noise = torch.from_numpy(normal[:, 1].copy())
         count = len(targets)
         stride = max(count // max(len(sources), 1), 1)
         timesteps = torch.tensor([pick.timestep for pick in targets])
@@ -235,12 +228,5 @@ class Sampler:
             source_timesteps=timesteps[[i * stride % count for i in range(len(sources))]],
             target_noise=noise[:count],
             source_noise=noise[count:],
-            sample_ids=[self._members[split][pick.member].ids[pick.index] for pick in (*targets, *sources)],
+            sample_ids=[self._members[split][pick.member].ids[pick.index] for pick in picks],
         )
-
-    def _draw(self, split: str, picks: list[_Pick]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return latents mean + std * e and the noise to be added, both (B, C, h, w), from each generator."""
-        moments = np.stack([self._latents[split][pick.member][pick.index] for pick in picks])
-        normal = np.stack([p.generator.standard_normal(moments.shape[1:], np.float32) for p in picks])
-        latents = moments[:, 0].astype(np.float32) + moments[:, 1].astype(np.float32) * normal[:, 0]
-        return torch.from_numpy(latents), torch.from_numpy(normal[:, 1].copy())

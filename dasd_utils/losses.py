@@ -6,6 +6,7 @@ objective a config asks for. All are called as (parts, batch, config) -> (loss, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,18 +26,13 @@ TIME_SCALE = 10.0  # with `match_timesteps`: 1 / 10 of the time range counts as 
 
 
 def noise_prediction(
-    eps: Tensor,
-    noise: Tensor,
-    timesteps: Tensor | None = None,
-    alphas_cumprod: Tensor | None = None,
+    eps: Tensor, noise: Tensor, timesteps: Tensor | None = None, alphas_cumprod: Tensor | None = None,
     min_snr_gamma: float | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Return the mean of (eps - noise)^2 in fp32, with `min_snr_weights` for the samples if gamma is given.
 
     eps, noise: (B, ...); timesteps: (B,); alphas_cumprod: (T,). The weights need the last two.
     """
-    if eps.shape != noise.shape:
-        raise ValueError(f"eps has the shape {tuple(eps.shape)}, noise {tuple(noise.shape)}.")
     losses = (eps.float() - noise.float()).square().flatten(1).mean(dim=1)  # (B,)
     if min_snr_gamma is not None:
         losses = losses * min_snr_weights(alphas_cumprod, timesteps, min_snr_gamma)
@@ -50,36 +46,31 @@ def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float = 5.
 
 
 def mmd(
-    x: Tensor,
-    y: Tensor,
-    kernel: str | Kernel = "gaussian",
-    unbiased: bool = True,
-    sigma: float | Tensor | None = None,
-) -> Tensor:
+    x: Tensor, y: Tensor, kernel: str | Kernel = "gaussian", unbiased: bool = True,
+    sigma: float | Tensor | None = None, pairs: bool = False,
+) -> Tensor:  # fmt: skip
     """Return the squared maximum mean discrepancy of two samples (Gretton et al. 2012, JMLR 13).
 
     x: (n, d); y: (m, d). The unbiased estimate leaves out each sample's pair with itself (U-statistic,
     equation 3) and can be negative; the biased one keeps it (V-statistic, equation 5). `kernel` is "linear",
     "gaussian", "multi" or a callable; `sigma` is the bandwidth of "gaussian" and "multi", by default
-    `median_bandwidth`. Raises ValueError for arguments that do not fit.
+    `median_bandwidth`. With `pairs`: the mean of the biased MMD of all ({x_i}, {y_j}), a distance of points
+    that is 0 only where all are equal. Raises ValueError for too few samples.
     """
-    x, y = _checked_samples(x, y, unbiased)
+    least = 2 if unbiased and not pairs else 1
+    if min(len(x), len(y)) < least:
+        raise ValueError(f"This MMD needs {least} or more samples of each set, not {len(x)} and {len(y)}.")
+    x, y = (z if z.dtype == torch.float64 else z.float() for z in (x, y))
+
+    def within(k: Tensor) -> Tensor:
+        if pairs:
+            return k.diagonal().mean()
+        n = len(k)
+        return (k.sum() - k.diagonal().sum()) / (n * (n - 1)) if unbiased else k.mean()
+
     with torch.autocast(x.device.type, enabled=False):
         k = _choose_kernel(kernel, x, y, sigma)
-        return _mean(k(x, x), unbiased) + _mean(k(y, y), unbiased) - 2 * k(x, y).mean()
-
-
-def mean_pair_distance(
-    x: Tensor, y: Tensor, kernel: str | Kernel = "gaussian", sigma: float | Tensor | None = None
-) -> Tensor:
-    """Return the mean over all pairs (x_i, y_j) of k(x_i, x_i) + k(y_j, y_j) - 2 k(x_i, y_j).
-
-    The biased MMD at batch size 1: a distance of points, 0 only where all are equal. Arguments as for `mmd`.
-    """
-    x, y = _checked_samples(x, y, unbiased=False)
-    with torch.autocast(x.device.type, enabled=False):
-        k = _choose_kernel(kernel, x, y, sigma)
-        return k(x, x).diagonal().mean() + k(y, y).diagonal().mean() - 2 * k(x, y).mean()
+        return within(k(x, x)) + within(k(y, y)) - 2 * k(x, y).mean()
 
 
 def linear_kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -111,39 +102,18 @@ def median_bandwidth(x: Tensor, y: Tensor) -> Tensor:
     return positive.median() if len(positive) else distances.new_ones(())
 
 
-def _mean(k: Tensor, off_diagonal: bool) -> Tensor:
-    n = len(k)
-    return (k.sum() - k.diagonal().sum()) / (n * (n - 1)) if off_diagonal else k.mean()
-
-
 def _choose_kernel(kernel: str | Kernel, x: Tensor, y: Tensor, sigma: float | Tensor | None) -> Kernel:
     if callable(kernel):
         return kernel
     if kernel == "linear":
         return linear_kernel
-    gaussians = {"gaussian": gaussian_kernel, "multi": multi_kernel}
-    if kernel not in gaussians:
-        raise ValueError(f"There is no kernel {kernel!r}; choose linear, gaussian, multi or a callable.")
     bandwidth = median_bandwidth(x, y) if sigma is None else sigma
-    if not bandwidth > 0:
-        raise ValueError(f"sigma is {bandwidth}; a bandwidth must be above 0.")
-    return lambda a, b: gaussians[kernel](a, b, bandwidth)
+    return functools.partial({"gaussian": gaussian_kernel, "multi": multi_kernel}[kernel], sigma=bandwidth)
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
     # |x|^2 + |y|^2 - 2xy would cancel for features far from the origin
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
-
-
-def _checked_samples(x: Tensor, y: Tensor, unbiased: bool) -> list[Tensor]:
-    """Return the samples in at least fp32."""
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
-        raise ValueError(f"MMD compares samples (n, d) and (m, d), not {shapes}.")
-    least = 2 if unbiased else 1
-    if min(len(x), len(y)) < least:
-        raise ValueError(f"This MMD needs {least} or more samples of each set, not {len(x)} and {len(y)}.")
-    return [z if z.dtype == torch.float64 else z.float() for z in (x, y)]
 
 
 # The pass: what the UNet predicts for a batch, and the losses of that prediction.
@@ -363,7 +333,7 @@ def pool_features(features: Tensor, pooling: str) -> Tensor:
 def alignment_distance(source: Tensor, target: Tensor, settings: AlignmentConfig) -> Tensor:
     """Return the squared MMD of two sets of rows as the settings say; (n, d), (m, d) -> ()."""
     if settings.pairs:
-        return mean_pair_distance(source, target, settings.kernel)
+        return mmd(source, target, settings.kernel, pairs=True)
     if settings.match_timesteps:  # a Gaussian with one more coordinate is the product of two Gaussians
         scale = TIME_SCALE * median_bandwidth(source[:, :-1], target[:, :-1])
         source, target = (torch.cat([x[:, :-1], scale * x[:, -1:]], dim=1) for x in (source, target))

@@ -47,7 +47,7 @@ class Parts:
     config: cfg.Config
     token_ids: dict[str, int] = field(default_factory=dict)  # "<satellite>" -> id
     tokens: TokenRows | None = None
-    truncated_prompts: set[str] = field(default_factory=set, repr=False)  # already warned about
+    checked_prompts: set[str] = field(default_factory=set, repr=False)  # warned about if they are cut
     text_cache: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `cache_texts`
     base_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `unfreeze_unet`
     frozen_names: set[str] = field(default_factory=set, repr=False)  # UNet weights that never train
@@ -63,17 +63,15 @@ class Parts:
         return self
 
 
-def load_parts(
-    config: cfg.Config, dtype: torch.dtype | None = None, unet_dtype: torch.dtype | None = None
-) -> Parts:
-    """Return the frozen parts of `config.model.base`, in eval mode, on the CPU.
+def load_parts(config: cfg.Config, unet_dtype: torch.dtype | None = None) -> Parts:
+    """Return the frozen parts of `config.model.base`, in float32 and eval mode, on the CPU.
 
-    `dtype` is that of the frozen weights, float32 by default; `unet_dtype` that of the UNet, if another.
-    Raises DasdError if the base is missing, unreachable or not of the Stable Diffusion 1.x kind.
+    `unet_dtype` is that of the UNet, if another. Raises DasdError if the base is missing, unreachable or not
+    of the Stable Diffusion 1.x kind.
     """
     model = config.model
     base = files.find_weights(model.base, model.base_revision, model.base_variant)
-    weights = dict(variant=model.base_variant, use_safetensors=True, dtype=dtype or torch.float32)
+    weights = dict(variant=model.base_variant, use_safetensors=True, dtype=torch.float32)
     unet_weights = weights | ({"dtype": unet_dtype} if unet_dtype else {})
     parts = Parts(
         tokenizer=base.load(transformers.CLIPTokenizer, "tokenizer"),
@@ -84,8 +82,12 @@ def load_parts(
         config=config,
     )
     _check_parts(parts)
-    for module in (parts.text_encoder, parts.unet, parts.vae):
-        module.requires_grad_(False).eval()
+    for name in ("unet", "text_encoder", "vae"):
+        module = parts[name].requires_grad_(False).eval()
+        if not all(p.sum(dtype=torch.float32).isfinite() for p in module.parameters()):
+            raise cfg.DasdError(
+                f"The {name} of the base {model.base!r} holds NaN or infinity: fetch it anew."
+            )
     if model.attention == "plain":
         parts.unet.set_attn_processor(AttnProcessor())
         parts.text_encoder.set_attn_implementation("eager")
@@ -93,37 +95,27 @@ def load_parts(
 
 
 def _check_parts(parts: Parts) -> None:
-    base, size = parts.config.model.base, parts.config.model.resolution
+    base, text, unet = parts.config.model.base, parts.text_encoder.config, parts.unet.config
     tokens = len(parts.tokenizer)
-    rows = parts.text_encoder.config.vocab_size
-    if tokens != rows:
+    if tokens != text.vocab_size:
         raise cfg.DasdError(f"The base model {base!r} does not fit together: its tokenizer has {tokens} "
-                            f"tokens, its text encoder {rows}.")  # fmt: skip
-    wanted, given = parts.unet.config.cross_attention_dim, parts.text_encoder.config.hidden_size
-    if wanted != given or parts.unet.config.addition_embed_type:
-        raise cfg.DasdError(f"The base model {base!r} is no Stable Diffusion 1.x: its UNet wants "
-                            f"text of width {wanted}, its text encoder gives {given}.")  # fmt: skip
+                            f"tokens, its text encoder {text.vocab_size}.")  # fmt: skip
+    if unet.cross_attention_dim != text.hidden_size or unet.addition_embed_type:
+        raise cfg.DasdError(f"The base model {base!r} is no Stable Diffusion 1.x.")
     prediction = parts.noise_scheduler.config.prediction_type
     if prediction != "epsilon":
-        raise cfg.DasdError(f"The base model {base!r} predicts {prediction!r}; training here needs one that "
-                            f"predicts the noise ('epsilon').")  # fmt: skip
-    for name in ("unet", "text_encoder", "vae"):
-        if not all(p.sum(dtype=torch.float32).isfinite() for p in parts[name].parameters()):
-            raise cfg.DasdError(f"The {name} of the base {base!r} holds NaN or infinity: fetch it anew.")
-    factor = _vae_factor(parts)
-    if size % factor:  # images would come out smaller than they went in
-        raise cfg.DasdError(f"resolution is {size}; the VAE of {base!r} needs a multiple of {factor}, such "
-                            f"as {max(size // factor, 1) * factor}.")  # fmt: skip
-
-
-def _vae_factor(parts: Parts) -> int:
-    """Return how many pixels one latent is wide."""
-    return 2 ** (len(parts.vae.config.block_out_channels) - 1)
+        raise cfg.DasdError(f"The base model {base!r} predicts {prediction!r}, not the noise ('epsilon').")
+    latent_shape(parts)
 
 
 def latent_shape(parts: Parts) -> tuple[int, int, int]:
-    """Return (C, h, w) of one image's latents at the config's resolution."""
-    side = parts.config.model.resolution // _vae_factor(parts)
+    """Return (C, h, w) of one image's latents; DasdError if the VAE would make images of another size."""
+    factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    side, rest = divmod(parts.config.model.resolution, factor)
+    if rest:
+        raise cfg.DasdError(f"resolution is {parts.config.model.resolution}; the VAE of "
+                            f"{parts.config.model.base!r} needs a multiple of {factor}, such as "
+                            f"{max(side, 1) * factor}.")  # fmt: skip
     return (parts.vae.config.latent_channels, side, side)
 
 
@@ -131,8 +123,7 @@ class TokenRows(nn.Module):
     """New rows of a frozen token embedding, as a parameter of their own (`weight`, (n, d), float32).
 
     Hooks on the embedding make ids from its size on read these rows. The matrix is neither resized nor
-    trained, so an optimiser that decays weights never sees the old vocabulary. `Updater` of training.py
-    trains the rows and restores their norm after each step.
+    trained, so an optimiser that decays weights never sees the old vocabulary.
     """
 
     def __init__(self, embedding: nn.Embedding, rows: Tensor) -> None:
@@ -162,14 +153,9 @@ def add_domain_tokens(parts: Parts, domains: Iterable[cfg.DomainConfig]) -> dict
     vocabulary = parts.text_encoder.get_input_embeddings().weight.detach().float()
     rows: dict[str, Tensor] = {}
     for domain in domains:
-        if domain.token is None:
-            continue
-        pieces = parts.tokenizer(domain.initial_word, add_special_tokens=False).input_ids
-        pieces = [i for i in pieces if i != parts.tokenizer.unk_token_id]
-        if not pieces:
-            raise cfg.DasdError(f"The initial word {domain.initial_word!r} of domain {domain.name!r} has no "
-                                f"piece that the tokenizer knows. Choose another one.")  # fmt: skip
-        rows[domain.token] = vocabulary[pieces].mean(dim=0)
+        if domain.token is not None:
+            pieces = parts.tokenizer(domain.initial_word, add_special_tokens=False).input_ids
+            rows[domain.token] = vocabulary[pieces].mean(dim=0)
     return attach_tokens(parts, list(rows), torch.stack([*rows.values()])) if rows else {}
 
 
@@ -178,12 +164,11 @@ def attach_tokens(parts: Parts, tokens: Sequence[str], rows: Tensor) -> dict[str
     if parts.tokens is not None:
         raise cfg.DasdError(f"These parts already have the tokens {', '.join(parts.token_ids)}: tokens are "
                             f"added once. Load fresh parts to add others.")  # fmt: skip
-    taken = {piece.lower() for piece in parts.tokenizer.get_vocab()}
+    vocabulary = {piece.lower() for piece in parts.tokenizer.get_vocab()}
     for token in tokens:
-        if token.lower() in taken:  # tokenizers match added tokens case-insensitively
+        if token.lower() in vocabulary:  # tokenizers match added tokens case-insensitively
             raise cfg.DasdError(f"The token {token!r} is already in the vocabulary of the base model "
                                 f"{parts.config.model.base!r}. Choose another one.")  # fmt: skip
-        taken.add(token.lower())
     embedding = parts.text_encoder.get_input_embeddings()
     parts.tokenizer.add_tokens(list(tokens))
     parts.tokens = TokenRows(embedding, rows.to(embedding.weight.device))
@@ -195,10 +180,8 @@ def add_lora(unet: diffusers.UNet2DConditionModel, lora: cfg.LoraSettings) -> No
     """Add LoRA (arXiv 2106.09685) to every attention projection and the chosen convolutions.
 
     Its weights are float32 whatever the base is: steps of 1e-4 vanish in half precision.
-    Raises DasdError if the UNet has one already, or for a rank above that of its widest layer.
+    Raises DasdError for a rank above that of the widest layer.
     """
-    if getattr(unet, "peft_config", None):
-        raise cfg.DasdError("This UNet already has a LoRA. Load fresh parts to add another one.")
     targets = TARGETS[lora.convolutions]
     found = (m.weight for name, m in unet.named_modules() if re.fullmatch(targets, name))
     widest = max((min(len(weight), weight[0].numel()) for weight in found), default=0)
@@ -211,12 +194,7 @@ def add_lora(unet: diffusers.UNet2DConditionModel, lora: cfg.LoraSettings) -> No
 
 
 def unfreeze_unet(parts: Parts) -> None:
-    """Let every weight of the UNet learn in the place of a LoRA; copies of the base's stay in `base_weights`.
-
-    Raises DasdError if the UNet has a LoRA, or learns already.
-    """
-    if parts.base_weights or getattr(parts.unet, "peft_config", None):
-        raise cfg.DasdError("This UNet is adapted already. Load fresh parts to train all of it.")
+    """Let every weight of the UNet learn in the place of a LoRA; the base's stay in `base_weights`."""
     parts.base_weights = {name: p.detach().clone() for name, p in parts.unet.named_parameters()}
 
 
@@ -250,7 +228,16 @@ def lora_merged(parts: Parts) -> Iterator[Callable[[bool], None]]:
     whole UNet learned, its weights and the base's change places.
     """
     whole_unet = bool(parts.base_weights)
-    exchanged = _exchanged_weights(parts)
+    exchanged = []  # (weight that training changed, its values in the base, those of the adapted model)
+    if whole_unet:
+        for name, weight in parts.unet.named_parameters():
+            parts.base_weights[name] = parts.base_weights[name].to(weight.device)
+            exchanged.append((weight, parts.base_weights[name], weight.data))
+    with torch.no_grad(), torch.autocast(parts.unet.device.type, enabled=False):
+        for layer in _active_layers(parts):
+            weight = layer.get_base_layer().weight
+            update = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+            exchanged.append((weight, weight.data, (weight.data.float() + update).to(weight.dtype)))
 
     def switch(to_adapted: bool) -> None:
         torch.clear_autocast_cache()  # it knows weights by their place, not by their values
@@ -263,21 +250,6 @@ def lora_merged(parts: Parts) -> Iterator[Callable[[bool], None]]:
             yield switch
         finally:
             switch(whole_unet)  # a LoRA is beside the base's weights again
-
-
-def _exchanged_weights(parts: Parts) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
-    """Return each weight that training changed, its values in the base, and those of the adapted model."""
-    if parts.base_weights:
-        named = dict(parts.unet.named_parameters())
-        parts.base_weights = {name: parts.base_weights[name].to(p.device) for name, p in named.items()}
-        return [(p, parts.base_weights[name], p.data) for name, p in named.items()]
-    found = []
-    with torch.no_grad(), torch.autocast(parts.unet.device.type, enabled=False):
-        for layer in _active_layers(parts):
-            weight = layer.get_base_layer().weight
-            update = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
-            found.append((weight, weight.data, (weight.data.float() + update).to(weight.dtype)))
-    return found
 
 
 def _active_layers(parts: Parts) -> list[BaseTunerLayer]:
@@ -310,13 +282,11 @@ def encode_prompts(parts: Parts, prompts: list[str]) -> Tensor:
     if prompts and all(prompt in parts.text_cache for prompt in prompts):
         cached = torch.stack([parts.text_cache[prompt] for prompt in prompts])
         return cached.to(parts.text_encoder.device)
-    tokenizer = parts.tokenizer
-    options = dict(padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
+    tokenizer, limit = parts.tokenizer, parts.tokenizer.model_max_length
+    options = dict(padding="max_length", max_length=limit, truncation=True)
     ids = tokenizer(prompts, return_tensors="pt", **options).input_ids
-    full = {prompts[i] for i in torch.nonzero(ids[:, -2] != tokenizer.pad_token_id)[:, 0].tolist()}
-    for prompt in full - parts.truncated_prompts:
-        parts.truncated_prompts.add(prompt)
-        limit = tokenizer.model_max_length
+    for prompt in set(prompts) - parts.checked_prompts:
+        parts.checked_prompts.add(prompt)
         wanted = tokenizer(prompt, verbose=False).input_ids
         if len(wanted) > limit:
             lost = tokenizer.decode(wanted[limit - 1 : -1])
@@ -341,13 +311,9 @@ def cache_texts(parts: Parts, prompts: Iterable[str]) -> None:
 
 
 def unet_pass(
-    unet: nn.Module,
-    latents: Tensor,
-    timesteps: Tensor,
-    text: Tensor,
-    num_target: int | None = None,
+    unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor, num_target: int | None = None,
     layer: str = "mid",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the predicted noise of the first `num_target` rows and all rows' features after a block.
 
     latents (B, C, h, w), timesteps (B,), text (B, 77, d) -> (num_target, C, h, w), (B, C', h', w').
@@ -359,9 +325,8 @@ def unet_pass(
     outputs: list[Any] = []
 
     def keep_targets(_block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        return recursively_apply(
-            lambda tensor: tensor[:num_target], (args, kwargs)
-        )  # skips, text and time too
+        # skips, text and time too
+        return recursively_apply(lambda tensor: tensor[:num_target], (args, kwargs))
 
     hooks = [block.register_forward_hook(lambda _m, _a, output: outputs.append(output))]
     if num_target is not None and num_target < len(latents):
@@ -377,9 +342,10 @@ def unet_pass(
 
 def blocks(unet: nn.Module, layer: str) -> tuple[nn.Module, list[nn.Module]]:
     """Return the block of this name ("mid", "down.0", "up.1", ...) and all behind it; DasdError if none."""
-    order = {f"down.{i}": block for i, block in enumerate(unet.down_blocks)} | {"mid": unet.mid_block}
-    order |= {f"up.{i}": block for i, block in enumerate(unet.up_blocks)}
-    if layer not in order:
-        raise cfg.DasdError(f"The UNet has no block {layer!r} to align at; it has {', '.join(order)}.")
-    names = list(order)
-    return order[layer], [*(order[name] for name in names[names.index(layer) + 1 :]), unet.conv_out]
+    names = [f"down.{i}" for i in range(len(unet.down_blocks))] + ["mid"]
+    names += [f"up.{i}" for i in range(len(unet.up_blocks))]
+    if layer not in names:
+        raise cfg.DasdError(f"The UNet has no block {layer!r} to align at; it has {', '.join(names)}.")
+    modules = [*unet.down_blocks, unet.mid_block, *unet.up_blocks, unet.conv_out]
+    place = names.index(layer)
+    return modules[place], modules[place + 1 :]

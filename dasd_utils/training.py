@@ -319,7 +319,7 @@ class Run:
         if not _is_due(row["step"], self.config.training.validation_every):
             return
         if self.held_out is None:
-            self.held_out = self.sampler.fixed_batch("validation")
+            self.held_out = self.sampler.fixed_batch()
         with self.updater.evaluating(), self.updater.autocast():
             batches = [batch.to(self.updater.device, torch.float32) for batch in self.held_out]
             row |= losses.validation_losses(self.parts, batches, self.config)

@@ -127,7 +127,7 @@ class NoiseSampler(latents.Sampler):
         self.asked.append((step, micro))
         return make_batch(self.config, seed=10 * step + micro)
 
-    def fixed_batch(self, split: str = "validation") -> list[Batch]:
+    def fixed_batch(self) -> list[Batch]:
         return [make_batch(self.config, seed=1000 + i) for i in range(2)]
 
 

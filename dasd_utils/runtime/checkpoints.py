@@ -308,15 +308,18 @@ def write_manifest(folder: Path, written: Iterable[Path], **more: Any) -> None:
         _sync(temporary)
 
 
-def verify_manifest(path: Path) -> list[str]:
-    """Return the files of the folder's manifest; DasdError unless each has the size and SHA-256 it names."""
+def verify_manifest(path: Path, within: str = "") -> list[str]:
+    """Return the files of a folder's manifest; DasdError unless each has the size and SHA-256 it names.
+
+    Files whose names do not begin with `within` are not read.
+    """
     if not path.is_dir():
         raise DasdError(f"There is no folder {path}.")
     named = files.read_object(path / MANIFEST, "The manifest").get("files")
     if not isinstance(named, dict) or not named:
-        raise DasdError(f"The manifest of {path} names no files.")
-    for name, expected in named.items():
-        if not (path / name).is_file() or describe_file(path / name) != expected:
+        raise DasdError(f"{path / MANIFEST} names no files.")
+    for name in (name for name in named if name.startswith(within)):
+        if not (path / name).is_file() or describe_file(path / name) != named[name]:
             raise DasdError(f"The file {name} of {path} is missing or not what was written.")
     return list(named)
 

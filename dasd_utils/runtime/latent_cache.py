@@ -47,11 +47,10 @@ def cached_latents(
 ) -> ConcatDataset:
     """Return mean and deviation of each image's scaled latents (2, C, h, w), read from disk at each access.
 
-    float32, or float16 where the VAE computed in a half precision. Shards that are not there yet are made.
-    A shard's name depends on its images, their size, the VAE and the precision it computed in, so none is
-    ever stale; one that is not as it was written is made again. Of several processes that share the folder
-    each shard is encoded by one. Raises DasdError if the folder cannot be written or the VAE gives numbers
-    that are not finite.
+    float32, or float16 where the VAE computed in a half precision. A shard's name depends on its images,
+    their size, the VAE and the precision it computed in, so none is ever stale. Those that are not there, or
+    not as they were written, are made, each by one of the processes that share the folder. Raises DasdError
+    if the folder cannot be written or the VAE gives numbers that are not finite.
     """
     dtype = processes.frozen_dtype(config, vae.device) or torch.float32
     starts = range(0, len(data), SHARD)
@@ -60,17 +59,10 @@ def cached_latents(
         if path.exists() and not _is_whole(path):
             log.warning("The cached latents %s are damaged, and made again.", path)
             path.unlink(missing_ok=True)
-    missing = {path: start for path, start in zip(paths, starts, strict=True) if not path.exists()}
-    shown = bool(progress and missing)
-    waiting = False
+    shown = progress and not all(path.exists() for path in paths)
     with files.bar(None, f"latents of {data.config.name}", len(data), shown=shown, unit="image") as bar:
-        while missing:
-            mine = [_encode_if_free(path, data, start, vae, dtype, bar) for path, start in missing.items()]
-            missing = {path: start for path, start in missing.items() if not path.exists()}
-            if missing and not any(mine):
-                if not waiting:
-                    log.info("Waiting for another process that encodes %s.", next(iter(missing)))
-                waiting = True
+        while missing := [(path, i) for path, i in zip(paths, starts, strict=True) if not path.exists()]:
+            if not any([_encode_if_free(path, data, start, vae, dtype, bar) for path, start in missing]):
                 time.sleep(POLL)
     return ConcatDataset([np.load(path, mmap_mode="r").view(np.ndarray) for path in paths])
 
@@ -83,24 +75,17 @@ def _is_whole(path: Path) -> bool:
 
 def stored(config: Config) -> tuple[int, int]:
     """Return how many shards the cache folder holds and their bytes."""
-    sizes = [path.stat().st_size for path in _find_shards(config, ".npy")]
+    sizes = [path.stat().st_size for path in resolve(config.data.cache_dir).glob("*-*-*.npy")]
     return len(sizes), sum(sizes)
 
 
 def clear(config: Config) -> tuple[int, int]:
     """Remove every shard and what interrupted processes left; return the number of shards, and bytes."""
     found = stored(config)
-    try:
-        for path in _find_shards(config, ".npy", ".tmp", ".lock"):
+    for path in resolve(config.data.cache_dir).glob("*-*-*"):
+        if path.suffix in (".npy", ".tmp", ".lock"):
             path.unlink(missing_ok=True)
-    except OSError as error:
-        raise DasdError(f"{path} cannot be removed: {error.strerror}.") from error
     return found
-
-
-def _find_shards(config: Config, *endings: str) -> list[Path]:
-    paths = resolve(config.data.cache_dir).glob("*-*-*")
-    return sorted(path for path in paths if path.is_file() and path.suffix in endings)
 
 
 def _shard_path(data: DomainData, start: int, config: Config, fingerprint: str) -> Path:

@@ -30,7 +30,7 @@ class OfOneDomain(NoiseSampler):
         batch = make_batch(self.config, seed=10 * step + micro, domains=(0,) * 6)
         return dataclasses.replace(batch, target_prompts=[""] * 6)
 
-    def fixed_batch(self, split="validation"):
+    def fixed_batch(self):
         return [self.batch(1000)]
 
 

@@ -95,12 +95,6 @@ def test_cache_is_never_stale(cached, config, vae, change):
     assert len(shards_of(config) - before) == 1
 
 
-def test_cache_that_cannot_be_written(make, tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(DasdError, match="cache_dir"):
-        make(cache_dir=tmp_path / "file")
-
-
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "garbage", "NaN", "fewer rows"])
 def test_a_damaged_shard_is_named_and_made_again(cached, config, caplog, damage):
     before = np.stack(list(cached()))
@@ -120,7 +114,12 @@ def test_a_damaged_shard_is_named_and_made_again(cached, config, caplog, damage)
     assert not caplog.text
 
 
-def test_a_full_disk_leaves_nothing(cached, config, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_named_and_a_full_disk_leaves_nothing(
+    cached, make, config, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DasdError, match="cache_dir"):
+        make(cache_dir=tmp_path / "file")
     write = Path.write_bytes
 
     def fill(path, content):
@@ -141,25 +140,20 @@ def test_latents_that_are_not_finite(config, vae):
         make_sampler(config, bad)
 
 
-def test_shards_are_one_array(cached, monkeypatch):
+def test_shards_are_one_array_of_the_moments_of_the_vae(cached, config, vae, monkeypatch):
     (complete,) = cached().datasets
     monkeypatch.setattr(latent_cache, "SHARD", 10)
-    many = cached()
+    many, images = cached(), data.load_domain(config.source, config).images
     assert [len(shard) for shard in many.datasets] == [10, 10, 4] and complete.shape == (24, 2, 4, 4, 4)
     assert many[0].dtype == complete.dtype and len(many) == 24
     for key in (0, 9, 10, 23, -1):
         np.testing.assert_allclose(many[key], complete[key], rtol=1e-4, atol=1e-5)
-    assert all(isinstance(shard.base, np.memmap) for shard in many.datasets)
-
-
-def test_cached_moments_are_those_of_the_vae(cached, in_tens, config, vae):
-    found, pictures = cached(), data.load_domain(config.source, config).images
-    for index in (0, 9, 10, 23):
-        pixels = torch.from_numpy(np.asarray(pictures[index], np.float32)).permute(2, 0, 1) / 127.5 - 1
+        pixels = torch.from_numpy(np.asarray(images[key], np.float32)).permute(2, 0, 1) / 127.5 - 1
         with torch.no_grad():
             posterior = vae.encode(pixels[None]).latent_dist
         expected = torch.cat([posterior.mean, posterior.std]).numpy() * vae.config.scaling_factor
-        np.testing.assert_allclose(found[index], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(many[key], expected, rtol=1e-4, atol=1e-5)
+    assert all(isinstance(shard.base, np.memmap) for shard in many.datasets)
 
 
 def test_large_images_go_through_the_vae_a_few_at_a_time(cached, in_tens, monkeypatch):
@@ -181,7 +175,7 @@ def test_an_interrupted_encoding_goes_on_where_it_stopped(
     assert len(cached()) == 24 and sizes[stop_at:] == [8, 2, 8, 2, 4][2 * left :]
 
 
-def test_several_workers_encode_each_shard_once(cached, in_tens, config, monkeypatch):
+def test_several_workers_encode_each_shard_once_and_a_changed_one_again(cached, in_tens, config, monkeypatch):
     encode, encoded, both = latent_cache._encode, [], threading.Barrier(2, timeout=30)
 
     def count(vae, images, dtype):
@@ -200,13 +194,9 @@ def test_several_workers_encode_each_shard_once(cached, in_tens, config, monkeyp
         worker.join(timeout=60)
     assert sorted(encoded) == [2, 2, 4, 8, 8]
     assert len(results) == 2 and np.array_equal(*results)
-    assert sorted(path.suffix for path in shards_of(config)) == [".npy"] * 3
-
-
-def test_a_changed_image_costs_its_shard_alone(cached, in_tens, config):
-    cached()
     before = shards_of(config)
-    cached(lambda source: source.ids.__setitem__(-1, "another image"))
+    assert sorted(path.suffix for path in before) == [".npy"] * 3
+    cached(lambda source: source.ids.__setitem__(-1, "another image"))  # costs its shard alone
     assert len(shards_of(config) - before) == 1
 
 
