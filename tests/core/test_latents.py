@@ -170,4 +170,4 @@ def test_fingerprint_tells_other_images_and_other_captions(make, sampler):
     fewer = latents.Sampler(sampler.config, source, targets[:1])
     assert sampler.fingerprint not in (again.fingerprint, fewer.fingerprint)
     with pytest.raises(DasdError, match="encode"):
-        fewer.batch(0)
+        latents.Sampler(sampler.config, source, targets).batch(0)
