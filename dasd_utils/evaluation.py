@@ -10,20 +10,23 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-import transformers
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from dasd_utils import data, figures, metrics
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
 from dasd_utils.metrics import Estimate
 from dasd_utils.runtime import checkpoints, files, processes, small_cnn, tracking
-from dasd_utils.sampling import DasdPipeline
 from dasd_utils.toyworld.attribute_classifier import AttributeClassifier
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPTokenizer
+
+    from dasd_utils.sampling import DasdPipeline
 
 ResultRow = dict[str, Any]  # method, domain, metric, value, low, high, ...
 Scores = dict[str, Tensor]  # name -> a number for each image (or held-out image), or its features
@@ -38,28 +41,25 @@ METHODS = (BASE, STYLED, "DASD")
 class Scorer:
     """The frozen networks that score: a CLIP of its own, and the toy world's attribute classifier."""
 
-    clip: transformers.CLIPModel
-    tokenizer: transformers.CLIPTokenizer
+    clip: CLIPModel
+    tokenizer: CLIPTokenizer
     processor: Any  # its CLIPImageProcessor
     attribute_classifier: AttributeClassifier | None = None  # beside a base of the toy world only
-    inception: Any = None  # where the config names its file
 
-    def embed(self, images: Sequence[Image.Image]) -> Tensor:
-        """Return unit-norm CLIP features (n, d) of images."""
-        return metrics.embed_images(self.clip, self.processor, images)
+    @torch.no_grad()
+    def embed(self, images: Sequence[Image.Image], batch_size: int = 32) -> Tensor:
+        """Return unit-norm CLIP features (n, d), fp32 on the CPU; its processor makes RGB, and crops."""
+        clip, features = self.clip, []
+        for start in files.short_bar(range(0, len(images), batch_size), "CLIP features", unit="batch"):
+            batch = list(images[start : start + batch_size])
+            pixels = self.processor(images=batch, return_tensors="pt")["pixel_values"]
+            pooled = clip.vision_model(pixel_values=pixels.to(clip.device, clip.dtype)).pooler_output
+            features.append(clip.visual_projection(pooled).float().cpu())
+        return functional.normalize(torch.cat(features), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Return unit-norm CLIP features (n, d) of texts."""
         return metrics.embed_texts(self.clip, self.tokenizer, texts)
-
-    @torch.no_grad()
-    def embed_inception(self, images: Sequence[Image.Image]) -> Tensor:
-        """Return Inception-v3 features (n, 2048) of images; the file itself resizes them."""
-        found = []
-        for image in files.short_bar(images, "Inception features", unit="image"):  # of any size
-            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
-            found.append(self.inception(pixels.to(self.clip.device), return_features=True).float().cpu())
-        return torch.cat(found)
 
     def attributes_shown(
         self, images: Sequence[Image.Image], domain: str, mentioned: Sequence[dict[str, str]]
@@ -69,38 +69,19 @@ class Scorer:
 
 
 def load_scorer(config: Config, device: str | None = None) -> Scorer:
-    """Return the CLIP of `config.model.clip`, frozen; on the GPU if there is one and no device is named.
-
-    inception: TorchScript that maps bytes (n, 3, h, w) to features (n, 2048), as in the FID papers. Raises
-    DasdError for what is missing, unreachable or of another kind.
-    """
+    """Return the frozen networks that the config names; on the GPU if there is one and no device is named."""
     clip, tokenizer, processor = files.load_clip(config)
     if clip.config.text_config.vocab_size != len(tokenizer):  # absent tokenizer files raise no error
-        raise DasdError(
-            f"The CLIP for evaluation, {config.model.clip!r}, does not fit together: its tokenizer has "
-            f"{len(tokenizer)} tokens, its text tower {clip.config.text_config.vocab_size}."
-        )
+        raise DasdError(f"The tokenizer of {config.model.clip!r} is not that of its text tower.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    reader = resolve(config.model.base) / "reader"
-    try:
-        attributes = AttributeClassifier.load(reader)
-    except Exception as error:  # of JSON, safetensors, torch and the file system
-        raise DasdError(f"The attribute classifier {reader} cannot be read: {files.first_line(error)}. "
-                        "Restore the base model.") from error  # fmt: skip
-    inception, path = None, config.evaluation.inception
-    try:
-        if path is not None:
-            inception = torch.jit.load(str(resolve(path)), map_location=device).eval()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DasdError(f"inception names {path}, which is no TorchScript file: {files.first_line(error)}. "
-                        "Name another, or leave it out: there is no FID then.") from None  # fmt: skip
-    return Scorer(clip.to(device).eval().requires_grad_(False), tokenizer, processor, attributes, inception)
+    attributes = AttributeClassifier.load(resolve(config.model.base) / "reader")
+    return Scorer(clip.to(device).eval().requires_grad_(False), tokenizer, processor, attributes)
 
 
 # prompts
 @dataclass(frozen=True)
 class Prompts:
-    """What samples are prompted with: texts without a domain's token, and what is known of them."""
+    """What samples are prompted with: texts without a domain's token."""
 
     texts: list[str]
     features: Tensor  # (P, d) of CLIP
@@ -114,12 +95,12 @@ class Prompts:
 
     def group_of(self, count: int) -> Tensor:
         """Return the independent unit of each of `count` samples, (count,)."""
-        turns = self.prompt_of(count)
-        return turns if self.groups is None else self.groups[turns]
+        prompt_of = self.prompt_of(count)
+        return prompt_of if self.groups is None else self.groups[prompt_of]
 
 
 def load_prompts(config: Config, domain: str) -> list[str]:
-    """Return the evaluation prompts of a domain, without its token; DasdError as of `read_prompts`."""
+    """Return the evaluation prompts of a domain, without its token."""
     return [entry["text"] for entry in read_prompts(config, domain)]
 
 
@@ -127,39 +108,30 @@ def read_prompts(config: Config, domain: str) -> list[dict[str, Any]]:
     """Return {"text": ...} for each evaluation prompt, with the "attributes" that it mentions if any.
 
     `<prompts_dir>/<domain>.json` holds {"domain": ..., "prompts": [...]}; a prompt is a string or such an
-    object. Raises DasdError if the file is missing, has another form, or fewer than two different prompts.
+    object. Raises DasdError for another form, and fewer than two different prompts.
     """
     path = resolve(config.evaluation.prompts_dir) / f"{domain}.json"
-    values = files.read_json(path, f"The file with the evaluation prompts of domain {domain!r}")
-    given = values.get("prompts") if isinstance(values, dict) else None
-    entries = (
-        [each if isinstance(each, dict) else {"text": each} for each in given]
-        if isinstance(given, list)
-        else []
-    )
+    values = files.read_object(path, f"The file with the evaluation prompts of domain {domain!r}")
+    given = values["prompts"] if isinstance(values.get("prompts"), list) else []
+    entries = [each if isinstance(each, dict) else {"text": each} for each in given]
     texts = [entry.get("text") for entry in entries]
-    if not all(isinstance(text, str) and text.strip() for text in texts) or len(set(texts)) < 2:
-        raise DasdError(
-            f'{path} must hold {{"domain": "{domain}", "prompts": [...]}} with at least two different '
-            f'prompts, each a string or an object with "text".'
-        )
-    for values in (entry.get("attributes", {}) for entry in entries):
-        if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
-            raise DasdError(f'{path}: "attributes" must be an object of texts, not {values!r}.')
+    has_texts = all(isinstance(text, str) and text.strip() for text in texts)
+    has_objects = all(isinstance(entry.get("attributes", {}), dict) for entry in entries)
+    if not has_texts or not has_objects or len(set(texts)) < 2:
+        raise DasdError(f'{path} must hold {{"prompts": [...]}}, at least two different ones, each a string '
+                        'or an object with "text" and, if any, "attributes".')  # fmt: skip
     return entries
 
 
 def check_mentioned(scorer: Scorer, domain: str, mentioned: Sequence[dict[str, str]] | None) -> None:
-    """Raise DasdError for an attribute or value that the scorer, if it sees attributes, does not know."""
+    """Raise DasdError for an attribute or value that the scorer's attribute classifier does not know."""
     if not (scorer.attribute_classifier and mentioned):
         return
     known = scorer.attribute_classifier.table.values.get(domain, {})
     for name, value in (item for values in mentioned for item in values.items()):
         if value not in known.get(name, ()):
-            raise DasdError(
-                f"The attribute classifier knows no {name} = {value!r} of the domain {domain!r}: "
-                'correct the "attributes" of its evaluation prompts, or leave them out of all.'
-            )
+            raise DasdError(f"The attribute classifier knows no {name} = {value!r} of the domain {domain!r}: "
+                            'correct the "attributes" of its prompts, or leave them out of all.')  # fmt: skip
 
 
 def embed_prompts(
@@ -179,8 +151,8 @@ def prompts_of(images: data.DomainData, scorer: Scorer, count: int) -> Prompts:
     """Return the first caption of each of the first `count` images, with its attributes and label."""
     rows = range(min(count, len(images)))
     texts = [images.captions[i][0] for i in rows]
-    mentioned = [images.mentioned[i][0] for i in rows] if images.mentioned else None
-    mentioned = mentioned if scorer.attribute_classifier else None
+    seen = images.mentioned and scorer.attribute_classifier
+    mentioned = [images.mentioned[i][0] for i in rows] if seen else None
     check_mentioned(scorer, images.config.name, mentioned)
     labels = [images.labels[i] for i in rows] if images.labels and len(set(images.labels)) > 1 else None
     return Prompts(texts, scorer.embed_texts(texts), mentioned, labels)
@@ -196,7 +168,6 @@ class Reference:
     heldout: Tensor  # (m, d) CLIP features of the held-out images
     train: Tensor | None = None  # (k, d) CLIP features of the training images
     pixels: Tensor | None = None  # (m, 3, 32, 32) held-out images for the small CNN
-    inception: Tensor | None = None  # (m, 2048) held-out images, where the scorer has an Inception
 
 
 def load_reference(
@@ -204,22 +175,14 @@ def load_reference(
 ) -> Reference:
     """Return the reference of a domain: 10 to `count` images of the split, and the training images."""
     settings = config.replace(num_heldout=count, validation_images=count)  # what the toy world draws
-    heldout = data.load_domain(domain, settings, split)
-    train = data.load_domain(domain, config)
+    heldout, train = data.load_domain(domain, settings, split), data.load_domain(domain, config)
     count = min(count, len(heldout))
     pictures = [heldout.images[i] for i in range(count)]
     if count < 10:
-        raise DasdError(
-            f"The {split} split of domain {domain.name} has {count} images; scores need 10 or more."
-        )
-    return Reference(
-        domain.name,
-        prompts_of(heldout, scorer, count),
-        scorer.embed(pictures),
-        scorer.embed(list(train.images)),
-        small_cnn.pixels(pictures),
-        scorer.embed_inception(pictures) if scorer.inception else None,
-    )
+        raise DasdError(f"The {split} split of {domain.name} has {count} images; scores need 10 or more.")
+    prompts = prompts_of(heldout, scorer, count)
+    features = scorer.embed(pictures), scorer.embed(list(train.images))
+    return Reference(domain.name, prompts, *features, small_cnn.pixels(pictures))
 
 
 def score_prompts(
@@ -229,7 +192,8 @@ def score_prompts(
 
     seed: of the shuffles behind `clip_floor`, the CLIP score with wrong prompts, of two or more texts.
     """
-    features, prompt_of = scorer.embed(images), prompts.prompt_of(len(images))
+    features = scorer.embed(images)
+    prompt_of = prompts.prompt_of(len(images))
     texts = prompts.features[prompt_of]
     scores = {"features": features, "clip_score": metrics.clip_scores(features, texts)}
     distinct = sorted(set(prompts.texts))
@@ -252,18 +216,16 @@ def score_images(
 ) -> Scores:
     """Return every score of a method's images, one number an image (or a held-out image), and their features.
 
-    Image i has prompt i % P of the reference. own: the captions, where real images are scored instead of
-    samples. seed: of the small classifier that is trained on the images.
+    Image i has prompt i % P of the reference, or of `own`, the captions where real images are scored instead
+    of samples. seed: of the small classifier that is trained on the images.
     """
     prompts, small = own or reference.prompts, small_cnn.pixels(images)
     scores = score_prompts(images, prompts, scorer, reference.domain)
     features = scores["features"]
-    named = domains.classify(small)
-    scores["domain_accuracy"] = torch.tensor([float(name == reference.domain) for name in named])
+    right = [float(name == reference.domain) for name in domains.classify(small)]
+    scores["domain_accuracy"] = torch.tensor(right)
     scores["copy_rank"] = metrics.copy_rank(features, reference.train, reference.heldout)
     scores |= metrics.precision_recall(features, reference.heldout)
-    if scorer.inception:
-        scores["inception"] = scorer.embed_inception(images)
     if prompts.labels and reference.prompts.labels:
         labels = [prompts.labels[i] for i in prompts.prompt_of(len(images))]
         real = reference.pixels, reference.prompts.labels
@@ -285,25 +247,19 @@ def estimates(
         for name in (name for name in names if name in by_seed[0]):
             values = torch.stack([scores[name].double() for scores in by_seed])  # (S, n)
             found[name] = metrics.mean_estimate(values, weights, units)
-    statistics = [set_statistics(scores, reference, group) for scores in by_seed]
-    for name in statistics[0]:
-        each = metrics.set_estimate([one[name] for one in statistics], (drawn, drawn_real), units)
-        if each.values.isfinite().all():
-            found[name] = each
-    return found
-
-
-def set_statistics(scores: Scores, reference: Reference, group: Tensor) -> dict[str, metrics.Statistic]:
-    """Return the metrics of whole sets (CMMD, KID, FID, diversity), each a function of bootstrap counts."""
-    features, real = scores["features"], reference.heldout
-    kernels = {"cmmd": metrics.cmmd_kernel, "kid": metrics.kid_kernel}
-    found = {name: metrics.mmd_statistic(features, real, kernel, group) for name, kernel in kernels.items()}
+    sets = [scores["features"] for scores in by_seed]
+    statistics = {
+        "cmmd": [metrics.mmd_statistic(x, reference.heldout, metrics.cmmd_kernel, group) for x in sets],
+        "kid": [metrics.mmd_statistic(x, reference.heldout, metrics.kid_kernel, group) for x in sets],
+    }
     if reference.train is not None:
-        train = reference.train
-        found["intra_cluster"] = lambda weights, _: metrics.intra_cluster_distance(features, train, weights)
-    if reference.inception is not None and "inception" in scores:
-        pair = scores["inception"], reference.inception
-        found["fid"] = lambda weights, real_weights: metrics.frechet_distance(*pair, weights, real_weights)
+        statistics["intra_cluster"] = [
+            lambda weights, _, x=x: metrics.intra_cluster_distance(x, reference.train, weights) for x in sets
+        ]
+    for name, each in statistics.items():
+        estimate = metrics.set_estimate(each, (drawn, drawn_real), units)
+        if estimate.values.isfinite().all():
+            found[name] = estimate
     return found
 
 
@@ -355,14 +311,9 @@ def score_method(
     prompts: one per image, without token or style words, so that every method is scored by the same text, or
     `embed_prompts` of them. heldout: images of the domain that no training saw, or `scorer.embed` of them.
     """
-    texts = prompts.texts if isinstance(prompts, Prompts) else prompts
-    if len(images) != len(texts):
-        raise DasdError(f"{len(images)} images came with {len(texts)} prompts; each image needs its own.")
-    if len(set(texts)) < 2:
-        raise DasdError("Scores with intervals need images of at least two different prompts.")
-    if len(heldout) < 2:
-        raise DasdError(f"CMMD and KID need at least two held-out images, not {len(heldout)}.")
     given = prompts if isinstance(prompts, Prompts) else embed_prompts(prompts, scorer)
+    if len(images) != len(given.texts):
+        raise DasdError(f"{len(images)} images came with {len(given.texts)} prompts: each needs its own.")
     check_mentioned(scorer, domain, given.mentioned)
     scores = score_prompts(images, given, scorer, domain, config.seed)
     real = heldout if isinstance(heldout, Tensor) else scorer.embed(heldout)
@@ -373,7 +324,7 @@ def score_method(
 
 # the fair comparison: base, base with style words, and the trained method, on the same prompts and noise
 def compared_methods(config: Config) -> tuple[str, ...]:
-    """Return the methods that are compared: the base, with style words too, and the one that trained."""
+    """Return the compared methods: the base, the base with style words, and the one that trained."""
     return METHODS if config.method == "dasd" else (BASE, STYLED, config.method)
 
 
@@ -402,23 +353,21 @@ def sample_method(
 def evaluate(
     config: Config, pipeline: DasdPipeline, methods: Sequence[str] | None = None, progress: bool = True
 ) -> tuple[list[ResultRow], dict[tuple[str, str], list[Image.Image]]]:
-    """Return rows, and images by (method, domain): every method (None: all) sampled and scored everywhere."""
+    """Return rows, and images by (method, domain), of these methods (None: all) in every target domain."""
     scorer, copies = load_scorer(config), config.evaluation.images_per_prompt
     rows, images = [], {}
     for domain in config.domains:
         prompts = read_prompts(config, domain.name)
-        texts = [entry["text"] for entry in prompts]
         each = [entry for entry in prompts for _ in range(copies)]  # images of one prompt follow each other
         mentioned = [entry.get("attributes") for entry in each]
-        if all(mentioned):
-            check_mentioned(scorer, domain.name, mentioned)  # before hours of sampling
+        given = embed_prompts([entry["text"] for entry in each], scorer, mentioned)
+        check_mentioned(scorer, domain.name, given.mentioned)  # before hours of sampling
         heldout = data.load_domain(domain, config, "test")
         count = min(config.evaluation.num_heldout, len(heldout))
         real = scorer.embed([heldout[i]["image"] for i in range(count)])
-        given = embed_prompts([entry["text"] for entry in each], scorer, mentioned)
         chosen = methods or compared_methods(config)
         for method in files.bar(chosen, domain.name, shown=progress, unit="method"):
-            made = sample_method(config, pipeline, method, domain, texts)
+            made = sample_method(config, pipeline, method, domain, [entry["text"] for entry in prompts])
             rows += score_method(method, domain.name, made, given, real, scorer, config)
             images[method, domain.name] = made
     return rows, images
@@ -427,13 +376,11 @@ def evaluate(
 def evaluate_run(pipeline: DasdPipeline) -> tuple[Path, list[ResultRow]]:
     """Evaluate a run; write `evaluation.json` and pictures into its folder; return the file and its rows."""
     config = pipeline.config
-    checkpoints.writable(config.output_dir)
+    folder = checkpoints.writable(config.output_dir)
     tracking.check_tracking(config)
-    main = processes.is_main()
-    rows, images = evaluate(config, pipeline, progress=main)
-    folder = resolve(config.output_dir)
+    rows, images = evaluate(config, pipeline, progress=processes.is_main())
     path = folder / "evaluation.json"
-    if not main:
+    if not processes.is_main():
         return path, rows
     save_results(path, config, rows)
     with tracking.open_trackers(config) as trackers:
@@ -461,12 +408,9 @@ def save_results(path: str | Path, config: Config | dict[str, Any], rows: Sequen
 
 def load_results(path: str | Path) -> dict[str, Any]:
     """Return {"config": dict, "rows": list} that `save_results` wrote; DasdError if there is none."""
-    values = files.read_json(Path(path), "The results file")
-    if not isinstance(values, dict) or not {"config", "rows"} <= set(values):
+    values = files.read_object(Path(path), "The results file")
+    if not {"config", "rows"} <= set(values):
         raise DasdError(f'{path} holds no results: it lacks "config" or "rows".')
-    config, rows = values["config"], values["rows"]
-    if not (isinstance(config, dict) and isinstance(rows, list) and all(isinstance(r, dict) for r in rows)):
-        raise DasdError(f'{path} holds no results: "config" is no object, or "rows" no list of objects.')
     return values
 
 
@@ -484,13 +428,11 @@ def interval_text(row: Mapping[str, Any], digits: int | None = None) -> str:
 
 
 def table(rows: Sequence[ResultRow]) -> str:
-    """Return rows as a Markdown table: a line per domain, metric and seed, a column per method."""
+    """Return rows as a Markdown table: a line per domain and metric, a column per method."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    several_seeds = len({row["seed"] for row in rows}) > 1
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        seed = f" (seed {row['seed']})" if several_seeds else ""
-        key = row["domain"], figures.metric_title(row["metric"]) + seed
+        key = row["domain"], figures.metric_title(row["metric"])
         lines.setdefault(key, {})[row["method"]] = interval_text(row)
     cells = ([*key, *(found.get(method, "") for method in methods)] for key, found in lines.items())
     return markdown_table(["domain", "metric", *methods], cells)

@@ -12,13 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
 from dasd_utils import losses
-from dasd_utils.runtime import files
 
 Interval = tuple[float, float]
 Values = Sequence[float] | Tensor
@@ -27,20 +25,6 @@ Statistic = Callable[..., Tensor]  # of two sets: weights (B, n) and (B, m) -> (
 
 
 # features
-@torch.no_grad()
-def embed_images(clip, processor, images: Sequence[Image.Image], batch_size: int = 32) -> Tensor:
-    """Return unit-norm CLIP features (n, d), fp32 on the CPU; the CLIP's processor makes RGB, and crops."""
-    if not len(images):
-        raise ValueError("There are no images to embed.")
-    features = []
-    for start in files.short_bar(range(0, len(images), batch_size), "CLIP features", unit="batch"):
-        batch = list(images[start : start + batch_size])
-        pixels = processor(images=batch, return_tensors="pt")["pixel_values"]
-        pooled = clip.vision_model(pixel_values=pixels.to(clip.device, clip.dtype)).pooler_output
-        features.append(clip.visual_projection(pooled).float().cpu())
-    return F.normalize(torch.cat(features), dim=-1)
-
-
 @torch.no_grad()
 def embed_texts(clip, tokenizer, texts: Sequence[str], batch_size: int = 64) -> Tensor:
     """Return unit-norm CLIP features (n, d), fp32 on the CPU; longer texts are cut at the model's length."""
@@ -57,9 +41,8 @@ def embed_texts(clip, tokenizer, texts: Sequence[str], batch_size: int = 64) -> 
 # CLIP score
 def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
     """Return the cosine of each image with its own text; (n, d), (n, d) -> (n,)."""
-    if image_features.shape != text_features.shape:
-        shapes = f"{tuple(image_features.shape)} and {tuple(text_features.shape)}"
-        raise ValueError(f"The CLIP score pairs each image with its text; the features have shapes {shapes}.")
+    if image_features.shape != text_features.shape:  # would be broadcast
+        raise ValueError(f"There are {len(image_features)} images and {len(text_features)} texts.")
     return F.cosine_similarity(image_features, text_features, dim=-1)
 
 
@@ -87,8 +70,6 @@ def shuffled_scores(
 
 def attribute_accuracy(shown: Sequence[dict[str, str]], mentioned: Sequence[dict[str, str]]) -> Tensor:
     """Return the share of the attributes mentioned by each prompt that its image shows; (n,) in [0, 1]."""
-    if not all(mentioned):
-        raise ValueError("Every prompt must mention at least one attribute.")
     shares = [
         sum(seen.get(name) == value for name, value in wanted.items()) / len(wanted)
         for seen, wanted in zip(shown, mentioned, strict=True)
@@ -114,10 +95,7 @@ def cmmd_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def kid_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """Return (x.y + 1)^3 of unit-norm features (arXiv 1801.01401).
-
-    The paper's x.y / d is for Inception, whose norm grows with d: of unit norms it would be linear.
-    """
+    """Return (x.y + 1)^3 of unit-norm features (arXiv 1801.01401); the paper's x.y / d is for Inception's."""
     return (x @ y.T + 1) ** 3
 
 
@@ -145,7 +123,6 @@ def mmd_statistic(x: Tensor, y: Tensor, kernel: losses.Kernel, groups: Groups = 
     x, y = x.double(), y.double()  # CMMD is a small difference of large sums
     k_xx, k_yy, k_xy = kernel(x, x), kernel(y, y), kernel(x, y)
     x_group, y_group = _group_index(groups, len(x)), torch.arange(len(y))
-
     once = torch.ones(1, len(x)).double(), torch.ones(1, len(y)).double()
 
     def statistic(x_weights: Tensor = once[0], y_weights: Tensor = once[1]) -> Tensor:
@@ -166,32 +143,7 @@ def _group_index(groups: Groups, n: int) -> Tensor:
     """Return the group of each of n samples as 0 .. count - 1, (n,); each its own without groups."""
     if groups is None:
         return torch.arange(n)
-    groups = torch.as_tensor(groups)
-    if len(groups) != n:
-        raise ValueError(f"There are {len(groups)} groups for {n} samples.")
-    return torch.unique(groups, return_inverse=True)[1]
-
-
-def frechet_distance(
-    x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None
-) -> Tensor:
-    """Return the Frechet distance of Gaussians fitted to two sets, (B,): with Inception's features, the FID.
-
-    |m_x - m_y|^2 + tr C_x + tr C_y - 2 tr (C_x C_y)^(1/2), arXiv 1706.08500. With C = A^T A the last trace is
-    the sum of the singular values of A_x A_y^T, (n, m): cheap where features are more than samples. Weights
-    (B, n) and (B, m) say how often each sample counts. Biased upwards for small sets: compare equal n only.
-    """
-    weights = [torch.ones(1, len(z)) if w is None else w for z, w in ((x, x_weights), (y, y_weights))]
-    values = []
-    for rows in zip(*(w.double().broadcast_to(max(map(len, weights)), -1) for w in weights), strict=True):
-        means, roots = [], []
-        for z, w in zip((x.double(), y.double()), rows, strict=True):
-            means.append(w @ z / w.sum())
-            roots.append((w / (w.sum() - 1)).sqrt()[:, None] * (z - means[-1]))
-        traces = sum(root.square().sum() for root in roots)
-        across = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
-        values.append((means[0] - means[1]).square().sum() + traces - 2 * across)
-    return torch.stack(values)
+    return torch.unique(torch.as_tensor(groups), return_inverse=True)[1]
 
 
 # fidelity, diversity, copying
@@ -203,12 +155,9 @@ def euclidean_distances(x: Tensor, y: Tensor) -> Tensor:
 def precision_recall(generated: Tensor, real: Tensor, k: int = 5) -> dict[str, Tensor]:
     """Return precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797), by sample.
 
-    generated: (n, d); real: (m, d). A ball reaches from a sample to its k-th neighbour in the same set.
-    Raises ValueError unless each set has more than k samples.
+    generated: (n, d); real: (m, d), each of more than k samples. A ball reaches from a sample to its k-th
+    neighbour in the same set.
     """
-    if min(len(generated), len(real)) <= k:
-        counts = f"{len(generated)} generated and {len(real)} real"
-        raise ValueError(f"There are {counts} samples; each set takes more than k = {k}.")
     across = euclidean_distances(generated, real)  # (n, m)
     # the nearest of all is the sample itself
     radii = [euclidean_distances(z, z).kthvalue(k + 1, dim=1).values for z in (generated, real)]
@@ -272,6 +221,11 @@ class Estimate:
         return Estimate(self.values - other.values, self.draws - other.draws, self.units)
 
     @property
+    def value(self) -> float:
+        """Return the mean over seeds."""
+        return self.values.mean().item()
+
+    @property
     def variance(self) -> float:
         """Return that of the mean over draws of prompts, times P / (P - 1), which a bootstrap lacks."""
         return self.draws.mean(dim=1).var().item() * self.units / (self.units - 1)
@@ -284,10 +238,10 @@ class Estimate:
         (where seeds vary most, two still hold the truth 87 % of the time, three 92 %). What prompts and seeds
         do together is counted in both. One seed adds nothing: the interval is then of this one training.
         """
-        value, seeds = self.values.mean().item(), len(self.values)
+        seeds = len(self.values)
         of_seeds = self.values.var().item() / seeds if seeds > 1 else 0.0
         half = half_width(((self.variance, self.units - 1), (of_seeds, seeds - 1)))
-        return value, value - half, value + half
+        return self.value, self.value - half, self.value + half
 
 
 Terms = Sequence[tuple[float, int]]  # variances, each with its degrees of freedom

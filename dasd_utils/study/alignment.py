@@ -29,13 +29,10 @@ class Pull(NamedTuple):
 def gradient_pulls(
     parts: models.Parts, sampler: Sampler, config: Config, steps: Sequence[int], warm: int = 4
 ) -> list[Pull]:
-    """Return the pulls at the training batches of these steps, the weights being as they are.
+    """Return the pulls at the training batches of these steps, without an update.
 
-    A queue is filled by the `warm` batches before the first. Nothing is updated. Raises ValueError where
-    lambda_align is 0: there is nothing to compare.
+    A queue is filled by the `warm` batches before the first. lambda_align must not be 0.
     """
-    if config.alignment.lambda_align == 0:
-        raise ValueError("lambda_align is 0: the alignment pulls nowhere.")
     updater = training.Updater(config, parts)
     objective, found = losses.DasdObjective(config), []
     first = min(steps)
@@ -69,10 +66,7 @@ def pull_ratio(pulls: Sequence[Pull]) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def features(parts: models.Parts, sampler: Sampler, config: Config, steps: int) -> dict[str, Tensor]:
-    """Return mean-pooled features of each domain over the first `steps` training batches, (n, d).
-
-    Source and targets at the same timesteps, as the MMD sees them.
-    """
+    """Return mean-pooled features (n, d) of each domain over training batches, as the MMD sees them."""
     found: dict[str, list[Tensor]] = {}
     for step in range(steps):
         batch = sampler.batch(step).to(parts.unet.device, torch.float32)

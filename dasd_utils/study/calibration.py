@@ -8,12 +8,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dasd_utils import evaluation, sampling
-from dasd_utils.config import Calibration, DasdError, DomainConfig
 from dasd_utils.evaluation import ResultRow
-from dasd_utils.metrics import Estimate
 from dasd_utils.runtime import checkpoints, files
+
+if TYPE_CHECKING:
+    from dasd_utils.config import Calibration, DomainConfig
+    from dasd_utils.metrics import Estimate
 
 SCALES = {"cfg": (1.5, 2.0, 3.0, 4.0, 5.5, 7.5), "domain": (1.5, 2.0, 3.0, 4.0, 5.5)}
 SCHEDULES = (
@@ -41,18 +44,15 @@ class Candidate:
     @property
     def calls(self) -> int:
         """Return how many predictions of the network an image takes."""
-        branches = 2 if self.calibration.guidance_scale > 1 else 1
-        return branches * self.calibration.num_inference_steps
+        return self.calibration.num_inference_steps * (2 if self.calibration.guidance_scale > 1 else 1)
 
     def rows(self, domain: str, chosen: bool, seed: int) -> list[ResultRow]:
         """Return a row for each of the two scores."""
         start = {"domain": domain, **dataclasses.asdict(self.calibration), "chosen": chosen}
         start |= {"calls": self.calls, "seconds_an_image": self.seconds}
-        rows = []
-        for metric, each in (("cmmd", self.cmmd), (self.measure, self.follows)):
-            values = evaluation.with_interval(each)
-            rows.append({**start, "metric": metric, **values, "n": each.units, "seed": seed})
-        return rows
+        end = {"n": self.cmmd.units, "seed": seed}
+        scores = {"cmmd": self.cmmd, self.measure: self.follows}
+        return [start | {"metric": m} | evaluation.with_interval(each) | end for m, each in scores.items()]
 
 
 def calibrate(
@@ -66,21 +66,19 @@ def calibrate(
     """Search every target domain; write `calibration.json` at `path`, and every candidate's scores beside it.
 
     In a run folder `load_trained_pipeline` uses it. An existing file stays, or with `again` is replaced when
-    the search is done. Raises DasdError for too few validation images or a folder that cannot be written,
-    before any sampling.
+    the search is done.
     """
     if path.is_file() and not again:
         return
     checkpoints.writable(path.parent)
-    table, found = {}, []
+    table, rows = {}, []
     for domain in pipeline.config.domains:
         candidates = search(pipeline, domain, scorer, budget, num_images)
         best = choose_candidate(candidates)
         table[domain.name] = dataclasses.asdict(best.calibration)
-        for each in candidates:
-            found += each.rows(domain.name, each is best, pipeline.config.seed)
+        rows += [row for c in candidates for row in c.rows(domain.name, c is best, pipeline.config.seed)]
         log.info("%s: %s", domain.name, table[domain.name])
-    evaluation.save_results(path.with_name(SEARCH), pipeline.config, found)
+    evaluation.save_results(path.with_name(SEARCH), pipeline.config, rows)
     files.write_json(path, table, "The calibration")  # last: where it is, the search was complete
 
 
@@ -99,16 +97,13 @@ def search(
 ) -> list[Candidate]:
     """Return the candidates of one domain: guidance first, with the config's schedule, then the schedule.
 
-    All candidates sample the same validation captions from the same noise. Raises DasdError for a budget of
-    denoising steps that leaves no schedule, and for too few validation images.
+    All sample the same validation captions from the same noise, in at most `budget` denoising steps.
     """
     reference = evaluation.load_reference(domain, pipeline.config, scorer, num_images, "validation")
     schedules = [schedule for schedule in SCHEDULES if schedule[1] <= budget]
-    if not schedules:
-        raise DasdError(f"The budget of {budget} steps leaves no schedule to try: {SCHEDULES}.")
     guidances = [(kind, scale) for kind, scales in SCALES.items() for scale in scales]
     texts = [reference.prompts.texts[i] for i in reference.prompts.prompt_of(num_images)]
-    seeds = [NOISE + i for i in range(num_images)]
+    seeds = range(NOISE, NOISE + num_images)
     count = len(guidances) + len(schedules)
     with files.bar(None, domain.name, count, shown=progress, unit="candidate") as bar:
 
@@ -139,12 +134,8 @@ def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:
     Of those whose CMMD is within one standard error of the least, those that follow the prompt within one
     standard error of the best; of these the one with the fewest predictions, then the least CMMD.
     """
-    nearest = min(candidates, key=lambda c: _value(c.cmmd))
-    close = [c for c in candidates if _value(c.cmmd) <= _value(nearest.cmmd) + nearest.cmmd.variance**0.5]
-    best = max(close, key=lambda c: _value(c.follows))
-    close = [c for c in close if _value(c.follows) >= _value(best.follows) - best.follows.variance**0.5]
-    return min(close, key=lambda c: (c.calls, _value(c.cmmd)))
-
-
-def _value(estimate: Estimate) -> float:
-    return estimate.values.mean().item()
+    nearest = min(candidates, key=lambda c: c.cmmd.value)
+    close = [c for c in candidates if c.cmmd.value <= nearest.cmmd.value + nearest.cmmd.variance**0.5]
+    best = max(close, key=lambda c: c.follows.value)
+    close = [c for c in close if c.follows.value >= best.follows.value - best.follows.variance**0.5]
+    return min(close, key=lambda c: (c.calls, c.cmmd.value))

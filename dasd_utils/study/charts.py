@@ -81,8 +81,6 @@ def sweep_chart(rows: Rows, x: str, metrics: Sequence[str], by: Sequence[str]) -
     (nothing to choose where x is 0) starts every line. x is on a logarithmic scale with 0 at its left end.
     """
     found = [row for row in rows if row["metric"] in metrics]
-    if missing := set(metrics) - {row["metric"] for row in found}:
-        raise ValueError(f"No row holds the metric {', '.join(sorted(missing))}.")
     lines = sorted({tuple(row[name] for name in by) for row in found if all(name in row for name in by)})
     figure, panels = metric_panels(found, metrics, x, 3.2)
     for axes, _, own in panels:
@@ -91,11 +89,10 @@ def sweep_chart(rows: Rows, x: str, metrics: Sequence[str], by: Sequence[str]) -
             part = [row for row in own if chosen.items() <= {**chosen, **row}.items()]
             part.sort(key=lambda row: row[x])
             beside = 1 + 0.06 * (number - (len(lines) - 1) / 2)  # so that no line hides another
-            label = ", ".join(f"{name} {value}" for name, value in chosen.items())
             xs, values = [row[x] * beside for row in part], [row["value"] for row in part]
             looks = {"color": look(number)["color"], "marker": "o", "markersize": 3, "linewidth": 1.2}
-            errors = np.abs(ends(part) - values)
-            axes.errorbar(xs, values, errors, label=label, elinewidth=0.6, **looks)
+            looks["label"] = ", ".join(f"{name} {value}" for name, value in chosen.items())
+            axes.errorbar(xs, values, np.abs(ends(part) - values), elinewidth=0.6, **looks)
         if any("against" in row for row in own):
             axes.axhline(0, color=MUTED, linewidth=0.8)
         axes.set_xscale("symlog", linthresh=min((row[x] for row in found if row[x] > 0), default=1))
@@ -128,13 +125,11 @@ def curve_chart(
 def difference_chart(rows: Rows, metrics: Sequence[str], domain: str) -> Figure:
     """Return a panel per metric: each method's paired difference to the first it is compared with.
 
-    With intervals; filled where the interval leaves out 0, hollow where the two cannot be told apart.
+    Filled where the interval leaves out 0, hollow where the two cannot be told apart.
     """
     found = [row for row in rows if "against" in row and "separable" in row and row["domain"] == domain]
     found = [row for row in found if row["against"] == found[0]["against"]]
     methods = unique(found, "method")
-    if not set(metrics) <= {row["metric"] for row in found}:
-        raise ValueError(f"{domain} has no differences of {', '.join(metrics)}.")
     figure = Figure(figsize=(1.6 + 2.3 * len(metrics), 1.1 + 0.27 * len(methods)), layout="constrained")
     panels = np.ravel(figure.subplots(1, len(metrics), sharey=True))
     for axes, metric in zip(panels, metrics, strict=True):
@@ -147,8 +142,8 @@ def difference_chart(rows: Rows, metrics: Sequence[str], domain: str) -> Figure:
         axes.set_title(metric_label(metric, break_line=True), fontsize=9)
         axes.set_yticks(range(len(methods)), methods, fontsize=8)
     panels[0].invert_yaxis()
-    named = f"{domain}: difference to {found[0]['against']}, 95 %"
-    figure.supxlabel(f"{named}\n{figures.seeds_note(found)}".strip(), fontsize=9)
+    label = f"{domain}: difference to {found[0]['against']}, 95 %\n{figures.seeds_note(found)}"
+    figure.supxlabel(label.strip(), fontsize=9)
     return figure
 
 
@@ -171,11 +166,10 @@ def trade_chart(rows: Rows, source: str, metric: str = "cmmd") -> Figure:
 
 @style()
 def front_chart(rows: Rows, metrics: Mapping[str, str]) -> Figure:
-    """Return a panel per metric and domain: every candidate of a calibration, quality against its price.
+    """Return a panel per metric and domain: every candidate of a calibration's search, quality against price.
 
-    rows: those of a calibration's search. metrics: name -> "lower" or "higher", what is better. The price is
-    the network's predictions an image; a step line joins what no other beats in both, a ring is round what
-    was chosen.
+    metrics: name -> "lower" or "higher", what is better. The price is the network's predictions an image; a
+    step line joins what no other beats in both, a ring is round what was chosen.
     """
     figure, panels = metric_panels(rows, list(metrics), "predictions of the network an image", 3.5)
     for axes, metric, own in panels:
@@ -202,42 +196,24 @@ def front_chart(rows: Rows, metrics: Mapping[str, str]) -> Figure:
 
 
 # guidance: fit against control, the plane of two scales, and the length of training
-def chart_points(rows: Rows, curves: Sequence[str], scales: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Return curve -> its points, in the order of these scales: a row with metric -> row in "metrics".
-
-    Raises ValueError where a curve is missing, and for rows of more than one domain.
-    """
-    own = [row for row in rows if row.get("line") in curves]
-    if len(domains := {row["domain"] for row in own}) > 1:
-        raise ValueError(f"The rows are of several domains: {', '.join(sorted(domains))}. Choose one.")
-    found: dict[str, dict[str, dict[str, Any]]] = {curve: {} for curve in curves}
-    for row in own:
-        found[row["line"]].setdefault(row["method"], {**row, "metrics": {}})["metrics"][row["metric"]] = row
-    if missing := [curve for curve, points in found.items() if not points]:
-        raise ValueError(f"No row is of the curve {missing[0]}.")
-    return {
-        curve: sorted(points.values(), key=lambda point: [point[scale] for scale in scales])
-        for curve, points in found.items()
-    }
-
-
 @style()
 def fit_chart(rows: Rows, curves: Sequence[str], x: str = "cmmd", y: str = "attribute_accuracy") -> Figure:
-    """Return one panel: a score over another, a curve for each kind of guidance, a point for each scale.
+    """Return one panel for the rows of a domain: a score over another, a curve for each kind of guidance.
 
     A curve of one scale is drawn in the scale's order, with the scale at both ends; one of two scales as its
     points alone. Intervals are thin.
     """
-    found = chart_points(rows, curves, ("guidance_scale",))
     figure = Figure(figsize=(5.8, 3.9), layout="constrained")
     axes = figure.subplots()
-    for number, (name, own) in enumerate(found.items()):
-        pairs = [(point["metrics"][x], point["metrics"][y]) for point in own]
+    for number, name in enumerate(curves):
+        own = sorted((row for row in rows if row.get("line") == name), key=lambda row: row["guidance_scale"])
+        both = ([row for row in own if row["metric"] == metric] for metric in (x, y))
+        pairs = list(zip(*both, strict=True))
         joined = "none" if "domain_scale" in own[0] else "-"
         xs, ys = draw_points(axes, pairs, name, number, linestyle=joined, linewidth=1.2, markersize=4)
         for i in (0, -1) if joined == "-" else ():
             beside = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
-            scale = f"{own[i]['guidance_scale']:g}"
+            scale = f"{pairs[i][0]['guidance_scale']:g}"
             axes.annotate(scale, (xs[i], ys[i]), color=look(number)["color"], **beside)
     axes.set(xlabel=metric_label(x), ylabel=metric_label(y))
     legend_below(figure, rows, 2)
@@ -247,18 +223,14 @@ def fit_chart(rows: Rows, curves: Sequence[str], x: str = "cmmd", y: str = "attr
 @style()
 def plane_chart(rows: Rows, curve: str, metrics: Sequence[str] = ("cmmd", "attribute_accuracy")) -> Figure:
     """Return a heat map per metric over the two scales of decoupled guidance, its values in the cells."""
-    (cells,) = chart_points(rows, [curve], ("domain_scale", "guidance_scale")).values()
-    across = sorted({each["guidance_scale"] for each in cells})
-    up = sorted({each["domain_scale"] for each in cells})
-    if len(cells) != len(across) * len(up):
-        raise ValueError(f"The curve {curve} has {len(cells)} points, not {len(across)} x {len(up)}.")
+    cells = [row for row in rows if row.get("line") == curve]
+    across, up = (sorted({row[scale] for row in cells}) for scale in ("guidance_scale", "domain_scale"))
     figure = Figure(figsize=(0.8 + 2.4 * len(metrics), 2.5), layout="constrained")
     panels = np.ravel(figure.subplots(1, len(metrics)))
     for axes, metric in zip(panels, metrics, strict=True):
         values = np.full((len(up), len(across)), np.nan)
-        for each in cells:
-            place = up.index(each["domain_scale"]), across.index(each["guidance_scale"])
-            values[place] = each["metrics"][metric]["value"]
+        for row in (row for row in cells if row["metric"] == metric):
+            values[up.index(row["domain_scale"]), across.index(row["guidance_scale"])] = row["value"]
         draw_heat(axes, values, [[f"{value:.2f}" for value in line] for line in values], origin="lower")
         axes.set_xticks(range(len(across)), [f"{value:g}" for value in across])
         axes.set_yticks(range(len(up)), [f"{value:g}" for value in up])

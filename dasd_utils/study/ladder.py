@@ -1,8 +1,7 @@
 """The ladder: methods that differ in one thing each, all trained, sampled and scored in the same way.
 
-Finished work is kept: a trained run in `<output_dir>/trained/<key>`, named by all settings that decide its
-weights, and its samples and scores in `<output_dir>/samples/<key>`, named by all settings that decide its
-images. A ladder that was stopped continues where it was, and a new method costs only its own work.
+Finished work is kept in `<output_dir>/trained/<key>`, named by all settings that decide the weights, and in
+`<output_dir>/samples/<key>`, named by all that decide the images. A ladder that was stopped goes on there.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -31,10 +30,8 @@ from dasd_utils.study import calibration
 DASD = "DASD"
 CONTROL = "training images"  # real ones in the place of samples: what a perfect copy scores
 SEED_STEP = 100_000  # between the noise of one training seed and the next
-PROTOCOL, PUBLISHED, CALIBRATED, DOMAIN = "protocol", "published", "calibrated", "domain guidance"
-UNCONDITIONAL, DECOUPLED = "unconditional", "decoupled"
-GUIDANCE = {DOMAIN: "domain", UNCONDITIONAL: "unconditional", DECOUPLED: "decoupled"}
-UNSEEN_DATA = ("cache_dir", "source_images")  # fields that no held-out image depends on
+PROTOCOL, PUBLISHED, CALIBRATED = "protocol", "published", "calibrated"
+DOMAIN, UNCONDITIONAL, DECOUPLED = "domain", "unconditional", "decoupled"  # kinds of guidance
 DOMAIN_SHARE = 300  # training images of each domain that teach the classifier of domains
 POWER = 0.8
 EFFECT = 0.01  # of the CLIP score
@@ -63,14 +60,12 @@ class Method:
         if config.method != configs.DASD:
             raise DasdError(f"The config names the method {config.method!r}, but each method of a ladder has "
                             "its own: leave method and method_settings out.")  # fmt: skip
-        domains = config.domains
+        changes = {} if self.objective == configs.DASD else {"method": self.objective}
+        changes |= configs.method_changes(self.objective)
+        changes |= self.changes(config) if callable(self.changes) else self.changes
         if not self.tokens:
-            domains = tuple(dataclasses.replace(domain, token=None) for domain in domains)
-        changes = self.changes(config) if callable(self.changes) else self.changes
-        named = {} if self.objective == configs.DASD else {"method": self.objective}
-        return config.replace(
-            domains=domains, **{**named, **configs.method_changes(self.objective), **changes}
-        )
+            changes["domains"] = tuple(dataclasses.replace(each, token=None) for each in config.domains)
+        return config.replace(**changes)
 
     @property
     def sees_source(self) -> bool:
@@ -112,10 +107,10 @@ def find_methods(
 
 def find_named(known: Sequence[Any], names: Sequence[str], what: str) -> list[Any]:
     """Return what has these names, in their order; DasdError for an unknown one."""
-    found = [[each for each in known if each.name == name] for name in names]
-    for name in (name for name, own in zip(names, found, strict=True) if not own):
-        raise DasdError(f"There is no {what} {name!r}. {configs.nearest(name, [k.name for k in known])}")
-    return [each for own in found for each in own]
+    all_names = [each.name for each in known]
+    for name in set(names) - set(all_names):
+        raise DasdError(f"There is no {what} {name!r}. {configs.nearest(name, all_names)}")
+    return [each for name in names for each in known if each.name == name]
 
 
 # training
@@ -146,8 +141,8 @@ def settings(config: Config, method: Method, domain: DomainConfig, run: Path | N
     """Return how the method is sampled in a domain; DasdError where its calibration was not made."""
     published, protocol = profiles.PUBLISHED_CALIBRATION, config.evaluation
     found = Calibration(protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler)
-    if method.settings in GUIDANCE:
-        found = dataclasses.replace(found, guidance=GUIDANCE[method.settings])
+    if method.settings in (DOMAIN, UNCONDITIONAL, DECOUPLED):
+        found = dataclasses.replace(found, guidance=method.settings)
     elif method.settings == PUBLISHED:
         found = Calibration(**published.get(domain.name, published["default"]))
     elif method.settings == CALIBRATED:
@@ -172,11 +167,11 @@ class Task:
         """Return where its files are, named by all settings that decide the images."""
         known = {"source": dataclasses.asdict(self.domain), "data": dataclasses.asdict(self.config.data)}
         domain, split = checkpoints.without_newer_fields(known).values()
-        unseen = ("calibration", "descriptions", *(() if self.method.style_words else ("style_suffix",)))
+        unseen = {"calibration", "descriptions"} | (set() if self.method.style_words else {"style_suffix"})
         named = {
             "run": self.run.name if self.run else dataclasses.asdict(self.config.model),
             "domain": {name: value for name, value in domain.items() if name not in unseen},
-            "split": {name: value for name, value in split.items() if name not in UNSEEN_DATA},
+            "split": {name: split[name] for name in split if name not in ("cache_dir", "source_images")},
             "calibration": self.calibration.settings(),
             "count": self.count,
             "seed": self.seed,
@@ -189,7 +184,7 @@ class Task:
         model, members = self.config.model, (self.config.source, *self.config.domains)
         named = {
             "judge": [model.base, model.base_revision, model.clip, model.clip_revision, "float32"],
-            "inception": self.config.evaluation.inception,
+            "inception": None,  # keeps the names of stored scores
             "heldout": self.config.evaluation.num_heldout,
             "domains": [[d.name, d.data, d.revision, d.num_images] for d in members],  # of their classifier
         }
@@ -198,8 +193,9 @@ class Task:
     def prompts_and_seeds(self, reference: Reference) -> tuple[list[str], list[int]]:
         """Return the prompt and the seed of each image."""
         prompts = [reference.prompts.texts[i] for i in reference.prompts.prompt_of(self.count)]
-        words = [f"{p}, {self.domain.style_suffix}" for p in prompts] if self.method.style_words else prompts
-        return words, [SEED_STEP * self.seed + i for i in range(self.count)]
+        if self.method.style_words:
+            prompts = [f"{prompt}, {self.domain.style_suffix}" for prompt in prompts]
+        return prompts, [SEED_STEP * self.seed + i for i in range(self.count)]
 
 
 def tasks(config: Config, method: Method, seed: int) -> list[Task]:
@@ -226,18 +222,14 @@ def is_done(config: Config, method: Method, seed: int) -> bool:
 def sample(task: Task, reference: Reference, pipeline: sampling.DasdPipeline) -> list[Image.Image]:
     """Return the task's images, read from its file or made now and written there."""
     path = task.folder / "samples.parquet"
-    if path.is_file():
-        return images.load_samples(path)
-    drawn = draw_images(task, reference, pipeline)
-    images.save_samples(path, drawn, *task.prompts_and_seeds(reference))
-    return drawn
+    if not path.is_file():
+        drawn = draw_images(task, reference, pipeline)
+        images.save_samples(path, drawn, *task.prompts_and_seeds(reference))
+    return images.load_samples(path)
 
 
 def draw_images(task: Task, reference: Reference, pipeline: sampling.DasdPipeline) -> list[Image.Image]:
-    """Return the task's images, made now; image i has the same noise for all methods of a seed.
-
-    The source is sampled with the adapter on: it shows what adaptation does to what the model knew.
-    """
+    """Return the task's images, made now; image i has the same noise for all methods of a seed."""
     prompts, seeds = task.prompts_and_seeds(reference)
     target = task.method.trained and task.domain in task.config.domains
     images, *_ = pipeline.generate(
@@ -246,17 +238,9 @@ def draw_images(task: Task, reference: Reference, pipeline: sampling.DasdPipelin
         seed=seeds,
         settings=task.calibration,
         guidance=task.calibration.guidance,  # by name: a learner without prompts takes the method's kind
-        adapter=task.method.trained,
+        adapter=task.method.trained,  # for the source too, to see what becomes of what the model knew
     )
     return images
-
-
-def open_pipeline(config: Config, method: Method, seed: int) -> sampling.DasdPipeline:
-    """Return the method's pipeline: the base model's, or that of its trained run."""
-    if not method.trained:
-        return sampling.DasdPipeline(models.load_parts(config), config)
-    wanted = run_config(config, method, seed)
-    return sampling.load_trained_pipeline(resolve(wanted.output_dir), wanted)
 
 
 # scoring
@@ -269,14 +253,14 @@ class Scoring:
 
     @functools.cached_property
     def scorer(self) -> evaluation.Scorer:
-        """The CLIP that scores."""
+        """The networks that score."""
         return evaluation.load_scorer(self.config)
 
     @functools.cached_property
     def references(self) -> dict[str, Reference]:
         """The first `num_heldout` held-out images of each domain, by its name."""
-        config, members = self.config, (self.config.source, *self.config.domains)
-        rest = config, self.scorer, config.evaluation.num_heldout
+        rest = self.config, self.scorer, self.config.evaluation.num_heldout
+        members = (self.config.source, *self.config.domains)
         return {domain.name: evaluation.load_reference(domain, *rest) for domain in members}
 
     @functools.cached_property
@@ -290,30 +274,20 @@ class Scoring:
             names += [domain.name] * count
         return small_cnn.train(torch.cat(pixels), names)
 
-    def score(self, task: Task, images: Sequence[Image.Image]) -> None:
-        """Write the scores of a task's images."""
-        reference = self.references[task.domain.name]
-        found = evaluation.score_images(images, reference, self.scorer, self.domains, task.seed)
-        with files.atomic_write(task.scores, "The scores") as temporary:
-            save_file(found, temporary)
-
     def control(self, domain: DomainConfig) -> Scores:
         """Return the scores of training images in the place of samples."""
         train = data.load_domain(domain, self.config)
         count = min(self.config.evaluation.num_heldout, len(train))
         pictures = [train.images[i] for i in range(count)]
-        own = evaluation.prompts_of(train, self.scorer, count)
+        prompts = evaluation.prompts_of(train, self.scorer, count)
         reference = self.references[domain.name]
-        return evaluation.score_images(pictures, reference, self.scorer, self.domains, 0, own)
+        return evaluation.score_images(pictures, reference, self.scorer, self.domains, own=prompts)
 
 
 def run_ladder(
     scoring: Scoring, seeds: Sequence[int], methods: Sequence[Method] = METHODS, progress: bool = True
 ) -> list[tuple[str, int]]:
-    """Train, sample and score what is missing; return the (method, seed) that other processes work on.
-
-    Several processes may share one ladder: each takes what no other has taken.
-    """
+    """Train, sample and score what is missing; return the (method, seed) that other processes work on."""
     config = scoring.config
     while True:
         left = [(seed, method) for seed in seeds for method in methods if not is_done(config, method, seed)]
@@ -335,13 +309,18 @@ def _take(scoring: Scoring, method: Method, seed: int, progress: bool) -> bool:
         log.info("%s, seed %d", method.name, seed)
         if method.trained:
             train(config, method, seed, progress)
-        pipeline = open_pipeline(config, method, seed)
+            pipeline = sampling.load_trained_pipeline(resolve(wanted.output_dir), wanted)
+        else:
+            pipeline = sampling.DasdPipeline(models.load_parts(config), config)
         if method.settings == CALIBRATED:
             path = calibration.calibration_file(pipeline.config.output_dir)
             calibration.calibrate(pipeline, scoring.scorer, path)
-        for task in tasks(config, method, seed):
-            if not task.scores.is_file():
-                scoring.score(task, sample(task, scoring.references[task.domain.name], pipeline))
+        for task in (each for each in tasks(config, method, seed) if not each.scores.is_file()):
+            reference = scoring.references[task.domain.name]
+            drawn = sample(task, reference, pipeline)
+            found = evaluation.score_images(drawn, reference, scoring.scorer, scoring.domains, seed)
+            with files.atomic_write(task.scores, "The scores") as temporary:
+                save_file(found, temporary)
     return True
 
 
@@ -349,7 +328,7 @@ def _take(scoring: Scoring, method: Method, seed: int, progress: bool) -> bool:
 def ladder_rows(
     scoring: Scoring, seeds: Sequence[int], methods: Sequence[Method] = METHODS, against: str = DASD
 ) -> list[ResultRow]:
-    """Return the rows of all methods that are done for all seeds: scores, differences to one of them, power.
+    """Return the rows of all methods that are done for all seeds: scores, differences, power.
 
     A row has method, domain, metric, value, low, high, n (images of all seeds) and seeds; a difference, to
     `against` or to the method before it, also `against` and `separable`.
@@ -392,36 +371,32 @@ def searches(config: Config, seeds: Sequence[int], methods: Sequence[Method] = M
 
 
 # power
-class VarianceComponents(NamedTuple):
-    """Variances of one image's paired difference: between seeds, between prompts, and the rest."""
+def variance_components(differences: Tensor) -> tuple[float, float, float]:
+    """Return the variances between seeds, between prompts, and of the rest, of differences (S, P) of images.
 
-    seeds: float
-    prompts: float
-    rest: float
-
-
-def variance_components(differences: Tensor) -> VarianceComponents:
-    """Return the variance components of differences (S, P) by the mean squares of a two-way table."""
+    By the mean squares of a two-way table.
+    """
     table = differences.double()
     (seeds, prompts), mean = table.shape, table.mean()
     of_seeds, of_prompts = table.mean(dim=1, keepdim=True), table.mean(dim=0, keepdim=True)
     squares = (table - of_seeds - of_prompts + mean).square().sum().item()
     rest = squares / ((seeds - 1) * (prompts - 1))
-    between_seeds = prompts * of_seeds.var().item() - rest
-    between_prompts = seeds * of_prompts.var().item() - rest
-    return VarianceComponents(max(between_seeds / prompts, 0.0), max(between_prompts / seeds, 0.0), rest)
+    between_seeds = (prompts * of_seeds.var().item() - rest) / prompts
+    between_prompts = (seeds * of_prompts.var().item() - rest) / seeds
+    return max(between_seeds, 0.0), max(between_prompts, 0.0), rest
 
 
-def prompts_needed(parts: VarianceComponents, effect: float, seeds: int) -> int | None:
+def prompts_needed(components: tuple[float, float, float], effect: float, seeds: int) -> int | None:
     """Return how many prompts show a difference of `effect` with a power of 80 %, or None if no number does.
 
-    Two-sided at 95 %, with `seeds` trainings, at least 2, one image a prompt. Spread between seeds does not
-    shrink with prompts: where it is the larger part, only more seeds help.
+    Two-sided at 95 %, with `seeds` trainings, at least 2, one image a prompt; components: as of
+    `variance_components`. Spread between seeds does not shrink with prompts.
     """
+    of_seeds, of_prompts, of_rest = components
 
     def enough(prompts: int) -> bool:
-        rest = parts.rest / (seeds * prompts)  # in both terms of the interval, once in the estimate
-        terms = ((parts.seeds / seeds + rest, seeds - 1), (parts.prompts / prompts + rest, prompts - 1))
+        rest = of_rest / (seeds * prompts)  # in both terms of the interval, once in the estimate
+        terms = ((of_seeds / seeds + rest, seeds - 1), (of_prompts / prompts + rest, prompts - 1))
         return metrics.power(effect, terms, sum(variance for variance, _ in terms) - rest) >= POWER
 
     if not enough(MOST_PROMPTS):
@@ -433,11 +408,12 @@ def power_rows(found: Mapping[str, Sequence[Scores]], domain: str, against: str)
     """Return how many prompts would show a CLIP score 0.01 above or below another's, by number of seeds."""
     rows, base = [], found.get(against, ())
     for name, by_seed in found.items():
-        if name != against and min(len(by_seed), len(base)) > 1:
-            pairs = zip(by_seed, base, strict=True)
-            parts = variance_components(torch.stack([a["clip_score"] - b["clip_score"] for a, b in pairs]))
-            row = {"method": name, "against": against, "domain": domain, "metric": "prompts_needed"}
-            row |= {"effect": EFFECT, "deviation_of_seeds": parts.seeds**0.5}
-            row |= {"deviation_of_prompts": parts.prompts**0.5}
-            rows += [row | {"seeds": n, "value": prompts_needed(parts, EFFECT, n)} for n in MANY_SEEDS]
+        if name == against or min(len(by_seed), len(base)) < 2:
+            continue
+        pairs = zip(by_seed, base, strict=True)
+        components = variance_components(torch.stack([a["clip_score"] - b["clip_score"] for a, b in pairs]))
+        row = {"method": name, "against": against, "domain": domain, "metric": "prompts_needed"}
+        row |= {"effect": EFFECT, "deviation_of_seeds": components[0] ** 0.5}
+        row |= {"deviation_of_prompts": components[1] ** 0.5}
+        rows += [row | {"seeds": n, "value": prompts_needed(components, EFFECT, n)} for n in MANY_SEEDS]
     return rows

@@ -15,8 +15,8 @@ from dasd_utils.figures import METRICS, is_share, metric_title, seeds_note
 def ladder_table(rows: Sequence[ResultRow], metrics: Sequence[str] | None = None) -> str:
     """Return rows as Markdown tables, one a domain: a line per method, a column per metric of METRICS.
 
-    A cell is "value ± half of the 95 % interval", or "value [low, high]" at the end of a share; ≈ follows
-    where the paired difference to the method that the first difference is to cannot be told from 0.
+    A cell is as of `estimate_text`; ≈ follows where the paired difference to the main method, that of the
+    first difference, cannot be told from 0.
     """
     main = next((row["against"] for row in rows if "against" in row), None)
     same = {
@@ -33,10 +33,9 @@ def ladder_table(rows: Sequence[ResultRow], metrics: Sequence[str] | None = None
             continue
         lines = []
         for method in methods:
-            lines.append([method])
-            for key in ((domain, method, metric) for metric in columns):
-                cell = estimate_text(found[key]) if key in found else ""
-                lines[-1].append(cell + " ≈" * (key in same))
+            keys = [(domain, method, metric) for metric in columns]
+            cells = (estimate_text(found[key]) + " ≈" * (key in same) if key in found else "" for key in keys)
+            lines.append([method, *cells])
         parts.append(markdown_table([domain, *map(metric_title, columns)], lines))
     return "\n\n".join([*parts, *filter(None, [seeds_note(rows)])])
 

@@ -1,8 +1,7 @@
 """Fit against control: kinds of guidance over their scales, each point a method of the ladder.
 
-A guidance scale is one compromise between the look of a domain and the content of a prompt. A curve joins the
-compromises of one training and one kind of guidance; of two curves the better one shows more of the prompt at
-the same distance from the domain.
+A curve joins what one training and one kind of guidance reach at several scales; of two curves the better one
+shows more of the prompt at the same distance from the domain.
 """
 
 from __future__ import annotations
@@ -43,14 +42,16 @@ class Curve:
         """Return a method of the ladder for each point; DasdError for an unknown training."""
         (method,) = ladder.find_methods([self.method])
         before = method.changes
-        if self.changes:
-            own = {"changes": lambda c: {**(before(c) if callable(before) else before), **self.changes}}
-            method = dataclasses.replace(method, **own)
-        method = dataclasses.replace(method, settings=self.guidance, after="")
+
+        def changes(config: Config) -> dict[str, Any]:
+            return {**(before(config) if callable(before) else before), **self.changes}
+
+        own = {"changes": changes, "settings": self.guidance, "after": ""}
         found = []
         for scales in self.scales:
             words = [f"{name.removesuffix('_scale')} {x:g}" for name, x in {**self.changes, **scales}.items()]
-            found.append(dataclasses.replace(method, name=", ".join([self.name, *words]), scales=scales))
+            named = {"name": ", ".join([self.name, *words]), "scales": scales}
+            found.append(dataclasses.replace(method, **own, **named))
         return found
 
 
@@ -62,7 +63,7 @@ CFG = [{"guidance_scale": scale} for scale in (1.0, 1.5, 2.5, 5.0)]
 DOMAIN = [{"guidance_scale": scale} for scale in (1.5, 2.5, 5.0)]
 FINE_TUNED, LEARNER = "captions", "images alone"
 PLANE = f"{LEARNER}, decoupled"
-LEARNING, TEXT_FREE = "decoupled guidance", "decoupled guidance, text-free"  # methods whose training is meant
+LEARNING = "decoupled guidance"  # the method whose training is meant
 FRONT = (
     Curve(f"{FINE_TUNED}, classifier-free", ladder.PLAIN, ladder.PROTOCOL, CFG),
     Curve(f"{FINE_TUNED}, Domain Guidance", ladder.PLAIN, ladder.DOMAIN, DOMAIN),
@@ -71,23 +72,18 @@ FRONT = (
     Curve(f"{LEARNER}, classifier-free", LEARNING, ladder.PROTOCOL, CFG),
     Curve(f"{LEARNER}, Domain Guidance", LEARNING, ladder.DOMAIN, DOMAIN),
     Curve(PLANE, LEARNING, ladder.DECOUPLED, _plane((0.0, 1.0, 2.0, 4.0), (0.0, 2.0, 4.0, 8.0, 16.0))),
-    Curve(
-        "text-free copy, decoupled",
-        TEXT_FREE,
-        ladder.DECOUPLED,
-        _plane((1.0, 2.0), (2.0, 4.0, 8.0)) + _plane((4.0,), (4.0, 8.0, 16.0)),
-    ),
-)
+    Curve("text-free copy, decoupled", "decoupled guidance, text-free", ladder.DECOUPLED,
+          _plane((1.0, 2.0), (2.0, 4.0, 8.0)) + _plane((4.0,), (4.0, 8.0, 16.0))),
+)  # fmt: skip
 LENGTHS = (25, 100, 200)  # steps
 GUIDED = (f"{FINE_TUNED}, classifier-free", f"{LEARNER}, classifier-free")  # what others are compared with
-MIDDLE = {"domain_scale": 2.0, "guidance_scale": 4.0}
 LONGER = (
     (f"{FINE_TUNED}, no prompt", ladder.PLAIN, ladder.UNCONDITIONAL, {}),
     (f"{FINE_TUNED}, classifier-free", ladder.PLAIN, ladder.PROTOCOL, CFG[2]),
     (f"{FINE_TUNED}, Domain Guidance", ladder.PLAIN, ladder.DOMAIN, DOMAIN[1]),
     (f"{LEARNER}, no prompt", LEARNING, ladder.UNCONDITIONAL, {}),
     (f"{LEARNER}, Domain Guidance", LEARNING, ladder.DOMAIN, DOMAIN[1]),
-    (PLANE, LEARNING, ladder.DECOUPLED, MIDDLE),
+    (PLANE, LEARNING, ladder.DECOUPLED, {"domain_scale": 2.0, "guidance_scale": 4.0}),
 )
 LENGTHENED = tuple(  # the same question after trainings of other lengths, each with its own schedule
     Curve(f"{name}, over training", method, kind, [scales], {"max_train_steps": steps})
@@ -120,10 +116,10 @@ def check_curves(config: Config, curves: Sequence[Curve]) -> None:
 def tradeoff_rows(
     scoring: ladder.Scoring, seeds: Sequence[int], curves: Sequence[Curve] = CURVES
 ) -> list[ResultRow]:
-    """Return the scores of every point that is done for all seeds, and what each curve gains at equal fit.
+    """Return the scores of every point that is done for all seeds, and the `gains` of each curve.
 
     A row has method, line (the name of the curve), the point's scales, domain, metric, value, low, high, n
-    (images of all seeds) and seeds; the gains are those of `gains`.
+    (images of all seeds) and seeds.
     """
     config, rows = scoring.config, []
     for domain in config.domains:
@@ -148,12 +144,11 @@ def tradeoff_rows(
 def gains(own: Mapping[str, Estimates], against: Mapping[str, Estimates]) -> list[ResultRow]:
     """Return how much more of the prompt a curve shows than another, where both lie as near to the domain.
 
-    own, against: point -> metric -> estimate. The question is put at every point of the other curve that none
-    of its own points beats. For each training seed the curve's point is chosen by the other seeds: the most
-    control among those that fit at least as well. In each draw of prompts it is chosen anew, so that the
-    interval holds the choice too; seeds share their prompts, so that a curve of many points is still a little
-    favoured. A point that the curve never comes as near as has no row, and one seed, which would choose for
-    itself, gives none.
+    own, against: point -> metric -> estimate. There are rows for every point of the other curve that none of
+    its own points beats and that this curve comes as near as. For each training seed the curve's point is
+    chosen by the other seeds: the most control among those that fit at least as well. In each draw of prompts
+    it is chosen anew, so that the interval holds the choice too; seeds share their prompts, so that a curve
+    of many points is still a little favoured. One seed, which would choose for itself, gives no row.
     """
     rows, every = [], [point for curve in (own, against) for point in curve.values()]
     control = next(name for name in CONTROL if all(name in point for point in every))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import linalg, spatial, stats
+from scipy import spatial, stats
 from torch.nn import functional as F
 from torchmetrics.image.kid import poly_mmd
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from dasd_utils import figures, losses, metrics
+from dasd_utils import evaluation, figures, losses, metrics
 
 
 def normal(seed, *shape):
@@ -26,50 +26,38 @@ def units(seed, n, d=8, shift=0.0):
     return F.normalize(x, dim=-1)
 
 
-@pytest.fixture(scope="module")
-def clip(base_dir):
-    folder = base_dir / "clip"
-    parts = CLIPModel, CLIPImageProcessor, CLIPTokenizer
-    model, processor, tokenizer = (part.from_pretrained(folder) for part in parts)
-    return model.eval(), processor, tokenizer
-
-
-def pictures(n, size=64):
-    pixels = np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
-    return [Image.fromarray(p) for p in pixels]
-
-
 # features
 
 
-def test_features_equal_those_of_the_clip_forward_pass(clip):
-    model, processor, tokenizer = clip
-    images, texts = pictures(5), ["aerial view", "chest scan of the lungs", "a", "river", "a small village"]
-    tokens = tokenizer(texts, padding=True, return_tensors="pt")
+@pytest.fixture(scope="module")
+def scorer(base_dir):
+    parts = CLIPModel, CLIPTokenizer, CLIPImageProcessor
+    model, *others = (part.from_pretrained(base_dir / "clip") for part in parts)
+    return evaluation.Scorer(model.eval(), *others)
+
+
+def test_features_equal_those_of_the_clip_forward_pass(scorer):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    images = [Image.fromarray(each) for each in pixels]
+    texts = ["aerial view", "chest scan of the lungs", "a", "river", "a small village"]
+    tokens = scorer.tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
-        expected = model(**tokens, pixel_values=processor(images=images, return_tensors="pt")["pixel_values"])
-    image_features = metrics.embed_images(model, processor, images, batch_size=2)
-    text_features = metrics.embed_texts(model, tokenizer, texts, batch_size=2)
-    torch.testing.assert_close(image_features, expected.image_embeds, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(text_features, expected.text_embeds, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(image_features.norm(dim=-1), torch.ones(5))
-    assert not image_features.requires_grad
+        expected = scorer.clip(**tokens, **scorer.processor(images=images, return_tensors="pt"))
+    features = scorer.embed(images, batch_size=2)
+    torch.testing.assert_close(features, expected.image_embeds, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(features.norm(dim=-1), torch.ones(5))
+    assert not features.requires_grad
+    found = metrics.embed_texts(scorer.clip, scorer.tokenizer, texts, batch_size=2)
+    torch.testing.assert_close(found, expected.text_embeds, atol=1e-5, rtol=1e-4)
 
 
-def test_images_of_any_mode_and_size_are_embedded(clip):
-    model, processor, _ = clip
+def test_images_of_any_mode_and_size_are_embedded_and_long_texts_are_cut(scorer):
     grey = [Image.new("L", (70, 50), 90), Image.new("RGBA", (20, 40), (90, 90, 90, 255))]
-    features = metrics.embed_images(model, processor, grey)
-    torch.testing.assert_close(features[0], features[1], atol=1e-5, rtol=1e-4)
-
-
-def test_a_text_longer_than_the_model_is_cut_and_no_images_are_refused(clip):
-    model, processor, tokenizer = clip
+    one, other = scorer.embed(grey)
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
     long = "river " * 200
-    features = metrics.embed_texts(model, tokenizer, [long, long + "harbor"])
-    torch.testing.assert_close(features[0], features[1])
-    with pytest.raises(ValueError, match="no images"):
-        metrics.embed_images(model, processor, [])
+    one, other = scorer.embed_texts([long, long + "harbor"])
+    torch.testing.assert_close(one, other)
 
 
 # CLIP score
@@ -79,15 +67,13 @@ def test_attribute_accuracy_by_hand():
     shown = [{"scene": "harbor", "count": "two", "water": "blue"}, {"scene": "river"}]
     mentioned = [{"scene": "harbor", "count": "three"}, {"scene": "river"}]
     assert metrics.attribute_accuracy(shown, mentioned).tolist() == [0.5, 1.0]
-    with pytest.raises(ValueError, match="at least one"):
-        metrics.attribute_accuracy(shown, [{"scene": "harbor"}, {}])
 
 
 def test_clip_score_by_hand():
     images, texts = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.6, 0.8], [0.6, 0.8]])
     torch.testing.assert_close(metrics.clip_scores(images, texts), torch.tensor([0.6, 0.8]))
     assert metrics.clip_score(images, texts) == pytest.approx(0.7)
-    with pytest.raises(ValueError, match="pairs"):
+    with pytest.raises(ValueError, match="2 images and 1 texts"):
         metrics.clip_score(images, texts[:1])
 
 
@@ -153,8 +139,6 @@ def test_groups_remove_the_bias_of_similar_images():
         found.append([metrics.cmmd(x, y), metrics.cmmd(x, y, groups)])
     (alone, grouped), (_, error) = np.mean(found, axis=0), np.std(found, axis=0) / 60**0.5
     assert abs(grouped) < 4 * error < alone
-    with pytest.raises(ValueError, match="3 groups for 80"):
-        metrics.cmmd(x, y, [0, 1, 2])
 
 
 # intervals
@@ -312,30 +296,6 @@ def test_far_and_collapsed_sets():
     one = real[:1].repeat(40, 1) + 1e-3 * cloud(40, seed=2)
     collapsed = means(one, real)
     assert collapsed.precision == 1 and collapsed.recall < 0.1 and collapsed.coverage < 0.5
-    with pytest.raises(ValueError, match="k = 5"):
-        metrics.precision_recall(real[:5], real)
-
-
-@pytest.mark.parametrize(("n", "m", "d", "error"), [(500, 400, 3, 1e-6), (5, 6, 20, 1e-3)])
-def test_frechet_distance(n, m, d, error):
-    """Where features are more than samples too."""
-    x, y = cloud(n, d, seed=2), cloud(m, d, seed=1, mean=0.5) * 2
-    one, two = np.cov(x.numpy().T), np.cov(y.numpy().T)
-    gap = x.mean(0).double().numpy() - y.mean(0).double().numpy()
-    expected = gap @ gap + np.trace(one + two - 2 * linalg.sqrtm(one @ two).real)
-    assert metrics.frechet_distance(x, y).item() == pytest.approx(expected, rel=error)
-    assert metrics.frechet_distance(x, x).item() == pytest.approx(0, abs=1e-5)
-
-
-def test_frechet_distance_of_drawn_samples():
-    x, y = cloud(30, 3), cloud(40, 3, seed=1, mean=0.5)
-    weights = torch.ones(2, 30)
-    weights[1, :5], weights[1, 5:10] = 2, 0
-    drawn = torch.cat([x[:5], x[:5], x[10:]])
-    one, other = metrics.frechet_distance(x, y, weights).tolist()
-    assert one == pytest.approx(metrics.frechet_distance(x, y).item())
-    assert other == pytest.approx(metrics.frechet_distance(drawn, y).item())
-    assert metrics.frechet_distance(y, x, None, weights).tolist() == pytest.approx([one, other])
 
 
 def test_copies_are_told_from_new_images():

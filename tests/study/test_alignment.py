@@ -55,11 +55,6 @@ def test_the_interval_of_the_ratio_is_that_of_student():
     assert alignment.pull_ratio(pulls) == pytest.approx((np.mean(ratios), low, high))
 
 
-def test_nothing_to_compare_is_refused(config, made):
-    with pytest.raises(ValueError, match="lambda_align is 0"):
-        alignment.gradient_pulls(*made, config.replace(lambda_align=0.0), [0])
-
-
 def test_features_are_those_of_the_batches(config, made):
     parts, sampler = made
     found = alignment.features(parts, sampler, config, 2)

@@ -15,7 +15,7 @@ from dasd_utils.apps.cli import study as cli_study
 from dasd_utils.config import Calibration, Config, DasdError
 from dasd_utils.runtime import checkpoints, files, images
 from dasd_utils.study import calibration, ladder, tables
-from dasd_utils.study.ladder import Method, VarianceComponents
+from dasd_utils.study.ladder import Method
 
 QUICK = (("ddim", 1), ("dpm++", 2))
 NAMES = ["base", "base + style words", "token only", "LoRA only", "DASD", "DASD, calibrated",
@@ -247,7 +247,9 @@ def test_unconditional_methods_sample_the_empty_prompt(config, tmp_path):
         assert [task.domain.name for task in found] == ["satellite", "xray"]
         assert {task.calibration.guidance for task in found} == {"unconditional"}
         assert all(task.scores.is_file() for task in found)
-    pipeline, task = ladder.open_pipeline(here, methods[1], 0), ladder.tasks(here, methods[1], 0)[0]
+    wanted = ladder.run_config(here, methods[1], 0)
+    pipeline = sampling.load_trained_pipeline(ladder.resolve(wanted.output_dir), wanted)
+    task = ladder.tasks(here, methods[1], 0)[0]
     drawn = images.load_samples(task.folder / "samples.parquet")
     options = {"domain": "satellite", "settings": task.calibration, "adapter": True}
     again, *_ = pipeline.generate("any prompt", seed=2, **options)
@@ -312,7 +314,7 @@ def test_folders_of_samples_and_files_of_scores_are_named_by_what_decides_them(d
                    {"domains": (first, *done.domains[1:])}):  # fmt: skip
         assert task(**change).folder != task().folder
     assert task(cache_dir="elsewhere").folder == task().folder
-    scored = task(inception="other.pt")
+    scored = task(source=dataclasses.replace(done.source, num_images=25))
     assert scored.folder == task().folder and scored.scores != task().scores
 
 
@@ -341,7 +343,7 @@ def scores(draws, seeds, prompts, *deviations):
 
 def test_components_are_found_again():
     found = ladder.variance_components(scores(1, 400, 400, 0.5, 0.2, 1.0)[0])
-    deviations = [v**0.5 for v in (found.seeds, found.prompts, found.rest)]
+    deviations = [variance**0.5 for variance in found]
     assert deviations == pytest.approx([0.5, 0.2, 1.0], rel=0.1)
 
 
@@ -349,7 +351,7 @@ def test_components_are_found_again():
 @pytest.mark.parametrize("parts", [(0.0004, 0.05, 0.01), (0.001, 0.005, 0.05)])
 def test_the_prompts_needed_give_the_power(seeds, parts):
     """Where what prompts and seeds do together is the larger part too: the interval counts it twice."""
-    needed = ladder.prompts_needed(VarianceComponents(*(each**2 for each in parts)), 0.01, seeds)
+    needed = ladder.prompts_needed([each**2 for each in parts], 0.01, seeds)
     drawn = 0.01 + scores(1000, seeds, needed, *parts)
     of_prompts, of_seeds = drawn.mean(dim=1).var(dim=1) / needed, drawn.mean(dim=2).var(dim=1) / seeds
     found = [
@@ -360,7 +362,7 @@ def test_the_prompts_needed_give_the_power(seeds, parts):
 
 
 def test_more_seeds_need_fewer_prompts_and_a_spread_of_seeds_no_number_mends():
-    parts = VarianceComponents(seeds=0.004**2, prompts=0.02**2, rest=0.02**2)
+    parts = 0.004**2, 0.02**2, 0.02**2
     assert ladder.prompts_needed(parts, 0.01, 3) is None
     needed = [ladder.prompts_needed(parts, 0.01, seeds) for seeds in (5, 10, 20)]
     assert needed[0] > needed[1] > needed[2]
