@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ KEPT_BY_PROGRAMS = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", "__
 PATHS = ("image", "file_name", "file", "path", "image_path", "filepath", "filename")  # columns of image files
 Rows = dict[str, list[Mapping[str, Any]]]  # file name -> its rows: several rows may name one file
 log = logging.getLogger(__name__)
+_warn_once = functools.cache(log.warning)
 
 
 def open_rows(domain: DomainConfig, split: str) -> datasets.Dataset:
@@ -46,6 +47,8 @@ def open_rows(domain: DomainConfig, split: str) -> datasets.Dataset:
     if split not in loaded:
         raise DasdError(f"{where} has no split {split!r}. Splits: {', '.join(loaded)}.")
     rows = loaded[split]
+    if not len(rows):
+        raise DasdError(f"Split {split!r} of {where} has no images.")
     for name in ("image_column", "caption_column", "label_column"):
         column = getattr(domain, name)
         if column is not None and column not in rows.column_names:
@@ -68,14 +71,14 @@ def open_folder(domain: DomainConfig, folder: Path) -> dict[str, datasets.Datase
                             "with the variable LC_ALL=C.UTF-8.")  # fmt: skip
         kind = path.suffix.lower()
         if kind not in BESIDE | images.SUFFIXES:
-            lost.setdefault(f"{kind or 'suffixless'} files, a kind that is not read", []).append(path)
+            lost[f"{kind or 'suffixless'} files, a kind that is not read"].append(path)
         elif kind in TABLES and has_images and path.name.lower() not in METADATA and path != captions:
-            lost.setdefault(f"tables that are not named {' or '.join(METADATA)}", []).append(path)
-    left_out = [f"{len(found)} {reason} ({found[0]})" for reason, found in sorted(lost.items())]
+            lost[f"tables that are not named {' or '.join(METADATA)}"].append(path)
+    left_out = [f"{len(found)} {reason} ({found[0]})" for reason, found in sorted(lost.items()) if found]
     if not has_images and not any(path.suffix.lower() == ".parquet" for path in paths):
-        known = ", ".join(sorted(images.SUFFIXES))
         seen = f" Left out: {'; '.join(left_out)}." if left_out else ""
-        raise DasdError(f"{where} has no images: looked for {known} and parquet files.{seen}")
+        raise DasdError(f"{where} has no images: looked for {', '.join(sorted(images.SUFFIXES))} and parquet "
+                        f"files.{seen}")  # fmt: skip
     state = tuple((str(path), path.stat().st_mtime_ns) for path in paths)
     try:
         return _read_folder(folder, state, tuple(left_out))
@@ -89,28 +92,24 @@ def find_files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
 
     Hidden files and folders, and those of KEPT_BY_PROGRAMS, are neither.
     """
-    found: list[Path] = []
-    lost: dict[str, list[Path]] = {}
+    found, unopened = [], []
+    lost = defaultdict(list, {"folders that cannot be opened": unopened})
     root = folder.resolve()
     read = {root}
-
-    def fail(error: OSError) -> None:
-        lost.setdefault("folders that cannot be opened", []).append(Path(error.filename))
-
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+    walk = os.walk(folder, followlinks=True, onerror=lambda error: unopened.append(Path(error.filename)))
+    for place, folders, names in walk:
         shown = sorted(name for name in folders if not name.startswith(KEPT_BY_PROGRAMS))
         folders.clear()
         for path in (Path(place, name) for name in shown):
             target = path.resolve()
             is_inside = root in target.parents or target in root.parents
             if target in read or (path.is_symlink() and is_inside):
-                lost.setdefault("links to folders that are read already", []).append(path)
+                lost["links to folders that are read already"].append(path)
             else:
                 read.add(target)
                 folders.append(path.name)
         for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
-            there = found if path.is_file() else lost.setdefault("links that lead to no file", [])
-            there.append(path)
+            (found if path.is_file() else lost["links that lead to no file"]).append(path)
     return sorted(found), lost
 
 
@@ -127,7 +126,7 @@ def _read_folder(folder: Path, state: tuple, left_out: tuple[str, ...]) -> dict[
         loaded = datasets.load_dataset("parquet", data_dir=glob.escape(str(folder)))  # nosec B615  # no hub
         return {split: with_images(rows, folder) for split, rows in loaded.items()}
     splits, stray = _find_splits(pictures)
-    labels, beside = _labels(splits)
+    columns, beside = _labels(splits)
     reasons = [*left_out, *stray]
     tables = [path for path in paths if path.name.lower() in METADATA]
     rows: Rows = {}
@@ -147,23 +146,11 @@ def _read_folder(folder: Path, state: tuple, left_out: tuple[str, ...]) -> dict[
     log.info("%s: images read are %s", folder, ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds)))
     if reasons:
         log.warning("%s: left out are %s", folder, "; ".join(reasons))
-    if tables:
-        return _as_rows(splits, columns, None)
-    classes = {name: datasets.ClassLabel(names=sorted({*values})) for name, values in labels.items()}
-    return _as_rows(splits, labels, datasets.Features({"image": datasets.Image(), **classes}))
-
-
-def _as_rows(
-    splits: dict[str, list[Path]], columns: dict[str, list[Any]], features: datasets.Features | None
-) -> dict[str, datasets.Dataset]:
-    """Return the rows of each split: its images, and their part of the columns."""
     content = {"image": [str(path) for each in splits.values() for path in each], **columns}
-    table = datasets.Dataset.from_dict(content, features=features).cast_column("image", datasets.Image())
+    table = datasets.Dataset.from_dict(content).cast_column("image", datasets.Image())
     ends = itertools.accumulate(map(len, splits.values()))
-    return {
-        split: table.select(range(end - len(splits[split]), end))
-        for split, end in zip(splits, ends, strict=True)
-    }
+    return {split: table.select(range(end - len(splits[split]), end))
+            for split, end in zip(splits, ends, strict=True)}  # fmt: skip
 
 
 def _find_splits(pictures: list[Path]) -> tuple[dict[str, list[Path]], list[str]]:
@@ -222,10 +209,6 @@ def with_images(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
     stored = [name for name, kind in kinds.items() if re.fullmatch(binary, kind)]
     for name in (name for name in PATHS if not stored and kinds.get(name, "").endswith("string")):
         values = rows[name][:]
-        address = next((value for value in values if value and "://" in value), None)
-        if address:
-            raise DasdError(f"the column {name!r} holds addresses like {address}: download the images, and "
-                            "put their file names there.")  # fmt: skip
         if all(value is None or Path(value).suffix.lower() in images.SUFFIXES for value in values):
             values = [value and str(folder / value) for value in values]
             rows = rows.remove_columns(name).add_column(name, values)
@@ -256,11 +239,6 @@ def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Datase
         _warn_once(f"The data of domain {domain.name}, {domain.data}, is read at revision {revision}, which "
                    f"may change. Pin it: set the domain's `revision` to {commit}.")  # fmt: skip
     return with_images(rows, folder)
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    log.warning(text)
 
 
 def files_of_rows(rows: datasets.Dataset, column: str, folder: Path) -> list[str]:
@@ -331,9 +309,8 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 try:
                     yield number, json.loads(line, object_pairs_hook=unique_keys)
                 except (ValueError, RecursionError) as error:
-                    reason = str(error).rstrip(".")
-                    raise DasdError(f"{path}, line {number}: {reason}. Each line is one object: no comma "
-                                    "behind it, and no list around all of them.") from None  # fmt: skip
+                    raise DasdError(f"{path}, line {number}: {files.first_line(error)}. Each line is one "
+                                    "object: no comma behind it, no list around all.") from None  # fmt: skip
         return
     header = text.partition("\n")[0]
     table = csv.DictReader(
@@ -371,11 +348,10 @@ def as_columns(rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[An
     names = dict.fromkeys(name for each in rows for row in each for name in row)
     for name in (name for name in names if name not in ("file_name", "image")):
         values = [_distinct([row.get(name) for row in each]) for each in rows]
-        is_list = any(isinstance(value, list | tuple) for each in values for value in each)
-        if not is_list and all(len(each) < 2 for each in values):
-            found[name] = [each[0] if each else None for each in values]
-        else:
+        if any(len(each) > 1 or isinstance(value, list | tuple) for each in values for value in each):
             found[name] = [[part for value in each for part in as_list(value)] for each in values]
+        else:
+            found[name] = [each[0] if each else None for each in values]
         try:
             pa.array(found[name])
         except (pa.ArrowException, OverflowError, UnicodeError) as error:

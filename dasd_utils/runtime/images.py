@@ -333,5 +333,4 @@ def load_samples(path: str | Path) -> list[Image.Image]:
     try:
         return [read_image(row) for row in pq.read_table(path, columns=["image"])["image"].to_pylist()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DasdError(f"The samples {path} cannot be read: {error}. Remove the file to make them "
-                        "again.") from None  # fmt: skip
+        raise DasdError(f"The samples {path} cannot be read: {error}. Remove the file.") from None

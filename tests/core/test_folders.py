@@ -174,9 +174,3 @@ def test_a_name_that_is_no_text_is_named(tmp_path):
         pytest.skip("this file system refuses such names")
     with pytest.raises(DasdError, match=r"bad.*dcff\.png.* rename it"):
         folders.open_folder(domain(tmp_path), tmp_path)
-
-
-def test_addresses_are_no_file_names(tmp_path):
-    datasets.Dataset.from_dict({"image": ["https://a.b/1.png"]}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(DasdError, match="addresses like https"):
-        folders.open_rows(domain(tmp_path), "train")
