@@ -8,7 +8,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import numpy as np
@@ -66,44 +66,40 @@ def with_token(prompt: str, token: str | None) -> str:
 
 
 def load_domain(domain: DomainConfig, config: Config, split: str = "train") -> DomainData:
-    """Return one split of a domain, in an order that only the images' content decides.
+    """Return one split of a domain in an order by content; DasdError for what is not there or unreadable.
 
     "train" holds at most `domain.num_images` images. "test" is the split that the domain names, or held out
     from the train split by content hash as "validation" always is; near duplicates stay in one split.
-    Raises DasdError for data, columns, labels or captions that are not there, and images that cannot be read.
     """
     if split not in SPLITS:
         raise DasdError(f"There is no split {split!r}. Splits: {', '.join(SPLITS)}.")
     if domain.num_images < 1:
         raise DasdError(f"num_images of domain {domain.name} is {domain.num_images}; it must be at least 1.")
-    is_drawn = domain.data.startswith("toyworld:")
-    return (_load_toyworld if is_drawn else _load_rows)(domain, config, split)
+    load = _load_toyworld if domain.data.startswith("toyworld:") else _load_rows
+    return load(domain, config, split)
 
 
 def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainData:
     world, seed, size = domain.data.removeprefix("toyworld:"), TOY_SEEDS[split], config.model.resolution
     if world not in toyworld.DOMAINS:
-        raise DasdError(f"The toy world has no domain {world!r} (domain {domain.name}). "
-                        f"Domains: {', '.join(toyworld.DOMAINS)}.")  # fmt: skip
-    known = ["captions", *toyworld.ATTRIBUTES[world]]
-    for name in filter(None, (domain.caption_column, domain.label_column)):
-        if name not in known:
-            raise DasdError(f"{domain.data} has no column {name!r}. Columns: {', '.join(known)}.")
+        raise DasdError(f"The toy world has no domain {world!r}. Domains: {', '.join(toyworld.DOMAINS)}.")
     counts = (domain.num_images, config.training.validation_images, config.evaluation.num_heldout)
     count = counts[SPLITS.index(split)]
     if not count:
-        name = "validation_images" if split == "validation" else "num_heldout"
-        raise DasdError(f"The {split} split of {domain.data} is empty: set {name} to 1 or more.")
+        raise DasdError(f"The {split} split is empty: set validation_images and num_heldout to 1 or more.")
+    attributes = [toyworld.attributes(world, seed, i) for i in range(count)]
+    variants = [toyworld.captions_with_mentions(world, seed, i) for i in range(count)]
+    columns = {"captions": [[text for text, _ in each] for each in variants]}
+    columns |= {name: [scene.get(name, "") for scene in attributes] for name in toyworld.ATTRIBUTES[world]}
+    for name in filter(None, (domain.caption_column, domain.label_column)):
+        if name not in columns:
+            raise DasdError(f"{domain.data} has no column {name!r}. Columns: {', '.join(columns)}.")
+    is_constant = domain.label_captions or domain.caption is not None
+    column = domain.caption_column or (None if is_constant else "captions")
+    labels = columns[domain.label_column or "scene"]
     pictures = images.LazyImages(functools.partial(toyworld.draw, world, seed, size=size), count)
     bar = files.short_bar(pictures, f"drawing {world}", unit="image")
     drawn = [(images.content_hash(picture), images.thumbnail(picture)) for picture in bar]
-    attributes = [toyworld.attributes(world, seed, i) for i in range(count)]
-    variants = [toyworld.captions_with_mentions(world, seed, i) for i in range(count)]
-    columns = {name: [scene.get(name, "") for scene in attributes] for name in toyworld.ATTRIBUTES[world]}
-    columns["captions"] = [[text for text, _ in each] for each in variants]
-    constant = domain.label_captions or domain.caption is not None
-    column = domain.caption_column or (None if constant else "captions")
-    labels = columns[domain.label_column or "scene"]
     return DomainData(
         domain, split, pictures,
         captions=_captions(domain, columns.get(column), labels, count),
@@ -116,64 +112,54 @@ def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainDa
     )  # fmt: skip
 
 
-class _Table(NamedTuple):
-    """The rows of one split of a data set, with captions and labels, before any image is read."""
-
-    rows: datasets.Dataset
-    captions: list[list[str]]
-    labels: list[str] | None
-
-
 def _load_rows(domain: DomainConfig, config: Config, split: str) -> DomainData:
     """Check columns and captions of all splits in use before reading the pixels, which takes long."""
     is_test = split == "test" and domain.test_split is not None
-    table = _open_table(domain, domain.test_split if is_test else domain.train_split)
-    test = _open_table(domain, domain.test_split) if domain.test_split and not is_test else None
-    window = folders.find_window(domain, table.rows)
-    found = _inspect(domain, config, table, window)
-    if is_test:
-        picks, copies = found.readable(), 0
-    else:
-        test_images = _inspect(domain, config, test, window) if test else None
+    rows, captions, labels = _open(domain, domain.test_split if is_test else domain.train_split)
+    test = _open(domain, domain.test_split) if domain.test_split and not is_test else None
+    window = folders.find_window(domain, rows)
+    found = _inspect(domain, config, rows, captions, window)
+    picks, copies = found.readable(), 0
+    if not is_test:
+        test_images = _inspect(domain, config, *test[:2], window) if test else None
         picks, copies = _pick_split(domain, config.data, found, test_images, split)
     picks = sorted(picks, key=lambda i: found.ids[i])
     picks = picks[: domain.num_images] if split == "train" else picks
-    rows = table.rows.select(picks)
+    column, size = domain.image_column, config.model.resolution
     return DomainData(
-        domain, split, images.cropped_images(rows, domain.image_column, config.model.resolution, window),
-        captions=[table.captions[i] for i in picks],
+        domain, split, images.cropped_images(rows.select(picks), column, size, window),
+        captions=[captions[i] for i in picks],
         ids=[found.ids[i] for i in picks],
         sizes=[found.sizes[i] for i in picks],
         thumbnails=found.thumbnails[picks],
-        labels=[table.labels[i] for i in picks] if table.labels else None,
+        labels=[labels[i] for i in picks] if labels else None,
         broken=found.broken,
         duplicates_of_test=copies,
     )  # fmt: skip
 
 
-def _open_table(domain: DomainConfig, split: str) -> _Table:
+def _open(domain: DomainConfig, split: str) -> tuple[datasets.Dataset, list[list[str]], list[str] | None]:
+    """Return the rows of one split of a data set, their captions and labels, before any image is read."""
     rows = folders.open_rows(domain, split)
     columns = rows.remove_columns([domain.image_column])
     labels = label_names(columns, domain.label_column) if domain.label_column else None
     values = columns[domain.caption_column][:] if domain.caption_column else None
-    values = _captions_of_file(domain, rows) if domain.caption_file else values
-    try:
-        return _Table(rows, _captions(domain, values, labels, len(rows)), labels)
-    except DasdError as error:
-        raise DasdError(f"{error} Columns of {domain.data}: {', '.join(rows.column_names)}.") from None
+    if domain.caption_file:
+        folder = resolve(domain.data)
+        names = folders.files_of_rows(rows, domain.image_column, folder)
+        found = folders.match_rows(folders.read_metadata(resolve(domain.caption_file), "text"), names, folder)
+        values = folders.as_columns([found.get(name, [{"text": None}]) for name in names])["text"]
+    return rows, _captions(domain, values, labels, len(rows)), labels
 
 
 def label_names(rows: datasets.Dataset, column: str) -> list[str]:
     """Return the label of each row, "" where it has none; of a list of labels "one, two"."""
-    kind = rows.features[column]
-    kind = getattr(kind, "feature", kind)  # of a list
+    kind = getattr(rows.features[column], "feature", rows.features[column])  # of a list
     is_class = isinstance(kind, datasets.ClassLabel)
-
-    def named(value: Any) -> str:
-        there = [each for each in folders.as_list(value) if each is not None and not (is_class and each < 0)]
-        return ", ".join(kind.int2str(each) if is_class else str(each) for each in there)
-
-    return [named(value) for value in rows[column][:]]
+    name = kind.int2str if is_class else str
+    missing = (None, -1) if is_class else (None,)
+    lists = [folders.as_list(value) for value in rows[column][:]]
+    return [", ".join(name(each) for each in values if each not in missing) for values in lists]
 
 
 def _captions(
@@ -182,10 +168,8 @@ def _captions(
     """Return the sentences of each row: of the caption column, else of its label, else the constant one."""
     table = domain.label_captions if labels else {}
     if values is None and not table and domain.caption is None:
-        raise DasdError(
-            f"Domain {domain.name} has no captions: set its caption_column or caption_file, its label_column "
-            "with label_captions, or one caption for all, which may be empty."
-        )
+        raise DasdError(f"Domain {domain.name} has no captions: set its caption_column or caption_file, its "
+                        "label_column with label_captions, or one caption for all.")  # fmt: skip
     unknown = [label for label in labels if label not in table] if table else []
     if unknown:
         raise DasdError(f"The label {unknown[0]!r} of domain {domain.name} is not in its label_captions, "
@@ -193,10 +177,7 @@ def _captions(
     fallback = [[table[label]] for label in labels] if table else [[domain.caption or ""]] * count
     if values is None:
         return fallback
-    where = (
-        f"caption file {domain.caption_file}" if domain.caption_file else f"column {domain.caption_column!r}"
-    )
-    place = f"The {where} of domain {domain.name}"
+    place = f"The column or file {domain.caption_file or domain.caption_column!r} of domain {domain.name}"
     captions = [_sentences(place, value) or other for value, other in zip(values, fallback, strict=True)]
     if not any(any(sentences) for sentences in captions):
         raise DasdError(f"{place} has no caption.")
@@ -211,31 +192,20 @@ def _sentences(place: str, value: Any) -> list[str]:
     return [text for text in texts if text]
 
 
-def _captions_of_file(domain: DomainConfig, rows: datasets.Dataset) -> list[Any]:
-    """Return the caption file's entry for each row, None where it has none."""
-    folder, path = resolve(domain.data), resolve(domain.caption_file)
-    names = folders.files_of_rows(rows, domain.image_column, folder)
-    found = folders.match_rows(folders.read_metadata(path, "text"), names, folder)
-    if not found:
-        raise DasdError(f"The caption file {path} names no image of {domain.data} (domain {domain.name}): "
-                        "its file_name starts at that folder.")  # fmt: skip
-    return folders.as_columns([found.get(name, []) for name in names])["text"]
-
-
 def _inspect(
-    domain: DomainConfig, config: Config, table: _Table, window: tuple[float, float] | None
-) -> images.Inspection:
-    found = images.inspect_rows(table.rows, domain.image_column, window)
+    domain: DomainConfig, config: Config, rows: datasets.Dataset, captions: list[list[str]],
+    window: images.Window | None,
+) -> images.Inspection:  # fmt: skip
+    """Read the images of rows; a table's further rows of one image only add their captions to its first."""
+    found = images.inspect_rows(rows, domain.image_column, window)
     if found.broken and not config.data.skip_corrupt:
-        raise DasdError(f"{len(found.broken)} of {len(found.ids)} images of {domain.data} (domain "
-                        f"{domain.name}) cannot be read, the first: {found.broken[0]}. Repair or remove "
-                        "them, or set skip_corrupt to true to leave them out.")  # fmt: skip
+        raise DasdError(f"{len(found.broken)} of {len(found.ids)} images of {domain.data} cannot be read, "
+                        f"like {found.broken[0]}. Repair or remove them, or set skip_corrupt.")  # fmt: skip
     first: dict[tuple[str, str], int] = {}
     for row in found.readable():
         place = first.setdefault((found.names[row], found.ids[row]), row)
-        if place != row:  # a table's next row of one image: another caption of it
-            captions = table.captions[place]
-            table.captions[place] = captions + [each for each in table.captions[row] if each not in captions]
+        if place != row:
+            captions[place] = captions[place] + [c for c in captions[row] if c not in captions[place]]
             found.ids[row] = ""
     return found
 
@@ -247,10 +217,16 @@ def _pick_split(
     """Return the readable rows of the split, and how many more the named test split has too."""
     rows = np.array(found.readable(), dtype=int)
     if len(rows) < 2:
-        unread = f" {len(found.broken)} cannot be read, the first: {found.broken[0]}." if found.broken else ""
         raise DasdError(f"{domain.data} (domain {domain.name}) has {len(rows)} image to train on; it takes "
-                        f"two or more, one of them held out for validation.{unread}")  # fmt: skip
-    copies = _are_copies(found, test, settings.near_duplicate) if test else np.zeros(len(rows), dtype=bool)
+                        f"two or more. Images that cannot be read: {len(found.broken)}.")  # fmt: skip
+    copies = np.zeros(len(rows), dtype=bool)
+    if test:
+        others = test.readable()
+        flat = _comparable(np.concatenate([found.thumbnails[rows], test.thumbnails[others]]))
+        near = [(block @ flat[len(rows) :].T > settings.near_duplicate).any(axis=1)
+                for block in np.array_split(flat[: len(rows)], len(rows) // AT_ONCE + 1)]  # fmt: skip
+        known = {test.ids[i] for i in others}
+        copies = np.concatenate(near) | [found.ids[i] in known for i in rows]
     rows = rows[~copies]
     ids = [found.ids[i] for i in rows]
     groups = duplicate_groups(ids, found.thumbnails[rows], settings.near_duplicate)
@@ -258,31 +234,16 @@ def _pick_split(
     parts = split_by_content(ids, groups, settings.validation_fraction, test_fraction)
     picked = [row for row, part in zip(rows.tolist(), parts, strict=True) if part == split]
     if not picked:
-        raise DasdError(
-            f"No {split} image is left of {domain.data} (domain {domain.name}): {len(ids)} images in "
-            f"{len(set(groups))} groups of near duplicates, validation_fraction "
-            f"{settings.validation_fraction}, test_fraction {test_fraction}. Where a group's images are no "
-            f"copies, set near_duplicate ({settings.near_duplicate}) nearer to 1."
-        )
+        raise DasdError(f"No {split} image of {domain.data} is left: {len(ids)} images in {len(set(groups))} "
+                        f"groups of near copies, test_fraction {test_fraction}. Where they are no copies, set "
+                        f"near_duplicate ({settings.near_duplicate}) nearer to 1.")  # fmt: skip
     return picked, int(copies.sum())
-
-
-def _are_copies(found: images.Inspection, test: images.Inspection, threshold: float) -> np.ndarray:
-    """Return whether each readable image has a (near) duplicate among the readable ones of the test split."""
-    parts = [(each, each.readable()) for each in (found, test)]
-    flat = _comparable(np.concatenate([each.thumbnails[rows] for each, rows in parts]))
-    count = len(found.readable())
-    known = {test.ids[i] for i in test.readable()}
-    parts = np.array_split(flat[:count], count // AT_ONCE + 1)
-    near = np.concatenate([(part @ flat[count:].T > threshold).any(axis=1) for part in parts])
-    return near | [found.ids[i] in known for i in found.readable()]
 
 
 def duplicate_groups(ids: Sequence[str], thumbnails: np.ndarray, threshold: float) -> np.ndarray:
     """Return a group number (n,) for each image; exact copies and near duplicates share one.
 
-    A near duplicate correlates above the threshold with the first image of its group, by id: pairs do not
-    chain. (A 64-bit difference hash, the usual way, takes different chest x-rays for duplicates.)
+    A near duplicate correlates above the threshold with its group's first image by id: pairs do not chain.
     """
     _, first, inverse = np.unique(np.asarray(ids), return_index=True, return_inverse=True)
     flat = _comparable(thumbnails)[first]
@@ -317,9 +278,9 @@ def split_by_content(
 ) -> list[str]:
     """Return "train", "validation" or "test" for each image, the same for all images of a group.
 
-    The smallest id (hash) of a group decides, hashed once more because the smallest of several is not
-    uniform; so images added later move no other image to another split. Only a split that chance leaves with
-    less than it needs gets some of another's: training three quarters of its share, tests two of ten groups.
+    The smallest id of a group decides, hashed once more because the smallest of several is not uniform; so
+    images added later move no other. Only a split that chance leaves with less than three quarters of its
+    share (training), one group (validation) or two of ten (tests) gets some of another's.
     """
     leaders: dict[int, str] = {}
     for group, name in zip(groups, ids, strict=True):
@@ -330,13 +291,8 @@ def split_by_content(
         heldout = "test" if place < test_fraction else "validation"
         parts[group] = heldout if place < test_fraction + validation_fraction else "train"
     share = (1 - validation_fraction - test_fraction) * len(parts)
-    least = (
-        {"train": int(0.75 * share), "validation": 1, "test": 2}
-        if len(parts) >= 10
-        else dict.fromkeys(SPLITS, 1)
-    )
-    least["validation"] *= validation_fraction > 0
-    least["test"] *= test_fraction > 0
+    train, test = (int(0.75 * share), 2) if len(parts) >= 10 else (1, 1)
+    least = {"train": train, "validation": int(validation_fraction > 0), "test": test * (test_fraction > 0)}
     for part in least:
         while (counts := Counter(parts.values()))[part] < least[part]:
             donor = max(least, key=lambda each: counts[each] - least[each])

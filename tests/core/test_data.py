@@ -110,7 +110,7 @@ def test_changed_file_is_read_again(folder, config):
     [
         (5, None, {"caption_column": "text"}, ["metadata.jsonl beside the images", "text"]),
         (5, TEXT, {"caption_column": "txt"}, ["'txt'", "Columns:", "text"]),
-        (5, TEXT, {}, ["caption_column", "label_column", "text"]),
+        (5, TEXT, {}, ["thing has no captions", "caption_column", "label_column"]),
         (5, None, {"caption": "x", "test_split": "test"}, ["'test'", "train"]),
         (1, TEXT, {"caption_column": "text"}, ["1 image"]),
         (5, {"kind": str}, {"label_column": "kind", "label_captions": {"0": "zero"}}, ["'1'", "which has 0"]),
