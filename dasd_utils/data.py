@@ -235,7 +235,7 @@ def _pick_split(
     picked = [row for row, part in zip(rows.tolist(), parts, strict=True) if part == split]
     if not picked:
         raise DasdError(f"No {split} image of {domain.data} is left: {len(ids)} images in {len(set(groups))} "
-                        f"groups of near copies, test_fraction {test_fraction}. Where they are no copies, set "
+                        f"groups of near copies, test_fraction {test_fraction}. If they are no copies, set "
                         f"near_duplicate ({settings.near_duplicate}) nearer to 1.")  # fmt: skip
     return picked, int(copies.sum())
 
