@@ -4,44 +4,16 @@ Every scene is drawn on a `_Board` whose unit is 1/64 of the picture's side and 
 that one drawing serves every size and every orientation. A shadow always falls to the lower right.
 """
 
+import itertools
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from PIL import Image, ImageDraw
 
 _OVERSAMPLE = 3
 _SUN = np.array([0.8, 0.6])  # where shadows fall, in the finished picture
 _FAR = 60  # beyond every edge, however the board is turned
-
-# The attributes of each scene and the values they take there.
-_COUNTS = ("one", "two", "three", "many")
-_SEASONS = ("summer", "autumn", "winter")
-_CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
-    "airport": {"terrain": ("green", "brown", "sand"), "count": _COUNTS},
-    "harbor": {"water": ("blue", "green"), "count": _COUNTS},
-    "river": {"terrain": ("green", "sand"), "water": ("blue", "green", "brown"), "bridge": ("yes", "no")},
-    "farmland": {"pattern": ("squares", "circles"), "season": _SEASONS},
-    "residential": {"roof": ("red", "grey", "brown"), "season": _SEASONS},
-    "parking lot": {"terrain": ("green", "brown", "sand")},
-    "forest": {"season": _SEASONS},
-    "beach": {"terrain": ("green", "brown"), "water": ("blue", "green")},
-    "stadium": {"terrain": ("green", "brown", "grey", "sand")},
-    "interchange": {"terrain": ("green", "brown", "sand")},
-    "desert": {"terrain": ("sand", "brown")},
-    "storage tanks": {"terrain": ("green", "brown", "grey", "sand"), "count": _COUNTS},
-    "island": {"terrain": ("green", "brown"), "water": ("blue", "green")},
-    "tennis courts": {"terrain": ("green", "grey", "sand"), "count": _COUNTS},
-}
-
-SCENES: tuple[str, ...] = tuple(_CHOICES)
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "scene": SCENES,
-    "terrain": ("green", "brown", "grey", "sand"),
-    "count": _COUNTS,
-    "season": _SEASONS,
-    "water": ("blue", "green", "brown"),
-    "bridge": ("yes", "no"),
-    "roof": ("red", "grey", "brown"),
-    "pattern": ("squares", "circles"),
-}
 
 _WHITE, _ASPHALT, _CONCRETE = (246, 246, 244), (84, 86, 92), (158, 158, 160)
 _TERRAIN = {"green": (112, 158, 72), "brown": (138, 98, 64), "grey": (150, 151, 154), "sand": (226, 200, 144)}
@@ -100,13 +72,10 @@ class _Board:
 
     def disc(self, x: float, y: float, radius: float, colour: tuple, height: float = 0) -> None:
         """A filled circle."""
+        reach = radius * self.scale
         if height:
-            self._ellipse(self._pixels((x, y), height), radius, self.shade)
-        self._ellipse(self._pixels((x, y)), radius, colour)
-
-    def _ellipse(self, middle: list[float], radius: float, colour: tuple) -> None:
-        (x, y), reach = middle, radius * self.scale
-        self.pen.ellipse((x - reach, y - reach, x + reach, y + reach), colour)
+            self.pen.circle(self._pixels((x, y), height), reach, self.shade)
+        self.pen.circle(self._pixels((x, y)), reach, colour)
 
     def line(self, points, width: float, colour: tuple) -> None:
         """A line through `points`."""
@@ -142,8 +111,8 @@ def _shallow(water: tuple) -> tuple:
     return tuple(int(0.6 * deep + 0.4 * light) for deep, light in zip(water, (140, 225, 220), strict=True))
 
 
-def _pick(rng: np.random.Generator, colours: tuple) -> tuple:
-    return colours[rng.integers(len(colours))]
+def _pick(rng: np.random.Generator, options: tuple) -> Any:
+    return options[rng.integers(len(options))]
 
 
 def _wave(rng: np.random.Generator, height: float, length: float) -> np.ndarray:
@@ -185,15 +154,11 @@ def _airport(board: _Board, attributes: dict, rng: np.random.Generator) -> None:
     board.box(-_FAR, 24, _FAR, _FAR, _tone(rng, _pick(rng, ((232, 226, 214), (180, 92, 76), (92, 80, 84)))))
     pitch = 14.9 if count == 4 else 18.5
     middle = rng.uniform(-1, 1) * (30 - pitch * count / 2)
-    for index in range(count):
-        _plane(board, middle + (index - (count - 1) / 2) * pitch, 11.5, pitch * 0.52)
-
-
-def _plane(board: _Board, x: float, y: float, reach: float) -> None:
-    """A white plane with its nose up; `reach` is half its length."""
     half = np.array([(0, -1.1), (0.17, -0.85), (0.17, -0.35), (0.92, 0.22), (0.92, 0.45), (0.17, 0.22),
                      (0.15, 0.62), (0.45, 0.86), (0.45, 1.05), (0, 0.95)])  # fmt: skip
-    board.shape(_moved(_strip(half, half * (-1, 1)) * reach, x, y), _WHITE, 2)
+    plane = _strip(half, half * (-1, 1)) * (pitch * 0.52)  # its nose up
+    for index in range(count):
+        board.shape(_moved(plane, middle + (index - (count - 1) / 2) * pitch, 11.5), _WHITE, 2)
 
 
 def _harbor(board: _Board, attributes: dict, rng: np.random.Generator) -> None:
@@ -251,9 +216,9 @@ def _farmland(board: _Board, attributes: dict, rng: np.random.Generator) -> None
     crops = [_tone(rng, colour) for colour in _CROPS[attributes["season"]]]
     hedge, soil = _BETWEEN_FIELDS[attributes["season"]]
     if attributes["pattern"] == "squares":
-        _fields(board, rng, crops, hedge)
+        _square_fields(board, rng, crops, hedge)
     else:
-        _pivots(board, rng, crops, soil)
+        _round_fields(board, rng, crops, soil)
 
 
 def _other(rng: np.random.Generator, crops: list, last: int) -> int:
@@ -261,7 +226,7 @@ def _other(rng: np.random.Generator, crops: list, last: int) -> int:
     return (last + rng.integers(1, len(crops))) % len(crops)
 
 
-def _fields(board: _Board, rng: np.random.Generator, crops: list, hedge: tuple) -> None:
+def _square_fields(board: _Board, rng: np.random.Generator, crops: list, hedge: tuple) -> None:
     board.fill(hedge)
     x, last = -46 - rng.uniform(0, 12), 0
     while x < 46:
@@ -276,7 +241,7 @@ def _fields(board: _Board, rng: np.random.Generator, crops: list, hedge: tuple) 
         x += width
 
 
-def _pivots(board: _Board, rng: np.random.Generator, crops: list, soil: tuple) -> None:
+def _round_fields(board: _Board, rng: np.random.Generator, crops: list, soil: tuple) -> None:
     board.fill(_tone(rng, soil))
     pitch, last = rng.uniform(27, 31), 0
     shift = rng.uniform(-6, 6, 2)
@@ -302,16 +267,12 @@ def _residential(board: _Board, attributes: dict, rng: np.random.Generator) -> N
         start = rng.uniform(-4, 4)
         for x in np.arange(-2, 3) * pitch + start:
             board.box(x + 2, side * 5, x + 5, side * 16, (196, 192, 186))
-            _house(board, rng, x, side * rng.uniform(17.5, 20), _tone(rng, _ROOF[attributes["roof"]], 7))
+            y, roof = side * rng.uniform(17.5, 20), _tone(rng, _ROOF[attributes["roof"]], 7)
+            wide, deep = rng.uniform(6, 7.2), rng.uniform(6.2, 8)
+            board.box(x - wide, y - deep, x + wide, y + deep, roof, 2.5)
+            board.box(x - wide, y, x + wide, y + deep, _darker(roof, 0.76))  # the half in the shade
+            board.line(((x - wide, y), (x + wide, y)), 0.8, _darker(roof, 1.25))
             _tree(board, rng, x + pitch / 2, side * rng.uniform(9, 28), 2.8, season)
-
-
-def _house(board: _Board, rng: np.random.Generator, x: float, y: float, roof: tuple) -> None:
-    """A roof with a ridge, one half of it in the sun."""
-    wide, deep = rng.uniform(6, 7.2), rng.uniform(6.2, 8)
-    board.box(x - wide, y - deep, x + wide, y + deep, roof, 2.5)
-    board.box(x - wide, y, x + wide, y + deep, _darker(roof, 0.76))
-    board.line(((x - wide, y), (x + wide, y)), 0.8, _darker(roof, 1.25))
 
 
 def _parking_lot(board: _Board, attributes: dict, rng: np.random.Generator) -> None:
@@ -320,21 +281,18 @@ def _parking_lot(board: _Board, attributes: dict, rng: np.random.Generator) -> N
     board.box(-_FAR, -24.5, _FAR, 24.5, asphalt)
     board.shade = _darker(asphalt, 0.6)
     pitch, start = rng.uniform(10.5, 12), rng.uniform(-5, 5)
-    for side in (-1, 1):
-        for index in range(-4, 5):
-            x = index * pitch + start
-            board.box(x - 0.6, side * 8, x + 0.6, side * 24, (220, 220, 216))
-            if rng.random() < 0.85:
-                _car(board, x + pitch / 2, side * rng.uniform(15.3, 16.3), _pick(rng, _PAINT))
-
-
-def _car(board: _Board, x: float, y: float, paint: tuple) -> None:
-    """A car 14 long with dark windows in front of and behind its roof."""
-    side = np.array([(2.4, -7), (3.7, -5.8), (3.7, 5.8), (2.4, 7)])
-    board.shape(_moved(_strip(side, side * (-1, 1)), x, y), paint, 1.5)
-    glass = (64, 74, 88) if sum(paint) > 200 else (130, 145, 160)
-    board.box(x - 2.8, y - 3.6, x + 2.8, y - 1.4, glass)
-    board.box(x - 2.8, y + 2.6, x + 2.8, y + 4.4, glass)
+    half = np.array([(2.4, -7), (3.7, -5.8), (3.7, 5.8), (2.4, 7)])
+    car = _strip(half, half * (-1, 1))
+    for side, index in itertools.product((-1, 1), range(-4, 5)):
+        x = index * pitch + start
+        board.box(x - 0.6, side * 8, x + 0.6, side * 24, (220, 220, 216))
+        if rng.random() < 0.85:
+            x, y = x + pitch / 2, side * rng.uniform(15.3, 16.3)
+            paint = _pick(rng, _PAINT)
+            board.shape(_moved(car, x, y), paint, 1.5)
+            glass = (64, 74, 88) if sum(paint) > 200 else (130, 145, 160)
+            board.box(x - 2.8, y - 3.6, x + 2.8, y - 1.4, glass)
+            board.box(x - 2.8, y + 2.6, x + 2.8, y + 4.4, glass)
 
 
 def _forest(board: _Board, attributes: dict, rng: np.random.Generator) -> None:
@@ -489,36 +447,50 @@ def _tennis_courts(board: _Board, attributes: dict, rng: np.random.Generator) ->
     around, inside = _pick(rng, ((green, blue), (green, clay), (rust, blue)))
     around, inside = _tone(rng, around), _tone(rng, inside)
     columns, rows, wide, deep = _COURT_SPOTS[attributes["count"]]
-    for x in columns:
-        for y in rows:
-            board.box(x - wide - 2, y - deep - 2, x + wide + 2, y + deep + 2, around)
-            board.box(x - wide, y - deep, x + wide, y + deep, inside)
-            board.frame(x - wide, y - deep, x + wide, y + deep, 1.2, _WHITE)
-            board.frame(x - wide, y - deep / 2, x + wide, y + deep / 2, 1, _WHITE)
-            board.line(((x, y - deep / 2), (x, y + deep / 2)), 1, _WHITE)
-            board.line(((x - wide - 1, y), (x + wide + 1, y)), 1.8, (36, 40, 46))
+    for x, y in itertools.product(columns, rows):
+        board.box(x - wide - 2, y - deep - 2, x + wide + 2, y + deep + 2, around)
+        board.box(x - wide, y - deep, x + wide, y + deep, inside)
+        board.frame(x - wide, y - deep, x + wide, y + deep, 1.2, _WHITE)
+        board.frame(x - wide, y - deep / 2, x + wide, y + deep / 2, 1, _WHITE)
+        board.line(((x, y - deep / 2), (x, y + deep / 2)), 1, _WHITE)
+        board.line(((x - wide - 1, y), (x + wide + 1, y)), 1.8, (36, 40, 46))
 
 
-# How each scene is drawn, and by how many degrees it may lean from the upright.
-DRAWERS = {
-    "airport": (_airport, 5), "harbor": (_harbor, 4), "river": (_river, 40), "farmland": (_farmland, 25),
-    "residential": (_residential, 8), "parking lot": (_parking_lot, 6), "forest": (_forest, 45),
-    "beach": (_beach, 14), "stadium": (_stadium, 15), "interchange": (_interchange, 45),
-    "desert": (_desert, 20), "storage tanks": (_storage_tanks, 8), "island": (_island, 45),
-    "tennis courts": (_tennis_courts, 6),
+_COUNTS = ("one", "two", "three", "many")
+_SEASONS = ("summer", "autumn", "winter")
+_GROUNDS = ("green", "brown", "sand")
+# How each scene is drawn, by how many degrees it may lean from the upright, and what varies in it.
+_SCENES: dict[str, tuple[Callable, float, dict[str, tuple[str, ...]]]] = {
+    "airport": (_airport, 5, {"terrain": _GROUNDS, "count": _COUNTS}),
+    "harbor": (_harbor, 4, {"water": ("blue", "green"), "count": _COUNTS}),
+    "river": (_river, 40, {"terrain": ("green", "sand"), "water": tuple(_WATER), "bridge": ("yes", "no")}),
+    "farmland": (_farmland, 25, {"pattern": ("squares", "circles"), "season": _SEASONS}),
+    "residential": (_residential, 8, {"roof": tuple(_ROOF), "season": _SEASONS}),
+    "parking lot": (_parking_lot, 6, {"terrain": _GROUNDS}),
+    "forest": (_forest, 45, {"season": _SEASONS}),
+    "beach": (_beach, 14, {"terrain": ("green", "brown"), "water": ("blue", "green")}),
+    "stadium": (_stadium, 15, {"terrain": tuple(_TERRAIN)}),
+    "interchange": (_interchange, 45, {"terrain": _GROUNDS}),
+    "desert": (_desert, 20, {"terrain": ("sand", "brown")}),
+    "storage tanks": (_storage_tanks, 8, {"terrain": tuple(_TERRAIN), "count": _COUNTS}),
+    "island": (_island, 45, {"terrain": ("green", "brown"), "water": ("blue", "green")}),
+    "tennis courts": (_tennis_courts, 6, {"terrain": ("green", "grey", "sand"), "count": _COUNTS}),
+}
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "scene": tuple(_SCENES), "terrain": tuple(_TERRAIN), "count": _COUNTS, "season": _SEASONS,
+    "water": tuple(_WATER), "bridge": ("yes", "no"), "roof": tuple(_ROOF), "pattern": ("squares", "circles"),
 }  # fmt: skip
 
 
 def sample_attributes(rng: np.random.Generator) -> dict[str, str]:
     """Draws a scene and a value for each attribute that applies to it."""
-    scene = SCENES[rng.integers(len(SCENES))]
-    choices = _CHOICES[scene].items()
-    return {"scene": scene} | {name: values[rng.integers(len(values))] for name, values in choices}
+    scene = _pick(rng, tuple(_SCENES))
+    return {"scene": scene} | {name: _pick(rng, values) for name, values in _SCENES[scene][2].items()}
 
 
 def draw(attributes: dict[str, str], rng: np.random.Generator, size: int) -> Image.Image:
     """The scene that `attributes` describe, `size` x `size` pixels in RGB; all else is left to `rng`."""
-    drawer, tilt = DRAWERS[attributes["scene"]]
+    drawer, tilt, _ = _SCENES[attributes["scene"]]
     board = _Board(size, rng, tilt)
     drawer(board, attributes, rng)
     return board.finish(rng)
