@@ -23,18 +23,9 @@ from PIL import Image
 from dasd_utils.toyworld import captions, painting, satellite, xray
 
 DOMAINS = ("painting", "satellite", "xray", "sketch")
-ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
-    "painting": painting.ATTRIBUTES,
-    "satellite": satellite.ATTRIBUTES,
-    "xray": xray.ATTRIBUTES,
-    "sketch": painting.SKETCH_ATTRIBUTES,
-}
-_RENDERERS = {
-    "painting": (painting.sample_attributes, painting.draw),
-    "satellite": (satellite.sample_attributes, satellite.draw),
-    "xray": (xray.sample_attributes, xray.draw),
-    "sketch": (painting.sample_attributes, painting.draw_sketch),
-}
+_MODULES = {"painting": painting, "satellite": satellite, "xray": xray, "sketch": painting}
+ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {name: _MODULES[name].ATTRIBUTES for name in DOMAINS}
+ATTRIBUTES["sketch"] = painting.SKETCH_ATTRIBUTES
 
 
 @dataclass(frozen=True)
@@ -54,14 +45,16 @@ def _generator(domain: str, seed: int, index: int, purpose: int) -> np.random.Ge
 
 def attributes(domain: str, seed: int, index: int) -> dict[str, str]:
     """Return what scene `index` shows, without drawing it."""
-    drawn = _RENDERERS[domain][0](_generator(domain, seed, index, 0))
+    drawn = _MODULES[domain].sample_attributes(_generator(domain, seed, index, 0))
     return {name: value for name, value in drawn.items() if name in ATTRIBUTES[domain]}
 
 
 def draw(domain: str, seed: int, index: int, size: int = 64) -> Image.Image:
     """Draw scene `index` as an RGB image of size x size pixels."""
-    sample, draw_scene = _RENDERERS[domain]
-    return draw_scene(sample(_generator(domain, seed, index, 0)), _generator(domain, seed, index, 1), size)
+    module = _MODULES[domain]
+    sampled = module.sample_attributes(_generator(domain, seed, index, 0))
+    draw_scene = painting.draw_sketch if domain == "sketch" else module.draw
+    return draw_scene(sampled, _generator(domain, seed, index, 1), size)
 
 
 def render(domain: str, seed: int, index: int, size: int = 64) -> Scene:

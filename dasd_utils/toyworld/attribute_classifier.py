@@ -5,6 +5,7 @@ A CLIP score asks whether text and image are near; this asks whether the picture
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 Attributes = dict[str, str]
 SIZE = 64  # pixels
-ABSENT = -100  # the label of an attribute that a scene does not have
+ABSENT = -100  # the label, ignored by `F.cross_entropy`, of an attribute that a scene does not have
 
 
 class AttributeTable:
@@ -43,16 +44,12 @@ class AttributeTable:
                     [values.index(a[name]) if d == domain and name in a else ABSENT for d, a in scenes]
                 )
                 part = logits[:, self.columns[domain][name]]
-                total = total + F.cross_entropy(part, labels, ignore_index=ABSENT, reduction="sum")
+                total = total + F.cross_entropy(part, labels, reduction="sum")
                 count += int((labels != ABSENT).sum())
         return total / max(count, 1)
 
     def read(self, logits: Tensor, domain: str) -> list[Attributes]:
         """Return the likeliest value of every attribute of the domain, for each row."""
-        if domain not in self.values:
-            raise ValueError(
-                f"No attributes are known of the domain {domain!r}, only of {', '.join(self.values)}."
-            )
         best = {
             name: [self.values[domain][name][i] for i in logits[:, where].argmax(dim=1).tolist()]
             for name, where in self.columns[domain].items()
@@ -66,10 +63,10 @@ class AttributeClassifier(nn.Module):
     def __init__(self, attributes: dict[str, dict[str, Sequence[str]]], width: int = 16) -> None:
         super().__init__()
         self.width, self.table = width, AttributeTable(attributes)
-        channels = [width, 2 * width, 4 * width, 5 * width]
-        self.stem = nn.Conv2d(3, channels[0], 3, stride=2, padding=1)
+        channels = [width, 2 * width, 4 * width, 5 * width, 5 * width]
+        self.stem = nn.Conv2d(3, width, 3, stride=2, padding=1)
         stages: list[nn.Module] = []
-        for before, after in zip(channels, [*channels[1:], channels[-1]], strict=True):
+        for before, after in itertools.pairwise(channels):
             stages += [_Block(before), nn.Conv2d(before, after, 3, stride=2, padding=1)]
         self.stages = nn.Sequential(*stages)
         self.norm = nn.LayerNorm(channels[-1] * 4)
@@ -82,11 +79,7 @@ class AttributeClassifier(nn.Module):
 
     @torch.no_grad()
     def read(self, images: Sequence[Image.Image], domain: str) -> list[Attributes]:
-        """Return the attributes that each image shows, taken as an image of this domain.
-
-        Every attribute of the domain gets a value, also those that the scene does not have. Raises DasdError
-        for a domain that it has not learned.
-        """
+        """Return a value of every attribute of the domain, also of those that the scene does not have."""
         squares = [im.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC) for im in images]
         rows = np.stack([np.asarray(square) for square in squares])
         pixels = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -30,12 +30,10 @@ def band(top: float, bottom: float, role: str) -> Shape:
 
 
 def polygon(points: list[Point], role: str, sketch: str = "line") -> Shape:
-    """A closed polygon."""
     return Shape("polygon", points, role, sketch)
 
 
 def rect(left: float, top: float, right: float, bottom: float, role: str, sketch: str = "line") -> Shape:
-    """An upright rectangle."""
     return polygon([(left, top), (right, top), (right, bottom), (left, bottom)], role, sketch)
 
 
@@ -45,7 +43,6 @@ def ellipse(x: float, y: float, rx: float, ry: float, role: str, sketch: str = "
 
 
 def line(points: list[Point], role: str, width: float, sketch: str = "ink") -> Shape:
-    """An open stroke."""
     return Shape("line", points, role, sketch, width)
 
 
@@ -87,11 +84,15 @@ def paint(shapes: Shapes, palette: Palette, size: int, outline: float = 0.0) -> 
     pen = ImageDraw.Draw(image)
     edge = palette["outline"] if outline else None
     for shape in shapes:
+        colour = palette[shape.role]
         if shape.kind == "band":
-            _paint_band(image, shape, palette)
+            top, bottom = (round(y * image.height) for _, y in shape.points)
+            low = palette.get(shape.role + "_low", colour)  # where a band fades to
+            rows = Image.fromarray(np.linspace(colour, low, bottom - top).astype(np.uint8)[:, None])
+            image.paste(rows.resize((image.width, bottom - top), Image.Resampling.NEAREST), (0, top))
         else:
             drawn = edge if shape.sketch in ("line", "tone") else None
-            _stroke(pen, shape, palette[shape.role], drawn, outline, size)
+            _stroke(pen, shape, colour, drawn, outline, size)
     return image.reduce(SCALE)
 
 
@@ -112,15 +113,6 @@ def ink(shapes: Shapes, size: int, dark: Colour, paper: Colour, width: float) ->
         if shape.sketch != "hide":
             _stroke(pen, shape, fills[shape.sketch], dark, width, size)
     return image.reduce(SCALE)
-
-
-def _paint_band(image: Image.Image, shape: Shape, palette: Palette) -> None:
-    """Fill the rows of a band with its (fading) colour."""
-    side = image.width
-    top, bottom = round(shape.points[0][1] * side), round(shape.points[1][1] * side)
-    low = palette.get(shape.role + "_low", palette[shape.role])
-    rows = np.linspace(palette[shape.role], low, bottom - top).astype(np.uint8)[:, None]
-    image.paste(Image.fromarray(rows).resize((side, bottom - top), Image.Resampling.NEAREST), (0, top))
 
 
 def _stroke(
@@ -152,33 +144,30 @@ def distinct(rng: np.random.Generator, options: list[Colour], avoid: list[Colour
     return options[int(far[rng.integers(len(far))] if len(far) else gaps.argmax())]
 
 
-def soft_noise(
-    rng: np.random.Generator, size: int, cells: tuple[float, float], angle: float = 0
-) -> np.ndarray:
+def soft_noise(rng: np.random.Generator, size: int, cells: tuple[int, int], angle: float = 0) -> np.ndarray:
     """Smooth noise in [-1, 1], (size, size, 3): `cells` grains down and across, turned by `angle` radians."""
     grid = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     across, down = cells[1] / size, cells[0] / size
     cos, sin = np.cos(angle), np.sin(angle)
     matrix = (across * cos, across * sin, 32 - across * size * (cos + sin) / 2,
               -down * sin, down * cos, 32 - down * size * (cos - sin) / 2)  # fmt: skip
-    picture = Image.fromarray(grid).transform(
-        (size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
-    )
+    affine, bicubic = Image.Transform.AFFINE, Image.Resampling.BICUBIC
+    picture = Image.fromarray(grid).transform((size, size), affine, matrix, bicubic)
     return np.asarray(picture, np.float32) / 127.5 - 1
 
 
-def brushwork(image: Image.Image, rng: np.random.Generator, strength: float = 24) -> Image.Image:
+def brushwork(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Soft short strokes of colour variation, mostly of brightness, in one direction."""
     noise = soft_noise(rng, image.width, (20, 7), rng.uniform(-0.9, 0.9))
     noise = 0.6 * noise[..., :1] + 0.4 * noise
-    return _to_image(np.asarray(image, np.float32) + strength * noise)
+    return _to_image(np.asarray(image, np.float32) + 24 * noise)
 
 
-def watercolour(image: Image.Image, rng: np.random.Generator, strength: float = 0.74) -> Image.Image:
+def watercolour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Pale washes with soft edges on light paper, which stays bare around the picture."""
     size = image.width
     colours = np.asarray(image.filter(ImageFilter.GaussianBlur(size / 90)), np.float32)
-    wash = strength * (1 + 0.25 * soft_noise(rng, size, (5, 5))[..., :1])
+    wash = 0.74 * (1 + 0.25 * soft_noise(rng, size, (5, 5))[..., :1])
     edge = np.minimum(np.arange(size), np.arange(size)[::-1]) / size
     border = np.minimum(edge[:, None], edge[None])[..., None] + 0.02 * soft_noise(rng, size, (9, 9))[..., :1]
     wash *= np.clip((border - 0.03) / 0.04, 0, 1)

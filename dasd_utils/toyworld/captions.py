@@ -50,12 +50,18 @@ def compose_caption(domain: str, attributes: Attributes, rng: np.random.Generato
     """
     for name, value in attributes.items():
         _ = SCENES[domain][value] if name == "scene" else WORDS[domain][name][value]
-    for mentioned in (_draw_mentioned(attributes, rng), {"scene": attributes["scene"]}):
+    draw = rng.random()
+    chance = 1.0 if draw < FULL else 0.5 if draw < FULL + PARTIAL else 0.0
+    wanted = {name: value for name, value in attributes.items() if name == "scene" or rng.random() < chance}
+    for mentioned in (wanted, {"scene": attributes["scene"]}):
         for _ in range(TRIES):
-            template, silent = _compose(domain, attributes, mentioned, rng)
-            if template and _reads_well(template):
-                said = {name: value for name, value in mentioned.items() if name not in silent}
-                return _fill(template, domain, mentioned, rng), said
+            text, silent = _compose(domain, attributes, mentioned, rng)
+            if not text or not _reads_well(text):
+                continue
+            text = text.replace("(s)", "" if mentioned.get("count") == "one" else "s")
+            for name in SLOT.findall(text):
+                text = text.replace(f"{{{name}}}", pick(WORDS[domain][name][mentioned[name]], rng), 1)
+            return text, {name: value for name, value in mentioned.items() if name not in silent}
     raise RuntimeError(f"no caption for {domain}: {attributes}")
 
 
@@ -65,13 +71,6 @@ def bare_prompt(domain: str, rng: np.random.Generator) -> str:
     return pick([*frames, *BARE[domain]], rng)
 
 
-def _draw_mentioned(attributes: Attributes, rng: np.random.Generator) -> Attributes:
-    """Return the attributes that a caption has to mention: all, some or only the scene."""
-    draw = rng.random()
-    chance = 1.0 if draw < FULL else 0.5 if draw < FULL + PARTIAL else 0.0
-    return {name: value for name, value in attributes.items() if name == "scene" or rng.random() < chance}
-
-
 def _compose(
     domain: str, attributes: Attributes, mentioned: Attributes, rng: np.random.Generator
 ) -> tuple[str, set[str]]:
@@ -79,7 +78,10 @@ def _compose(
 
     The caption is "" where it has no place for an attribute.
     """
-    frame, framed = _frame(domain, attributes, mentioned, rng)
+    frame, framed = "{}", set()
+    if rng.random() >= UNFRAMED.get(domain, 0):
+        frame, framed = pick(_options(FRAMES[domain], attributes, mentioned), rng)
+        frame = frame if "{}" in frame else f"{frame} {pick(TABLES['joins'][domain], rng)} {{}}"
     phrase, phrased = pick(_options(SCENES[domain][mentioned["scene"]], attributes, mentioned), rng)
     missing = mentioned.keys() - framed - phrased - {"scene"}
     tails = TAILS[domain] | TABLES["scene_tails"].get(mentioned["scene"], {})
@@ -91,24 +93,6 @@ def _compose(
         said[name] = pick(wordings if isinstance(wordings, tuple) else wordings[mentioned[name]], rng)
     text = " ".join(part for part in (phrase, *said.values()) if part)
     return frame.replace("{}", text), {name for name, tail in said.items() if not tail}
-
-
-def _fill(text: str, domain: str, mentioned: Attributes, rng: np.random.Generator) -> str:
-    """Return the caption with a word in every slot."""
-    text = text.replace("(s)", "" if mentioned.get("count") == "one" else "s")
-    for name in SLOT.findall(text):
-        text = text.replace(f"{{{name}}}", pick(WORDS[domain][name][mentioned[name]], rng), 1)
-    return text
-
-
-def _frame(
-    domain: str, attributes: Attributes, mentioned: Attributes, rng: np.random.Generator
-) -> tuple[str, set[str]]:
-    """Return a frame with its place {} for the scene, and the attributes that it mentions."""
-    if rng.random() < UNFRAMED.get(domain, 0):
-        return "{}", set()
-    frame, mentions = pick(_options(FRAMES[domain], attributes, mentioned), rng)
-    return (frame if "{}" in frame else f"{frame} {pick(TABLES['joins'][domain], rng)} {{}}"), mentions
 
 
 @cache

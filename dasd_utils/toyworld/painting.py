@@ -6,23 +6,14 @@ Every scene is laid out once, as a list of shapes; a palette colours it, or a pe
 import numpy as np
 from PIL import Image
 
-from dasd_utils.toyworld.canvas import (
-    Palette,
-    Shapes,
-    brushwork,
-    distinct,
-    ink,
-    mix,
-    paint,
-    sensor_noise,
-    watercolour,
-)
+from dasd_utils.toyworld import canvas
+from dasd_utils.toyworld.canvas import Palette, distinct, mix
 from dasd_utils.toyworld.scenery import DRAWERS
 
 Attributes = dict[str, str]
 Rng = np.random.Generator
 
-# Colours which an attribute names.
+# Colours that an attribute names.
 FRUIT = {"apples": (208, 34, 42), "oranges": (246, 138, 22), "grapes": (112, 44, 150),
          "lemons": (252, 226, 48), "pears": (150, 196, 62)}  # fmt: skip
 BOWL = {"white": (244, 242, 236), "blue": (38, 82, 180), "green": (28, 122, 72)}
@@ -48,7 +39,6 @@ ATTRIBUTES = {
     "clothes": tuple(CLOTHES),
     "house": ("yes", "no"),
 }  # fmt: skip
-SCENES = ATTRIBUTES["scene"]
 SKETCH_ATTRIBUTES = {name: ATTRIBUTES[name] for name in ("scene", "count", "beard", "hat", "house")}
 
 OUTDOOR = ("seascape", "lighthouse", "mountain", "village", "house", "field", "bridge")
@@ -124,30 +114,23 @@ def _pick(name: str, rng: Rng) -> str:
 
 def draw(attributes: Attributes, rng: Rng, size: int) -> Image.Image:
     """The scene as a painting, size x size pixels."""
-    shapes, style = layout(attributes, rng), attributes.get("style", "flat")
-    image = paint(shapes, _palette(attributes, rng), size, 1.3 * size / 64 if style == "expressionist" else 0)
+    shapes, style = DRAWERS[attributes["scene"]](attributes, rng), attributes.get("style", "flat")
+    outline = 1.3 * size / 64 if style == "expressionist" else 0
+    image = canvas.paint(shapes, _palette(attributes, rng), size, outline)
     if style == "impressionist":
-        image = brushwork(image, rng)
+        image = canvas.brushwork(image, rng)
     if style == "watercolour":
-        image = watercolour(image, rng)
-    return sensor_noise(image, rng)
+        image = canvas.watercolour(image, rng)
+    return canvas.sensor_noise(image, rng)
 
 
 def draw_sketch(attributes: Attributes, rng: Rng, size: int) -> Image.Image:
     """The scene as a line drawing: same attributes and generator, same geometry as from `draw`."""
-    shapes = layout(attributes, rng)
+    shapes = DRAWERS[attributes["scene"]](attributes, rng)
     dark = mix((20, 18, 24), ((30, 34, 80), (70, 40, 24), (24, 24, 28))[rng.integers(3)], rng.uniform(0.3, 1))
     paper = tuple(int(channel) for channel in np.add((238, 234, 226), rng.integers(-6, 7, 3)))
-    image = ink(shapes, size, dark, paper, rng.uniform(1.35, 1.8) * size / 64)
-    return sensor_noise(image, rng, 1.2)
-
-
-def layout(attributes: Attributes, rng: Rng) -> Shapes:
-    """The scene's shapes from far to near; colours and style play no part."""
-    return DRAWERS[attributes["scene"]](attributes, rng)
-
-
-# --- colours ---
+    image = canvas.ink(shapes, size, dark, paper, rng.uniform(1.35, 1.8) * size / 64)
+    return canvas.sensor_noise(image, rng, 1.2)
 
 
 def _palette(attributes: Attributes, rng: Rng) -> Palette:

@@ -8,9 +8,6 @@ Attributes = dict[str, str]
 Rng = np.random.Generator
 
 
-# --- parts of landscapes ---
-
-
 def _sky(attributes: Attributes, rng: Rng, horizon: float, x: float, cloud: float | None = None) -> Shapes:
     """Sky with its light near `x`: sun (and a cloud near `cloud`), setting sun, or moon and stars."""
     time, x = attributes.get("time", "day"), x + rng.uniform(-0.05, 0.05)
@@ -46,13 +43,12 @@ def _house(rng: Rng, x: float, base: float, width: float) -> Shapes:
     peak, eave = top - width * 0.45, half * 1.2
     roof = [(x - eave, top), (x - ridge, peak), (x + ridge, peak), (x + eave, top)]
     side = rng.choice((-1, 1)) * width * 0.22
+    door, window = x + side, x - side
     return [
         rect(x - half, top - 0.01, x + half, base, "wall"),
         polygon(roof, "roof"),
-        rect(x + side - width * 0.11, base - tall * 0.66, x + side + width * 0.11, base, "door", "ink"),
-        rect(
-            x - side - width * 0.14, base - tall * 0.72, x - side + width * 0.14, base - tall * 0.28, "window"
-        ),
+        rect(door - width * 0.11, base - tall * 0.66, door + width * 0.11, base, "door", "ink"),
+        rect(window - width * 0.14, base - tall * 0.72, window + width * 0.14, base - tall * 0.28, "window"),
     ]
 
 
@@ -70,9 +66,6 @@ def _pine(rng: Rng, x: float, base: float, height: float) -> Shapes:
     outline = [(x, base - height), (x + half * 0.7, middle), (x + half * 0.35, middle), (x + half, foot),
                (x - half, foot), (x - half * 0.35, middle), (x - half * 0.7, middle)]  # fmt: skip
     return [rect(x - height * 0.06, foot, x + height * 0.06, base, "trunk", "ink"), polygon(outline, "pine")]
-
-
-# --- landscapes ---
 
 
 def _boat(x: float, base: float, width: float, lean: float) -> Shapes:
@@ -119,9 +112,8 @@ def _lighthouse(attributes: Attributes, rng: Rng) -> Shapes:
     room = half * 0.5
     shapes.append(rect(x - room, top - 0.1, x + room, top, "lamp"))
     shapes.append(rect(x - half * 0.8, top - 0.01, x + half * 0.8, top + 0.02, "mast", "ink"))
-    shapes.append(
-        polygon([(x - room * 1.3, top - 0.1), (x, top - 0.19), (x + room * 1.3, top - 0.1)], "stripe")
-    )
+    roof = [(x - room * 1.3, top - 0.1), (x, top - 0.19), (x + room * 1.3, top - 0.1)]
+    shapes.append(polygon(roof, "stripe"))
     return mirror(shapes) if rng.random() < 0.5 else shapes
 
 
@@ -210,9 +202,6 @@ def _bridge(attributes: Attributes, rng: Rng) -> Shapes:
     return mirror(shapes) if rng.random() < 0.5 else shapes
 
 
-# --- still lifes and portraits ---
-
-
 def _room(rng: Rng) -> Shapes:
     edge = rng.uniform(0.6, 0.68)
     return [band(0, edge + 0.02, "backdrop"), band(edge, 1, "table")]
@@ -225,9 +214,8 @@ def _fruit_piece(kind: str, x: float, y: float, r: float, rng: Rng) -> Shapes:
         bunch = [(x + r * dx, y + r * dy) for dx, dy in spots]
         fruit = [ellipse(*spot, r * 0.48, r * 0.48, "fruit") for spot in bunch]
         small = r * 0.16
-        return fruit + [
-            ellipse(px - r * 0.1, py - r * 0.12, small, small, "shine", "hide") for px, py in bunch
-        ]
+        shines = [ellipse(px - r * 0.1, py - r * 0.12, small, small, "shine", "hide") for px, py in bunch]
+        return fruit + shines
     if kind == "lemons":
         upper, lower = arc(x, y, r, r * 0.8, 200, 340, 9), arc(x, y, r, r * 0.8, 20, 160, 9)
         shapes = [polygon([(x - r * 1.3, y), *upper, (x + r * 1.3, y), *lower], "fruit")]

@@ -11,14 +11,15 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-SCENES = ("normal", "pneumonia", "effusion", "enlarged heart", "pneumothorax", "nodule", "pacemaker")
+SCENE_SHARES = {"normal": 0.22, "pneumonia": 0.18, "effusion": 0.16, "enlarged heart": 0.12,
+                "pneumothorax": 0.11, "nodule": 0.11, "pacemaker": 0.1}  # fmt: skip
 ATTRIBUTES = {
-    "scene": SCENES,
+    "scene": tuple(SCENE_SHARES),
     "side": ("left", "right", "both"),  # pneumonia and effusion; pneumothorax and nodule are never on both
     "severity": ("mild", "severe"),  # pneumonia and effusion
     "build": ("adult", "child"),
 }
-SCENE_WEIGHTS = (0.22, 0.18, 0.16, 0.12, 0.11, 0.11, 0.1)
+SIDES = {"left": ("left",), "right": ("right",), "both": ("left", "right")}
 SIGN = {"left": 1.0, "right": -1.0}  # patient's left = positive x = right half of the picture
 LETTERS = {  # strokes of L and R, 4 units high
     "left": ((0, 0), (0, 4), (2.4, 4)),
@@ -44,7 +45,7 @@ class Chest:
 
 def sample_attributes(rng: np.random.Generator) -> dict[str, str]:
     """Attributes of one x-ray; side and severity are absent where they do not apply."""
-    scene = SCENES[rng.choice(len(SCENES), p=SCENE_WEIGHTS)]
+    scene = ATTRIBUTES["scene"][rng.choice(len(SCENE_SHARES), p=list(SCENE_SHARES.values()))]
     attributes = {"scene": scene}
     if scene in ("pneumonia", "effusion"):
         attributes["side"] = ATTRIBUTES["side"][rng.integers(3)]
@@ -132,13 +133,6 @@ def _soft_noise(rng: np.random.Generator, n: int, cells: int, strength: float) -
     return np.asarray(coarse.resize((n, n), Image.Resampling.BICUBIC))
 
 
-def _sides(attributes: dict[str, str]) -> tuple[str, ...]:
-    return ("left", "right") if attributes["side"] == "both" else (attributes["side"],)
-
-
-# ---- the healthy chest ----
-
-
 def _soft_tissue(chest: Chest, rng: np.random.Generator) -> Field:
     """Trunk, neck, chin and arms on a dark background; a child holds the arms up."""
     across, top = np.abs(chest.x), chest.apex + rng.uniform(-0.04, 0.04)
@@ -206,13 +200,10 @@ def _heart(image: Field, chest: Chest, enlarged: bool, rng: np.random.Generator)
     return _blend(image, chest.tissue * rng.uniform(0.97, 1.1), 0.95 * heart)
 
 
-# ---- findings ----
-
-
 def _pneumonia(image: Field, chest: Chest, attributes: dict[str, str], rng: np.random.Generator) -> Field:
     """Cloudy white patches: one when mild, most of the lung when severe."""
     severe, scale = attributes["severity"] == "severe", (chest.base - chest.apex) / 1.1
-    for side in _sides(attributes):
+    for side in SIDES[attributes["side"]]:
         cloud = np.zeros_like(image)
         wisps = _soft_noise(rng, len(image), 15, 0.6)
         for down in (0.25, 0.5, 0.75) if severe else (rng.uniform(0.26, 0.6),):
@@ -226,7 +217,7 @@ def _pneumonia(image: Field, chest: Chest, attributes: dict[str, str], rng: np.r
 def _effusion(image: Field, chest: Chest, attributes: dict[str, str], rng: np.random.Generator) -> Field:
     """White fluid filling the lung from below, its surface rising towards the wall."""
     height = rng.uniform(0.56, 0.68) if attributes["severity"] == "severe" else rng.uniform(0.2, 0.28)
-    for side in _sides(attributes):
+    for side in SIDES[attributes["side"]]:
         level = chest.base - height * (chest.base - chest.apex)
         rise = 0.22 * np.clip(chest.x * (SIGN[side] / chest.wall), 0, 1) ** 2
         fluid = _step(chest.y - level + rise, 0.06)
