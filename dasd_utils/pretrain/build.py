@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
@@ -28,10 +27,9 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextMode
 from dasd_utils import losses, toyworld
 from dasd_utils.config import DasdError, resolve
 from dasd_utils.pretrain import shared
-from dasd_utils.pretrain.shared import Images, PretrainConfig, Stage, fingerprint, fit, read_rows
+from dasd_utils.pretrain.shared import Images, PretrainConfig, fingerprint, fit, read_rows
 from dasd_utils.runtime import files
-from dasd_utils.toyworld import captions, everyday
-from dasd_utils.toyworld.attribute_classifier import SIZE, AttributeClassifier, AttributeTable
+from dasd_utils.toyworld.attribute_classifier import AttributeClassifier, AttributeTable
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +40,9 @@ MEASURED = 1024  # images by which latents are normalised
 
 def vae_model(config: PretrainConfig) -> AutoencoderKL:
     """Return an untrained VAE without attention: what it learns on crops then holds for whole images."""
-    levels = len(config.vae_channels)
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
+        down_block_types=("DownEncoderBlock2D",) * len(config.vae_channels),
+        up_block_types=("UpDecoderBlock2D",) * len(config.vae_channels),
         block_out_channels=config.vae_channels,
         layers_per_block=1,
         latent_channels=4,
@@ -56,11 +53,8 @@ def vae_model(config: PretrainConfig) -> AutoencoderKL:
     )
 
 
-def train_vae(config: PretrainConfig, work: Path, progress: bool = True) -> AutoencoderKL:
-    """L1, squared error, edges and a little KL; on crops first, on whole images in the decay.
-
-    A 32 px crop costs a quarter and teaches the same local lesson.
-    """
+def train_vae(config: PretrainConfig, work: Path) -> AutoencoderKL:
+    """Train with L1, squared error, edges and a little KL; on crops, which are cheap, until the decay."""
     torch.manual_seed(config.seed)
     vae = vae_model(config)
     images = Images(work, toyworld.DOMAINS)
@@ -82,8 +76,7 @@ def train_vae(config: PretrainConfig, work: Path, progress: bool = True) -> Auto
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         return error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + config.kl_weight * kl
 
-    vae = fit(vae, loss_at, Stage(work / "vae", config.vae_steps), config, progress)
-    return normalise_latents(vae, images)
+    return normalise_latents(fit(vae, loss_at, work / "vae", config.vae_steps, config), images)
 
 
 @torch.no_grad()
@@ -110,7 +103,7 @@ def normalise_latents(vae: AutoencoderKL, images: Images) -> AutoencoderKL:
 BARE, FRAMED = 0.06, 0.10  # shares of texts that name the domain alone, or put a thing from elsewhere into it
 
 
-def train_tokenizer(config: PretrainConfig, work: Path, progress: bool = True) -> None:
+def train_tokenizer(config: PretrainConfig, work: Path) -> None:
     """Train CLIP's byte-pair encoding on the captions; every byte is in it, so nothing is unknown."""
     folder = work / "tokenizer"
     if (folder / "tokenizer.json").exists():
@@ -136,54 +129,41 @@ def train_tokenizer(config: PretrainConfig, work: Path, progress: bool = True) -
 def _words(work: Path) -> Iterator[str]:
     """Yield every word of the texts on its own, as CLIP's pre-tokenizer splits them."""
     rng = np.random.default_rng(0)
+    texts: list[str] = []
     for domain in toyworld.DOMAINS:
-        for row in read_rows(work, domain)[:4000]:
-            for text, _ in row["captions"]:
-                yield from _split(text)
-        for _ in range(1000):
-            yield from _split(captions.bare_prompt(domain, rng))
-    for _ in range(8000):
-        yield from _split(everyday.sentence(rng))
-
-
-def _split(text: str) -> list[str]:
-    return text.replace(",", " , ").replace("-", " - ").replace("'", " ' ").split()
+        texts += [text for row in read_rows(work, domain)[:4000] for text, _ in row["captions"]]
+        texts += [toyworld.captions.bare_prompt(domain, rng) for _ in range(1000)]
+    texts += [toyworld.captions.sentence(rng) for _ in range(8000)]
+    for text in texts:
+        yield from text.replace(",", " , ").replace("-", " - ").replace("'", " ' ").split()
 
 
 def clip_model(config: PretrainConfig, vocab_size: int) -> CLIPModel:
     """Return an untrained CLIP of the configured size."""
     text, vision = config.clip_width
     end = vocab_size - 1
-    return CLIPModel(
-        CLIPConfig(
-            text_config={
-                "vocab_size": vocab_size, "hidden_size": text, "intermediate_size": 4 * text,
-                "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 77,
-                "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end, "projection_dim": 128,
-            },
-            vision_config={
-                "hidden_size": vision, "intermediate_size": 4 * vision, "num_hidden_layers": 4,
-                "num_attention_heads": 4, "image_size": config.resolution, "patch_size": 8,
-                "projection_dim": 128,
-            },
-            projection_dim=128,
-        )
-    )  # fmt: skip
+    common = {"num_hidden_layers": 4, "num_attention_heads": 4, "projection_dim": 128}
+    text_config = common | {
+        "vocab_size": vocab_size, "hidden_size": text, "intermediate_size": 4 * text,
+        "max_position_embeddings": 77, "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end,
+    }  # fmt: skip
+    vision_config = common | {
+        "hidden_size": vision, "intermediate_size": 4 * vision, "image_size": config.resolution,
+        "patch_size": 8,
+    }  # fmt: skip
+    return CLIPModel(CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=128))
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text, which fits the images of its domain that show every attribute it mentions.
-
-    What it only rules out, such as one ship by "ships", does not count.
-    """
+    """A text, which suits the images of its domain that show every attribute it mentions."""
 
     text: str
     domain: str | None  # None: for no image
     mentioned: dict[str, str] = field(default_factory=dict)
 
     def suits(self, domain: str, attributes: dict[str, str]) -> bool:
-        """Return whether an image of this domain with these attributes shows all that the text mentions."""
+        """Return whether an image of this domain shows all that the text mentions."""
         return self.domain == domain and self.mentioned.items() <= attributes.items()
 
 
@@ -203,11 +183,10 @@ class ClipWithHeads(nn.Module):
         return out.logits_per_text.float(), self.heads(projected).float()
 
 
-def train_clip(config: PretrainConfig, work: Path, progress: bool = True) -> CLIPModel:
-    """Contrastive training on all domains; a text fits every image that shows what it mentions.
+def train_clip(config: PretrainConfig, work: Path) -> CLIPModel:
+    """Train contrastively on all domains; a text suits every image that shows what it mentions.
 
-    Everyday sentences stand beside the captions and suit no image. A linear map that reads the attributes
-    from the image tower shortens the training and is thrown away.
+    Everyday sentences suit no image. A linear map to the attributes shortens the training and is dropped.
     """
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")  # nosec B615  # a folder
     torch.manual_seed(config.seed)
@@ -223,7 +202,7 @@ def train_clip(config: PretrainConfig, work: Path, progress: bool = True) -> CLI
         picks = images.draw(rng, config.clip_batch_size, only=None if step % 2 else step // 2 % len(rows))
         scenes = [(toyworld.DOMAINS[d], rows[d][i]["attributes"]) for d, i in picks]
         texts = [_text(toyworld.DOMAINS[d], rows[d][i]["captions"], rng) for d, i in picks]
-        texts += [Text(everyday.sentence(rng), None) for _ in range(config.everyday)]
+        texts += [Text(toyworld.captions.sentence(rng), None) for _ in range(config.everyday)]
         pixels = images.pixels(picks)
         pixels = pixels * torch.from_numpy(rng.uniform(0.9, 1.1, (len(picks), 1, 1, 1))).float()
         tokens = tokenizer([t.text for t in texts], padding=True, truncation=True, return_tensors="pt")
@@ -232,16 +211,16 @@ def train_clip(config: PretrainConfig, work: Path, progress: bool = True) -> CLI
         right = torch.tensor([[float(t.suits(*scene)) for scene in scenes] for t in texts])
         return contrastive(logits, right) + 0.5 * model.table.loss(attributes, scenes)
 
-    return fit(model, loss_at, Stage(work / "clip", config.clip_steps), config, progress).clip
+    return fit(model, loss_at, work / "clip", config.clip_steps, config).clip
 
 
 def _text(domain: str, wordings: list[tuple[str, dict[str, str]]], rng: np.random.Generator) -> Text:
     draw = rng.random()
     if draw < BARE:
-        return Text(captions.bare_prompt(domain, rng), domain)
+        return Text(toyworld.captions.bare_prompt(domain, rng), domain)
     if draw < BARE + FRAMED:
-        return Text(everyday.framed(domain, rng), domain)
-    text, mentioned = wordings[rng.integers(len(wordings))]
+        return Text(toyworld.captions.framed(domain, rng), domain)
+    text, mentioned = toyworld.captions.pick(wordings, rng)
     return Text(text, domain, mentioned)
 
 
@@ -259,15 +238,11 @@ def contrastive(logits: Tensor, right: Tensor) -> Tensor:
 # The attribute classifier: trained on renders, and on what the VAE makes of them.
 
 
-def train_attribute_classifier(
-    config: PretrainConfig, work: Path, progress: bool = True
-) -> AttributeClassifier:
+def train_attribute_classifier(config: PretrainConfig, work: Path) -> AttributeClassifier:
     """Cross-entropy of every attribute that a scene has, on augmented renders of all domains."""
-    if config.resolution != SIZE:
-        raise DasdError(f"The attribute classifier sees {SIZE} pixels, not {config.resolution}.")
     torch.manual_seed(config.seed)
     classifier = AttributeClassifier(toyworld.ATTRIBUTES)
-    vae = train_vae(config, work, progress)
+    vae = train_vae(config, work)
     images = Images(work, toyworld.DOMAINS)
     rows = [read_rows(work, domain) for domain in toyworld.DOMAINS]
 
@@ -285,8 +260,7 @@ def train_attribute_classifier(
             logits = classifier(pixels)
         return classifier.table.loss(logits.float(), scenes)
 
-    stage = Stage(work / "reader", config.reader_steps, inputs=fingerprint(work / "vae"))
-    return fit(classifier, loss_at, stage, config, progress)
+    return fit(classifier, loss_at, work / "reader", config.reader_steps, config, fingerprint(work / "vae"))
 
 
 def _augment(pixels: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
@@ -326,29 +300,26 @@ def noise_scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def _encode_paintings(vae: AutoencoderKL, work: Path, progress: bool) -> Tensor:
+def _encode_paintings(vae: AutoencoderKL, work: Path, config: PretrainConfig) -> Tensor:
     """Return the latent means of the paintings, (n, 4, h, w), cached beside the images for this VAE."""
-    path, key = work / "painting_latents.safetensors", fingerprint(work / "vae")
+    path = work / f"painting_latents-{fingerprint(work / 'vae')}.safetensors"
     if path.exists():
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("vae") == key:
-                return file.get_tensor("latents")
+        return load_file(path)["latents"]
     images, parts = Images(work, ("painting",)), []
-    count = len(images.arrays[0])
-    for start in files.bar(range(0, count, 100), "latents", shown=progress, unit="batch"):
-        pixels = images.pixels([(0, i) for i in range(start, min(start + 100, count))])
+    for batch in torch.arange(config.paintings).split(100):
+        pixels = images.pixels([(0, i) for i in batch.tolist()])
         with torch.autocast("cpu", torch.bfloat16):
             parts.append(vae.encode(pixels).latent_dist.mean.float())
     latents = torch.cat(parts).contiguous()
     with files.atomic_write(path, "The latents") as part:
-        save_file({"latents": latents}, part, metadata={"vae": key})
+        save_file({"latents": latents}, part)
     return latents
 
 
-def train_unet(config: PretrainConfig, work: Path, progress: bool = True) -> UNet2DConditionModel:
+def train_unet(config: PretrainConfig, work: Path) -> UNet2DConditionModel:
     """Noise prediction on paintings with min-SNR weights and a share of empty prompts."""
-    vae, clip = train_vae(config, work, progress), train_clip(config, work, progress)
-    latents = _encode_paintings(vae, work, progress)
+    vae, clip = train_vae(config, work), train_clip(config, work)
+    latents = _encode_paintings(vae, work, config)
     rows = read_rows(work, "painting")
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")  # nosec B615  # a folder
     text_encoder = text_tower(clip)
@@ -362,7 +333,10 @@ def train_unet(config: PretrainConfig, work: Path, progress: bool = True) -> UNe
         rng = np.random.default_rng([config.seed, 3, step])
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         picks = rng.integers(len(latents), size=config.unet_batch_size)
-        texts = [_caption_or_none(rows[i]["captions"], rng, config.caption_dropout) for i in picks]
+        texts = []
+        for i in picks:
+            dropped = rng.random() < config.caption_dropout
+            texts.append("" if dropped else toyworld.captions.pick(rows[i]["captions"], rng)[0])
         clean = latents[picks]
         noise = torch.randn(clean.shape, generator=generator)
         timesteps = torch.randint(0, 1000, (len(picks),), generator=generator)
@@ -375,71 +349,63 @@ def train_unet(config: PretrainConfig, work: Path, progress: bool = True) -> UNe
             eps = unet(noisy, timesteps, condition).sample
         return losses.noise_prediction(eps.float(), noise, timesteps, alphas, min_snr_gamma=5.0)
 
-    stage = Stage(work / "unet", config.unet_steps, fingerprint(work / "vae", work / "clip"))
-    return fit(unet, loss_at, stage, config, progress)
-
-
-def _caption_or_none(texts: list[tuple[str, dict]], rng: np.random.Generator, dropout: float) -> str:
-    return "" if rng.random() < dropout else texts[rng.integers(len(texts))][0]
+    inputs = fingerprint(work / "vae", work / "clip")
+    return fit(unet, loss_at, work / "unet", config.unet_steps, config, inputs)
 
 
 def text_tower(clip: CLIPModel) -> CLIPTextModel:
     """Return CLIP's text tower as the model of its own that Stable Diffusion loads."""
     encoder = CLIPTextModel(clip.config.text_config)
-    prefix = "text_model."
-    weights = {k.removeprefix(prefix): v for k, v in clip.state_dict().items() if k.startswith(prefix)}
-    encoder.load_state_dict(weights)
+    encoder.load_state_dict(clip.text_model.state_dict())
     return encoder.eval().requires_grad_(False)
 
 
 # All stages, and the folder that they end in.
 
 
-def pretrain(config: PretrainConfig, stages: Iterable[str] = (), progress: bool = True) -> Path:
+def pretrain(config: PretrainConfig, stages: Iterable[str] = ()) -> Path:
     """Run the stages, by default all, that are not done yet; return the folder of the finished base model.
 
     All take some two hours on two cores, and 4 GB in `config.work_dir`; stopped, they go on where they were.
     Raises DasdError for an unknown stage and for a work folder of other settings.
     """
-    unknown = set(stages) - set(STAGES)
-    if unknown:
+    if unknown := set(stages) - set(STAGES):
         raise DasdError(f"There is no pretraining stage {sorted(unknown)[0]!r}. Stages: {', '.join(STAGES)}.")
     work = resolve(config.work_dir)
-    # kept in the work folder; numbers of steps may change, as a stage can be made longer
-    settings = {k: v for k, v in asdict(config).items() if not k.endswith(("_dir", "_steps", "_every"))}
+    settings = {k: v for k, v in asdict(config).items() if not k.endswith(("_dir", "_every"))}
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     path = work / "settings.json"
-    before = files.read_object(path, "The settings") if path.exists() else settings
+    before = files.read_object(path, "The settings") if path.exists() else {}
     for name, value in settings.items():
-        if before.get(name) != value:
-            raise DasdError(f"{work} was begun with other settings: {name} {before.get(name)!r}, now "
-                            f"{value!r}. Choose another work_dir, or delete it.")  # fmt: skip
+        if before.get(name, value) != value:
+            raise DasdError(f"{work} was begun with other settings: {name} {before[name]!r}, now {value!r}. "
+                            "Choose another work_dir, or delete it.")  # fmt: skip
     files.write_json(path, settings, "The settings")
     log.info("Work folder: %s. Ctrl-C stops; the same command goes on.", work)
     for stage in (s for s in STAGES if not stages or s in stages):
         started = time.perf_counter()
-        STAGES[stage](config, work, progress)
+        STAGES[stage](config, work)
         log.info("%s: %.0f s", stage, time.perf_counter() - started)
     return resolve(config.output_dir)
 
 
-def assemble(config: PretrainConfig, work: Path, progress: bool = True) -> Path:
+def assemble(config: PretrainConfig, work: Path) -> Path:
     """Write the parts as a `StableDiffusionPipeline` folder in fp16, with `clip` and `reader` in it."""
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")  # nosec B615  # a folder
-    clip = train_clip(config, work, progress)
+    clip = train_clip(config, work)
     processor = CLIPImageProcessor(size={"shortest_edge": config.resolution}, do_center_crop=False,
                                    image_mean=[0.5] * 3, image_std=[0.5] * 3)  # fmt: skip
     pipeline = StableDiffusionPipeline(
-        vae=train_vae(config, work, progress),
+        vae=train_vae(config, work),
         text_encoder=text_tower(clip),
         tokenizer=tokenizer,
-        unet=train_unet(config, work, progress),
+        unet=train_unet(config, work),
         scheduler=noise_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    attributes = train_attribute_classifier(config, work, progress)
+    attributes = train_attribute_classifier(config, work)
     made_by = {k: v for k, v in asdict(config).items() if not k.endswith("_dir")}
     folder = resolve(config.output_dir)
     with files.atomic_folder(folder, "The base model") as new:
@@ -454,12 +420,7 @@ def assemble(config: PretrainConfig, work: Path, progress: bool = True) -> Path:
 
 
 STAGES = {  # in order
-    "render": shared.render_images,
-    "describe": shared.describe_images,
-    "tokenizer": train_tokenizer,
-    "vae": train_vae,
-    "clip": train_clip,
-    "reader": train_attribute_classifier,
-    "unet": train_unet,
+    "render": shared.render_images, "describe": shared.describe_images, "tokenizer": train_tokenizer,
+    "vae": train_vae, "clip": train_clip, "reader": train_attribute_classifier, "unet": train_unet,
     "assemble": assemble,
-}
+}  # fmt: skip

@@ -7,8 +7,7 @@ This file draws and captions any scene. The others, in reading order:
 - painting: the painting domain, and the sketch domain from the same scenes
 - satellite: aerial pictures
 - xray: chest x-rays
-- captions: English captions of a scene, joined from the tables in wordings.json
-- everyday: English that matches no picture of this world
+- captions: English captions of a scene, joined from the tables in wordings.json, and everyday English
 - attribute_classifier: a network that reads a picture's attributes
 """
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dasd_utils import toyworld
-from dasd_utils.toyworld import captions, everyday
+from dasd_utils.toyworld import captions
 
 DOMAINS = toyworld.DOMAINS
 
@@ -89,21 +89,21 @@ def drawn(function, *args, n=2000):
 
 
 def test_same_generator_same_words():
-    assert drawn(everyday.sentence, n=50) == drawn(everyday.sentence, n=50)
-    assert drawn(everyday.framed, "xray", n=50) == drawn(everyday.framed, "xray", n=50)
+    assert drawn(captions.sentence, n=50) == drawn(captions.sentence, n=50)
+    assert drawn(captions.framed, "xray", n=50) == drawn(captions.framed, "xray", n=50)
 
 
-@pytest.mark.parametrize("function", [everyday.thing, everyday.sentence])
+@pytest.mark.parametrize("function", [captions.thing, captions.sentence])
 def test_everyday_words_name_no_domain(function):
     texts = drawn(function)
     assert len(set(texts)) > 1500
-    assert not [t for t in texts if any(telling.search(t) for telling in everyday.TELLING.values())]
+    assert not [t for t in texts if any(telling.search(t) for telling in captions.TELLING.values())]
     assert all(t == " ".join(t.split()) and "{" not in t and t.islower() | t.isdigit() for t in texts)
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_prompts_of_a_domain_name_it(domain):
     assert len(set(drawn(captions.bare_prompt, domain, n=100))) >= 8
-    texts = drawn(everyday.framed, domain)
+    texts = drawn(captions.framed, domain)
     assert len(set(texts)) > 1500
-    assert not [t for t in texts if not everyday.TELLING[domain].search(t) or "{" in t]
+    assert not [t for t in texts if not captions.TELLING[domain].search(t) or "{" in t]
