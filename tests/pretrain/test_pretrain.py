@@ -1,7 +1,6 @@
 """Pretraining: every stage runs, resumes, and writes a base that diffusers and transformers load."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest

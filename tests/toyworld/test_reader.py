@@ -35,7 +35,7 @@ def test_table_reads_the_likeliest_values():
     logits = torch.tensor([[0.0, 1.0, 2.0, 0.0, 9.0, 0.0]])
     assert table.read(logits, "field") == [{"scene": "stripe", "side": "left"}]
     assert table.read(logits, "sky") == [{"scene": "sun"}]
-    with pytest.raises(ValueError, match="sea"):
+    with pytest.raises(KeyError, match="sea"):
         table.read(logits, "sea")
 
 
