@@ -222,9 +222,15 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def log_similarities(x: Tensor) -> Tensor:
     """Return the log of each row's softmax over its cosines to the others, (n, ...) -> (n, n - 1); n > 2."""
-    rows, n = F.normalize(x.flatten(1), dim=1), len(x)
+    n = len(x)
     others = ~torch.eye(n, dtype=torch.bool, device=x.device)  # the diagonal left out
-    return (rows @ rows.T)[others].view(n, n - 1).log_softmax(dim=1)
+    return similarities(x)[others].view(n, n - 1).log_softmax(dim=1)
+
+
+def similarities(x: Tensor) -> Tensor:
+    """Return the cosine of each two flattened rows, (n, ...) -> (n, n)."""
+    rows = F.normalize(x.flatten(1), dim=1)
+    return rows @ rows.T
 
 
 def high_frequencies(x: Tensor) -> Tensor:

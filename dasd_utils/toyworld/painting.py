@@ -6,8 +6,16 @@ Every scene is laid out once, as a list of shapes; a palette colours it, or a pe
 import numpy as np
 from PIL import Image
 
-from dasd_utils.toyworld import canvas
-from dasd_utils.toyworld.canvas import Palette, distinct, mix
+from dasd_utils.toyworld.canvas import (
+    Palette,
+    brushwork,
+    distinct,
+    ink,
+    mix,
+    paint,
+    sensor_noise,
+    watercolour,
+)
 from dasd_utils.toyworld.scenery import DRAWERS
 
 Attributes = dict[str, str]
@@ -116,12 +124,12 @@ def draw(attributes: Attributes, rng: Rng, size: int) -> Image.Image:
     """The scene as a painting, size x size pixels."""
     shapes, style = DRAWERS[attributes["scene"]](attributes, rng), attributes.get("style", "flat")
     outline = 1.3 * size / 64 if style == "expressionist" else 0
-    image = canvas.paint(shapes, _palette(attributes, rng), size, outline)
+    image = paint(shapes, _palette(attributes, rng), size, outline)
     if style == "impressionist":
-        image = canvas.brushwork(image, rng)
+        image = brushwork(image, rng)
     if style == "watercolour":
-        image = canvas.watercolour(image, rng)
-    return canvas.sensor_noise(image, rng)
+        image = watercolour(image, rng)
+    return sensor_noise(image, rng)
 
 
 def draw_sketch(attributes: Attributes, rng: Rng, size: int) -> Image.Image:
@@ -129,8 +137,8 @@ def draw_sketch(attributes: Attributes, rng: Rng, size: int) -> Image.Image:
     shapes = DRAWERS[attributes["scene"]](attributes, rng)
     dark = mix((20, 18, 24), ((30, 34, 80), (70, 40, 24), (24, 24, 28))[rng.integers(3)], rng.uniform(0.3, 1))
     paper = tuple(int(channel) for channel in np.add((238, 234, 226), rng.integers(-6, 7, 3)))
-    image = canvas.ink(shapes, size, dark, paper, rng.uniform(1.35, 1.8) * size / 64)
-    return canvas.sensor_noise(image, rng, 1.2)
+    image = ink(shapes, size, dark, paper, rng.uniform(1.35, 1.8) * size / 64)
+    return sensor_noise(image, rng, 1.2)
 
 
 def _palette(attributes: Attributes, rng: Rng) -> Palette:
