@@ -83,6 +83,7 @@ Tracking = Annotated[
 ]
 Layer = Annotated[Text, _matches(r"mid|(down|up)\.\d+", "name a block of the UNet: mid, down.0, up.1, ...")]
 Scheduler = Literal["ddim", "ddpm", "dpm++", "unipc", "pndm", "euler"]
+Rates = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 Guidance = Literal["cfg", "domain", "decoupled", "unconditional"]
 GUIDANCE = typing.get_args(Guidance)
 
@@ -254,7 +255,7 @@ class TrainingConfig:
     weight_decay: Weight = 1e-2  # of the LoRA weights; tokens keep their norm instead
     max_grad_norm: Number = 1.0
     lr_warmup_steps: Count = 20
-    lr_scheduler: Text = "cosine"  # a name of diffusers.optimization.get_scheduler
+    lr_scheduler: Rates = "cosine"  # of diffusers' get_scheduler, those that depend on the step alone
     caption_dropout: Annotated[Number, Field(ge=0, le=1)] = 0.1  # share of empty prompts, for guidance
     min_snr_gamma: Rate | None = 5.0  # None: every timestep weighs the same
     prior_loss_weight: Weight = 0.0  # of the source's own noise prediction (arXiv 2208.12242)

@@ -377,7 +377,7 @@ def evaluate_run(pipeline: DasdPipeline) -> tuple[Path, list[ResultRow]]:
     """Evaluate a run; write `evaluation.json` and pictures into its folder; return the file and its rows."""
     config = pipeline.config
     folder = checkpoints.writable(config.output_dir)
-    tracking.check_tracking(config)
+    tracking.tracker_names(config)
     rows, images = evaluate(config, pipeline, progress=processes.is_main())
     path = folder / "evaluation.json"
     if not processes.is_main():

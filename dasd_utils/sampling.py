@@ -18,6 +18,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -302,7 +303,7 @@ class DasdPipeline:
         seed = request.seed
         if seed is None:
             seed = secrets.randbits(32)  # the global generators stay untouched
-            seed = processes.from_main(seed) if self.shared else seed
+            seed = broadcast_object_list([seed])[0] if self.shared else seed
         wanted = zip(prompts, self._domains(prompts, request), seeds_for(seed, len(prompts)), strict=True)
         jobs = [self._job(prompt, domain, number, request) for prompt, domain, number in wanted]
         return [[dataclasses.replace(job, index=i) for i in range(request.num_images)] for job in jobs]
@@ -506,7 +507,7 @@ def load_trained_pipeline(
     config = config or Config.load(run / "config.json")
     if (run / CALIBRATION_FILE).exists():
         config = calibrated(config, run / CALIBRATION_FILE)
-    device = processes.usable_device(device)
+    device = processes.default_device() if device is None else torch.device(device)
     parts = models.load_parts(config, unet_dtype=processes.frozen_dtype(config, device))
     adapters.load_adapter(parts, adapter)
     return DasdPipeline(parts.to(device), config)

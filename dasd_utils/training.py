@@ -1,13 +1,12 @@
 """Training: one loop of named steps for every objective, and one optimiser step, with exact resume.
 
-All randomness is counted: samples, noise and dropout of step k are functions of (seed, k), and so is the
-learning rate. A resumed run therefore repeats, bit for bit on a CPU, what an uninterrupted one does.
+Samples, noise, dropout and learning rate of step k are functions of (seed, k): a resumed run repeats, bit for
+bit on a CPU, what an uninterrupted one does.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import math
 import shutil
@@ -25,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
-from diffusers.optimization import SchedulerType, get_scheduler
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
@@ -35,12 +34,10 @@ from dasd_utils.runtime import checkpoints, files, processes, tracking
 
 HISTORY = "history.jsonl"  # one row a step: what a second run repeats
 SPEED = "speed.jsonl"  # and what it does not
-# What is made of a run's weights into its folder: it goes where another run takes the place of this one.
+# what is made of a finished run's weights in its folder
 MADE_OF_RUN = ("adapter", "generated", "translated", "samples", "samples.*", "evaluation.json",
                "comparison_*.png", "calibration*.json")  # fmt: skip
 MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
-# Schedules whose rate is a function of the step alone, so that a resume needs no state of them.
-SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 HistoryRow = dict[str, Any]  # step, loss, its terms, grad_norm, learning rates, validation_<domain>
 log = logging.getLogger(__name__)
 
@@ -50,34 +47,24 @@ class Callbacks:
     """What a caller may attach to the loop."""
 
     on_step: Callable[[HistoryRow], None] | None = None  # after each step, with its history row
-    # every `sample_every` steps, dropout off, EMA weights in; pictures that it returns by name,
-    # {"satellite": [...]}, go to the trackers
+    # every `sample_every` steps, without dropout; {"satellite": [image, ...]} that it returns is tracked
     on_sample: Callable[[int], Any] | None = None
-    progress: bool = True  # the bar hides itself where neither a terminal nor a live notebook would show it
+    progress: bool = True
     stop: threading.Event | None = None  # set by another thread, it ends the run as Ctrl-C does
 
 
 def check_training(config: Config) -> None:
     """Raise DasdError for settings that training cannot follow here, before model and data are read."""
-    training = config.training
-    if training.lr_scheduler not in SCHEDULES:
-        raise DasdError(f"lr_scheduler is {training.lr_scheduler!r}. Choices: {', '.join(SCHEDULES)}.")
-    if training.target_batch_size < processes.count():
-        raise DasdError(f"target_batch_size is {training.target_batch_size}, too little for "
-                        f"{processes.count()} processes to share: enlarge it, with fewer accumulation "
-                        "steps, or launch fewer.")  # fmt: skip
-    processes.choose_precision(training.mixed_precision, processes.default_device())
-    if training.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise DasdError("optimizer 'adamw_8bit' needs the package bitsandbytes, which is not installed: "
-                        "`pip install bitsandbytes`, or set optimizer to 'adamw'.")  # fmt: skip
-    tracking.check_tracking(config)
+    size = config.training.target_batch_size
+    if size < processes.count():
+        raise DasdError(f"target_batch_size is {size}, too little for {processes.count()} processes to "
+                        "share: enlarge it, with fewer accumulation steps, or launch fewer.")  # fmt: skip
+    processes.choose_precision(config.training.mixed_precision, processes.default_device())
+    tracking.tracker_names(config)  # or an error
 
 
 def check_folder(config: Config, resume: bool, force: bool = False) -> None:
-    """Raise DasdError for a run's folder that cannot be written, or that holds a run, finished or stopped.
-
-    A run there is gone on from with `resume`, if it has a checkpoint, and replaced with `force`.
-    """
+    """Raise DasdError for a folder that cannot be written, or whose run is neither resumed nor replaced."""
     folder = checkpoints.writable(config.output_dir)
     adapters.check_place(folder / "adapter")
     has_adapter = (folder / "adapter").is_dir()
@@ -90,9 +77,8 @@ def check_folder(config: Config, resume: bool, force: bool = False) -> None:
 
 
 def setup_training(config: Config) -> models.Parts:
-    """Return the frozen base with fresh, seeded LoRA weights and domain tokens; nothing else trains.
+    """Return the frozen base with seeded LoRA weights and domain tokens; with `whole_unet` the UNet trains.
 
-    With `whole_unet` every weight of the UNet learns in the place of a LoRA, in fp32.
     Raises DasdError if the base is missing, already has a token, or lacks the block to align at.
     """
     torch.manual_seed(config.seed)
@@ -111,37 +97,28 @@ def setup_training(config: Config) -> models.Parts:
 
 
 def train(
-    config: Config,
-    parts: models.Parts,
-    sampler: latents.Sampler,
-    token_ids: Mapping[str, int] | None = None,
-    *,
-    objective: losses.Objective | None = None,
-    resume: bool = False,
-    force: bool = False,
-    **callbacks: Any,
-) -> list[HistoryRow]:
+    config: Config, parts: models.Parts, sampler: latents.Sampler,
+    token_ids: Mapping[str, int] | None = None, *, objective: losses.Objective | None = None,
+    resume: bool = False, force: bool = False, **callbacks: Any,
+) -> list[HistoryRow]:  # fmt: skip
     """Train LoRA and tokens in place and return the history: one row a step.
 
-    `objective` is that of the config's method by default; `callbacks` are the fields of `Callbacks`.
-    With `resume` the run in `config.output_dir` goes on from its newest complete checkpoint, from the start
-    if there is none, and returns at once if it is finished. With `force` it takes the place of the run there,
-    which is deleted with all that was drawn of it; without either, a folder that holds a run is refused.
-    Ctrl-C, SIGTERM or `stop` ends the present step, writes a checkpoint and raises KeyboardInterrupt.
-    Of several processes (`accelerate launch`) each trains on its share of every batch; the first one writes.
+    `objective` is that of the config's method by default; `callbacks` are the fields of `Callbacks`. `resume`
+    goes on from the newest complete checkpoint in `config.output_dir`, or from the start; `force` deletes the
+    run there and what was drawn of it. Ctrl-C, SIGTERM or `stop` ends the present step, writes a checkpoint
+    and raises KeyboardInterrupt. Of several processes each trains on its share of every batch.
     Raises DasdError before any work for a folder or a checkpoint that does not fit, and after MAX_SKIPPED
     steps in a row whose loss or gradient is not finite.
     """
     attached = Callbacks(**callbacks)
-    missing = [d.token for d in config.domains if d.token and d.token not in parts.token_ids]
-    if missing:
-        raise DasdError(f"The parts lack the token {missing[0]}: make them with setup_training(config).")
-    if token_ids is not None and dict(token_ids) != dict(parts.token_ids):
-        raise DasdError(f"token_ids are {dict(token_ids)}, those of the parts {parts.token_ids}.")
+    missing = {domain.token for domain in config.domains if domain.token} - parts.token_ids.keys()
+    if missing or token_ids not in (None, parts.token_ids):
+        raise DasdError(f"The parts have the token_ids {parts.token_ids}, which are not those of this call: "
+                        "make them with setup_training(config).")  # fmt: skip
     check_training(config)
     with checkpoints.lock_run(config):
         check_folder(config, resume, force)  # inside the lock: a run at work is said to be at work
-        run = Run(config, parts, sampler, objective or losses.make_objective(config), attached)
+        run = Run(config, parts, sampler, objective, attached)
         try:
             first = run.restore() if resume else run.start_anew()
             if first < config.training.max_train_steps:
@@ -155,36 +132,25 @@ def train(
 
 def train_or_resume(config: Config, name: str, progress: bool = True) -> None:
     """Train and save what is left of a config's run: nothing, the steps after its checkpoint, or all."""
-    if checkpoints.is_complete(config):
-        return
-    log.info("%s: training in %s", name, config.output_dir)
-    check_training(config)
-    with checkpoints.lock_run(config):
-        check_folder(config, resume=True)
+    if not checkpoints.is_complete(config):
+        log.info("%s: training in %s", name, config.output_dir)
         parts = setup_training(config)
         *_, sampler = latents.create_datasets(config, parts.tokenizer)
-        history = train(config, parts, sampler, parts.token_ids, resume=True, progress=progress)
+        history = train(config, parts, sampler, resume=True, progress=progress)
         save_training_results(config, parts, history)
 
 
 def save_training_results(config: Config, parts: models.Parts, losses: Sequence[HistoryRow]) -> Path:
-    """Write `adapter/`, `history.jsonl` and `config.json` into the run's folder and return it.
-
-    `manifest.json`, with the SHA-256 of each, comes last: a run folder that has it is complete.
-    """
+    """Write `adapter/`, `history.jsonl`, `config.json`, at last their manifest; return the run's folder."""
     folder = checkpoints.writable(config.output_dir)
     with checkpoints.lock_run(config):
         if processes.is_main():
             (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
             adapters.save_adapter(parts, folder / "adapter")
-            try:
-                checkpoints.write_rows(folder / HISTORY, losses)
-                adapter_files = [path for path in (folder / "adapter").rglob("*") if path.is_file()]
-                written = [config.save(folder / "config.json"), folder / HISTORY, *adapter_files]
-                checkpoints.write_manifest(folder, written)
-            except OSError as error:
-                raise DasdError(f"The results cannot be written to {folder}: {error.strerror}. Make room, "
-                                "then go on with resume.") from error  # fmt: skip
+            checkpoints.write_rows(folder / HISTORY, losses)
+            adapter_files = [path for path in (folder / "adapter").rglob("*") if path.is_file()]
+            written = [config.save(folder / "config.json"), folder / HISTORY, *adapter_files]
+            checkpoints.write_manifest(folder, written)
         processes.wait()
     return folder
 
@@ -216,12 +182,11 @@ def _loop(run: Run, first: int) -> None:
             bar.set_postfix(loss=run.step(step)["loss"], refresh=False)
             bar.update()
             stop = processes.any_of(stop_requested.is_set())
-            if stop or step == total or _is_due(step, every):
+            if stop or step == total or (every and step % every == 0):
                 run.save(step)
             if stop and step < total:
-                raise KeyboardInterrupt(f"Stopped after step {step} of {total}; its checkpoint is in "
-                                        f"{run.checkpoints}. Go on with train(..., resume=True), or with "
-                                        "`dasd train --resume` and the options it had.")  # fmt: skip
+                raise KeyboardInterrupt(f"Stopped after step {step} of {total}, with a checkpoint. Go on by "
+                                        "train(..., resume=True) or `dasd train --resume`.")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -235,41 +200,35 @@ def _interruption(stop: threading.Event | None) -> Iterator[threading.Event]:
         requested.set()
         log.warning("Training stops after this step; ask once more to stop without a checkpoint.")
 
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
-        yield requested
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    # only the main thread can catch signals
+    caught = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM) if caught}
     try:
         yield requested
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            signal.signal(number, handler)
 
 
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-@dataclass
 class Run:
     """One training run: the parts, the history, the folder, and the steps that the loop is made of."""
 
-    config: Config
-    parts: models.Parts
-    sampler: latents.Sampler
-    objective: losses.Objective
-    callbacks: Callbacks
-
-    def __post_init__(self) -> None:
-        self.folder = checkpoints.writable(self.config.output_dir)
+    def __init__(
+        self, config: Config, parts: models.Parts, sampler: latents.Sampler,
+        objective: losses.Objective | None = None, callbacks: Callbacks | None = None,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.parts = parts
+        self.sampler = sampler
+        self.objective = objective or losses.make_objective(config)
+        self.callbacks = callbacks or Callbacks()
+        self.folder = checkpoints.writable(config.output_dir)
         self.checkpoints = self.folder / "checkpoints"
-        base = adapters.base_fingerprint(self.parts)
-        self.fingerprints = {"base": base, "data": self.sampler.fingerprint}
-        self.base = adapters.exact_fingerprint(self.parts)
-        self.updater = Updater(self.config, self.parts)
+        self.fingerprints = {"base": adapters.base_fingerprint(parts), "data": sampler.fingerprint}
+        self.base = adapters.exact_fingerprint(parts)
+        self.updater = Updater(config, parts)
         self.history: list[HistoryRow] = []
         self.sample_ids: list[str] = []  # of the present step, for the message of a run that fails
-        self.held_out: list[latents.Batch] | None = None
         self.trackers = tracking.Trackers()
 
     def encode(self) -> None:
@@ -316,13 +275,12 @@ class Run:
 
     def validate(self, row: HistoryRow) -> None:
         """Add the loss of each domain's held-out samples to the row, every `validation_every` steps."""
-        if not _is_due(row["step"], self.config.training.validation_every):
-            return
-        if self.held_out is None:
-            self.held_out = self.sampler.fixed_batch()
-        with self.updater.evaluating(), self.updater.autocast():
-            batches = [batch.to(self.updater.device, torch.float32) for batch in self.held_out]
-            row |= losses.validation_losses(self.parts, batches, self.config)
+        every = self.config.training.validation_every
+        if every and row["step"] % every == 0:
+            held_out = self.sampler.fixed_batch()
+            with self.updater.evaluating(), self.updater.autocast():
+                batches = [batch.to(self.updater.device, torch.float32) for batch in held_out]
+                row |= losses.validation_losses(self.parts, batches, self.config)
 
     def record(self, row: HistoryRow, seconds: float) -> None:
         """Append the row to the history; DasdError after MAX_SKIPPED skipped steps in a row."""
@@ -333,15 +291,14 @@ class Run:
             checkpoints.append_row(self.folder / SPEED, speed)
             self.trackers.log(tracking.row_values(row | speed), row["step"])
         if [r.get("skipped") for r in self.history[-MAX_SKIPPED:]] == [True] * MAX_SKIPPED:
-            saved = checkpoints.newest_checkpoint(self.checkpoints)
             raise DasdError(f"Loss or gradient was not finite in {MAX_SKIPPED} steps in a row, last in step "
-                            f"{row['step']} with the samples {', '.join(self.sample_ids)}. The last "
-                            f"checkpoint is {saved or 'none'}. Lower learning_rate, or set mixed_precision "
-                            "to 'no'.")  # fmt: skip
+                            f"{row['step']} with the samples {', '.join(self.sample_ids)}. Lower "
+                            "learning_rate, or set mixed_precision to 'no'.")  # fmt: skip
 
     def sample(self, step: int) -> None:
         """Let `on_sample` draw samples in the first process, every `sample_every` steps."""
-        if not (self.callbacks.on_sample and _is_due(step, self.config.training.sample_every)):
+        every = self.config.training.sample_every
+        if not (self.callbacks.on_sample and every and step % every == 0):
             return
         if processes.is_main():
             self._move_vae(self.updater.device)
@@ -366,15 +323,10 @@ class Run:
     def start_anew(self) -> int:
         """Remove an earlier run in the folder and what was made of it; return 0, the steps done."""
         if processes.is_main():
-            if (self.folder / "adapter").is_dir():
-                for path in (path for name in MADE_OF_RUN for path in self.folder.glob(name)):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            (self.folder / checkpoints.MANIFEST).unlink(missing_ok=True)  # no finished run is here any more
-            for place in (self.checkpoints, self.folder / tracking.FOLDER):
-                shutil.rmtree(place, ignore_errors=True)
-            checkpoints.writable(self.checkpoints)
-            for name in (HISTORY, SPEED):
-                (self.folder / name).unlink(missing_ok=True)
+            names = [checkpoints.MANIFEST, "checkpoints", tracking.FOLDER, HISTORY, SPEED]
+            names += MADE_OF_RUN if (self.folder / "adapter").is_dir() else ()
+            for path in [path for name in names for path in self.folder.glob(name)]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         processes.wait()
         return 0
 
@@ -386,8 +338,6 @@ class Run:
             log.info("There is no checkpoint in %s: training starts at step 0.", self.checkpoints)
             return self.start_anew()
         tensors, state = checkpoints.read_checkpoint(path)
-        if missing := sorted({"base", "config", "data", "step", "updater"} - state.keys()):
-            raise DasdError(f"{path / 'state.json'} lacks {', '.join(missing)}: train without resume.")
         earlier = Config.from_dict(state["config"]).to_dict()  # with the fields that are newer than it
         found = checkpoints.differences(earlier, self.config.to_dict())
         names = {"base": "base model", "data": "training data"}
@@ -454,10 +404,9 @@ class Updater:
             parts.unet.compile_repeated_blocks()
         optimizer = _optimizer(groups, training)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        kind = SchedulerType(training.lr_scheduler)
         steps = {"num_warmup_steps": training.lr_warmup_steps, "num_training_steps": training.max_train_steps}
-        # step -> factor of the base rates
-        self.rate_factor = get_scheduler(kind, optimizer, **steps).lr_lambdas[0]
+        schedule = get_scheduler(training.lr_scheduler, optimizer, **steps)
+        self.rate_factor = schedule.lr_lambdas[0]  # step -> factor of the base rates
         self.optimizer = self.accelerator.prepare(optimizer)
         self.ema = None if training.ema_decay is None else EMAModel(self.parameters, decay=training.ema_decay)
         vocabulary = parts.text_encoder.get_input_embeddings().weight.detach()
@@ -546,8 +495,8 @@ class Updater:
 def _accelerator(training: TrainingConfig) -> Accelerator:
     device = processes.default_device()
     chosen = processes.choose_precision(training.mixed_precision, device)
-    shared = AcceleratorState._shared_state  # one for the process, and it refuses a second precision
-    if shared and shared.get("_mixed_precision") != chosen:
+    # the state is one for the process, and refuses a second precision
+    if AcceleratorState._shared_state.get("_mixed_precision", chosen) != chosen:
         AcceleratorState._reset_state()
     # as a plugin, since `accelerate launch` overrides the plain number through the environment
     accumulation = GradientAccumulationPlugin(num_steps=training.gradient_accumulation_steps)
@@ -556,10 +505,10 @@ def _accelerator(training: TrainingConfig) -> Accelerator:
 
 
 def _optimizer(groups: Mapping[str, list[torch.nn.Parameter]], training: TrainingConfig) -> Any:
-    inner = {"name": "learning_rate", "lr": training.learning_rate, "weight_decay": training.weight_decay}
+    network = {"name": "learning_rate", "lr": training.learning_rate, "weight_decay": training.weight_decay}
     # tokens do not decay: they keep their norm
     tokens = {"name": "token_learning_rate", "lr": training.token_learning_rate, "weight_decay": 0.0}
-    settings = {"lora": inner, "unet": inner, "tokens": tokens}
+    settings = {"lora": network, "unet": network, "tokens": tokens}
     given = [{"params": found, **settings[kind]} for kind, found in groups.items() if found]
     if training.optimizer == "adamw":
         return torch.optim.AdamW(given, fused=True)

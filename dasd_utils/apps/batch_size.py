@@ -66,7 +66,8 @@ def of_checkpoint(config: Config) -> Config | None:
     path = checkpoints.newest_checkpoint(resolve(config.output_dir) / "checkpoints")
     if path is None:
         return None
-    training = checkpoints.read_state(path).get("config", {}).get("training", {})
+    _, state = checkpoints.read_checkpoint(path)
+    training = state["config"]["training"]
     return config.replace(**{name: training[name] for name in SIZES if name in training})
 
 

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dasd_utils import latents, losses, training
+from dasd_utils import latents, training
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.runtime import checkpoints
 
@@ -19,20 +19,17 @@ Row = dict[str, Any]  # what, ok, found
 def verify(folder: str | Path, steps: int = 3) -> list[Row]:
     """Return a row for the files of a run, for each checkpoint, and for each step that is done again.
 
-    The steps start, as the run did, from the base; they need the data and the base model that the run names.
-    Raises DasdError if there is no finished run.
+    The steps start from the base and need the data that the run names. DasdError for no finished run.
     """
     folder = resolve(folder)
     if not (folder / checkpoints.MANIFEST).is_file() or not (folder / "config.json").is_file():
-        raise DasdError(
-            f"There is no finished run in {folder}: it lacks {checkpoints.MANIFEST} or config.json."
-        )
+        raise DasdError(f"There is no finished run in {folder}, with a manifest and config.json.")
     rows = [_files("the run's files", folder)]
     rows += [_files(path.name, path) for path in sorted((folder / "checkpoints").glob("step-*"))]
     history = training.load_history(folder)[:steps]
     repeated = repeat_steps(Config.load(folder / "config.json"), len(history))
     for stored, again in zip(history, repeated, strict=True):
-        difference = max(_difference(stored.get(name), again[name]) for name in COMPARED if name in again)
+        difference = max(_difference(stored[name], again[name]) for name in COMPARED if name in again)
         text = "the same bits" if difference == 0 else f"{difference:.1e} apart, relative"
         rows.append({"what": f"step {again['step']}", "ok": difference <= TOLERANCE, "found": text})
     return rows
@@ -40,10 +37,10 @@ def verify(folder: str | Path, steps: int = 3) -> list[Row]:
 
 def _files(what: str, folder: Path) -> Row:
     try:
-        found = f"{len(checkpoints.verify_manifest(folder))} files as they were written"
+        count = len(checkpoints.verify_manifest(folder))
+        return {"what": what, "ok": True, "found": f"{count} files as they were written"}
     except DasdError as error:
         return {"what": what, "ok": False, "found": str(error)}
-    return {"what": what, "ok": True, "found": found}
 
 
 def repeat_steps(config: Config, steps: int) -> list[Row]:
@@ -52,7 +49,7 @@ def repeat_steps(config: Config, steps: int) -> list[Row]:
     *_, sampler = latents.create_datasets(config, parts.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         config = config.replace(output_dir=folder)
-        run = training.Run(config, parts, sampler, losses.make_objective(config), training.Callbacks())
+        run = training.Run(config, parts, sampler)
         try:
             run.encode()
             return [run.optimise(step) for step in range(1, steps + 1)]

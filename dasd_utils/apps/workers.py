@@ -26,11 +26,8 @@ Parameters = dict[str, Any]
 def run_all(commands: Sequence[Command], workers: int, scheduler: str | None) -> None:
     """Run all commands as `run` does; raise DasdError with the last line of the first that failed."""
     results = zip(commands, run(commands, workers, scheduler), strict=True)
-    failed = [(command, error) for command, error in results if error]
-    if failed:
-        command, error = failed[0]
-        raise DasdError(f"{len(failed)} of {len(commands)} commands failed, the first: "
-                        f"`dasd {' '.join(command)}`: {error}")  # fmt: skip
+    if failed := [f"`dasd {' '.join(command)}`: {error}" for command, error in results if error]:
+        raise DasdError(f"{len(failed)} of {len(commands)} commands failed, the first: {failed[0]}")
 
 
 def run(
@@ -38,22 +35,18 @@ def run(
 ) -> list[str | None]:
     """Run each command; return the last line of its errors if it failed, else None.
 
-    `workers` processes share the cores of this machine. With the address of a dask scheduler the cluster's
-    workers run them instead, each as often as they have threads: they need this project and a file system in
-    common, and a command whose worker is lost is run again by another. A failed command stops no other.
-    Raises DasdError where the scheduler cannot be reached.
+    `workers` processes share the cores of this machine. The workers of a dask cluster need this project and a
+    file system in common; a command whose worker is lost is run again.
     """
     if scheduler is not None:
         return _on_cluster(commands, scheduler, progress)
     threads = max((os.cpu_count() or 1) // workers, 1)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = [pool.submit(execute, command, threads) for command in commands]
-        try:
-            _show(as_completed(waiting), len(waiting), progress)
-        except KeyboardInterrupt:  # the processes got the signal too, and save
-            for one in waiting:
-                one.cancel()
-            raise
+    pool = ThreadPoolExecutor(workers)
+    waiting = [pool.submit(execute, command, threads) for command in commands]
+    try:
+        _show(as_completed(waiting), len(waiting), progress)
+    finally:  # after Ctrl-C those at work, which got the signal too, save
+        pool.shutdown(cancel_futures=True)
     return [one.result() for one in waiting]
 
 
@@ -116,18 +109,16 @@ class Cell:
 def read_sweep(path: str | Path) -> list[Parameters]:
     """Return the entries of a JSON file: a list of objects; a list as a value stands for each of its items.
 
-    [{"lambda_align": [0.01, 0.1], "kernel": ["linear", "multi"]}] are four entries. Raises DasdError for a
-    file that is not there, no JSON, or no list of objects, and for an entry that is there twice.
+    [{"lambda_align": [0.01, 0.1], "kernel": ["linear", "multi"]}] are four entries.
     """
-    values = files.read_json(Path(path), "The parameters")
+    values = read_json(Path(path), "The parameters")
     if not isinstance(values, list) or not values or not all(isinstance(each, dict) for each in values):
         raise DasdError(f'{path} must be a list of objects: [{{"lambda_align": [0.01, 0.1]}}].')
     entries = []
     for each in values:
         choices = [value if isinstance(value, list) else [value] for value in each.values()]
         entries += [dict(zip(each, chosen, strict=True)) for chosen in itertools.product(*choices)]
-    texts = [json.dumps(entry, sort_keys=True) for entry in entries]
-    twice = [text for text in texts if texts.count(text) > 1]
+    twice = [entry for entry in entries if entries.count(entry) > 1]
     if twice:
         raise DasdError(f"{path} has an entry twice: {twice[0]}.")
     return entries

@@ -1,8 +1,7 @@
 """A run's folder: when two runs count as the same, its lock, its checkpoints and its history; no pickle.
 
-A checkpoint is a folder `step-000200/` of safetensors and JSON. It is written under another name and renamed
-when complete, and its manifest holds the size and SHA-256 of every file: a half-written or damaged one is
-recognised and never loaded.
+A checkpoint is a folder `step-000200/` of safetensors and JSON, with a manifest of each file's size and
+SHA-256: a half-written or damaged one is recognised and never loaded.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,8 +48,7 @@ MAY_DIFFER = {
 NEWER = {
     "method": "dasd", "method_settings": {}, "alignment.layer": "mid", "data.source_images": "real",
     "training.whole_unet": False, "training.text_free": False, "domain.caption_file": None,
-    "domain.window": None,
-    "data.near_duplicate": 0.97,
+    "domain.window": None, "data.near_duplicate": 0.97,
 }  # fmt: skip
 _locked: set[tuple[int, Path]] = set()  # (thread, folder) of the runs at work in this process
 log = logging.getLogger(__name__)
@@ -112,14 +109,12 @@ def without_newer_fields(values: dict[str, Any]) -> dict[str, Any]:
 def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """Return "field: saved -> present" for each config value that may not change when a run is resumed."""
     kept = getattr(method_module(present.get("method", "dasd")), "TRAINED_WITH", ())
-    found = _differences(compared_fields(saved, "resume", kept), compared_fields(present, "resume", kept))
-    return [f"{name}: {one!r} -> {other!r}" for name, one, other in found]
+    return _differences(compared_fields(saved, "resume", kept), compared_fields(present, "resume", kept))
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (field, value in a, value in b) wherever two nested configs differ."""
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     a, b = flatten(a), flatten(b)
-    return [(name, a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)]
+    return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in {**a, **b} if a.get(k) != b.get(k)]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -142,10 +137,9 @@ def is_complete(config: Config) -> bool:
 
 
 def find_run(config: Config) -> Path:
-    """Return the run folder with an adapter for this config: its own, else the shipped one.
+    """Return the folder of a trained run that fits this config: its own, else the shipped one.
 
-    A run is used if its `config.json` agrees in all that decides the weights. Raises DasdError, naming the
-    field that differs, where neither folder fits.
+    Raises DasdError, naming a field that decides the weights and differs, where neither folder fits.
     """
     problems = []
     for folder in [resolve(place) for place in (config.output_dir, config.shipped_run) if place is not None]:
@@ -155,17 +149,13 @@ def find_run(config: Config) -> Path:
         found = _differences(_by_step(Config.load(folder / "config.json")), _by_step(config))
         if not found:
             return folder
-        name, there, here = found[0]
-        problems.append(f"{folder}: {name} is {there!r} there and {here!r} here")
+        problems.append(f"{folder}: another {found[0]}")
     raise DasdError(f"No trained run fits this config ({'; '.join(problems)}). Train one first: notebook 03, "
                     f"or `dasd train --output_dir {config.output_dir}`.")  # fmt: skip
 
 
 def _by_step(config: Config) -> dict[str, Any]:
-    """Return the compared fields with batch sizes per optimiser step (micro-batch x accumulation).
-
-    "auto" divides a step by the memory of the GPU, and a run is found on another machine too.
-    """
+    """Return the compared fields with batch sizes per optimiser step, which "auto" divides by the memory."""
     values = compared_fields(config.to_dict(), "find")
     training = values["training"]
     count = training.pop("gradient_accumulation_steps")
@@ -176,9 +166,9 @@ def _by_step(config: Config) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def lock_run(config: Config, required: bool = True) -> Iterator[bool]:
-    """Keep other runs out of the run's folder inside the `with`; yield whether that is so.
+    """Lock the run's folder inside the `with`; where another run has it, raise DasdError if `required`.
 
-    If another run is at work there, raise DasdError, or yield False where it is not `required`.
+    Yields whether this run has the lock.
     """
     folder = writable(config.output_dir)
     key = threading.get_ident(), folder
@@ -209,52 +199,29 @@ def write_checkpoint(
     """Write `step-<step>/` into `folder`, remove all but the newest `keep`, and return its path.
 
     `tensors`: file name without ending -> named tensors of any device; `state`: JSON values. Checkpoints of
-    later steps go too: the run was resumed before them. Raises DasdError when the disk refuses; what stood
-    there before then still stands.
+    later steps go too: the run was resumed before them. If the disk refuses, DasdError; nothing is removed.
     """
     path = folder / f"step-{step:06d}"
-    try:
-        for leftover in folder.glob(".step-*"):  # of a process that was killed
-            shutil.rmtree(leftover)
-        with files.atomic_folder(path, "The checkpoint") as new:
-            for name, group in tensors.items():
-                if group:
-                    copies = {key: _portable(value) for key, value in group.items()}
-                    save_file(copies, new / f"{name}.safetensors")
-            (new / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf8")
-            write_manifest(new, list(new.iterdir()), step=step)
-            for written in (*new.iterdir(), new):
-                _sync(written)
-        _sync(folder)
-        past = [found for found in _newest_first(folder) if checkpoint_step(found) <= step]
-        for found in {*_newest_first(folder)} - {*past[: max(keep, 1)]}:
-            shutil.rmtree(found)
-    except (DasdError, OSError) as error:
-        left = newest_checkpoint(folder) if folder.is_dir() else None
-        raise DasdError(f"{error} Make room, then go on with resume: the newest complete "
-                        f"checkpoint is {left or 'none'}.") from error  # fmt: skip
+    for leftover in folder.glob(".step-*"):  # of a process that was killed
+        shutil.rmtree(leftover)
+    with files.atomic_folder(path, "The checkpoint") as new:
+        for name, group in tensors.items():
+            # safetensors refuses views, shared memory and other memory formats
+            contiguous = {"memory_format": torch.contiguous_format}
+            copies = {key: value.detach().cpu().clone(**contiguous) for key, value in group.items()}
+            if copies:
+                save_file(copies, new / f"{name}.safetensors")
+        (new / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf8")
+        write_manifest(new, list(new.iterdir()))
+    past = [found for found in _newest_first(folder) if checkpoint_step(found) <= step]
+    for found in {*_newest_first(folder)} - {*past[: max(keep, 1)]}:
+        shutil.rmtree(found)
     return path
-
-
-def _portable(tensor: Tensor) -> Tensor:
-    """Return a copy of its own: safetensors refuses views, shared memory and other memory formats."""
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _newest_first(folder: Path) -> list[Path]:
     found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
     return sorted(found, key=checkpoint_step, reverse=True)
-
-
-def _sync(path: Path) -> None:
-    """Have the file or folder written to the disk, so that a rename never overtakes its content."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -269,19 +236,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Return (tensors, state) as `write_checkpoint` got them, on the CPU; DasdError for a damaged one."""
     names = sorted(name for name in verify_manifest(path) if name.endswith(".safetensors"))  # no other file
-    return {Path(name).stem: read_tensors(path / name) for name in names}, read_state(path)
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """Return the JSON values of a checkpoint, without its tensors."""
-    return files.read_object(path / "state.json", "The checkpoint")
+    state = files.read_object(path / "state.json", "The checkpoint")
+    return {Path(name).stem: read_tensors(path / name) for name in names}, state
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that is complete, None where there is none at all.
-
-    A broken one is passed over with a warning. Raises DasdError if every one is broken.
-    """
+    """Return the newest complete checkpoint, None where there is none; DasdError if every one is broken."""
     found = _newest_first(folder)
     for path in found:
         try:
@@ -302,19 +262,14 @@ def checkpoint_step(path: Path | None) -> int:
 def write_manifest(folder: Path, written: Iterable[Path], **more: Any) -> None:
     """Write the manifest of files in a folder: size and SHA-256 of each."""
     described = {file.relative_to(folder).as_posix(): describe_file(file) for file in sorted(written)}
-    text = json.dumps({"format": 1, **more, "files": described}, indent=1)
-    with files.atomic_write(folder / MANIFEST, "The manifest") as temporary:
-        temporary.write_text(text + "\n", encoding="utf8")
-        _sync(temporary)
+    files.write_json(folder / MANIFEST, {"format": 1, **more, "files": described}, "The manifest", indent=1)
 
 
 def verify_manifest(path: Path, within: str = "") -> list[str]:
-    """Return the files of a folder's manifest; DasdError unless each has the size and SHA-256 it names.
+    """Return the names in a folder's manifest; DasdError unless each file has the size and SHA-256 it names.
 
     Files whose names do not begin with `within` are not read.
     """
-    if not path.is_dir():
-        raise DasdError(f"There is no folder {path}.")
     named = files.read_object(path / MANIFEST, "The manifest").get("files")
     if not isinstance(named, dict) or not named:
         raise DasdError(f"{path / MANIFEST} names no files.")
@@ -342,17 +297,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` returned; the groups' settings stay as they are.
-
-    Raises DasdError if a moment has another shape than its parameter.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    """Put back what `optimizer_tensors` returned; the groups' settings stay as they are."""
     states: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
-        moment = name in ("exp_avg", "exp_avg_sq", "state1", "state2")  # of AdamW, of bitsandbytes
-        if moment and value.shape != parameters[int(index)].shape:
-            raise DasdError(f"The optimiser state {key} of shape {tuple(value.shape)} fits no parameter.")
         counted = value.ndim == 0 and not value.is_floating_point()  # a number of steps, not a tensor
         states.setdefault(int(index), {})[name] = value.item() if counted else value.clone()
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
@@ -362,12 +310,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one row to a JSON lines file; DasdError when the disk refuses."""
-    try:
-        with path.open("a", encoding="utf8") as file:
-            file.write(json.dumps(finite(row), allow_nan=False) + "\n")
-    except OSError as error:
-        raise DasdError(f"{path} cannot be written: {error.strerror}. Make room, then resume.") from error
+    """Append one row to a JSON lines file."""
+    with path.open("a", encoding="utf8") as file:
+        file.write(json.dumps(finite(row), allow_nan=False) + "\n")
 
 
 def finite(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -377,9 +322,7 @@ def finite(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_rows(path: Path) -> list[dict[str, Any]]:
     """Read a JSON lines file ([] if there is none); a last line cut off by a crash is left out."""
-    if not path.exists():
-        return []
-    lines = files.read_text(path, "The history").splitlines()
+    lines = files.read_text(path, "The history").splitlines() if path.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -395,15 +338,11 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with files.atomic_write(path, "The history") as temporary:
         lines = [json.dumps(finite(row), allow_nan=False) + "\n" for row in rows]
         temporary.write_text("".join(lines), encoding="utf8")
-        _sync(temporary)
 
 
 def rows_until(path: Path, step: int) -> list[dict[str, Any]]:
     """Return the rows up to `step`; of a step that was logged twice, the last."""
-    try:
-        rows = {row["step"]: row for row in load_rows(path) if row["step"] <= step}
-    except (KeyError, TypeError):
-        raise DasdError(f"A row of {path} does not say its step. Train without resume.") from None
+    rows = {row["step"]: row for row in load_rows(path) if row["step"] <= step}
     if len(rows) < step:
         log.warning("%s holds %d rows for %d steps.", path, len(rows), step)
     return list(rows.values())

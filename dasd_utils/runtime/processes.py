@@ -1,7 +1,7 @@
 """Devices, their precision, and what several processes exchange; one process exchanges nothing.
 
-Averages are means over processes, as in distributed data parallel training: a process whose share of a batch
-is larger or smaller weights its loss by that share, so that the mean is that of the complete batch.
+Averages are means over processes: each weights its loss by its share of a batch, so that the mean is that of
+the complete batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
 
 from dasd_utils.config import Config, DasdError
@@ -62,18 +62,12 @@ def mean_values(values: Mapping[str, float]) -> dict[str, float]:
         return dict(values)
     names = sorted(values)
     means = _reduce(torch.tensor([values[name] for name in names], dtype=torch.float64), "mean")
-    found = dict(zip(names, means.tolist(), strict=True))
-    return {name: found[name] for name in values}
+    return dict(zip(names, means.tolist(), strict=True))
 
 
 def sum_tensor(own: Tensor) -> Tensor:
     """Return the sum of the processes' tensors, all of one shape."""
     return own if count() == 1 else _reduce(own, "sum")
-
-
-def from_main(value: int) -> int:
-    """Return the first process's number."""
-    return int(sum_tensor(torch.tensor([value * is_main()])).item())
 
 
 def gather_rows(own: Tensor, places: Sequence[int], total: int) -> Tensor:
@@ -107,12 +101,9 @@ def mean_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 def same(value: int, what: str) -> None:
     """Raise DasdError unless all processes hold the same number."""
-    everyone = torch.zeros(count(), dtype=torch.float64)
-    everyone[index()] = value
-    found = [int(number) for number in sum_tensor(everyone).tolist()]
+    found = gather_object([value])
     if len(set(found)) > 1:
-        raise DasdError(f"The processes differ in {what}: {', '.join(map(str, found))}. They need one config "
-                        "and one output_dir that all of them see.")  # fmt: skip
+        raise DasdError(f"The processes differ in {what}: {found}. They need one config and one output_dir.")
 
 
 def end() -> None:
@@ -127,10 +118,10 @@ def _reduce(tensor: Tensor, how: str) -> Tensor:
     try:
         return reduce(tensor.to(state().device), how).to(tensor.device)
     except RuntimeError as error:  # gloo and NCCL have their own kinds
-        reason = str(error).partition("\n")[0][:120]
         # logged at once: the launcher, which ends all processes now, may not leave time for it later
-        log.error("Another of the %d processes ended or cannot be reached (%s). What stopped it stands "
-                  "above; go on from the last checkpoint with `--resume`.", count(), reason)  # fmt: skip
+        log.error(
+            "Another of the %d processes ended (%.120s): see above. Go on with `--resume`.", count(), error
+        )
         raise DasdError("Stopped, as another process did.") from error
 
 
@@ -142,26 +133,10 @@ def default_device() -> torch.device:
     return state().device
 
 
-def usable_device(device: str | torch.device | None = None) -> torch.device:
-    """Return the device, `default_device()` for None; DasdError if there is no such device here."""
-    try:
-        found = default_device() if device is None else torch.device(device)
-        torch.empty(1, device=found)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
-        raise DasdError(f"The device {str(device)!r} cannot be used: {reason}. Name another one, such as "
-                        "'cpu'.") from None  # fmt: skip
-    return found
-
-
 def choose_precision(setting: str, device: torch.device) -> str:
-    """Return "no", "bf16" or "fp16"; "auto" is bf16 where the device has it, else fp16 on CUDA, else fp32.
-
-    Raises DasdError for fp16 without CUDA: its gradients need a scaler.
-    """
+    """Return "no", "bf16" or "fp16"; "auto" is bf16 where the device has it, else fp16 on CUDA, else fp32."""
     if setting == "fp16" and device.type != "cuda":
-        raise DasdError(f"mixed_precision 'fp16' needs a CUDA device, here is {device.type!r}. Use 'bf16' or "
-                        "'no'.")  # fmt: skip
+        raise DasdError(f"mixed_precision 'fp16' needs CUDA, here is {device.type!r}. Use 'bf16' or 'no'.")
     if setting != "auto":
         return setting
     if device.type == "cuda":

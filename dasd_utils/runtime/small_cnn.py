@@ -9,11 +9,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dasd_utils.runtime import files
 from dasd_utils.runtime.images import to_pixels
 
 SIZE = 32  # pixels: enough to tell scenes, a quarter of the work of 64
-EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 20, 32, 1e-3, 1e-2
+EPOCHS = 20
 
 
 def pixels(images: Sequence[Image.Image]) -> Tensor:
@@ -49,21 +48,18 @@ def train(
     x: Tensor, labels: Sequence[str], seed: int = 0, epochs: int = EPOCHS,
     watch: Callable[[int, SmallCNN], None] = lambda epoch, network: None,
 ) -> SmallCNN:  # fmt: skip
-    """Return a network trained on pixels (n, 3, 32, 32) and labels; the global generators stay untouched.
-
-    `watch` gets the network after each epoch, from 1. Raises ValueError for fewer than two classes.
-    """
+    """Return a network trained on pixels (n, 3, 32, 32) and labels; `watch` gets it after each epoch."""
     names = sorted(set(labels))
     if len(names) < 2:
         raise ValueError(f"A classifier needs two classes, not {len(names)}.")
     target = torch.tensor([names.index(label) for label in labels])
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():  # the global generator stays untouched
         torch.manual_seed(seed)
         network = SmallCNN(names)
-        optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        for epoch in files.short_bar(range(1, epochs + 1), "classifier", unit="epoch"):
-            for rows in torch.randperm(len(x), generator=generator).split(BATCH):
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
+        for epoch in range(1, epochs + 1):
+            for rows in torch.randperm(len(x), generator=generator).split(32):
                 optimizer.zero_grad()
                 F.cross_entropy(network(x[rows]), target[rows]).backward()
                 optimizer.step()

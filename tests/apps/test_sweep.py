@@ -55,7 +55,7 @@ def test_lists_as_values_stand_for_each_item(tmp_path):
         ("{}", "must be a list of objects"),
         ("[]", "must be a list of objects"),
         ("[3]", "must be a list of objects"),
-        ('[{"a": 1}, {"a": [2, 1]}]', 'an entry twice: {"a": 1}'),
+        ('[{"a": 1}, {"a": [2, 1]}]', "an entry twice: {'a': 1}"),
     ],
 )
 def test_a_bad_list_is_refused(tmp_path, text, said):

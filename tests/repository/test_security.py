@@ -279,7 +279,7 @@ def test_a_run_records_its_revisions_and_its_data_and_is_not_resumed_with_others
     assert "config.json" in checkpoints.verify_manifest(run)  # its hash is in the manifest
     summary = adapters.read_summary(run / "adapter")
     assert summary["base_revision"] == REVISION and summary["base_fingerprint"]
-    state = checkpoints.read_state(checkpoints.newest_checkpoint(run / "checkpoints"))
+    _, state = checkpoints.read_checkpoint(checkpoints.newest_checkpoint(run / "checkpoints"))
     assert state["config"] == saved and state["data"] and state["base"] == summary["base_fingerprint"]
     first, *rest = config.domains
     other = config.replace(base_revision="main", domains=(dataclasses.replace(first, revision=None), *rest))

@@ -34,13 +34,13 @@ def test_a_run_is_found_where_auto_divides_its_steps_otherwise(config, tmp_path)
     halves = {"target_batch_size": 12, "source_batch_size": 4, "gradient_accumulation_steps": 2}
     own = make_run(config.replace(**halves, gradient_checkpointing=True), tmp_path / "own")
     assert checkpoints.find_run(config) == own
-    with pytest.raises(DasdError, match=r"training\.source_batch_size is 8 there and 24 here"):
+    with pytest.raises(DasdError, match=r"training\.source_batch_size: 8 -> 24"):
         checkpoints.find_run(config.replace(**sizes))
 
 
 def test_no_run_names_the_difference(config, tmp_path):
     make_run(config.replace(rank=2), tmp_path / "own")
-    with pytest.raises(DasdError, match=r"lora\.rank is 2 there and 32 here"):
+    with pytest.raises(DasdError, match=r"lora\.rank: 2 -> 32"):
         checkpoints.find_run(config)
 
 

@@ -12,7 +12,7 @@ from dasd_utils.config import DasdError
 from dasd_utils.runtime import tracking
 
 needs_tensorboard = pytest.mark.skipif(
-    not tracking._is_installed("tensorboard"), reason="tensorboard is not installed"
+    "tensorboard" not in map(str, accelerate_tracking.get_available_trackers()), reason="it is not installed"
 )
 
 
@@ -124,7 +124,7 @@ class Recorder(accelerate_tracking.GeneralTracker):
 def recorded(config, monkeypatch):
     """Return the config of a run whose tracker is the one above, under a name that configs may hold."""
     monkeypatch.setitem(accelerate_tracking.LOGGER_TYPE_TO_CLASS, "trackio", Recorder)
-    monkeypatch.setattr(tracking, "_is_installed", lambda name: name == "trackio")
+    monkeypatch.setattr(accelerate_tracking, "get_available_trackers", lambda: ["trackio"])
     monkeypatch.setattr(Recorder, "fails_at", None)
     return config.replace(tracking="trackio")
 
@@ -144,13 +144,13 @@ def test_a_tracker_that_fails_on_the_way_is_left_out(recorded, monkeypatch, capl
 
 def test_a_tracker_that_cannot_start_is_an_error_before_the_first_step(recorded, monkeypatch):
     monkeypatch.setattr(Recorder, "fails_at", "start")
-    with pytest.raises(DasdError, match=r"trackio cannot start: no network\. Fix that"):
+    with pytest.raises(DasdError, match=r"trackio cannot start: no network"):
         train(recorded)
     assert not (training.resolve(recorded.output_dir) / "history.jsonl").exists()
 
 
 def test_a_tracker_that_is_not_there_says_what_to_do(config, monkeypatch):
-    monkeypatch.setattr(tracking, "_is_installed", lambda name: False)
+    monkeypatch.setattr(accelerate_tracking, "get_available_trackers", list)
     assert tracking.tracker_names(config) == []  # auto names nothing
     with pytest.raises(DasdError, match="pip install wandb"):
         training.check_training(config.replace(tracking="wandb"))
