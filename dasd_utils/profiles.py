@@ -6,8 +6,7 @@ A profile holds the fields that differ from the defaults in `config`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 SATELLITE: dict[str, Any] = {  # the same in both profiles
     "name": "satellite",
@@ -127,8 +126,6 @@ PUBLISHED: dict[str, Any] = {
     "lr_warmup_steps": 0,
 }
 
-LEAST_GIB = 7.5  # of Stable Diffusion 1.5; an "8 GB" card reports a little less
-
 
 def _sizes(targets: int, sources: int, micro_batches: int) -> dict[str, Any]:
     return {"target_batch_size": targets, "source_batch_size": sources,
@@ -147,8 +144,7 @@ SIZE_FIELDS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class AutoChoice:
+class AutoChoice(NamedTuple):
     """What `auto` picks: a profile, the fields that fit it to this machine, and why."""
 
     profile: str
@@ -168,12 +164,13 @@ def choose_profile(given: Mapping[str, Any] | None = None) -> AutoChoice:
         return AutoChoice("tiny", {}, "no CUDA device here")
     size = torch.cuda.get_device_properties(0).total_memory
     name = torch.cuda.get_device_name(0)
-    if size / 2**30 < LEAST_GIB:
+    if size / 2**30 < 7.5:  # an "8 GB" card reports a little less than 8
         return AutoChoice("tiny", {}, f"{name} has {size / 2**30:.1f} GB, Stable Diffusion 1.5 needs 8")
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     reason = f"{name} with {size / 2**30:.0f} GB, which computes in {'bf16' if native else 'fp16'}"
-    own = sorted(SIZE_FIELDS & set(given or ()))
-    if (given or {}).get("method", "dasd") != "dasd":
+    given = given or {}
+    own = sorted(SIZE_FIELDS & given.keys())
+    if given.get("method", "dasd") != "dasd":
         own.append("method")
     if own:
         return AutoChoice("sd15", {}, f"{reason}; sizes are not fitted to it, as {', '.join(own)} is given")

@@ -21,8 +21,8 @@ from dasd_utils.latents import Batch
 from dasd_utils.runtime import checkpoints, processes
 
 SPARE = 0.1  # share of the free memory that stays free: fragments, workspaces, validation
-# Peak of a step over what it keeps for the backward pass, by gradient_checkpointing: measured on a CPU, at
-# 24 + 8 and 48 + 16 samples of the tiny base, 1.3 to 1.4 and 2.1 to 2.4.
+# peak of a step over what it keeps for the backward pass, by gradient_checkpointing; measured at 24 + 8 and
+# 48 + 16 samples of the tiny base on a CPU: 1.3 to 1.4, and 2.1 to 2.4
 PEAK_OVER_KEPT = {False: 1.5, True: 2.5}
 SIZES = ("target_batch_size", "source_batch_size", "source_every", "gradient_accumulation_steps")
 log = logging.getLogger(__name__)
@@ -32,14 +32,12 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
     """Return the config with as few micro-batches to a step as memory allows, of as many samples in all.
 
     On a GPU each size is tried by a step, the largest first; on a CPU, where too much memory ends the
-    process, what it takes is predicted from small steps. The weights are not changed.
-    Raises DasdError if not even the smallest fits, for a method whose batches must not be divided, and in
-    several processes, whose shares differ.
+    process, what it takes is predicted from small steps. The weights are not changed. Raises DasdError if
+    not even the smallest fits, for a method whose batches must not be divided, and in several processes.
     """
     method = method_module(config.method)
     if processes.count() > 1:
-        raise DasdError("The batch size is found in one process: run it without the launcher, then write its "
-                        "sizes, times the number of processes, into the config.")  # fmt: skip
+        raise DasdError("The batch size is found in one process: run it without the launcher.")
     if getattr(method, "COMPARES_SAMPLES", False) or not getattr(method, "ACCUMULATES", True):
         raise DasdError(f"auto_batch_size is made for DASD's step, which divides. In {config.method!r} "
                         "a micro-batch's size decides the loss: set target_batch_size yourself.")  # fmt: skip
@@ -51,12 +49,8 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
     finally:
         updater.release()
     if chosen is None:
-        sizes = configs[min(configs)].training
-        raise DasdError(
-            f"Not even {sizes.target_batch_size} + {sizes.source_batch_size} samples of "
-            f"{config.model.resolution} px fit in the free memory of this {updater.device.type} device. "
-            "Set gradient_checkpointing to true, or lower resolution or rank."
-        )
+        raise DasdError(f"Not even {min(configs)} target samples of {config.model.resolution} px fit in "
+                        "memory. Set gradient_checkpointing to true, or lower resolution or rank.")  # fmt: skip
     log.info("Batch: %s", ", ".join(f"{name} {getattr(chosen.training, name)}" for name in SIZES))
     return chosen
 
@@ -110,23 +104,22 @@ def _find_by_prediction(updater: training.Updater, configs: dict[int, Config]) -
     """Return the first config whose step fits: it keeps a constant, and more for each target and source."""
     learned = 16 * sum(p.numel() for p in updater.parameters)  # gradient, two moments, one to spare
     free = (1 - SPARE) * psutil.virtual_memory().available - learned
-    factor = PEAK_OVER_KEPT[updater.config.training.gradient_checkpointing]
+    kept = free / PEAK_OVER_KEPT[updater.config.training.gradient_checkpointing]
     base = _kept(updater, 1, 1)
     target = _kept(updater, 2, 1) - base
     source = _kept(updater, 1, 2) - base
-    for config in configs.values():
-        sizes = config.training
-        more = (sizes.target_batch_size - 1) * target + (sizes.source_batch_size - 1) * source
-        if factor * (base + more) <= free:
+    for size, config in configs.items():
+        if base + (size - 1) * target + (config.training.source_batch_size - 1) * source <= kept:
             return config
     return None
 
 
 def _kept(updater: training.Updater, targets: int, sources: int) -> int:
     """Return the bytes that a pass of so many samples keeps for its backward pass."""
-    sizes = {"target_batch_size": targets, "source_batch_size": sources}
-    config = updater.config.replace(**sizes, unbiased=False, source_every=1)
-    with Kept(updater.parts.unet, updater.parts.text_encoder) as record:
+    changes = {"unbiased": False, "source_every": 1}
+    config = updater.config.replace(target_batch_size=targets, source_batch_size=sources, **changes)
+    record = Kept(updater.parts.unet, updater.parts.text_encoder)
+    with record:
         _pass(updater, config)
     updater.optimizer.zero_grad()
     return record.peak
@@ -142,10 +135,6 @@ class Kept(torch.autograd.graph.saved_tensors_hooks):
         self.bytes = self.peak = 0
         super().__init__(self._save, lambda saved: saved())
 
-    def __enter__(self) -> Kept:
-        super().__enter__()
-        return self
-
     def _save(self, tensor: Tensor) -> Callable[[], Tensor]:
         saved = functools.partial(lambda kept: kept, tensor)
         storage = tensor.untyped_storage()
@@ -155,7 +144,6 @@ class Kept(torch.autograd.graph.saved_tensors_hooks):
         return saved
 
     def _count(self, storage: torch.UntypedStorage, change: int) -> None:
-        """Add a user of a storage, or with -1 take one away."""
         before = self._users[storage._cdata]
         self._users[storage._cdata] += change
         if 0 in (before, before + change):
@@ -174,10 +162,10 @@ def _pass(updater: training.Updater, config: Config) -> None:
 
 def _batch(updater: training.Updater, config: Config) -> Batch:
     parts = updater.parts
+    targets, sources = config.training.target_batch_size, config.training.source_batch_size
     side = config.model.resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
-    targets = config.training.target_batch_size
-    sources = config.training.source_batch_size
-    target, source = (torch.zeros(n, parts.unet.config.in_channels, side, side) for n in (targets, sources))
+    target = torch.zeros(targets, parts.unet.config.in_channels, side, side)
+    source = target.new_zeros(sources, *target.shape[1:])
     return Batch(
         target_latents=target,
         source_latents=source,

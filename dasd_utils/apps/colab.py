@@ -64,22 +64,16 @@ def requirements() -> list[str]:
 
 
 def install(kept: list[str], before: dict[str, str]) -> None:
-    """Install the package, with what is missing at the versions of requirements.txt if these fit.
-
-    Raises RuntimeError with pip's words where nothing fits; pip then has changed nothing.
-    """
+    """Install the package, with what is missing at the versions of requirements.txt if these fit."""
     missing = {name_of(each) for each in requirements()} - before.keys()
     lock = (ROOT / "requirements.txt").read_text(encoding="utf8").split()
     tested = [line for line in lock if name_of(line) in missing]
     said = pip_install([*kept, *tested]) and pip_install(kept)
-    if "conflict" in said.lower():
-        said += (
-            f"\n\nNothing was changed. The course needs {', '.join(requirements())}; here are "
-            f"{', '.join(kept)}, which stay. Choose another runtime version (Runtime > Change "
-            "runtime type), or run the course on a machine of your own: README."
-        )
     if said:
-        raise RuntimeError(said)
+        raise RuntimeError(
+            f"{said}\n\nNothing was changed. The course needs {', '.join(requirements())}; here are "
+            f"{', '.join(kept)}, which stay. Choose another runtime version (Runtime > Change runtime type)."
+        )
 
 
 def pip_install(pins: list[str]) -> str:
@@ -87,13 +81,12 @@ def pip_install(pins: list[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "constraints.txt"
         path.write_text("\n".join(pins) + "\n", encoding="utf8")
-        command = [sys.executable, "-m", "pip", "install", "--constraint", str(path), "--editable", str(ROOT)]
-        done = subprocess.run(
-            [*command, "--progress-bar", "off"], capture_output=True, text=True, check=False
-        )
+        options = ["--progress-bar", "off", "--constraint", str(path), "--editable", str(ROOT)]
+        command = [sys.executable, "-m", "pip", "install", *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return ""
-    return f"{done.stdout.partition('The conflict is caused by:')[2]}\n{done.stderr}".strip() or "pip failed."
+    return done.stdout.partition("The conflict is caused by:")[2] + done.stderr or "pip failed."
 
 
 if __name__ == "__main__":

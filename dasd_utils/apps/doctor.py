@@ -10,8 +10,7 @@ import re
 import shutil
 import textwrap
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -45,10 +44,10 @@ def examine(patience: float = PATIENCE) -> list[Row]:
 
     Nothing is written, downloaded or started. A Hugging Face token is named as set or not, never shown.
     """
-    hub = ask_hub(patience)
-    rows = [*packages(), *devices(), *room(Config.setup("tiny")), *hugging_face(hub)]
+    offline = ask_hub(patience)
+    rows = [*packages(), *devices(), *room(Config.setup("tiny")), *hugging_face(offline)]
     for name in profiles.PROFILES:
-        rows += sources(name, Config.setup(name), hub)
+        rows += sources(name, Config.setup(name), offline)
     return [*rows, chosen()]
 
 
@@ -73,14 +72,11 @@ def report(rows: list[Row], width: int = 79) -> list[str]:
 def packages(about: Message | None = None) -> Iterator[Row]:
     """Yield Python and each package with its version, against the lower bounds of the installed project."""
     about = about or importlib.metadata.metadata("dasd-utils")
-    python = f"Python{about['Requires-Python']}"
-    yield _package(python, platform.python_version(), MISSING, "install it")
+    yield _package(f"Python{about['Requires-Python']}", platform.python_version(), MISSING, "install it")
     for wanted in map(Requirement, about.get_all("Requires-Dist")):
-        extra = re.search(r'extra == "(\w+)"', str(wanted.marker))
-        state = NOTE if extra else MISSING
-        advice = (
-            f"optional: pip install dasd-utils[{extra[1]}]" if extra else "pip install -r requirements.txt"
-        )
+        state, advice = MISSING, "pip install -r requirements.txt"
+        if extra := re.search(r'extra == "(\w+)"', str(wanted.marker)):
+            state, advice = NOTE, f"optional: pip install dasd-utils[{extra[1]}]"
         try:
             version = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError:
@@ -120,20 +116,16 @@ def devices() -> Iterator[Row]:
 def room(config: Config) -> Iterator[Row]:
     """Yield memory, disk where runs and caches go, and how large the latent cache is."""
     memory = psutil.virtual_memory()
-    state = NOTE if memory.available < LITTLE else OK
-    needed = ", the course needs 2 GB" if state == NOTE else ""
-    yield Row(
-        "room", "memory", f"{gigabytes(memory.available)} free of {gigabytes(memory.total)}{needed}", state
-    )
+    found = f"{gigabytes(memory.available)} free of {gigabytes(memory.total)}, the course needs 2 GB"
+    yield Row("room", "memory", found, NOTE if memory.available < LITTLE else OK)
     cache = resolve(config.data.cache_dir)
     for what, place in (("runs", resolve("data/runs")), ("cache", cache)):
         there = next(p for p in (place, *place.parents) if p.exists())
         free = shutil.disk_usage(there).free
-        if os.access(there, os.W_OK):
-            state = NOTE if free < LITTLE else OK
-            yield Row("room", f"disk for {what}", f"{gigabytes(free)} free: {place}", state)
-        else:
-            yield Row("room", f"disk for {what}", f"{there} cannot be written", MISSING)
+        found, state = f"{gigabytes(free)} free: {place}", NOTE if free < LITTLE else OK
+        if not os.access(there, os.W_OK):
+            found, state = f"{there} cannot be written", MISSING
+        yield Row("room", f"disk for {what}", found, state)
     shards = [file.stat().st_size for file in cache.glob("*.npy") if file.is_file()]
     yield Row("room", "latent cache", f"{len(shards)} files, {gigabytes(sum(shards))}: {cache}")
 
@@ -143,60 +135,47 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def hugging_face(hub: Callable[[], str]) -> Iterator[Row]:
+def hugging_face(offline: str) -> Iterator[Row]:
     """Yield where the hub's files are kept, whether it answers, and whether a token is set."""
     cache = Path(constants.HF_HUB_CACHE)
     size = sum(file.lstat().st_size for file in cache.rglob("*") if file.is_file() and not file.is_symlink())
     yield Row("Hugging Face", "cache", f"{gigabytes(size)}: {cache}")
-    reason = hub()
-    said = f"cannot be asked ({reason})" if reason else "answers"
-    yield Row("Hugging Face", "hub", f"{constants.ENDPOINT} {said}", NOTE if reason else OK)
+    said = f"cannot be asked ({offline})" if offline else "answers"
+    yield Row("Hugging Face", "hub", f"{constants.ENDPOINT} {said}", NOTE if offline else OK)
     yield Row("Hugging Face", "token", "set" if huggingface_hub.get_token() else "none, and none is needed")
 
 
-def ask_hub(patience: float = PATIENCE) -> Callable[[], str]:
-    """Ask the hub in the background; the function returned waits for it and says why it cannot be reached.
-
-    It says "" where the hub answers, and never waits longer than until `patience` seconds from now.
-    """
-    answer, deadline = ["it does not answer"], time.monotonic() + patience
+def ask_hub(patience: float = PATIENCE) -> str:
+    """Return why the hub cannot be reached, "" where it answers, within `patience` seconds."""
+    answer = ["it does not answer"]
 
     def ask() -> None:
         try:
             huggingface_hub.HfApi().model_info("openai/clip-vit-base-patch32", timeout=patience)
             answer[0] = ""
         except Exception as error:  # offline mode, no network
-            first = next(iter(str(error).strip().splitlines()), "")
-            answer[0] = f"{type(error).__name__}: {first[:80]}".rstrip(": ")
+            answer[0] = f"{type(error).__name__}: {str(error).strip():.80}".partition("\n")[0].rstrip(": ")
 
     # a look-up of an address knows no time limit: nothing waits for a daemon
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-
-    def wait() -> str:
-        asking.join(max(deadline - time.monotonic(), 0))
-        return answer[0]
-
-    return wait
+    asking.join(patience)
+    return answer[0]
 
 
-def sources(profile: str, config: Config, hub: Callable[[], str]) -> Iterator[Row]:
+def sources(profile: str, config: Config, offline: str) -> Iterator[Row]:
     """Yield where the base, CLIP and data of a profile are, or why they are nowhere."""
     model = config.model
-    places = {
-        "base": (model.base, model.base_revision, "models"),
-        "CLIP": (model.clip, model.clip_revision, "models"),
-    }
+    places = {"base": (model.base, model.base_revision, "models")}
+    places["CLIP"] = (model.clip, model.clip_revision, "models")
     for domain in (config.source, *config.domains):
         places[f"data, {domain.name}"] = (domain.data, domain.revision, "datasets")
     for what, (name, revision, kind) in places.items():
-        found, state = _place(name, revision, kind, hub, MISSING if profile == "tiny" else NOTE)
+        found, state = _place(name, revision, kind, offline, MISSING if profile == "tiny" else NOTE)
         yield Row(f"profile {profile}", what, found, state)
 
 
-def _place(
-    name: str, revision: str | None, kind: str, hub: Callable[[], str], needed: str
-) -> tuple[str, str]:
+def _place(name: str, revision: str | None, kind: str, offline: str, needed: str) -> tuple[str, str]:
     """Return where data or a model is found, and the state of that."""
     if name.startswith("toyworld:"):
         return f"{name}, drawn here", OK
@@ -207,7 +186,7 @@ def _place(
     snapshots = Path(constants.HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}" / "snapshots"
     if any(snapshots.glob(f"{revision if is_pinned(revision) else '*'}/*")):
         return f"{name}, in the hub's cache", OK
-    if not hub():
+    if not offline:
         return f"{name}, to be fetched from the hub", OK
     return f"{name}: no folder, not cached, and the hub cannot be asked", needed
 

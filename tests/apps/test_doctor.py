@@ -50,7 +50,7 @@ def cached(tmp_path, monkeypatch):
 
 
 def place(name="owner/name", revision=None, reason="no network", needed="note"):
-    return doctor._place(name, revision, "models", lambda: reason, needed)
+    return doctor._place(name, revision, "models", reason, needed)
 
 
 def test_a_model_is_looked_for_in_folders_the_cache_and_the_hub(cached, tmp_path):
@@ -66,10 +66,10 @@ def test_a_model_is_looked_for_in_folders_the_cache_and_the_hub(cached, tmp_path
 
 
 def test_only_what_the_tiny_profile_needs_stops_it(cached):
-    rows = list(doctor.sources("sd15", Config.setup("sd15"), lambda: "no network"))
+    rows = list(doctor.sources("sd15", Config.setup("sd15"), "no network"))
     assert "note" in states(rows).values() and doctor.can_run(rows)
     lost = Config.setup("tiny", base="data/no-such-base")
-    rows = list(doctor.sources("tiny", lost, lambda: "no network"))
+    rows = list(doctor.sources("tiny", lost, "no network"))
     assert states(rows)["base"] == "missing" and not doctor.can_run(rows)
 
 
@@ -79,18 +79,18 @@ def test_a_hub_that_says_nothing_is_not_waited_for(monkeypatch):
     never = threading.Event()
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: never.wait(30))
     started = time.monotonic()
-    assert "not answer" in doctor.ask_hub(0.2)()
+    assert "not answer" in doctor.ask_hub(0.2)
     never.set()
     assert time.monotonic() - started < 5
 
 
 def test_a_hub_that_is_off_says_why():
-    assert "ffline" in doctor.ask_hub(5.0)()  # as `conftest` has it
+    assert "ffline" in doctor.ask_hub(5.0)  # as `conftest` has it
 
 
 def test_a_token_is_never_shown(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
-    rows = list(doctor.hugging_face(lambda: ""))
+    rows = list(doctor.hugging_face(""))
     assert states(rows)["token"] == "ok" and "hf_" not in repr(rows)
     assert next(row.found for row in rows if row.what == "token") == "set"
 

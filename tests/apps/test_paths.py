@@ -8,7 +8,6 @@ import typer
 from typer.testing import CliRunner
 
 from dasd_utils import sampling
-from dasd_utils.apps import animation, verify
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import options, runs, study
 from dasd_utils.apps.cli.options import ChosenRun, Settings
@@ -98,17 +97,6 @@ def test_a_run_is_found_with_its_own_config_however_it_is_named(words, here, mon
     ((folder, config),) = opened
     assert folder in (here / "myrun", here / "myrun/adapter")
     assert config == own.replace(output_dir=str(here / "myrun"))
-
-
-@pytest.mark.parametrize("place", ["myrun", "myrun/adapter"])
-def test_a_run_is_checked_and_animated_however_it_is_named(place, here, monkeypatch):
-    for module, name in ((verify, "verify"), (animation, "of_run")):
-        monkeypatch.setattr(
-            module, name, lambda run, *_: pytest.fail(f"{run} is the run") if run != here / "myrun" else []
-        )
-    monkeypatch.setattr(animation, "save", lambda *_: here)
-    for command in ("verify", "animate"):
-        assert CliRunner().invoke(cli.app, [command, place]).exit_code == 0
 
 
 def test_a_run_that_lost_its_config_is_not_read_with_another(here):

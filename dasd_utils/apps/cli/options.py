@@ -50,17 +50,12 @@ def option(default: Any, text: str, *names: str, complete: Completion = None, **
 
     names: spellings other than the parameter's; complete: returns the values that the Tab key offers.
     """
-    return typer.Option(default, *names, help=text, autocompletion=_offer(complete), **settings)
+    return typer.Option(default, *names, help=text, autocompletion=complete, **settings)
 
 
 def argument(text: str, default: Any = ..., complete: Completion = None, **settings: Any) -> Any:
     """Return the default of a parameter that is an argument, as `option` does."""
-    return typer.Argument(default, help=text, autocompletion=_offer(complete), **settings)
-
-
-def _offer(names: Completion) -> Callable[[str], list[str]] | None:
-    """Return typer's `autocompletion`: the names which begin with what has been typed."""
-    return names and (lambda incomplete: [name for name in names() if name.startswith(incomplete)])
+    return typer.Argument(default, help=text, autocompletion=complete, **settings)
 
 
 def path(text: str | Path) -> Path:
@@ -85,14 +80,14 @@ def run_folders() -> list[str]:
 AUTO = "tiny, sd15 or auto: sd15 where a GPU has 8 GB or more, else tiny."
 LOGGED = """Where losses, pictures and scores are logged: auto (TensorBoard where it is installed), none, or \
 names with commas, as tensorboard,wandb."""
-DOMAINS = dict.fromkeys(domain["name"] for profile in PROFILES.values() for domain in profile["domains"])
-PROFILE = option("auto", AUTO, complete=lambda: ["auto", *PROFILES])
-SEED = option(None, "Seed of everything that is random.", show_default=CONFIGS)
 JSON_OF = "JSON of the fields that differ from the profile's; its paths start at the repository."
 RUN_OR = "A run folder or an adapter folder."
-OF_CHECKPOINT = "that of --checkpoint, else the config's"
-LOGS = ("auto", "none", "tensorboard", "wandb", "mlflow", "trackio")
-TRACKING = option(None, LOGGED, metavar="NAMES", show_default=CONFIGS, complete=lambda: LOGS)
+DOMAINS = dict.fromkeys(domain["name"] for profile in PROFILES.values() for domain in profile["domains"])
+KNOWN_PROFILES = ("auto", *PROFILES)
+PROFILE = option("auto", AUTO, complete=lambda: KNOWN_PROFILES)
+PROFILE_OF_RUN = option("auto", AUTO, show_default="the run's, else auto", complete=lambda: KNOWN_PROFILES)
+SEED = option(None, "Seed of everything that is random.", show_default=CONFIGS)
+TRACKING = option(None, LOGGED, metavar="NAMES", show_default=CONFIGS)
 PROMPT = option(..., "What the picture should show.", metavar="TEXT")
 RUN = argument("A run folder.", metavar="RUN", complete=run_folders)
 FORCE = option(False, "Replace what is there.")
@@ -102,9 +97,9 @@ AS_JSON = option(False, "Print the result as JSON, for a script.", "--json")
 def command(panel: str, called: str | None = None, **settings: Any) -> Callable[..., Callable[..., None]]:
     """Return a decorator that makes a function a command of `dasd`.
 
-    The function returns its result, which `--json` prints for a script, and the text for a person; a third
-    value says what is wrong with the result: the command ends with it after printing. One that returns
-    nothing has no `--json`. A parameter whose type is a dataclass stands for an option a field.
+    The function returns its result, which `--json` prints, and the text for a person; a third value is an
+    error to end with after printing. One that returns nothing has no `--json`. A parameter whose type is a
+    dataclass stands for an option a field.
     """
 
     def decorate(work: Callable[..., Any]) -> Callable[..., None]:
@@ -122,8 +117,6 @@ def command(panel: str, called: str | None = None, **settings: Any) -> Callable[
         def run(**given: Any) -> None:
             given = defaults | given
             as_json = given.pop("as_json", False)
-            for name, value in given.items():
-                _check_text(name, value)
             for group, kind in groups.items():
                 given[group] = kind(**{each.name: given.pop(each.name) for each in dataclasses.fields(kind)})
             result, text, *wrong = work(**given) or (None, None)
@@ -136,13 +129,6 @@ def command(panel: str, called: str | None = None, **settings: Any) -> Callable[
         return app.command(called, rich_help_panel=panel, **settings)(run)
 
     return decorate
-
-
-def _check_text(name: str, value: Any) -> None:
-    """Raise DasdError for a text, or one in a list, of bytes that are no UTF-8; paths may have any."""
-    for text in value if isinstance(value, list) else [value]:
-        if isinstance(text, str) and text != text.encode(errors="replace").decode():
-            raise DasdError(f"The {name} is {text!r}, which is no Unicode text: write it in UTF-8.")
 
 
 def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
@@ -180,9 +166,7 @@ class Settings:
 class OfRun(Settings):
     """The options that name the config of a run: its own, unless they say another."""
 
-    profile: str = option(
-        "auto", AUTO, show_default="the run's, else auto", complete=lambda: ["auto", *PROFILES]
-    )
+    profile: str = PROFILE_OF_RUN
 
 
 @dataclass
@@ -191,14 +175,13 @@ class ChosenRun(OfRun):
 
     checkpoint: Path | None = option(None, RUN_OR, show_default="--output_dir", complete=run_folders)
     output_dir: Path | None = option(
-        None, "The run folder.", show_default=OF_CHECKPOINT, complete=run_folders
+        None, "The run folder.", show_default="that of --checkpoint, else the config's", complete=run_folders
     )
 
     def find(self, **changes: Any) -> tuple[Path, Config]:
-        """Return the run's folder and the config to load it with.
+        """Return the run's folder and its own config with `changes`.
 
-        That is the run's own with `changes`. A config file of the command line replaces all of it but the
-        method, which may have been an option of `dasd train`.
+        A config file of the command line replaces all of it but the method, an option of `dasd train`.
         """
         from dasd_utils import sampling
 
@@ -213,9 +196,7 @@ class ChosenRun(OfRun):
             return folder, self.read(**changes)
         stored = Settings(config=run / "config.json")
         if self.profile not in ("auto", own := stored.read().profile) and self.config is None:
-            raise DasdError(
-                f"{run} is of the profile {own}: leave out --profile, or give its config by --config."
-            )
+            raise DasdError(f"{run} is of the profile {own}: leave out --profile, or give --config.")
         return folder, self.read(stored.read().method, **changes) if self.config else stored.read(**changes)
 
     def open(self, **changes: Any) -> Any:
@@ -229,7 +210,7 @@ class ChosenRun(OfRun):
 
 
 def check_free(path: Path, force: bool) -> Path:
-    """Return where a command may write; DasdError where something stands there, unless it may be replaced."""
+    """Return the path; DasdError where something stands there, unless it may be replaced."""
     if path.exists() and not force:
         raise DasdError(f"{path} is there already: replace it by --force, or name another place.")
     return path
