@@ -47,9 +47,7 @@ def seeds_for(seed: int | Sequence[int], count: int) -> list[int]:
     """Return one seed per prompt: a list as it is, a number repeated; DasdError for what does not fit."""
     seeds = list(seed) if isinstance(seed, Sequence) else [seed] * count
     if len(seeds) != count:
-        raise DasdError(
-            f"There are {len(seeds)} seeds for {count} prompts: give one for all, or one a prompt."
-        )
+        raise DasdError(f"There are {len(seeds)} seeds for {count} prompts: give one, or one a prompt.")
     for number in seeds:
         if not isinstance(number, numbers.Integral) or not 0 <= number < MAX_SEED:
             raise DasdError(f"A seed must be a whole number, 0 or more and below 2**128, not {number!r}.")
@@ -125,8 +123,7 @@ def denoise(
         if start.keep_mask is not None:
             latents = torch.lerp(latents, start.latents_at(later), start.keep_mask)
     if not torch.isfinite(latents).all():
-        raise DasdError("The sampled latents are not finite: lower guidance_scale, or set mixed_precision to "
-                        "'no'.")  # fmt: skip
+        raise DasdError("The latents are not finite: lower guidance_scale, or set mixed_precision to 'no'.")
     return latents
 
 
@@ -190,7 +187,6 @@ class DasdPipeline:
         """batch_size: images a pass holds; progress: bars while it samples."""
         self.parts, self.config = parts, config
         self.batch_size, self.progress = batch_size, progress
-        self._classifier: classifier.DomainClassifier | None = None
         self.shared = False  # True: several processes make the same call, and each samples a part
         self._tried: set[tuple[str, int]] = set()  # schedulers with numbers of steps that they can take
         self.learners: dict[str, Any] = {}  # UNets of other runs, by the names that guidance terms have
@@ -203,15 +199,13 @@ class DasdPipeline:
         """Domain name -> token, None for a domain without one."""
         return {d.name: d.token for d in self.config.domains}
 
-    @property
+    @functools.cached_property
     def classifier(self) -> classifier.DomainClassifier:
         """The prompt classifier, made and fitted at its first use."""
-        if self._classifier is None:
-            parts, domains = self.parts, self.config.domains
-            made = classifier.DomainClassifier(parts.text_encoder, parts.tokenizer, domains)
-            made.fit_threshold(classifier.load_prompts(self.config.classifier.prompts))
-            self._classifier = made
-        return self._classifier
+        encoder, tokenizer = self.parts.text_encoder, self.parts.tokenizer
+        made = classifier.DomainClassifier(encoder, tokenizer, self.config.domains)
+        made.fit_threshold(classifier.load_prompts(self.config.classifier.prompts))
+        return made
 
     def scheduler(self, name: str) -> Any:
         """Return a new scheduler of that name."""
@@ -356,8 +350,7 @@ class DasdPipeline:
         """Raise DasdError for steps that the scheduler cannot take; they are tried on one number, once."""
         if (name, count) in self._tried:
             return
-        limit = self.parts.noise_scheduler.config.num_train_timesteps
-        zero = torch.zeros(1, 1, 1, 1)
+        limit, zero = self.parts.noise_scheduler.config.num_train_timesteps, torch.zeros(1, 1, 1, 1)
         try:
             if count > limit:
                 raise ValueError
@@ -393,11 +386,9 @@ class DasdPipeline:
             batches = batches[processes.share(len(batches))]
         sampled: dict[int, Image.Image] = {}
         shown = self.progress and len(batches) > 1
-        with files.short_bar(None, "images", sum(map(len, batches)), shown=shown, unit="image") as bar:
-            for places in batches:
-                latents = self._latents([jobs[i] for i in places])
-                sampled |= zip(places, decode_images(self.parts.vae, latents), strict=True)
-                bar.update(len(places))
+        for places in files.short_bar(batches, "images", shown=shown, unit="batch"):
+            latents = self._latents([jobs[i] for i in places])
+            sampled |= zip(places, decode_images(self.parts.vae, latents), strict=True)
         if not self.shared:
             return [sampled[place] for place in range(len(jobs))]
         size = self.config.model.resolution

@@ -23,7 +23,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from typer.testing import CliRunner
 
-from dasd_utils import models, sampling
+from dasd_utils import adapters, models, sampling
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import Calibration, Config, DasdError
 from dasd_utils.runtime import small_cnn
@@ -155,6 +155,15 @@ def pipeline(adapted, tiny_config) -> sampling.DasdPipeline:
     """Return the pipeline of the random adapter."""
     adapted.unet.eval()
     return sampling.DasdPipeline(adapted, tiny_config)
+
+
+@pytest.fixture
+def saved_run(adapted, tmp_path) -> Path:
+    """Return the folder of a run: its config and the random adapter."""
+    folder = tmp_path / "saved"
+    adapters.save_adapter(adapted, folder / "adapter")
+    adapted.config.save(folder / "config.json")
+    return folder
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Moving pictures: one frame a step, labelled, in order, and small."""
 
 import pytest
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageSequence
 from typer.testing import CliRunner
 
 from dasd_utils import figures
@@ -19,12 +19,7 @@ def grids():
 
 def frames(path):
     with Image.open(path) as image:
-        found = []
-        for number in range(image.n_frames):
-            image.seek(number)
-            image.load()
-            found.append((image.convert("RGB"), image.info.get("duration")))
-        return found
+        return [(each.convert("RGB"), each.info["duration"]) for each in ImageSequence.Iterator(image)]
 
 
 @pytest.mark.parametrize("suffix", animation.FORMATS)
@@ -38,20 +33,19 @@ def test_frames_come_in_the_order_of_steps_and_rest_at_both_ends(grids, tmp_path
 
 
 def test_the_step_and_the_label_stand_above(grids, tmp_path):
-    plain, named = (
-        animation.save(dict.fromkeys((0, step), Image.new("RGB", (320, 160), "white")),
-                       tmp_path / f"{step}{label}.png", label)
-        for step, label in ((100, ""), (100, "tiny profile"))
-    )  # fmt: skip
-    (first, _), (last, _) = frames(plain)
+    pair = {0: grids[0], 100: grids[0]}
+    plain, named = (frames(animation.save(pair, tmp_path / "a.png", label)) for label in ("", "tiny profile"))
+    (first, _), (last, _) = plain
     left = ImageChops.difference(first, last).getbbox()
     assert left is not None and left[3] <= 30  # another number, a longer line, and nothing below
-    other = ImageChops.difference(last, frames(named)[-1][0]).getbbox()
+    other = ImageChops.difference(last, named[-1][0]).getbbox()
     assert other[0] > 320 and other[3] <= 30  # the label, on the right
 
 
 def test_equal_pictures_are_equal_files_and_figures_are_frames_too(grids, tmp_path):
-    one, two = (animation.save(grids, tmp_path / name).read_bytes() for name in ("a.webp", "b.webp"))
+    one, two = (
+        animation.save(grids, tmp_path / name, width=64).read_bytes() for name in ("a.webp", "b.webp")
+    )
     assert one == two
     drawn = {step: figures.image_grid([grids[0]] * 2, ["a harbor", "lungs"]) for step in (0, 25)}
     assert len(frames(animation.save(drawn, tmp_path / "f.webp"))) == 2

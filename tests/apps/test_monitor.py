@@ -13,6 +13,8 @@ from dasd_utils.apps import monitor
 from dasd_utils.config import DasdError
 from dasd_utils.runtime import files
 
+IMAGE = Image.new("RGB", (8, 8))
+
 
 @pytest.fixture
 def config(tiny_config):
@@ -41,29 +43,20 @@ def same_weights(one, two):
     return all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_watching_changes_no_bit(config, displayed, monkeypatch):
+def test_watching_changes_no_bit_and_displays_where_somebody_looks(config, displayed, monkeypatch, capsys):
+    threads, samples = [], []
+    options = {"on_step": lambda row: threads.append(threading.current_thread().name)}
     with monkeypatch.context() as patch:
         patch.setattr(files, "is_live", lambda: False)
-        plain, running = start(config)
-        expected = running.result()
-    threads = []
-    watched, running = start(config, on_step=lambda row: threads.append(threading.current_thread().name))
+        plain, running = start(config, on_sample=samples.append, **options)
+    assert running.done()
+    expected = running.result()
+    assert samples == [2, 4] and threads == ["MainThread"] * 4
+    assert displayed == [] and capsys.readouterr() == ("", "")
+    watched, running = start(config, **options)
     torch.rand(7)  # the page's own thread goes on meanwhile
-    assert running.result() == expected and threads == ["training"] * 4
+    assert running.result() == expected and threads[4:] == ["training"] * 4
     assert same_weights(plain, watched) and len(displayed) == 1
-
-
-def test_nothing_is_displayed_where_nobody_looks(config, monkeypatch, capsys):
-    monkeypatch.setattr(files, "is_live", lambda: False)
-    monkeypatch.setattr(monitor, "display", pytest.fail)
-    threads, samples = [], []
-
-    def look(row):
-        threads.append(threading.current_thread())
-
-    _, running = start(config, on_step=look, on_sample=samples.append)
-    assert running.done() and len(running.result()) == 4 and samples == [2, 4]
-    assert set(threads) == {threading.main_thread()} and capsys.readouterr() == ("", "")
 
 
 def test_curves_pictures_and_numbers_follow_the_run(config, displayed, monkeypatch):
@@ -71,7 +64,7 @@ def test_curves_pictures_and_numbers_follow_the_run(config, displayed, monkeypat
     monkeypatch.setattr(monitor, "SHARE", 1e9)
     drawn, curves = [], figures.loss_curves
     monkeypatch.setattr(figures, "loss_curves", lambda rows: drawn.append(len(rows)) or curves(rows))
-    _, running = start(config, on_sample=lambda step: [Image.new("RGB", (8, 8))] * 2)
+    _, running = start(config, on_sample=lambda step: [IMAGE] * 2)
     running.result()
     assert drawn == [2, 3, 4, 4]
     head, said, chart, pictures = displayed[0].children
@@ -79,6 +72,13 @@ def test_curves_pictures_and_numbers_follow_the_run(config, displayed, monkeypat
     assert "Trained 4 steps." in said.value and progress.value == 4
     assert "step 4 of 4, loss" in numbers.value and "00:00 left" in numbers.value
     assert all(Image.open(io.BytesIO(each.value)).width > 100 for each in (chart, pictures))
+
+
+@pytest.mark.parametrize("made", [figures.image_grid([IMAGE]), [IMAGE.convert("L")], None], ids=str)
+def test_pictures_may_be_images_a_figure_or_none(made):
+    watching = monitor.Monitor(1)
+    watching.on_sample(1, made)
+    assert made is None or Image.open(io.BytesIO(watching.pictures.value))
 
 
 def test_curves_are_drawn_so_seldom_that_the_run_loses_little(monkeypatch):
@@ -94,16 +94,6 @@ def test_curves_are_drawn_so_seldom_that_the_run_loses_little(monkeypatch):
         now[0] += 0.1
         watching.on_step({"step": step, "loss": 1.0})
     assert 0.5 * len(drawn) < 1.5 * monitor.SHARE * now[0] and len(drawn) > 2
-
-
-def test_pictures_may_be_images_a_figure_or_none():
-    watching = monitor.Monitor(1)
-    image = Image.new("RGB", (8, 8))
-    for made in (figures.image_grid([image]), [image.convert("L")]):
-        watching.pictures.value = b""
-        watching.on_sample(1, made)
-        assert Image.open(io.BytesIO(watching.pictures.value))
-    watching.on_sample(1, None)
 
 
 def test_the_button_leaves_a_run_that_goes_on(config, displayed):
@@ -159,9 +149,8 @@ def test_an_error_is_shown_and_raised_and_one_of_a_chart_is_neither(config, disp
 
 def test_a_click_counts_on_arrival_and_once():
     watching = monitor.Monitor(3)
-    assert watching._arrived({"method": "update", "state": {}}, "s") == "s" and not watching.stop.is_set()
-    assert watching._arrived({"method": "custom", "content": {"event": "click"}}, None) is None
-    assert watching.stop.is_set()
+    assert watching._arrived({"method": "update"}, "s") == "s" and not watching.stop.is_set()
+    assert watching._arrived({"method": "custom"}, None) is None and watching.stop.is_set()
     watching.end("Stopped after step 2.")
     watching.button.click()  # handled once more when the cell has ended
     assert "Stopped after step 2." in watching.said.value

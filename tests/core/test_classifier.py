@@ -35,12 +35,8 @@ def plain(text: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
-def labelled(name: str) -> list[dict]:
-    return classifier.load_prompts(PROMPTS / f"classifier_{name}.json")
-
-
 def test_the_test_file_has_forty_of_each_and_shares_no_prompt():
-    test, fitted = labelled("test"), labelled("validation")
+    test, fitted = (classifier.load_prompts(PROMPTS / f"classifier_{n}.json") for n in ("test", "validation"))
     labels = [row["domain"] for row in test]
     assert [labels.count(name) for name in ("satellite", "xray", None)] == [40, 40, 40]
     assert {row["domain"] for row in fitted} == {"satellite", "xray", None}
@@ -55,10 +51,8 @@ def test_the_test_file_has_forty_of_each_and_shares_no_prompt():
 @pytest.mark.parametrize("domain", ["painting", "satellite", "xray"])
 def test_evaluation_prompts_name_what_the_toy_world_can_draw(domain):
     table = json.loads((PROMPTS / f"{domain}.json").read_text())
-    assert table["domain"] == domain
-    texts = [row["text"] for row in table["prompts"]]
-    assert len(set(texts)) == 20
-    assert not any("<" in text for text in texts)
+    texts = {row["text"] for row in table["prompts"]}
+    assert table["domain"] == domain and len(texts) == 20 and not any("<" in text for text in texts)
     for row in table["prompts"]:
         assert "scene" in row["attributes"]
         for name, value in row["attributes"].items():
@@ -80,17 +74,20 @@ def test_a_prompt_is_read_at_its_end_token(parts, tiny_config):
 
 def test_the_learned_token_is_a_prototype_once_it_is_there(parts, tiny_config):
     satellite = tiny_config.domains[0]
+    bare = dataclasses.replace(satellite, descriptions=())
     before = classifier.DomainClassifier(parts.text_encoder, parts.tokenizer, tiny_config.domains)
     assert before.prototype_texts(satellite) == list(satellite.descriptions)
+    with pytest.raises(config.DasdError, match="satellite has neither descriptions nor a learned token"):
+        before.prototype_texts(bare)
     models.add_domain_tokens(parts, tiny_config.domains)
     after = classifier.DomainClassifier(parts.text_encoder, parts.tokenizer, tiny_config.domains)
     led = [f"<satellite> {text}" for text in satellite.descriptions]
     assert after.prototype_texts(satellite) == [*satellite.descriptions, *led]
-    assert after.prototype_texts(dataclasses.replace(satellite, descriptions=())) == ["<satellite>"]
+    assert after.prototype_texts(bare) == ["<satellite>"]
     assert len(after.prototypes["satellite"]) == 2 * len(satellite.descriptions)
 
 
-def test_a_description_is_its_own_domain(domain_classifier, tiny_config):
+def test_a_description_is_its_own_domain_if_the_threshold_lets_it(domain_classifier, tiny_config):
     domain_classifier.threshold = -1.0
     for domain in tiny_config.domains:
         found = domain_classifier.classify(domain.descriptions[0])
@@ -99,13 +96,9 @@ def test_a_description_is_its_own_domain(domain_classifier, tiny_config):
         assert found["best_score"] == pytest.approx((own @ own[0]).mean().item(), abs=1e-4)
         assert found["suggested_prompt"] == f"{domain.token} {domain.descriptions[0]}"
         assert list(found["all_similarities"]) == ["satellite", "xray"]
-
-
-def test_below_the_threshold_there_is_no_domain(domain_classifier):
     domain_classifier.threshold = 1.1
     found = domain_classifier.classify("an aerial view")
-    assert found["best_domain"] is None
-    assert found["suggested_prompt"] == "an aerial view"
+    assert found["best_domain"] is None and found["suggested_prompt"] == "an aerial view"
     assert found["best_score"] == max(found["all_similarities"].values())
 
 
@@ -121,21 +114,14 @@ def test_a_prompt_with_a_token_keeps_it_and_gets_no_other(domain_classifier, pro
 def test_a_list_gives_what_its_prompts_give_alone(domain_classifier):
     prompts = ["an aerial view of a river", "a dark table", "<xray> lungs"]
     for prompt, together in zip(prompts, domain_classifier.classify(prompts), strict=True):
-        alone = domain_classifier.classify(prompt)
-        assert alone["suggested_prompt"] == together["suggested_prompt"]
-        assert alone["all_similarities"] == pytest.approx(together["all_similarities"], abs=1e-5)
+        alone = domain_classifier.classify(prompt)["all_similarities"]
+        assert alone == pytest.approx(together["all_similarities"], abs=1e-5)
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", [], ["a river", ""], ["a river", None]])
 def test_empty_prompts_are_refused(domain_classifier, prompt):
     with pytest.raises(config.DasdError, match=r"(?i)prompt"):
         domain_classifier.classify(prompt)
-
-
-def test_a_domain_needs_something_to_compare_with(parts):
-    bare = config.DomainConfig("ct", "folder", token="<ct>", initial_word="scan")
-    with pytest.raises(config.DasdError, match="ct has neither descriptions nor a learned token"):
-        classifier.DomainClassifier(parts.text_encoder, parts.tokenizer, [bare])
 
 
 def test_the_threshold_is_the_middle_of_the_best_gap(tiny_config):
@@ -159,11 +145,9 @@ def test_accuracy_counts_truth_by_answer(tiny_config):
     table += [("0.1 0.2", None), ("0.1 0.2", "a domain that is not compared with")]
     labels = [{"prompt": p, "domain": d} for p, d in table]
     share, matrix, rows = classifier.accuracy(domain_classifier, labels)
-    assert share == pytest.approx(4 / 6)
-    assert matrix == [[1, 0, 0], [1, 1, 1], [0, 0, 2]]
+    assert share == pytest.approx(4 / 6) and matrix == [[1, 0, 0], [1, 1, 1], [0, 0, 2]]
     assert [row["right"] for row in rows] == [True, False, True, False, True, True]
-    assert rows[1]["answer"] == "satellite"
-    assert rows[1]["score"] == pytest.approx(0.9)
+    assert rows[1]["answer"] == "satellite" and rows[1]["score"] == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"prompt": "a"}', '[{"prompt": "a"}]'])

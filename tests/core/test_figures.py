@@ -47,20 +47,13 @@ def pixels(figure):
 def extents(figure):
     """Return (text, its box in pixels) of every text that is drawn."""
     FigureCanvasAgg(figure).draw()
+    hidden = set()  # tick labels that stand beyond the axes, or of axes that are off
+    for axes in figure.axes:
+        for axis, limits in (axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim()):
+            beyond = lambda tick, ends=limits: not min(ends) <= tick.get_loc() <= max(ends)  # noqa: E731
+            hidden |= {t.label1 for t in axis.get_major_ticks() if not axes.axison or beyond(t)}
     texts = [t for t in figure.findobj(matplotlib.text.Text) if t.get_visible() and t.get_text().strip()]
-    hidden = set().union(*(hidden_labels(axes) for axes in figure.axes))
     return [(t.get_text(), t.get_window_extent()) for t in texts if t not in hidden]
-
-
-def hidden_labels(axes):
-    """Return tick labels that stand beyond the axes, or of axes that are off."""
-    sides = (axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())
-    return {
-        tick.label1
-        for axis, limits in sides
-        for tick in axis.get_major_ticks()
-        if not axes.axison or not min(limits) <= tick.get_loc() <= max(limits)
-    }
 
 
 def assert_readable(figure):
@@ -71,9 +64,6 @@ def assert_readable(figure):
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text
     for (a, first), (b, second) in itertools.combinations(found, 2):
         assert not first.overlaps(second), f"{a!r} and {b!r}"
-
-
-# grids
 
 
 def test_image_grid_shows_every_image_in_rows():
@@ -102,11 +92,9 @@ def test_comparison_grid_has_labels_left_and_captions_on_top():
     figure = figures.comparison_grid(rows, ["an airport", "a harbor with two ships", "c"], "Same seeds")
     assert len(figure.axes) == 8
     assert_readable(figure)
-    place = {text: box for text, box in extents(figure)}
-    first_image = min(a.get_window_extent().x0 for a in figure.axes)
-    highest_image = max(a.get_window_extent().y1 for a in figure.axes)
-    assert all(place[label].x1 < first_image for label in rows)
-    assert place["an airport"].y0 > highest_image
+    place, pictures = dict(extents(figure)), [axes.get_window_extent() for axes in figure.axes]
+    assert all(place[label].x1 < min(box.x0 for box in pictures) for label in rows)
+    assert place["an airport"].y0 > max(box.y1 for box in pictures)
     assert place["base"].y0 > place["DASD"].y1
 
 
@@ -126,16 +114,9 @@ def test_what_cannot_be_drawn_is_refused(draw, arguments, message):
         draw(*arguments)
 
 
-# curves
-
-
 def history(n=60):
-    random = np.random.default_rng(0)
-    rows = [
-        {"step": k, "loss": 1 / k + 0.1 * random.random(), "mmd": 0.1, "mmd_satellite": 0.2, "grad_norm": 1.0}
-        | {"learning_rate": 1e-3, "token_learning_rate": 5e-3}
-        for k in range(1, n + 1)
-    ]
+    rates = {"learning_rate": 1e-3, "token_learning_rate": 5e-3, "grad_norm": 1.0, "mmd": 0.1}
+    rows = [{"step": k, "loss": 1 / k, "mmd_satellite": 0.2} | rates for k in range(1, n + 1)]
     rows[29]["validation_satellite"], rows[59]["validation_satellite"] = 0.3, 0.2
     rows[5]["loss"] = None  # a skipped step
     return rows
@@ -151,19 +132,10 @@ def test_loss_curves_draw_what_the_history_holds():
     assert_readable(figure)
 
 
-def test_the_average_follows_without_lag():
-    rows = [{"step": k, "loss": float(k)} for k in range(200)]
-    faint, average = figures.loss_curves(rows).axes[0].lines
+def test_the_average_follows_without_lag_and_plain_numbers_are_losses():
+    faint, average = figures.plot_losses([float(k) for k in range(200)]).axes[0].lines
+    np.testing.assert_allclose(faint.get_xydata()[:2], [[1, 0], [2, 1]])
     np.testing.assert_allclose(average.get_ydata()[30:170], faint.get_ydata()[30:170], atol=1e-6)
-
-
-def test_plot_losses_takes_plain_numbers_too():
-    assert figures.plot_losses is figures.loss_curves
-    (axes,) = figures.plot_losses([3.0, 2.0, 1.0]).axes
-    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1, 3], [2, 2], [3, 1]])
-
-
-# bars and matrix
 
 
 def test_bar_chart_draws_values_intervals_and_floor():
@@ -194,19 +166,11 @@ def test_bar_chart_dashes_the_reference_of_each_domain():
 def test_heat_writes_each_value_and_is_dark_where_it_is_high():
     axes = figures.Figure().subplots()
     figures.draw_heat(axes, np.array([[1, 0], [0.25, 0.75]]), [[40, 0], [1, 3]])
-    assert [(text.get_text(), text.get_color() == "white") for text in axes.texts] == [
-        ("40", True),
-        ("0", False),
-        ("1", False),
-        ("3", True),
-    ]
-
-
-# style, files, notebooks
+    found = [(text.get_text(), text.get_color() == "white") for text in axes.texts]
+    assert found == [("40", True), ("0", False), ("1", False), ("3", True)]
 
 
 def test_style_and_figures_leave_nothing_behind():
-    """Neither settings nor, in a list that would fill the memory, figures."""
     before = dict(matplotlib.rcParams)
     figures.bar_chart(results())
     with figures.style():
@@ -216,10 +180,9 @@ def test_style_and_figures_leave_nothing_behind():
 
 def test_saved_figures_are_equal_files(tmp_path):
     curve = [3.0, 2.0, 1.5]
-    first = figures.save(figures.loss_curves(curve), tmp_path / "new" / "a.png")
-    second = figures.save(figures.loss_curves(curve), tmp_path / "new" / "b.png")
-    assert first.read_bytes() == second.read_bytes()
-    assert sorted(p.name for p in first.parent.iterdir()) == ["a.png", "b.png"]
+    places = [tmp_path / "new" / name for name in ("a.png", "b.png")]
+    first, second = (figures.save(figures.loss_curves(curve), place) for place in places)
+    assert first.read_bytes() == second.read_bytes() and sorted(first.parent.iterdir()) == places
     with Image.open(first) as image:
         assert image.size == (396, 324)
     assert figures.save(figures.loss_curves(curve), tmp_path / "c.pdf").stat().st_size > 1000

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from types import SimpleNamespace
 
+import narrow
 import numpy as np
 import pytest
 import torch
@@ -21,9 +23,6 @@ QUICK = Calibration(3.0, 3, "ddim")
 def decoupled(domain_scale, guidance_scale, **changes):
     scales = {"domain_scale": domain_scale, "guidance_scale": guidance_scale}
     return dataclasses.replace(QUICK, guidance="decoupled", **scales, **changes)
-
-
-# the formulas
 
 
 def test_the_predictions_of_all_branches_are_combined():
@@ -51,52 +50,39 @@ def test_scales_of_the_prompt_stop_at_one_and_others_at_nothing():
     assert guidance.weights(guidance.rule(Calibration(4.0, guidance="unconditional"))) == []
 
 
-@pytest.fixture
-def calls():
-    return []
+def predicted(models, *weights):
+    """Return values that networks predict, text times 1, 10 and 100, at each weights, and their batches.
 
+    The texts of the models are 1, 2, ... for a batch of two.
+    """
+    calls, weights_at = [], iter(weights)
 
-@pytest.fixture
-def network_of(calls):
-    """Return three networks that predict text times 1, 10 and 100, and note their batches in `calls`."""
-
-    def network(name, factor):
+    def network_of(name):
         def run(latents, timestep, encoder_hidden_states):
             calls.append((name, len(latents)))
-            rows = factor * encoder_hidden_states.mean(dim=(1, 2))
-            return type("Output", (), {"sample": latents + rows[:, None, None, None]})
+            rows = {BASE: 1, ADAPTED: 10, "other": 100}[name] * encoder_hidden_states.mean(dim=(1, 2))
+            return SimpleNamespace(sample=latents + rows[:, None, None, None])
 
         run.dtype = torch.float32
         return run
 
-    made = {name: network(name, factor) for name, factor in {BASE: 1, ADAPTED: 10, "other": 100}.items()}
-    return made.__getitem__
+    branches = [Branch(torch.full((2, 77, 8), float(i)), model) for i, model in enumerate(models, start=1)]
+    predict = guidance.guided_prediction(network_of, branches, lambda t: next(weights_at))
+    eps = [predict(torch.zeros(2, 4, 8, 8), torch.tensor(3)) for _ in weights]
+    assert all(torch.equal(each, each[:1, :1, :1, :1].expand(2, 4, 8, 8)) for each in eps)
+    return [each[0, 0, 0, 0].item() for each in eps], calls
 
 
-def branches_of(*models):
-    """Return branches with the texts 1, 2, ... for a batch of two."""
-    return [Branch(torch.full((2, 77, 8), float(i)), model) for i, model in enumerate(models, start=1)]
-
-
-def test_any_number_of_branches_and_models_and_a_batch_a_model(calls, network_of):
-    branches = branches_of(BASE, ADAPTED, "other", BASE, ADAPTED)
-    predict = guidance.guided_prediction(network_of, branches, lambda t: [2.0, 0.5, -1.0, 0.25])
-    eps = predict(torch.zeros(2, 4, 8, 8), torch.tensor(3))
-    expected = 1 + 2 * (20 - 1) + 0.5 * (300 - 1) - 1 * (4 - 1) + 0.25 * (50 - 1)
-    torch.testing.assert_close(eps, torch.full((2, 4, 8, 8), expected))
+def test_any_number_of_branches_and_models_and_a_batch_a_model():
+    found, calls = predicted([BASE, ADAPTED, "other", BASE, ADAPTED], [2.0, 0.5, -1.0, 0.25])
+    assert found == [1 + 2 * (20 - 1) + 0.5 * (300 - 1) - 1 * (4 - 1) + 0.25 * (50 - 1)]
     assert calls == [(BASE, 4), (ADAPTED, 4), ("other", 2)]
 
 
-def test_branches_without_a_share_are_not_computed(calls, network_of):
-    weights = iter([[0.0, 2.0], [1.0, 0.0], [0.0, 0.0], [2.0, 2.0]])
-    branches = branches_of(BASE, ADAPTED, BASE)
-    predict = guidance.guided_prediction(network_of, branches, lambda t: next(weights))
-    found = [predict(torch.zeros(2, 1, 1, 1), torch.tensor(3))[0].item() for _ in range(4)]
+def test_branches_without_a_share_are_not_computed():
+    found, calls = predicted([BASE, ADAPTED, BASE], [0.0, 2.0], [1.0, 0.0], [0.0, 0.0], [2.0, 2.0])
     assert found == [1 + 2 * 2, 20, 1, 1 + 2 * 19 + 2 * 2]
     assert calls == [(BASE, 4), (ADAPTED, 2), (BASE, 2), (BASE, 4), (ADAPTED, 2)]
-
-
-# in a pipeline
 
 
 @pytest.fixture
@@ -144,14 +130,15 @@ def test_decoupled_guidance_is_the_formula(pipeline, latents, guidance_scale):
     assert torch.equal(found, other) == (guidance_scale == 0)  # without it the prompt does not matter
 
 
-def test_every_image_of_a_batch_has_its_own_texts(pipeline, monkeypatch):
-    """Two domains in one batch, one of them named by the token that the prompt holds."""
+def test_every_image_of_a_batch_has_its_own_texts_in_two_calls_a_step(pipeline, monkeypatch):
     prompts, seeds = [f"<xray> {PROMPT}", f"<satellite> {PROMPT}"], [4, 5]
-    seen, encode = [], models.encode_prompts
+    seen, sizes, encode = [], [], models.encode_prompts
     monkeypatch.setattr(models, "encode_prompts", lambda p, texts: seen.append(texts) or encode(p, texts))
+    pipeline.parts.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     settings = decoupled(2.0, 3.0)
     together, domains, _ = pipeline.generate(prompts, seed=seeds, settings=settings)
     assert domains == ["xray", "satellite"]
+    assert sizes == [4, 2] * 3  # base: the empty prompt and the given one; adapted: the token
     assert seen == [["", "<xray>", "<satellite>", PROMPT]]  # the base is given no token
     for image, prompt, seed in zip(together, prompts, seeds, strict=True):
         alone, *_ = pipeline.generate(prompt, seed=seed, settings=settings)
@@ -165,13 +152,6 @@ def test_a_negative_prompt_replaces_the_empty_one(pipeline, latents):
     with pipeline.base():
         base, plain = (latents(settings=each, negative_prompt="dark") for each in (both, QUICK))
     torch.testing.assert_close(base, plain, atol=1e-5, rtol=0)
-
-
-def test_three_branches_cost_two_calls_a_step(pipeline, adapted):
-    sizes = []
-    adapted.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    pipeline.generate([PROMPT] * 2, domain="xray", seed=0, settings=decoupled(2.0, 3.0))
-    assert sizes == [4, 2] * 3  # base: the empty prompt and the given one; adapted: the token
 
 
 TERMS = {
@@ -214,24 +194,25 @@ def test_a_weight_of_several_numbers_follows_the_noise(pipeline, latents):
 
 
 def test_a_learner_of_another_run_is_one_more_model(pipeline, adapted, latents):
-    terms = (Term(BASE, EMPTY), Term("twin", EMPTY, 2.0), Term(BASE, GIVEN, 3.0))
+    twin, own = (
+        (Term(BASE, EMPTY), Term(name, EMPTY, 2.0), Term(BASE, GIVEN, 3.0)) for name in ("twin", ADAPTED)
+    )
     with pytest.raises(DasdError, match="Models: base, adapted"):
-        latents(guidance=terms)
+        latents(guidance=twin)
     pipeline.learners["twin"] = copy.deepcopy(adapted.unet)
-    own = (Term(BASE, EMPTY), Term(ADAPTED, EMPTY, 2.0), Term(BASE, GIVEN, 3.0))
-    found = [latents(guidance=each) for each in (terms, own)]
-    torch.testing.assert_close(*found, atol=1e-4, rtol=0)  # the adapter's weights, but not merged
+    # the adapter's weights, but not merged
+    torch.testing.assert_close(latents(guidance=twin), latents(guidance=own), atol=1e-4, rtol=0)
 
 
 def weighted(*weight):
     return (Term(BASE, EMPTY), Term(BASE, GIVEN, *weight))
 
 
-FINITE = "a finite number or a tuple"
+FINITE, TERMS_WANTED = "a finite number or a tuple", "sequence of terms, at least one, not"
 REFUSED = {
-    "no terms": ((), "sequence of terms, at least one, not"),
-    "names": (["cfg"], "sequence of terms, at least one, not"),
-    "one term": (Term(BASE, EMPTY), "sequence of terms, at least one, not"),
+    "no terms": ((), TERMS_WANTED),
+    "names": (["cfg"], TERMS_WANTED),
+    "one term": (Term(BASE, EMPTY), TERMS_WANTED),
     "text": (weighted("2"), FINITE),
     "list": (weighted([1.0]), FINITE),
     "nan": (weighted(float("nan")), FINITE),
@@ -253,11 +234,9 @@ def test_wrong_rules_are_refused(pipeline, case):
 
 
 def test_a_learner_of_another_run_is_named_with_its_place(pipeline, tiny_config, tmp_path):
-    made = training.setup_training(tiny_config.replace(output_dir=str(tmp_path / "other")))
-    with torch.no_grad():
-        for p in models.trainable_parameters(made)["lora"]:
-            p.add_(0.05)
-    run = training.save_training_results(made.config, made, [])
+    other = training.setup_training(tiny_config.replace(output_dir=str(tmp_path / "other")))
+    narrow.randomise(models.trainable_parameters(other))
+    run = training.save_training_results(other.config, other, [])
     pipeline.add_learner("other", run)
     rule = (Term(BASE, EMPTY), Term("other", GIVEN, 1.0))
     image, _, settings = pipeline.generate("a house", seed=1, guidance=rule)
