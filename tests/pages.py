@@ -51,12 +51,14 @@ def serving(words: list[str], port: int, folder: Path) -> Iterator[Path]:
     said = folder / "server.log"
     env = {name: value for name, value in os.environ.items() if name != "JPY_SESSION_NAME"}
     env |= {"PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(folder / "jupyter")}
-    env |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
-    env |= {"JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
+    env |= {f"JUPYTERLAB_{name.upper()}_DIR": str(folder / name) for name in ("settings", "workspaces")}
     with said.open("wb") as log:
         server = subprocess.Popen([sys.executable, "-m", *words], stdout=log, stderr=log, env=env, cwd=folder)
         try:
-            _wait(server, port, said)
+            end = time.monotonic() + SLOW
+            while not _answers(port):
+                assert server.poll() is None and time.monotonic() < end, said.read_text(errors="replace")
+                time.sleep(0.3)
             yield said
         finally:
             server.terminate()
@@ -67,30 +69,17 @@ def serving(words: list[str], port: int, folder: Path) -> Iterator[Path]:
                 server.wait()
 
 
-def _wait(server: subprocess.Popen, port: int, said: Path) -> None:
-    end = time.monotonic() + SLOW
-    while time.monotonic() < end:
-        assert server.poll() is None, said.read_text(errors="replace")
-        with contextlib.suppress(OSError):
-            socket.create_connection((HOST, port), 5).close()
-            return
-        time.sleep(0.3)
-    raise AssertionError(f"The server does not answer: {said.read_text(errors='replace')}")
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
 
 
 @contextlib.contextmanager
 def jupyterlab(folder: Path) -> Iterator[str]:
     """Run JupyterLab on a folder inside the `with`; yield its address."""
     port = free_port()
-    words = [
-        "jupyterlab",
-        "--no-browser",
-        "--allow-root",
-        f"--ip={HOST}",
-        f"--port={port}",
-        "--port-retries=0",
-    ]
-    words += ["--IdentityProvider.token=", f"--notebook-dir={folder}"]
+    words = f"jupyterlab --no-browser --allow-root --ip={HOST} --port={port} --port-retries=0"
+    words = [*words.split(), "--IdentityProvider.token=", f"--notebook-dir={folder}"]
     place = folder / "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     place.parent.mkdir(parents=True)
     place.write_text('{"fetchNews": "false"}')  # else a question lies over the page
