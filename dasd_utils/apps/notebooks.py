@@ -1,8 +1,7 @@
 """The notebooks as files: run them, say whose stored outputs are stale, write their Colab badges.
 
 A stamp in a notebook's metadata holds hashes of what made its outputs: its code cells, the rooms of the
-package that they reach, and their data. A room is hashed as one: the core, `runtime`, a paper, `study`, or
-a tool of `apps`.
+package that they reach, and their data. A room is the core, `runtime`, a paper, `study`, or a tool of `apps`.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import ast
 import functools
 import hashlib
 import json
+import logging
 import re
 import shutil
 import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,21 +27,16 @@ NOTEBOOKS = ROOT / "notebooks"
 KEY = "dasd"  # where a notebook's metadata holds its stamp
 DATA = re.compile(r"data/(?!(cache|runs)(/|$)|results/?$)[\w./-]+")  # what no run writes
 # What a config says for the core to import a paper at run time: a method by its name, and two more.
-NAMED = {name: f"papers/{name}" for name in (*known_methods(), "text_free")} | {
-    "generated": "papers/prior_images"
-}
-KERNEL = {
-    "display_name": "Python 3 (ipykernel)",
-    "language": "python",
-    "name": "python3",
-}  # this environment's
+NAMED = {name: f"papers/{name}" for name in (*known_methods(), "text_free")}
+NAMED["generated"] = "papers/prior_images"
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 Stamp = dict[str, Any]  # {"code": hash, "rooms": {room: hash}, "data": {path: hash}}
+log = logging.getLogger(__name__)
 
 
 class Executed(NamedTuple):
     """A notebook that ran."""
 
-    name: str
     path: Path  # of the copy with outputs
     seconds: float
     folder: Path  # of its figures and results
@@ -50,17 +44,13 @@ class Executed(NamedTuple):
 
 
 def find_notebooks(only: list[str] | None = None, folder: Path = NOTEBOOKS) -> list[Path]:
-    """Return the notebooks in order, those whose name starts with an entry of `only` if given.
-
-    Raises DasdError for an entry that no notebook starts with.
-    """
+    """Return the notebooks in order, those whose name starts with an entry of `only` if given."""
     every = [*sorted(folder.glob("[0-9]*.ipynb")), *sorted(folder.glob("solutions.ipynb"))]
     if not every:
         raise DasdError(f"{folder} holds no notebook. The course comes by `git clone {address()}`.")
     for entry in only or []:
         if not any(path.stem.startswith(entry) for path in every):
-            names = ", ".join(path.stem for path in every)
-            raise DasdError(f"No notebook starts with {entry!r}. Notebooks: {names}.")
+            raise DasdError(f"No notebook starts with {entry!r}: {', '.join(path.stem for path in every)}.")
     return [path for path in every if only is None or path.stem.startswith(tuple(only))]
 
 
@@ -76,18 +66,12 @@ def load_notebook(path: Path) -> nbformat.NotebookNode:
 
 
 def run_notebooks(
-    paths: list[Path],
-    output_dir: str | Path,
-    parameters: dict[str, Any],
-    progress: bool = True,
-    report: Callable[[Executed], None] = lambda done: None,
-    to_store: bool = False,
+    paths: list[Path], output_dir: str | Path, parameters: dict[str, Any], to_store: bool = False
 ) -> list[Executed]:
     """Execute each notebook with the parameters it declares; write executed copies to `output_dir`.
 
     to_store: each runs in an empty folder, `output_dir/<name>`, so that it sees no other notebook's files,
-    and parameters other than its defaults are refused.
-    Raises DasdError at the first failure: notebook, cell and error. The copy then holds the traceback.
+    and parameters other than its defaults are refused. Raises DasdError at the first failure.
     """
     output_dir = Path(output_dir).resolve()
     check_parameters(paths, parameters, to_store)
@@ -100,26 +84,25 @@ def run_notebooks(
         made = stamp(load_notebook(path)) if to_store else {}  # code that changes later did not make it
         if to_store:
             shutil.rmtree(folder, ignore_errors=True)
-        _execute(path, copy, parameters | {"output_dir": portable(folder)}, progress)
-        done.append(Executed(path.stem, copy, time.perf_counter() - started, folder, made))
-        report(done[-1])
+        _execute(path, copy, parameters | {"output_dir": portable(folder)})
+        done.append(Executed(copy, time.perf_counter() - started, folder, made))
+        log.info("%s: %.0f s", path.stem, done[-1].seconds)
     return done
+
+
+def _tags(cell: nbformat.NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
 
 
 def _defaults(path: Path) -> dict[str, str]:
     """Return the parameters that a notebook declares, with the source of each default."""
-    cells = [cell for cell in load_notebook(path).cells if "parameters" in cell.metadata.get("tags", [])]
-    assigned = [
-        node for cell in cells for node in ast.parse(cell.source).body if isinstance(node, ast.Assign)
-    ]
-    return {ast.unparse(node.targets): ast.unparse(node.value) for node in assigned}
+    cells = [cell for cell in load_notebook(path).cells if "parameters" in _tags(cell)]
+    lines = [node for cell in cells for node in ast.parse(cell.source).body]
+    return {ast.unparse(n.targets): ast.unparse(n.value) for n in lines if isinstance(n, ast.Assign)}
 
 
 def check_parameters(paths: list[Path], parameters: dict[str, Any], to_store: bool = False) -> None:
-    """Raise DasdError for a parameter that none of the notebooks declares, such as a misspelled one.
-
-    to_store: also for a value that is not the notebook's default, as stored outputs are of the defaults.
-    """
+    """Raise DasdError for a parameter that no notebook declares, or to_store: whose default differs."""
     declared = {path: _defaults(path) for path in paths}
     known = set().union(*declared.values())
     for name, value in parameters.items():
@@ -131,23 +114,19 @@ def check_parameters(paths: list[Path], parameters: dict[str, Any], to_store: bo
                                 f"of that: leave out {name} = {value!r} or --update.")  # fmt: skip
 
 
-def _execute(path: Path, copy: Path, parameters: dict[str, Any], progress: bool) -> None:
+def _execute(path: Path, copy: Path, parameters: dict[str, Any]) -> None:
     import papermill
     from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
 
     values = {name: parameters[name] for name in _defaults(path) if name in parameters}
     kernel = {"kernel_name": KERNEL["name"], "language": KERNEL["language"]}  # whatever it was saved with
-    options = {"progress_bar": progress, "cwd": str(path.parent), "log_output": False}
     try:
-        papermill.execute_notebook(str(path), str(copy), values, **kernel, **options)
+        papermill.execute_notebook(str(path), str(copy), values, **kernel, cwd=str(path.parent))
     except DeadKernelError:
         raise DasdError(f"{path.name}: its kernel died, most likely of too little memory.") from None
-    except PapermillExecutionError as error:
-        raise DasdError(
-            f"{path.name} failed in cell {error.exec_count} with {error.ename}: {error.evalue}. "
-            f"The executed copy with its traceback: {copy}"
-        ) from None
+    except papermill.PapermillExecutionError as error:
+        raise DasdError(f"{path.name} failed in cell {error.exec_count} with {error.ename}: {error.evalue}. "
+                        f"The executed copy with its traceback: {copy}") from None  # fmt: skip
 
 
 def store_outputs(done: list[Executed], root: Path = ROOT) -> None:
@@ -157,12 +136,11 @@ def store_outputs(done: list[Executed], root: Path = ROOT) -> None:
     """
     for one in done:
         notebook = nbformat.read(one.path, 4)
-        cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
-        for cell in cells:
-            cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
-        notebook.cells = cells
-        language = notebook.metadata.language_info
-        notebook.metadata = {"kernelspec": KERNEL, "language_info": language, KEY: one.stamp}
+        notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in _tags(cell)]
+        for cell in notebook.cells:
+            cell.metadata = {"tags": _tags(cell)} if _tags(cell) else {}
+        info = notebook.metadata.language_info
+        notebook.metadata = {"kernelspec": KERNEL, "language_info": info, KEY: one.stamp}
         with files.atomic_write(root / "notebooks" / one.path.name, "The notebook") as part:
             nbformat.write(notebook, part)
         for kind, folder in (("figures", root / "figures"), ("results", root / "data" / "results")):
@@ -228,8 +206,7 @@ def read_code(source: str) -> Code:
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
-        raise DasdError(f"This code is no plain Python, {error.msg}: {(error.text or source)[:80]!r}. Write "
-                        "it without magic lines.") from None  # fmt: skip
+        raise DasdError(f"This code has magic lines, {error.msg}: {(error.text or source)[:80]!r}.") from None
     _drop_prose(tree)
     imports, texts, methods = set(), set(), set()
     for node in ast.walk(tree):
@@ -261,7 +238,7 @@ def _drop_prose(tree: ast.Module) -> None:
 
 
 def _plain(node: Any) -> Any:
-    """Return a tree as nested lists, without empty fields: versions of Python differ in which there are."""
+    """Return a tree as nested lists, without empty fields: versions of Python differ in these."""
     if isinstance(node, ast.AST):
         fields = [(name, _plain(value)) for name, value in ast.iter_fields(node) if value not in (None, [])]
         return [type(node).__name__, *fields]
@@ -271,8 +248,8 @@ def _plain(node: Any) -> Any:
 def reached_rooms(cells: Code, root: Path = ROOT) -> dict[str, Code]:
     """Return the rooms of the package that code uses, and those that these import, inside functions too.
 
-    A text that is a module's name, such as "dasd_utils.apps.cli.main", counts as an import of it. A paper
-    also counts if its name is in the cells, in a config that they name, or in another paper that counts.
+    A module's name as a text counts as an import of it. So does a paper's name in the cells, in a config that
+    they name, or in a paper that counts.
     """
     rooms = rooms_of(root)
     configs = [root / name for name in _data_of(cells, root) if name.startswith("data/configs/")]
@@ -319,11 +296,7 @@ def _data_of(code: Code, root: Path) -> set[str]:
 
 
 def _content(path: Path) -> bytes:
-    """Return a file's content, or a folder's: names and contents of its files but prose.
-
-    Of a folder with a manifest, such as a run, the manifest alone: it has the hash of each file that was
-    saved, and later images or timings beside them do not count.
-    """
+    """Return a file's content, a folder's manifest, which has hashes, or names and contents of its files."""
     for file in (path, path / "manifest.json"):
         if file.is_file():
             return file.read_bytes()
@@ -354,19 +327,14 @@ def repository(root: Path = ROOT) -> tuple[str, str]:
 
 
 def renew_badges(paths: list[Path], root: Path = ROOT, write: bool = True) -> list[Path]:
-    """Make badges and setup cells say what pyproject.toml says; return the notebooks where they did not.
-
-    Raises DasdError for a notebook without one of them, before any is written.
-    """
+    """Make badges and setup cells say what pyproject.toml says; return the notebooks where they did not."""
     address, tag = repository(root)
     place = json.dumps(f'address, version, folder = "{address}", "{tag}", "dasd-{tag}"')[1:-1]
-    blob = (
-        f"https://colab.research.google.com/github/{address.removeprefix('https://github.com/')}/blob/{tag}"
-    )
+    page = f"{address.replace('https://github.com', 'https://colab.research.google.com/github')}/blob/{tag}"
     changed = {}
     for path in paths:
         before = path.read_text(encoding="utf8")
-        text, badges = LINK.subn(f"{blob}/notebooks/{path.name}", before, count=1)
+        text, badges = LINK.subn(f"{page}/notebooks/{path.name}", before, count=1)
         text, setups = PLACE.subn(lambda _: place, text)
         if not badges or setups != 1:
             raise DasdError(f"{path.name} must begin with a title and a Colab badge, and its first code cell "

@@ -22,7 +22,8 @@ def test_parameters_are_read_as_json():
 @pytest.fixture
 def notebook(tmp_path):
     """Return the path of a notebook that shows its parameter `value`, and fails where that is 5 or more."""
-    path = tmp_path / "00_small.ipynb"
+    path = tmp_path / "notebooks" / "00_small.ipynb"
+    path.parent.mkdir()
     declared = nbformat.v4.new_code_cell("value = 1", metadata={"tags": ["parameters"]})
     shown = nbformat.v4.new_code_cell("assert value < 5, 'too large'\nvalue")
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -31,31 +32,16 @@ def notebook(tmp_path):
     return path
 
 
-def test_notebook_runs_with_parameters(notebook, tmp_path):
-    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 3}, progress=False)
-    assert '"3"' in done.path.read_text()
+KERNEL = {"name": "conda-env-torch-py", "display_name": "torch"}
 
 
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        {},
-        {
-            "kernelspec": {"name": "conda-env-torch-py", "display_name": "torch"},
-            "language_info": {"name": "py"},
-        },
-    ],
-)
-def test_a_notebook_saved_with_another_kernel_runs_with_the_one_of_this_environment(
-    notebook, tmp_path, metadata
-):
+@pytest.mark.parametrize("metadata", [{}, {"kernelspec": KERNEL, "language_info": {"name": "py"}}])
+def test_a_notebook_saved_with_another_kernel_runs_with_this_environments(notebook, tmp_path, metadata):
     saved = nbformat.read(notebook, 4)
     saved.metadata = nbformat.from_dict(metadata)
     saved.cells[1].source = "import sys; sys.executable"
     nbformat.write(saved, notebook)
-    (done,) = notebooks.run_notebooks(
-        [notebook], tmp_path / "out", {"value": 1}, progress=False, to_store=True
-    )
+    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 1}, to_store=True)
     assert sys.executable in done.path.read_text()
     notebooks.store_outputs([done], tmp_path)
     stored = nbformat.read(tmp_path / "notebooks" / notebook.name, 4).metadata
@@ -65,23 +51,28 @@ def test_a_notebook_saved_with_another_kernel_runs_with_the_one_of_this_environm
 def test_what_is_no_notebook_and_a_kernel_that_dies_are_named(notebook, tmp_path):
     notebook.write_text(notebook.read_text().replace("assert value", "import os; os._exit(1); assert value"))
     with pytest.raises(DasdError, match=r"00_small\.ipynb: its kernel died"):
-        notebooks.run_notebooks([notebook], tmp_path / "out", {}, progress=False)
+        notebooks.run_notebooks([notebook], tmp_path / "out", {})
     for text in ("<<<<<<< HEAD", "{}", "[]"):
         notebook.write_text(text)
         with pytest.raises(DasdError, match=r"00_small\.ipynb is no notebook"):
             notebooks.stale(notebook)
 
 
-def test_failing_notebook_names_cell_and_error(notebook, tmp_path):
+def test_a_notebook_runs_with_parameters_and_a_failing_one_names_cell_and_error(notebook, tmp_path):
+    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 3})
+    assert '"3"' in done.path.read_text()
     with pytest.raises(DasdError, match=r"00_small\.ipynb failed in cell 3 with AssertionError: too large"):
-        notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 7}, progress=False)
+        notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 7})
+    with pytest.raises(DasdError, match="says value = 1"):  # outputs of other values are not stored
+        notebooks.run_notebooks([notebook], tmp_path / "stored", {"value": 3}, to_store=True)
+    assert not (tmp_path / "stored").exists()
 
 
 def test_stored_notebook_has_no_injected_cell_and_says_what_made_it(notebook, tmp_path):
     for folder in ("", "00_small"):
         (old := tmp_path / "out" / folder / "figures" / "old.png").parent.mkdir(parents=True)
         old.write_bytes(b"of an earlier run with other settings")
-    done = notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 1}, progress=False, to_store=True)
+    done = notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 1}, to_store=True)
     (figures := tmp_path / "out" / "00_small" / "figures").mkdir(parents=True)
     (figures / "00_new.png").write_bytes(b"of this one")
     (tmp_path / "repo" / "notebooks").mkdir(parents=True)
@@ -96,33 +87,20 @@ def test_stored_notebook_has_no_injected_cell_and_says_what_made_it(notebook, tm
 def test_what_is_stored_ran_in_a_folder_of_its_own(notebook, tmp_path):
     text = notebook.read_text().replace("value = 1", 'value = 1\\noutput_dir = \\"data/runs/course\\"')
     notebook.write_text(text.replace(' "value"\n', ' "output_dir"\n'))
-    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {}, progress=False)
+    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {})
     assert done.folder == tmp_path / "out" and f"{tmp_path}/out'" in done.path.read_text()
-    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {}, progress=False, to_store=True)
+    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {}, to_store=True)
     assert done.folder == tmp_path / "out/00_small" and f"{tmp_path}/out/00_small'" in done.path.read_text()
-
-
-def test_outputs_of_other_values_are_not_stored(notebook, tmp_path):
-    with pytest.raises(DasdError, match="says value = 1"):
-        notebooks.run_notebooks([notebook], tmp_path, {"value": 3}, to_store=True)
-    assert list(tmp_path.glob("*/*.ipynb")) == []
 
 
 @pytest.fixture
 def course(notebook, monkeypatch):
-    """Return a command's (status, output, error) in a repository of one small notebook."""
+    """Return `course(*words)`: the exit status of a command in a repository of one small notebook."""
     declared = 'value = 1\\nprofile = \\"tiny\\"\\noutput_dir = \\"\\"'
     notebook.write_text(notebook.read_text().replace("value = 1", declared))
     monkeypatch.setattr(notebooks, "find_notebooks", lambda only=None: [notebook])
-
-    def store(done):
-        for one in done:
-            made = nbformat.read(one.path, 4)
-            made.cells = [c for c in made.cells if "injected-parameters" not in c.metadata.get("tags", [])]
-            made.metadata["dasd"] = one.stamp
-            nbformat.write(made, notebook)
-
-    monkeypatch.setattr(notebooks, "store_outputs", store)
+    store = notebooks.store_outputs
+    monkeypatch.setattr(notebooks, "store_outputs", lambda done: store(done, notebook.parents[1]))
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["dasd", *words])
@@ -165,19 +143,11 @@ def test_only_stale_notebooks_are_run_again(course, notebook, capsys, tmp_path):
     assert [row["notebook"] for row in json.loads(capsys.readouterr().out)] == ["00_small"]
 
 
-def test_a_notebook_that_is_not_there_is_the_users_error(course, capsys):
-    assert course("fresh", "nowhere.ipynb") == 1
-    assert "nowhere.ipynb is no notebook" in capsys.readouterr().err
-
-
-def test_badges_are_checked_and_written(tmp_path, monkeypatch, capsys):
+def test_badges_are_checked_and_written(course, tmp_path, monkeypatch, capsys):
     path = tmp_path / "03_training.ipynb"
     shutil.copy(ROOT / "notebooks" / path.name, path)
     path.write_text(path.read_text().replace("/notebooks/03_training", "/notebooks/03_trained"))
     monkeypatch.setattr(notebooks, "find_notebooks", lambda: [path])
     for words, status in ((["--check"], 1), ([], 0), (["--check"], 0)):
-        monkeypatch.setattr(sys, "argv", ["dasd", "badges", *words])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        assert stop.value.code == status, capsys.readouterr()
+        assert (course("badges", *words) or 0) == status, capsys.readouterr()
     assert "/notebooks/03_training.ipynb" in path.read_text()

@@ -19,15 +19,8 @@ def away(tmp_path_factory):
     shutil.copytree(ROOT / "dasd_utils", site / "dasd_utils")
 
     def run(*words):
-        environment = os.environ | {
-            "PYTHONPATH": str(site),
-            "HF_HUB_OFFLINE": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        }
-        command = [sys.executable, *words]
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
+        env = os.environ | {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True)
         assert [path.name for path in site.iterdir()] == ["dasd_utils"]
         return done, folder
 
@@ -37,31 +30,26 @@ def away(tmp_path_factory):
 def test_a_wheel_holds_every_file_of_the_package():
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     shipped = {f"{package.replace('.', '/')}/{name}" for package, names in patterns.items() for name in names}
-    files = [
-        path
-        for path in (ROOT / "dasd_utils").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    ]
+    every = [path for path in (ROOT / "dasd_utils").rglob("*") if path.is_file()]
+    files = [path for path in every if "__pycache__" not in path.parts]
     assert {path.relative_to(ROOT).as_posix() for path in files if path.suffix != ".py"} == shipped
     assert all((path.parent / "__init__.py").is_file() for path in files)
 
 
-def test_paths_start_at_the_present_folder(away):
-    done, folder = away("-c", "from dasd_utils.config import resolve; print(resolve('data/runs'))")
-    assert Path(done.stdout.strip()) == folder / "data/runs"
+def test_paths_start_at_the_present_folder_and_the_doctor_knows_what_the_package_needs(away):
+    code = "from dasd_utils.config import resolve; print(resolve('data/runs'))\n"
+    code += "from dasd_utils.apps import doctor; print([row.what for row in doctor.packages()])"
+    done, folder = away("-c", code)
+    place, packages = done.stdout.splitlines()
+    assert Path(place) == folder / "data/runs"
+    assert "'diffusers'" in packages and "'pytest'" not in packages
 
 
 @pytest.mark.parametrize(
-    ("words", "missing"),
-    [("notebooks", "holds no notebook"), ("train --profile tiny", "data/tiny-sd")],
+    ("words", "missing"), [("notebooks", "holds no notebook"), ("train --profile tiny", "data/tiny-sd")]
 )
 def test_what_a_wheel_lacks_is_said_to_be_in_the_repository(away, words, missing):
     done, folder = away("-m", "dasd_utils", *words.split())
     said = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and missing in said and "git clone https://" in said, done.stderr
     assert not [path for path in folder.rglob("*") if path.is_file()]
-
-
-def test_the_doctor_knows_what_the_package_needs(away):
-    done, _ = away("-c", "from dasd_utils.apps import doctor; print([row.what for row in doctor.packages()])")
-    assert "'diffusers'" in done.stdout and "'pytest'" not in done.stdout, done.stderr
