@@ -81,7 +81,18 @@ def load_parts(config: cfg.Config, unet_dtype: torch.dtype | None = None) -> Par
         noise_scheduler=base.load(diffusers.DDPMScheduler, "scheduler"),
         config=config,
     )
-    _check_parts(parts)
+    text, tokens = parts.text_encoder.config, len(parts.tokenizer)
+    if tokens != text.vocab_size:
+        raise cfg.DasdError(f"The base model {model.base!r} does not fit together: the tokenizer has "
+                            f"{tokens} tokens, the text encoder {text.vocab_size}.")  # fmt: skip
+    if parts.unet.config.cross_attention_dim != text.hidden_size or parts.unet.config.addition_embed_type:
+        raise cfg.DasdError(f"The base model {model.base!r} is no Stable Diffusion 1.x.")
+    prediction = parts.noise_scheduler.config.prediction_type
+    if prediction != "epsilon":
+        raise cfg.DasdError(
+            f"The base model {model.base!r} predicts {prediction!r}, not the noise ('epsilon')."
+        )
+    latent_shape(parts)
     for name in ("unet", "text_encoder", "vae"):
         module = parts[name].requires_grad_(False).eval()
         if not all(p.sum(dtype=torch.float32).isfinite() for p in module.parameters()):
@@ -92,20 +103,6 @@ def load_parts(config: cfg.Config, unet_dtype: torch.dtype | None = None) -> Par
         parts.unet.set_attn_processor(AttnProcessor())
         parts.text_encoder.set_attn_implementation("eager")
     return parts
-
-
-def _check_parts(parts: Parts) -> None:
-    base, text, unet = parts.config.model.base, parts.text_encoder.config, parts.unet.config
-    tokens = len(parts.tokenizer)
-    if tokens != text.vocab_size:
-        raise cfg.DasdError(f"The base model {base!r} does not fit together: its tokenizer has {tokens} "
-                            f"tokens, its text encoder {text.vocab_size}.")  # fmt: skip
-    if unet.cross_attention_dim != text.hidden_size or unet.addition_embed_type:
-        raise cfg.DasdError(f"The base model {base!r} is no Stable Diffusion 1.x.")
-    prediction = parts.noise_scheduler.config.prediction_type
-    if prediction != "epsilon":
-        raise cfg.DasdError(f"The base model {base!r} predicts {prediction!r}, not the noise ('epsilon').")
-    latent_shape(parts)
 
 
 def latent_shape(parts: Parts) -> tuple[int, int, int]:

@@ -47,15 +47,9 @@ def dasd(*words: object) -> Any:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Callable[..., Path]:
     """Return `tiny_base(seed=0, **unet_changes) -> folder` of a narrow random base; made once each."""
-    made: dict[str, Path] = {}
-
-    def build(seed: int = 0, **unet_changes) -> Path:
-        key = f"{seed}{sorted(unet_changes.items())}"
-        if key not in made:
-            made[key] = narrow.make_base(tmp_path_factory.mktemp("base"), seed, **unet_changes)
-        return made[key]
-
-    return build
+    return functools.cache(
+        lambda *seed, **changes: narrow.make_base(tmp_path_factory.mktemp("base"), *seed, **changes)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -74,36 +68,15 @@ def on_narrow_base(profile: str, base: Path, clip: Path, folder: Path, **changes
     """Return a config of the profile on a narrow base, with few steps and all output in `folder`."""
     config = Config.setup(profile)
     quick = Calibration(guidance_scale=2.0, num_inference_steps=2, scheduler="ddim")
-    source, *domains = (
-        dataclasses.replace(d, num_images=24, calibration=quick) for d in (config.source, *config.domains)
-    )
-    settings = dict(
-        source=source,
-        domains=tuple(domains),
-        base=base,
-        clip=clip,
-        base_revision=None,
-        clip_revision=None,
-        resolution=32,
-        attention="fused",  # as diffusers has it, for exact comparisons
-        mixed_precision="no",
-        output_dir=folder / "run",
-        cache_dir=folder / "cache",
-        max_train_steps=4,
-        target_batch_size=6,
-        source_batch_size=2,
-        lr_warmup_steps=1,
-        queue_size=8,
-        rank=4,
-        alpha=16.0,
-        checkpoint_every=2,
-        validation_every=2,
-        validation_images=4,
-        images_per_prompt=2,
-        num_heldout=8,
-        num_bootstrap=50,
-    )
-    settings["num_inference_steps"] = 2  # of the evaluation
+    few = dict(num_images=24, calibration=quick)
+    source, *domains = (dataclasses.replace(d, **few) for d in (config.source, *config.domains))
+    settings = dict(source=source, domains=tuple(domains), base=base, clip=clip, output_dir=folder / "run")
+    settings |= dict(base_revision=None, clip_revision=None, resolution=32, cache_dir=folder / "cache")
+    settings |= dict(attention="fused", mixed_precision="no")  # as diffusers has it, for exact comparisons
+    settings |= dict(max_train_steps=4, target_batch_size=6, source_batch_size=2, lr_warmup_steps=1)
+    settings |= dict(queue_size=8, rank=4, alpha=16.0, checkpoint_every=2, validation_every=2)
+    settings |= dict(validation_images=4, images_per_prompt=2, num_heldout=8, num_bootstrap=50)
+    settings |= dict(num_inference_steps=2)  # of the evaluation
     return config.replace(**(settings | changes))
 
 
@@ -213,15 +186,8 @@ def plain_pipeline(
     parts: models.Parts, scheduler: str, kind: type[DiffusionPipeline] = StableDiffusionPipeline
 ) -> DiffusionPipeline:
     """Return the pipeline of diffusers with the same networks, to compare with."""
-    pipeline = kind(
-        vae=parts.vae,
-        text_encoder=parts.text_encoder,
-        tokenizer=parts.tokenizer,
-        unet=parts.unet,
-        scheduler=sampling.make_scheduler(scheduler, parts.noise_scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    scheduler = sampling.make_scheduler(scheduler, parts.noise_scheduler)
+    modules = dict(vae=parts.vae, text_encoder=parts.text_encoder, tokenizer=parts.tokenizer, unet=parts.unet)
+    pipeline = kind(**modules, scheduler=scheduler, **narrow.UNCHECKED)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -18,6 +18,14 @@ from transformers import (
 )
 
 HIDDEN = 32
+SIZES = dict(
+    hidden_size=HIDDEN,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    projection_dim=HIDDEN,
+)
+UNCHECKED = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 NOISE = dict(num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 START, END = "<|startoftext|>", "<|endoftext|>"
 # Whole words are one token; "radiograph" is two, as in CLIP's own vocabulary.
@@ -28,11 +36,6 @@ scan lungs thorax ribs frontal normal pneumonia heart effusion left right both p
 still life mountain house sun tree table fruit vase bottle style impressionist line drawing sketch a an the
 of with and in from on at under beside large blue red green yellow dark bright
 """
-
-
-def byte_alphabet() -> list[str]:
-    """Return the 256 characters of byte-level BPE."""
-    return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def learned_merges() -> list[tuple[str, str]]:
@@ -47,7 +50,7 @@ def learned_merges() -> list[tuple[str, str]]:
 
 def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
     """Return pieces -> ids in CLIP's order: bytes, bytes that end a word, merges, start, end."""
-    letters = byte_alphabet()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # 256
     pieces = [*letters, *(f"{c}</w>" for c in letters), *("".join(pair) for pair in merges)]
     return {piece: i for i, piece in enumerate([*dict.fromkeys(pieces), START, END])}
 
@@ -59,59 +62,29 @@ def make_tokenizer() -> CLIPTokenizer:
 
 def make_unet(**changes) -> UNet2DConditionModel:
     """Return a UNet with cross-attention at the second level and the middle only."""
-    settings = dict(
-        sample_size=16,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        cross_attention_dim=HIDDEN,
-        attention_head_dim=4,
-        norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )
+    settings = dict(sample_size=16, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8)
+    settings |= dict(cross_attention_dim=HIDDEN, attention_head_dim=4)
+    settings |= dict(down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"))
+    settings |= dict(up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
     return UNet2DConditionModel(**(settings | changes))
 
 
-def make_vae(levels: int = 3, **changes) -> AutoencoderKL:
-    settings = dict(
-        sample_size=64,
-        block_out_channels=(8, 16, 16, 16)[:levels],
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-    )
-    return AutoencoderKL(**(settings | changes))
+def make_vae() -> AutoencoderKL:
+    """Return a VAE of three levels: factor 4."""
+    types = dict(down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3)
+    settings = dict(sample_size=64, block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=8)
+    return AutoencoderKL(**types, **settings)
 
 
 def text_settings(tokenizer: CLIPTokenizer, **changes) -> dict:
-    settings = dict(
-        vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        projection_dim=HIDDEN,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    return settings | changes
+    ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    ids |= dict(pad_token_id=tokenizer.eos_token_id)
+    return SIZES | dict(vocab_size=len(tokenizer), max_position_embeddings=77) | ids | changes
 
 
 def save_clip(folder: Path, tokenizer: CLIPTokenizer) -> None:
     """Save a narrow CLIP with its image processor and tokenizer."""
-    vision = dict(
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        projection_dim=HIDDEN,
-    )
+    vision = SIZES | dict(image_size=32, patch_size=8)
     config = CLIPConfig(text_config=text_settings(tokenizer), vision_config=vision, projection_dim=HIDDEN)
     CLIPModel(config).save_pretrained(folder)
     sizes = dict(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
@@ -130,9 +103,7 @@ def make_base(folder: Path, seed: int = 0, **unet_changes) -> Path:
             tokenizer=tokenizer,
             unet=make_unet(**unet_changes),
             scheduler=DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+            **UNCHECKED,
         )
         pipeline.save_pretrained(folder)
         save_clip(folder / "clip", tokenizer)

@@ -28,28 +28,11 @@ def write_weights(folder: Path, name: str, state: dict[str, torch.Tensor]) -> No
 
 def old_unet(folder: Path) -> None:
     """Write the UNet with the config keys of SD 1.5: four levels, attention at the first three."""
-    channels = (16, 16, 32, 32)
-    config = {
-        "_class_name": "UNet2DConditionModel",
-        "_diffusers_version": "0.6.0",
-        "act_fn": "silu",
-        "attention_head_dim": 8,
-        "block_out_channels": channels,
-        "center_input_sample": False,
-        "cross_attention_dim": narrow.HIDDEN,
-        "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
-        "downsample_padding": 1,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "in_channels": 4,
-        "layers_per_block": 2,
-        "mid_block_scale_factor": 1,
-        "norm_eps": 1e-05,
-        "norm_num_groups": 8,
-        "out_channels": 4,
-        "sample_size": 64,
-        "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
-    }
+    config = {"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0"}
+    config |= {"block_out_channels": (16, 16, 32, 32), "cross_attention_dim": narrow.HIDDEN}
+    config |= {"attention_head_dim": 8, "norm_num_groups": 8, "layers_per_block": 2, "sample_size": 64}
+    config |= {"down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"]}
+    config |= {"up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3]}
     write_json(folder / "config.json", config)
     weights = UNet2DConditionModel.from_config(config).state_dict()
     write_weights(folder, "diffusion_pytorch_model", weights)
@@ -57,20 +40,9 @@ def old_unet(folder: Path) -> None:
 
 def old_vae(folder: Path) -> None:
     """Write the VAE with SD 1.5's config keys (no scaling factor) and its old names of attention."""
-    config = {
-        "_class_name": "AutoencoderKL",
-        "_diffusers_version": "0.6.0",
-        "act_fn": "silu",
-        "block_out_channels": [8, 16, 16, 16],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "in_channels": 3,
-        "latent_channels": 4,
-        "layers_per_block": 2,
-        "norm_num_groups": 8,
-        "out_channels": 3,
-        "sample_size": 512,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-    }
+    config = {"_class_name": "AutoencoderKL", "_diffusers_version": "0.6.0", "sample_size": 512}
+    config |= {"block_out_channels": [8, 16, 16, 16], "layers_per_block": 2, "norm_num_groups": 8}
+    config |= {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
     write_json(folder / "config.json", config)
     names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
     state = {}
@@ -113,10 +85,8 @@ def old_tokenizer(folder: Path) -> CLIPTokenizer:
 
 def old_safety_checker(folder: Path) -> None:
     """Write a safety checker whose weights cannot be read: nothing here may load it."""
-    write_json(
-        folder / "config.json",
-        {"architectures": ["StableDiffusionSafetyChecker"], "model_type": "clip", "projection_dim": 768},
-    )
+    kind = {"architectures": ["StableDiffusionSafetyChecker"], "model_type": "clip", "projection_dim": 768}
+    write_json(folder / "config.json", kind)
     for name in ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin"):
         (folder / name).write_bytes(b"nobody reads this")
 

@@ -97,17 +97,13 @@ def make_sampler(config: Config, vae: AutoencoderKL) -> latents.Sampler:
 
 
 class Words:
-    """A tokenizer that takes words for tokens; `added`: tokens that its vocabulary has."""
+    """A tokenizer that takes words for tokens."""
 
-    def __init__(self, *added: str, limit: int = 77) -> None:
+    def __init__(self, limit: int = 77) -> None:
         self.model_max_length = limit
-        self.added = added
 
     def __call__(self, texts: list[str], **options) -> dict[str, list[list[str]]]:
         return {"input_ids": [text.split() for text in texts]}
-
-    def get_vocab(self) -> dict[str, int]:
-        return {token: number for number, token in enumerate(self.added)}
 
 
 class NoiseSampler(latents.Sampler):

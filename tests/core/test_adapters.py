@@ -137,8 +137,12 @@ def refused(config, folder, match):
 
 
 def test_another_base_and_a_second_adapter_are_refused(folder, adapted, tiny_config, tiny_base):
-    refused(tiny_config.replace(base=tiny_base(seed=1)), folder, "belongs to the base")
+    refused(tiny_config.replace(base=tiny_base(1)), folder, "belongs to the base")
     refused(tiny_config.replace(base=tiny_base(layers_per_block=2)), folder, "belongs to the base")
+    path = folder / "adapter.json"  # an earlier version read a few values of each weight
+    known = {"base_fingerprint": adapters.base_fingerprint(adapted, adapters.FEW)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | known))
+    adapters.load_adapter(models.load_parts(tiny_config), folder)
     with pytest.raises(DasdError, match="already have an adapter"):
         adapters.load_adapter(adapted, folder)
 
@@ -164,27 +168,20 @@ def test_files_that_do_not_fit_are_refused(folder, tiny_config):
 def test_state_is_a_copy_of_all_that_trains_and_goes_back(adapted):
     groups = models.trainable_parameters(adapted)
     state = adapters.adapter_state(adapted)
-    assert len(state) == sum(map(len, groups.values())) and "tokens.weight" in state
-    before, text = condition(adapted), torch.randn(2, 77, narrow.HIDDEN)
-    noise = narrow.predicted_noise(adapted.unet, text)
-    narrow.randomise(groups, seed=9)
-    assert not torch.equal(condition(adapted), before)
     kept = [p for group in groups.values() for p in group]
+    assert len(state) == len(kept) and "tokens.weight" in state
+    before = [p.detach().clone() for p in kept]
+    narrow.randomise(groups, seed=9)
+    assert not any(torch.equal(p, old) for p, old in zip(kept, before, strict=True))
     adapters.load_adapter_state(adapted, state)
-    assert torch.equal(condition(adapted), before)
-    assert torch.equal(narrow.predicted_noise(adapted.unet, text), noise)
     now = [p for group in models.trainable_parameters(adapted).values() for p in group]
     assert all(a is b for a, b in zip(kept, now, strict=True))  # an optimiser still holds them
-
-
-def test_a_state_that_does_not_fit_changes_nothing(adapted):
-    state, before = adapters.adapter_state(adapted), condition(adapted)
     bad = {name: torch.zeros_like(value) for name, value in state.items()}
     rows = bad.pop("tokens.weight")
     for change in ({"tokens.weight": rows[:1]}, {"tokens.weight": rows, "unet.other": rows}, {}):
         with pytest.raises(DasdError, match="another LoRA or of other tokens"):
             adapters.load_adapter_state(adapted, bad | change)
-    assert torch.equal(condition(adapted), before)
+    assert all(torch.equal(p, old) for p, old in zip(kept, before, strict=True))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -213,21 +210,13 @@ def test_a_base_that_was_changed_in_any_weight_is_another_one(adapted):
     assert adapters.exact_fingerprint(adapted) != exact and adapters.exact_fingerprint(adapted)[0] == exact[0]
 
 
-def test_an_adapter_of_an_earlier_version_knows_its_base(folder, adapted, tiny_config):
-    values = json.loads((folder / "adapter.json").read_text())
-    values["base_fingerprint"] = adapters.base_fingerprint(adapted, adapters.FEW)
-    (folder / "adapter.json").write_text(json.dumps(values))
-    adapters.load_adapter(models.load_parts(tiny_config), folder)
-
-
 def test_fingerprint_tells_bases_apart_whatever_their_precision(tiny_config, tiny_base, adapted):
     same = {adapters.base_fingerprint(adapted)}
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         parts = models.load_parts(tiny_config, unet_dtype=dtype)
         parts.text_encoder.to(dtype)
         assert adapters.base_fingerprint(parts) in same
-    other = models.load_parts(tiny_config.replace(base=tiny_base(seed=1)))
-    assert adapters.base_fingerprint(other) not in same
+    assert adapters.base_fingerprint(models.load_parts(tiny_config.replace(base=tiny_base(1)))) not in same
     weights = {name: p for name, p in adapted.unet.named_parameters() if "lora_" not in name}
     found = set()
     for changed in (

@@ -418,6 +418,6 @@ def test_create_datasets_returns_the_published_shapes(config, caplog):
     source, *targets = (dataclasses.replace(d, num_images=4) for d in (config.source, *config.domains))
     config = config.replace(source=source, domains=tuple(targets))
     with caplog.at_level(logging.INFO, "dasd_utils"):
-        source, targets, sampler = latents.create_datasets(config, Words("<satellite>", "<xray>"))
+        source, targets, sampler = latents.create_datasets(config, Words())
     assert len(source) == 4 and list(targets) == ["satellite", "xray"]
     assert isinstance(sampler, latents.Sampler) and caplog.text.count("images 4") == 3

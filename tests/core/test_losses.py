@@ -90,7 +90,8 @@ def test_linear_mmd_by_hand():
     # means (1, 0) and (0, 3)
     assert losses.mmd(X, Y, "linear", unbiased=False).item() == pytest.approx(1 + 9)
     # pairs of X: 0; pairs of Y: (3 + 5 + 15) / 3; cross pairs: 0
-    assert losses.mmd(X, Y, "linear", unbiased=True).item() == pytest.approx(23 / 3)
+    for kernel in ("linear", lambda a, b: a @ b.T + 7):  # a constant cancels
+        assert losses.mmd(X, Y, kernel, unbiased=True).item() == pytest.approx(23 / 3)
 
 
 def test_gaussian_mmd_by_hand():
@@ -104,6 +105,9 @@ def test_gaussian_mmd_by_hand():
     biased = (1 + k(1)) / 2 + (1 + k(2)) / 2 - 2 * cross
     assert losses.mmd(x, y, sigma=1.0).item() == pytest.approx(unbiased)
     assert losses.mmd(x, y, sigma=1.0, unbiased=False).item() == pytest.approx(biased)
+    equal = torch.zeros(3, 4, requires_grad=True)
+    losses.mmd(equal, torch.zeros(2, 4)).backward()
+    assert torch.equal(equal.grad, torch.zeros(3, 4))
 
 
 EACH = pytest.mark.parametrize("kernel", ["linear", "gaussian", "multi"])
@@ -121,12 +125,6 @@ def test_unbiased_mmd_of_one_distribution_has_mean_zero_and_biased_has_not(kerne
     assert biased.min() > 0
     same = losses.mmd(*draws[0][:1] * 2, kernel, unbiased=False)
     assert same.item() == pytest.approx(0, abs=1e-6)
-
-
-def test_the_gradient_of_equal_points_is_finite():
-    x = torch.zeros(3, 4, requires_grad=True)
-    losses.mmd(x, torch.zeros(2, 4), "gaussian").backward()
-    assert torch.equal(x.grad, torch.zeros(3, 4))
 
 
 def test_mmd_leaves_autocast_and_half_precision():
@@ -155,11 +153,6 @@ def test_mean_pair_distance_is_that_of_batches_of_one(kernel):
     torch.testing.assert_close(losses.mmd(x, y, kernel, pairs=True), torch.stack(pairs).mean())
     assert losses.mmd(x, x, kernel, pairs=True) > 0.1  # no distance of distributions
     assert losses.mmd(x[:1], x[:1], kernel, pairs=True).item() == pytest.approx(0, abs=1e-6)
-
-
-def test_mmd_takes_a_callable_kernel():
-    value = losses.mmd(X, Y, lambda a, b: a @ b.T + 7, unbiased=True)  # a constant cancels
-    assert value.item() == pytest.approx(23 / 3)
 
 
 @pytest.mark.parametrize(

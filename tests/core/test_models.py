@@ -23,20 +23,18 @@ def all_weights(parts):
     return {f"{i}.{n}": v for i, module in enumerate(modules) for n, v in module.state_dict().items()}
 
 
-def noisy_batch(parts, size=3, latent=8, seed=0):
-    """Return latents, timesteps and a random text condition."""
-    generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(size, 4, latent, latent, generator=generator)
-    timesteps = torch.randint(0, 1000, (size,), generator=generator)
-    width = parts.unet.config.cross_attention_dim
-    return latents, timesteps, torch.randn(size, 77, width, generator=generator)
+def noisy_batch(latent=8):
+    """Return latents, timesteps and a random text condition, of three rows."""
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(3, 4, latent, latent, generator=generator)
+    timesteps = torch.randint(0, 1000, (3,), generator=generator)
+    return latents, timesteps, torch.randn(3, 77, narrow.HIDDEN, generator=generator)
 
 
 @torch.no_grad()
-def predicted(parts, unet=None):
-    """Return the noise that a UNet, by default that of the parts, predicts for one fixed batch."""
-    latents, timesteps, text = noisy_batch(parts)
-    return (unet or parts.unet)(latents, timesteps, text).sample
+def predicted(parts):
+    """Return the noise that the UNet of the parts predicts for one fixed batch."""
+    return parts.unet(*noisy_batch()).sample
 
 
 # loading
@@ -45,11 +43,8 @@ def predicted(parts, unet=None):
 def test_parts_are_frozen_in_eval_mode_and_found_by_name(parts, base_dir):
     for module in (parts.text_encoder, parts.unet, parts.vae):
         assert not module.training
-        assert not any(p.requires_grad for p in module.parameters())
-        assert {p.dtype for p in module.parameters()} == {torch.float32}
+        assert {(p.dtype, p.requires_grad) for p in module.parameters()} == {(torch.float32, False)}
     assert parts["unet"] is parts.unet and parts["token_ids"] == {}
-    with pytest.raises(KeyError):
-        parts["uent"]
     theirs = PNDMScheduler.from_pretrained(base_dir, subfolder="scheduler")
     assert torch.equal(parts.noise_scheduler.alphas_cumprod, theirs.alphas_cumprod)
 
@@ -193,15 +188,15 @@ def test_lora_is_float32_on_a_half_precision_unet_and_in_its_mode(tiny_config, d
     assert {p.dtype for p in parts.unet.parameters() if not p.requires_grad} == {dtype}
 
 
-def test_lora_off_is_the_base_and_on_again_is_as_before(adapted, base_dir):
-    base = StableDiffusionPipeline.from_pretrained(base_dir, safety_checker=None).unet.eval()
+def test_lora_off_is_the_base_and_on_again_is_as_before(adapted, tiny_config):
+    base = predicted(models.load_parts(tiny_config))
     trained = [p.requires_grad_(False) for p in models.trainable_parameters(adapted)["lora"]]
     before = predicted(adapted)
-    assert not torch.allclose(before, predicted(adapted, base), atol=1e-3)
+    assert not torch.allclose(before, base, atol=1e-3)
     with models.lora_disabled(adapted):
         with models.lora_disabled(adapted):
             pass
-        assert torch.equal(predicted(adapted), predicted(adapted, base))
+        assert torch.equal(predicted(adapted), base)
     with pytest.raises(RuntimeError), models.lora_disabled(adapted):
         raise RuntimeError
     assert torch.equal(predicted(adapted), before)
@@ -250,9 +245,8 @@ def test_plain_and_fused_attention_agree(tiny_config):
         assert kinds == {"AttnProcessor" if attention == "plain" else "AttnProcessor2_0"}
         inside = parts.text_encoder.config._attn_implementation
         assert inside == {"plain": "eager", "fused": "sdpa"}[attention]
-        latents, timesteps, _ = noisy_batch(parts)
         text = models.encode_prompts(parts, ["a river", "", "a portrait"])
-        eps, _ = models.unet_pass(parts.unet, latents, timesteps, text)
+        eps, _ = models.unet_pass(parts.unet, *noisy_batch()[:2], text)
         results.append(torch.cat([eps.flatten(), text.flatten()]))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
@@ -264,10 +258,10 @@ def test_what_was_unfrozen_elsewhere_is_frozen_again(adapted):
     modules = (adapted.text_encoder, adapted.unet, adapted.vae, adapted.tokens)
     for module in modules:
         module.requires_grad_(True)
-    new = {id(p) for group in models.trainable_parameters(adapted).values() for p in group}
-    assert {id(p) for m in modules for p in m.parameters() if p.requires_grad} == new
-    adapted.vae = None  # not in memory while training
-    assert {id(p) for group in models.trainable_parameters(adapted).values() for p in group} == new
+    for vae in (adapted.vae, None):  # not in memory while training
+        adapted.vae = vae
+        new = {id(p) for group in models.trainable_parameters(adapted).values() for p in group}
+        assert {id(p) for m in modules for p in m.parameters() if p.requires_grad} == new
 
 
 # the passes
@@ -298,7 +292,7 @@ LAYERS = ("down.0", "down.1", "mid", "up.0", "up.1")
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_after_any_block_the_source_stops_and_nothing_else_changes(parts, layer):
-    batch, seen, inner = noisy_batch(parts), {}, parts.unet
+    batch, seen, inner = noisy_batch(), {}, parts.unet
     blocks = dict(zip(LAYERS, [*inner.down_blocks, inner.mid_block, *inner.up_blocks], strict=True))
 
     def watch(name):
@@ -318,18 +312,18 @@ def test_after_any_block_the_source_stops_and_nothing_else_changes(parts, layer)
 
 
 def test_no_hook_stays_after_an_error(parts):
-    latents, timesteps, text = noisy_batch(parts)
+    latents, timesteps, text = noisy_batch()
     with pytest.raises(RuntimeError):
         models.unet_pass(parts.unet, latents, timesteps, text[..., :-1], num_target=1)
     assert not any(block._forward_pre_hooks for block in parts.unet.up_blocks)
     assert not parts.unet.mid_block._forward_hooks
     with pytest.raises(DasdError, match=r"no block 'up\.9' to align at; it has down\.0, .*mid, .*up\.1"):
-        models.unet_pass(parts.unet, *noisy_batch(parts), layer="up.9")
+        models.unet_pass(parts.unet, *noisy_batch(), layer="up.9")
 
 
 def compare_passes(parts, tolerance, latent=8):
     """Assert that half a pass for the last row gives the plain forward's values and gradients."""
-    batch = noisy_batch(parts, latent=latent)
+    batch = noisy_batch(latent)
     half = loss_and_gradients(lambda *b: models.unet_pass(parts.unet, *b, num_target=2), parts, *batch)
     whole = loss_and_gradients(lambda *b: plain_pass(parts.unet, *b), parts, *batch)
     assert len(half) == len(whole) > 10
@@ -365,7 +359,7 @@ def test_a_wrapped_unet_is_called_itself(parts):
             self.calls.append(args)
             return self.module(*args, **kwargs)
 
-    wrapper, batch = Wrapper(parts.unet), noisy_batch(parts)
+    wrapper, batch = Wrapper(parts.unet), noisy_batch()
     eps, _ = models.unet_pass(wrapper, *batch, num_target=2)
     assert torch.equal(eps, models.unet_pass(parts.unet, *batch, num_target=2)[0])
     assert len(wrapper.calls) == 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import narrow
 import pytest
 import torch
@@ -20,31 +18,6 @@ def parts(tiny_config):
     return make_parts(tiny_config)
 
 
-def test_loss_is_noise_prediction_plus_weighted_mmd(tiny_config, parts):
-    config = tiny_config.replace(lambda_align=0.5, queue_size=0, kernel="gaussian", min_snr_gamma=5.0)
-    batch = make_batch(config)
-    loss, logs = losses.DasdObjective(config)(parts, batch, config)
-
-    t = torch.cat([batch.target_timesteps, batch.source_timesteps])
-    clean = torch.cat([batch.target_latents, batch.source_latents])
-    noise = torch.cat([batch.target_noise, batch.source_noise])
-    a = parts.noise_scheduler.alphas_cumprod[t][:, None, None, None]
-    text = models.encode_prompts(parts, [*batch.target_prompts, *batch.source_prompts])
-    mids = []
-    hook = parts.unet.mid_block.register_forward_hook(lambda _m, _a, out: mids.append(out))
-    eps = parts.unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t, text).sample
-    hook.remove()
-    features = mids[0].mean(dim=(2, 3))
-    mmd = [losses.mmd(features[6:], features[:6][batch.target_domains == d], "gaussian") for d in (0, 1)]
-    weights = (5 * (1 - a) / a).clamp(max=1)[:6].flatten()
-    expected = ((eps[:6] - noise[:6]).square().mean(dim=(1, 2, 3)) * weights).mean()
-
-    assert logs["loss_noise"] == pytest.approx(expected.item(), rel=1e-4)
-    assert logs["mmd"] == pytest.approx((sum(mmd) / 2).item(), rel=1e-3, abs=1e-6)
-    assert logs["mmd_xray"] == pytest.approx(mmd[1].item(), rel=1e-3, abs=1e-6)
-    assert loss.item() == pytest.approx((expected + 0.5 * sum(mmd) / 2).item(), rel=1e-4)
-
-
 def test_prompts_of_the_source_carry_no_gradient(tiny_config, parts, monkeypatch):
     """No token of theirs learns; that nothing else changes is seen in the next test."""
     encode, seen = models.encode_prompts, []
@@ -58,9 +31,25 @@ def assert_near(found, expected, relative, absolute=1e-9):
         assert (ours - theirs).norm() <= relative * theirs.norm() + absolute
 
 
+def whole_pass(parts, batch, kind):
+    """Return (prediction, noise, a, features) of the targets or sources, by a pass of the whole UNet."""
+    latents, noise, timesteps = (getattr(batch, f"{kind}_{x}") for x in ("latents", "noise", "timesteps"))
+    text = models.encode_prompts(parts, getattr(batch, f"{kind}_prompts"))
+    a, mids = parts.noise_scheduler.alphas_cumprod[timesteps][:, None, None, None], []
+    hook = parts.unet.mid_block.register_forward_hook(lambda _m, _a, out: mids.append(out))
+    eps = parts.unet(a.sqrt() * latents + (1 - a).sqrt() * noise, timesteps, text).sample
+    hook.remove()
+    return eps, noise, a, mids[0].mean(dim=(2, 3))
+
+
+def weighted_error(eps, noise, a, _features):
+    """Return the noise prediction loss with min-SNR weights of gamma 5."""
+    return ((eps - noise).square().mean(dim=(1, 2, 3)) * (5 * (1 - a) / a).clamp(max=1).flatten()).mean()
+
+
 def test_loss_and_gradients_are_those_of_two_whole_passes(tiny_config, parts):
     """What makes a step fast changes nothing: cached texts, the shared pass, the source that stops early."""
-    config = tiny_config.replace(lambda_align=0.5, queue_size=0, dropout=0.0)
+    config = tiny_config.replace(lambda_align=0.5, queue_size=0, dropout=0.0, min_snr_gamma=5.0)
     batch = make_batch(config)
     parts.unet.train()
     groups = models.trainable_parameters(parts)
@@ -68,24 +57,18 @@ def test_loss_and_gradients_are_those_of_two_whole_passes(tiny_config, parts):
     for weight in groups["lora"]:
         torch.nn.init.normal_(weight, std=0.05, generator=generator)
     weights = [p for group in groups.values() for p in group]
-
-    def whole_pass(kind):
-        latents, noise, timesteps = (getattr(batch, f"{kind}_{x}") for x in ("latents", "noise", "timesteps"))
-        text = models.encode_prompts(parts, getattr(batch, f"{kind}_prompts"))
-        noisy, mids = parts.noise_scheduler.add_noise(latents, noise, timesteps), []
-        hook = parts.unet.mid_block.register_forward_hook(lambda _m, _a, out: mids.append(out))
-        eps = parts.unet(noisy, timesteps, text).sample
-        hook.remove()
-        return eps, mids[0].mean(dim=(2, 3))
-
-    (eps, target), (_, source) = whole_pass("target"), whole_pass("source")
-    mmd = [losses.mmd(source, target[batch.target_domains == d], "multi") for d in (0, 1)]
-    plain = losses.noise_loss(parts, batch, eps, config) + 0.5 * sum(mmd) / 2
+    target, source = (whole_pass(parts, batch, kind) for kind in ("target", "source"))
+    mmd = [losses.mmd(source[3], target[3][batch.target_domains == d], "multi") for d in (0, 1)]
+    noise = weighted_error(*target)
+    plain = noise + 0.5 * sum(mmd) / 2
     expected = torch.autograd.grad(plain, weights)
 
     models.cache_texts(parts, batch.source_prompts)
-    loss, _ = losses.DasdObjective(config)(parts, batch, config)
+    loss, logs = losses.DasdObjective(config)(parts, batch, config)
     assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    assert logs["loss_noise"] == pytest.approx(noise.item(), rel=1e-5)
+    assert logs["mmd"] == pytest.approx((sum(mmd) / 2).item(), rel=1e-3, abs=1e-6)
+    assert logs["mmd_xray"] == pytest.approx(mmd[1].item(), rel=1e-3, abs=1e-6)
     assert_near(torch.autograd.grad(loss, weights), expected, 1e-5)
 
 
@@ -146,11 +129,7 @@ def test_the_sources_own_loss_is_added_with_its_weight(tiny_config, parts):
     config = tiny_config.replace(lambda_align=0.0, prior_loss_weight=0.5, min_snr_gamma=5.0, dropout=0.0)
     weights, batch = models.trainable_parameters(parts)["lora"], make_batch(config, sources=3)
     narrow.randomise({"lora": weights}, scale=0.02)
-    a = parts.noise_scheduler.alphas_cumprod[batch.source_timesteps][:, None, None, None]
-    noisy = a.sqrt() * batch.source_latents + (1 - a).sqrt() * batch.source_noise
-    text = models.encode_prompts(parts, batch.source_prompts)
-    error = parts.unet(noisy, batch.source_timesteps, text).sample - batch.source_noise
-    prior = (error.square().mean(dim=(1, 2, 3)) * (5 * (1 - a) / a).clamp(max=1).flatten()).mean()
+    prior = weighted_error(*whole_pass(parts, batch, "source"))
     without = config.replace(prior_loss_weight=0.0)
     plain, _ = losses.DasdObjective(without)(parts, batch, without)
 
@@ -178,12 +157,6 @@ def test_frozen_features_are_those_of_the_base_and_stay(tiny_config, parts):
     again = losses.predict_noise(parts, batch, with_source=True)[1][6:]
     assert torch.equal(losses.frozen_features(parts, batch), before)
     assert (again - adapted).abs().max() > 0.01 and (adapted - before).abs().max() > 0.01
-
-
-def test_pooling(tiny_config):
-    features = torch.arange(16.0).reshape(2, 2, 2, 2)
-    assert losses.pool_features(features, "mean").tolist() == [[1.5, 5.5], [9.5, 13.5]]
-    assert losses.pool_features(features, "flat").shape == (2, 8)
 
 
 def features_of(batch: Batch, seed: int) -> torch.Tensor:
@@ -246,7 +219,6 @@ def test_queue_keeps_the_newest_finite_rows():
     assert queue.rows["x"].tolist() == [[2.0], [3.0], [4.0]]
     assert not queue.rows["x"].requires_grad
     assert queue.extend("x", torch.tensor([[5.0]])).tolist() == [[2.0], [3.0], [4.0], [5.0]]
-    assert queue.extend("other", torch.tensor([[5.0]])).tolist() == [[5.0]]
     off = losses.FeatureQueue(0)
     off.push("x", torch.ones(2, 1))
     assert off.rows == {}
@@ -287,18 +259,6 @@ def test_the_biased_estimator_takes_one_sample_and_pairs_are_compared_one_by_one
     torch.testing.assert_close(found, torch.stack(pairs).mean())
 
 
-def test_near_timesteps_are_compared():
-    """Features 0 and 1, each at times 0 and 0.1: a tenth of the range counts as much as the features do."""
-    settings = AlignmentConfig(kernel="gaussian", unbiased=False, match_timesteps=True)
-    source, target = torch.tensor([[0.0, 0.0], [0.0, 0.1]]), torch.tensor([[1.0, 0.0], [1.0, 0.1]])
-    assert losses.alignment_distance(source, target, settings).item() == pytest.approx(1 - math.exp(-1))
-    scaled = losses.alignment_distance(*(x * torch.tensor([3.0, 1.0]) for x in (source, target)), settings)
-    assert scaled.item() == pytest.approx(1 - math.exp(-1))
-    apart = target + torch.tensor([0.0, 0.5])
-    near, far = (losses.alignment_distance(source, each, settings) for each in (target, apart))
-    assert far > near
-
-
 def test_a_tenth_of_the_time_counts_as_much_as_the_median_distance_of_features():
     settings = AlignmentConfig(kernel="gaussian", unbiased=False, match_timesteps=True)
     generator = torch.Generator().manual_seed(0)
@@ -311,24 +271,18 @@ def test_a_tenth_of_the_time_counts_as_much_as_the_median_distance_of_features()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_equal_times_change_nothing(tiny_config):
-    settings = AlignmentConfig(kernel="gaussian", unbiased=False, match_timesteps=True)
-    mixed, same = features_of(make_batch(tiny_config), 3), torch.full((8, 1), 0.3)
-    plain = losses.mmd(mixed[6:], mixed[:6], "gaussian", unbiased=False)
-    found = losses.alignment_distance(*torch.cat([mixed, same], dim=1).split([6, 2])[::-1], settings)
-    torch.testing.assert_close(found, plain)
-
-
-def test_times_are_the_last_column_of_the_features(tiny_config, parts):
+def test_features_are_pooled_and_times_are_their_last_column(tiny_config, parts):
+    features = torch.arange(16.0).reshape(2, 2, 2, 2)
+    assert losses.pool_features(features, "mean").tolist() == [[1.5, 5.5], [9.5, 13.5]]
+    assert losses.pool_features(features, "flat").shape == (2, 8)
     batch, mid = make_batch(tiny_config), torch.ones(8, 5, 2, 2, dtype=torch.bfloat16)
     rows = losses.alignment_features(mid, batch, parts, tiny_config)
     assert torch.equal(rows, torch.ones(8, 5))
-    timed = losses.alignment_features(mid, batch, parts, tiny_config.replace(match_timesteps=True))
     times = torch.cat([batch.target_timesteps, batch.source_timesteps])[:, None]
-    torch.testing.assert_close(timed, torch.cat([rows, times / 1000], dim=1))
-    parts.noise_scheduler = DDPMScheduler(num_train_timesteps=500)
-    timed = losses.alignment_features(mid, batch, parts, tiny_config.replace(match_timesteps=True))
-    torch.testing.assert_close(timed, torch.cat([rows, times / 500], dim=1))
+    for count in (1000, 500):
+        parts.noise_scheduler = DDPMScheduler(num_train_timesteps=count)
+        timed = losses.alignment_features(mid, batch, parts, tiny_config.replace(match_timesteps=True))
+        torch.testing.assert_close(timed, torch.cat([rows, times / count], dim=1))
 
 
 def test_state_is_the_queue(tiny_config):

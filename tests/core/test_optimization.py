@@ -40,10 +40,9 @@ def test_tokens_have_their_own_rate_and_no_decay(updater):
     assert set(lora["params"]) == set(models.trainable_parameters(updater.parts)["lora"])
 
 
-ALONE = [(0, True, "token_learning_rate"), (4, False, "learning_rate")]
-
-
-@pytest.mark.parametrize("rank, tokens, name", ALONE)
+@pytest.mark.parametrize(
+    "rank, tokens, name", [(0, True, "token_learning_rate"), (4, False, "learning_rate")]
+)
 def test_what_is_not_there_has_no_group(tiny_config, rank, tokens, name):
     domains = tiny_config.domains if tokens else [replace(d, token=None) for d in tiny_config.domains]
     config = tiny_config.replace(rank=rank, domains=tuple(domains), ema_decay=0.5)
@@ -156,19 +155,6 @@ def test_what_cannot_work_is_refused(tiny_config, monkeypatch):
         training.check_training(tiny_config)
 
 
-def test_checkpointed_gradients_are_those_without(tiny_config):
-    gradients = []
-    for checkpointing in (False, True):
-        config = tiny_config.replace(gradient_checkpointing=checkpointing, dropout=0.3)
-        updater = training.Updater(config, make_parts(config))
-        updater.parts.unet.train()
-        gradients.append(backward(updater))
-        assert updater.parts.unet.is_gradient_checkpointing == checkpointing
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
-    updater.release()
-    assert not updater.parts.unet.is_gradient_checkpointing
-
-
 def test_a_frozen_unet_in_half_precision_trains_lora_in_full(tiny_config):
     config = tiny_config.replace(mixed_precision="bf16", half_weights=True)
     updater = training.Updater(config, training.setup_training(config))
@@ -183,20 +169,27 @@ def test_a_frozen_unet_in_half_precision_trains_lora_in_full(tiny_config):
     assert all(torch.equal(p, before[n]) for n, p in unet.named_parameters() if n in before)
 
 
-def test_compiled_blocks_give_the_same_gradients(tiny_config, monkeypatch):
+FASTER = [("gradient_checkpointing", "is_gradient_checkpointing"), ("compile_blocks", "_compiled_call_impl")]
+
+
+@pytest.mark.parametrize("name, mark", FASTER)
+def test_gradients_of_checkpointed_and_of_compiled_blocks_are_the_same(tiny_config, monkeypatch, name, mark):
+    def marked(updater):
+        return any(getattr(module, mark, None) for module in updater.parts.unet.modules())
+
     plain = diffusers.UNet2DConditionModel.compile_repeated_blocks
     eager = functools.partialmethod(plain, backend="eager")
     monkeypatch.setattr(diffusers.UNet2DConditionModel, "compile_repeated_blocks", eager)
     gradients = []
-    for compiled in (False, True):
-        config = tiny_config.replace(compile_blocks=compiled)
+    for chosen in (False, True):
+        config = tiny_config.replace(**{name: chosen}, dropout=0.3)
         updater = training.Updater(config, make_parts(config))
+        updater.parts.unet.train()
         gradients.append(backward(updater))
-        blocks = [m for m in updater.parts.unet.modules() if m._compiled_call_impl is not None]
-        assert bool(blocks) == compiled
+        assert marked(updater) == chosen
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
     updater.release()
-    assert all(m._compiled_call_impl is None for m in updater.parts.unet.modules())
+    assert not marked(updater)
 
 
 def test_8bit_adamw_is_that_of_bitsandbytes(tiny_config, monkeypatch):

@@ -9,7 +9,6 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from dasd_utils import adapters, models
-from dasd_utils.config import DasdError
 
 PROMPTS = ["<satellite> many buildings", "<xray> a chest x-ray", "a painting", ""]
 
@@ -29,34 +28,24 @@ def condition(parts):
         return models.encode_prompts(parts, PROMPTS)
 
 
-def test_weights_come_from_the_fp16_files_as_float32(sd15_config):
+def test_weights_come_from_the_fp16_files_as_float32_and_under_their_old_names(sd15_config, sd15_layout_dir):
     halves = models.load_parts(sd15_config).unet.state_dict()
-    whole = models.load_parts(sd15_config.replace(base_variant=None)).unet.state_dict()
+    parts = models.load_parts(sd15_config.replace(base_variant=None))
+    whole = parts.unet.state_dict()
     assert {v.dtype for v in halves.values()} == {torch.float32}
     assert all(torch.equal(halves[n], whole[n].half().float()) for n in whole)
     assert not all(torch.equal(halves[n], whole[n]) for n in whole)
-
-
-def test_old_names_of_weights_are_all_found(sd15_config, sd15_layout_dir):
-    parts = models.load_parts(sd15_config.replace(base_variant=None))
     text = load_file(sd15_layout_dir / "text_encoder" / "model.safetensors")
-    rows = text["text_model.embeddings.token_embedding.weight"]
-    assert torch.equal(parts.text_encoder.get_input_embeddings().weight, rows)
-    name = "encoder.layers.1.mlp.fc1.weight"
     state = {n.removeprefix("text_model."): v for n, v in parts.text_encoder.state_dict().items()}
-    assert torch.equal(state[name], text[f"text_model.{name}"])
+    for name in ("embeddings.token_embedding.weight", "encoder.layers.1.mlp.fc1.weight"):
+        assert torch.equal(state[name], text[f"text_model.{name}"])
     vae = load_file(sd15_layout_dir / "vae" / "diffusion_pytorch_model.safetensors")
     attention = parts.vae.decoder.mid_block.attentions[0]
     assert torch.equal(attention.to_q.weight, vae["decoder.mid_block.attentions.0.query.weight"])
     assert parts.vae.config.scaling_factor == 0.18215
-
-
-def test_parts_are_those_of_the_layout(sd15_config):
-    parts = models.load_parts(sd15_config)
     schedule = parts.noise_scheduler.config
-    found = (schedule.beta_start, schedule.beta_end, schedule.beta_schedule)
-    assert found == (0.00085, 0.012, "scaled_linear")
-    assert schedule.prediction_type == "epsilon" and not schedule.clip_sample
+    found = (schedule.beta_start, schedule.beta_end, schedule.beta_schedule, schedule.prediction_type)
+    assert found == (0.00085, 0.012, "scaled_linear", "epsilon") and not schedule.clip_sample
     assert parts.text_encoder.config.eos_token_id == 2 != parts.tokenizer.eos_token_id
     assert parts.tokenizer.model_max_length == 77
     assert len(parts.tokenizer("a village").input_ids) == 4
@@ -105,9 +94,3 @@ def test_an_adapter_is_that_of_plain_diffusers_and_reloaded_whatever_the_variant
     full = models.load_parts(sd15_config.replace(base_variant=None))
     adapters.load_adapter(full, tmp_path / "adapter")
     assert torch.allclose(narrow.predicted_noise(full.unet, text), noise, atol=0.02)
-
-
-def test_an_adapter_of_the_tiny_profile_is_refused(adapted, sd15_config, tmp_path):
-    adapters.save_adapter(adapted, tmp_path / "adapter")
-    with pytest.raises(DasdError, match="belongs to the base"):
-        adapters.load_adapter(models.load_parts(sd15_config), tmp_path / "adapter")
