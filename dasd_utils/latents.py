@@ -43,6 +43,7 @@ def create_datasets(
     targets = {domain.name: load_domain(domain, config) for domain in config.domains}
     for member in (source, *targets.values()):
         report = audit(member, tokenizer, config.data.near_duplicate)
+        log.info("%s", ", ".join(f"{name} {value}" for name, value in report.items() if value))
         for name in filter(report.get, CONCERNS):
             log.warning("%s: %d %s", report["domain"], report[name], CONCERNS[name])
     return source, targets, Sampler(config, source, list(targets.values()))

@@ -70,35 +70,32 @@ def load_parts(config: cfg.Config, unet_dtype: torch.dtype | None = None) -> Par
     of the Stable Diffusion 1.x kind.
     """
     model = config.model
-    base = files.find_weights(model.base, model.base_revision, model.base_variant)
+    base = model.base
+    stored = files.find_weights(base, model.base_revision, model.base_variant)
     weights = dict(variant=model.base_variant, use_safetensors=True, dtype=torch.float32)
     unet_weights = weights | ({"dtype": unet_dtype} if unet_dtype else {})
     parts = Parts(
-        tokenizer=base.load(transformers.CLIPTokenizer, "tokenizer"),
-        text_encoder=base.load(transformers.CLIPTextModel, "text_encoder", **weights),
-        unet=base.load(diffusers.UNet2DConditionModel, "unet", **unet_weights),
-        vae=base.load(diffusers.AutoencoderKL, "vae", **weights),
-        noise_scheduler=base.load(diffusers.DDPMScheduler, "scheduler"),
+        tokenizer=stored.load(transformers.CLIPTokenizer, "tokenizer"),
+        text_encoder=stored.load(transformers.CLIPTextModel, "text_encoder", **weights),
+        unet=stored.load(diffusers.UNet2DConditionModel, "unet", **unet_weights),
+        vae=stored.load(diffusers.AutoencoderKL, "vae", **weights),
+        noise_scheduler=stored.load(diffusers.DDPMScheduler, "scheduler"),
         config=config,
     )
     text, tokens = parts.text_encoder.config, len(parts.tokenizer)
     if tokens != text.vocab_size:
-        raise cfg.DasdError(f"The base model {model.base!r} does not fit together: the tokenizer has "
+        raise cfg.DasdError(f"The base model {base!r} does not fit together: the tokenizer has "
                             f"{tokens} tokens, the text encoder {text.vocab_size}.")  # fmt: skip
     if parts.unet.config.cross_attention_dim != text.hidden_size or parts.unet.config.addition_embed_type:
-        raise cfg.DasdError(f"The base model {model.base!r} is no Stable Diffusion 1.x.")
+        raise cfg.DasdError(f"The base model {base!r} is no Stable Diffusion 1.x.")
     prediction = parts.noise_scheduler.config.prediction_type
     if prediction != "epsilon":
-        raise cfg.DasdError(
-            f"The base model {model.base!r} predicts {prediction!r}, not the noise ('epsilon')."
-        )
+        raise cfg.DasdError(f"The base model {base!r} predicts {prediction!r}, not the noise ('epsilon').")
     latent_shape(parts)
     for name in ("unet", "text_encoder", "vae"):
         module = parts[name].requires_grad_(False).eval()
         if not all(p.sum(dtype=torch.float32).isfinite() for p in module.parameters()):
-            raise cfg.DasdError(
-                f"The {name} of the base {model.base!r} holds NaN or infinity: fetch it anew."
-            )
+            raise cfg.DasdError(f"The {name} of the base {base!r} holds NaN or infinity: fetch it anew.")
     if model.attention == "plain":
         parts.unet.set_attn_processor(AttnProcessor())
         parts.text_encoder.set_attn_implementation("eager")
