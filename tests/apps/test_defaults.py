@@ -5,11 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from dasd_utils.apps import animation, export, notebooks
+from dasd_utils.apps import animation, export, new_domain, notebooks
 from dasd_utils.apps import workers as pool
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import options, runs, study
-from dasd_utils.apps.new_domain import proposal
 from dasd_utils.apps.playground import form
 from dasd_utils.config import ROOT, Config, DasdError
 from dasd_utils.papers.diffusionclip import adaptation, translation
@@ -157,7 +156,7 @@ def test_an_export_is_named_as_its_run(tmp_path, monkeypatch):
 @shows("NAME.json", "new-domain out")
 def test_a_new_config_is_named_by_its_domain(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = seen(monkeypatch, proposal, "check_place")
+    arguments = seen(monkeypatch, new_domain, "check_place")
     with pytest.raises(StoppedError):
         runs.new_domain(name="sketch", folder=tmp_path)
     assert arguments["words"][0] == tmp_path / "sketch.json"

@@ -1,16 +1,22 @@
-"""A folder becomes a domain: its words, a proposal, files all or none, a training and an evaluation."""
+"""A folder becomes a domain: captions and words, a proposal, files all or none, a training by commands."""
 
 import dataclasses
 import json
 
+import datasets
 import narrow
+import numpy as np
 import pytest
+import torch
+import transformers
 from conftest import picture_files
+from PIL import Image
 from typer.testing import CliRunner
 
 from dasd_utils import data, evaluation, latents, models
+from dasd_utils.apps import new_domain
 from dasd_utils.apps.cli import main as cli
-from dasd_utils.apps.new_domain import captions, proposal
+from dasd_utils.apps.new_domain import find_captions, words_of
 from dasd_utils.config import ROOT, Config, DasdError
 from dasd_utils.runtime import checkpoints, latent_cache
 
@@ -18,10 +24,151 @@ pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 THINGS = ("house", "boat", "tree", "mountain", "bottle")
 NAMES = [f"{colour}-{thing}_{i}.png" for thing in THINGS for i, colour in enumerate(("red", "blue", "green"))]
 NAMES += [f"large {thing} {i}.png" for i, thing in enumerate(THINGS * 2)]
+NUMBERED = [f"IMG_{i:04}.png" for i in range(4)]
 TOKENIZER = narrow.make_tokenizer()
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", "a", "house", "boat", "tree"]
 
 
-# its words
+# captions of a folder
+
+
+def album(folder, names, rows=None):
+    picture_files(folder, names)
+    if rows is not None:
+        lines = [json.dumps({"file_name": name} | row) for name, row in zip(names, rows, strict=True)]
+        (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return new_domain.open_album(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("red-house_by the sea-003", "red house by the sea"),
+        ("RedHouse (2)", "red house"),
+        ("dog01", "dog"),
+        ("copy of photo_dog_056_0002", "dog"),
+        ("street 42 at night", "street 42 at night"),
+        ("été à Paris", "été à paris"),
+        *((n, "") for n in ("IMG_0032", "0001", "a3f9c2d1", "deadbeef", "00f54ecb-1298", "DSC0012", "x")),
+    ],
+)
+def test_a_name_says_its_words(name, words):
+    assert words_of(name) == words
+
+
+@pytest.mark.parametrize("column", ["text", "Caption", "sentences"])
+def test_metadata_column(tmp_path, column):
+    rows = [{column: ["a tree"] if column == "sentences" else "a tree", "other": "no"} for _ in NUMBERED]
+    assert find_captions(album(tmp_path, NUMBERED, rows)).entry == {"caption_column": column}
+
+
+def test_sidecars(tmp_path):
+    opened = album(tmp_path, NUMBERED)
+    for name, suffix in zip(NUMBERED[:3], ("TXT", "caption", "png.txt"), strict=True):
+        (tmp_path / name).with_suffix(f".{suffix}").write_bytes("\ufeff a red \t house \r\n".encode())
+    (tmp_path / NUMBERED[1]).with_suffix(".caption").write_text("one\n\ntwo\n")  # a caption a line
+    found = find_captions(opened)
+    assert found.texts == dict.fromkeys(NUMBERED[:3], "a red house") | {NUMBERED[1]: ["one", "two"]}
+    assert found.entry == {}
+    (tmp_path / NUMBERED[0]).with_suffix(".TXT").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(DasdError, match="neither UTF-8"):
+        new_domain.from_sidecars(opened)
+
+
+def test_subfolders_and_columns_are_labels(tmp_path):
+    opened = album(tmp_path / "a", ["dog/1.png", "old_elephant/2.png", "oil tanks/3.png", "bus/4.png"])
+    table = {"bus": "a bus", "dog": "a dog", "old_elephant": "an old elephant", "oil tanks": "oil tanks"}
+    assert find_captions(opened).entry == {"label_column": "label", "label_captions": table}
+    table = new_domain.from_labels(opened, "a sketch of a {label}").entry["label_captions"]
+    assert table["dog"] == "a sketch of a dog" and table["old_elephant"] == "a sketch of an old elephant"
+    rows = [{"class": label} for label in ("dog", "cat", "dog|Old_Cat", None)]
+    table = {"dog": "a dog", "cat": "a cat", "dog|Old_Cat": "a dog and old cat", "": ""}
+    found = find_captions(album(tmp_path / "b", NUMBERED, rows))
+    assert found.entry == {"label_column": "class", "label_captions": table}
+
+
+def test_folders_of_splits_are_no_labels(tmp_path):
+    opened = album(tmp_path, ["train/red-house.png", "train/a tree.png", "test/boat 7.png"])
+    texts = {"train/red-house.png": "red house", "train/a tree.png": "a tree", "test/boat 7.png": "boat"}
+    assert find_captions(opened).texts == texts
+
+
+def test_sources_go_in_order(tmp_path):
+    opened = album(tmp_path, ["dog/red-house.png", "cat/tree.png"])
+    assert "label_column" in find_captions(opened).entry
+    assert set(find_captions(opened, "names").texts.values()) == {"red house", "tree"}
+    (tmp_path / "dog" / "red-house.txt").write_text("a house")
+    assert find_captions(opened).texts == {"dog/red-house.png": "a house"}
+
+
+def test_what_says_no_captions_is_named(tmp_path):
+    with pytest.raises(DasdError) as error:
+        find_captions(album(tmp_path / "none", NUMBERED))
+    for words in ("metadata:", "sidecars:", "labels:", "names:", "0 of 4", "IMG_0000.png", "--captions"):
+        assert words in str(error.value)
+    for labels, words in (("12", "'1' is no word"), (("dog", "dog"), "two or more")):
+        names = [f"{label}/{i}.png" for i, label in enumerate(labels)]
+        with pytest.raises(DasdError, match=words):
+            new_domain.from_labels(album(tmp_path / words[:3], names))
+    for caption, words in (("", r"'text' \(string"), (3, r"'text' \(int64")):
+        opened = album(tmp_path / f"text {caption}", NUMBERED, [{"text": caption} for _ in NUMBERED])
+        with pytest.raises(DasdError, match=words):
+            new_domain.from_metadata(opened)
+
+
+def test_images_in_tables_have_no_files(tmp_path):
+    pictures = [Image.fromarray(np.full((8, 8, 3), i, np.uint8)) for i in range(2)]
+    kinds = datasets.Features({"picture": datasets.Image()})
+    datasets.Dataset.from_dict({"picture": pictures}, kinds).to_parquet(tmp_path / "train.parquet")
+    opened = new_domain.open_album(tmp_path)
+    assert opened.column == "picture"
+    with pytest.raises(DasdError, match="inside tables"):
+        opened.files()
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory):
+    """Return the folder of a narrow random BLIP that captions, in the layout of the hub."""
+    folder = tmp_path_factory.mktemp("blip")
+    small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    special = dict(bos_token_id=5, eos_token_id=3, sep_token_id=3, pad_token_id=0)
+    text = dict(vocab_size=len(WORDS), encoder_hidden_size=16, **special, **small)
+    seen = dict(image_size=32, patch_size=16, **small)
+    settings = transformers.BlipConfig(text_config=text, vision_config=seen, projection_dim=16)
+    torch.manual_seed(0)
+    model = transformers.BlipForConditionalGeneration(settings)
+    model.text_decoder.cls.predictions.bias.data[WORDS.index("boat")] = 9.0
+    model.save_pretrained(folder)
+    tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)})
+    images = transformers.BlipImageProcessorPil(size={"height": 32, "width": 32})
+    transformers.BlipProcessor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_each_image_is_captioned_by_its_file(tmp_path, blip, monkeypatch):
+    monkeypatch.setattr(new_domain, "BATCH", 2)
+    names = picture_files(tmp_path, ["a/1.png", "b/2.png", "3.png"])
+    (tmp_path / "4.png").write_bytes(b"no image")
+    found = new_domain.from_model(new_domain.open_album(tmp_path), str(blip))
+    assert set(found.texts) == set(names) and found.entry == {}
+    assert all("boat" in text for text in found.texts.values())
+
+
+def test_a_model_that_is_no_captioner_and_a_pickle_are_refused(tmp_path, base_dir, blip):
+    opened, planted = album(tmp_path / "images", ["1.png"]), tmp_path / "planted"
+    planted.mkdir()
+    for file in blip.iterdir():
+        if file.suffix != ".safetensors":
+            (planted / file.name).write_bytes(file.read_bytes())
+    weights = transformers.BlipForConditionalGeneration.from_pretrained(blip).state_dict()
+    torch.save(weights, planted / "pytorch_model.bin")
+    wrong = {"nobody/captions": "there is no folder", base_dir / "clip": "be loaded", planted: "safetensors"}
+    for name, words in wrong.items():
+        with pytest.raises(DasdError, match=rf"{name}'.*{words}"):
+            new_domain.from_model(opened, str(name))
+
+
+# words of a domain
 
 
 @pytest.mark.parametrize(
@@ -35,34 +182,31 @@ TOKENIZER = narrow.make_tokenizer()
     ],
 )
 def test_initial_word_is_one_piece(name, known, word, why):
-    found, reason = proposal.initial_word(name, known, TOKENIZER)
+    found, reason = new_domain.initial_word(name, known, TOKENIZER)
     assert found == word and why in reason
 
 
-def test_descriptions_are_english():
-    found = proposal.describe("ink", "drawing")
+def test_descriptions_are_english_and_labelled_prompts_name_the_domain():
+    found = new_domain.describe("ink", "drawing")
     assert found["descriptions"] == ["an ink", "a picture in the style of an ink drawing"]
     assert found["style_suffix"] == "ink drawing"
+    others = [{"prompt": "a cat", "domain": None}, {"prompt": "old", "domain": "sketch"}]
+    rows = new_domain.labelled("sketch", "sketch", ["a sketch of a dog", "a dog", "a dog"], others)
+    own = [{"prompt": text, "domain": "sketch"} for text in ("a sketch of a dog", "a dog, sketch")]
+    assert rows == [others[0], *own]
 
 
 def test_fresh_captions_come_first():
     heldout = ["A dog.", "one", "two", "one"]
-    prompts, origin = proposal.evaluation_prompts(["a dog", "Two"], heldout)
-    assert prompts[0] == "one" and len(prompts) == proposal.ENOUGH_PROMPTS
+    prompts, origin = new_domain.evaluation_prompts(["a dog", "Two"], heldout)
+    assert prompts[0] == "one" and len(prompts) == new_domain.ENOUGH_PROMPTS
     assert "1 captions of held-out" in origin and f"{len(prompts) - 1} rewordings" in origin
     assert not {"a dog", "A dog.", "two", "Two"} & set(prompts) and len(set(prompts)) == len(prompts)
     many = [f"number {i}" for i in range(50)]
-    assert proposal.evaluation_prompts([], many)[0] == many[: proposal.MANY_PROMPTS]
+    assert new_domain.evaluation_prompts([], many)[0] == many[: new_domain.MANY_PROMPTS]
     for heldout in (["a dog"], []):  # one sentence for all
-        prompts, _ = proposal.evaluation_prompts(["a dog"], heldout)
-        assert len(prompts) == len(proposal.WORDINGS) and "a dog" not in prompts
-
-
-def test_labelled_prompts_name_the_domain():
-    others = [{"prompt": "a cat", "domain": None}, {"prompt": "old", "domain": "sketch"}]
-    rows = proposal.labelled("sketch", "sketch", ["a sketch of a dog", "a dog", "a dog"], others)
-    own = [{"prompt": text, "domain": "sketch"} for text in ("a sketch of a dog", "a dog, sketch")]
-    assert rows == [others[0], *own]
+        prompts, _ = new_domain.evaluation_prompts(["a dog"], heldout)
+        assert len(prompts) == len(new_domain.WORDINGS) and "a dog" not in prompts
 
 
 # a proposal
@@ -83,7 +227,7 @@ def found(folder, tiny_config):
 
 
 def propose(folder, config, how="auto", name="sketch"):
-    return proposal.propose(name, folder, config, how)
+    return new_domain.propose(name, folder, config, how)
 
 
 def numbered(folder, count=25, **how):
@@ -99,7 +243,7 @@ def test_a_proposal_says_what_is_there(found, folder):
     audit = found.audit
     assert audit["images"] == 25 == sum(audit[split] for split in data.SPLITS)
     assert audit["captions_missing"] == audit["captions_cut"] == audit["exact_duplicates"] == 0
-    assert audit["captions_different"] == 20 and audit["width"] == audit["height"] == [32, 32, 32]
+    assert audit["captions_different"] == 20
     assert not audit["smaller_than_resolution"] and not audit["unreadable"]
     assert found.entry["token"] == "<sketch>" and found.entry["initial_word"] == "sketch"
     assert found.warnings[0].startswith(f"{audit['train']} training images are few")
@@ -130,9 +274,9 @@ def test_all_sources_can_be_named(tmp_path, tiny_config, folder, monkeypatch):
     assert propose(folder, tiny_config, "names").captions.texts[NAMES[0]] == "red house"
 
     def from_model(album, name, progress):
-        return captions.Captions(name, {}, dict.fromkeys(album.files(), f"seen by {name}"))
+        return new_domain.Captions(name, {}, dict.fromkeys(album.files(), f"seen by {name}"))
 
-    monkeypatch.setattr(captions, "from_model", from_model)
+    monkeypatch.setattr(new_domain, "from_model", from_model)
     for how in ("owner/name", "owner/name@0123abc", str(tmp_path)):
         found = propose(tmp_path / "one", tiny_config, how)
         assert set(found.captions.texts.values()) == {f"seen by {how}"}
@@ -147,7 +291,7 @@ def test_all_sources_can_be_named(tmp_path, tiny_config, folder, monkeypatch):
         ({"how": "name"}, "Did you mean 'names'"),
         ({"how": ""}, "Or give a sentence"),
         ({"how": "metadata"}, "metadata: no metadata"),
-        ({"how": "a {label}"}, "has no labels for 'a {label}'"),
+        ({"how": "a {label}"}, "no label column"),
         ({"folder": "nowhere"}, "There is no folder"),
     ],
 )
@@ -157,11 +301,11 @@ def test_what_cannot_be_proposed(folder, tiny_config, change, message):
 
 
 def test_what_fails_does_so_before_a_model_captions(folder, tmp_path, tiny_config, monkeypatch):
-    monkeypatch.setattr(captions, "from_model", lambda *_, **__: pytest.fail("too early"))
+    monkeypatch.setattr(new_domain, "from_model", lambda *_, **__: pytest.fail("too early"))
     with pytest.raises(DasdError, match="too few images to split"):
         propose(numbered(tmp_path / "few", count=4), tiny_config, "owner/name")
     (tmp_path / "there.json").write_text("{}")
-    result = new_domain(folder, tmp_path / "there.json", "--captions", "owner/name")
+    result = command(folder, tmp_path / "there.json", "--captions", "owner/name")
     assert isinstance(result.exception, DasdError) and "is there already" in str(result.exception)
 
 
@@ -180,7 +324,7 @@ def test_prompts_are_no_captions_of_training_images(folder, tmp_path, tiny_confi
     sources = ((folder, "names"), (classes(tmp_path / "images"), "labels"), (folder, "a line drawing"))
     for place, how in sources:
         found = propose(place, tiny_config, how)
-        config = Config.load(proposal.write(found, tmp_path / f"{how}.json")[0])
+        config = Config.load(new_domain.write(found, tmp_path / f"{how}.json")[0])
         splits = [data.load_domain(config.domain("sketch"), config, s) for s in ("train", "validation")]
         trained = {plain(text) for split in splits for texts in split.captions for text in texts}
         assert trained and len(set(found.prompts)) >= 2
@@ -191,49 +335,45 @@ def test_prompts_are_no_captions_of_training_images(folder, tmp_path, tiny_confi
 
 
 def test_written_and_loaded(found, tmp_path):
-    out = tmp_path / "mine.json"
-    written = proposal.write(found, out)
+    written = new_domain.write(found, tmp_path / "mine.json")
     names = ["mine.json", "classifier.json", "metadata.jsonl", "sketch.json"]
     assert [path.name for path in written] == names
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in written)
-    config = Config.load(out)
+    config = Config.load(tmp_path / "mine.json")
     loaded = data.load_domain(config.domain("sketch"), config)
     assert loaded.prompt(0).startswith("<sketch> ") and all(c[0] for c in loaded.captions)
     assert evaluation.load_prompts(config, "sketch") == found.prompts
     assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "mine_files"}
 
 
-def test_nothing_is_replaced_unless_forced(found, tmp_path):
+def test_nothing_is_replaced_unless_forced(found, folder, tmp_path):
     out = tmp_path / "mine.json"
-    proposal.write(found, out)
+    new_domain.write(found, out)
     (tmp_path / "mine_files" / "old").write_text("")
     for there in (out, tmp_path / "mine_files"):
         with pytest.raises(DasdError, match=rf"{there.name} is there already"):
-            proposal.write(found, out)
+            new_domain.write(found, out)
         out.unlink(missing_ok=True)
-    proposal.write(found, out, force=True)
+    new_domain.write(found, out, force=True)
     assert out.exists() and not (tmp_path / "mine_files" / "old").exists()
+    with pytest.raises(DasdError, match="inside the folder of images"):
+        new_domain.write(found, folder / "mine.json")
+    with pytest.raises(DasdError, match="is a folder"):
+        new_domain.write(found, folder.parent, force=True)
+    assert new_domain.portable(ROOT / "data" / "x") == "data/x"
 
 
 def test_nothing_is_half_written(found, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    proposal.write(found, tmp_path / "mine.json")
+    new_domain.write(found, tmp_path / "mine.json")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr(proposal, "caption_lines", fail)
+    monkeypatch.setattr(new_domain, "caption_lines", fail)
     for out in (tmp_path / "mine.json", tmp_path / "other.json"):
         with pytest.raises(DasdError, match="No space left"):
-            proposal.write(found, out, force=True)
+            new_domain.write(found, out, force=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def test_the_folder_of_images_stays_as_it_is(found, folder):
-    with pytest.raises(DasdError, match="inside the folder of images"):
-        proposal.write(found, folder / "mine.json")
-    with pytest.raises(DasdError, match="is a folder"):
-        proposal.write(found, folder.parent, force=True)
-    assert proposal.portable(ROOT / "data" / "x") == "data/x"
 
 
 # what it is for
@@ -250,12 +390,12 @@ def dasd(*words):
     return CliRunner().invoke(cli.app, list(map(str, words)))
 
 
-def new_domain(folder, out, *options):
+def command(folder, out, *options):
     return dasd("new-domain", "sketch", folder, "--profile", "tiny", "--out", out, *options)
 
 
 def test_trained_and_evaluated_by_commands_alone(folder, tiny_config, tmp_path):
-    said = new_domain(folder, tmp_path / "b.json").stdout
+    said = command(folder, tmp_path / "b.json").stdout
     for text in (
         "25: ",
         "the file names: 20 different",
@@ -263,7 +403,7 @@ def test_trained_and_evaluated_by_commands_alone(folder, tiny_config, tmp_path):
         f"dasd train --config {tmp_path}/b.json",
     ):
         assert text in said
-    result = new_domain(folder, tmp_path / "a.json", "--json")
+    result = command(folder, tmp_path / "a.json", "--json")
     assert result.exit_code == 0, (result.output, result.exception)
     answer = json.loads(result.stdout)
     assert [line.split()[1] for line in answer["next"]] == ["train", "generate", "evaluate"]
@@ -278,7 +418,7 @@ def test_trained_and_evaluated_by_commands_alone(folder, tiny_config, tmp_path):
 
 
 def test_other_captions_are_another_run_on_the_same_latents(found, tiny_config, tmp_path):
-    proposal.write(found, tmp_path / "a.json")
+    new_domain.write(found, tmp_path / "a.json")
     config = run_config(Config.load(tmp_path / "a.json"), tiny_config)
     parts = models.load_parts(config)
 
@@ -295,7 +435,7 @@ def test_other_captions_are_another_run_on_the_same_latents(found, tiny_config, 
 
 
 def test_a_caption_file_is_checked(found, tmp_path):
-    proposal.write(found, tmp_path / "a.json")
+    new_domain.write(found, tmp_path / "a.json")
     config = Config.load(tmp_path / "a.json")
     path = tmp_path / "a_files" / "metadata.jsonl"
     wrong = {("elsewhere.png", "a tree"): "elsewhere.png", (NAMES[0], 3): "file .* of domain sketch holds 3"}

@@ -49,7 +49,7 @@ def new_domain(
     profile: str = options.PROFILE,
 ) -> Answer:
     """Look through a folder of images; write a config with token, captions and prompts for it."""
-    from dasd_utils.apps.new_domain import proposal
+    from dasd_utils.apps import new_domain as proposal
 
     place = proposal.check_place(out or options.path(f"{name}.json"), folder, force)
     captions = options.folder_or_name(captions)
