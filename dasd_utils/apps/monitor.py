@@ -68,12 +68,11 @@ class Monitor:
         self.rows.append(row)
         step, steps, now = row["step"], self.bar.max, time.monotonic()
         self._first = self._first or (step, now)
-        text = f"step {step} of {steps}"
-        text += f", loss {row['loss']:.4f}" if row.get("loss") is not None else ""
-        if step > self._first[0]:
-            seconds = (now - self._first[1]) / (step - self._first[0])
-            text += f", {seconds:.2g} s a step, {tqdm.format_interval((steps - step) * seconds)} left"
-        self.bar.value, self.numbers.value = step, text
+        begin, started = self._first
+        form = {"bar_format": "{rate_fmt}, {remaining} left", "unit": "step", "initial": begin}
+        loss = f", loss {row['loss']:.4f}" if row.get("loss") is not None else ""
+        meter = tqdm.format_meter(step, steps, now - started, **form)
+        self.bar.value, self.numbers.value = step, f"step {step} of {steps}{loss}, {meter}"
         if now >= self._curves_due and len(self.rows) > 1:
             self.draw_curves()
             self._curves_due = now + max(EVERY, (time.monotonic() - now) / SHARE)

@@ -36,7 +36,6 @@ WRAPPED = {"display": "flex", "flex_flow": "row wrap", "width": "100%"}
 KEPT = 24  # drawings in the history
 PAUSE = 0.25  # seconds without a key before the prompt is classified
 THUMB = 84  # pixels of a small picture on the screen
-RED = "#c0392b"
 _numbers = itertools.count()
 
 
@@ -65,8 +64,8 @@ class Playground:
         config = self.loaded.pipeline.config
         is_shipped = config.shipped_run and self.loaded.run == resolve(config.shipped_run)
         place = "data/runs/playground" if is_shipped else str(self.loaded.run / "generated")
-        domains = [(domain.name, domain.name) for domain in config.domains]
-        domains = [("find it for me", AUTO), *domains, ("none: the base model", None)]
+        named = [(domain.name, domain.name) for domain in config.domains]
+        domains = [("find it for me", AUTO), *named, ("none: the base model", None)]
         hint = "what the picture should show"
         self.prompt = widgets.Textarea(prompt, placeholder=hint, rows=2, layout=WIDE)
         self.scores, self.said = widgets.HTML(layout=WIDE), widgets.HTML(layout=WIDE)
@@ -123,12 +122,12 @@ class Playground:
 
     def show_scores(self) -> None:
         """Draw the classifier's scores of the prompt; take the domain's calibration if the form finds it."""
-        prompt = self.prompt.value
+        prompt, found = self.prompt.value, None
         try:
             answer = self.loaded.classify(prompt)
             found, text = answer["best_domain"], bars(answer)
         except DasdError as error:
-            found, text = None, note(str(error))
+            text = note(str(error))
         if prompt != self.prompt.value:  # the next key's answer follows
             return
         self.found, self.scores.value = found, text
@@ -153,8 +152,9 @@ class Playground:
                     button = thumbnail(each, lambda each=each: self._put_back(each))
                     self.history.children = (button, *self.history.children)[:KEPT]
             except Exception as error:  # of a thread that nobody watches
-                known = isinstance(error, DasdError)
-                self._say(str(error) if known else f"A fault of the program: {error!r}", RED)
+                self._say(
+                    str(error) if isinstance(error, DasdError) else f"A fault of the program: {error!r}"
+                )
             finally:
                 self.generate.disabled = False
 
@@ -188,19 +188,19 @@ class Playground:
             paths = [drawings.save(each, self.folder.value) for each in self.shown]
             self._say("Saved: " + ", ".join(map(str, paths)))
         except DasdError as error:
-            self._say(str(error), RED)
+            self._say(str(error))
 
-    def _say(self, text: str, colour: str = "inherit") -> None:
-        self.said.value = note(text, colour)
+    def _say(self, text: str) -> None:
+        self.said.value = note(text)
 
 
 def _named(text: str) -> dict[str, Any]:
     return {"description": text, "layout": WIDE, "style": {"description_width": "95px"}}
 
 
-def note(text: str, colour: str = "inherit") -> str:
+def note(text: str) -> str:
     """Return a line of plain text as HTML that a screen reader speaks when it changes."""
-    return f'<div role="status" style="line-height:1.4;color:{colour}">{html.escape(text)}</div>'
+    return f'<div role="status" style="line-height:1.4">{html.escape(text)}</div>'
 
 
 def bars(answer: Mapping[str, Any]) -> str:
@@ -261,14 +261,11 @@ def served() -> widgets.Widget:
         given = json.loads(os.environ[SETTINGS])
         return Playground(drawings.load(given["run"], Config.from_dict(given["config"]))).widget
     except DasdError as error:
-        return widgets.HTML(note(str(error), RED))
+        return widgets.HTML(note(str(error)))
 
 
 def serve(run: Path, config: Config, port: int | None, browser: bool) -> None:
-    """Run Voilà until Ctrl-C or SIGTERM; say its address, which opens by a token, once the page answers.
-
-    Raises DasdError where the port is in use.
-    """
+    """Run Voilà until Ctrl-C or SIGTERM; say its address, which opens by a token, once the page answers."""
     from voila.app import Voila  # optional
 
     port, token = choose_port(port), secrets.token_urlsafe(16)
@@ -286,14 +283,9 @@ def serve(run: Path, config: Config, port: int | None, browser: bool) -> None:
 def choose_port(wanted: int | None) -> int:
     """Return the wanted port, or DasdError where it is in use; of none PORT, or another free one."""
     for number in [wanted] if wanted else [PORT, 0]:
-        with socket.socket() as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                trial.bind((HOST, number))
-                return trial.getsockname()[1]
-            except OSError as error:
-                reason = error.strerror
-    raise DasdError(f"Port {wanted} cannot be used: {reason}. Choose another by --port, or leave it out.")
+        with contextlib.suppress(OSError), socket.create_server((HOST, number)) as trial:
+            return trial.getsockname()[1]
+    raise DasdError(f"Port {wanted} cannot be used: choose another by --port, or leave it out.")
 
 
 def _say_when_it_answers(port: int, said: str) -> None:
