@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dasd_utils.config import DasdError, DomainConfig, read_json, resolve
-from dasd_utils.data import with_token
+from dasd_utils.config import DasdError, DomainConfig, read_json, resolve, with_token
 
 # Prompts of no domain: their mean estimates what all CLIP text vectors have in common.
 BACKGROUND = (

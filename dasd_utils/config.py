@@ -475,6 +475,13 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+def with_token(prompt: str, token: str | None) -> str:
+    """Return the prompt with the token first, where no truncation reaches it, unless it has the token."""
+    if not token or token.lower() in prompt.lower():  # tokenizers match added tokens in any case
+        return prompt
+    return f"{token} {prompt}" if prompt else token
+
+
 def check_promptless(config: Config, what: str) -> None:
     """Raise DasdError where what learns from images alone is given captions, tokens, or several domains."""
     training, domains = config.training, config.domains

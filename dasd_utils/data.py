@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from dasd_utils import toyworld
-from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig, resolve
+from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig, resolve, with_token
 from dasd_utils.runtime import files, folders, images
 
 SPLITS = ("train", "validation", "test")
@@ -56,13 +56,6 @@ class DomainData:
         """Return one caption of an image behind the domain's token; choice in [0, 1) picks among several."""
         captions = self.captions[index]
         return with_token(captions[int(choice * len(captions))], self.config.token)
-
-
-def with_token(prompt: str, token: str | None) -> str:
-    """Return the prompt with the token first, where no truncation reaches it, unless it has the token."""
-    if not token or token.lower() in prompt.lower():  # tokenizers match added tokens in any case
-        return prompt
-    return f"{token} {prompt}" if prompt else token
 
 
 def load_domain(domain: DomainConfig, config: Config, split: str = "train") -> DomainData:

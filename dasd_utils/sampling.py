@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dasd_utils import adapters, classifier, guidance, models
-from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
-from dasd_utils.data import with_token
+from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve, with_token
 from dasd_utils.guidance import Job, Prediction, Term
 from dasd_utils.runtime import files, images, processes
 

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,10 +22,9 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from dasd_utils import sampling
 from dasd_utils.apps.playground import drawings
 from dasd_utils.apps.playground.drawings import AUTO, BASE, Drawing, Loaded
-from dasd_utils.config import Calibration, Config, DasdError, resolve
+from dasd_utils.config import Calibration, Config, DasdError, Scheduler, resolve
 
 HOST, PORT = "127.0.0.1", 8866
 PAGE = Path(__file__).with_name("playground.ipynb")
@@ -74,7 +74,7 @@ class Playground:
         self.scale = widgets.FloatSlider(4, min=0, max=12, step=0.25, **_named("to the prompt"))
         self.domain_scale = widgets.FloatSlider(2.5, min=0, max=8, step=0.25, **_named("to the domain"))
         self.steps = widgets.IntSlider(15, min=1, max=100, **_named("steps"))
-        self.scheduler = widgets.Dropdown(options=list(sampling.SCHEDULERS), **_named("scheduler"))
+        self.scheduler = widgets.Dropdown(options=typing.get_args(Scheduler), **_named("scheduler"))
         self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, **_named("seed"))
         self.dice = widgets.Button(description="another", tooltip="another seed", layout={"flex": "0 0 96px"})
         self.beside = widgets.Checkbox(False, description="base model beside it", indent=False, layout=WIDE)
@@ -250,8 +250,8 @@ def thumbnail(drawing: Drawing, on_click: Callable[[], None]) -> widgets.Widget:
     return widgets.VBox([button, widgets.HTML(caption)], layout={"width": f"{THUMB + 8}px"})
 
 
-def playground(pipeline: sampling.DasdPipeline, run: str | Path, **options: Any) -> widgets.Widget:
-    """Return the form for a pipeline and the run it was loaded from; options: `prompt` and `seed`."""
+def playground(pipeline: Any, run: str | Path, **options: Any) -> widgets.Widget:
+    """Return the form for a `DasdPipeline` and the run it was loaded from; options: `prompt` and `seed`."""
     return Playground(Loaded(pipeline, run), **options).widget
 
 
