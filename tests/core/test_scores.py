@@ -40,12 +40,16 @@ def heldout(config, count=COUNT):
     return list(data.load_domain(config.domains[0], config.replace(num_heldout=count), "test").images)
 
 
-def test_the_reference_is_of_held_out_images(config, wanted):
+def test_the_reference_is_of_held_out_images(config, scorer, wanted):
     test, train = (data.load_domain(config.domains[0], config, split) for split in ("test", "train"))
     assert wanted.prompts.texts == [each[0] for each in test.captions]
     assert wanted.prompts.labels == test.labels and len(wanted.train) == len(train)
     assert not set(test.ids) & set(train.ids)
     assert not any("<satellite>" in prompt for prompt in wanted.prompts.texts)
+    single = dataclasses.replace(train, labels=["one"] * len(train))  # one label for all teaches nothing
+    assert evaluation.prompts_of(single, scorer, COUNT).labels is None
+    with pytest.raises(DasdError, match="test split of satellite has 5 images"):
+        evaluation.load_reference(config.domains[0], config, scorer, 5)
 
 
 def test_held_out_images_themselves_are_perfect(config, scorer, wanted, domains):
@@ -93,9 +97,8 @@ def fake(seed, shift=0.0, n=2 * COUNT, d=8):
 def made_reference(d=8):
     prompts = evaluation.Prompts([f"prompt {i}" for i in range(COUNT)], torch.zeros(COUNT, d))
     real = fake(99, n=COUNT, d=d)["features"]
-    return evaluation.Reference(
-        "satellite", prompts, real, fake(98, n=40, d=d)["features"], torch.zeros(COUNT, 3, 1, 1)
-    )
+    train = fake(98, n=40, d=d)["features"]
+    return evaluation.Reference("satellite", prompts, real, train, torch.zeros(COUNT, 3, 1, 1))
 
 
 def test_estimates_are_the_means_over_seeds():
@@ -131,14 +134,3 @@ def test_differences_are_paired_and_marked():
     assert all(r["domain"] == "satellite" for r in rows)
     same = found["as good", "cmmd"]
     assert same["value"] == same["low"] == same["high"] == 0
-
-
-def test_too_few_held_out_images_are_refused(config, scorer):
-    with pytest.raises(DasdError, match="test split of satellite has 5 images"):
-        evaluation.load_reference(config.domains[0], config, scorer, 5)
-
-
-def test_one_label_for_all_teaches_nothing(config, scorer):
-    single = data.load_domain(config.domains[0], config)
-    single = dataclasses.replace(single, labels=["one"] * len(single))
-    assert evaluation.prompts_of(single, scorer, COUNT).labels is None

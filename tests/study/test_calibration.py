@@ -25,12 +25,9 @@ def candidate(cmmd, follows, steps=10, scale=2.0, error=0.1):
 def test_the_nearest_wins_if_it_is_clearly_so():
     far, near = candidate(2.0, 0.9, steps=5), candidate(1.0, 0.5)
     assert calibration.choose_candidate([far, near]) is near
-
-
-def test_the_standard_error_is_that_of_prompts():
-    assert estimate(2.0, 0.1).variance == pytest.approx(0.01)
-    near, far = candidate(1.0, 0.5), candidate(1.099, 0.6, steps=30)
-    assert calibration.choose_candidate([near, far]) is far
+    assert estimate(2.0, 0.1).variance == pytest.approx(0.01)  # that of prompts
+    just = candidate(1.099, 0.6, steps=30)
+    assert calibration.choose_candidate([near, just]) is just
 
 
 def test_within_an_error_the_prompt_decides_then_the_price():
@@ -38,15 +35,11 @@ def test_within_an_error_the_prompt_decides_then_the_price():
     assert calibration.choose_candidate([least, follows]) is follows
     cheaper = candidate(1.08, 0.59, steps=8)  # follows as well, within its error
     assert calibration.choose_candidate([least, follows, cheaper]) is cheaper
-    too_far = candidate(1.2, 0.9, steps=1)
-    assert calibration.choose_candidate([least, follows, cheaper, too_far]) is cheaper
+    assert calibration.choose_candidate([least, follows, cheaper, candidate(1.2, 0.9, steps=1)]) is cheaper
     nearer = candidate(0.99, 0.5)
-    assert calibration.choose_candidate([candidate(1.0, 0.5), nearer]) is nearer
-
-
-def test_without_guidance_a_step_is_one_prediction():
-    assert candidate(1, 1, steps=10, scale=1.0).calls == 10
-    assert candidate(1, 1, steps=10, scale=1.5).calls == 20
+    assert calibration.choose_candidate([least, nearer]) is nearer
+    unguided, guided = (candidate(1, 1, steps=10, scale=scale) for scale in (1.0, 1.5))
+    assert (unguided.calls, guided.calls) == (10, 20)
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +81,12 @@ def test_guidance_comes_first_then_the_schedule(config, search):
 
 def test_it_looks_at_validation_images_only(search, monkeypatch):
     asked, load = [], calibration.evaluation.data.load_domain
-    monkeypatch.setattr(
-        calibration.evaluation.data,
-        "load_domain",
-        lambda d, c, split="train": asked.append(split) or load(d, c, split),
-    )
+
+    def noted(domain, config, split="train"):
+        asked.append(split)
+        return load(domain, config, split)
+
+    monkeypatch.setattr(calibration.evaluation.data, "load_domain", noted)
     search((("ddim", 1),))
     assert set(asked) == {"validation", "train"}
 
@@ -109,10 +103,8 @@ def test_the_command_writes_what_the_pipeline_uses(config, monkeypatch):
         assert (found.guidance, found.guidance_scale) in {("cfg", 1.5), ("domain", 3.0)}
     file = calibration.calibration_file(config.output_dir)
     rows = evaluation.load_results(file.with_name(calibration.SEARCH))["rows"]
-    chosen = [row for row in rows if row["chosen"]]
-    assert {(r["domain"], r["metric"]) for r in chosen} == {
-        (d.name, m) for d in config.domains for m in ("cmmd", "clip_score")
-    }
+    chosen = {(row["domain"], row["metric"]) for row in rows if row["chosen"]}
+    assert chosen == {(d.name, metric) for d in config.domains for metric in ("cmmd", "clip_score")}
     assert all(r["low"] <= r["value"] <= r["high"] for r in rows)
     before = file.read_bytes()
     monkeypatch.setattr(calibration, "search", lambda *a, **k: pytest.fail("searched again"))

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import types
 
 import numpy as np
 import pytest
 import torch
 from conftest import dasd, on_narrow_base
 
-from dasd_utils import evaluation, latents, losses, metrics, sampling, training
+from dasd_utils import evaluation, latents, metrics, sampling, training
 from dasd_utils.apps import workers
 from dasd_utils.apps.cli import study as cli_study
 from dasd_utils.config import Calibration, Config, DasdError
@@ -80,14 +79,11 @@ def test_all_methods_get_the_same_prompts_and_noise(done):
         table = images.pq.read_table(samples_file(done, method, 1))
         rows[method.name] = table.drop_columns("image").to_pylist()
         if method.settings == ladder.PROTOCOL:
-            own, protocol = ladder.tasks(done, method, 1)[0].calibration, done.evaluation
-            assert own == Calibration(
-                protocol.guidance_scale, protocol.num_inference_steps, protocol.scheduler
-            )
-    other = images.pq.read_table(samples_file(done, LADDER[0], 0)).column("seed").to_pylist()
-    assert (
-        not set(other) & {row["seed"] for row in rows["base"]} and len(set(other)) == 12
-    )  # noise of its own
+            how, protocol = ladder.tasks(done, method, 1)[0].calibration, done.evaluation
+            assert (how.guidance_scale, how.scheduler) == (protocol.guidance_scale, protocol.scheduler)
+            assert (how.num_inference_steps, how.guidance) == (protocol.num_inference_steps, "cfg")
+    other = set(images.pq.read_table(samples_file(done, LADDER[0], 0)).column("seed").to_pylist())
+    assert len(other) == 12 and not other & {row["seed"] for row in rows["base"]}  # noise of its own
     styled, words = rows.pop("base + style words"), done.domains[0].style_suffix
     assert all(each == rows["base"] for each in rows.values())
     assert styled == [row | {"prompt": f"{row['prompt']}, {words}"} for row in rows["base"]]
@@ -187,35 +183,6 @@ def test_searches_are_those_of_all_seeds(done):
     assert ladder.searches(done, [0, 1], [method_of("DASD")]) == ladder.searches(done, [7], LADDER) == []
 
 
-@pytest.fixture
-def mine(monkeypatch):
-    """A method that joins by one module: DASD's objective, noted; return what it was called with."""
-    called = []
-
-    def make(config):
-        def objective(parts, batch, config):
-            called.append(len(batch.target_latents))
-            return losses.DasdObjective(config)(parts, batch, config)
-
-        return objective
-
-    paper = types.SimpleNamespace(
-        CHANGES={"queue_size": 4}, BY_PROFILE={}, LADDER={}, check=lambda config: None, make_objective=make
-    )
-    monkeypatch.setattr("dasd_utils.config.known_methods", lambda: {"mine": "mine"})
-    monkeypatch.setattr("dasd_utils.config.paper", lambda name: paper)
-    return called
-
-
-def test_an_objective_joins_by_adding_a_row(config, tmp_path, mine):
-    own, plain = Method("mine", objective="mine"), Method("x", changes={"queue_size": 4})
-    wanted = ladder.train(config.replace(output_dir=str(tmp_path)), own, 0, False)
-    assert mine == [config.training.target_batch_size] * 2
-    assert wanted.alignment.queue_size == 4 and wanted.method == "mine"
-    one, two = (ladder.run_config(config, method, 0).output_dir for method in (own, plain))
-    assert one != two  # another objective has weights of its own
-
-
 def test_a_config_that_names_a_method_is_refused(config):
     other = config.replace(method="domainstudio", lambda_align=0.0)
     for attempt in (ladder.Scoring, lambda c: ladder.run_config(c, method_of("DASD"), 0)):
@@ -223,19 +190,16 @@ def test_a_config_that_names_a_method_is_refused(config):
             attempt(other)
 
 
-def test_methods_in_a_ladder_keep_the_batch_of_its_config():
-    config = Config.setup("sd15", target_batch_size=6)
-    asked = method_of("DomainStudio").config(config)
-    assert asked.training.target_batch_size == 6 and asked.training.gradient_accumulation_steps == 4
-    whole = method_of("DomainStudio, whole UNet").config(config).training
-    assert whole.whole_unet and whole.learning_rate == pytest.approx(1e-5)
-
-
-def test_the_ladder_is_dasds_unless_methods_of_papers_are_named():
+def test_methods_of_papers_are_named_and_keep_the_batch_of_the_config():
     assert ladder.find_methods(None) == list(ladder.METHODS)
     assert [m.objective for m in ladder.find_methods(["DASD", "DomainStudio"])] == ["dasd", "domainstudio"]
     with pytest.raises(DasdError, match="Did you mean 'LoRA only'"):
         ladder.find_methods(["Lora only"])
+    config = Config.setup("sd15", target_batch_size=6)
+    asked = method_of("DomainStudio").config(config).training
+    assert asked.target_batch_size == 6 and asked.gradient_accumulation_steps == 4
+    whole = method_of("DomainStudio, whole UNet").config(config).training
+    assert whole.whole_unet and whole.learning_rate == pytest.approx(1e-5)
 
 
 def test_unconditional_methods_sample_the_empty_prompt(config, tmp_path):
@@ -256,16 +220,12 @@ def test_unconditional_methods_sample_the_empty_prompt(config, tmp_path):
     assert again.tobytes() == drawn[2].tobytes()
 
 
-def test_a_method_without_calibration_is_not_done(config, tmp_path):
-    method = method_of("DASD, calibrated")
-    assert not ladder.is_done(config.replace(output_dir=str(tmp_path)), method, 0)
+def test_calibrated_and_published_settings(config, tmp_path):
+    method, here = method_of("DASD, calibrated"), config.replace(output_dir=str(tmp_path))
+    assert not ladder.is_done(here, method, 0)
     with pytest.raises(DasdError, match=r"`dasd calibrate`.*calibration\.json: No such file"):
-        ladder.tasks(config.replace(output_dir=str(tmp_path)), method, 0)
-
-
-def test_published_settings_are_those_that_were_published(config):
-    method = method_of("DASD, published sampling")
-    found = [task.calibration for task in ladder.tasks(config, method, 0)]
+        ladder.tasks(here, method, 0)
+    found = [task.calibration for task in ladder.tasks(config, method_of("DASD, published sampling"), 0)]
     assert found == [Calibration(7.0, 30, "ddim"), Calibration(7.5, 30, "ddim")]
 
 
@@ -286,23 +246,40 @@ def test_commands_hold_what_shares_weights(config, monkeypatch):
     assert max(together, key=len) == ["DASD", "DASD, calibrated", "DASD, Domain Guidance"]
 
 
-def test_the_command_writes_the_table(done):
-    path = done.save(ladder.resolve(done.output_dir) / "asked.json")
+@pytest.fixture
+def path(done):
+    return done.save(ladder.resolve(done.output_dir) / "asked.json")
+
+
+def test_the_command_writes_the_table(done, path):
     named = [word for method in LADDER for word in ("--only", method.name)]
     said = dasd("ladder", "--config", path, "--output_dir", done.output_dir, "--seeds", "0,1", *named)
     stored = evaluation.load_results(said["results"])
     assert {row["method"] for row in stored["rows"]} >= {method.name for method in LADDER}
 
 
-def test_a_stopped_ladder_says_how_to_go_on(done, monkeypatch, capsys):
+def test_a_stopped_ladder_says_how_to_go_on(path, monkeypatch, capsys):
     def stop(*_arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ladder, "run_ladder", stop)
-    path = done.save(ladder.resolve(done.output_dir) / "asked.json")
     with pytest.raises(SystemExit) as stopped:
         cli_study.ladder(config=path, output_dir=None, seeds="0")
     assert stopped.value.code == 130 and "same command goes on" in capsys.readouterr().err
+
+
+def test_the_folder_is_that_of_the_config_unless_one_is_named(done, path, monkeypatch):
+    seen = []
+
+    def run(scoring, *_):
+        seen.append(scoring.config.output_dir)
+        return [("x", 0)]
+
+    monkeypatch.setattr(ladder, "run_ladder", run)
+    cli_study.ladder(config=path, output_dir=None, seeds="0")
+    cli_study.ladder(config=path, output_dir=ladder.Path("other"), seeds="0")
+    cli_study.ladder(profile="tiny", output_dir=None, seeds="0")
+    assert seen == [done.output_dir, "other", "data/runs/ladder"]
 
 
 def test_folders_of_samples_and_files_of_scores_are_named_by_what_decides_them(done):
@@ -316,18 +293,6 @@ def test_folders_of_samples_and_files_of_scores_are_named_by_what_decides_them(d
     assert task(cache_dir="elsewhere").folder == task().folder
     scored = task(source=dataclasses.replace(done.source, num_images=25))
     assert scored.folder == task().folder and scored.scores != task().scores
-
-
-def test_the_folder_is_that_of_the_config_unless_one_is_named(done, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        ladder, "run_ladder", lambda scoring, *_: seen.append(scoring.config.output_dir) or [("x", 0)]
-    )
-    path = done.save(ladder.resolve(done.output_dir) / "asked.json")
-    cli_study.ladder(config=path, output_dir=None, seeds="0")
-    cli_study.ladder(config=path, output_dir=ladder.Path("other"), seeds="0")
-    cli_study.ladder(profile="tiny", output_dir=None, seeds="0")
-    assert seen == [done.output_dir, "other", "data/runs/ladder"]
 
 
 # power

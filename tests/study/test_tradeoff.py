@@ -32,10 +32,9 @@ def test_points_have_names_of_their_own_that_the_command_knows():
     assert len(set(names)) == len(names)
     assert not set(names) & {method.name for method in (*ladder.METHODS, *ladder.PAPER_METHODS)}
     assert not any(point.sees_source for point in tradeoff.points())
-    asked = [
-        curve.name for curve in tradeoff.find_curves([tradeoff.PLANE, f"{tradeoff.PLANE}, over training"])
-    ]
-    assert asked == [tradeoff.PLANE] + [f"{tradeoff.PLANE}, over training"] * len(tradeoff.LENGTHS)
+    longer = f"{tradeoff.PLANE}, over training"
+    asked = [curve.name for curve in tradeoff.find_curves([tradeoff.PLANE, longer])]
+    assert asked == [tradeoff.PLANE] + [longer] * len(tradeoff.LENGTHS)
     with pytest.raises(DasdError, match=r"no curve 'DASD'.*DASD, "):
         tradeoff.find_curves(["DASD"])
 
@@ -121,12 +120,9 @@ def test_the_choice_is_made_anew_in_each_draw():
     assert (control["low"], control["value"]) == pytest.approx((0.1, 0.1))  # 0.6 in either draw
 
 
-def test_without_attributes_control_is_the_clip_score():
+def test_without_attributes_control_is_the_clip_score_and_one_seed_chooses_for_nobody():
     points = {"a": {"cmmd": estimate(1.0, 1.0), "clip_score": estimate(0.3, 0.5)}}
     assert [row["metric"] for row in tradeoff.gains(points, points)] == ["cmmd", "clip_score"]
-
-
-def test_one_seed_chooses_for_nobody():
     one = {"a": made((0.5,), (0.5,))}
     assert tradeoff.gains(one, one) == []
 
@@ -160,9 +156,8 @@ def test_a_curve_that_does_not_go_with_the_config_is_named(tmp_path):
     two = Config.setup("tiny", output_dir=str(tmp_path / "run"))
     tradeoff.check_curves(two, tradeoff.find_curves(["DASD, Domain Guidance"]))
     curves = tradeoff.find_curves(["DASD, Domain Guidance", "images alone, Domain Guidance"])
-    with pytest.raises(
-        DasdError, match=r"'images alone, Domain Guidance'.*one domain.*--only.*guidance.json"
-    ):
+    named = r"'images alone, Domain Guidance'.*one domain.*--only.*guidance.json"
+    with pytest.raises(DasdError, match=named):
         tradeoff.check_curves(two, curves)
     path = two.save(tmp_path / "config.json")
     result = CliRunner().invoke(cli.app, ["front", "--config", str(path), "--seeds", "0"])
@@ -185,8 +180,8 @@ def rows():
     for d in (0.0, 2.0):
         for c in (0.0, 4.0):
             more = {"line": "plane", "domain_scale": d, "guidance_scale": c}
-            found.append(row(f"plane {d} {c}", "cmmd", 10 * d + c, **more))
-            found.append(row(f"plane {d} {c}", "attribute_accuracy", c / 10, **more))
+            for metric, value in (("cmmd", 10 * d + c), ("attribute_accuracy", c / 10)):
+                found.append(row(f"plane {d} {c}", metric, value, **more))
     return [*found, row("plane", "cmmd", 1.0, against="cfg 1.0")]
 
 
