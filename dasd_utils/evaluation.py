@@ -1,7 +1,4 @@
-"""One path from prompts to numbers: prompts, images, scores of each image, estimates, rows with intervals.
-
-`evaluate` goes all the way for one run and the base model, the ladder for many trainings.
-"""
+"""One path from prompts to numbers: prompts, images, scores of each image, estimates, rows with intervals."""
 
 from __future__ import annotations
 
@@ -125,10 +122,10 @@ def read_prompts(config: Config, domain: str) -> list[dict[str, Any]]:
 
 def check_mentioned(scorer: Scorer, domain: str, mentioned: Sequence[dict[str, str]] | None) -> None:
     """Raise DasdError for an attribute or value that the scorer's attribute classifier does not know."""
-    if not (scorer.attribute_classifier and mentioned):
+    if scorer.attribute_classifier is None:
         return
     known = scorer.attribute_classifier.table.values.get(domain, {})
-    for name, value in (item for values in mentioned for item in values.items()):
+    for name, value in (item for values in mentioned or () for item in values.items()):
         if value not in known.get(name, ()):
             raise DasdError(f"The attribute classifier knows no {name} = {value!r} of the domain {domain!r}: "
                             'correct the "attributes" of its prompts, or leave them out of all.')  # fmt: skip
@@ -407,11 +404,8 @@ def save_results(path: str | Path, config: Config | dict[str, Any], rows: Sequen
 
 
 def load_results(path: str | Path) -> dict[str, Any]:
-    """Return {"config": dict, "rows": list} that `save_results` wrote; DasdError if there is none."""
-    values = files.read_object(Path(path), "The results file")
-    if not {"config", "rows"} <= set(values):
-        raise DasdError(f'{path} holds no results: it lacks "config" or "rows".')
-    return values
+    """Return {"config": dict, "rows": list} that `save_results` wrote; DasdError if it cannot be read."""
+    return files.read_object(Path(path), "The results file")
 
 
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

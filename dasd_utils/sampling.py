@@ -478,6 +478,11 @@ def run_places(place: str | Path) -> tuple[Path, Path]:
     return folder.parent if is_in_run else folder, folder
 
 
+def load_base_pipeline(config: Config) -> DasdPipeline:
+    """Return the pipeline of the config's base model alone."""
+    return DasdPipeline(models.load_parts(config), config)
+
+
 def load_trained_pipeline(
     folder_or_config: str | Path | Config,
     config: Config | None = None,

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dasd_utils import evaluation, metrics, models, sampling, toyworld
+from dasd_utils import evaluation, metrics, sampling, toyworld
 from dasd_utils.config import Calibration, Config, DasdError, portable, resolve
 from dasd_utils.runtime import checkpoints
 from dasd_utils.runtime.images import to_pixels
@@ -62,7 +62,7 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
         adapted = [domain.name for domain in config.domains]
     except DasdError as reason:
         log.warning("Only the base is measured: %s", reason)
-        pipeline = sampling.DasdPipeline(models.load_parts(config), config)
+        pipeline = sampling.load_base_pipeline(config)
         adapted = []
     worlds = {domain: heldout(domain, num_images) for domain in toyworld.DOMAINS}
     features = {domain: scorer.embed(world.images) for domain, world in worlds.items()}

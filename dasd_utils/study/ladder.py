@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dasd_utils import config as configs
-from dasd_utils import data, evaluation, metrics, models, profiles, sampling, training
+from dasd_utils import data, evaluation, metrics, profiles, sampling, training
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
 from dasd_utils.evaluation import Reference, ResultRow, Scores
 from dasd_utils.runtime import checkpoints, files, images, small_cnn
@@ -311,7 +311,7 @@ def _take(scoring: Scoring, method: Method, seed: int, progress: bool) -> bool:
             train(config, method, seed, progress)
             pipeline = sampling.load_trained_pipeline(resolve(wanted.output_dir), wanted)
         else:
-            pipeline = sampling.DasdPipeline(models.load_parts(config), config)
+            pipeline = sampling.load_base_pipeline(config)
         if method.settings == CALIBRATED:
             path = calibration.calibration_file(pipeline.config.output_dir)
             calibration.calibrate(pipeline, scoring.scorer, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pandas as pd
@@ -19,12 +20,9 @@ def ladder_table(rows: Sequence[ResultRow], metrics: Sequence[str] | None = None
     first difference, cannot be told from 0.
     """
     main = next((row["against"] for row in rows if "against" in row), None)
-    same = {
-        (row["domain"], row["method"], row["metric"])
-        for row in rows
-        if row.get("separable") is False and row["against"] == main
-    }
-    found = {(r["domain"], r["method"], r["metric"]): r for r in rows if "against" not in r}
+    key_of = operator.itemgetter("domain", "method", "metric")
+    same = {key_of(row) for row in rows if row.get("separable") is False and row["against"] == main}
+    found = {key_of(row): row for row in rows if "against" not in row}
     parts = []
     for domain in dict.fromkeys(row["domain"] for row in rows):
         methods = dict.fromkeys(method for place, method, _ in found if place == domain)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dasd_utils import evaluation
-from dasd_utils.config import Config, DasdError
+from dasd_utils.config import Config
 from dasd_utils.evaluation import ResultRow
 from dasd_utils.metrics import Estimate
 from dasd_utils.study import ladder
@@ -39,7 +39,7 @@ class Curve:
     changes: Mapping[str, Any] = field(default_factory=dict)  # of the method's training
 
     def points(self) -> list[Method]:
-        """Return a method of the ladder for each point; DasdError for an unknown training."""
+        """Return a method of the ladder for each point."""
         (method,) = ladder.find_methods([self.method])
         before = method.changes
 
@@ -94,23 +94,13 @@ CURVES = (*FRONT, *LENGTHENED)
 
 
 def find_curves(names: Sequence[str] | None) -> list[Curve]:
-    """Return the curves of these names, all if None; DasdError for an unknown one."""
+    """Return the curves of these names, all if None."""
     return list(CURVES) if names is None else ladder.find_named(CURVES, names, "curve")
 
 
 def points(curves: Sequence[Curve] = CURVES) -> list[Method]:
     """Return the methods of all curves."""
     return [point for curve in curves for point in curve.points()]
-
-
-def check_curves(config: Config, curves: Sequence[Curve]) -> None:
-    """Raise DasdError for a curve whose training does not go with the config, before any work."""
-    for curve in curves:
-        try:
-            curve.points()[0].config(config)
-        except DasdError as error:
-            raise DasdError(f"The curve {curve.name!r}: {error} Or name other curves by --only; "
-                            "data/configs/guidance.json is a config for all.") from None  # fmt: skip
 
 
 def tradeoff_rows(

@@ -229,19 +229,6 @@ def test_results_come_back_as_they_were_saved(tmp_path, config, rows):
     assert evaluation.load_results(path) == results and os.listdir(path.parent) == ["06_evaluation.json"]
 
 
-def test_results_that_are_none_are_refused(tmp_path):
-    for text, message in (
-        (None, "cannot be read"),
-        ("no", "no JSON"),
-        ("[]", "object"),
-        ("{}", "no results"),
-    ):
-        if text:
-            (tmp_path / "r.json").write_text(text)
-        with pytest.raises(DasdError, match=message):
-            evaluation.load_results(tmp_path / "r.json")
-
-
 def test_the_table_has_a_column_per_method():
     def row(method, metric, value, seed=0):
         ends = {"value": value, "low": value - 0.01, "high": value + 0.01}

@@ -160,7 +160,6 @@ def front(
     numbers = study.numbers()
     settings = study.settings("front")
     scoring = ladder.Scoring(settings)
-    tradeoff.check_curves(settings, curves)
     busy = run_methods(study, scoring, tradeoff.points(curves))
     if busy:
         return progress(busy)
