@@ -372,10 +372,7 @@ def searches(config: Config, seeds: Sequence[int], methods: Sequence[Method] = M
 
 # power
 def variance_components(differences: Tensor) -> tuple[float, float, float]:
-    """Return the variances between seeds, between prompts, and of the rest, of differences (S, P) of images.
-
-    By the mean squares of a two-way table.
-    """
+    """Return the variances of differences (S, P) of images: between seeds, between prompts, and the rest."""
     table = differences.double()
     (seeds, prompts), mean = table.shape, table.mean()
     of_seeds, of_prompts = table.mean(dim=1, keepdim=True), table.mean(dim=0, keepdim=True)
@@ -399,9 +396,8 @@ def prompts_needed(components: tuple[float, float, float], effect: float, seeds:
         terms = ((of_seeds / seeds + rest, seeds - 1), (of_prompts / prompts + rest, prompts - 1))
         return metrics.power(effect, terms, sum(variance for variance, _ in terms) - rest) >= POWER
 
-    if not enough(MOST_PROMPTS):
-        return None
-    return bisect.bisect_left(range(MOST_PROMPTS + 1), True, lo=2, key=enough)
+    found = bisect.bisect_left(range(MOST_PROMPTS + 1), True, lo=2, key=enough)
+    return found if found <= MOST_PROMPTS else None
 
 
 def power_rows(found: Mapping[str, Sequence[Scores]], domain: str, against: str) -> list[ResultRow]:

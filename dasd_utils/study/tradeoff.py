@@ -10,17 +10,20 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from dasd_utils import evaluation
-from dasd_utils.config import Config
-from dasd_utils.evaluation import ResultRow
 from dasd_utils.metrics import Estimate
 from dasd_utils.study import ladder
-from dasd_utils.study.ladder import Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dasd_utils.config import Config
+    from dasd_utils.evaluation import ResultRow
+    from dasd_utils.study.ladder import Method
 
 FIT = "cmmd"  # lower is nearer to the domain
 CONTROL = ("attribute_accuracy", "clip_score")  # higher is more of the prompt; the first that all have
@@ -142,7 +145,7 @@ def gains(own: Mapping[str, Estimates], against: Mapping[str, Estimates]) -> lis
     """
     rows, every = [], [point for curve in (own, against) for point in curve.values()]
     control = next(name for name in CONTROL if all(name in point for point in every))
-    means = {name: [point[m].values.mean() for m in (FIT, control)] for name, point in against.items()}
+    means = {name: [point[metric].value for metric in (FIT, control)] for name, point in against.items()}
     for name, point in against.items():
         fit, shown = means[name]
         if len(point[FIT].values) < 2 or any(f < fit and c > shown for f, c in means.values()):
