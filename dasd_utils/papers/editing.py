@@ -7,9 +7,7 @@ Both begin at the step that `strength` gives; from there on pictures are sampled
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import numpy as np
@@ -18,16 +16,18 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dasd_utils import models, sampling
+from dasd_utils import sampling
 from dasd_utils.config import DasdError
 from dasd_utils.guidance import BASE, EMPTY, GIVEN, Job, Term
 from dasd_utils.runtime import images
 from dasd_utils.sampling import DasdPipeline
 
-log = logging.getLogger(__name__)
-EMPTY_RULE = (Term(BASE, EMPTY),)  # the base inverts with the empty prompt,
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dasd_utils import models
+
 WHITE = (1, 255, 65535)  # of masks
-SHOWN_RULE = (Term(BASE, EMPTY), Term(BASE, GIVEN, 1.0))  # or with what the picture shows
 
 
 def edit(
@@ -57,13 +57,14 @@ def edit(
     jobs = [job for jobs in pipeline.plan(list(prompts), **options) for job in jobs]
     if any(job.batch_key != jobs[0].batch_key for job in jobs):
         raise DasdError("Pictures that are changed together need one domain and one kind of settings.")
-    keep_mask = None if mask is None else _keep_mask(mask, pictures, models.latent_shape(pipeline.parts))
+    grey_mask = None if mask is None else _square_mask(mask, pictures)
     edited: list[Image.Image] = []
     for first in range(0, len(jobs), pipeline.batch_size):
         rows = slice(first, first + pipeline.batch_size)
         clean = encode(pipeline.parts, pictures[rows])
+        keep = None if mask is None else 1 - F.interpolate(grey_mask, size=clean.shape[2:], mode="area")
         texts = None if shown is None else shown[rows]
-        latents = _edited(pipeline, jobs[rows], clean, strength, keep_mask, invert, texts)
+        latents = _edited(pipeline, jobs[rows], clean, strength, keep, invert, texts)
         edited += sampling.decode_images(pipeline.parts.vae, latents)
     return edited
 
@@ -76,13 +77,10 @@ def encode(parts: models.Parts, pictures: Sequence[Image.Image]) -> Tensor:
     return parts.vae.encode(pixels).latent_dist.mean.float() * parts.vae.config.scaling_factor
 
 
-def _keep_mask(
-    mask: Image.Image | np.ndarray, pictures: Sequence[Image.Image], shape: Sequence[int]
-) -> Tensor:
-    """Return (1, 1, h, w), 1 where the picture stays, of a mask that is white where it may change.
+def _square_mask(mask: Image.Image | np.ndarray, pictures: Sequence[Image.Image]) -> Tensor:
+    """Return a mask's square (1, 1, s, s) from 0 to 1, cropped as the pictures are.
 
-    The mask is cropped as the pictures are: it has their shape, or is the square already. White is 1, 255 or
-    65535, the least of them that no value exceeds.
+    White is 1, 255 or 65535, the least of them that no value exceeds.
     """
     if isinstance(mask, Image.Image):
         mask = ImageOps.exif_transpose(mask if mask.mode[0] in "IF" else mask.convert("L"))
@@ -99,10 +97,7 @@ def _keep_mask(
                             "give one of the pictures' shape, or a square one for their centre.")  # fmt: skip
     top, left = (height - side) // 2, (width - side) // 2
     white = next(level for level in WHITE if values.max() <= level)
-    grey = torch.from_numpy(values[top : top + side, left : left + side] / white)
-    if not grey.any():
-        log.warning("The mask is black wherever the pictures are seen: nothing changes.")
-    return 1 - F.interpolate(grey[None, None], size=tuple(shape[1:]), mode="area")
+    return torch.from_numpy(values[None, None, top : top + side, left : left + side] / white)
 
 
 @torch.no_grad()
@@ -111,7 +106,7 @@ def _edited(
     jobs: Sequence[Job],
     clean: Tensor,
     strength: float,
-    keep_mask: Tensor | None,
+    keep: Tensor | None,
     invert: bool,
     shown: Sequence[str] | None,
 ) -> Tensor:
@@ -125,7 +120,7 @@ def _edited(
         return clean if timestep is None else scheduler.add_noise(clean, noise, timestep.expand(len(clean)))
 
     latents_at = _inverted(pipeline, jobs, clean, begin, shown) if invert else noised
-    start = sampling.Start(begin, latents_at, None if keep_mask is None else keep_mask.to(clean))
+    start = sampling.Start(begin, latents_at, None if keep is None else keep.to(clean))
     generators = [sampling.step_generator(job.seed, job.index) for job in jobs]
     with pipeline.predicting(jobs) as predict:
         return sampling.denoise(predict, scheduler, start, steps, generators, pipeline.progress)
@@ -139,7 +134,7 @@ def _inverted(
     if calibration.scheduler != "ddim":
         raise DasdError(f"An inversion runs the steps of ddim backwards; the scheduler is "
                         f"{calibration.scheduler!r}: set scheduler to 'ddim'.")  # fmt: skip
-    rule = EMPTY_RULE if shown is None else SHOWN_RULE
+    rule = (Term(BASE, EMPTY),) if shown is None else (Term(BASE, EMPTY), Term(BASE, GIVEN, 1.0))
     inversions = [
         dataclasses.replace(job, rule=rule, prompt=text, plain=text, negative="")
         for job, text in zip(jobs, shown or [""] * len(jobs), strict=True)

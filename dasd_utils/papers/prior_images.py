@@ -6,12 +6,14 @@ import dataclasses
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from dasd_utils import adapters, data, models, sampling
 from dasd_utils.config import Config, resolve
-from dasd_utils.runtime import checkpoints, files, images, latent_cache, processes
+from dasd_utils.runtime import files, images, latent_cache, processes
 
 POLL = 0.5  # seconds between two looks at a file that another process makes
 log = logging.getLogger(__name__)
@@ -20,18 +22,21 @@ log = logging.getLogger(__name__)
 def source_images(config: Config) -> data.DomainData:
     """Return the source's training split with images that the base generates for its captions.
 
-    They are generated once, with the source's calibration and one seed a caption, and kept as a parquet file
-    in the cache folder, named by base, precision, captions and settings. Ids are made of that name and not of
-    pixels, since another machine rounds otherwise. One of several processes generates, the others wait.
-    Raises DasdError where that folder cannot be written.
+    They are generated once, with the source's calibration and one seed a caption, and kept in the cache
+    folder in a file named by all that decides them. Ids are made of that name and not of pixels, since
+    another machine rounds otherwise. One of several processes generates, the others wait.
     """
     real = data.load_domain(config.source, config)
     parts = models.load_parts(config)
     prompts = [captions[0] for captions in real.captions]
-    name = f"generated-{config.source.name}-{_key(config, parts, prompts)}.parquet"
-    path = resolve(config.data.cache_dir) / name
+    own = image_key(config, parts, processes.default_device())
+    key = files.short_hash([*own, config.source.calibration.settings(), prompts], 24)
+    folder = files.check_writable(
+        resolve(config.data.cache_dir), "The cache folder", "Set another cache_dir."
+    )
+    path = folder / f"generated-{config.source.name}-{key}.parquet"
     while not path.is_file():
-        with files.try_lock(checkpoints.writable(path.parent) / f"{path.stem}.lock") as mine:
+        with files.try_lock(path.with_suffix(".lock")) as mine:
             if mine and not path.is_file():
                 _generate(path, parts, config, prompts)
         if not mine:
@@ -50,13 +55,12 @@ def source_images(config: Config) -> data.DomainData:
     )
 
 
-def _key(config: Config, parts: models.Parts, prompts: list[str]) -> str:
-    """Return 24 hex digits of all that decides the images."""
+def image_key(config: Config, parts: models.Parts, device: torch.device) -> list[Any]:
+    """Return what decides the base's images beside prompts: weights, schedule, resolution, precision."""
     base = [adapters.base_fingerprint(parts), latent_cache.vae_fingerprint(parts.vae)]
     schedule = {k: v for k, v in parts.noise_scheduler.config.items() if not k.startswith("_")}
-    computing = processes.sampling_precision(config.training.mixed_precision, processes.default_device())
-    settings = [config.model.resolution, computing, config.source.calibration.settings()]
-    return files.short_hash([*base, schedule, *settings, prompts], 24)
+    computing = processes.sampling_precision(config.training.mixed_precision, device)
+    return [*base, schedule, config.model.resolution, computing]
 
 
 def _generate(path: Path, parts: models.Parts, config: Config, captions: list[str]) -> None:

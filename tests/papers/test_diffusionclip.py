@@ -46,9 +46,6 @@ def parts(config):
     return training.setup_training(config)
 
 
-# DDIM
-
-
 def test_a_step_is_that_of_ddim_in_both_directions():
     """Between two times of a schedule of ten steps, as diffusers' own schedulers take it."""
     schedule = {"clip_sample": False, "timestep_spacing": "leading", "set_alpha_to_one": True}
@@ -83,9 +80,6 @@ def test_steps_back_undo_steps_there_where_the_noise_is_the_same():
     noisy = diffusionclip.follow(predict, x, times, alphas)
     assert seen == [0, *times[1:-1]]  # a clean image is passed at the first time
     assert torch.allclose(diffusionclip.follow(predict, noisy, times[::-1], alphas), x, atol=1e-4)
-
-
-# the losses
 
 
 def test_the_direction_by_hand():
@@ -160,9 +154,6 @@ def test_features_are_those_of_the_scorer(config):
     assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99
 
 
-# the objective
-
-
 def test_a_batch_stays_for_all_steps_and_is_inverted_once(config, parts, monkeypatch):
     objective, sampler = losses.make_objective(config), OfOneDomain(config)
     calls, done, follow = [], [], diffusionclip.follow
@@ -225,9 +216,6 @@ def test_a_stopped_training_goes_on_as_if_nobody_had_stopped_it(config, tmp_path
         assert torch.equal(one, other)
 
 
-# what it refuses
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -235,7 +223,6 @@ def test_a_stopped_training_goes_on_as_if_nobody_had_stopped_it(config, tmp_path
         ({"method_settings": SHORT | {"return_step": 0}}, "return_step"),
         ({"method_settings": SHORT | {"forward_steps": 301}}, "fewer than forward_steps"),
         ({"method_settings": SHORT | {"l1_weight": -1.0}}, "l1_weight"),
-        ({"method_settings": SHORT | {"reference": ("a satellite image",)}}, "no direction"),
         ({"method_settings": {"reference": ("a painting",)}}, "lacks target.*as "),
         ({"method_settings": {"target": ("a sketch",)}}, "lacks reference"),
         ({"method_settings": {"stepps": 1}}, "stepps"),
@@ -246,9 +233,6 @@ def test_a_stopped_training_goes_on_as_if_nobody_had_stopped_it(config, tmp_path
 def test_what_does_not_fit_is_refused(config, changes, said):
     with pytest.raises(DasdError, match=said):
         config.replace(**changes)
-
-
-# translation
 
 
 @pytest.fixture
@@ -283,16 +267,11 @@ def test_a_picture_is_translated_alike_whatever_is_beside_it(pipeline, undecoded
     assert torch.allclose(found[0][2:], found[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [{"forward_steps": 301}, {"generation_steps": 0}, {"return_step": 1001}])
-def test_steps_that_do_not_fit_are_refused(pipeline, steps):
-    with pytest.raises(DasdError, match="return_step"):
-        translation.translate(pipeline, pictures(1), **(STEPS | steps))
-
-
 def test_words_that_clip_cannot_tell_apart_are_refused(config):
-    alike = config.replace(method_settings=SHORT | {"target": ("A painting",)})  # its tokenizer knows no case
-    with pytest.raises(DasdError, match="no direction between"):
-        diffusionclip.Words(alike, diffusionclip.settings(alike), torch.device("cpu"))
+    for target in ("A painting", "a painting"):  # its tokenizer knows no case
+        alike = config.replace(method_settings=SHORT | {"target": (target,)})
+        with pytest.raises(DasdError, match="no direction between"):
+            diffusionclip.Words(alike, diffusionclip.settings(alike), torch.device("cpu"))
 
 
 def test_a_step_of_micro_batches_is_refused(config, parts):

@@ -84,9 +84,6 @@ def check(config: Config) -> None:
     if max(own.forward_steps, own.generation_steps) > own.return_step:
         raise DasdError(f"return_step in method_settings is {own.return_step}, fewer than forward_steps "
                         f"({own.forward_steps}) or generation_steps ({own.generation_steps}).")  # fmt: skip
-    if own.target == own.reference:
-        raise DasdError(f"target and reference in method_settings are both {own.target}: there is no "
-                        "direction from one to the other.")  # fmt: skip
     if config.training.gradient_accumulation_steps > 1:
         raise DasdError("gradient_accumulation_steps is above 1, but diffusionclip updates at every "
                         "denoising step: set it to 1.")  # fmt: skip

@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dasd_utils import adapters, data, sampling, training
+from dasd_utils import data, sampling, training
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, Term
-from dasd_utils.papers import editing
+from dasd_utils.papers import editing, prior_images
 from dasd_utils.papers.diffusionclip import objective
-from dasd_utils.runtime import checkpoints, files, images, latent_cache, processes
+from dasd_utils.runtime import checkpoints, files, images
 from dasd_utils.sampling import DasdPipeline
 
 METHOD = "diffusionclip"
@@ -34,7 +34,7 @@ def invert(
     pipeline: DasdPipeline, pictures: Sequence[Image.Image], return_step: int = 500, steps: int = 200
 ) -> Tensor:
     """Return the noisy latents (B, C, h, w) at `return_step` to which the base inverts pictures."""
-    times, size = _times(pipeline, return_step, steps), pipeline.batch_size
+    times, size = objective.ddim_times(return_step, steps), pipeline.batch_size
     noisy = []
     for start in files.short_bar(range(0, len(pictures), size), "inverting", unit="batch"):
         clean = editing.encode(pipeline.parts, pictures[start : start + size])
@@ -51,7 +51,7 @@ def generate(
     terms: Sequence[Term] = (Term(ADAPTED, EMPTY),),
 ) -> list[Image.Image]:
     """Return the images to which a guidance rule denoises latents (B, C, h, w) from `return_step`."""
-    times = _times(pipeline, return_step, steps)[::-1]
+    times = objective.ddim_times(return_step, steps)[::-1]
     found: list[Image.Image] = []
     for batch in files.short_bar(latents.split(pipeline.batch_size), "translating", unit="batch"):
         clean = _follow(pipeline, batch, times, tuple(terms))
@@ -70,9 +70,8 @@ def translate(
 ) -> list[Image.Image]:
     """Return the pictures translated by what the pipeline's adapter has learned (arXiv 2110.02711).
 
-    strength: 1 is the adapter's own prediction, 0 the base's, which reconstructs the picture; in between and
-    beyond they are mixed. others: terms of further learners of the pipeline, with their weights, for several
-    targets at once.
+    strength: 1 is the adapter's own prediction, 0 the base's, which reconstructs the picture. others: terms
+    of further learners of the pipeline, with their weights, for several targets at once.
     """
     noisy = invert(pipeline, pictures, return_step, forward_steps)
     return generate(pipeline, noisy, return_step, generation_steps, translation_rule(strength, others))
@@ -95,14 +94,6 @@ def _follow(pipeline: DasdPipeline, latents: Tensor, times: Sequence[int], rule:
         raise DasdError("The latents of a translation are not finite: lower its strength, or set "
                         "mixed_precision to 'no'.")  # fmt: skip
     return found
-
-
-def _times(pipeline: DasdPipeline, return_step: int, steps: int) -> list[int]:
-    limit = pipeline.parts.noise_scheduler.config.num_train_timesteps
-    if not 1 <= steps <= return_step <= limit:
-        raise DasdError(f"There are {steps} steps to return_step {return_step}: steps must be from 1 to "
-                        f"return_step, and return_step at most {limit}.")  # fmt: skip
-    return objective.ddim_times(return_step, steps)
 
 
 def run_config(config: Config, seed: int) -> Config:
@@ -129,8 +120,8 @@ def trained(config: Config, seed: int) -> DasdPipeline:
 def pictures(config: Config, seed: int, found: data.DomainData) -> list[Image.Image]:
     """Return the translations of images by a seed's training, in their order; made if they are missing."""
     own = objective.settings(config)
-    steps = (own.return_step, own.forward_steps, own.generation_steps)
-    name = files.short_hash([found.ids, *steps, own.strengths])
+    how = [own.return_step, own.forward_steps, own.generation_steps, own.strengths]
+    name = files.short_hash([found.ids, *how])
     path = resolve(run_config(config, seed).output_dir) / f"translated-{found.split}-{name}.parquet"
     if not path.is_file():
         pipeline = trained(config, seed)
@@ -142,10 +133,8 @@ def pictures(config: Config, seed: int, found: data.DomainData) -> list[Image.Im
 
 
 def strength(pipeline: DasdPipeline, config: Config) -> float:
-    """Return that of the settings' strengths whose translations lie nearest to where the words point.
-
-    Measured on the first training images by the loss "offset", so no image of the target is used.
-    """
+    """Return that of the settings' strengths whose translations of training images lie nearest to where the
+    words point, by the loss "offset"."""
     own = objective.settings(config)
     if len(own.strengths) == 1:
         return own.strengths[0]
@@ -187,18 +176,16 @@ def denoised(pipeline: DasdPipeline, config: Config, noisy: Tensor, amount: floa
 
 def inverted(pipeline: DasdPipeline, config: Config, found: data.DomainData) -> Tensor:
     """Return the noisy latents (n, C, h, w) of images at the return step, kept in one file for all seeds."""
-    own, parts = objective.settings(config), pipeline.parts
-    base = [adapters.base_fingerprint(parts), latent_cache.vae_fingerprint(parts.vae)]
-    computing = processes.sampling_precision(config.training.mixed_precision, parts.unet.device)
-    how = [config.model.resolution, computing, own.return_step, own.forward_steps]
-    key = files.short_hash([*base, found.ids, *how])
+    own, device = objective.settings(config), pipeline.parts.unet.device
+    base = prior_images.image_key(config, pipeline.parts, device)
+    key = files.short_hash([*base, found.ids, own.return_step, own.forward_steps])
     path = checkpoints.writable(config.output_dir) / f"inverted-{found.split}-{key}.safetensors"
     if not path.is_file():
         log.info("The base inverts %d pictures, once: %s", len(found), path)
         noisy = invert(pipeline, found.images, own.return_step, own.forward_steps)
         with files.atomic_write(path, "The inverted latents") as temporary:
             save_file({"latents": noisy.cpu().contiguous()}, temporary)
-    return checkpoints.read_tensors(path)["latents"].to(parts.unet.device)
+    return checkpoints.read_tensors(path)["latents"].to(device)
 
 
 def first_images(found: data.DomainData, count: int) -> data.DomainData:
