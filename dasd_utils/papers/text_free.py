@@ -23,8 +23,8 @@ IMAGES, STEPS, TIMES = 8, 10, 8  # by which the constants are estimated
 def open_text_free(parts: models.Parts) -> None:
     """Turn a UNet whose weights all learn into the text-free copy of arXiv 2312.08195; the base's are kept.
 
-    Each constant is the mean output of the layer for the empty prompt, over places, timesteps, and images
-    that the base itself generates for the empty prompt, from the same seed in every run.
+    Each constant is the mean output of the layer, over places, timesteps and generated images, for the empty
+    prompt.
     """
     empty = models.encode_prompts(parts, [""]).detach()
     constants = mean_outputs(parts.unet, _passes(parts, empty))
@@ -67,8 +67,7 @@ def _passes(parts: models.Parts, empty: Tensor) -> list[tuple[Tensor, Tensor, Te
 def mean_outputs(unet: nn.Module, passes: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
     """Return the mean output (d,) of every cross-attention over passes of (x_t, timesteps, empty text)."""
     layers = cross_attentions(unet)
-    sums = dict.fromkeys(layers.values(), 0)
-    counts = dict.fromkeys(layers.values(), 0)
+    sums, counts = (dict.fromkeys(layers.values(), 0) for _ in range(2))
 
     def add(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
         rows = output.double().flatten(0, -2)

@@ -75,19 +75,16 @@ def correct_by_epoch(
     train: Mapping[str, Labelled], test: Mapping[str, Labelled], seed: int, epochs: int = small_cnn.EPOCHS
 ) -> dict[tuple[str, str], Tensor]:
     """Return (trained on, tested on) -> (E, n): 1 for each image that is classified right after an epoch."""
-    correct = {
-        (name, place): torch.zeros(epochs, len(own.labels)) for name in train for place, own in test.items()
-    }
+    correct: dict[tuple[str, str], list[Tensor]] = {pair: [] for pair in itertools.product(train, test)}
     for name, own in train.items():
 
-        def watch(epoch: int, classifier: small_cnn.SmallCNN, name: str = name) -> None:
+        def watch(_epoch: int, classifier: small_cnn.SmallCNN, name: str = name) -> None:
             for place, tested in test.items():
-                found = classifier.classify(tested.pixels)
-                right = [a == b for a, b in zip(found, tested.labels, strict=True)]
-                correct[name, place][epoch - 1] = torch.tensor(right, dtype=torch.float32)
+                found = zip(classifier.classify(tested.pixels), tested.labels, strict=True)
+                correct[name, place].append(torch.tensor([float(a == b) for a, b in found]))
 
         small_cnn.train(own.pixels, own.labels, seed, epochs, watch)
-    return correct
+    return {pair: torch.stack(epochs) for pair, epochs in correct.items()}
 
 
 def estimate(right: Tensor) -> Estimate:
@@ -123,9 +120,7 @@ class Study:
     """One config of diffusionclip, whose domain is translated, and the real images of the target.
 
     The config's `num_images` teach the translation; this one's are translated and labelled, and as many of
-    the target are the upper limit: nothing else uses training images of the target. Where the domain has a
-    `label_column`, the target needs it too: small classifiers are then trained on each set of images and
-    tested on both domains.
+    the target are the upper limit. Classifiers are trained where both domains have the `label_column`.
     """
 
     def __init__(
@@ -162,14 +157,10 @@ class Study:
                             f"{MIN_TEST_IMAGES}.")  # fmt: skip
         if self.source.label_column is None:
             return
-        labels = {key: set(members.labels) for key, members in self.images.items()}
-        own = labels[self.source.name, "train"]
-        for (name, split), other in labels.items():
-            if len(own) < 2 or own != other:
-                listed = [", ".join(sorted(each)) for each in (own, other)]
-                raise DasdError(f"The labels of {self.source.name} (train) are {listed[0]}; of {name} "
-                                f"({split}) they are {listed[1]}. They must be the same, "
-                                "two or more.")  # fmt: skip
+        labels = {" ".join(key): sorted(set(members.labels)) for key, members in self.images.items()}
+        first, *others = labels.values()
+        if len(first) < 2 or any(other != first for other in others):
+            raise DasdError(f"The labels must be the same everywhere, two or more; there are {labels}.")
 
     @functools.cached_property
     def reference(self) -> evaluation.Reference:
@@ -207,9 +198,8 @@ def measure_seed(study: Study, seed: int) -> dict[str, Tensor]:
     """Return how a seed's translations score, and what classifiers of each set get right, by name."""
     config, source, target = study.config, study.source.name, study.target.name
     own = study.images[source, "test"]
-    new = {
-        split: translation.pictures(config, seed, study.images[source, split]) for split in ("train", "test")
-    }
+    splits = ("train", "test")
+    new = {split: translation.pictures(config, seed, study.images[source, split]) for split in splits}
     pipeline = translation.trained(config, seed)
     shown = {
         SOURCE: own.images,
@@ -220,11 +210,11 @@ def measure_seed(study: Study, seed: int) -> dict[str, Tensor]:
     }
     found = {}
     for method, pictures in shown.items():
-        for metric, value in likeness(study, pictures, paired=method != REAL).items():
-            found[f"{method}|{metric}"] = value
+        scores = likeness(study, pictures, paired=method != REAL)
+        found |= {f"{method}|{metric}": value for metric, value in scores.items()}
     if study.source.label_column:
-        for (method, place), right in classified(study, seed, new).items():
-            found[f"{method}|right|{place}"] = right
+        answers = classified(study, seed, new)
+        found |= {f"{method}|right|{place}": right for (method, place), right in answers.items()}
     return found
 
 
@@ -232,12 +222,10 @@ def likeness(study: Study, pictures: Sequence[Image.Image], paired: bool) -> dic
     """Return the CLIP features of pictures and, where each has a twin in the target, the distance from it."""
     found = {"features": study.scorer.embed(pictures)}
     own, other = (study.images[name, "test"] for name in (study.source.name, study.target.name))
-    if not (paired and own.attributes and other.attributes):
+    both = zip(own.attributes or (), other.attributes or (), strict=False)
+    if not (paired and own.attributes and other.attributes and all(b.items() <= a.items() for a, b in both)):
         return found
-    if not all(b.items() <= a.items() for a, b in zip(own.attributes, other.attributes, strict=True)):
-        return found
-    twins = list(other.images)
-    found |= {f"twin_{name}": value for name, value in difference(pictures, twins).items()}
+    found |= {f"twin_{name}": value for name, value in difference(pictures, list(other.images)).items()}
     if mentioned := study.reference.prompts.mentioned:
         found["attribute_accuracy"] = study.scorer.attributes_shown(pictures, study.target.name, mentioned)
     return found
@@ -269,7 +257,7 @@ def classified(
 
 
 def table(study: Study, seeds: Sequence[int]) -> list[ResultRow]:
-    """Return the rows of seeds that are done: each has method, metric, value, low, high, n and seeds.
+    """Return the rows of seeds that are done: method, metric, domain, value, low, high, n and seeds.
 
     "accuracy" by trained on (method), tested on (domain) and epoch; "constant_answer", the best that one
     answer to all images reaches; "share_of_gap" of the last epoch; the scores of each set's images.
@@ -314,11 +302,10 @@ def _accuracies(study: Study, by_seed: Sequence[dict[str, Tensor]]) -> list[Resu
     rows.append(row | evaluation.with_interval(constant) | {"n": len(labels)})
     for method in (TRANSLATED, BOTH, EDGES) if len(by_seed) >= 3 else ():
         ends = [last[each, target] for each in (method, SOURCE, REAL)]
-        interval = share_of_the_gap(*ends)
-        if all(map(math.isfinite, interval)):  # else labelled target images teach no more than the source's
-            found = dict(zip(("value", "low", "high"), interval, strict=True))
+        value, low, high = share_of_the_gap(*ends)
+        if math.isfinite(value):  # else labelled target images teach no more than the source's
             row = {"method": method, "domain": target, "metric": "share_of_gap"}
-            rows.append(row | found | {"n": ends[0].shape[1]})
+            rows.append(row | {"value": value, "low": low, "high": high, "n": ends[0].shape[1]})
     return rows
 
 

@@ -110,8 +110,7 @@ class LabelledFeatures:
 def transfer(source: LabelledFeatures, target: LabelledFeatures) -> dict[str, Tensor]:
     """Return which test rows are classified right, 1 or 0, by the domain of training and of test.
 
-    "centred": features of the target less their own training mean, which needs no labels. "ceiling": trained
-    on the target's labels.
+    "centred": features of the target less their own training mean. "ceiling": trained on the target's labels.
     """
     fitted, ceiling = fit(source.train, source.train_labels), fit(target.train, target.train_labels)
     on_target = target.test_labels
@@ -130,9 +129,8 @@ def label_shares(
 ) -> Tensor:
     """Return the shares (classes,) of labels in a set without labels, from a classifier's predictions for it.
 
-    heldout: its predictions for held-out images with known labels, by which its errors are corrected (arXiv
-    1802.03916): the shares p solve C p = q, C the share of each prediction among images of each label, q its
-    share in this set. Negative shares count as 0.
+    heldout: its predictions for images with known labels. The shares p solve C p = q (arXiv 1802.03916), C
+    the share of each prediction among images of each label, q its share in this set; below 0 counts as 0.
     """
     if missing := set(names) - set(labels):
         raise ValueError(f"No held-out image is labelled {', '.join(sorted(missing))}.")
@@ -165,12 +163,11 @@ def label_shift_trial(
     shares: Mapping[str, Sequence[float]],
     seed: int,
 ) -> dict[str, float]:
-    """Return how often classifiers are right on the target, by how their training set was resampled.
+    """Return how often classifiers are right on the target, by how their training set was resampled, and the
+    linear classifier's estimate of the last class's share of the target.
 
-    A label may be rare in the source and common in the target. teach: the translations of `source.train`,
-    picture by picture; real: the pictures of `target.test`. shares: of the classes in alphabetical order, to
-    which the "source" of training and the "target" of the test are drawn; the linear classifier estimates
-    the target's. Also returns its estimate of the last class.
+    teach: the translations of `source.train`, picture by picture; real: the pictures of `target.test`;
+    shares: of the classes in alphabetical order, to which training "source" and "target" are drawn.
     """
     names = sorted(set(source.train_labels))
     wanted = {place: torch.tensor(values) for place, values in shares.items()}

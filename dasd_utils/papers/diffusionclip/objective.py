@@ -4,13 +4,11 @@ The frozen base inverts an image to noise by deterministic DDIM, up to `return_s
 denoises it, and learns to change it in the direction that the words point to in CLIP's space:
 L = direction_weight L_dir + l1_weight |predicted_x0 - x0|,
 L_dir = 1 - cos(E_I(predicted_x0) - E_I(x0), E_T(target) - E_T(reference)).
-A cosine ignores length: a change too small to see can point the right way. The form "offset", which is this
-project's own, includes it: L_dir = |E_I(predicted_x0) - E_I(x0) - d|^2 / |d|^2, d the words' difference.
+A cosine ignores length. The form "offset", which is this project's own, includes it:
+L_dir = |E_I(predicted_x0) - E_I(x0) - d|^2 / |d|^2, d the words' difference.
 The loss is computed at every denoising step, of the x0 predicted there, and no gradient passes from one step
 to the next (the paper's GPU-efficient mode): a batch stays for `generation_steps` calls. The paper's identity
-term for faces is left out.
-
-The domain's images are those to be translated; no image of the target is used.
+term for faces is left out. The domain's images are those to be translated; none of the target is used.
 """
 
 from __future__ import annotations
