@@ -81,15 +81,11 @@ def copied(finished, tmp_path):
     return config.replace(output_dir=tmp_path / "run", base=base, clip=base / "clip"), tmp_path / "run"
 
 
-# pickles
-
-
 @pytest.fixture
 def no_pickle(monkeypatch):
-    """Fail wherever a pickle is read or written, also where the failure is caught: by torch, numpy, Python.
+    """Fail wherever torch, numpy or Python read or write a pickle, also where the failure is caught.
 
-    Not watched: dill's pickler in memory, with which `datasets` hashes functions, and `copy`, which shares
-    pickle's protocol and makes none.
+    Not watched: dill's pickler in memory, with which `datasets` hashes functions.
     """
     seen, watching, plain_load = [], [True], np.load
 
@@ -122,14 +118,9 @@ def no_pickle(monkeypatch):
 
 def test_the_watch_sees_every_way(no_pickle):
     file = io.BytesIO(pickle_bytes([1]))
-    calls = (
-        (torch.load, file),
-        (torch.save, {}, file),
-        (pickle.load, file),
-        (pickle.dumps, 1),
-        (pickle.Unpickler, file),
-        (functools.partial(np.load, allow_pickle=True), file),
-    )
+    load_objects = functools.partial(np.load, allow_pickle=True)
+    calls = [(call, file) for call in (torch.load, pickle.load, pickle.Unpickler, load_objects)]
+    calls += [(torch.save, {}, file), (pickle.dumps, 1)]
     for call, *arguments in calls:
         with pytest.raises(AssertionError):
             call(*arguments)
@@ -137,19 +128,29 @@ def test_the_watch_sees_every_way(no_pickle):
     no_pickle.clear()
 
 
-def test_training_resuming_loading_and_sampling_know_no_pickle(no_pickle, tiny_config):
-    config = tiny_config.replace(sample_every=2)
-    runs.run_training(config, resume=False, auto_batch_size=False)
-    longer = config.replace(max_train_steps=6)
-    folder, history = runs.run_training(longer, resume=True, auto_batch_size=False)
-    assert len(history) == 6
-    adapters.load_adapter(models.load_parts(config), folder / "adapter")
-    pipeline = sampling.load_trained_pipeline(folder)
+def files_of(folder):
+    """Return the files below a folder, and the endings of those that are not a tracker's."""
+    found = [file for file in folder.rglob("*") if file.is_file()]
+    return found, {file.suffix for file in found if tracking.FOLDER not in file.parts}
+
+
+def use(config, run, steps):
+    """Load, sample, score and resume a run."""
+    adapters.load_adapter(models.load_parts(config), run / "adapter")
+    pipeline = sampling.load_trained_pipeline(run, config)
     pipeline.generate("an airport", domain="satellite", seed=1)
     evaluation.load_scorer(config)
-    files = [file for file in folder.parent.rglob("*") if file.is_file()]
-    kept = [file for file in files if tracking.FOLDER not in file.parts]
-    assert {file.suffix for file in kept} == {".json", ".jsonl", ".safetensors", ".png", ".npy"}
+    begun = Config.load(run / "config.json").replace(output_dir=run, max_train_steps=steps)
+    _, history = runs.run_training(begun, resume=True, auto_batch_size=False)
+    assert len(history) == steps
+
+
+def test_training_resuming_loading_and_sampling_know_no_pickle(no_pickle, tiny_config):
+    config = tiny_config.replace(sample_every=2)
+    folder, _ = runs.run_training(config, resume=False, auto_batch_size=False)
+    use(config, folder, 6)
+    files, endings = files_of(folder.parent)
+    assert endings == {".json", ".jsonl", ".safetensors", ".png", ".npy"}
     for file in files:
         assert not file.read_bytes().startswith((b"\x80", b"PK")), file  # a pickle; torch.save's archive
         if file.suffix == ".npy":
@@ -180,51 +181,35 @@ def test_a_bomb_goes_off_where_it_is_loaded(tmp_path):
 
 
 def test_planted_pickles_are_ignored(copied, no_pickle, tmp_path):
-    config, run = copied
-    marker = tmp_path / "marker"
-    begun = Config.load(run / "config.json").replace(output_dir=run, max_train_steps=5)
-    plant(tmp_path, marker)
-    parts = models.load_parts(config)
-    adapters.load_adapter(parts, run / "adapter")
-    pipeline = sampling.load_trained_pipeline(run, config)
-    pipeline.generate("an airport", domain="satellite", seed=1)
-    evaluation.load_scorer(config)
-    _, history = runs.run_training(begun, resume=True, auto_batch_size=False)
-    assert len(history) == 5 and not marker.exists()
+    plant(tmp_path, tmp_path / "marker")
+    use(*copied, 5)
+    assert not (tmp_path / "marker").exists()
 
 
-def test_a_planted_tensor_file_is_no_part_of_a_checkpoint(finished):
-    path = checkpoints.newest_checkpoint(finished[1] / "checkpoints")
-    planted = path / "planted.safetensors"
-    planted.write_bytes((path / "adapter.safetensors").read_bytes())
-    try:
-        assert "planted" not in checkpoints.read_checkpoint(path)[0]
-    finally:
-        planted.unlink()
+def test_a_planted_tensor_file_is_no_part_of_a_checkpoint(copied):
+    path = checkpoints.newest_checkpoint(copied[1] / "checkpoints")
+    shutil.copy(path / "adapter.safetensors", path / "planted.safetensors")
+    assert "planted" not in checkpoints.read_checkpoint(path)[0]
 
 
 BINARIES = [
-    ("unet", "diffusion_pytorch_model", diffusers.UNet2DConditionModel),
-    ("vae", "diffusion_pytorch_model", diffusers.AutoencoderKL),
-    ("text_encoder", "model", transformers.CLIPTextModel),
-    ("clip", "model", transformers.CLIPModel),
-]
+    ("unet", diffusers.UNet2DConditionModel), ("vae", diffusers.AutoencoderKL),
+    ("text_encoder", transformers.CLIPTextModel), ("clip", transformers.CLIPModel),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("part", "name", "kind"), BINARIES)
-def test_weights_that_are_only_pickled_are_refused(base_dir, tiny_config, tmp_path, part, name, kind):
+@pytest.mark.parametrize(("part", "kind"), BINARIES)
+def test_weights_that_are_only_pickled_are_refused(base_dir, tiny_config, tmp_path, part, kind):
     base = tmp_path / "base"
     shutil.copytree(base_dir, base)
-    file = base / part / f"{name}.safetensors"
-    torch.save(load_file(file), base / part / f"{'pytorch_model' if name == 'model' else name}.bin")
+    (file,) = (base / part).glob("*.safetensors")
+    name = "pytorch_model" if file.stem == "model" else file.stem
+    torch.save(load_file(file), file.with_name(f"{name}.bin"))
     file.unlink()
     kind.from_pretrained(base / part)  # the library would take it
     config = tiny_config.replace(base=base, clip=base / "clip")
     with pytest.raises(DasdError, match="safetensors"):
         evaluation.load_scorer(config) if part == "clip" else models.load_parts(config)
-
-
-# revisions
 
 
 def hub_ids(config):
@@ -287,9 +272,6 @@ def test_a_run_records_its_revisions_and_its_data_and_is_not_resumed_with_others
     assert sorted(text.split(":")[0] for text in found) == ["domains.0.revision", "model.base_revision"]
 
 
-# code from elsewhere
-
-
 def test_remote_code_is_nowhere_asked_for():
     sources = [*ROOT.glob("dasd_utils/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("Report/*.py")]
     sources += ROOT.glob("notebooks/*.ipynb")
@@ -297,75 +279,61 @@ def test_remote_code_is_nowhere_asked_for():
     assert [path for path in sources if "trust_remote_code" in path.read_text(encoding="utf8")] == []
 
 
-@pytest.mark.parametrize("section", [None, "model", "data", "evaluation", "source"])
-def test_no_config_can_ask_for_remote_code(section):
-    values = Config.setup("tiny").to_dict()
-    (values[section] if section else values)["trust_remote_code"] = True
-    with pytest.raises(DasdError, match="trust_remote_code"):
-        Config.from_dict(values)
+def test_no_config_can_ask_for_remote_code():
+    for section in (None, "model", "data", "evaluation", "source"):
+        values = Config.setup("tiny").to_dict()
+        (values[section] if section else values)["trust_remote_code"] = True
+        with pytest.raises(DasdError, match="trust_remote_code"):
+            Config.from_dict(values)
 
 
 def test_code_beside_weights_and_images_is_not_run(copied, tmp_path):
     config, _ = copied
     marker, base = tmp_path / "marker", Path(config.model.base)
-    picture = tmp_path / "things" / "1.png"
-    picture.parent.mkdir()
-    Image.new("RGB", (8, 8)).save(picture)
+    things = tmp_path / "things"
+    things.mkdir()
+    Image.new("RGB", (8, 8)).save(things / "1.png")
     kinds = ("AutoConfig", "AutoModel", "AutoTokenizer", "CLIPTextModel", "UNet2DConditionModel")
-    for file in [*base.rglob("config.json"), *base.rglob("tokenizer_config.json"), picture]:
-        if file != picture:
-            values = json.loads(file.read_text()) | {"auto_map": {kind: "evil.Evil" for kind in kinds}}
-            file.write_text(json.dumps(values))
+    configs = [*base.rglob("config.json"), *base.rglob("tokenizer_config.json")]
+    for file in configs:
+        values = json.loads(file.read_text()) | {"auto_map": dict.fromkeys(kinds, "evil.Evil")}
+        file.write_text(json.dumps(values))
+    for folder in (things, *(file.parent for file in configs)):
         for name in ("evil.py", "pipeline.py", "things.py", "dataset.py", "__init__.py"):
-            (file.parent / name).write_text(f"import os\nos.mkdir({str(marker)!r})\n")
+            (folder / name).write_text(f"import os\nos.mkdir({str(marker)!r})\n")
     models.load_parts(config)
     evaluation.load_scorer(config)
-    assert (
-        len(folders.open_rows(DomainConfig("things", str(picture.parent), caption="a thing"), "train")) == 1
-    )
+    assert len(folders.open_rows(DomainConfig("things", str(things), caption="a thing"), "train")) == 1
     assert not marker.exists()
 
 
-# names
-
-
-@pytest.mark.parametrize("name", ["../up", "a/b", "/root", "a\\b", "..", "", "a b", "a\0b"])
-def test_names_that_leave_a_folder_are_refused(tiny_config, name):
+def test_names_that_leave_a_folder_are_refused(tiny_config):
     first, *rest = tiny_config.domains
-    for change in ({"name": name}, {"token": f"<{name}>"}):
-        with pytest.raises(DasdError):
-            tiny_config.replace(domains=(dataclasses.replace(first, **change), *rest))
+    for name in ("../up", "a/b", "/root", "a\\b", "..", "", "a b", "a\0b"):
+        for change in ({"name": name}, {"token": f"<{name}>"}):
+            with pytest.raises(DasdError):
+                tiny_config.replace(domains=(dataclasses.replace(first, **change), *rest))
 
 
-@pytest.mark.parametrize(
-    ("token", "file"),
-    [
-        ("<xray>", "../../elsewhere.safetensors"),
-        ("<xray>", "/elsewhere.safetensors"),
-        ("<../xray>", "../xray.safetensors"),
-        ("<..>", "...safetensors"),
-        ("xray", "xray.safetensors"),
-    ],
-)
-def test_an_adapter_that_names_files_elsewhere_is_refused(copied, tmp_path, token, file):
+def test_an_adapter_that_names_files_elsewhere_is_refused(copied, tmp_path):
     config, run = copied
     path = run / "adapter" / adapters.SUMMARY_FILE
-    row = (run / "adapter" / "xray.safetensors").read_bytes()
+    parts, summary = models.load_parts(config), json.loads(path.read_text())
     for place in (tmp_path / "elsewhere.safetensors", run / "xray.safetensors"):
-        place.write_bytes(row)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": {token: file}}))
-    with pytest.raises(DasdError, match=r"damaged: (<xray> is in xray.safetensors|.*tokens.*angle brackets)"):
-        adapters.load_adapter(models.load_parts(config), run / "adapter")
-
-
-# secrets
+        shutil.copy(run / "adapter" / "xray.safetensors", place)
+    for token, file in (
+        ("<xray>", "../../elsewhere.safetensors"), ("<xray>", "/elsewhere.safetensors"),
+        ("<../xray>", "../xray.safetensors"), ("<..>", "...safetensors"), ("xray", "xray.safetensors"),
+    ):  # fmt: skip
+        path.write_text(json.dumps(summary | {"tokens": {token: file}}))
+        with pytest.raises(DasdError, match=r"damaged: (<xray> is in xray.saf|.*tokens.*angle brackets)"):
+            adapters.load_adapter(parts, run / "adapter")
 
 
 def test_a_run_keeps_no_secret_of_its_environment(finished):
     config, run = finished
-    files = [file for file in run.rglob("*") if file.is_file()]  # those of trackers too
-    kept = [file for file in files if tracking.FOLDER not in file.parts]
-    assert {file.suffix for file in kept} == {".json", ".jsonl", ".safetensors", ".png"}
+    files, endings = files_of(run)  # those of trackers too
+    assert endings == {".json", ".jsonl", ".safetensors", ".png"}
     for file in files:
         content = file.read_bytes()
         assert [name for name, value in SECRETS.items() if value.encode() in content] == [], file
@@ -385,39 +353,27 @@ def test_no_published_file_holds_what_looks_like_a_secret():
     assert {".ipynb", ".md", ".json", ".py", ".safetensors"} <= {path.suffix for path in files}
     found = {str(p.relative_to(ROOT)): m[0][:12] for p in files if (m := TOKENS.search(p.read_bytes()))}
     assert found == {}
+    for halves in (  # so that this file holds no secret
+        ("hf_", "a1B2" * 8), ("sk-", "proj-a1B2c3D4e5F6g7H8"), ("AKIA", "A1B2C3D4E5F6G7H8"),
+        ("ghp_", "a1B2c3" * 6), ("-----BEGIN RSA ", "PRIVATE KEY-----"),
+    ):  # fmt: skip
+        assert TOKENS.search(f'{{"key": "{"".join(halves)}"}}'.encode())
 
-
-@pytest.mark.parametrize(
-    "halves",  # so that this file holds no secret
-    [
-        ("hf_", "a1B2" * 8),
-        ("sk-", "proj-a1B2c3D4e5F6g7H8"),
-        ("AKIA", "A1B2C3D4E5F6G7H8"),
-        ("ghp_", "a1B2c3" * 6),
-        ("-----BEGIN RSA ", "PRIVATE KEY-----"),
-    ],
-)
-def test_a_secret_would_be_found(halves):
-    assert TOKENS.search(f'{{"key": "{"".join(halves)}"}}'.encode())
-
-
-# make audit
 
 UNKNOWN = {"name": "a", "skip_reason": "not found"}
 CLEAN = {"name": "b", "version": "1", "vulns": []}
 BROKEN = {"name": "c", "version": "2", "vulns": [{"id": "CVE-1", "fix_versions": ["3"]}]}
 
 
-@pytest.mark.parametrize(
-    ("answers", "status", "parts"),
-    [
-        (([UNKNOWN, UNKNOWN], None), 0, ["NOT checked", "no route to host"]),
-        (([CLEAN],), 0, []),
-        (([UNKNOWN], [UNKNOWN, CLEAN, BROKEN]), 1, [
-            "c 2: CVE-1, mended in 3", "2 of 3 packages", "not in the database: a",
-        ]),
-    ],
-)  # fmt: skip
+FOUND = ["c 2: CVE-1, mended in 3", "2 of 3 packages", "not in the database: a"]
+AUDITS = [
+    (([UNKNOWN, UNKNOWN], None), 0, ["NOT checked", "no route to host"]),
+    (([CLEAN],), 0, []),
+    (([UNKNOWN], [UNKNOWN, CLEAN, BROKEN]), 1, FOUND),
+]
+
+
+@pytest.mark.parametrize(("answers", "status", "parts"), AUDITS)
 def test_an_audit_names_what_is_known_and_what_is_not(monkeypatch, capsys, answers, status, parts):
     left = [json.dumps({"dependencies": rows}) if rows else "" for rows in answers]
 
