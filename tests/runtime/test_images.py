@@ -1,17 +1,28 @@
-"""Any picture becomes an RGB square, and samples come back as they were."""
+"""Any picture becomes an RGB square, also of more than 8 bits, and samples come back as they were."""
 
 from __future__ import annotations
 
+import io
+import logging
+
 import datasets
+import imagecodecs
 import numpy as np
 import pandas
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from synthetic import plain, saved
 
-from dasd_utils.config import DasdError
-from dasd_utils.runtime import images
+from dasd_utils import data
+from dasd_utils.config import Config, DasdError
+from dasd_utils.runtime import folders, images
+
+DRAW = np.random.default_rng(0)
+GREY = [
+    np.asarray(Image.fromarray(DRAW.integers(0, 256, (5, 5), np.uint8)).resize((64, 64))) for _ in range(12)
+]
 
 
 def palette_with_a_hole() -> Image.Image:
@@ -48,11 +59,16 @@ def test_an_image_that_nobody_sees_is_no_white_one(image):
         images.read_image(saved(image, "PNG"))
 
 
-def test_pixels_run_from_minus_one_to_one_with_channels_first():
+def test_pixels_run_from_minus_one_to_one_and_back():
     picture = Image.new("RGB", (3, 2), (255, 0, 51))
     pixels = images.to_pixels([picture, np.asarray(picture)])
     assert pixels.shape == (2, 3, 2, 3) and pixels.dtype == torch.float32
     assert pixels[:, :, 0, 0].tolist() == [pytest.approx([1.0, -1.0, -0.6])] * 2
+    colours = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
+    found = images.from_pixels(images.to_pixels(list(map(Image.fromarray, colours))))
+    assert all(np.array_equal(np.asarray(image), one) for image, one in zip(found, colours, strict=True))
+    beyond = images.from_pixels(torch.full((1, 3, 2, 2), 7.0))
+    assert np.asarray(beyond[0]).min() == 255
 
 
 def test_a_camera_s_rotation_is_applied():
@@ -65,15 +81,12 @@ def test_a_camera_s_rotation_is_applied():
     assert upright.getpixel((3, 0)) == (255, 255, 255)
 
 
-def test_center_crop_keeps_the_middle_of_the_longer_side():
+def test_center_crop_keeps_the_middle_and_scales_the_shorter_side():
     wide = Image.new("L", (90, 30), 0)
     wide.paste(200, (30, 0, 60, 30))
     square = images.center_crop(wide, 16)
     assert (square.mode, square.size) == ("RGB", (16, 16))
     assert np.asarray(square).min() > 150
-
-
-def test_center_crop_scales_the_shorter_side():
     noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     expected = image.resize((30, 20), Image.Resampling.LANCZOS).crop((5, 0, 25, 20))
@@ -90,12 +103,214 @@ def test_lazy_images_are_read_when_asked_for():
         pictures[5]
 
 
-def test_pixels_and_images_are_each_others_inverse():
-    colours = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
-    found = images.from_pixels(images.to_pixels(list(map(Image.fromarray, colours))))
-    assert all(np.array_equal(np.asarray(image), one) for image, one in zip(found, colours, strict=True))
-    beyond = images.from_pixels(torch.full((1, 3, 2, 2), 7.0))
-    assert np.asarray(beyond[0]).min() == 255
+# more than 8 bits
+
+
+def tiff(pixels: np.ndarray, photometric: str = "rgb", extra: str = "unspecified", planes: bool = False,
+         order: str = "<", **options) -> bytes:  # fmt: skip
+    """Return pixels (h, w, bands) of any type as a TIFF, which Pillow does not write."""
+    stream, bands = io.BytesIO(), pixels.shape[2]
+    if bands > 1:
+        options["planarconfig"] = "separate" if planes else "contig"
+        options["extrasamples"] = [extra] * (bands - {"rgb": 3, "minisblack": 1}[photometric]) or None
+    pixels = pixels[..., 0] if bands == 1 else np.moveaxis(pixels, 2, 0) if planes else pixels
+    tifffile.imwrite(stream, pixels, photometric=photometric, byteorder=order, metadata=None, **options)
+    return stream.getvalue()
+
+
+def read(content: bytes, window: images.Window | None = None) -> Image.Image:
+    return images.read_image({"bytes": content, "path": None}, window)
+
+
+@pytest.mark.parametrize("bands", [2, 3, 4, 5, 13])
+def test_tiffs_of_several_bands_are_read_to_the_bit(bands):
+    pixels = DRAW.integers(0, 65536, (11, 7, bands), dtype=np.uint16)
+    zipped = {"compression": "zlib"}
+    for options in (
+        {},
+        zipped,
+        zipped | {"predictor": 2},
+        {"planes": True},
+        {"bigtiff": True, "rowsperstrip": 4},
+    ):
+        found, alpha, *_ = images.stored_values(tiff(pixels, "rgb" if bands > 2 else "minisblack", **options))
+        assert np.array_equal(found, pixels) and alpha is None
+
+
+@pytest.mark.parametrize("bands", [2, 3, 4])
+def test_colour_pngs_of_16_bits_are_read_to_the_bit(bands):
+    pixels = DRAW.integers(0, 65536, (11, 7, bands), dtype=np.uint16)
+    found, alpha, *_ = images.stored_values(imagecodecs.png_encode(pixels))
+    assert np.array_equal(found, pixels if bands == 3 else pixels[..., :-1])
+    assert alpha is None if bands == 3 else np.abs(alpha - pixels[..., -1] / 257).max() < 1
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i2", "f2", "u4", "i4", "f4", "u8", "i8", "f8"])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("bands", [1, 4])
+def test_every_sample_format_is_read_to_the_bit(kind, order, bands):
+    pixels = (DRAW.random((11, 7, bands)) * 250 - 125 * (kind[0] != "u")).astype(kind)
+    is_float = kind[0] == "f"
+    for options in (
+        {}, {"rowsperstrip": 4}, {"rowsperstrip": 4, "planes": True},
+        {"compression": "zlib", "rowsperstrip": 4, "planes": True}, {"compression": "lzw", "tile": (16, 16)},
+        {"compression": "zlib", "rowsperstrip": 5,
+         "predictor": 3 if is_float and kind != "f2" else 1 if is_float else 2},
+    ):  # fmt: skip
+        stored = images.stored_values(tiff(pixels, "minisblack", order=order, **options))
+        if (kind, bands) == ("u1", 1):
+            assert stored is None
+            continue
+        found = stored[0][..., None] if bands == 1 else stored[0]
+        assert found.dtype == pixels.dtype and np.array_equal(found, pixels)
+
+
+def test_a_further_band_is_alpha_where_the_file_says_so():
+    pixels = np.full((8, 8, 4), 300, np.uint16)
+    pixels[:4, :, 3] = 65535
+    pixels[4:, :, 3] = 0
+    for extra, below in (("unassalpha", 255), ("unspecified", 38)):
+        image = read(tiff(pixels, extra=extra), (0, 2000))
+        assert np.asarray(image)[0, 0, 0] == 38 and np.asarray(image)[7, 0, 0] == below
+    assert image.info["bands"] == "bands 1 to 3 of 4 are read as red, green and blue"
+    image = read(tiff(pixels[..., :2], "minisblack"))
+    assert image.info["bands"] == "band 1 of 2 is read"
+    pixels = np.full((8, 8, 5), 300, np.uint16)
+    pixels[..., 4] = 65535
+    pixels[:4, :, 4] = 0
+    image = read(tiff(pixels, extra="unassalpha"))
+    assert image.info["levels"] == (300, 300) and image.info["bands"].startswith("bands 1 to 3 of 4")
+
+
+def test_frames_that_are_left_out_and_rotation_are_found():
+    turned = (274, 3, 1, 6, True)  # the first pixel comes to the top right
+    pixels = np.zeros((4, 6, 3), np.uint16)
+    pixels[0, 0] = 65535
+    assert read(tiff(pixels, extratags=[turned])).getpixel((3, 0)) == (255, 255, 255)
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as file:
+        for _ in range(2):
+            file.write(pixels, photometric="rgb", metadata=None)
+    image = read(stream.getvalue())
+    assert image.size == (6, 4) and image.info["bands"] == "the first of its frames is read"
+    for kind, deep in (("GIF", 0), ("TIFF", 0), ("TIFF", 1), ("WEBP", 0)):
+        frames = [Image.fromarray(grey.astype(np.uint16) if deep else grey) for grey in GREY[:3]]
+        stream = io.BytesIO()
+        frames[0].save(stream, kind, save_all=True, append_images=frames[1:])
+        assert read(stream.getvalue()).info["bands"] == "the first of its frames is read"
+
+
+@pytest.mark.parametrize("nothing", [np.nan, np.inf, -np.inf, np.finfo(np.float32).min])
+def test_no_value_moves_no_window(nothing):
+    pixels = DRAW.uniform(250, 310, (64, 64, 1)).astype(np.float32)
+    pixels[:20] = nothing
+    image = read(tiff(pixels, "minisblack"), (250, 310))
+    low, high = images.to_eight_bit(pixels[..., 0]).info["levels"]
+    assert 249 < low < high < 311 and not np.asarray(image)[:20].any() and np.asarray(image)[20:].mean() > 120
+
+
+def test_files_that_pillow_reads_whole_are_left_to_it():
+    for image, kind in ((Image.new("RGB", (3, 2)), "PNG"), (Image.new("L", (3, 2)), "TIFF")):
+        assert images.stored_values(saved(image, kind)["bytes"]) is None
+
+
+def test_white_at_zero_is_white():
+    grey = DRAW.integers(0, 4096, (8, 8), dtype=np.uint16)
+    for depth, values in ((16, grey), (8, (grey // 16).astype(np.uint8))):
+        stream = io.BytesIO()
+        Image.fromarray(values).save(stream, "TIFF", tiffinfo={262: 0} if depth == 16 else {})
+        found = np.asarray(read(stream.getvalue()).convert("L"), float)
+        assert np.corrcoef(found.ravel(), values.ravel())[0, 1] * (-1 if depth == 16 else 1) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("lows_and_highs", "window"),
+    [
+        ([[0, 4080], [10, 4000]], (0, 4100)),
+        ([[-1000, 1500], [-990, 1400]], (-1000, 1500)),
+        ([[0, 3060]], (0, 3100)),
+        ([[1210, 2390]], (1200, 2400)),
+        ([[0.01, 0.97]], (0, 1)),
+        ([[100, 60000]], (0, 65535)),
+        ([[0, 20000]], (0, 20000)),
+        ([[7.0, 7.0]], (0, 255)),
+    ],
+)
+def test_a_window_is_proposed_in_two_digits(lows_and_highs, window):
+    assert images.propose_window(np.array(lows_and_highs, float)) == pytest.approx(window, abs=1e-6)
+
+
+@pytest.fixture
+def load(tmp_path, caplog, own_datasets_cache):
+    """Return `load(make, **fields) -> (grey images, their originals times `scale`, warnings)` of a folder."""
+
+    def build(make, **fields):
+        for number, grey in enumerate(GREY):
+            make(grey).save(tmp_path / f"{number}.tif")
+        return read(**fields)
+
+    def read(scale: float = 1.0, **fields):
+        config = Config.setup("tiny", cache_dir=tmp_path / "cache")
+        domain = config.domains[0].__class__("scans", str(tmp_path), caption="a scan", **fields)
+        folders._warn_once.cache_clear()
+        with caplog.at_level(logging.WARNING):
+            found = data.load_domain(domain, config)
+        shown = np.stack([np.asarray(image.convert("L")) for image in found.images]).astype(int)
+        small = scale * np.stack(GREY)
+        near = [np.abs(small - image).mean(axis=(1, 2)).argmin() for image in shown]
+        return shown, small[near], caplog.text
+
+    build.read, build.folder = read, tmp_path
+    return build
+
+
+def as_16_bit(grey):
+    return Image.fromarray(grey.astype(np.uint16) * 16)
+
+
+def as_hounsfield(grey):
+    return Image.fromarray(grey.astype(np.float32) / 255 * 2500 - 1000)
+
+
+@pytest.mark.parametrize(
+    "make", [as_16_bit, as_hounsfield, lambda g: Image.fromarray(g.astype(np.int32) * 10 - 1000)]
+)
+def test_grey_levels_of_a_data_set_share_a_window_that_is_said(load, make):
+    shown, originals, said = load(make)
+    assert np.abs(shown - originals).mean() < 4 and "`window`" in said
+
+
+def test_dark_images_of_a_data_set_stay_dark_and_a_window_of_the_config_is_kept(load):
+    shown, originals, said = load(as_16_bit, scale=0.5, window=(0, 8160))
+    assert np.abs(shown - originals).max() <= 1 and "window" not in said
+    for number, grey in enumerate(GREY):
+        as_hounsfield(grey // (1 + 3 * (number % 2))).save(load.folder / f"{number}.tif")
+    brightest = load.read()[0].max(axis=(1, 2))
+    assert brightest.min() < 80 and brightest.max() > 200
+
+
+def test_colours_of_16_bits_are_as_bright_as_others(load):
+    for number, grey in enumerate(GREY):
+        (load.folder / f"{number}.tif").write_bytes(tiff(np.stack([grey.astype(np.uint16) * 12] * 3, axis=2)))
+    shown, originals, _ = load.read()
+    assert np.abs(shown - originals).mean() < 4
+
+
+def test_bands_that_are_left_out_are_named(load):
+    shown, originals, said = load(lambda grey: Image.fromarray(np.dstack([grey] * 3 + [grey // 2 + 9])))
+    assert np.array_equal(shown, originals) and "12 images of domain scans: the fourth band is no" in said
+    for number, grey in enumerate(GREY):
+        (load.folder / f"{number}.tif").write_bytes(tiff(np.stack([grey.astype(np.uint16)] * 5, axis=2)))
+    assert "bands 1 to 3 of 5" in load.read()[2]
+
+
+def test_a_fraction_of_the_range_is_said_and_a_window_is_checked(load):
+    assert "use the levels 0 to" in load(lambda grey: Image.fromarray(grey // 8))[2]
+    with pytest.raises(DasdError, match="window"):
+        Config.setup("tiny").source.__class__("a", "b", window=(5, 5))
+
+
+# samples
 
 
 SAMPLES = [plain("RGB", (i, 2 * i, 7)) for i in range(5)]
@@ -107,13 +322,10 @@ def samples(tmp_path):
     return images.save_samples(tmp_path / "new" / "samples.parquet", SAMPLES, list("abcde"), range(5))
 
 
-def test_samples_return_to_the_pixel(samples):
+def test_samples_return_to_the_pixel_and_other_tools_read_them(samples, own_datasets_cache):
     for one, other in zip(images.load_samples(samples), SAMPLES, strict=True):
         assert one.mode == "RGB" and np.array_equal(np.asarray(one), np.asarray(other))
     assert [file.name for file in samples.parent.iterdir()] == ["samples.parquet"]
-
-
-def test_other_tools_read_samples(samples, own_datasets_cache):
     rows = datasets.load_dataset("parquet", data_files=str(samples), split="train")
     assert rows[3]["image"].getpixel((0, 0)) == (3, 6, 7) and rows[3]["prompt"] == "d"
     assert pandas.read_parquet(samples)["seed"].tolist() == [0, 1, 2, 3, 4]
