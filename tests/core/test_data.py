@@ -10,7 +10,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from synthetic import Words, domain, picture, write_images
+from PIL import Image, ImageDraw, ImageEnhance
+from synthetic import Words, domain, picture, plain, saved, write_images
 
 from dasd_utils import data, latents, toyworld
 from dasd_utils.config import Config, DasdError, DomainConfig
@@ -45,8 +46,9 @@ def first_captions(loaded: dict[str, data.DomainData]) -> list[str]:
 # folders
 
 
-def test_folder_with_metadata(folder, config):
+def test_folder_with_metadata(folder, config, caplog):
     write_images(folder, range(40), TEXT)
+    picture(99).save(folder / "99.png")
     loaded = load_all(domain(folder, caption_column="text"), config)
     assert sorted(first_captions(loaded)) == sorted(f"picture {n}" for n in range(40))
     train = loaded["train"]
@@ -54,6 +56,7 @@ def test_folder_with_metadata(folder, config):
     assert (image.mode, image.size, len(train.images)) == ("RGB", (16, 16), len(train))
     assert image.tobytes() == images.center_crop(picture(int(text.split()[1])), 16).tobytes()
     assert train.images[-1].tobytes() == train.images[len(train) - 1].tobytes() and train.mentioned is None
+    assert "1 images that have no row" in caplog.text
 
 
 def test_folder_order_depends_on_content_alone(tmp_path, config):
@@ -73,12 +76,6 @@ def test_num_images_limits_training_only(folder, config):
     assert few["train"].ids == everything["train"].ids[:3] and few["test"].ids == everything["test"].ids
     with pytest.raises(DasdError, match="num_images of domain thing is 0"):
         load(folder, config, caption="a thing", num_images=0)
-
-
-def test_folder_with_csv(folder, config):
-    lines = ["file_name,text", *(f"{n}.png,row {n}" for n in range(6))]
-    (write_images(folder, range(6)) / "metadata.csv").write_text("\n".join(lines))
-    assert load(folder, config, caption_column="text").captions[0][0].startswith("row ")
 
 
 def test_class_folders(folder, config):
@@ -147,14 +144,6 @@ def test_corrupt_image_is_named_and_skipped_only_on_request(folder, config):
     assert data.audit(loaded["train"])["skipped_corrupt"] == 2
 
 
-def test_images_without_a_row_are_reported(folder, config, caplog):
-    write_images(folder, range(5), TEXT)
-    picture(9).save(folder / "9.png")
-    with caplog.at_level(logging.WARNING):
-        load(folder, config, caption_column="text")
-    assert "1 images that have no row" in caplog.text
-
-
 # captions
 
 
@@ -182,29 +171,19 @@ def test_missing_captions_are_empty_and_counted(folder, config):
     assert report["captions_found"] == loaded.captions.count(["even"])
 
 
-def test_prompt_picks_one_of_several_captions():
+def test_a_prompt_is_one_of_several_captions_behind_the_token():
     several = data.DomainData(domain("x"), "train", [], [["a", "b", "c"]], ["0"], [], np.empty(0))
     assert [several.prompt(0, choice) for choice in (0.0, 0.4, 0.999)] == [f"<thing> {c}" for c in "abc"]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "token", "expected"),
-    [
-        ("a village", "<satellite>", "<satellite> a village"),
-        ("a village <satellite>", "<satellite>", "a village <satellite>"),
-        ("a village <Satellite>", "<satellite>", "a village <Satellite>"),
-        ("", "<satellite>", "<satellite>"),
-        ("a village", None, "a village"),
-    ],
-)
-def test_with_token(prompt, token, expected):
-    assert data.with_token(prompt, token) == expected
+    assert data.with_token("a village", "<xray>") == "<xray> a village"
+    for prompt in ("a village <xray>", "a village <Xray>"):
+        assert data.with_token(prompt, "<xray>") == prompt
+    assert data.with_token("", "<xray>") == "<xray>" and data.with_token("a village", None) == "a village"
 
 
 # splits
 
 
-def test_near_duplicates_are_never_parted(folder, config):
+def test_near_duplicates_are_never_parted_and_exact_ones_are_counted(folder, config):
     write_images(folder, range(20))
     for number in range(20):
         picture(number).resize((48, 40)).save(folder / f"copy{number}.png")
@@ -213,13 +192,10 @@ def test_near_duplicates_are_never_parted(folder, config):
     assert sum(map(len, loaded.values())) == 40
     report = data.audit(loaded["train"])
     assert (report["near_duplicates"], report["exact_duplicates"]) == (len(loaded["train"]) // 2, 0)
-
-
-def test_exact_copies_are_counted(folder, config):
-    write_images(folder, range(6))
+    exact = write_images(folder.parent / "exact", range(6))
     for number in range(6):
-        picture(number).save(folder / f"copy{number}.bmp")
-    report = data.audit(load(folder, config, caption="a thing"))
+        picture(number).save(exact / f"copy{number}.bmp")
+    report = data.audit(load(exact, config, caption="a thing"))
     assert (report["exact_duplicates"], report["near_duplicates"]) == (report["images"] // 2, 0)
 
 
@@ -252,39 +228,27 @@ def test_no_image_left_for_a_split_is_an_error(folder, config):
 def parquet_folder(folder: Path, splits: dict[str, dict], **features) -> Path:
     """Write files named as on the hub, with the image bytes in them."""
     folder.mkdir(parents=True)
+    kinds = datasets.Features(image=datasets.Image(), **features)
     for split, columns in splits.items():
-        rows = datasets.Dataset.from_dict(
-            columns, features=datasets.Features(image=datasets.Image(), **features)
-        )
+        rows = datasets.Dataset.from_dict(columns, features=kinds)
         rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
     return folder
 
 
 def rsicd(folder: Path) -> Path:
-    def split(name: str, numbers: range) -> dict:
-        return {
-            "filename": [f"{name}/{n}.jpg" for n in numbers],
-            "captions": [[f"view {k} of place {n} ." for k in range(5)] for n in numbers],
-            "image": [picture(n) for n in numbers],
-        }
-
-    string = datasets.Value("string")
     parts = {"train": range(8), "valid": range(20, 22), "test": range(30, 33)}
-    rows = {name: split(name, numbers) for name, numbers in parts.items()}
-    return parquet_folder(folder, rows, filename=string, captions=datasets.List(string))
+    splits = {name: {"filename": [f"{name}/{n}.jpg" for n in numbers],
+                     "captions": [[f"view {k} of place {n} ." for k in range(5)] for n in numbers],
+                     "image": [picture(n) for n in numbers]} for name, numbers in parts.items()}  # fmt: skip
+    string = datasets.Value("string")
+    return parquet_folder(folder, splits, filename=string, captions=datasets.List(string))
 
 
 def chest_xray(folder: Path) -> Path:
-    def split(numbers: range) -> dict:
-        return {"image": [picture(n, mode="L") for n in numbers], "label": [n % 2 for n in numbers]}
-
     parts = {"train": range(8), "validation": range(20, 22), "test": range(30, 33)}
-    rows = {name: split(numbers) for name, numbers in parts.items()}
-    return parquet_folder(folder, rows, label=datasets.ClassLabel(names=["NORMAL", "PNEUMONIA"]))
-
-
-def art_painting(folder: Path) -> Path:
-    return parquet_folder(folder, {"train": {"image": [picture(n) for n in range(8)]}})
+    splits = {name: {"image": [picture(n, mode="L") for n in numbers], "label": [n % 2 for n in numbers]}
+              for name, numbers in parts.items()}  # fmt: skip
+    return parquet_folder(folder, splits, label=datasets.ClassLabel(names=["NORMAL", "PNEUMONIA"]))
 
 
 def sd15_domain(name: str, folder: Path, **changes) -> DomainConfig:
@@ -312,15 +276,12 @@ def test_chest_xray_columns(folder, config):
         data.load_domain(dataclasses.replace(settings, **other), config)
 
 
-def test_art_painting_columns(folder, config):
-    loaded = load_all(sd15_domain("painting", art_painting(folder)), config)
+def test_art_painting_columns_and_corrupt_bytes_are_named_by_row(folder, tmp_path, config):
+    parquet_folder(folder, {"train": {"image": [picture(n) for n in range(8)]}})
+    loaded = load_all(sd15_domain("painting", folder), config)
     assert sum(map(len, loaded.values())) == 8 and loaded["train"].captions[0] == ["a painting"]
-
-
-def test_corrupt_bytes_in_parquet_are_named_by_row(folder, config):
-    parquet_folder(
-        folder, {"train": {"image": [{"bytes": b"no picture", "path": "a.jpg"}, None, None, None]}}
-    )
+    folder, broken = tmp_path / "broken", {"bytes": b"no picture", "path": "a.jpg"}
+    parquet_folder(folder, {"train": {"image": [broken, None, None, None]}})
     with pytest.raises(DasdError, match=r"4 of 4 images.*a\.jpg \(row 0\)"):
         load(folder, config, caption="x")
 
@@ -353,13 +314,17 @@ def test_unreachable_hub_id_is_an_error_and_nothing_else_is_loaded(config):
 # toy world
 
 
-def test_toy_world_splits_are_different_scenes(config):
+def test_toy_world_splits_are_different_scenes_and_one_for_all_seeds(config):
     loaded = load_all(domain("toyworld:satellite", num_images=6), config)
     assert [len(loaded[split]) for split in ("train", "validation", "test")] == [6, 4, 5]
     assert len({i for part in loaded.values() for i in part.ids}) == 15
     train = loaded["train"]
     assert (train[0]["image"].size, train[0]["label"]) == ((16, 16), train.attributes[0]["scene"])
     assert len(train.captions[0]) == 5
+    one, other = (load("toyworld:xray", config.replace(seed=seed), num_images=3) for seed in (0, 5))
+    assert one.ids == other.ids
+    loaded = load("toyworld:xray", config, num_images=3, caption="a chest x-ray")
+    assert loaded.captions == [["a chest x-ray"]] * 3
 
 
 def test_toy_world_says_what_each_caption_mentions(config):
@@ -373,16 +338,6 @@ def test_toy_world_says_what_each_caption_mentions(config):
     by_label = dict(label_column="scene", label_captions=table)
     for other in (dict(caption="a view"), dict(caption_column="scene"), by_label):
         assert load("toyworld:satellite", config, num_images=2, **other).mentioned is None
-
-
-def test_toy_world_is_one_for_all_seeds(config):
-    one, other = (load("toyworld:xray", config.replace(seed=seed), num_images=3) for seed in (0, 5))
-    assert one.ids == other.ids
-
-
-def test_toy_world_takes_other_captions_by_config(config):
-    loaded = load("toyworld:xray", config, num_images=3, caption="a chest x-ray")
-    assert loaded.captions == [["a chest x-ray"]] * 3
 
 
 @pytest.mark.parametrize(
@@ -421,3 +376,99 @@ def test_create_datasets_returns_the_published_shapes(config, caplog):
         source, targets, sampler = latents.create_datasets(config, Words())
     assert len(source) == 4 and list(targets) == ["satellite", "xray"]
     assert isinstance(sampler, latents.Sampler) and caplog.text.count("images 4") == 3
+
+
+# copies and splits
+
+
+def grouped(*pictures: Image.Image) -> list[int]:
+    small = np.stack([images.thumbnail(picture) for picture in pictures])
+    return list(data.duplicate_groups([images.content_hash(p) for p in pictures], small, 0.97))
+
+
+def test_altered_copies_share_a_group_and_other_pictures_do_not():
+    first, other = (toyworld.render("painting", 9, i, 64).image for i in (0, 1))
+    worse = images.read_image(saved(first, "JPEG", quality=60))
+    brighter = ImageEnhance.Brightness(first).enhance(1.1)
+    groups = grouped(first, other, worse, first.resize((48, 48)), brighter, first.copy())
+    assert groups[1] != groups[0] and groups[2:] == [groups[0]] * 4
+    x_rays = [toyworld.render("xray", 9, i, 32).image for i in range(12)]  # alike, but no duplicates
+    assert len(set(grouped(*x_rays))) == 12
+    groups = grouped(plain("RGB", "red"), plain("RGB", "blue"), plain("RGB", "red"))
+    assert groups[0] == groups[2] != groups[1]
+
+
+def hashes(count: int, seed: int = 0) -> list[str]:
+    return [np.random.default_rng([seed, i]).bytes(32).hex() for i in range(count)]
+
+
+def test_split_keeps_the_fractions_and_parts_no_group():
+    parts = np.array(data.split_by_content(hashes(4000), [i // 2 for i in range(4000)], 0.1, 0.2))
+    assert (parts[::2] == parts[1::2]).all()
+    backwards = data.split_by_content(hashes(4000)[::-1], [i // 2 for i in range(4000)][::-1], 0.1, 0.2)
+    assert backwards[::-1] == parts.tolist()
+    assert (parts == "validation").mean() == pytest.approx(0.1, abs=0.03)
+    assert (parts == "test").mean() == pytest.approx(0.2, abs=0.03)
+
+
+def test_split_moves_no_image_when_others_are_added():
+    for seed in range(20):
+        few = data.split_by_content(hashes(300, seed), range(300), 0.1, 0.2)
+        assert data.split_by_content(hashes(900, seed), range(900), 0.1, 0.2)[:300] == few
+    parts = data.split_by_content(hashes(20), range(20), 0.1, 0.2)  # in every version
+    assert [i for i, part in enumerate(parts) if part == "validation"] == [11]
+    assert [i for i, part in enumerate(parts) if part == "test"] == [5, 7, 9, 14]
+
+
+def faces(count: int, size: int = 96) -> list[Image.Image]:
+    """Return pictures of one framing: a bright disc on black, with a few spots of its own in each.
+
+    So few that all correlate above 0.97 as long as what they share is not taken out.
+    """
+    found = []
+    for number in range(count):
+        image, draw = Image.new("RGB", (size, size)), np.random.default_rng(number)
+        pen = ImageDraw.Draw(image)
+        pen.ellipse((6, 6, size - 6, size - 6), fill=(190, 90, 40))
+        for x, y in draw.integers(size // 4, 3 * size // 4, (4, 2)).tolist():
+            pen.ellipse((x, y, x + 5, y + 5), fill=(240, 230, 90))
+        found.append(image)
+    return found
+
+
+def test_images_of_one_framing_are_no_copies_and_their_copies_are():
+    pictures = faces(30)
+    copies = [picture.resize((80, 80)) for picture in pictures[:5]]
+    groups = grouped(*pictures, *copies)
+    assert len(set(groups)) == 30 and groups[30:] == groups[:5]
+
+
+def test_groups_do_not_chain():
+    """Each of the row resembles the next, and the last does not resemble the first."""
+    x, y = np.meshgrid(np.arange(32), np.arange(32))
+    row = [np.uint8(127 + 100 * np.sin(x / 5 + turn) * np.sin(y / 7)) for turn in np.linspace(0, 2, 12)]
+    groups = data.duplicate_groups([f"{i:02d}" for i in range(12)], np.stack(row), 0.9)
+    assert 3 <= len(set(groups)) < 12 and groups[0] != groups[-1]
+    assert list(groups[:3]) == [groups[0]] * 3  # what resembles the first stays with it
+
+
+def test_the_threshold_is_a_setting(monkeypatch):
+    monkeypatch.setattr(data, "AT_ONCE", 16)
+    draw = np.random.default_rng(0)
+    small = np.stack([images.thumbnail(toyworld.draw("xray", 9, i)) for i in range(40)])
+    noisy = np.clip(small + draw.normal(size=small.shape) * 12, 0, 255).astype(np.uint8)
+    ids = hashes(80)
+    counts = {t: len(set(data.duplicate_groups(ids, np.concatenate([small, noisy]), t))) for t in (0.9, 1.0)}
+    assert counts == {0.9: 40, 1.0: 80}
+    assert len(set(data.duplicate_groups([*ids[:79], ids[0]], np.concatenate([small, noisy]), 1.0))) == 79
+
+
+@pytest.mark.parametrize(
+    ("count", "least"), [(3, (1, 1, 1)), (5, (1, 1, 1)), (10, (5, 1, 2)), (20, (10, 1, 2))]
+)
+def test_chance_leaves_every_part_what_it_needs(count, least):
+    for seed in range(200):
+        parts = data.split_by_content(hashes(count, seed), range(count), 0.1, 0.2)
+        assert all(parts.count(part) >= few for part, few in zip(data.SPLITS, least, strict=True))
+    assert set(data.split_by_content(hashes(count), range(count), 0.1, 0.0)) == {"train", "validation"}
+    assert set(data.split_by_content(hashes(count), range(count), 0.0, 0.2)) == {"train", "test"}
