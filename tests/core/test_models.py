@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import shutil
@@ -275,15 +276,15 @@ def plain_pass(unet, latents, timesteps, text):
     return eps, features[0]
 
 
-def loss_and_gradients(run, parts, latents, timesteps, text):
+def loss_and_gradients(run, unet, latents, timesteps, text):
     """Return eps, mid, loss, and the gradients of the inputs and of every weight that has one."""
-    parts.unet.zero_grad()
+    unet.zero_grad()
     latents, text = latents.clone().requires_grad_(), text.clone().requires_grad_()
-    eps, mid = run(latents, timesteps, text)
+    eps, mid = run(unet, latents, timesteps, text)
     eps = eps[:2]
     loss = eps.float().square().mean() + (mid[:2].float().mean(0) - mid[2:].float().mean(0)).square().sum()
     loss.backward()
-    weights = [p.grad.clone() for p in parts.unet.parameters() if p.grad is not None]
+    weights = [p.grad.clone() for p in unet.parameters() if p.grad is not None]
     return [eps, mid, loss, latents.grad, text.grad, *weights]
 
 
@@ -323,9 +324,10 @@ def test_no_hook_stays_after_an_error(parts):
 
 def compare_passes(parts, tolerance, latent=8):
     """Assert that half a pass for the last row gives the plain forward's values and gradients."""
-    batch = noisy_batch(latent)
-    half = loss_and_gradients(lambda *b: models.unet_pass(parts.unet, *b, num_target=2), parts, *batch)
-    whole = loss_and_gradients(lambda *b: plain_pass(parts.unet, *b), parts, *batch)
+    half_pass = functools.partial(models.unet_pass, num_target=2)
+    half, whole = (
+        loss_and_gradients(each, parts.unet, *noisy_batch(latent)) for each in (half_pass, plain_pass)
+    )
     assert len(half) == len(whole) > 10
     for ours, theirs in zip(half, whole, strict=True):
         assert (ours - theirs).norm() <= tolerance * theirs.norm()

@@ -84,28 +84,24 @@ def test_it_is_saved_for_diffusers_and_comes_back(learned, config, tmp_path):
         adapters.load_adapter(again, tmp_path / "adapter")
 
 
-def test_a_damaged_or_foreign_unet_is_refused_and_nothing_changed(learned, config, tmp_path, tiny_base):
+def test_a_damaged_unet_is_refused_and_nothing_changed(learned, config, tmp_path):
     adapters.save_adapter(learned, tmp_path / "adapter")
     file = tmp_path / "adapter" / "unet" / "diffusion_pytorch_model.safetensors"
-    whole = file.read_bytes()
     fresh = models.load_parts(config)
     before = weights(fresh)
-    for content, message in ((whole[:100], "cannot be read"), (None, "lacks unet/diffusion_pytorch_model")):
-        file.unlink() if content is None else file.write_bytes(content)
-        with pytest.raises(DasdError, match=message):
-            adapters.load_adapter(fresh, tmp_path / "adapter")
-        assert same(weights(fresh), before) and not fresh.base_weights and fresh.tokens is None
-    other = models.load_parts(config.replace(base=tiny_base(7)))
-    file.write_bytes(whole)
-    with pytest.raises(DasdError, match="belongs to the base"):
-        adapters.load_adapter(other, tmp_path / "adapter")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DasdError, match="cannot be read"):
+        adapters.load_adapter(fresh, tmp_path / "adapter")
+    file.unlink()
+    with pytest.raises(DasdError, match="lacks unet/diffusion_pytorch_model"):
+        adapters.load_adapter(fresh, tmp_path / "adapter")
+    assert same(weights(fresh), before) and not fresh.base_weights and fresh.tokens is None
 
 
-def test_a_run_goes_on_bit_for_bit_and_its_pipeline_samples(tiny_config, tmp_path):
-    config = tiny_config.replace(whole_unet=True, lambda_align=0.0, learning_rate=1e-3, validation_every=0)
+def test_a_run_goes_on_bit_for_bit_and_its_pipeline_samples(config, tmp_path):
     found = []
     for folder, stop in (("whole", 9), ("parted", 3)):
-        here = config.replace(output_dir=tmp_path / folder)
+        here = config.replace(output_dir=tmp_path / folder, validation_every=0)
 
         def watch(row: dict, stop: int = stop) -> None:
             if row["step"] == stop:

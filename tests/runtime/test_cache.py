@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import threading
 from pathlib import Path
@@ -50,14 +51,16 @@ def shards_of(config) -> set[Path]:
     return set(Path(config.data.cache_dir).iterdir())
 
 
-def encodings(monkeypatch, stop_at: int | None = None) -> list[int]:
-    """Return the numbers of images of all encodings to come; that of number `stop_at` is interrupted."""
+def encodings(monkeypatch, stop_at=None, both=None) -> list[int]:
+    """Return the numbers of images of all encodings to come; number `stop_at` is interrupted, two wait."""
     encode, sizes = latent_cache._encode, []
 
     def noting(vae, images, dtype):
         sizes.append(len(images))
         if len(sizes) == stop_at:
             raise KeyboardInterrupt
+        if both and len(sizes) <= 2:
+            both.wait()  # both are at work, on different shards
         return encode(vae, images, dtype)
 
     monkeypatch.setattr(latent_cache, "_encode", noting)
@@ -76,18 +79,16 @@ def test_cache_spares_the_vae(make, config, monkeypatch):
 @pytest.mark.parametrize("change", ["weights", "scaling", "images", "resolution"])
 def test_cache_is_never_stale(cached, config, vae, change):
     cached()
-    other = AutoencoderKL.from_config(vae.config)
-    other.load_state_dict(vae.state_dict())
-    settings = config
+    other = copy.deepcopy(vae)
+    fewer = dataclasses.replace(config.source, num_images=23)
+    settings = config.replace(
+        **{"images": {"source": fewer}, "resolution": {"resolution": 24}}.get(change, {})
+    )
     if change == "weights":
         with torch.no_grad():
             other.quant_conv.bias[0] += 0.001
     if change == "scaling":
         other.register_to_config(scaling_factor=1.5)
-    if change == "images":
-        settings = config.replace(source=dataclasses.replace(config.source, num_images=23))
-    if change == "resolution":
-        settings = config.replace(resolution=24)
     source = data.load_domain(settings.source, settings)
     source.ids = source.ids if change == "images" else data.load_domain(config.source, config).ids
     before = shards_of(config)
@@ -156,35 +157,27 @@ def test_shards_are_one_array_of_the_moments_of_the_vae(cached, config, vae, mon
     assert all(isinstance(shard.base, np.memmap) for shard in many.datasets)
 
 
-def test_large_images_go_through_the_vae_a_few_at_a_time(cached, in_tens, monkeypatch):
-    monkeypatch.setattr(latent_cache, "ENCODE_PIXELS", 3 * 16 * 16)
-    sizes = encodings(monkeypatch)
-    assert len(cached()) == 24 and sizes == [3, 3, 3, 1, 3, 3, 3, 1, 3, 1]
-
-
-@pytest.mark.parametrize(("stop_at", "left"), [(2, 0), (4, 1)])  # in the first shard (8 and 2), and after it
+@pytest.mark.parametrize(
+    "stop_at, left, pixels, sizes",
+    [
+        (2, 0, 8, [8, 2, 8, 2, 4]),  # in the first shard
+        (4, 1, 8, [8, 2, 4]),  # after it
+        (1, 0, 3, [3, 3, 3, 1, 3, 3, 3, 1, 3, 1]),  # large images go through the VAE a few at a time
+    ],
+)
 def test_an_interrupted_encoding_goes_on_where_it_stopped(
-    cached, in_tens, config, monkeypatch, stop_at, left
+    cached, in_tens, config, monkeypatch, stop_at, left, pixels, sizes
 ):
-    sizes = encodings(monkeypatch, stop_at)
+    monkeypatch.setattr(latent_cache, "ENCODE_PIXELS", pixels * 16 * 16)
+    found = encodings(monkeypatch, stop_at)
     with pytest.raises(KeyboardInterrupt):
         cached()
     assert len(shards_of(config)) == left  # and nothing unfinished
-    del sizes[:stop_at]
-    sizes.extend([0] * stop_at)  # no other is interrupted
-    assert len(cached()) == 24 and sizes[stop_at:] == [8, 2, 8, 2, 4][2 * left :]
+    assert len(cached()) == 24 and found[stop_at:] == sizes
 
 
 def test_several_workers_encode_each_shard_once_and_a_changed_one_again(cached, in_tens, config, monkeypatch):
-    encode, encoded, both = latent_cache._encode, [], threading.Barrier(2, timeout=30)
-
-    def count(vae, images, dtype):
-        if len(encoded) < 2:
-            both.wait()  # both are at work, on different shards
-        encoded.append(len(images))
-        return encode(vae, images, dtype)
-
-    monkeypatch.setattr(latent_cache, "_encode", count)
+    encoded = encodings(monkeypatch, both=threading.Barrier(2, timeout=30))
     monkeypatch.setattr(latent_cache, "POLL", 0.01)
     results = []
     workers = [threading.Thread(target=lambda: results.append(np.stack(list(cached())))) for _ in range(2)]
