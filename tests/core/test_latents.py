@@ -111,17 +111,13 @@ def test_caption_dropout_empties_its_share_and_changes_nothing_else(make, sample
     dropped = make(caption_dropout=0.3)
     prompts = [p for step in range(60) for p in dropped.batch(step).target_prompts]
     assert prompts.count("") / len(prompts) == pytest.approx(0.3, abs=0.07)
+    drawn = {prompt for step in range(60) for prompt in dropped.batch(step).source_prompts}
+    assert "" in drawn and drawn <= set(dropped.source_prompts())
+    assert dropped.source_prompts() == sampler.source_prompts()
     plain, other = sampler.batch(5), dropped.batch(5)
     assert torch.equal(plain.target_latents, other.target_latents)
     assert torch.equal(plain.target_noise, other.target_noise)
     assert all(b in ("", a) for a, b in zip(plain.target_prompts, other.target_prompts, strict=True))
-
-
-def test_source_prompts_are_all_that_a_batch_can_hold(make, sampler):
-    dropping = make(caption_dropout=0.3, source_batch_size=4)
-    drawn = {prompt for step in range(40) for prompt in dropping.batch(step).source_prompts}
-    assert "" in drawn and drawn <= set(dropping.source_prompts())
-    assert dropping.source_prompts() == sampler.source_prompts()
 
 
 def test_latents_are_draws_of_the_vae_s_posterior(sampler, vae):

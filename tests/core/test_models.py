@@ -58,11 +58,6 @@ def test_a_base_that_is_not_there_is_named(tiny_config, tmp_path):
         models.load_parts(tiny_config.replace(base=tmp_path / "base"))
     with pytest.raises(DasdError, match=r"text_encoder.*variant fp16.*or the variant"):
         models.load_parts(tiny_config.replace(base_variant="fp16"))
-    hub = dict(base="nobody/no-model", base_revision="abc123", base_variant="fp16")
-    with pytest.raises(DasdError) as failure:
-        models.load_parts(tiny_config.replace(**hub))
-    for part in ("'nobody/no-model'", "revision abc123", "variant fp16", "hub", "cache", "hf download"):
-        assert part in str(failure.value)
 
 
 def predict_velocity(base):
@@ -295,15 +290,10 @@ LAYERS = ("down.0", "down.1", "mid", "up.0", "up.1")
 def test_after_any_block_the_source_stops_and_nothing_else_changes(parts, layer):
     batch, seen, inner = noisy_batch(), {}, parts.unet
     blocks = dict(zip(LAYERS, [*inner.down_blocks, inner.mid_block, *inner.up_blocks], strict=True))
-
-    def watch(name):
-        def hook(_module, _args, output):
-            seen[name] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    for name, block in blocks.items():
-        block.register_forward_hook(watch(name))
+    for name, block in blocks.items():  # a down block returns its skips too
+        block.register_forward_hook(
+            lambda _m, _a, x, name=name: seen.update({name: x if "down" not in name else x[0]})
+        )
     eps, features = models.unet_pass(inner, *batch, num_target=2, layer=layer)
     rows = [len(seen[name]) for name in LAYERS]
     assert rows == [3 if i <= LAYERS.index(layer) else 2 for i in range(len(LAYERS))]
@@ -352,19 +342,13 @@ def test_half_a_pass_equals_the_plain_forward_without_lora_and_in_bfloat16(adapt
 
 
 def test_a_wrapped_unet_is_called_itself(parts):
-    class Wrapper(torch.nn.Module):
-        def __init__(self, module):
-            super().__init__()
-            self.module, self.calls = module, []
-
-        def forward(self, *args, **kwargs):
-            self.calls.append(args)
-            return self.module(*args, **kwargs)
-
-    wrapper, batch = Wrapper(parts.unet), noisy_batch()
+    calls, batch = [], noisy_batch()
+    wrapper = torch.nn.Module()
+    wrapper.module = parts.unet
+    wrapper.forward = lambda *args, **kwargs: calls.append(args) or parts.unet(*args, **kwargs)
     eps, _ = models.unet_pass(wrapper, *batch, num_target=2)
     assert torch.equal(eps, models.unet_pass(parts.unet, *batch, num_target=2)[0])
-    assert len(wrapper.calls) == 1
+    assert len(calls) == 1
 
 
 # prompts

@@ -268,18 +268,6 @@ def test_features_are_pooled_and_times_are_their_last_column(tiny_config, parts)
         torch.testing.assert_close(timed, torch.cat([rows, times / count], dim=1))
 
 
-def test_state_is_the_queue(tiny_config):
-    config = tiny_config.replace(queue_size=5)
-    objective, batch = losses.DasdObjective(config), make_batch(config)
-    objective.distances(features_of(batch, 1), batch, config)
-    other = losses.DasdObjective(config)
-    other.load_state_dict(objective.state_dict())
-    features = features_of(batch, 2)
-    first, second = (o.distances(features, batch, config) for o in (objective, other))
-    assert set(objective.state_dict()) == {"painting", "satellite", "xray"}
-    assert {n: v.item() for n, v in first.items()} == {n: v.item() for n, v in second.items()}
-
-
 def test_validation_loss_of_each_domain(tiny_config, parts):
     config = tiny_config.replace(min_snr_gamma=None)
     batches = [make_batch(config, seed=1), make_batch(config, seed=2, domains=(1,))]

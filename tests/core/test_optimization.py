@@ -18,8 +18,19 @@ from dasd_utils.runtime import processes
 
 
 @pytest.fixture
-def updater(tiny_config):
-    return training.Updater(tiny_config, make_parts(tiny_config))
+def make(tiny_config):
+    """Return `make(**changes) -> Updater` of the narrow config with these changes."""
+
+    def build(**changes):
+        config = tiny_config.replace(**changes)
+        return training.Updater(config, make_parts(config))
+
+    return build
+
+
+@pytest.fixture
+def updater(make):
+    return make()
 
 
 def backward(updater, seed: int = 0) -> torch.Tensor:
@@ -54,9 +65,8 @@ def test_what_is_not_there_has_no_group(tiny_config, rank, tokens, name):
     assert any(not torch.equal(p, b) for p, b in zip(updater.parameters, before, strict=True))
 
 
-def test_rates_are_a_function_of_the_step(tiny_config):
-    config = tiny_config.replace(lr_scheduler="linear", lr_warmup_steps=2, max_train_steps=6)
-    updater = training.Updater(config, make_parts(config))
+def test_rates_are_a_function_of_the_step(make):
+    updater = make(lr_scheduler="linear", lr_warmup_steps=2, max_train_steps=6)
     rates = [updater.set_rates(step) for step in range(7)]
     factors = [0, 0.5, 1, 0.75, 0.5, 0.25, 0]
     assert [r["learning_rate"] for r in rates] == pytest.approx([2e-3 * f for f in factors])
@@ -65,9 +75,8 @@ def test_rates_are_a_function_of_the_step(tiny_config):
     assert [g["lr"] for g in updater.optimizer.param_groups] == pytest.approx([1.5e-3, 3.75e-3])
 
 
-def test_gradients_are_clipped_to_the_norm_that_is_returned_before(tiny_config):
-    config = tiny_config.replace(max_grad_norm=0.01)
-    updater = training.Updater(config, make_parts(config))
+def test_gradients_are_clipped_to_the_norm_that_is_returned_before(make):
+    updater = make(max_grad_norm=0.01)
     before = backward(updater).norm().item()
     seen = []
     updater.optimizer.optimizer.register_step_pre_hook(
@@ -79,12 +88,11 @@ def test_gradients_are_clipped_to_the_norm_that_is_returned_before(tiny_config):
     assert all(p.grad is None for p in updater.parameters)
 
 
-def test_micro_batches_are_averaged(tiny_config, monkeypatch):
+def test_micro_batches_are_averaged(make, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")  # as `accelerate launch` does
     gradients = []
     for count in (1, 3):
-        config = tiny_config.replace(gradient_accumulation_steps=count)
-        updater = training.Updater(config, make_parts(config))
+        updater = make(gradient_accumulation_steps=count)
         updater.parts.unet.eval()
         gradients.append([backward(updater) for _ in range(count)][-1])
     at_once, in_three = gradients
@@ -116,9 +124,8 @@ def test_nothing_moves_without_finite_loss_and_gradient(updater, loss, gradient)
     assert all(p.grad is None for p in updater.parameters) and not updater.optimizer.state
 
 
-def test_the_moving_average_is_in_only_while_asked_for(tiny_config):
-    config = tiny_config.replace(ema_decay=0.5, lr_scheduler="constant")
-    updater = training.Updater(config, make_parts(config))
+def test_the_moving_average_is_in_only_while_asked_for(make):
+    updater = make(ema_decay=0.5, lr_scheduler="constant")
     seen, average = [], None
     for step in range(4):
         updater.set_rates(step)
@@ -136,12 +143,11 @@ def test_the_moving_average_is_in_only_while_asked_for(tiny_config):
     assert torch.equal(updater.parts.tokens.weight, inside)
 
 
-def test_precision_may_change_within_a_process(tiny_config):
+def test_precision_may_change_within_a_process(make):
     for precision, dtype in (("bf16", torch.bfloat16), ("no", torch.float32), ("bf16", torch.bfloat16)):
-        config = tiny_config.replace(mixed_precision=precision)
-        updater = training.Updater(config, make_parts(config))
+        updater = make(mixed_precision=precision)
         with updater.autocast():
-            eps, mid = losses.predict_noise(updater.parts, make_batch(config), with_source=True)
+            eps, mid = losses.predict_noise(updater.parts, make_batch(updater.config), with_source=True)
         assert eps.dtype == mid.dtype == dtype
         assert all(p.dtype == torch.float32 for p in updater.parameters)
 
@@ -173,7 +179,7 @@ FASTER = [("gradient_checkpointing", "is_gradient_checkpointing"), ("compile_blo
 
 
 @pytest.mark.parametrize("name, mark", FASTER)
-def test_gradients_of_checkpointed_and_of_compiled_blocks_are_the_same(tiny_config, monkeypatch, name, mark):
+def test_gradients_of_checkpointed_and_of_compiled_blocks_are_the_same(make, monkeypatch, name, mark):
     def marked(updater):
         return any(getattr(module, mark, None) for module in updater.parts.unet.modules())
 
@@ -182,8 +188,7 @@ def test_gradients_of_checkpointed_and_of_compiled_blocks_are_the_same(tiny_conf
     monkeypatch.setattr(diffusers.UNet2DConditionModel, "compile_repeated_blocks", eager)
     gradients = []
     for chosen in (False, True):
-        config = tiny_config.replace(**{name: chosen}, dropout=0.3)
-        updater = training.Updater(config, make_parts(config))
+        updater = make(**{name: chosen}, dropout=0.3)
         updater.parts.unet.train()
         gradients.append(backward(updater))
         assert marked(updater) == chosen
@@ -192,14 +197,13 @@ def test_gradients_of_checkpointed_and_of_compiled_blocks_are_the_same(tiny_conf
     assert not marked(updater)
 
 
-def test_8bit_adamw_is_that_of_bitsandbytes(tiny_config, monkeypatch):
+def test_8bit_adamw_is_that_of_bitsandbytes(make, monkeypatch):
     class AdamW8bit(torch.optim.AdamW):
         """Stands for the one of bitsandbytes, which is not installed here."""
 
     found = types.SimpleNamespace(AdamW8bit=AdamW8bit)
     monkeypatch.setitem(sys.modules, "bitsandbytes", types.SimpleNamespace(optim=found))
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", found)
-    config = tiny_config.replace(optimizer="adamw_8bit")
-    updater = training.Updater(config, make_parts(config))
+    updater = make(optimizer="adamw_8bit")
     assert isinstance(updater.optimizer.optimizer, AdamW8bit)
     assert [group["weight_decay"] for group in updater.optimizer.param_groups] == [0.01, 0.0]

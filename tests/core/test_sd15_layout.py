@@ -57,21 +57,6 @@ def test_the_safety_checker_is_neither_loaded_nor_needed(sd15_config, sd15_layou
     assert models.load_parts(sd15_config).unet.config.cross_attention_dim == narrow.HIDDEN
 
 
-def test_only_lora_and_rows_train(sd15_parts):
-    groups = models.trainable_parameters(sd15_parts)
-    sd15_parts.unet.train()
-    sd15_parts.unet.enable_gradient_checkpointing()
-    latents, timesteps = torch.randn(4, 4, 16, 16), torch.tensor([1, 200, 500, 999])
-    text = models.encode_prompts(sd15_parts, PROMPTS)
-    eps, mid = models.unet_pass(sd15_parts.unet, latents, timesteps, text, num_target=2)
-    assert eps.shape == (2, 4, 16, 16) and mid.shape == (4, 32, 2, 2)
-    (eps.square().mean() + mid.square().mean()).backward()
-    for module in (sd15_parts.unet, sd15_parts.text_encoder, sd15_parts.vae):
-        for name, parameter in module.named_parameters():
-            assert (parameter.grad is not None) == ("lora_" in name), name
-    assert all(p.grad.any() for group in groups.values() for p in group)
-
-
 def test_an_adapter_is_that_of_plain_diffusers_and_reloaded_whatever_the_variant(
     sd15_config, sd15_parts, sd15_layout_dir, tmp_path
 ):

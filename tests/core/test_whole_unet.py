@@ -128,6 +128,4 @@ def test_a_run_goes_on_bit_for_bit_and_its_pipeline_samples(config, tmp_path):
 
 def test_a_whole_unet_is_enough_to_learn(tiny_config):
     blind = tuple(dataclasses.replace(d, token=None) for d in tiny_config.domains)
-    with pytest.raises(DasdError, match="nothing would learn"):
-        tiny_config.replace(domains=blind, rank=0)
     assert tiny_config.replace(domains=blind, rank=0, whole_unet=True).training.whole_unet
