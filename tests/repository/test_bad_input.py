@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 import sys
-import threading
-import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import conftest
 import datasets
 import numpy as np
 import pytest
@@ -18,15 +17,14 @@ from conftest import on_narrow_base, refused
 from narrow import randomise
 from PIL import Image
 from safetensors.torch import save_file
-from synthetic import NoiseSampler, domain, make_parts, picture, write_images
+from synthetic import NoiseSampler, domain, make_parts, write_images
 from transformers import CLIPTokenizer
-from typer.testing import CliRunner
 
 from dasd_utils import adapters, data, latents, models, sampling, training
 from dasd_utils.apps import animation
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import options
-from dasd_utils.config import Calibration, Config, DasdError
+from dasd_utils.config import Calibration, Config
 from dasd_utils.runtime import checkpoints, images
 
 HUGE = 10**400
@@ -52,19 +50,6 @@ def whole() -> Config:
     return Config.setup("tiny", resolution=16, validation_fraction=0.0, test_fraction=0.0)
 
 
-def two_colours(size=(30, 20)) -> Image.Image:
-    """Return red at the left, blue at the right."""
-    image = Image.new("RGB", size, "red")
-    image.paste("blue", (size[0] // 2, 0, *size))
-    return image
-
-
-def turned_by_a_camera(path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    two_colours().save(path.with_suffix(".jpg"), exif=exif, quality=95)
-
-
 def palette_with_a_hole(path: Path) -> None:
     image = Image.new("P", (30, 20), 1)
     image.putpalette([255, 0, 0, 200, 10, 20])
@@ -72,29 +57,28 @@ def palette_with_a_hole(path: Path) -> None:
     image.save(path.with_suffix(".png"), transparency=1)
 
 
-def animated(path: Path) -> None:
-    frames = [Image.new("RGB", (30, 20), colour) for colour in ("blue", "red")]
-    frames[0].save(path.with_suffix(".gif"), save_all=True, append_images=frames[1:])
+def frames(path: Path) -> None:
+    first, second = (Image.new("RGB", (30, 20), colour) for colour in ("red", "blue"))
+    first.save(path.with_suffix(".gif"), save_all=True, append_images=[second])
 
 
-RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255,) * 3
+RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255,) * 3
 ODD = {  # how it is written, its size, and its colour near the top and near the bottom
     "cmyk": (lambda f: Image.new("CMYK", (30, 20), (0, 255, 255, 0)).save(f"{f}.jpg"), (30, 20), RED, RED),
     "a hole in the palette": (palette_with_a_hole, (30, 20), WHITE, RED),
-    "turned by a camera": (turned_by_a_camera, (20, 30), RED, BLUE),
-    "animated": (animated, (30, 20), BLUE, BLUE),
+    "animated": (frames, (30, 20), RED, RED),
     "narrow": (lambda f: Image.new("RGB", (1, 10_000), "lime").save(f"{f}.png"), (1, 10_000), GREEN, GREEN),
     "flat": (lambda f: Image.new("RGB", (10_000, 1), "lime").save(f"{f}.png"), (10_000, 1), GREEN, GREEN),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_picture_is_read_as_it_looks(name, tmp_path, whole):
     write, size, upper, lower = ODD[name]
-    folder = write_images(tmp_path / "set", range(3))
-    write(folder / "odd")
+    folder = write_images(tmp_path / "Привет, [мир] #1 50%", range(3))  # any name will do
+    write(folder / "ein schönes Bild 日本 *")
     loaded = data.load_domain(domain(folder, caption="a thing"), whole)
-    odd = images.read_image({"bytes": None, "path": str(next(folder.glob("odd.*")))})
+    odd = images.read_image({"bytes": None, "path": str(next(folder.glob("ein*")))})
     place = loaded.ids.index(images.content_hash(odd))
     image = loaded[place]["image"]
     assert loaded.sizes[place] == size and (image.mode, image.size) == ("RGB", (16, 16))
@@ -102,23 +86,15 @@ def test_an_odd_picture_is_read_as_it_looks(name, tmp_path, whole):
         assert np.abs(np.subtract(image.getpixel((8, row)), colour)).max() < 8
 
 
-def bomb() -> bytes:
-    """Return a PNG of a few bytes that claims 60,000 x 60,000 pixels."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        checked = kind + content
-        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
 @pytest.mark.parametrize("kind", ["nothing", "truncated", "text", "bomb"])
 def test_a_broken_picture_is_named_or_left_out(kind, tmp_path, whole):
     folder = write_images(tmp_path / "set", range(4))
-    whole_file = (folder / "3.png").read_bytes()
-    content = {"nothing": b"", "truncated": whole_file[: len(whole_file) // 2], "text": b"no picture"}
-    (folder / "3.png").write_bytes(content.get(kind, bomb()))
+    file = folder / "3.png"
+    content = {"nothing": b"", "truncated": file.read_bytes()[:60], "text": b"no picture"}
+    if kind == "bomb":  # a small file of many pixels
+        Image.new("1", (20_000, 20_000)).save(file)
+    else:
+        file.write_bytes(content[kind])
     wanted = domain(folder, caption="a thing")
     with refused("1 of 4 images", "3.png", "skip_corrupt"):
         data.load_domain(wanted, whole)
@@ -126,12 +102,6 @@ def test_a_broken_picture_is_named_or_left_out(kind, tmp_path, whole):
 
 
 # folders
-
-
-def test_any_name_will_do(tmp_path, whole):
-    folder = write_images(tmp_path / "Привет, [мир] #1 50%", range(3))
-    picture(3).save(folder / "ein schönes Bild 日本 *.png")
-    assert len(data.load_domain(domain(folder, caption="a thing"), whole)) == 4
 
 
 def captioned(folder: Path, lines: list) -> Path:
@@ -155,7 +125,6 @@ REFUSED = {  # the folder or the lines of its metadata, settings of the domain, 
     "missing": ((), {"caption": "a"}, "There is no folder"),
     "a long name": ((), {"source": "x" * 300}, "cannot be used"),
     "the home of nobody": ((), {"source": "~nobody-of-this-name/set"}, "cannot be used"),
-    "a long path": ((), {"source": "a/" * 3000}, "cannot be used"),
     "no network": ((), {"source": "somebody/things", "caption": "a"}, "local folder"),
     "numbers": (rows(1, 2, 3), {}, "holds 1; a caption is a sentence"),
     "dictionaries": (rows({"a": 1}, {"a": 2}), {}, "a caption is a sentence"),
@@ -185,13 +154,19 @@ def test_data_that_are_none_are_refused(name, tmp_path, whole):
         data.load_domain(domain(**{"source": tmp_path / "set"} | column | settings), whole)
 
 
-def test_odd_captions_are_trained_on(tmp_path, tiny_config, caplog):
-    odd = ["river " * 10_000, "a\x00\x07\t\r\n\x1b[0m harbor", "", "日本 🛰️ \u202e", "<thing>", "a village"]
-    folder = captioned(tmp_path / "set", rows(*odd))
+def prepared(config: Config, folder: Path, **changes):
+    """Return (config, parts, targets, sampler) of two steps on the captioned images of a folder."""
     own = domain(folder, caption_column="text", initial_word="aerial")
-    config = tiny_config.replace(domains=(own,), max_train_steps=2, test_fraction=0.0, caption_dropout=0.0)
+    unchanged = dict(max_train_steps=2, test_fraction=0.0, caption_dropout=0.0)
+    config = config.replace(domains=(own,), **unchanged, **changes)
     parts = training.setup_training(config)
     _, targets, sampler = latents.create_datasets(config, parts.tokenizer)
+    return config, parts, targets, sampler
+
+
+def test_odd_captions_are_trained_on(tmp_path, tiny_config):
+    odd = ["river " * 10_000, "a\x00\x07\t\r\n\x1b[0m harbor", "", "日本 🛰️ \u202e", "<thing>", "a village"]
+    config, parts, targets, sampler = prepared(tiny_config, captioned(tmp_path / "set", rows(*odd)))
     assert data.audit(targets["thing"], parts.tokenizer)["captions_cut"] <= 1
     history = training.train(config, parts, sampler, parts.token_ids, progress=False)
     assert [row["step"] for row in history if np.isfinite(row["loss"])] == [1, 2]
@@ -211,9 +186,7 @@ def pipeline(base_dir, tmp_path_factory) -> sampling.DasdPipeline:
     return sampling.DasdPipeline(parts, config)
 
 
-@pytest.mark.parametrize(
-    "prompt", ["<xray>", "<XRAY>", "a\x00\x07\n\x1b[0m harbor", "river " * 10_000, "日本 🛰️", "."]
-)
+@pytest.mark.parametrize("prompt", ["<XRAY>", "a\x00\n\x1b[0m harbor", "river " * 10_000, "日本 🛰️", "."])
 def test_an_odd_prompt_gives_a_picture(prompt, pipeline):
     image, found, used = pipeline.generate(prompt, seed=2**64)
     assert image.size == (32, 32) and used["seed"] == 2**64
@@ -221,7 +194,6 @@ def test_an_odd_prompt_gives_a_picture(prompt, pipeline):
 
 
 PROMPTS = {
-    "empty": (dict(prompt=""), "The prompt is empty"),
     "blank": (dict(prompt=" \n\t"), "The prompt is empty"),
     "none": (dict(prompt=[]), "no prompt"),
     "a number": (dict(prompt=[7]), "The prompt is 7, not a text"),
@@ -254,15 +226,6 @@ def test_a_tokenizer_of_another_size_is_refused(tiny_config, base_dir, tmp_path)
         models.load_parts(tiny_config.replace(base=base))
 
 
-@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
-def test_damaged_weights_are_named(part, tiny_config, base_dir, tmp_path):
-    base = shutil.copytree(base_dir, tmp_path / "base")
-    file = next((base / part).glob("*.safetensors"))
-    file.write_bytes(file.read_bytes()[:100])
-    with refused(part, "cannot be loaded"):
-        models.load_parts(tiny_config.replace(base=base))
-
-
 def test_the_resolution_is_a_multiple_of_what_the_vae_needs(tiny_config):
     with refused("resolution is 34", "multiple of 4", "32"):
         models.load_parts(tiny_config.replace(resolution=34))
@@ -275,11 +238,6 @@ def test_the_resolution_is_a_multiple_of_what_the_vae_needs(tiny_config):
     assert image.size == (36, 36)
 
 
-def test_a_rank_above_the_layers_is_refused(tiny_config):
-    with refused("rank is 1000000", "32"):
-        training.setup_training(tiny_config.replace(rank=10**6))
-
-
 @pytest.fixture
 def saved(pipeline, tiny_config, tmp_path) -> Path:
     """Return a run folder that holds an adapter and its config."""
@@ -289,9 +247,6 @@ def saved(pipeline, tiny_config, tmp_path) -> Path:
 
 
 SUMMARIES = {
-    "a path": {"tokens": {"<xray>": "../x.safetensors"}},
-    "an absolute path": {"tokens": {"<xray>": "/tmp/x.safetensors"}},
-    "a token with a path": {"tokens": {"<../x>": "../x.safetensors"}},
     "no tokens": {"tokens": []},
     "a rank of text": {"lora": {"rank": "4"}},
     "unknown convolutions": {"lora": {"rank": 4, "convolutions": "some"}},
@@ -303,7 +258,6 @@ SUMMARIES = {
 @pytest.mark.parametrize("name", SUMMARIES)
 def test_a_changed_adapter_is_refused(name, saved, tiny_config):
     path = saved / "adapter" / "adapter.json"
-    (saved / "x.safetensors").write_bytes((saved / "adapter" / "xray.safetensors").read_bytes())
     path.write_text(json.dumps(json.loads(path.read_text()) | SUMMARIES[name]))
     parts = models.load_parts(tiny_config)
     with refused(str(saved / "adapter")):
@@ -311,25 +265,19 @@ def test_a_changed_adapter_is_refused(name, saved, tiny_config):
     assert parts.tokens is None and not any("lora_" in name for name, _ in parts.unet.named_parameters())
 
 
-@pytest.mark.parametrize("row", [torch.zeros(7), torch.zeros(2, 32), torch.tensor(1.0)])
-def test_a_token_of_another_width_is_refused(row, saved, tiny_config):
-    save_file({"<xray>": row}, saved / "adapter" / "xray.safetensors")
-    with refused("xray.safetensors", "32 wide"):
-        sampling.load_trained_pipeline(saved)
-
-
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 64, b"[]"])
 def test_a_damaged_adapter_file_is_named(content, saved):
+    token = saved / "adapter" / "xray.safetensors"
+    whole = token.read_bytes()
+    for row in (torch.zeros(7), torch.zeros(2, 32), torch.tensor(1.0)):  # of another width
+        save_file({"<xray>": row}, token)
+        with refused("xray.safetensors", "32 wide"):
+            sampling.load_trained_pipeline(saved)
+    token.write_bytes(whole)
     for file in ("pytorch_lora_weights.safetensors", "adapter.json"):
         (saved / "adapter" / file).write_bytes(content)
         with refused(file):
             sampling.load_trained_pipeline(saved)
-
-
-@pytest.mark.parametrize("device", ["cuda:99", "nonsense", "mps"])
-def test_a_device_that_is_absent_is_named(device, saved):
-    with refused(device, "cpu"):
-        sampling.load_trained_pipeline(saved, device=device)
 
 
 # training
@@ -359,7 +307,6 @@ OUTPUTS = {
     "an adapter of other files": lambda f: [
         (f / "adapter").mkdir(parents=True), (f / "adapter" / "notes.txt").write_text("x")
     ],
-    "checkpoints that are a file": lambda f: [f.mkdir(), (f / "checkpoints").write_text("x")],
 }  # fmt: skip
 
 
@@ -379,48 +326,32 @@ def test_a_second_run_in_the_folder_is_refused(config, tmp_path):
     answers = []
 
     def second(row) -> None:
-        def run() -> None:
+        with ThreadPoolExecutor() as pool:
             for resume in (False, True):
-                try:
-                    train(config, resume=resume)
-                except DasdError as error:
-                    answers.append(str(error))
+                answers.append(str(pool.submit(train, config, resume=resume).exception()))
 
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / checkpoints.LOCK).write_text("left by a killed run, which stops nobody")
     history = train(config, on_step=second)
     assert len(history) == 3 and len(answers) == 6  # in each of the three steps
     assert all("Another run is at work" in text and str(tmp_path / "run") in text for text in answers)
     assert training.load_history(config.output_dir) == history
     assert not list((tmp_path / "run").glob(".*"))
-
-
-def test_the_lock_of_a_killed_run_stops_nobody(config, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / checkpoints.LOCK).write_text("left")
-    assert len(train(config)) == 3
-    assert all_files(tmp_path / "run").isdisjoint({checkpoints.LOCK})
     assert len(train(config, resume=True)) == 3
 
 
 @pytest.mark.parametrize("when", ["before", "during"])
 def test_data_that_vanish(when, tmp_path, tiny_config):
     folder = captioned(tmp_path / "set", rows(*"abcdefgh"))
-    own = domain(folder, caption_column="text", initial_word="aerial")
-    config = tiny_config.replace(domains=(own,), max_train_steps=2, validation_every=1, test_fraction=0.0)
-    parts = training.setup_training(config)
-    _, _, sampler = latents.create_datasets(config, parts.tokenizer)
+    config, parts, _, sampler = prepared(tiny_config, folder, validation_every=1)
     if when == "before":
         shutil.rmtree(folder)
         with refused("can no longer be read", ".png"):
             training.train(config, parts, sampler, progress=False)
         assert not list((tmp_path / "cache").glob("thing*"))
         return
-    history = training.train(
-        config, parts, sampler, progress=False, on_step=lambda row: shutil.rmtree(folder, ignore_errors=True)
-    )
+    remove = lambda row: shutil.rmtree(folder, ignore_errors=True)  # noqa: E731
+    history = training.train(config, parts, sampler, progress=False, on_step=remove)
     assert not folder.exists() and "validation_thing" in history[-1]
 
 
@@ -434,45 +365,33 @@ def finished(base_dir, tmp_path_factory):
     return config, folder / "run"
 
 
-def sealed(path: Path) -> None:
-    """Write the checkpoint's manifest anew, as one who knows of hashes would."""
-    files = [file for file in path.iterdir() if file.name != checkpoints.MANIFEST]
-    checkpoints.write_manifest(path, files)
-
-
-def spoil(file: str, content: bytes):
-    def change(run: Path) -> None:
-        (run / file).write_bytes(content)
-        if "step-" in file:
-            sealed((run / file).parent)
-
-    return change
-
-
 NEWEST = "checkpoints/step-000002"
 NO_TENSORS = b"\x02\0\0\0\0\0\0\0{}"  # a whole safetensors file
-DAMAGES = {
-    "state is a list": (spoil(f"{NEWEST}/state.json", b"[]"), {}, "no JSON object"),
-    "state is no JSON": (spoil(f"{NEWEST}/state.json", b"{"), {}, "is no JSON"),
-    "tensors are cut": (spoil(f"{NEWEST}/adapter.safetensors", b"\x08"), {}, "cannot be read"),
-    "tensors are others": (spoil(f"{NEWEST}/adapter.safetensors", NO_TENSORS), {}, "of another LoRA"),
-    "history is no text": (spoil("history.jsonl", b"\xff\xff\n"), {}, "The history cannot be read"),
-    "history of lists": (spoil("history.jsonl", b"[1]\n7\n{}\n"), {}, "Line 1"),
-    "another seed": (lambda run: None, {"seed": 1}, "seed: 0 -> 1"),
-    "another rank": (lambda run: None, {"rank": 2}, "lora.rank: 4 -> 2"),
-}  # fmt: skip
+DAMAGES = {  # a file of the run, what it holds, changed settings, words of the error
+    "state is a list": (f"{NEWEST}/state.json", b"[]", {}, "no JSON object"),
+    "state is no JSON": (f"{NEWEST}/state.json", b"{", {}, "is no JSON"),
+    "tensors are cut": (f"{NEWEST}/adapter.safetensors", b"\x08", {}, "cannot be read"),
+    "tensors are others": (f"{NEWEST}/adapter.safetensors", NO_TENSORS, {}, "of another LoRA"),
+    "history is no text": ("history.jsonl", b"\xff\xff\n", {}, "The history cannot be read"),
+    "history of lists": ("history.jsonl", b"[1]\n7\n{}\n", {}, "Line 1"),
+    "another seed": (None, b"", {"seed": 1}, "seed: 0 -> 1"),
+    "another rank": (None, b"", {"rank": 2}, "lora.rank: 4 -> 2"),
+}
 
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_run_is_not_resumed(name, finished, tmp_path):
-    change, changes, words = DAMAGES[name]
-    shutil.copytree(finished[1], tmp_path / "run")
-    change(tmp_path / "run")
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    config = finished[0].replace(output_dir=tmp_path / "run", max_train_steps=3, **changes)
+    file, content, changes, words = DAMAGES[name]
+    run = shutil.copytree(finished[1], tmp_path / "run")
+    if file:
+        (run / file).write_bytes(content)
+    if file and "step-" in file:  # who changed it knows of hashes
+        kept = [each for each in (run / NEWEST).iterdir() if each.name != checkpoints.MANIFEST]
+        checkpoints.write_manifest(run / NEWEST, kept)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with refused(words):
-        train(config, resume=True)
-    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+        train(finished[0].replace(output_dir=run, max_train_steps=3, **changes), resume=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_a_corrupted_checkpoint_is_passed_over(finished, tmp_path):
@@ -506,13 +425,11 @@ COMMANDS = {
     "config is a folder": ("train --config .", "cannot be read"),
     "config is a list": ("train --config list.json", "JSON object"),
     "config is empty": ("evaluate --config empty.json", "no JSON"),
-    "negative seed": ("train --profile tiny --seed -1", "seed is -1"),
     "no steps": ("all --profile tiny --max_steps 0", "max_train_steps is 0"),
     "output is a file": ("train --profile tiny --output_dir list.json", "list.json cannot be written"),
     "all without prompts": ("all --config prompts.json", "nowhere"),
     "no run": ("evaluate --profile tiny --output_dir nowhere", "no adapter"),
     "run is a file": ("generate --profile tiny --checkpoint list.json --prompt x", "no adapter"),
-    "verify nothing": ("verify nowhere", "no finished run"),
     "verify a file": ("verify list.json", "no finished run"),
     "cache is a file": ("encode --config cache.json", "cache"),
     "unknown lesson": ("notebooks --only 99", "99"),
@@ -553,12 +470,10 @@ def test_pictures_that_cannot_be_written(dasd, saved, tmp_path):
 def test_a_finished_run_that_lost_its_history_is_resumed(base_dir, tmp_path):
     config = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path, max_train_steps=1)
     path = config.save(tmp_path / "config.json")
-    words = ["train", "--config", str(path), "--json"]
-    first = CliRunner().invoke(cli.app, words)
-    assert first.exit_code == 0 and all_files(tmp_path / "run").isdisjoint({checkpoints.LOCK})
+    conftest.dasd("train", "--config", path)
+    assert all_files(tmp_path / "run").isdisjoint({checkpoints.LOCK})
     (tmp_path / "run" / "history.jsonl").unlink()
-    again = CliRunner().invoke(cli.app, [*words, "--resume"])
-    assert again.exit_code == 0 and json.loads(again.stdout)["step"] == 1
+    assert conftest.dasd("train", "--config", path, "--resume")["step"] == 1
 
 
 def test_debug_shows_where_an_error_arose(dasd, monkeypatch):
