@@ -49,8 +49,8 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
     finally:
         updater.release()
     if chosen is None:
-        raise DasdError(f"Not even {min(configs)} target samples fit in memory: set gradient_checkpointing, or "
-                        "lower resolution or rank.")  # fmt: skip
+        raise DasdError(f"Not even {min(configs)} target samples fit in memory: set gradient_checkpointing, "
+                        "or lower resolution or rank.")  # fmt: skip
     log.info("Batch: %s", ", ".join(f"{name} {getattr(chosen.training, name)}" for name in SIZES))
     return chosen
 

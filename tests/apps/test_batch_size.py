@@ -35,12 +35,6 @@ def test_candidates_keep_the_samples_of_a_step(tiny_config):
     assert sizes_of(odd) == [(2, 3, 2, 1)]
 
 
-def test_several_processes_are_refused(tiny_config, monkeypatch):
-    monkeypatch.setattr(batch_size.processes, "count", lambda: 2)
-    with pytest.raises(DasdError, match="without the launcher"):
-        batch_size.largest_batch(tiny_config, None)
-
-
 def test_what_is_kept_is_a_line(tiny_config):
     """A prediction for 6 + 2 from steps of one or two samples is what a step of 6 + 2 keeps."""
     config = tiny_config.replace(unbiased=False)
@@ -62,15 +56,7 @@ def test_weights_do_not_count():
     assert peaks == [4 * (2 * 3 + 3 * 5), 4 * 2 * 3]
 
 
-def test_a_domain_without_token_is_measured_by_its_words(tiny_config):
-    bare = dataclasses.replace(tiny_config.domains[0], token=None)
-    config = tiny_config.replace(domains=(bare, tiny_config.domains[1]))
-    updater = training.Updater(config, make_parts(config))
-    assert batch_size._batch(updater, config).target_prompts == ["a picture"] * 6
-    assert batch_size._batch(updater, tiny_config).target_prompts == ["<satellite> a picture"] * 6
-
-
-def test_recomputing_keeps_less(tiny_config):
+def test_recomputing_keeps_less_and_a_domain_without_token_is_measured_by_its_words(tiny_config):
     peaks = []
     for config in (tiny_config, tiny_config.replace(gradient_checkpointing=True)):
         updater = training.Updater(config, make_parts(config))
@@ -79,6 +65,9 @@ def test_recomputing_keeps_less(tiny_config):
             batch_size._pass(updater, config)
         peaks.append(record.peak)
     assert peaks[1] < 0.7 * peaks[0]
+    bare = tiny_config.replace(domains=(dataclasses.replace(tiny_config.domains[0], token=None),))
+    assert batch_size._batch(updater, bare).target_prompts == ["a picture"] * 6
+    assert batch_size._batch(updater, tiny_config).target_prompts == ["<satellite> a picture"] * 6
 
 
 def test_the_largest_that_fits_is_chosen(tiny_config, monkeypatch):
@@ -135,10 +124,15 @@ def test_on_a_gpu_sizes_are_tried(tiny_config, monkeypatch, gpu, most, found):
     assert (sizes.target_batch_size, sizes.source_batch_size, sizes.gradient_accumulation_steps) == found
 
 
-def test_other_errors_are_not_taken_for_memory(tiny_config, monkeypatch, gpu):
+def test_other_errors_are_not_taken_for_memory_and_several_processes_are_refused(
+    tiny_config, monkeypatch, gpu
+):
     def fail(*_arguments):
         raise RuntimeError("device-side assert triggered")
 
     monkeypatch.setattr(batch_size, "_pass", fail)
     with pytest.raises(RuntimeError, match="device-side"):
         batch_size.largest_batch(tiny_config, make_parts(tiny_config))
+    monkeypatch.setattr(batch_size.processes, "count", lambda: 2)
+    with pytest.raises(DasdError, match="without the launcher"):
+        batch_size.largest_batch(tiny_config, None)

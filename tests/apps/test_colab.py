@@ -1,8 +1,4 @@
-"""The setup cell, run as in Colab against wheels on disk: torch, numpy and transformers stay as they are.
-
-An environment of its own has them at other versions than the lock's, and newer ones are on offer. The wheels
-are empty, but ask for what the real packages ask for.
-"""
+"""The setup cell, run as in Colab against empty wheels: torch, numpy and transformers stay as they are."""
 
 import json
 import os
@@ -44,7 +40,7 @@ print("FOUND", dasd_utils.__file__, importlib.metadata.version("dasd-utils"))"""
 
 
 def write_wheel(folder, name, version, needs, code=""):
-    """Write a wheel of one module that is empty but for the code."""
+    """Write a wheel of one module of that code."""
     module, info = re.sub(r"\W+", "_", name), f"{re.sub(r'[-_.]+', '_', name)}-{version}.dist-info"
     asks = "".join(f"Requires-Dist: {each}\n" for each in needs)
     files = {
@@ -172,15 +168,12 @@ def test_torch_numpy_and_transformers_are_not_touched(in_colab):
     assert after["diffusers"] == lock["diffusers"] and after["scipy"] == "1.11.4"  # numpy's, not the lock's
 
 
-def test_the_running_kernel_sees_the_package_of_that_version(in_colab):
+def test_the_running_kernel_sees_the_package_and_it_says_what_changed(in_colab):
     _, _, done = in_colab
     version = notebooks.repository()[1]
     place, found = done.stdout.rpartition("FOUND ")[2].split()
     assert Path(place).parts[-3:] == (f"dasd-{version}", "dasd_utils", "__init__.py") and found == version[1:]
 
-
-def test_it_says_what_is_there_and_which_profile_fits(in_colab):
-    _, _, done = in_colab
     assert "left as they were: torch==2.7.1, numpy==1.25.2, transformers==5.0.0" in done.stdout
     assert re.search(r"added: .*diffusers \d", done.stdout) and "changed: psutil 5.9.5 -> " in done.stdout
     assert "still holds the former psutil: Runtime > Restart session" in done.stdout  # it was imported before
@@ -197,9 +190,8 @@ def test_without_the_pins_the_same_install_would_have_changed_numpy(wheels, repo
 def test_too_old_a_transformers_is_said_and_nothing_changes(wheels, repository, tmp_path):
     environment = Environment(tmp_path / "venv", wheels, repository, THERE | {"transformers": "4.57.1"})
     before = environment.installed()
-    done = environment.run(
-        "-c", PROGRAM.format(cell=repository[1]).replace("import psutil\n", ""), cwd=tmp_path
-    )
+    program = PROGRAM.format(cell=repository[1]).replace("import psutil\n", "")
+    done = environment.run("-c", program, cwd=tmp_path)
     assert done.returncode == 1
     said = done.stderr[done.stderr.index("RuntimeError") :]
     assert "transformers==4.57.1" in said and "transformers>=5" in said and "Nothing was changed" in said

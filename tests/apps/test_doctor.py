@@ -7,7 +7,9 @@ import sys
 import threading
 import time
 
+import huggingface_hub
 import pytest
+from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from dasd_utils.apps import doctor
@@ -43,8 +45,6 @@ def test_packages_are_held_against_the_bounds():
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
     """Return the folder that is the hub's cache here."""
-    from huggingface_hub import constants
-
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     return tmp_path
 
@@ -74,17 +74,13 @@ def test_only_what_the_tiny_profile_needs_stops_it(cached):
 
 
 def test_a_hub_that_says_nothing_is_not_waited_for(monkeypatch):
-    import huggingface_hub
-
     never = threading.Event()
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: never.wait(30))
     started = time.monotonic()
     assert "not answer" in doctor.ask_hub(0.2)
     never.set()
     assert time.monotonic() - started < 5
-
-
-def test_a_hub_that_is_off_says_why():
+    monkeypatch.undo()
     assert "ffline" in doctor.ask_hub(5.0)  # as `conftest` has it
 
 
@@ -106,17 +102,13 @@ def test_without_pytorch_it_still_answers(monkeypatch):
     assert doctor.chosen().state == "missing"
 
 
-def run(monkeypatch, rows, *words):
-    monkeypatch.setattr(doctor, "examine", lambda: rows)
-    return CliRunner().invoke(cli.app, ["doctor", *words])
-
-
 def test_the_command_ends_with_1_where_something_is_missing(monkeypatch):
     good, bad = doctor.Row("packages", "numpy", "2.0"), doctor.Row("packages", "torch", "old", "missing")
-    assert run(monkeypatch, [good]).exit_code == 0
-    result = run(monkeypatch, [good, bad])
-    assert result.exit_code == 1 and "! torch" in result.stdout
-    result = run(monkeypatch, [good, bad], "--json")
+    for rows, status in ([good], 0), ([good, bad], 1):
+        monkeypatch.setattr(doctor, "examine", lambda rows=rows: rows)
+        result = CliRunner().invoke(cli.app, ["doctor"])
+        assert result.exit_code == status and ("! torch" in result.stdout) == bool(status)
+    result = CliRunner().invoke(cli.app, ["doctor", "--json"])
     said = json.loads(result.stdout)
     assert result.exit_code == 1 and said == {"ok": False, "rows": [*map(dataclasses.asdict, [good, bad])]}
 
