@@ -117,10 +117,13 @@ def save(figure: matplotlib.figure.Figure, path: str | Path, dpi: int = 120) -> 
     """Write the figure, without date or version so that equal figures are equal files; return the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = io.BytesIO()  # complete before anything is written
+    temporary = path.with_name(f".{path.name}")  # one that a killed process left is written over
     settings = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
-    figure.savefig(drawn, format=path.suffix[1:], dpi=dpi, **settings if path.suffix == ".png" else {})
-    path.write_bytes(drawn.getvalue())
+    try:
+        figure.savefig(temporary, dpi=dpi, **settings if path.suffix == ".png" else {})
+        temporary.replace(path)
+    finally:  # nothing half-written stays
+        temporary.unlink(missing_ok=True)
     return path
 
 
