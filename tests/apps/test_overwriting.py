@@ -28,35 +28,29 @@ def run(tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
-def test_an_evaluation_is_replaced_by_force_alone(run, monkeypatch):
-    monkeypatch.setattr(evaluation, "evaluate_run", lambda pipeline: (run / "evaluation.json", []))
-    (run / "evaluation.json").write_text("mine")
-    with pytest.raises(DasdError, match=r"evaluation\.json is there already: replace it by --force"):
-        runs.evaluate(checkpoint=run)
-    runs.evaluate(checkpoint=run, force=True)
-
-
-def test_an_animation_is_replaced_by_force_alone(run, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "command", "words"),
+    [
+        ("evaluation.json", runs.evaluate, {"checkpoint": "."}),
+        ("samples.webp", runs.animate, {"run": "."}),
+        ("samples.webp", runs.animate, {"run": ".", "output": "samples.webp"}),
+        ("out/README.md", runs.export, {"run": ".", "out": "out"}),
+    ],
+)
+def test_a_result_is_replaced_by_force_alone(run, monkeypatch, name, command, words):
+    mine = run / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    monkeypatch.setattr(evaluation, "evaluate_run", lambda _: (mine, []) if mine.write_text("new") else None)
     monkeypatch.setattr(animation, "of_run", lambda run: {})
     monkeypatch.setattr(animation, "save", lambda pictures, path, *_: path.write_text("new") and path)
-    mine = run / "samples.webp"
-    mine.write_text("mine")
-    for words in ({}, {"output": mine}):
-        with pytest.raises(DasdError, match="is there already"):
-            runs.animate(run=run, **words)
+    given = {key: run / value for key, value in words.items()}
+    given |= {"samples": False} if command is runs.export else {}
+    with pytest.raises(DasdError, match="is there already: replace it by --force"):
+        command(**given)
     assert mine.read_text() == "mine"
-    runs.animate(run=run, force=True)
-    assert mine.read_text() == "new"
-
-
-def test_an_export_is_replaced_by_force_alone(run, tmp_path):
-    runs.export(run=run, out=tmp_path / "out", samples=False)
-    (tmp_path / "out" / "README.md").write_text("edited")
-    with pytest.raises(DasdError, match="is there already"):
-        runs.export(run=run, out=tmp_path / "out", samples=False)
-    assert (tmp_path / "out" / "README.md").read_text() == "edited"
-    runs.export(run=run, out=tmp_path / "out", samples=False, force=True)
-    assert (tmp_path / "out" / "README.md").read_text() != "edited"
+    command(**given, force=True)
+    assert mine.read_text() != "mine"
 
 
 def test_a_calibration_stays_and_that_is_said(run, monkeypatch, caplog):

@@ -1,7 +1,5 @@
 """A sweep is a list of parameters for one notebook; what is there is not run again."""
 
-import json
-
 import nbformat
 import pytest
 from conftest import dasd
@@ -24,8 +22,7 @@ def notebook(tmp_path, monkeypatch):
     """Return the name of a notebook that adds two parameters."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    parameters = nbformat.v4.new_code_cell('a, b = 1, 2\\noutput_dir = "."\\n'.replace("\\n", "\n"))
-    parameters.source = 'a = 1\nb = 2\noutput_dir = "."\nprofile = "tiny"'
+    parameters = nbformat.v4.new_code_cell('a = 1\nb = 2\noutput_dir = "."\nprofile = "tiny"')
     parameters.metadata["tags"] = ["parameters"]
     made = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(CODE)])
     made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -36,37 +33,15 @@ def notebook(tmp_path, monkeypatch):
     return "90_sum"
 
 
-def write(path, values):
-    path.write_text(json.dumps(values))
-    return path
-
-
-def test_lists_as_values_stand_for_each_item(tmp_path):
-    path = write(tmp_path / "list.json", [{"a": 0}, {"a": [1, 2], "b": ["x", "y"]}])
-    assert workers.read_sweep(path) == [
-        {"a": 0}, {"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"},
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("[", "is no JSON"),
-        ("{}", "must be a list of objects"),
-        ("[]", "must be a list of objects"),
-        ("[3]", "must be a list of objects"),
-        ('[{"a": 1}, {"a": [2, 1]}]', "an entry twice: {'a': 1}"),
-    ],
-)
-def test_a_bad_list_is_refused(tmp_path, text, said):
-    (tmp_path / "list.json").write_text(text)
-    with pytest.raises(DasdError, match=said):
-        workers.read_sweep(tmp_path / "list.json")
-
-
-def test_an_unknown_parameter_is_refused_before_anything_runs(notebook, tmp_path):
-    with pytest.raises(DasdError, match="No notebook has a parameter 'c'"):
-        workers.sweep_cells(notebook, [{"a": 1}, {"c": 1}], tmp_path)
+def test_lists_as_values_stand_for_each_item_and_a_bad_list_is_refused(tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text('[{"a": 0}, {"a": [1, 2], "b": ["x", "y"]}]')
+    four = [{"a": a, "b": b} for a in (1, 2) for b in "xy"]
+    assert workers.read_sweep(path) == [{"a": 0}, *four]
+    for text in ("[", "{}", "[]", "[3]", '[{"a": 1}, {"a": [2, 1]}]'):
+        path.write_text(text)
+        with pytest.raises(DasdError, match=r"is no JSON|must be a list of objects|an entry twice: {'a': 1}"):
+            workers.read_sweep(path)
 
 
 def test_one_notebook_is_meant(tmp_path):
@@ -74,16 +49,18 @@ def test_one_notebook_is_meant(tmp_path):
         workers.sweep_cells("0", [{"seed": 1}], tmp_path)
 
 
-def test_cells_are_named_by_their_parameters(notebook, tmp_path):
-    one, two, same = workers.sweep_cells(
-        notebook, [{"a": 1, "b": 2}, {"a": 2, "b": 2}, {"b": 2, "a": 1}], tmp_path
-    )
+def test_cells_are_named_by_parameters_that_the_notebook_has(notebook, tmp_path):
+    with pytest.raises(DasdError, match="No notebook has a parameter 'c'"):
+        workers.sweep_cells(notebook, [{"a": 1}, {"c": 1}], tmp_path)
+    entries = [{"a": 1, "b": 2}, {"a": 2, "b": 2}, {"b": 2, "a": 1}]
+    one, two, same = workers.sweep_cells(notebook, entries, tmp_path)
     assert one.folder == same.folder != two.folder
     assert one.command()[:5] == ["notebooks", "--only", notebook, "--output_dir", str(one.folder)]
 
 
 def test_only_what_is_missing_runs_and_rows_carry_their_parameters(notebook, tmp_path, monkeypatch):
-    path, ran = write(tmp_path / "list.json", [{"a": [1, 5], "b": 10}]), []
+    path, ran = tmp_path / "list.json", []
+    path.write_text('[{"a": [1, 5], "b": 10}]')
 
     def in_this_process(commands, workers, scheduler):
         ran.extend(commands)
@@ -96,6 +73,6 @@ def test_only_what_is_missing_runs_and_rows_carry_their_parameters(notebook, tmp
     assert [(row["a"], row["b"], row["value"]) for row in printed["rows"]] == [(1, 10, 11), (5, 10, 15)]
     stored = evaluation.load_results(printed["results"])
     assert stored["rows"] == printed["rows"] and len(ran) == 2
-    write(path, [{"a": [1, 5, 6], "b": 10}])
+    path.write_text('[{"a": [1, 5, 6], "b": 10}]')
     again = dasd(*words)
     assert len(again["rows"]) == 3 and len(ran) == 3

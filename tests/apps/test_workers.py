@@ -10,12 +10,12 @@ import pytest
 from dasd_utils.apps import workers
 from dasd_utils.config import DasdError
 
-VERSION = ["--help"]
+HELP = ["--help"]
 FAILING = ["train", "--config", "none.json"]  # before it loads a library
 
 
 def test_commands_run_and_failures_are_reported():
-    errors = workers.run([VERSION, FAILING, VERSION], workers=2, progress=False)
+    errors = workers.run([HELP, FAILING, HELP], workers=2, progress=False)
     assert errors[0] is errors[2] is None and "none.json" in errors[1]
     with pytest.raises(DasdError, match=r"1 of 1 commands failed.*`dasd train --config none.json`"):
         workers.run_all([FAILING], 1, None)
@@ -25,7 +25,7 @@ def test_processes_share_the_cores(monkeypatch):
     seen = []
     monkeypatch.setattr(workers.os, "cpu_count", lambda: 8)
     monkeypatch.setattr(workers, "execute", lambda command, threads=None: seen.append(threads))
-    workers.run([VERSION] * 3, workers=3, progress=False)
+    workers.run([HELP] * 3, workers=3, progress=False)
     assert seen == [2, 2, 2]
 
 
@@ -33,7 +33,7 @@ def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
     pytest.importorskip("distributed")
     monkeypatch.setattr(workers, "PATIENCE", 1)
     with pytest.raises(DasdError, match=r"No dask scheduler answers at tcp://127\.0\.0\.1:9"):
-        workers.run([VERSION], scheduler="tcp://127.0.0.1:9", progress=False)
+        workers.run([HELP], scheduler="tcp://127.0.0.1:9", progress=False)
 
 
 def record(command, threads=None):
@@ -46,11 +46,10 @@ def record(command, threads=None):
 def test_a_killed_worker_costs_no_command(tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     monkeypatch.setattr(workers, "execute", record)
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=str(tmp_path / "dask")
-    ) as cluster:
-        place = tmp_path / "ran"
-        place.mkdir()
+    place = tmp_path / "ran"
+    place.mkdir()
+    options = dict(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    with distributed.LocalCluster(**options, local_directory=str(tmp_path / "dask")) as cluster:
         victim = next(iter(cluster.workers.values())).pid
 
         def kill_one():
@@ -60,9 +59,8 @@ def test_a_killed_worker_costs_no_command(tmp_path, monkeypatch):
 
         killer = threading.Thread(target=kill_one)
         killer.start()
-        said = workers.run(
-            [[str(place), str(i)] for i in range(8)], scheduler=cluster.scheduler_address, progress=False
-        )
+        commands = [[str(place), str(i)] for i in range(8)]
+        said = workers.run(commands, scheduler=cluster.scheduler_address, progress=False)
         killer.join()
     assert said == [None] * 8
     ran = [file.name.split("-")[0] for file in place.iterdir()]

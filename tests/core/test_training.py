@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import shutil
@@ -13,7 +14,7 @@ import narrow
 import numpy as np
 import pytest
 import torch
-from conftest import refused
+from conftest import on_narrow_base, refused
 from safetensors.torch import load_file, save_file
 from synthetic import NoiseSampler, SpoiltSampler, make_parts, make_sampler
 
@@ -21,12 +22,20 @@ from dasd_utils import adapters, losses, models, sampling, training
 from dasd_utils.config import DasdError
 from dasd_utils.runtime import checkpoints
 
+# dropout, queue and schedule are on: all that a resume could get wrong
+RESUMED = {"max_train_steps": 6, "validation_every": 0, "dropout": 0.2, "queue_size": 5}
+
 
 @pytest.fixture
 def config(tiny_config):
-    """Dropout, queue and schedule are on: all that a resume could get wrong."""
-    changes = {"max_train_steps": 6, "checkpoint_every": 2, "validation_every": 0}
-    return tiny_config.replace(**changes, dropout=0.2, queue_size=5)
+    return tiny_config.replace(**RESUMED)
+
+
+@pytest.fixture(scope="module")
+def straight(base_dir, tmp_path_factory):
+    """Return the history of the config's run, uninterrupted."""
+    folder = tmp_path_factory.mktemp("straight")
+    return start(on_narrow_base("tiny", base_dir, base_dir / "clip", folder, **RESUMED))[1]
 
 
 def start(config, sampler=None, **options):
@@ -44,6 +53,12 @@ def stop_at(step: int):
             raise KeyboardInterrupt
 
     return look
+
+
+def interrupt(config, step: int, **options) -> None:
+    """Start a run that is stopped so."""
+    with pytest.raises(KeyboardInterrupt):
+        start(config, on_step=stop_at(step), **options)
 
 
 def assert_same(one, two) -> None:
@@ -79,19 +94,17 @@ def test_the_loss_falls_on_data_that_can_be_learned(tiny_config):
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_source_prompts_are_encoded_once_a_run(config, monkeypatch):
+def test_source_prompts_are_encoded_once_a_run(config, straight, monkeypatch):
     sampler = NoiseSampler(config)
     prompts = sorted({p for step in range(6) for p in sampler.batch(step).source_prompts})
-    _, plain = start(config, NoiseSampler(config))
     asked, cache = [], models.cache_texts
     monkeypatch.setattr(sampler, "source_prompts", lambda: prompts, raising=False)
     monkeypatch.setattr(models, "cache_texts", lambda p, texts: asked.append(texts) or cache(p, texts))
-    parts, kept = start(config, sampler, force=True)
+    parts, kept = start(config, sampler)
     assert asked == [prompts]
     assert not parts.text_cache  # the parts are left as they were
-    for one, other in zip(plain, kept, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
-    without = config.replace(lambda_align=0.0, output_dir=f"{config.output_dir}-2")
+    assert [row["loss"] for row in kept] == pytest.approx([row["loss"] for row in straight], rel=1e-5)
+    without = config.replace(lambda_align=0.0, max_train_steps=1, output_dir=f"{config.output_dir}-2")
     start(without, NoiseSampler(without))
     assert len(asked) == 1  # no source, no prompts
     start(without.replace(prior_loss_weight=1.0), force=True)
@@ -114,6 +127,8 @@ def test_history_rows(config):
     assert training.load_history(config.output_dir) == history == seen
     speed = training.load_speed(config.output_dir)
     assert len(speed) == 4 and min(speed) > 0
+    with pytest.raises(DasdError, match="no history"):
+        training.load_history(f"{config.output_dir}-2")
 
 
 @pytest.mark.parametrize("rank, tokens", [(0, ("<satellite>", "<xray>")), (4, (None, None))])
@@ -133,6 +148,7 @@ def test_tokens_or_lora_alone_train_save_load_and_sample(config, vae, rank, toke
     assert all(not torch.equal(after[name], before[name]) for name in after)
 
     folder = training.save_training_results(config, parts, history)
+    assert type(config).load(folder / "config.json") == config
     files = ["pytorch_lora_weights.safetensors"] * (rank > 0)
     files += [f"{token[1:-1]}.safetensors" for token in learned]
     assert sorted(path.name for path in (folder / "adapter").iterdir()) == ["adapter.json", *files]
@@ -186,10 +202,8 @@ HALF = {"mixed_precision": "bf16", "lr_scheduler": "linear"}
 @pytest.mark.parametrize("changes", [{}, AVERAGED, HALF, {"rank": 0}])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config, tmp_path, changes):
     config = config.replace(**changes)
-    straight = config.replace(output_dir=tmp_path / "straight")
-    expected_parts, expected = start(straight)
-    with pytest.raises(KeyboardInterrupt):
-        start(config, on_step=stop_at(5))  # its newest checkpoint is that of step 4
+    expected_parts, expected = start(config.replace(output_dir=tmp_path / "straight"))
+    interrupt(config, 5)  # its newest checkpoint is that of step 4
     parts, history = start(config, resume=True)
     assert history == expected
     assert training.load_history(config.output_dir) == expected
@@ -202,78 +216,56 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config, tmp_path, ch
     assert our_state["updater"] == their_state["updater"]
 
 
-def test_a_broken_checkpoint_costs_only_the_steps_since_the_one_before(config, tmp_path, caplog):
-    _, expected = start(config.replace(output_dir=tmp_path / "straight"))
-    with pytest.raises(KeyboardInterrupt):
-        start(config, on_step=stop_at(5))
+def test_a_broken_checkpoint_costs_only_the_steps_since_the_one_before(config, straight, tmp_path, caplog):
+    interrupt(config, 5)
     broken = tmp_path / "run" / "checkpoints" / "step-000004" / "optimizer.safetensors"
     broken.write_bytes(broken.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING):
         sampler = NoiseSampler(config)
         _, history = start(config, sampler, resume=True)
     assert "step-000004" in caplog.text and sampler.asked[0] == (2, 0)
-    assert history == expected
+    assert history == straight
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])  # Ctrl-C, and a scheduler's
-def test_a_signal_ends_the_step_and_leaves_a_checkpoint(config, tmp_path, number):
-    _, expected = start(config.replace(output_dir=tmp_path / "straight"))
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt, match="resume=True"):
-        start(config, on_step=lambda row: signal.raise_signal(number) if row["step"] == 3 else None)
-    assert signal.getsignal(number) is before
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, None])  # Ctrl-C, a scheduler's, a thread's
+def test_a_signal_or_event_ends_the_step_and_leaves_a_checkpoint(config, straight, tmp_path, number):
+    stop = threading.Event()
+    ask = functools.partial(signal.raise_signal, number) if number else stop.set
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match=r"Stopped after step 3 of 6.*resume=True"):
+        start(config, stop=stop, on_step=lambda row: row["step"] == 3 and ask())
+    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
     assert checkpoints.newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-000003"
-    assert training.load_history(config.output_dir) == expected[:3]
-    _, history = start(config, resume=True)
-    assert history == expected
+    assert training.load_history(config.output_dir) == straight[:3]
+    assert start(config, resume=True)[1] == straight
 
 
 def test_a_finished_run_returns_its_history_at_once_and_goes_on_when_given_more_steps(config):
     config = config.replace(ema_decay=0.9, max_train_steps=2)
     parts, history = start(config)
+    manifest = training.save_training_results(config, parts, history) / checkpoints.MANIFEST
     sampler = NoiseSampler(config)
     again, found = start(config, sampler, resume=True)
     assert found == history and sampler.asked == [] and sampler.encoded == 0
     assert_same(adapters.adapter_state(again), adapters.adapter_state(parts))
-    _, longer = start(config.replace(max_train_steps=3), sampler, resume=True)
-    assert longer[:2] == history and longer[2]["step"] == 3 and sampler.asked[0] == (2, 0)
-
-
-def test_without_a_checkpoint_or_without_resume_a_run_starts_at_the_beginning(config, tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
-        _, history = start(config.replace(max_train_steps=2), resume=True)
-    assert len(history) == 2 and "no checkpoint" in caplog.text
-    with pytest.raises(KeyboardInterrupt):
-        start(config.replace(rank=2), force=True, on_step=stop_at(1))  # before its first checkpoint
-    assert checkpoints.newest_checkpoint(tmp_path / "run" / "checkpoints") is None
-    assert [row["step"] for row in training.load_history(config.output_dir)] == [1]
-
-
-def test_a_run_that_begins_anew_is_no_finished_one(config, tmp_path):
-    config = config.replace(max_train_steps=2)
-    training.save_training_results(config, *start(config))
-    manifest = tmp_path / "run" / checkpoints.MANIFEST
     assert manifest.is_file()
-    with pytest.raises(KeyboardInterrupt):
-        start(config.replace(max_train_steps=4), resume=True, on_step=stop_at(3))
-    assert not manifest.exists()
+    _, longer = start(config.replace(max_train_steps=3), sampler, resume=True)
+    assert not manifest.exists()  # the run is no finished one until it is saved
+    assert longer[:2] == history and longer[2]["step"] == 3 and sampler.asked[0] == (2, 0)
 
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_is_replaced_only_when_asked_for_and_then_as_a_whole(config, tmp_path):
-    """Finished, without its checkpoints, stopped, or stopped before its first checkpoint."""
-    config, run = config.replace(max_train_steps=2, tracking="none"), tmp_path / "run"
+def test_a_run_is_replaced_only_when_asked_for_and_then_as_a_whole(config, tmp_path, caplog):
+    """Finished, without its checkpoints, or stopped before its first checkpoint."""
+    caplog.set_level(logging.INFO)
+    config = config.replace(max_train_steps=2, tracking="none")
+    run = tmp_path / "run"
     training.save_training_results(config, *start(config))
-    for name in (
-        "generated/xray_1_0.png",
-        "samples/step-1.png",
-        "evaluation.json",
-        "calibration.json",
-        "notes.txt",
-    ):
+    drawn = ("generated/xray_1_0.png", "samples/step-1.png", "evaluation.json", "calibration.json")
+    for name in (*drawn, "notes.txt"):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text("of the first run")
     before = contents(run)
@@ -283,15 +275,14 @@ def test_a_run_is_replaced_only_when_asked_for_and_then_as_a_whole(config, tmp_p
     with refused("no checkpoint to go on from", "--force"):
         start(config.replace(output_dir=tmp_path / "copy"), resume=True)
     assert contents(run) == before
-    with pytest.raises(KeyboardInterrupt):
-        start(config.replace(seed=1), force=True, on_step=stop_at(1))
+    interrupt(config.replace(seed=1, rank=2), 1, force=True)
     assert set(contents(run)) == {"history.jsonl", "speed.jsonl", "config.json", "notes.txt"}
+    assert [row["step"] for row in training.load_history(run)] == [1]
     with refused("holds a run"):
         start(config)
-    start(config, resume=True)  # from the beginning, as there is no checkpoint
+    assert len(start(config, resume=True)[1]) == 2 and "There is no checkpoint" in caplog.text
     with refused("holds a run"):
         start(config)
-    start(config, force=True)
 
 
 def test_a_run_from_before_a_field_existed_is_resumed(config, monkeypatch):
@@ -299,8 +290,7 @@ def test_a_run_from_before_a_field_existed_is_resumed(config, monkeypatch):
     del values["training"]["source_every"], values["model"]["half_weights"]
     with monkeypatch.context() as patch:
         patch.setattr(type(config), "to_dict", lambda self: values)
-        with pytest.raises(KeyboardInterrupt):
-            start(config, on_step=stop_at(3))
+        interrupt(config, 3)
     _, history = start(config, resume=True)
     assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6]
 
@@ -339,8 +329,7 @@ def test_another_objective_enters_without_an_edit(config):
         loss = (eps - batch.target_noise).abs().mean()
         return loss, {"mine": loss.item()}
 
-    with pytest.raises(KeyboardInterrupt):
-        start(config, objective=plain, on_step=stop_at(3))
+    interrupt(config, 3, objective=plain)
     _, history = start(config, objective=plain, resume=True)
     assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6]
     assert all(row["mine"] == pytest.approx(row["loss"]) and "mmd" not in row for row in history)
@@ -363,30 +352,18 @@ def test_bad_calls_are_refused_before_any_work(config, tmp_path):
     assert sampler.encoded == 0 and not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_results_are_a_folder_that_loads(config, tmp_path):
-    config = config.replace(max_train_steps=1)
-    parts, history = start(config)
-    folder = training.save_training_results(config, parts, history)
-    assert folder == tmp_path / "run"
-    assert type(config).load(folder / "config.json") == config
-    assert training.load_history(folder) == history
-    fresh = models.load_parts(config)
-    adapters.load_adapter(fresh, folder / "adapter")
-    assert_same(adapters.adapter_state(fresh), adapters.adapter_state(parts))
-    with pytest.raises(DasdError, match="no history"):
-        training.load_history(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("name", ["adapter.json", "xray.safetensors", "pytorch_lora_weights.safetensors"])
-def test_one_flipped_byte_of_a_run_is_noticed_where_it_is_read(config, name):
+def test_one_flipped_byte_of_a_run_is_noticed_where_it_is_read(config):
     folder = training.save_training_results(config, *start(config.replace(max_train_steps=1)))
-    sampling.load_trained_pipeline(folder, device="cpu")
-    path = folder / "adapter" / name
-    content = bytearray(path.read_bytes())
-    content[content.rindex(b"a") if name == "adapter.json" else -1] ^= 1
-    path.write_bytes(content)
-    with refused(name):
+    for name in ("adapter.json", "xray.safetensors", "pytorch_lora_weights.safetensors"):
         sampling.load_trained_pipeline(folder, device="cpu")
+        path = folder / "adapter" / name
+        whole = path.read_bytes()
+        content = bytearray(whole)
+        content[content.rindex(b"a") if name == "adapter.json" else -1] ^= 1
+        path.write_bytes(content)
+        with refused(name):
+            sampling.load_trained_pipeline(folder, device="cpu")
+        path.write_bytes(whole)
 
 
 def test_resume_refuses_a_base_that_was_changed_in_place(config, base_dir, tmp_path):
@@ -411,11 +388,3 @@ def test_setup_is_seeded(tiny_config):
 def test_a_block_that_the_unet_lacks_is_refused_before_the_data_is_read(tiny_config):
     with pytest.raises(DasdError, match=r"no block 'down\.7'"):
         training.setup_training(tiny_config.replace(layer="down.7"))
-
-
-def test_an_event_of_another_thread_stops_as_ctrl_c_does(config):
-    stop = threading.Event()
-    with pytest.raises(KeyboardInterrupt, match="Stopped after step 3 of 6"):
-        start(config, stop=stop, on_step=lambda row: row["step"] == 3 and stop.set())
-    _, resumed = start(config, resume=True)
-    assert [row["step"] for row in resumed] == [1, 2, 3, 4, 5, 6]

@@ -19,8 +19,8 @@ def tensors(value: float = 1.0) -> dict[str, dict[str, torch.Tensor]]:
     return {"adapter": {"w": torch.full((3, 2), value)}, "optimizer": {"0.step": torch.tensor(value)}}
 
 
-def steps(folder) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
+def steps(folder) -> list[int]:
+    return sorted(int(p.name.removeprefix("step-")) for p in folder.iterdir())
 
 
 def test_read_returns_what_was_written_as_safetensors_and_json(tmp_path):
@@ -38,9 +38,9 @@ def test_read_returns_what_was_written_as_safetensors_and_json(tmp_path):
 def test_newest_ones_are_kept_and_a_given_up_future_goes(tmp_path):
     for step in (1, 2, 3, 9):
         checkpoints.write_checkpoint(tmp_path, step, tensors(), {"step": step}, keep=2)
-    assert steps(tmp_path) == ["step-000003", "step-000009"]
+    assert steps(tmp_path) == [3, 9]
     checkpoints.write_checkpoint(tmp_path, 4, tensors(), {"step": 4}, keep=2)
-    assert steps(tmp_path) == ["step-000003", "step-000004"]
+    assert steps(tmp_path) == [3, 4]
 
 
 @pytest.mark.parametrize("damage", ["changed", "shortened", "missing", "no manifest"])
@@ -48,14 +48,10 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, caplog, damage):
     good = checkpoints.write_checkpoint(tmp_path, 1, tensors(), {"step": 1})
     bad = checkpoints.write_checkpoint(tmp_path, 2, tensors(), {"step": 2})
     file = bad / ("manifest.json" if damage == "no manifest" else "adapter.safetensors")
-    content = bytearray(file.read_bytes())
-    if damage == "changed":
-        content[-1] ^= 1
-        file.write_bytes(content)
-    elif damage == "shortened":
-        file.write_bytes(content[:-1])
-    else:
-        file.unlink()
+    content = file.read_bytes()
+    file.unlink()
+    if damage in ("changed", "shortened"):
+        file.write_bytes(content[:-1] + (b"\7" if damage == "changed" else b""))
     with pytest.raises(DasdError, match="step-000002"):
         checkpoints.read_checkpoint(bad)
     with caplog.at_level(logging.WARNING):
@@ -63,10 +59,10 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, caplog, damage):
     assert "step-000002" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", None])
+@pytest.mark.parametrize("content", [b"", b"garbage"])
 def test_damaged_tensors_are_named(tmp_path, content):
-    path = checkpoints.write_checkpoint(tmp_path, 1, tensors(), {}) / "adapter.safetensors"
-    path.write_bytes(path.read_bytes()[:-3] if content is None else content)
+    path = tmp_path / "adapter.safetensors"
+    path.write_bytes(content)
     with pytest.raises(DasdError, match=r"adapter\.safetensors cannot be read.*Remove it"):
         checkpoints.read_tensors(path)
 
@@ -76,7 +72,7 @@ def test_newest_says_so_if_none_is_complete(tmp_path):
     (tmp_path / ".step-000005-x").mkdir()  # a crash left it behind
     assert checkpoints.newest_checkpoint(tmp_path) is None
     path = checkpoints.write_checkpoint(tmp_path, 1, tensors(), {"step": 1})
-    assert steps(tmp_path) == ["step-000001"]
+    assert steps(tmp_path) == [1]
     (path / "manifest.json").write_text("{", encoding="utf8")
     with pytest.raises(DasdError, match="broken"):
         checkpoints.newest_checkpoint(tmp_path)
@@ -101,7 +97,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_write(tmp_path):
     words = [sys.executable, "-c", FULL, str(tmp_path)]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     assert "The checkpoint cannot be written to" in said and "step-000002: " in said
-    assert steps(tmp_path) == ["step-000001"]  # nothing half-written
+    assert steps(tmp_path) == [1]  # nothing half-written
     assert checkpoints.newest_checkpoint(tmp_path).name == "step-000001"
 
 

@@ -36,10 +36,7 @@ def test_a_run_is_found_where_auto_divides_its_steps_otherwise(config, tmp_path)
     assert checkpoints.find_run(config) == own
     with pytest.raises(DasdError, match=r"training\.source_batch_size: 8 -> 24"):
         checkpoints.find_run(config.replace(**sizes))
-
-
-def test_no_run_names_the_difference(config, tmp_path):
-    make_run(config.replace(rank=2), tmp_path / "own")
+    make_run(config.replace(rank=2), own)
     with pytest.raises(DasdError, match=r"lora\.rank: 2 -> 32"):
         checkpoints.find_run(config)
 
@@ -48,11 +45,8 @@ def test_a_key_names_what_decides_the_weights(config, tmp_path):
     key = checkpoints.run_key(config)
     assert len(key) == 12 and int(key, 16) >= 0
     calm = dataclasses.replace(config.domains[0], calibration=Calibration(1.0))
-    for same in (
-        config.replace(output_dir=tmp_path, images_per_prompt=9, checkpoint_every=1),
-        config.replace(domains=(calm, config.domains[1])),
-        Config.from_dict(config.to_dict()),
-    ):
+    free = config.replace(output_dir=tmp_path, images_per_prompt=9, checkpoint_every=1)
+    for same in (free, config.replace(domains=(calm, config.domains[1])), Config.from_dict(config.to_dict())):
         assert checkpoints.run_key(same) == key
     changes = ({"rank": 2}, {"seed": 1}, {"prior_loss_weight": 1.0}, {"layer": "down.0"})
     others = [checkpoints.run_key(config.replace(**change)) for change in changes]

@@ -38,12 +38,9 @@ def test_it_is_repeated_to_the_bit_and_leaves_the_generator_alone():
     assert not torch.equal(one["head.weight"], other["head.weight"])
 
 
-def test_one_class_is_refused():
-    with pytest.raises(ValueError, match="two classes, not 1"):
-        small_cnn.train(pictures(["left"] * 4), ["left"] * 4)
-
-
-def test_pixels_are_small_and_centred():
+def test_pixels_are_small_and_centred_and_one_class_is_refused():
     x = small_cnn.pixels([Image.new("L", (64, 48), 255), Image.new("RGB", (10, 10))])
     assert x.shape == (2, 3, small_cnn.SIZE, small_cnn.SIZE)
     assert x[0].unique().item() == 1 and x[1].unique().item() == -1
+    with pytest.raises(ValueError, match="two classes, not 1"):
+        small_cnn.train(x, ["left"] * 2)

@@ -38,30 +38,32 @@ def curve(config, name="train/loss"):
     return [(event.step, event.value) for event in events(config).Scalars(name)]
 
 
+def losses(history):
+    return [(row["step"], pytest.approx(row["loss"])) for row in history]
+
+
+def hparams(config):
+    return [*training.resolve(config.output_dir).glob("tracking/*/hparams.yml")]
+
+
 def pictures(step):
     return {"samples/satellite": [Image.new("RGB", (8, 8), (step, 0, 0)), Image.new("RGB", (8, 8))]}
 
 
 @needs_tensorboard
-def test_tensorboard_reads_losses_rates_pictures_and_the_config(config):
-    _, history = train(config, on_sample=pictures)
+def test_tensorboard_reads_losses_rates_pictures_and_the_config_of_the_same_run(config, tmp_path):
+    weights, plain = train(config.replace(tracking="none", output_dir=tmp_path / "none"))
+    assert not (tmp_path / "none" / tracking.FOLDER).exists()
+    tracked_weights, history = train(config, on_sample=pictures)
+    assert history == plain and all(torch.equal(tracked_weights[name], weights[name]) for name in weights)
     found = events(config)
-    assert curve(config) == [(row["step"], pytest.approx(row["loss"])) for row in history]
+    assert curve(config) == losses(history)
     names = set(found.Tags()["scalars"])
     assert names >= {"train/learning_rate", "train/grad_norm", "train/samples_per_second", "train/mmd"}
     assert {f"validation/{domain.name}" for domain in config.domains} <= names
     assert [event.step for event in found.Images("samples/satellite")] == [2, 4]
-    (file,) = training.resolve(config.output_dir).glob("tracking/*/hparams.yml")
+    (file,) = hparams(config)
     assert "training.max_train_steps: 4" in file.read_text()
-
-
-@needs_tensorboard
-def test_training_is_the_same_bits_with_and_without(config, tmp_path):
-    weights, history = train(config.replace(tracking="none", output_dir=tmp_path / "none"))
-    assert not (tmp_path / "none" / tracking.FOLDER).exists()
-    tracked_weights, tracked_history = train(config)
-    assert tracked_history == history
-    assert all(torch.equal(tracked_weights[name], weights[name]) for name in weights)
 
 
 def stop_at(number):
@@ -78,14 +80,8 @@ def test_a_resumed_run_goes_on_with_each_step_once(config):
         train(config, on_step=stop_at(3))
     assert [step for step, _ in curve(config)] == [1, 2, 3]  # closed although it failed
     _, history = train(config, resume=True)
-    assert curve(config) == [(row["step"], pytest.approx(row["loss"])) for row in history]
-    assert len(list(training.resolve(config.output_dir).glob("tracking/*/hparams.yml"))) == 1
-
-
-@needs_tensorboard
-def test_a_run_that_starts_anew_replaces_the_curves_and_scores_are_added_to_it(config):
-    train(config)
-    train(config.replace(max_train_steps=2), force=True)
+    assert curve(config) == losses(history) and len(hparams(config)) == 1
+    train(config.replace(max_train_steps=2), force=True)  # anew: curves are replaced, scores added
     rows = [{"domain": "xray", "metric": "cmmd", "method": "DASD", "value": 0.5}]
     with tracking.open_trackers(config) as trackers:
         trackers.log(tracking.score_values(rows), 2)
@@ -97,15 +93,12 @@ def test_a_run_that_starts_anew_replaces_the_curves_and_scores_are_added_to_it(c
 class Recorder(accelerate_tracking.GeneralTracker):
     """A tracker that remembers what it gets, and fails where a test wants it."""
 
-    name, requires_logging_directory, fails_at, calls = "recorder", False, None, []
+    name, requires_logging_directory, tracker = "recorder", False, None
+    fails_at, calls = None, []
 
     def __init__(self, project, **options):
         super().__init__()
         Recorder.calls = [("init", project)]
-
-    @property
-    def tracker(self):
-        return None
 
     def start(self):
         if Recorder.fails_at == "start":
@@ -129,34 +122,28 @@ def recorded(config, monkeypatch):
     return config.replace(tracking="trackio")
 
 
-def test_another_tracker_by_name_is_closed_also_when_the_run_fails(recorded):
-    with pytest.raises(RuntimeError):
-        train(recorded, on_step=stop_at(2))
-    assert [call[0] for call in Recorder.calls] == ["init", 1, 2, "finish"]
-
-
-def test_a_tracker_that_fails_on_the_way_is_left_out(recorded, monkeypatch, caplog):
-    monkeypatch.setattr(Recorder, "fails_at", 2)
-    _, history = train(recorded)
-    assert len(history) == 4 and "trackio" not in caplog.text
-    assert caplog.text.count("recorder gets nothing more of this run: disk full") == 1
-
-
-def test_a_tracker_that_cannot_start_is_an_error_before_the_first_step(recorded, monkeypatch):
+def test_another_tracker_is_closed_when_the_run_fails_and_left_out_when_it_fails(
+    recorded, monkeypatch, caplog
+):
     monkeypatch.setattr(Recorder, "fails_at", "start")
     with pytest.raises(DasdError, match=r"trackio cannot start: no network"):
         train(recorded)
     assert not (training.resolve(recorded.output_dir) / "history.jsonl").exists()
+    monkeypatch.setattr(Recorder, "fails_at", None)
+    with pytest.raises(RuntimeError):
+        train(recorded, on_step=stop_at(2))
+    assert [call[0] for call in Recorder.calls] == ["init", 1, 2, "finish"]
+    monkeypatch.setattr(Recorder, "fails_at", 2)
+    _, history = train(recorded, force=True)
+    assert len(history) == 4 and "trackio" not in caplog.text
+    assert caplog.text.count("recorder gets nothing more of this run: disk full") == 1
 
 
-def test_a_tracker_that_is_not_there_says_what_to_do(config, monkeypatch):
+def test_names_are_those_of_accelerate_and_one_that_is_not_installed_says_what_to_do(config, monkeypatch):
     monkeypatch.setattr(accelerate_tracking, "get_available_trackers", list)
     assert tracking.tracker_names(config) == []  # auto names nothing
     with pytest.raises(DasdError, match="pip install wandb"):
         training.check_training(config.replace(tracking="wandb"))
-
-
-def test_names_that_configs_may_hold_are_those_of_accelerate(config):
     assert set(cfg.TRACKERS) == set(accelerate_tracking.LOGGER_TYPE_TO_CLASS)
     with pytest.raises(DasdError, match="must be auto, none, or names"):
         config.replace(tracking="tensorboard,none")
