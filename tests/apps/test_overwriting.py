@@ -39,14 +39,15 @@ def run(tmp_path, monkeypatch):
 )
 def test_a_result_is_replaced_by_force_alone(run, monkeypatch, name, command, words):
     mine = run / name
-    mine.parent.mkdir(exist_ok=True)
-    mine.write_text("mine")
+    mine.unlink(missing_ok=True)
     monkeypatch.setattr(evaluation, "evaluate_run", lambda _: (mine, []) if mine.write_text("new") else None)
     monkeypatch.setattr(animation, "of_run", lambda run: {})
     monkeypatch.setattr(animation, "save", lambda pictures, path, *_: path.write_text("new") and path)
     given = {key: run / value for key, value in words.items()}
     given |= {"samples": False} if command is runs.export else {}
-    with pytest.raises(DasdError, match="is there already: replace it by --force"):
+    command(**given)
+    mine.write_text("mine")
+    with pytest.raises(DasdError, match="is there already"):
         command(**given)
     assert mine.read_text() == "mine"
     command(**given, force=True)

@@ -83,15 +83,13 @@ def test_only_lora_and_new_rows_change(tiny_config):
 
 
 def test_the_loss_falls_on_data_that_can_be_learned(tiny_config):
-    class SameBatch(NoiseSampler):
-        def batch(self, step, micro=0):
-            return super().batch(0, 0)
-
     quiet = {"validation_every": 0, "checkpoint_every": 0, "dropout": 0.0}
     config = tiny_config.replace(max_train_steps=20, learning_rate=1e-2, **quiet)
-    _, history = start(config, SameBatch(config))
-    losses = [row["loss_noise"] for row in history]
-    assert losses[-1] < 0.9 * losses[0]
+    sampler = NoiseSampler(config)
+    batch = sampler.batch(0)
+    sampler.batch = lambda step, micro: batch
+    _, history = start(config, sampler)
+    assert history[-1]["loss_noise"] < 0.9 * history[0]["loss_noise"]
 
 
 def test_source_prompts_are_encoded_once_a_run(config, straight, monkeypatch):
@@ -166,16 +164,10 @@ def test_tokens_or_lora_alone_train_save_load_and_sample(config, vae, rank, toke
         assert np.abs(np.asarray(image, int) - np.asarray(plain, int)).max() > 1
 
 
-def test_every_step_asks_for_its_own_micro_batches(config):
-    sampler = NoiseSampler(config)
-    start(config.replace(max_train_steps=2, gradient_accumulation_steps=2), sampler)
-    assert sampler.asked == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert sampler.encoded == 1
-
-
-def test_validation_and_samples_see_no_dropout(config):
+def test_every_step_has_its_own_micro_batches_and_validation_and_samples_no_dropout(config):
     still = {"learning_rate": 1e-12, "token_learning_rate": 1e-12, "dropout": 0.9}
     config = config.replace(max_train_steps=2, validation_every=1, sample_every=2, **still)
+    config = config.replace(gradient_accumulation_steps=2)
     modes, parts, sampler = [], make_parts(config), NoiseSampler(config)
 
     def look(step):
@@ -183,6 +175,7 @@ def test_validation_and_samples_see_no_dropout(config):
 
     history = training.train(config, parts, sampler, progress=False, on_sample=look)
     assert modes == [(2, False)]
+    assert sampler.asked == [(0, 0), (0, 1), (1, 0), (1, 1)] and sampler.encoded == 1
     first, second = (row["validation_xray"] for row in history)
     assert first == pytest.approx(second, rel=1e-4)
     assert not parts.unet.training
@@ -338,15 +331,13 @@ def test_another_objective_enters_without_an_edit(config):
 def test_bad_calls_are_refused_before_any_work(config, tmp_path):
     sampler, parts = NoiseSampler(config), make_parts(config)
     (tmp_path / "file").write_text("")
+    with pytest.raises(DasdError, match="output_dir"):
+        training.train(config.replace(output_dir=tmp_path / "file"), parts, sampler)
     bare = make_parts(config)
     bare.token_ids = {}
-    for changed, given, ids, match in (
-        (config.replace(output_dir=tmp_path / "file"), parts, None, "output_dir"),
-        (config, bare, None, "setup_training"),
-        (config, parts, {"<satellite>": 1}, "token_ids"),
-    ):
-        with pytest.raises(DasdError, match=match):
-            training.train(changed, given, sampler, ids, progress=False)
+    for given, ids in ((bare, None), (parts, {"<satellite>": 1})):
+        with pytest.raises(DasdError, match=r"token_ids.*setup_training"):
+            training.train(config, given, sampler, ids)
     with pytest.raises(TypeError, match="on_stop"):
         training.train(config, parts, sampler, on_stop=print)
     assert sampler.encoded == 0 and not (tmp_path / "run" / "checkpoints").exists()
@@ -378,13 +369,10 @@ def test_resume_refuses_a_base_that_was_changed_in_place(config, base_dir, tmp_p
         training.train(own, parts, NoiseSampler(own), resume=True, progress=False)
 
 
-def test_setup_is_seeded(tiny_config):
+def test_setup_is_seeded_and_refuses_a_block_that_the_unet_lacks(tiny_config):
     configs = [tiny_config.replace(seed=seed) for seed in (0, 0, 1)]
     one, same, other = (adapters.adapter_state(training.setup_training(each)) for each in configs)
     assert_same(one, same)
     assert any(not torch.equal(one[name], other[name]) for name in one)
-
-
-def test_a_block_that_the_unet_lacks_is_refused_before_the_data_is_read(tiny_config):
     with pytest.raises(DasdError, match=r"no block 'down\.7'"):
         training.setup_training(tiny_config.replace(layer="down.7"))
