@@ -110,7 +110,7 @@ class DomainClassifier:
     def fit_threshold(self, prompts: Sequence[dict[str, Any]]) -> float:
         """Set and return the threshold of highest accuracy on rows {"prompt", "domain"}.
 
-        Where several are equally good, it is the middle of the widest gap between two scores.
+        Of equally good ones it is the middle of the widest gap between two scores.
         """
         scores, best = self.similarities(check_prompts([row["prompt"] for row in prompts])).max(dim=1)
         labels = [self.label(row) for row in prompts]

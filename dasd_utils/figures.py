@@ -36,14 +36,12 @@ STYLE = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 9,
-    "axes.linewidth": 0.8,
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
     "grid.color": LINE,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.8,
-    "figure.facecolor": "white",
 }
 
 
@@ -99,10 +97,11 @@ class Figure(matplotlib.figure.Figure):
         display({kind: base64.b64encode(content).decode(), "text/plain": repr(self)}, raw=True)
 
     def encode(self, kind: str, dpi: int = 100) -> bytes:
-        """Return the drawn figure as "png" or "jpeg"."""
+        """Return the figure as a "png" without date or version, a "jpeg", or another kind of matplotlib's."""
+        options = {"png": {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}},
+                   "jpeg": {"pil_kwargs": {"quality": 82, "optimize": True}}}  # fmt: skip
         buffer = io.BytesIO()
-        options = {"quality": 82} if kind == "jpeg" else {}
-        self.savefig(buffer, format=kind, dpi=dpi, pil_kwargs={"optimize": True, **options})
+        self.savefig(buffer, format=kind, dpi=dpi, **options.get(kind, {}))
         return buffer.getvalue()
 
 
@@ -113,16 +112,15 @@ def style() -> Iterator[None]:
         yield
 
 
-def save(figure: matplotlib.figure.Figure, path: str | Path, dpi: int = 120) -> Path:
-    """Write the figure, without date or version so that equal figures are equal files; return the path."""
+def save(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
+    """Write the figure in the kind of the path's suffix; return the path. Equal figures are equal PNGs."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")  # one that a killed process left is written over
-    settings = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
     try:
-        figure.savefig(temporary, dpi=dpi, **settings if path.suffix == ".png" else {})
+        temporary.write_bytes(figure.encode(path.suffix[1:], dpi))
         temporary.replace(path)
-    finally:  # nothing half-written stays
+    finally:  # nothing half-written stays, on a full disk for example
         temporary.unlink(missing_ok=True)
     return path
 
@@ -208,8 +206,8 @@ def _grid(
         write(x + cell / 2, top - gap, text, ha="center", va="bottom")
     y = top
     for r, images in enumerate(rows):
-        for text in names[r : r + 1]:
-            write(left - 2 * gap, y + cell / 2, text, ha="right", va="center", weight="bold", size=8)
+        if names:
+            write(left - 2 * gap, y + cell / 2, names[r], ha="right", va="center", weight="bold", size=8)
         for x, image in zip(xs, images, strict=False):
             axes = figure.add_axes((x / width, 1 - (y + cell) / height, cell / width, cell / height))
             axes.imshow(np.asarray(image.convert("RGB")), interpolation="lanczos")

@@ -7,10 +7,8 @@ eps = eps_0 + sum_i w_i (eps_i - eps_0), arXiv 2312.08195. Special cases: classi
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -75,11 +73,6 @@ def check_rule(terms: Sequence[Term], learners: Iterable[str] = ()) -> None:
             raise DasdError(f"The prompt of a term is {term.prompt!r}. Prompts: {EMPTY}, {GIVEN}, {TOKEN}.")
         if term.prompt == TOKEN and term.model != ADAPTED:
             raise DasdError(f"A term gives the token to {term.model!r}; the adapted model alone knows it.")
-        values = term.weight if isinstance(term.weight, tuple) else (term.weight,)
-        numbers = (*values, 0.0 if term.least is None else term.least)
-        if not values or not all(isinstance(v, Real) and math.isfinite(v) for v in numbers):
-            raise DasdError(f"A term has the weight {term.weight!r}, the least {term.least!r}; a weight is "
-                            "a finite number or a tuple of them.")  # fmt: skip
 
 
 def weights(terms: Sequence[Term], done: float = 0.0) -> list[float]:

@@ -23,8 +23,8 @@ def every_glyph():
         yield
 
 
-def red(n, size=32):
-    return [Image.new("RGB", (size, size), (200, 0, 0)) for _ in range(n)]
+def red(n):
+    return [Image.new("RGB", (32, 32), (200, 0, 0))] * n
 
 
 def results():
@@ -68,9 +68,9 @@ def assert_readable(figure):
 
 def test_image_grid_shows_every_image_in_rows():
     figure = figures.image_grid(red(7), columns=3)
-    assert len(figure.axes) == 7
-    tops = sorted({round(a.get_position().y1, 3) for a in figure.axes}, reverse=True)
-    assert [sum(round(a.get_position().y1, 3) == t for a in figure.axes) for t in tops] == [3, 3, 1]
+    tops = [round(axes.get_position().y1, 3) for axes in figure.axes]
+    assert [len(list(row)) for _, row in itertools.groupby(tops)] == [3, 3, 1]
+    assert tops == sorted(tops, reverse=True)
     image = pixels(figure)
     share = (np.abs(image - (200, 0, 0)).max(axis=-1) < 8).mean()
     assert share == pytest.approx(7 / 9, abs=0.1)
@@ -114,16 +114,12 @@ def test_what_cannot_be_drawn_is_refused(draw, arguments, message):
         draw(*arguments)
 
 
-def history(n=60):
+def test_loss_curves_draw_what_the_history_holds():
     rates = {"learning_rate": 1e-3, "token_learning_rate": 5e-3, "grad_norm": 1.0, "mmd": 0.1}
-    rows = [{"step": k, "loss": 1 / k, "mmd_satellite": 0.2} | rates for k in range(1, n + 1)]
+    rows = [{"step": k, "loss": 1 / k, "mmd_satellite": 0.2} | rates for k in range(1, 61)]
     rows[29]["validation_satellite"], rows[59]["validation_satellite"] = 0.3, 0.2
     rows[5]["loss"] = None  # a skipped step
-    return rows
-
-
-def test_loss_curves_draw_what_the_history_holds():
-    figure = figures.loss_curves(history())
+    figure = figures.loss_curves(rows)
     titles = [axes.get_title("left") for axes in figure.axes]
     assert titles == ["Loss", "MMD of mid-block features", "Gradient norm", "Learning rate"]
     lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
@@ -152,10 +148,8 @@ def test_bar_chart_draws_values_intervals_and_floor():
 
 
 def test_bar_chart_dashes_the_reference_of_each_domain():
-    held_out = [
-        {"method": "held out", "domain": d, "metric": m, "value": v}
-        for d, m, v in (("xray", "cmmd", 0.1), ("satellite", "clip_score", 0.4), ("sketch", "cmmd", 9))
-    ]
+    values = ("xray", "cmmd", 0.1), ("satellite", "clip_score", 0.4), ("sketch", "cmmd", 9)
+    held_out = [{"method": "held out", "domain": d, "metric": m, "value": v} for d, m, v in values]
     figure = figures.bar_chart(results(), metrics=["cmmd"], reference=held_out)
     (dashes,) = figure.axes[0].collections
     np.testing.assert_allclose(dashes.get_segments()[0], [(0.55, 0.1), (1.45, 0.1)])

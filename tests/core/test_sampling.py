@@ -139,26 +139,24 @@ def test_the_adapter_is_on_where_there_is_a_domain_or_as_it_is_switched(pipeline
         found, domain, used = of.generate(PROMPT, seed=2, **options)
         assert domain == options.get("domain")
         learned = of is pipeline and of._use_adapter and domain == "satellite"
-        assert used["token"] == ("<satellite>" if learned and options.get("adapter", True) else None)
+        assert used["token"] == ("<satellite>" if learned and options.get("adapter") is not False else None)
         return found
 
     fresh = sampling.DasdPipeline(models.load_parts(tiny_config), tiny_config)
     base = image(fresh, domain="satellite")
     on = by_hand(adapted, PROMPT, tiny_config.source.calibration, 2, base_uncond=False)
     assert not same(on, base)
-    satellite = {"domain": "satellite"}
     with pipeline.base():
-        for options in (satellite, satellite | {"adapter": False}, {"adapter": True}):
-            assert same(image(**options), base)
+        for adapter in (None, False, True):
+            assert same(image(domain="satellite", adapter=adapter), base)
     for domain in (None, "painting"):
         assert same(image(domain=domain), base) and same(image(domain=domain, adapter=False), base)
         assert same(image(domain=domain, adapter=True), on)
     adapted_image = image(domain="satellite")
     assert same(image(domain="satellite", adapter=True), adapted_image) and not same(adapted_image, base)
     assert same(image(domain="satellite", adapter=False), base)
-    mixed, _, rows = pipeline.generate([PROMPT, f"<satellite> {PROMPT}"], seed=2)
+    mixed, *_ = pipeline.generate([PROMPT, f"<satellite> {PROMPT}"], seed=2)
     assert same(mixed[0], base) and same(mixed[1], adapted_image)
-    assert [row["token"] for row in rows] == [None, "<satellite>"]
 
 
 def test_noise_is_counted():
@@ -223,10 +221,8 @@ def test_shapes_that_users_of_the_published_project_know(pipeline):
     images, domain, settings = pipeline.generate(PROMPT, domain="satellite", num_images=2, seed=0)
     assert [type(i) for i in images] == [Image.Image] * 2
     assert (domain, settings["domain"], settings["token"]) == ("satellite", "satellite", "<satellite>")
-    images, domains, settings = pipeline.generate([PROMPT, "<xray> lungs"], seed=0)
-    assert [type(i) for i in images] == [Image.Image] * 2 and domains == [None, "xray"]
-    assert [row["token"] for row in settings] == [None, "<xray>"]
-    assert pipeline.domain_tokens == {"satellite": "<satellite>", "xray": "<xray>"}
+    _, domains, settings = pipeline.generate([PROMPT, "<xray> lungs"], seed=0)
+    assert domains == [None, "xray"] and [row["token"] for row in settings] == [None, "<xray>"]
 
 
 def test_the_domain_is_found_in_the_prompt(pipeline, tiny_config):
@@ -246,8 +242,8 @@ def test_a_comparison_has_one_row_a_domain(pipeline):
     rows = pipeline.generate_comparison(f"<xray> {PROMPT}", seed=3)
     assert [row["domain"] for row in rows] == ["painting", "satellite", "xray"]
     assert [row["prompt"] for row in rows] == [PROMPT, f"<satellite> {PROMPT}", f"<xray> {PROMPT}"]
-    assert {row["settings"]["seed"] for row in rows} == {3}
     for row in rows:
+        assert row["settings"]["seed"] == 3
         assert same(row["image"], pipeline.generate(PROMPT, domain=row["domain"], seed=3)[0])
 
 
@@ -319,11 +315,6 @@ def test_a_domain_the_adapter_has_not_learned_is_refused(parts, tiny_config):
     pipeline = sampling.DasdPipeline(parts, tiny_config)
     with pytest.raises(DasdError, match="has not learned <xray>"):
         pipeline.generate(PROMPT, domain="xray")
-
-
-def test_a_long_prompt_is_sampled_with_a_warning(pipeline, caplog):
-    pipeline.generate("river " * 90 + "bridge", seed=0)
-    assert "bridge" in caplog.text
 
 
 def test_a_run_is_found_from_its_folder_and_from_its_adapters(saved_run, tmp_path):
