@@ -77,15 +77,9 @@ def test_a_run_is_trained_and_found_in_the_same_folder(here, monkeypatch):
     assert inside.output_dir == "data/runs/mine"  # no path of this machine in what is stored
 
 
-WORDS = (
-    "--checkpoint myrun",
-    "--checkpoint myrun/adapter",
-    "--output_dir myrun",
-    "--checkpoint ../HERE/myrun",
-)
-
-
-@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("words", [
+    "--checkpoint myrun", "--checkpoint myrun/adapter", "--output_dir myrun", "--checkpoint ../HERE/myrun",
+])  # fmt: skip
 def test_a_run_is_found_with_its_own_config_however_it_is_named(words, here, monkeypatch):
     own = Config.load("myrun/config.json").replace(seed=77)
     own.save("myrun/config.json")
@@ -101,11 +95,10 @@ def test_a_run_is_found_with_its_own_config_however_it_is_named(words, here, mon
 
 def test_a_run_that_lost_its_config_is_not_read_with_another(here):
     (here / "myrun" / "config.json").unlink()
-    for checkpoint in (here / "myrun", here / "myrun" / "adapter"):
+    folders = (here / "myrun", here / "myrun" / "adapter")
+    for run in (*(ChosenRun(checkpoint=each) for each in folders), ChosenRun(output_dir=folders[0])):
         with pytest.raises(DasdError, match=r"myrun holds no config\.json.*--config"):
-            ChosenRun(checkpoint=checkpoint).find()
-    with pytest.raises(DasdError, match=r"myrun holds no config\.json.*--config"):
-        ChosenRun(output_dir=here / "myrun").find()
-    for checkpoint in (here / "myrun", here / "myrun" / "adapter"):
+            run.find()
+    for checkpoint in folders:
         _, named = ChosenRun("tiny", checkpoint=checkpoint).find()
         assert named.output_dir == str(here / "myrun")  # where pictures go

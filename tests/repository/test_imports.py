@@ -1,7 +1,12 @@
-"""Imports run one way: in the core in the order of the data flow, among rooms as ROOMS says, in no circle."""
+"""Imports run one way: in the core in the order of the data flow, among rooms as ROOMS says, in no circle.
+
+Code inside texts, such as the cells that a browser test types, imports what the package has.
+"""
 
 import ast
 import graphlib
+import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -21,10 +26,10 @@ ROOMS = {  # what each room, or file of the core, may import beside itself
     "apps": CORE | {"toyworld", "papers", "pretrain", "study"},
 }
 ROOT = Path(dasd_utils.__file__).parents[1]
-FILES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.glob("dasd_utils/**/*.py")
+CODE = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path.read_text("utf8")
+    for path in ROOT.glob("dasd_utils/**/*.py")
 }
-CODE = {name.removesuffix(".__init__"): path.read_text(encoding="utf8") for name, path in FILES.items()}
 IMPORTS = {name: (read_code(code).imports & CODE.keys()) - {name} for name, code in CODE.items()}
 
 
@@ -40,3 +45,20 @@ def test_a_file_imports_at_its_top_what_its_room_may(name):
 def test_no_circle_and_no_star():
     graphlib.TopologicalSorter(IMPORTS).prepare()
     assert not [name for name, code in CODE.items() if " import *" in code]
+
+
+IN_TEXT = re.compile(r"^\s*from (dasd_utils[\w.]*) import ([\w, ]+)", re.MULTILINE)
+FAKES = {"test_freshness.py"}  # its texts are of a small package of its own
+OTHERS = [path for room in ("tests", "benchmarks", "book") for path in sorted((ROOT / room).rglob("*.py"))]
+    path for folder in ("tests", "benchmarks", "book") for path in sorted((ROOT / folder).rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize("path", [p for p in OTHERS if p.name not in FAKES], ids=lambda p: p.name)
+def test_imports_inside_texts_are_there(path):
+    tree = ast.parse(path.read_text(encoding="utf8"))
+    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    for module, names in (found for text in texts for found in IN_TEXT.findall(text)):
+        for name in (each.split(" as ")[0].strip() for each in names.split(",")):
+            if not hasattr(importlib.import_module(module), name):
+                importlib.import_module(f"{module}.{name}")

@@ -6,23 +6,23 @@ import torch
 from dasd_utils.config import DasdError
 from dasd_utils.runtime import processes
 
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
 
 def test_precision_by_device(monkeypatch):
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert processes.choose_precision("bf16", cpu) == "bf16"
+    assert processes.choose_precision("bf16", CPU) == "bf16"
     with pytest.raises(DasdError, match="fp16"):
-        processes.choose_precision("fp16", cpu)
+        processes.choose_precision("fp16", CPU)
     for native, expected in ((True, "bf16"), (False, "fp16")):
 
         def supported(including_emulation=True, native=native):
             return native or including_emulation  # a T4 emulates bfloat16 and says so unless asked
 
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-        assert processes.choose_precision("auto", cuda) == expected
+        assert processes.choose_precision("auto", CUDA) == expected
 
 
 def test_a_cpu_gets_bf16_only_where_it_is_native(monkeypatch):
-    cpu = torch.device("cpu")
     for found, expected in (
         ({"avx512_bf16": True}, "bf16"),
         ({"amx_bf16": True, "avx512_bf16": False}, "bf16"),
@@ -30,22 +30,21 @@ def test_a_cpu_gets_bf16_only_where_it_is_native(monkeypatch):
         ({}, "no"),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
-        assert processes.choose_precision("auto", cpu) == expected
+        assert processes.choose_precision("auto", CPU) == expected
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert processes.choose_precision("auto", cpu) == "no"
+    assert processes.choose_precision("auto", CPU) == "no"
 
 
 def test_the_frozen_unet_is_kept_in_the_precision_of_computing(tiny_config, monkeypatch):
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     for setting, device, expected in (
-        ("auto", cuda, torch.bfloat16),
-        ("fp16", cuda, torch.float16),
-        ("no", cuda, None),
-        ("bf16", cpu, torch.bfloat16),
-        ("auto", cpu, None),
-        ("fp16", cpu, None),  # a run trained in fp16 is sampled anywhere
+        ("auto", CUDA, torch.bfloat16),
+        ("fp16", CUDA, torch.float16),
+        ("no", CUDA, None),
+        ("bf16", CPU, torch.bfloat16),
+        ("auto", CPU, None),
+        ("fp16", CPU, None),  # a run trained in fp16 is sampled anywhere
     ):
         config = tiny_config.replace(mixed_precision=setting, half_weights=True)
         assert processes.frozen_dtype(config, device) is expected
@@ -55,7 +54,7 @@ def test_the_frozen_unet_is_kept_in_the_precision_of_computing(tiny_config, monk
 def test_autocast_computes_at_the_chosen_precision():
     x = torch.ones(2, 2)
     for setting, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):
-        with processes.autocast(setting, torch.device("cpu")):
+        with processes.autocast(setting, CPU):
             assert (x @ x).dtype == dtype
-    with processes.autocast("fp16", torch.device("cpu")):  # trained on a GPU, sampled here
+    with processes.autocast("fp16", CPU):  # trained on a GPU, sampled here
         assert (x @ x).dtype in (torch.float32, torch.bfloat16)
