@@ -5,7 +5,6 @@ import json
 
 import datasets
 import narrow
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -56,10 +55,10 @@ def test_a_name_says_its_words(name, words):
     assert words_of(name) == words
 
 
-@pytest.mark.parametrize("column", ["text", "Caption", "sentences"])
-def test_metadata_column(tmp_path, column):
-    rows = [{column: ["a tree"] if column == "sentences" else "a tree", "other": "no"} for _ in NUMBERED]
-    assert find_captions(album(tmp_path, NUMBERED, rows)).entry == {"caption_column": column}
+def test_metadata_column(tmp_path):
+    for column, text in (("text", "a tree"), ("Caption", "a tree"), ("sentences", ["a tree"])):
+        opened = album(tmp_path / column, NUMBERED, [{column: text, "other": "no"} for _ in NUMBERED])
+        assert find_captions(opened).entry == {"caption_column": column}
 
 
 def test_sidecars(tmp_path):
@@ -87,18 +86,15 @@ def test_subfolders_and_columns_are_labels(tmp_path):
     assert found.entry == {"label_column": "class", "label_captions": table}
 
 
-def test_folders_of_splits_are_no_labels(tmp_path):
-    opened = album(tmp_path, ["train/red-house.png", "train/a tree.png", "test/boat 7.png"])
-    texts = {"train/red-house.png": "red house", "train/a tree.png": "a tree", "test/boat 7.png": "boat"}
-    assert find_captions(opened).texts == texts
-
-
 def test_sources_go_in_order(tmp_path):
     opened = album(tmp_path, ["dog/red-house.png", "cat/tree.png"])
     assert "label_column" in find_captions(opened).entry
     assert set(find_captions(opened, "names").texts.values()) == {"red house", "tree"}
     (tmp_path / "dog" / "red-house.txt").write_text("a house")
     assert find_captions(opened).texts == {"dog/red-house.png": "a house"}
+    opened = album(tmp_path / "splits", ["train/red-house.png", "train/a tree.png", "test/boat 7.png"])
+    texts = {"train/red-house.png": "red house", "train/a tree.png": "a tree", "test/boat 7.png": "boat"}
+    assert find_captions(opened).texts == texts  # folders of splits are no labels
 
 
 def test_what_says_no_captions_is_named(tmp_path):
@@ -117,9 +113,8 @@ def test_what_says_no_captions_is_named(tmp_path):
 
 
 def test_images_in_tables_have_no_files(tmp_path):
-    pictures = [Image.fromarray(np.full((8, 8, 3), i, np.uint8)) for i in range(2)]
-    kinds = datasets.Features({"picture": datasets.Image()})
-    datasets.Dataset.from_dict({"picture": pictures}, kinds).to_parquet(tmp_path / "train.parquet")
+    pictures = {"picture": [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]}
+    datasets.Dataset.from_dict(pictures).to_parquet(tmp_path / "train.parquet")
     opened = new_domain.open_album(tmp_path)
     assert opened.column == "picture"
     with pytest.raises(DasdError, match="inside tables"):
@@ -222,7 +217,6 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def found(folder, tiny_config):
-    """Return the proposal for that folder."""
     return propose(folder, tiny_config)
 
 
@@ -266,7 +260,7 @@ def test_the_audit_finds_what_is_wrong(tmp_path, tiny_config):
     assert found.values(tmp_path / "x.json")["data"] == {"skip_corrupt": True}
 
 
-def test_all_sources_can_be_named(tmp_path, tiny_config, folder, monkeypatch):
+def test_all_sources_can_be_named_and_split_folders_are_used(tmp_path, tiny_config, folder, monkeypatch):
     label = propose(classes(tmp_path / "classes"), tiny_config, "a sketch of a {label}")
     assert label.entry["label_captions"] == {"tree": "a sketch of a tree", "house": "a sketch of a house"}
     one = propose(numbered(tmp_path / "one"), tiny_config, "a line drawing")
@@ -280,6 +274,11 @@ def test_all_sources_can_be_named(tmp_path, tiny_config, folder, monkeypatch):
     for how in ("owner/name", "owner/name@0123abc", str(tmp_path)):
         found = propose(tmp_path / "one", tiny_config, how)
         assert set(found.captions.texts.values()) == {f"seen by {how}"}
+    picture_files(tmp_path / "parted", [f"train/{name}" for name in NAMES])
+    picture_files(tmp_path / "parted", [f"test/yellow vase {i}.png" for i in range(4)], first=500)
+    found = propose(tmp_path / "parted", tiny_config)
+    assert found.entry["test_split"] == "test" and found.audit["test"] == 4
+    assert set(found.captions.texts) >= {f"train/{NAMES[0]}", "test/yellow vase 0.png"}
 
 
 @pytest.mark.parametrize(
@@ -309,14 +308,6 @@ def test_what_fails_does_so_before_a_model_captions(folder, tmp_path, tiny_confi
     assert isinstance(result.exception, DasdError) and "is there already" in str(result.exception)
 
 
-def test_split_folders_are_used(tmp_path, tiny_config):
-    picture_files(tmp_path, [f"train/{name}" for name in NAMES])
-    picture_files(tmp_path, [f"test/yellow vase {i}.png" for i in range(4)], first=500)
-    found = propose(tmp_path, tiny_config)
-    assert found.entry["test_split"] == "test" and found.audit["test"] == 4
-    assert set(found.captions.texts) >= {f"train/{NAMES[0]}", "test/yellow vase 0.png"}
-
-
 def test_prompts_are_no_captions_of_training_images(folder, tmp_path, tiny_config):
     def plain(text):
         return text.lower().rstrip(".")
@@ -336,8 +327,8 @@ def test_prompts_are_no_captions_of_training_images(folder, tmp_path, tiny_confi
 
 def test_written_and_loaded(found, tmp_path):
     written = new_domain.write(found, tmp_path / "mine.json")
-    names = ["mine.json", "classifier.json", "metadata.jsonl", "sketch.json"]
-    assert [path.name for path in written] == names
+    names = [path.name for path in written]
+    assert names == ["mine.json", "classifier.json", "metadata.jsonl", "sketch.json"]
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in written)
     config = Config.load(tmp_path / "mine.json")
     loaded = data.load_domain(config.domain("sketch"), config)
@@ -446,10 +437,7 @@ def test_a_caption_file_is_checked(found, tmp_path):
     both = dataclasses.replace(config.domains[0], caption_column="text")
     with pytest.raises(DasdError, match="caption_file and in a caption_column"):
         config.replace(domains=(both,))
-
-
-def test_a_caption_file_is_part_of_a_runs_name_only_where_there_is_one():
-    config = Config.setup("tiny")
+    config = Config.setup("tiny")  # it is part of a run's name only where there is one
     named = dataclasses.replace(config.domains[0], data="folder", caption_file="captions.jsonl")
     others = [config.replace(domains=(dataclasses.replace(named, caption_file=c),)) for c in (None, "a", "b")]
     assert len({checkpoints.run_key(other) for other in others}) == 3

@@ -209,46 +209,25 @@ def test_images_that_the_test_split_has_are_kept_out_of_training(folder, config)
     assert data.audit(loaded["train"])["duplicates_of_test"] == 3
 
 
-def test_label_of_the_test_split_is_checked_before_training(folder, config):
+def test_what_the_test_split_lacks_is_said_before_training(folder, config):
     write_images(folder / "train", range(5), {"kind": lambda n: "a"})
     write_images(folder / "test", range(9, 12), {"kind": lambda n: "b"})
     with pytest.raises(DasdError, match="'b'"):
         load(folder, config, test_split="test", label_column="kind", label_captions={"a": "one"})
-
-
-def test_no_image_left_for_a_split_is_an_error(folder, config):
-    write_images(folder, range(5))
-    with pytest.raises(DasdError, match="test_fraction"):
-        data.load_domain(domain(folder, caption="x"), config.replace(test_fraction=0.0), "test")
+    with pytest.raises(DasdError, match="test_fraction"):  # no image is left for a split
+        data.load_domain(domain(folder / "train", caption="x"), config.replace(test_fraction=0.0), "test")
 
 
 # the columns of the three hub data sets, as parquet files
 
 
-def parquet_folder(folder: Path, splits: dict[str, dict], **features) -> Path:
+def parquet_folder(folder: Path, splits: dict[str, dict], **features) -> None:
     """Write files named as on the hub, with the image bytes in them."""
     folder.mkdir(parents=True)
     kinds = datasets.Features(image=datasets.Image(), **features)
     for split, columns in splits.items():
         rows = datasets.Dataset.from_dict(columns, features=kinds)
         rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
-    return folder
-
-
-def rsicd(folder: Path) -> Path:
-    parts = {"train": range(8), "valid": range(20, 22), "test": range(30, 33)}
-    splits = {name: {"filename": [f"{name}/{n}.jpg" for n in numbers],
-                     "captions": [[f"view {k} of place {n} ." for k in range(5)] for n in numbers],
-                     "image": [picture(n) for n in numbers]} for name, numbers in parts.items()}  # fmt: skip
-    string = datasets.Value("string")
-    return parquet_folder(folder, splits, filename=string, captions=datasets.List(string))
-
-
-def chest_xray(folder: Path) -> Path:
-    parts = {"train": range(8), "validation": range(20, 22), "test": range(30, 33)}
-    splits = {name: {"image": [picture(n, mode="L") for n in numbers], "label": [n % 2 for n in numbers]}
-              for name, numbers in parts.items()}  # fmt: skip
-    return parquet_folder(folder, splits, label=datasets.ClassLabel(names=["NORMAL", "PNEUMONIA"]))
 
 
 def sd15_domain(name: str, folder: Path, **changes) -> DomainConfig:
@@ -257,14 +236,22 @@ def sd15_domain(name: str, folder: Path, **changes) -> DomainConfig:
 
 
 def test_rsicd_columns(folder, config):
-    loaded = load_all(sd15_domain("satellite", rsicd(folder)), config)
+    parts = {"train": range(8), "valid": range(20, 22), "test": range(30, 33)}
+    splits = {name: {"captions": [[f"view {k} of place {n} ." for k in range(5)] for n in numbers],
+                     "image": [picture(n) for n in numbers]} for name, numbers in parts.items()}  # fmt: skip
+    parquet_folder(folder, splits, captions=datasets.List(datasets.Value("string")))
+    loaded = load_all(sd15_domain("satellite", folder), config)
     assert len(loaded["train"]) + len(loaded["validation"]) == 8 and len(loaded["test"]) == 3
     assert all(len(captions) == 5 for captions in loaded["train"].captions)
     assert loaded["train"].prompt(0).startswith("<satellite> view 0 of place ")
 
 
 def test_chest_xray_columns(folder, config):
-    settings = sd15_domain("xray", chest_xray(folder))
+    parts = {"train": range(8), "validation": range(20, 22), "test": range(30, 33)}
+    splits = {name: {"image": [picture(n, mode="L") for n in numbers], "label": [n % 2 for n in numbers]}
+              for name, numbers in parts.items()}  # fmt: skip
+    parquet_folder(folder, splits, label=datasets.ClassLabel(names=["NORMAL", "PNEUMONIA"]))
+    settings = sd15_domain("xray", folder)
     loaded = data.load_domain(settings, config)
     assert loaded[0]["image"].mode == "RGB"
     assert set(data.audit(loaded)["classes"]) == {"NORMAL", "PNEUMONIA"}
@@ -402,42 +389,31 @@ def hashes(count: int, seed: int = 0) -> list[str]:
     return [np.random.default_rng([seed, i]).bytes(32).hex() for i in range(count)]
 
 
-def test_split_keeps_the_fractions_and_parts_no_group():
+def test_split_keeps_the_fractions_parts_no_group_and_moves_no_image():
     parts = np.array(data.split_by_content(hashes(4000), [i // 2 for i in range(4000)], 0.1, 0.2))
     assert (parts[::2] == parts[1::2]).all()
     backwards = data.split_by_content(hashes(4000)[::-1], [i // 2 for i in range(4000)][::-1], 0.1, 0.2)
     assert backwards[::-1] == parts.tolist()
     assert (parts == "validation").mean() == pytest.approx(0.1, abs=0.03)
     assert (parts == "test").mean() == pytest.approx(0.2, abs=0.03)
-
-
-def test_split_moves_no_image_when_others_are_added():
     for seed in range(20):
         few = data.split_by_content(hashes(300, seed), range(300), 0.1, 0.2)
-        assert data.split_by_content(hashes(900, seed), range(900), 0.1, 0.2)[:300] == few
+        assert data.split_by_content(hashes(900, seed), range(900), 0.1, 0.2)[:300] == few  # others are added
     parts = data.split_by_content(hashes(20), range(20), 0.1, 0.2)  # in every version
     assert [i for i, part in enumerate(parts) if part == "validation"] == [11]
     assert [i for i, part in enumerate(parts) if part == "test"] == [5, 7, 9, 14]
 
 
-def faces(count: int, size: int = 96) -> list[Image.Image]:
-    """Return pictures of one framing: a bright disc on black, with a few spots of its own in each.
-
-    So few that all correlate above 0.97 as long as what they share is not taken out.
-    """
-    found = []
-    for number in range(count):
-        image, draw = Image.new("RGB", (size, size)), np.random.default_rng(number)
-        pen = ImageDraw.Draw(image)
-        pen.ellipse((6, 6, size - 6, size - 6), fill=(190, 90, 40))
-        for x, y in draw.integers(size // 4, 3 * size // 4, (4, 2)).tolist():
-            pen.ellipse((x, y, x + 5, y + 5), fill=(240, 230, 90))
-        found.append(image)
-    return found
-
-
 def test_images_of_one_framing_are_no_copies_and_their_copies_are():
-    pictures = faces(30)
+    """A bright disc on black, with few spots of its own: all correlate above .97 by what they share."""
+    pictures = []
+    for number in range(30):
+        image, draw = Image.new("RGB", (96, 96)), np.random.default_rng(number)
+        pen = ImageDraw.Draw(image)
+        pen.ellipse((6, 6, 90, 90), fill=(190, 90, 40))
+        for x, y in draw.integers(24, 72, (4, 2)).tolist():
+            pen.ellipse((x, y, x + 5, y + 5), fill=(240, 230, 90))
+        pictures.append(image)
     copies = [picture.resize((80, 80)) for picture in pictures[:5]]
     groups = grouped(*pictures, *copies)
     assert len(set(groups)) == 30 and groups[30:] == groups[:5]
