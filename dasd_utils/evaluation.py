@@ -90,11 +90,6 @@ class Prompts:
         """Return the prompt index of each of `count` samples, (count,): sample i has prompt i % P."""
         return torch.arange(count) % len(self.texts)
 
-    def group_of(self, count: int) -> Tensor:
-        """Return the independent unit of each of `count` samples, (count,)."""
-        prompt_of = self.prompt_of(count)
-        return prompt_of if self.groups is None else self.groups[prompt_of]
-
 
 def load_prompts(config: Config, domain: str) -> list[str]:
     """Return the evaluation prompts of a domain, without its token."""
@@ -235,7 +230,9 @@ def estimates(
     by_seed: Sequence[Scores], reference: Reference, num_bootstrap: int = 1000
 ) -> dict[str, Estimate]:
     """Return each metric's estimate over training seeds; all methods share the draws, so they are pairs."""
-    group = reference.prompts.group_of(len(by_seed[0]["features"]))
+    prompts = reference.prompts
+    prompt_of = prompts.prompt_of(len(by_seed[0]["features"]))
+    group = prompt_of if prompts.groups is None else prompts.groups[prompt_of]
     count, real = int(group.max()) + 1, len(reference.heldout)
     drawn = metrics.bootstrap_counts(count, num_bootstrap, seed=0)[:, group]
     drawn_real = metrics.bootstrap_counts(real, num_bootstrap, seed=1)

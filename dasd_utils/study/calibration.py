@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dasd_utils import evaluation, sampling
-from dasd_utils.evaluation import ResultRow
 from dasd_utils.runtime import checkpoints, files
 
 if TYPE_CHECKING:
     from dasd_utils.config import Calibration, DomainConfig
+    from dasd_utils.evaluation import ResultRow, Scorer
     from dasd_utils.metrics import Estimate
 
 SCALES = {"cfg": (1.5, 2.0, 3.0, 4.0, 5.5, 7.5), "domain": (1.5, 2.0, 3.0, 4.0, 5.5)}
-SCHEDULES = (
-    *(("dpm++", steps) for steps in (8, 10, 15, 20, 30)),
-    *(("unipc", steps) for steps in (8, 10, 15, 20)),
-    *(("ddim", steps) for steps in (15, 30, 50)),
-)
+STEPS = {"dpm++": (8, 10, 15, 20, 30), "unipc": (8, 10, 15, 20), "ddim": (15, 30, 50)}
+SCHEDULES = tuple((scheduler, steps) for scheduler, counts in STEPS.items() for steps in counts)
 BUDGET = 30  # denoising steps
 IMAGES = 64  # a candidate and domain
 NOISE = 7_000_000  # seeds that no evaluation uses
@@ -57,7 +54,7 @@ class Candidate:
 
 def calibrate(
     pipeline: sampling.DasdPipeline,
-    scorer: evaluation.Scorer,
+    scorer: Scorer,
     path: Path,
     budget: int = BUDGET,
     num_images: int = IMAGES,
@@ -88,12 +85,7 @@ def calibration_file(run: str | Path) -> Path:
 
 
 def search(
-    pipeline: sampling.DasdPipeline,
-    domain: DomainConfig,
-    scorer: evaluation.Scorer,
-    budget: int = BUDGET,
-    num_images: int = IMAGES,
-    progress: bool = True,
+    pipeline: sampling.DasdPipeline, domain: DomainConfig, scorer: Scorer, budget: int, num_images: int
 ) -> list[Candidate]:
     """Return the candidates of one domain: guidance first, with the config's schedule, then the schedule.
 
@@ -105,7 +97,7 @@ def search(
     texts = [reference.prompts.texts[i] for i in reference.prompts.prompt_of(num_images)]
     seeds = range(NOISE, NOISE + num_images)
     count = len(guidances) + len(schedules)
-    with files.bar(None, domain.name, count, shown=progress, unit="candidate") as bar:
+    with files.bar(None, domain.name, count, unit="candidate") as bar:
 
         def attempt(calibration: Calibration) -> Candidate:
             started = time.perf_counter()
@@ -121,11 +113,8 @@ def search(
         start = dataclasses.replace(domain.calibration, num_inference_steps=steps)
         found = [attempt(dataclasses.replace(start, guidance=g, guidance_scale=s)) for g, s in guidances]
         best = choose_candidate(found).calibration
-        for scheduler, steps in schedules:
-            other = dataclasses.replace(best, scheduler=scheduler, num_inference_steps=steps)
-            if other != best:
-                found.append(attempt(other))
-        return found
+        others = [dataclasses.replace(best, scheduler=name, num_inference_steps=n) for name, n in schedules]
+        return found + [attempt(other) for other in others if other != best]
 
 
 def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:

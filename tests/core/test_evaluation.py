@@ -74,7 +74,7 @@ def test_values_are_those_of_metrics(rows, score, scorer):
 
 def test_images_of_one_prompt_are_one_unit(rows, scorer):
     prompts = evaluation.embed_prompts(PROMPTS, scorer)
-    groups = prompts.group_of(8).tolist()
+    groups = prompts.groups.tolist()
     assert len(set(groups)) == 4 and groups[::2] == groups[1::2]
     scores = metrics.clip_scores(scorer.embed(pictures(0, 8, RED)), prompts.features)
     expected = metrics.bootstrap_interval(scores, num_bootstrap=50, groups=groups)

@@ -54,14 +54,13 @@ def config(base_dir, tmp_path_factory):
 
 @pytest.fixture
 def search(config, monkeypatch):
-    """Return `search(schedules, **options)`: the candidates of the first domain."""
+    """Return `search(schedules, budget)`: the candidates of the first domain."""
 
-    def run(schedules, **options):
+    def run(schedules, budget=30):
         monkeypatch.setattr(calibration, "SCHEDULES", schedules)
         monkeypatch.setattr(calibration, "SCALES", {"cfg": (1.0, 2.0), "domain": (2.0,)})
         pipeline, scorer = sampling.load_trained_pipeline(config), evaluation.load_scorer(config, "cpu")
-        options |= {"num_images": 10, "progress": False}
-        return calibration.search(pipeline, config.domains[0], scorer, **options)
+        return calibration.search(pipeline, config.domains[0], scorer, budget, 10)
 
     return run
 
