@@ -1,9 +1,9 @@
-"""Shapes in unit coordinates (0 to 1, y downwards), renderers that paint or ink them, and soft textures."""
+"""Shapes in unit coordinates (0 to 1, y downwards), and renderers that paint or ink them."""
 
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 SCALE = 4  # supersampling: shapes are drawn this many times larger, then averaged
 Point = tuple[float, float]
@@ -142,45 +142,3 @@ def distinct(rng: np.random.Generator, options: list[Colour], avoid: list[Colour
     gaps = np.linalg.norm(np.subtract(np.array(options)[:, None], np.array(avoid)[None]), axis=-1).min(axis=1)
     far = np.flatnonzero(gaps >= distance)
     return options[int(far[rng.integers(len(far))] if len(far) else gaps.argmax())]
-
-
-def soft_noise(rng: np.random.Generator, size: int, cells: tuple[int, int], angle: float = 0) -> np.ndarray:
-    """Smooth noise in [-1, 1], (size, size, 3): `cells` grains down and across, turned by `angle` radians."""
-    grid = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    across, down = cells[1] / size, cells[0] / size
-    cos, sin = np.cos(angle), np.sin(angle)
-    matrix = (across * cos, across * sin, 32 - across * size * (cos + sin) / 2,
-              -down * sin, down * cos, 32 - down * size * (cos - sin) / 2)  # fmt: skip
-    affine, bicubic = Image.Transform.AFFINE, Image.Resampling.BICUBIC
-    picture = Image.fromarray(grid).transform((size, size), affine, matrix, bicubic)
-    return np.asarray(picture, np.float32) / 127.5 - 1
-
-
-def brushwork(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Soft short strokes of colour variation, mostly of brightness, in one direction."""
-    noise = soft_noise(rng, image.width, (20, 7), rng.uniform(-0.9, 0.9))
-    noise = 0.6 * noise[..., :1] + 0.4 * noise
-    return _to_image(np.asarray(image, np.float32) + 24 * noise)
-
-
-def watercolour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Pale washes with soft edges on light paper, which stays bare around the picture."""
-    size = image.width
-    colours = np.asarray(image.filter(ImageFilter.GaussianBlur(size / 90)), np.float32)
-    wash = 0.74 * (1 + 0.25 * soft_noise(rng, size, (5, 5))[..., :1])
-    edge = np.minimum(np.arange(size), np.arange(size)[::-1]) / size
-    border = np.minimum(edge[:, None], edge[None])[..., None] + 0.02 * soft_noise(rng, size, (9, 9))[..., :1]
-    wash *= np.clip((border - 0.03) / 0.04, 0, 1)
-    paper = np.array([252, 248, 238], np.float32)
-    return _to_image(paper - wash * (paper - colours))
-
-
-def sensor_noise(image: Image.Image, rng: np.random.Generator, strength: float = 1.4) -> Image.Image:
-    """Slight grain and one common change of brightness."""
-    pixels = np.asarray(image, np.float32)
-    grain = rng.standard_normal(pixels.shape[:2], dtype=np.float32)[..., None]
-    return _to_image(pixels * rng.uniform(0.94, 1.05) + strength * grain)
-
-
-def _to_image(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

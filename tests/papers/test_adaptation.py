@@ -26,9 +26,6 @@ SETTINGS = {"return_step": 300, "forward_steps": 3, "generation_steps": 2, "form
 TARGET = "toyworld:sketch"
 
 
-# sets and statistics
-
-
 def disc(colour, background=(255, 255, 255)):
     y, x = np.mgrid[:64, :64]
     inside = (x - 32) ** 2 + (y - 32) ** 2 < 15**2
@@ -43,12 +40,6 @@ def test_edges_are_dark_where_brightness_changes_and_nowhere_else():
     assert np.asarray(adaptation.edges(Image.new("RGB", (64, 64), "red"))).min() == 255
 
 
-def test_sets_are_joined_with_their_labels():
-    one = Labelled.of([disc((0, 0, 0))] * 2, ["a", "b"])
-    both = one + one
-    assert both.pixels.shape == (4, 3, 32, 32) and both.labels == ["a", "b", "a", "b"]
-
-
 def test_curves_are_of_each_epoch_and_seed():
     pictures = [disc((250, 0, 0)), disc((0, 0, 250))] * 8
     labels = ["red", "blue"] * 8
@@ -59,10 +50,7 @@ def test_curves_are_of_each_epoch_and_seed():
     assert torch.equal(found["own", "swapped"], 1 - curve)
     shorter = adaptation.correct_by_epoch({"own": own}, {"same": own}, 0, epochs=2)
     assert torch.equal(shorter["own", "same"], curve[:2])
-
-
-def test_watching_changes_nothing():
-    x, labels, seen = torch.randn(8, 3, 32, 32), ["a", "b"] * 4, []
+    x, seen = own.pixels, []  # watching changes nothing
     watched = small_cnn.train(x, labels, 3, 2, lambda epoch, made: made(x) is None or seen.append(epoch))
     assert torch.equal(watched(x), small_cnn.train(x, labels, 3, 2)(x)) and seen == [1, 2]
 
@@ -83,22 +71,13 @@ def test_the_share_of_the_gap_by_hand():
     assert (most - least) / 2 == pytest.approx(1.984 * 0.5 / 100**0.5, rel=0.1)
     _, least, most = adaptation.share_of_the_gap(half_right[:, :6], none[:, :6], full[:, :6])
     assert (most - least) / 2 == pytest.approx(2.571 * (0.3 / 6) ** 0.5, rel=0.05)  # a bootstrap lacks 6 / 5
-
-
-def test_no_share_is_told_where_there_is_no_gap():
-    none, some = torch.zeros(3, 50), torch.zeros(3, 50)
-    some[:, 0] = 1  # one image of fifty
+    none, some = torch.zeros(2, 3, 50)
+    some[:, 0] = 1  # one image of fifty: there is no gap
     assert all(map(math.isnan, adaptation.share_of_the_gap(some, none, some)))
     assert all(map(math.isnan, adaptation.share_of_the_gap(some, none, none)))
-
-
-def test_an_estimate_counts_images_and_seeds():
     right = (torch.rand(5, 100, generator=torch.Generator().manual_seed(0)) < 0.7).float()
     value, low, high = adaptation.estimate(right).interval()
     assert value == pytest.approx(right.mean().item()) and 0.04 < high - low < 0.2
-
-
-# the study
 
 
 @pytest.fixture(scope="module")
@@ -124,22 +103,16 @@ def rows(study):
     return adaptation.table(study, [0, 1, 2])
 
 
-def test_every_set_is_tested_on_both_domains_after_each_epoch(rows):
+def test_the_table_has_accuracies_of_each_epoch_a_constant_answer_and_distances_from_twins(study, rows):
     found = {(r["method"], r["domain"], r["epoch"]) for r in rows if r["metric"] == "accuracy"}
     methods, places = (SOURCE, TRANSLATED, BOTH, EDGES, REAL), ("sketch", "paintings", TRANSLATED)
     assert found == {(m, d, e) for m in methods for d in places for e in (1, 2)}
     assert all({"n", "seeds", "low", "high"} <= set(row) for row in rows)
-
-
-def test_the_best_constant_answer_is_reported(study, rows):
     (row,) = [row for row in rows if row["metric"] == "constant_answer"]
     labels = study.images["sketch", "test"].labels
     most = max("no", "yes", key=labels.count)
     assert row["method"] == f"always {most!r}" and row["value"] == labels.count(most) / len(labels)
     assert row["domain"] == "sketch" and row["n"] == 12
-
-
-def test_pictures_are_measured_against_their_twins(rows):
     found = {(r["method"], r["metric"]): r["value"] for r in rows if r["metric"] != "accuracy"}
     assert {(m, "twin_mae") for m in (SOURCE, TRANSLATED, EDGES)} <= set(found)
     assert (REAL, "twin_mae") not in found and (REAL, "cmmd") in found
@@ -231,14 +204,11 @@ def test_what_comes_back_unchanged_is_the_bases(study, rows, monkeypatch):
     assert seen == [0]
 
 
-def test_a_split_is_cut_with_all_that_is_known_of_it(config):
+def test_a_domain_without_labels_is_looked_at_and_not_classified(config):
     whole = data.load_domain(config.domains[0], config, "test")
     part = translation.first_images(whole, 5)
     assert len(part) == len(part.labels) == len(part.mentioned) == len(part.images) == 5
     assert part.labels == whole.labels[:5] and part.thumbnails.shape[0] == 5
-
-
-def test_a_domain_without_labels_is_looked_at_and_not_classified(config):
     domain = dataclasses.replace(config.domains[0], label_column=None)
     study = Study(config.replace(domains=(domain,)), "toyworld:xray")
     assert adaptation.run_study(study, [0, 1]) == []
