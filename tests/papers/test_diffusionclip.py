@@ -58,18 +58,14 @@ def test_a_step_is_that_of_ddim_in_both_directions():
     assert torch.allclose(diffusionclip.ddim_step(x, eps, 600, 500, alphas), expected, atol=1e-6)
     expected = there.step(eps, 600, x).prev_sample  # 600 is where it arrives
     assert torch.allclose(diffusionclip.ddim_step(x, eps, 500, 600, alphas), expected, atol=1e-6)
-    assert torch.allclose(
-        diffusionclip.ddim_step(x, eps, 0, -1, alphas), back.step(eps, 0, x).prev_sample, atol=1e-6
-    )
-
-
-def test_times_go_from_the_clean_image_to_the_return_step():
-    assert diffusionclip.ddim_times(300, 3) == [-1, 99, 199, 299]
-    assert diffusionclip.ddim_times(1000, 1) == [-1, 999] and diffusionclip.ddim_times(3, 3) == [-1, 0, 1, 2]
-    assert diffusionclip.alpha_at(torch.tensor([0.9, 0.5]), -1) == 1.0
+    expected = back.step(eps, 0, x).prev_sample
+    assert torch.allclose(diffusionclip.ddim_step(x, eps, 0, -1, alphas), expected, atol=1e-6)
 
 
 def test_steps_back_undo_steps_there_where_the_noise_is_the_same():
+    assert diffusionclip.ddim_times(300, 3) == [-1, 99, 199, 299]
+    assert diffusionclip.ddim_times(1000, 1) == [-1, 999] and diffusionclip.ddim_times(3, 3) == [-1, 0, 1, 2]
+    assert diffusionclip.alpha_at(torch.tensor([0.9, 0.5]), -1) == 1.0
     eps, alphas = torch.randn(1, 4, 8, 8), torch.linspace(0.99, 0.01, 1000)
     x, times, seen = torch.randn(1, 4, 8, 8), diffusionclip.ddim_times(500, 7), []
 
@@ -132,8 +128,10 @@ def test_the_direction_leads_from_the_mean_of_one_set_of_sentences_to_that_of_th
     means = {name: metrics.embed_texts(words.clip, tokenizer, own).mean(0) for name, own in sentences.items()}
     unit = {name: mean / mean.norm() for name, mean in means.items()}
     torch.testing.assert_close(words.direction, unit["target"] - unit["reference"])
-    same = words.embed(torch.zeros(2, 3, 32, 32))
-    assert torch.allclose(same.norm(dim=1), torch.ones(2)) and torch.equal(same[0], same[1])
+    found = words.embed(images.to_pixels(pictures(3)))  # as the scorer has them
+    expected = evaluation.load_scorer(config, "cpu").embed(pictures(3))
+    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99
+    assert torch.allclose(found.norm(dim=1), torch.ones(3))
 
 
 def test_l1_is_between_each_picture_and_its_own_original(config, parts):
@@ -145,13 +143,6 @@ def test_l1_is_between_each_picture_and_its_own_original(config, parts):
         _, logs = objective(parts, batch, config)
     apart = [(one - other).abs().mean().item() for one, other in pixels]
     assert logs["loss_l1"] == pytest.approx(sum(apart) / 4, rel=1e-4)
-
-
-def test_features_are_those_of_the_scorer(config):
-    words = diffusionclip.Words(config, diffusionclip.settings(config), torch.device("cpu"))
-    found = words.embed(images.to_pixels(pictures(3)))
-    expected = evaluation.load_scorer(config, "cpu").embed(pictures(3))
-    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99
 
 
 def test_a_batch_stays_for_all_steps_and_is_inverted_once(config, parts, monkeypatch):
@@ -216,23 +207,29 @@ def test_a_stopped_training_goes_on_as_if_nobody_had_stopped_it(config, tmp_path
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"method_settings": SHORT | {"form": "other"}}, "form is 'other'"),
-        ({"method_settings": SHORT | {"return_step": 0}}, "return_step"),
-        ({"method_settings": SHORT | {"forward_steps": 301}}, "fewer than forward_steps"),
-        ({"method_settings": SHORT | {"l1_weight": -1.0}}, "l1_weight"),
-        ({"method_settings": {"reference": ("a painting",)}}, "lacks target.*as "),
-        ({"method_settings": {"target": ("a sketch",)}}, "lacks reference"),
-        ({"method_settings": {"stepps": 1}}, "stepps"),
-        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
-        ({"caption_dropout": 0.1}, "caption_dropout"),
-    ],
-)
-def test_what_does_not_fit_is_refused(config, changes, said):
-    with pytest.raises(DasdError, match=said):
-        config.replace(**changes)
+def test_what_does_not_fit_is_refused(config, parts):
+    settings = (
+        (SHORT | {"form": "other"}, "form is 'other'"),
+        (SHORT | {"return_step": 0}, "return_step"),
+        (SHORT | {"forward_steps": 301}, "fewer than forward_steps"),
+        (SHORT | {"l1_weight": -1.0}, "l1_weight"),
+        ({"reference": ("a painting",)}, "lacks target.*as "),
+        ({"target": ("a sketch",)}, "lacks reference"),
+        ({"stepps": 1}, "stepps"),
+    )
+    fields = (("gradient_accumulation_steps", 2), ("caption_dropout", 0.1))
+    for changes, said in (
+        *(({"method_settings": values}, said) for values, said in settings),
+        *(({name: value}, name) for name, value in fields),
+    ):
+        with pytest.raises(DasdError, match=said):
+            config.replace(**changes)
+    for target in ("A painting", "a painting"):  # CLIP's tokenizer knows no case
+        alike = config.replace(method_settings=SHORT | {"target": (target,)})
+        with pytest.raises(DasdError, match="no direction between"):
+            diffusionclip.Words(alike, diffusionclip.settings(alike), torch.device("cpu"))
+    with pytest.raises(DasdError, match="made for DASD's step"):
+        batch_size.largest_batch(config, parts)
 
 
 @pytest.fixture
@@ -251,40 +248,20 @@ def test_strength_mixes_base_and_learner(pipeline, undecoded):
         expected = undecoded(translation.generate, pipeline, noisy, 300, 3, rule)
         assert torch.allclose(mixed[strength], expected, atol=1e-5)
     assert not torch.allclose(mixed[0], mixed[1]) and not torch.allclose(mixed[0.5], mixed[1])
+    alone = undecoded(translation.translate, pipeline, chosen[2:], **STEPS)
+    assert torch.allclose(mixed[1][2:], alone, atol=1e-5)  # whatever is beside it
+    with pytest.raises(DasdError, match="not finite"):
+        translation.translate(pipeline, chosen, 300, 3, 3, strength=1e30)
 
 
 def test_there_and_back_are_the_same_times(pipeline, monkeypatch):
     seen, follow = [], diffusionclip.follow
-    monkeypatch.setattr(
-        diffusionclip, "follow", lambda p, x, times, *a: seen.append(times) or follow(p, x, times, *a)
-    )
+    monkeypatch.setattr(diffusionclip, "follow", lambda *a: seen.append(a[2]) or follow(*a))
     translation.translate(pipeline, pictures(1), 300, 3, 2)
     assert seen == [[-1, 99, 199, 299], [299, 149, -1]]
 
 
-def test_a_picture_is_translated_alike_whatever_is_beside_it(pipeline, undecoded):
-    found = [undecoded(translation.translate, pipeline, pictures(3)[first:], **STEPS) for first in (0, 2)]
-    assert torch.allclose(found[0][2:], found[1], atol=1e-5)
-
-
-def test_words_that_clip_cannot_tell_apart_are_refused(config):
-    for target in ("A painting", "a painting"):  # its tokenizer knows no case
-        alike = config.replace(method_settings=SHORT | {"target": (target,)})
-        with pytest.raises(DasdError, match="no direction between"):
-            diffusionclip.Words(alike, diffusionclip.settings(alike), torch.device("cpu"))
-
-
-def test_a_step_of_micro_batches_is_refused(config, parts):
-    with pytest.raises(DasdError, match="made for DASD's step"):
-        batch_size.largest_batch(config, parts)
-
-
-def test_numbers_beyond_all_bounds_are_an_error(pipeline):
-    with pytest.raises(DasdError, match="not finite"):
-        translation.translate(pipeline, pictures(1), 300, 3, 3, strength=1e30)
-
-
-def test_other_learners_are_terms_beside_ones_own(pipeline):
+def test_other_learners_are_terms_beside_ones_own():
     other = Term("other", EMPTY, 0.5)
     assert translation.translation_rule(1.0, [other]) == (Term(BASE, EMPTY), Term(ADAPTED, EMPTY, 1.0), other)
     assert translation.translation_rule() == (Term(ADAPTED, EMPTY),)

@@ -52,10 +52,7 @@ def test_a_straight_line_is_found_and_a_shift_taken_away():
     moved = x + torch.tensor([9.0, 0, 0, 0, 0])
     assert made.classify(moved) == ["yes"] * 200
     assert made.classify(moved, moved.mean(dim=0)) == made.classify(x)
-
-
-def test_how_frequent_a_label_is_does_not_decay():
-    """Where features say nothing, the classifier says the shares of its training set."""
+    # where features say nothing, the classifier says the shares of its training set: they do not decay
     made = hspace.fit(torch.zeros(100, 3), ["no"] * 90 + ["yes"] * 10)
     assert made.scores(torch.zeros(1, 3)).softmax(dim=1)[0].tolist() == pytest.approx([0.9, 0.1], abs=1e-3)
 
@@ -94,9 +91,6 @@ def test_a_line_of_the_source_is_tried_on_the_target_as_it_is_and_centred():
     assert found["source, on target"] == 0.5  # all are said to be "yes"
     assert min(found["source, on source"], found["ceiling, on target"]) > 0.9
     assert found["source, on target, centred"] > 0.9
-
-
-# training sets resampled
 
 
 @pytest.fixture

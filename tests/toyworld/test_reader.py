@@ -52,11 +52,8 @@ def test_reader_learns_left_from_right_and_survives_saving(tmp_path):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    assert AttributeClassifier.load(tmp_path) is None  # a folder without one
     reader.save(tmp_path)
     again = AttributeClassifier.load(tmp_path)
     fresh = [picture(side, rng) for side in sides]
     assert [shown["side"] for shown in again.read(fresh, "field")] == sides
-
-
-def test_a_folder_without_a_reader(tmp_path):
-    assert AttributeClassifier.load(tmp_path) is None
