@@ -425,10 +425,7 @@ class Updater:
         torch.manual_seed(int(counter.generate_state(1, np.uint64)[0]))
 
     def update(self, finite_loss: bool) -> tuple[float, bool]:
-        """Clip, step, and clear the gradients; return (their norm before clipping, whether it stepped).
-
-        Without a finite loss and norm nothing changes but the scale of fp16.
-        """
+        """Clip, step if loss and norm are finite, clear the gradients; return (norm, whether it stepped)."""
         processes.mean_gradients(self.parameters)
         limit = self.config.training.max_grad_norm
         norm = self.accelerator.clip_grad_norm_(self.parameters, limit if limit > 0 else float("inf")).item()

@@ -17,7 +17,6 @@ from dasd_utils.apps import notebooks
 from dasd_utils.config import ROOT, DasdError, read_json, resolve
 from dasd_utils.runtime import files
 
-RETRIES = 2  # of a command whose dask worker was lost
 PATIENCE = 10  # seconds that a scheduler has to answer
 Command = Sequence[str]  # the words behind `dasd`
 Parameters = dict[str, Any]
@@ -30,21 +29,19 @@ def run_all(commands: Sequence[Command], workers: int, scheduler: str | None) ->
         raise DasdError(f"{len(failed)} of {len(commands)} commands failed, the first: {failed[0]}")
 
 
-def run(
-    commands: Sequence[Command], workers: int = 1, scheduler: str | None = None, progress: bool = True
-) -> list[str | None]:
+def run(commands: Sequence[Command], workers: int = 1, scheduler: str | None = None) -> list[str | None]:
     """Run each command; return the last line of its errors if it failed, else None.
 
     `workers` processes share the cores of this machine. The workers of a dask cluster need this project and a
     file system in common; a command whose worker is lost is run again.
     """
     if scheduler is not None:
-        return _on_cluster(commands, scheduler, progress)
+        return _on_cluster(commands, scheduler)
     threads = max((os.cpu_count() or 1) // workers, 1)
     pool = ThreadPoolExecutor(workers)
     waiting = [pool.submit(execute, command, threads) for command in commands]
     try:
-        _show(as_completed(waiting), len(waiting), progress)
+        _show(as_completed(waiting), len(waiting))
     finally:  # after Ctrl-C those at work, which got the signal too, save
         pool.shutdown(cancel_futures=True)
     return [one.result() for one in waiting]
@@ -62,21 +59,18 @@ def execute(command: Command, threads: int | None = None) -> str | None:
     return lines[-1] if lines else f"exit status {done.returncode}"
 
 
-def _on_cluster(commands: Sequence[Command], scheduler: str, progress: bool) -> list[str | None]:
+def _on_cluster(commands: Sequence[Command], scheduler: str) -> list[str | None]:
     import distributed
 
-    try:
-        client = distributed.Client(scheduler, timeout=PATIENCE)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise DasdError(f"No dask scheduler answers at {scheduler}: {error}.") from None
-    with client:
-        futures = client.map(execute, [list(command) for command in commands], retries=RETRIES, pure=False)
-        _show(distributed.as_completed(futures), len(futures), progress)
+    with distributed.Client(scheduler, timeout=PATIENCE) as client:
+        # a command whose worker is lost is run again
+        futures = client.map(execute, [list(command) for command in commands], retries=2, pure=False)
+        _show(distributed.as_completed(futures), len(futures))
         return [str(one.exception()) if one.exception() else one.result() for one in futures]
 
 
-def _show(finished: Iterable[Any], count: int, progress: bool) -> None:
-    for _ in files.bar(finished, "commands", count, shown=progress):
+def _show(finished: Iterable[Any], count: int) -> None:
+    for _ in files.bar(finished, "commands", count):
         pass
 
 

@@ -166,27 +166,23 @@ def _by_step(config: Config) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def lock_run(config: Config, required: bool = True) -> Iterator[bool]:
-    """Lock the run's folder inside the `with`; where another run has it, raise DasdError if `required`.
-
-    Yields whether this run has the lock.
-    """
+    """Lock the run's folder; where another run has it, raise DasdError or, unless `required`, yield False."""
     folder = writable(config.output_dir)
     key = threading.get_ident(), folder
     if key in _locked:  # as `save_training_results` inside the lock of the command
         yield True
         return
     with files.try_lock(folder / LOCK) if processes.is_main() else contextlib.nullcontext(True) as mine:
-        if not processes.any_of(not mine):
-            _locked.add(key)
-            try:
-                yield True
-            finally:
-                _locked.discard(key)
-        elif required:
-            raise DasdError(f"Another run is at work in {folder}: wait for its end, or set output_dir to "
-                            "another folder.")  # fmt: skip
-        else:
+        if processes.any_of(not mine):
+            if required:
+                raise DasdError(f"Another run is at work in {folder}: wait for its end, or set output_dir.")
             yield False
+            return
+        _locked.add(key)
+        try:
+            yield True
+        finally:
+            _locked.discard(key)
 
 
 # Checkpoints: folders of tensors and JSON values, and the manifest that tells whether one is complete.
@@ -207,8 +203,8 @@ def write_checkpoint(
     with files.atomic_folder(path, "The checkpoint") as new:
         for name, group in tensors.items():
             # safetensors refuses views, shared memory and other memory formats
-            contiguous = {"memory_format": torch.contiguous_format}
-            copies = {key: value.detach().cpu().clone(**contiguous) for key, value in group.items()}
+            layout = {"memory_format": torch.contiguous_format}
+            copies = {key: value.detach().cpu().clone(**layout) for key, value in group.items()}
             if copies:
                 save_file(copies, new / f"{name}.safetensors")
         (new / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf8")
