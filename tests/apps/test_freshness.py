@@ -130,7 +130,7 @@ REACHED = {
     "toyworld": ALL,
     "study": "04 07 08 09 10 11 so",
     "papers/domainstudio": "07 so",
-    "papers/prior_images": "07 so",  # found by the core, for DomainStudio's source images
+    "papers/prior_images": "07 09 so",  # found by the core too, for source images that are generated
     "papers/indomain": "08",  # named by its rows of the ladder alone
     "papers/text_free": "08",
     "papers/editing": "08 09",
@@ -158,7 +158,7 @@ def test_the_notebooks_reach_the_rooms_that_they_use():
         ('Config.setup("tiny", method="indomain")', {"indomain", "text_free"}),
         ('ladder.find_methods([f"DomainStudio, {title}"])', {"domainstudio", "prior_images"}),
         ("Config.setup(text_free=True)", {"text_free"}),
-        ('Config.load("data/configs/diffusionclip.json")', {"diffusionclip", "editing"}),
+        ('Config.load("data/configs/diffusionclip.json")', {"diffusionclip", "editing", "prior_images"}),
         ('Calibration(7.0, 30, "ddim", "decoupled")', set()),
     ],
 )
