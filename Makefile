@@ -16,7 +16,7 @@ WHOLE = --only "DomainStudio, no losses, whole UNet" --only "DomainStudio, whole
 UNCONDITIONAL = --against "DomainStudio, no losses, unconditional" --only "base, unconditional" \
 	--only "DomainStudio, no losses, unconditional" --only "DomainStudio, mild, unconditional"
 
-.PHONY: install course study test browser audit hooks notebooks report book clean
+.PHONY: install course rehearsal study test browser audit hooks notebooks report book clean
 
 install: $(VENV)/.installed
 
@@ -29,11 +29,16 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 course: install
 	$(BIN)/dasd notebooks --profile tiny --output_dir $(COURSE) --force
 
+rehearsal: install  # every notebook with sd15 on a narrow random base: minutes on a CPU
+	rm -rf data/runs/rehearsal && mkdir -p data/runs/rehearsal
+	OMP_NUM_THREADS=1 $(BIN)/python tests/rehearsal.py data/runs/rehearsal
+
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(PYTEST) -m "not browser"
 	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=1500 notebooks
+	$(MAKE) rehearsal
 
 browser: $(VENV)/.browser  # the pages, clicked through in an installed Chromium or Chrome
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet tests/apps/test_browser.py

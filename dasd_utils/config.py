@@ -326,12 +326,17 @@ class Config:
             module.check(self)
 
     @classmethod
-    def setup(cls, /, profile: str = "auto", **changes: Any) -> Config:
+    def setup(
+        cls, /, profile: str = "auto", file: str | Path | dict[str, Any] | None = None, **changes: Any
+    ) -> Config:
         """Return the config of a profile, with fields of any section changed by name.
 
+        file: more changes, which those by name precede: a dict, or a JSON file of one.
         "auto" is fitted to the machine, as far as the changes allow. A `method` brings its own defaults,
         which the other changes then alter. Raises DasdError for an unknown profile, method or field.
         """
+        own = file if isinstance(file, dict | None) else read_json(file, "The config file")
+        changes = {**(own or {}), **changes}
         given = dict(changes)
         for name in SECTIONS:
             given |= changes[name] if isinstance(changes.get(name), dict) else {}
@@ -364,7 +369,7 @@ class Config:
         """Read what `to_dict` wrote, or the part of it that differs from the named profile."""
         if not isinstance(values, dict):
             raise DasdError(f"A config is a JSON object of sections, not {type(values).__name__}.")
-        return cls.setup(**values)
+        return cls.setup(values.get("profile", "auto"), values)
 
     def save(self, path: str | Path) -> Path:
         """Write JSON, complete or not at all, and return the path."""

@@ -135,12 +135,14 @@ class Sampler:
         """Return every prompt that a source sample can have, the empty one first."""
         return ["", *(caption for captions in self._members["train"][0].captions for caption in captions)]
 
-    def encode(self, vae: AutoencoderKL, device: str | torch.device = "cpu", progress: bool = True) -> None:
+    def encode(
+        self, vae: AutoencoderKL, device: str | torch.device | None = None, progress: bool = True
+    ) -> None:
         """Encode the training and the held-out images, or open the cache of an earlier call.
 
-        Moves the VAE to the device. Nothing after this needs the VAE.
+        Moves the VAE to the device (None: the one that training takes). Nothing after this needs the VAE.
         """
-        vae.to(device)
+        vae.to(device or processes.default_device())
         mark = vae_fingerprint(vae)
         for split in ("train", "validation"):
             members = self._split(split)

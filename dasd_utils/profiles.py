@@ -102,7 +102,7 @@ SD15: dict[str, Any] = {
         "token_learning_rate": 5e-4,
         "gradient_checkpointing": True,
     },
-    "evaluation": {"guidance_scale": 7.5},
+    "evaluation": {"guidance_scale": 7.5, "prompts_dir": "data/prompts/sd15"},
 }
 
 PROFILES = {"tiny": TINY, "sd15": SD15}

@@ -7,18 +7,21 @@ package that they reach, and their data. A room is the core, `runtime`, a paper,
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import re
 import shutil
+import threading
 import time
 import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nbformat
+import psutil
 
 from dasd_utils.config import ROOT, DasdError, address, known_methods, portable
 from dasd_utils.runtime import files
@@ -39,8 +42,10 @@ class Executed(NamedTuple):
 
     path: Path  # of the copy with outputs
     seconds: float
+    peak_gb: float  # resident memory of the notebook's process
     folder: Path  # of its figures and results
     stamp: Stamp  # empty if its outputs are not to be stored
+    error: str = ""  # where it failed
 
 
 def find_notebooks(only: list[str] | None = None, folder: Path = NOTEBOOKS) -> list[Path]:
@@ -66,12 +71,17 @@ def load_notebook(path: Path) -> nbformat.NotebookNode:
 
 
 def run_notebooks(
-    paths: list[Path], output_dir: str | Path, parameters: dict[str, Any], to_store: bool = False
+    paths: list[Path],
+    output_dir: str | Path,
+    parameters: dict[str, Any],
+    to_store: bool = False,
+    keep_going: bool = False,
 ) -> list[Executed]:
     """Execute each notebook with the parameters it declares; write executed copies to `output_dir`.
 
     to_store: each runs in an empty folder, `output_dir/<name>`, so that it sees no other notebook's files,
-    and parameters other than its defaults are refused. Raises DasdError at the first failure.
+    and parameters other than its defaults are refused. keep_going: the others run after a failure too, which
+    else the first one ends the list.
     """
     output_dir = Path(output_dir).resolve()
     check_parameters(paths, parameters, to_store)
@@ -84,9 +94,11 @@ def run_notebooks(
         made = stamp(load_notebook(path)) if to_store else {}  # code that changes later did not make it
         if to_store:
             shutil.rmtree(folder, ignore_errors=True)
-        _execute(path, copy, parameters | {"output_dir": portable(folder)})
-        done.append(Executed(copy, time.perf_counter() - started, folder, made))
+        error, peak = _execute(path, copy, parameters | {"output_dir": portable(folder)})
+        done.append(Executed(copy, time.perf_counter() - started, peak / 1e9, folder, made, error))
         log.info("%s: %.0f s", path.stem, done[-1].seconds)
+        if error and not keep_going:
+            break
     return done
 
 
@@ -114,19 +126,38 @@ def check_parameters(paths: list[Path], parameters: dict[str, Any], to_store: bo
                                 f"of that: leave out {name} = {value!r} or --update.")  # fmt: skip
 
 
-def _execute(path: Path, copy: Path, parameters: dict[str, Any]) -> None:
+def _execute(path: Path, copy: Path, parameters: dict[str, Any]) -> tuple[str, int]:
+    """Run one notebook; return its error ("" if it has none) and the most bytes that its process held."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
     values = {name: parameters[name] for name in _defaults(path) if name in parameters}
     kernel = {"kernel_name": KERNEL["name"], "language": KERNEL["language"]}  # whatever it was saved with
+    done, peak = threading.Event(), [0]
+    watch = threading.Thread(target=_watch_memory, args=(done, peak), daemon=True)
+    watch.start()
     try:
         papermill.execute_notebook(str(path), str(copy), values, **kernel, cwd=str(path.parent))
+        error = ""
     except DeadKernelError:
-        raise DasdError(f"{path.name}: its kernel died, most likely of too little memory.") from None
-    except papermill.PapermillExecutionError as error:
-        raise DasdError(f"{path.name} failed in cell {error.exec_count} with {error.ename}: {error.evalue}. "
-                        f"The executed copy with its traceback: {copy}") from None  # fmt: skip
+        error = f"{path.name}: its kernel died, most likely of too little memory."
+    except papermill.PapermillExecutionError as fault:
+        error = (f"{path.name} failed in cell {fault.exec_count} with {fault.ename}: {fault.evalue}. "
+                 f"The executed copy with its traceback: {copy}")  # fmt: skip
+    finally:
+        done.set()
+        watch.join()
+    return error, peak[0]
+
+
+def _watch_memory(done: threading.Event, peak: list[int]) -> None:
+    """Keep in `peak` the most resident bytes of all child processes together, until done."""
+    while not done.wait(0.2):
+        total = 0
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # ended meanwhile
+                total += child.memory_info().rss
+        peak[0] = max(peak[0], total)
 
 
 def store_outputs(done: list[Executed], root: Path = ROOT) -> None:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dasd_utils.config import Config, DasdError, method_module, resolve, unique_keys
+from dasd_utils.config import Config, DasdError, method_module, portable, resolve, unique_keys
 from dasd_utils.runtime import files, processes
 
 MANIFEST = "manifest.json"
@@ -152,6 +152,23 @@ def find_run(config: Config) -> Path:
         problems.append(f"{folder}: another {found[0]}")
     raise DasdError(f"No trained run fits this config ({'; '.join(problems)}). Train one first: notebook 03, "
                     f"or `dasd train --output_dir {config.output_dir}`.")  # fmt: skip
+
+
+def find_trained(config: Config) -> Path:
+    """Return the run folder that a notebook goes on with, and print which: its own, else as `find_run`.
+
+    Its own counts whatever its length, batch and LoRA, if base and domains are the config's.
+    """
+    folder = resolve(config.output_dir)
+    file = folder / "config.json"
+    own = Config.load(file) if file.exists() and (folder / "adapter").is_dir() else None
+    here, there = ([c.model.base, *((d.name, d.data, d.token) for d in (c.source, *c.domains))]
+                   for c in (config, own or config))  # fmt: skip
+    if own is None or here != there:
+        folder = find_run(config)
+    steps = Config.load(folder / "config.json").training.max_train_steps
+    print(f"The run in {portable(folder)}, {steps} training steps.")
+    return folder
 
 
 def _by_step(config: Config) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dasd_utils import losses, metrics, training
+from dasd_utils.runtime import processes
 
 if TYPE_CHECKING:
     from dasd_utils import models
@@ -70,7 +71,8 @@ def features(parts: models.Parts, sampler: Sampler, config: Config, steps: int) 
     found: dict[str, list[Tensor]] = {}
     for step in range(steps):
         batch = sampler.batch(step).to(parts.unet.device, torch.float32)
-        _, mid = losses.predict_noise(parts, batch, with_source=True, layer=config.alignment.layer)
+        with processes.autocast(config.training.mixed_precision, parts.unet.device):
+            _, mid = losses.predict_noise(parts, batch, with_source=True, layer=config.alignment.layer)
         rows, count = losses.pool_features(mid.float(), "mean"), len(batch.target_latents)
         found.setdefault(config.source.name, []).append(rows[count:])
         for name, places in losses.domain_rows(batch, config).items():

@@ -28,6 +28,15 @@ def test_field_of_any_section_is_changed_by_name():
     )
 
 
+def test_a_notebook_s_config_is_a_file_or_a_dict_under_its_own_parameters(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"training": {"max_train_steps": 7}, "seed": 3}', encoding="utf8")
+    for changes in (path, str(path), {"max_train_steps": 7, "seed": 3}):
+        config = Config.setup("sd15", changes, seed=1)
+        assert (config.profile, config.training.max_train_steps, config.seed) == ("sd15", 7, 1)
+    assert Config.setup("tiny", None) == Config.setup("tiny")
+
+
 @pytest.mark.parametrize("profile", ["tiny", "sd15"])
 def test_json_round_trip(profile, tmp_path):
     config = Config.setup(profile, max_train_steps=7, output_dir=tmp_path)

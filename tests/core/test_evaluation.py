@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dasd_utils import evaluation, metrics
+from dasd_utils import data, evaluation, figures, metrics, toyworld
 from dasd_utils.config import Config, DasdError
 from dasd_utils.toyworld.attribute_classifier import AttributeTable
 
 PROMPTS = [p for p in ("aerial view", "a river", "a harbor", "a dark forest") for _ in range(2)]
+LABELS = toyworld.ATTRIBUTES["satellite"]["scene"]
 RED, GREEN = (200, 30, 30), (30, 200, 30)
 
 
@@ -239,3 +240,27 @@ def test_the_table_has_a_column_per_method():
     assert lines[:2] == ["| domain | metric | base | DASD |", "|---|---|---|---|"]
     assert lines[2] == "| xray | CLIP score ↑ | 0.200 [0.190, 0.210] | 0.300 [0.290, 0.310] |"
     assert lines[3] == "| xray | CMMD ↓ |  | 5.00 [4.99, 5.01] |"
+
+
+def test_real_images_of_two_captions_are_no_distance_from_real_images(tiny_config, scorer, config):
+    """Each is a unit of its own: leaving out all pairs of one caption would compare two classes instead."""
+    captions = dict.fromkeys(LABELS, "a place") | {"harbor": "a harbor"}
+    changes = {"label_column": "scene", "caption_column": None, "label_captions": captions}
+    domain = dataclasses.replace(tiny_config.domains[0], **changes)
+    heldout = data.load_domain(domain, config.replace(num_heldout=120), "test")
+    own, rest = list(heldout.images)[:60], list(heldout.images)[60:]
+    given = evaluation.prompts_of(heldout, scorer, 60)
+    assert len(set(given.texts)) == 2
+    rows = evaluation.score_method("real", domain.name, own, given, rest, scorer, config)
+    [cmmd] = [row for row in rows if row["metric"] == "cmmd"]
+    assert cmmd["low"] < 0 < cmmd["high"]
+
+
+def test_stored_rows_say_which_profile_measured_them(config, tmp_path, capsys):
+    path = evaluation.save_results(tmp_path / "ladder.json", config, [{"method": "base", "value": 1.0}])
+    assert evaluation.stored_rows(path, config) and not capsys.readouterr().out
+    [row] = evaluation.stored_rows(path, Config.setup("sd15"), "dasd ladder --profile sd15")
+    assert figures.seeds_note([row]) == "Measured with the profile tiny."
+    said = capsys.readouterr().out
+    assert "Measured with the profile tiny, not sd15" in said and "dasd ladder --profile sd15" in said
+    assert evaluation.stored_rows(tmp_path / "none.json", config) == [] and "no " in capsys.readouterr().out

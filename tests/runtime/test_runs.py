@@ -41,6 +41,16 @@ def test_a_run_is_found_where_auto_divides_its_steps_otherwise(config, tmp_path)
         checkpoints.find_run(config)
 
 
+def test_a_notebook_goes_on_with_the_run_that_was_trained_and_says_which(config, tmp_path, capsys):
+    make_run(config, tmp_path / "shipped")
+    assert checkpoints.find_trained(config) == tmp_path / "shipped"
+    own = make_run(config.replace(max_train_steps=3, rank=2), tmp_path / "own")
+    assert "600 training steps" in capsys.readouterr().out
+    assert checkpoints.find_trained(config) == own and "3 training steps" in capsys.readouterr().out
+    with pytest.raises(DasdError, match="No trained run fits"):
+        checkpoints.find_trained(config.replace(base="another/base"))
+
+
 def test_a_key_names_what_decides_the_weights(config, tmp_path):
     key = checkpoints.run_key(config)
     assert len(key) == 12 and int(key, 16) >= 0

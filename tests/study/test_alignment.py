@@ -55,6 +55,17 @@ def test_the_interval_of_the_ratio_is_that_of_student():
     assert alignment.pull_ratio(pulls) == pytest.approx((np.mean(ratios), low, high))
 
 
+def test_features_are_those_of_a_unet_in_half_precision_too(config, made):
+    _, sampler = made
+    halves = config.replace(mixed_precision="bf16", half_weights=True)
+    parts = make_parts(halves)
+    parts.unet.to(torch.bfloat16)  # as on a GPU
+    found = alignment.features(parts, sampler, halves, 2)
+    whole = alignment.features(made[0], sampler, config, 2)
+    for name, rows in whole.items():
+        assert (found[name] - rows).norm() < 0.1 * rows.norm()
+
+
 def test_features_are_those_of_the_batches(config, made):
     parts, sampler = made
     found = alignment.features(parts, sampler, config, 2)

@@ -229,18 +229,20 @@ def sweep(
 @command(options.UPKEEP, context_settings=PASS_ON)
 def notebooks(
     context: typer.Context,
+    settings: Settings,
     only: str | None = ONLY,
     stale: bool = option(False, "Only those that `dasd fresh` lists."),
-    profile: str = options.PROFILE,
     output_dir: Path = option(ROOT / "data/runs/course", NOTEBOOKS, show_default="data/runs/course"),
     seed: int | None = option(None, "Seed of everything that is random.", show_default="the notebooks'"),
     update: bool = option(False, "Make the copies the tracked notebooks, with their stamp."),
+    keep_going: bool = option(False, "Run the others after one that fails, too."),
     force: bool = options.FORCE,
 ) -> Answer:
     """Run the notebooks in order through papermill; `-p NAME VALUE` sets a parameter."""
     from dasd_utils.apps import notebooks as lessons
 
-    values = {"profile": Settings(profile).read().profile, **read_parameters(context.args)}
+    values = {"profile": settings.read().profile, **read_parameters(context.args)}
+    values |= {"config": str(settings.config)} if settings.config else {}
     values |= {"seed": seed} if seed is not None else {}
     paths = lessons.find_notebooks(only.split(",") if only else None)
     if stale:
@@ -248,11 +250,15 @@ def notebooks(
     for path in paths:
         options.check_free(output_dir / path.name, force)
         options.check_free(output_dir / path.stem, force or not update)  # --update empties it
-    done = lessons.run_notebooks(paths, output_dir, values, to_store=update) if paths else []
+    done = lessons.run_notebooks(paths, output_dir, values, update, keep_going) if paths else []
     if update:
-        lessons.store_outputs(done)
-    rows = [{"notebook": one.path.stem, "path": str(one.path), "seconds": one.seconds} for one in done]
-    return rows, f"{len(done)} notebooks in {sum(one.seconds for one in done):.0f} s: {output_dir}"
+        lessons.store_outputs([one for one in done if not one.error])
+    rows = [{"notebook": one.path.stem, "path": str(one.path), "seconds": one.seconds,
+             "peak_gb": one.peak_gb, "error": one.error} for one in done]  # fmt: skip
+    lines = [f"{row['notebook']:20} {row['seconds']:6.0f} s {row['peak_gb']:6.2f} GB  "
+             f"{'failed' if row['error'] else 'done'}" for row in rows]  # fmt: skip
+    lines.append(f"{len(done)} notebooks in {sum(one.seconds for one in done):.0f} s: {output_dir}")
+    return rows, "\n".join(lines), " ".join(one.error for one in done if one.error)
 
 
 def read_parameters(words: list[str]) -> dict[str, Any]:
