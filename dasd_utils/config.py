@@ -287,7 +287,7 @@ class EvaluationConfig:
     prompts_dir: Text = "data/prompts"  # holds <domain>.json
     images_per_prompt: Positive = 4
     num_heldout: Count = 200  # held-out images a domain
-    inception: None = None  # in stored configs only
+    inception: Text | None = None  # TorchScript file of Inception-v3 features; with it there is a FID
     num_bootstrap: Positive = 1000
     guidance_scale: Weight = 4.0
     num_inference_steps: Positive = 30

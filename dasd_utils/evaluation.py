@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -42,6 +43,7 @@ class Scorer:
     tokenizer: CLIPTokenizer
     processor: Any  # its CLIPImageProcessor
     attribute_classifier: AttributeClassifier | None = None  # beside a base of the toy world only
+    inception: Any = None  # where the config names its file
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image], batch_size: int = 32) -> Tensor:
@@ -58,6 +60,15 @@ class Scorer:
         """Return unit-norm CLIP features (n, d) of texts."""
         return metrics.embed_texts(self.clip, self.tokenizer, texts)
 
+    @torch.no_grad()
+    def embed_inception(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return Inception-v3 features (n, 2048) of images; the file itself resizes them."""
+        found = []
+        for image in files.short_bar(images, "Inception features", unit="image"):  # of any size
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+            found.append(self.inception(pixels.to(self.clip.device), return_features=True).float().cpu())
+        return torch.cat(found)
+
     def attributes_shown(
         self, images: Sequence[Image.Image], domain: str, mentioned: Sequence[dict[str, str]]
     ) -> Tensor:
@@ -72,7 +83,14 @@ def load_scorer(config: Config, device: str | None = None) -> Scorer:
         raise DasdError(f"The tokenizer of {config.model.clip!r} is not that of its text tower.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     attributes = AttributeClassifier.load(resolve(config.model.base) / "reader")
-    return Scorer(clip.to(device).eval().requires_grad_(False), tokenizer, processor, attributes)
+    inception, path = None, config.evaluation.inception
+    try:  # TorchScript that maps bytes (n, 3, h, w) to features (n, 2048), as in the FID papers
+        if path is not None:
+            inception = torch.jit.load(str(resolve(path)), map_location=device).eval()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DasdError(f"inception names {path}, which is no TorchScript file: {files.first_line(error)}. "
+                        "Name another, or leave it out: there is no FID then.") from None  # fmt: skip
+    return Scorer(clip.to(device).eval().requires_grad_(False), tokenizer, processor, attributes, inception)
 
 
 # prompts
@@ -160,6 +178,7 @@ class Reference:
     heldout: Tensor  # (m, d) CLIP features of the held-out images
     train: Tensor | None = None  # (k, d) CLIP features of the training images
     pixels: Tensor | None = None  # (m, 3, 32, 32) held-out images for the small CNN
+    inception: Tensor | None = None  # (m, 2048) held-out images, where the scorer has an Inception
 
 
 def load_reference(
@@ -174,7 +193,8 @@ def load_reference(
         raise DasdError(f"The {split} split of {domain.name} has {count} images; scores need 10 or more.")
     prompts = prompts_of(heldout, scorer, count)
     features = scorer.embed(pictures), scorer.embed(list(train.images))
-    return Reference(domain.name, prompts, *features, small_cnn.pixels(pictures))
+    inception = scorer.embed_inception(pictures) if scorer.inception else None
+    return Reference(domain.name, prompts, *features, small_cnn.pixels(pictures), inception)
 
 
 def score_prompts(
@@ -218,6 +238,8 @@ def score_images(
     scores["domain_accuracy"] = torch.tensor(right)
     scores["copy_rank"] = metrics.copy_rank(features, reference.train, reference.heldout)
     scores |= metrics.precision_recall(features, reference.heldout)
+    if scorer.inception:
+        scores["inception"] = scorer.embed_inception(images)
     if prompts.labels and reference.prompts.labels:
         labels = [prompts.labels[i] for i in prompts.prompt_of(len(images))]
         real = reference.pixels, reference.prompts.labels
@@ -249,6 +271,11 @@ def estimates(
     if reference.train is not None:
         statistics["intra_cluster"] = [
             lambda weights, _, x=x: metrics.intra_cluster_distance(x, reference.train, weights) for x in sets
+        ]
+    if reference.inception is not None and all("inception" in scores for scores in by_seed):
+        pairs = [(scores["inception"], reference.inception) for scores in by_seed]
+        statistics["fid"] = [
+            lambda weights, real, pair=pair: metrics.frechet_distance(*pair, weights, real) for pair in pairs
         ]
     for name, each in statistics.items():
         estimate = metrics.set_estimate(each, (drawn, drawn_real), units)

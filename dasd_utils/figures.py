@@ -60,6 +60,7 @@ METRICS = {  # name in a result row -> how it is written; the order is that of t
     "attribute_accuracy": Metric("attributes shown, of those asked for", "higher", 2, "attributes shown"),
     "cmmd": Metric("CMMD", "lower", 2),
     "kid": Metric("KID on CLIP features", "lower"),
+    "fid": Metric("FID", "lower", 1),
     "domain_accuracy": Metric("taken for its domain", "higher", 2),
     "precision": Metric("precision", "higher", 2),
     "recall": Metric("recall", "higher", 2),

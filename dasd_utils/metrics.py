@@ -146,6 +146,28 @@ def _group_index(groups: Groups, n: int) -> Tensor:
     return torch.unique(torch.as_tensor(groups), return_inverse=True)[1]
 
 
+def frechet_distance(
+    x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None
+) -> Tensor:
+    """Return the Frechet distance of Gaussians fitted to two sets, (B,): with Inception's features, the FID.
+
+    |m_x - m_y|^2 + tr C_x + tr C_y - 2 tr (C_x C_y)^(1/2), arXiv 1706.08500. With C = A^T A the last trace is
+    the sum of the singular values of A_x A_y^T, (n, m): cheap where features are more than samples. Weights
+    (B, n) and (B, m) say how often each sample counts. Biased upwards for small sets: compare equal n only.
+    """
+    weights = [torch.ones(1, len(z)) if w is None else w for z, w in ((x, x_weights), (y, y_weights))]
+    values = []
+    for rows in zip(*(w.double().broadcast_to(max(map(len, weights)), -1) for w in weights), strict=True):
+        means, roots = [], []
+        for z, w in zip((x.double(), y.double()), rows, strict=True):
+            means.append(w @ z / w.sum())
+            roots.append((w / (w.sum() - 1)).sqrt()[:, None] * (z - means[-1]))
+        traces = sum(root.square().sum() for root in roots)
+        across = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+        values.append((means[0] - means[1]).square().sum() + traces - 2 * across)
+    return torch.stack(values)
+
+
 # fidelity, diversity, copying
 def euclidean_distances(x: Tensor, y: Tensor) -> Tensor:
     """Return Euclidean distances, (n, d), (m, d) -> (n, m), in float64 and without cancellation."""

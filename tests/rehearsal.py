@@ -18,7 +18,7 @@ from dasd_utils import toyworld
 from dasd_utils.apps.notebooks import find_notebooks, load_notebook
 from dasd_utils.config import Config
 
-COUNTS = {"train": 80, "valid": 12, "validation": 4, "test": 16}
+COUNTS = {"train": 160, "valid": 12, "validation": 4, "test": 16}
 SIZE = 72  # pixels; the config's resolution is 64
 # what each notebook is given to be quick: names of its parameters cell
 PARAMETERS: dict[str, object] = {

@@ -184,7 +184,7 @@ class Task:
         model, members = self.config.model, (self.config.source, *self.config.domains)
         named = {
             "judge": [model.base, model.base_revision, model.clip, model.clip_revision, "float32"],
-            "inception": None,  # keeps the names of stored scores
+            "inception": self.config.evaluation.inception,
             "heldout": self.config.evaluation.num_heldout,
             "domains": [[d.name, d.data, d.revision, d.num_images] for d in members],  # of their classifier
         }

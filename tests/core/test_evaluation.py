@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dasd_utils import data, evaluation, figures, metrics, toyworld
@@ -264,3 +265,24 @@ def test_stored_rows_say_which_profile_measured_them(config, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "Measured with the profile tiny, not sd15" in said and "dasd ladder --profile sd15" in said
     assert evaluation.stored_rows(tmp_path / "none.json", config) == [] and "no " in capsys.readouterr().out
+
+
+class Mean(torch.nn.Module):
+    """Stands in for Inception: bytes (n, 3, h, w) to three numbers."""
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        assert x.dtype == torch.uint8 and return_features
+        return x.float().mean(dim=(2, 3))
+
+
+def test_inception_is_a_file_that_the_config_names(base_dir, tmp_path):
+    path = tmp_path / "inception.pt"
+    torch.jit.script(Mean()).save(path)
+    config = Config.setup("tiny", base=base_dir, clip=base_dir / "clip", inception=str(path))
+    scorer = evaluation.load_scorer(config, "cpu")
+    images = [Image.new("RGB", (5, 4), (10, 20, 30)), Image.new("L", (7, 7), 50)]
+    assert scorer.embed_inception(images).tolist() == [[10, 20, 30], [50, 50, 50]]
+    assert evaluation.load_scorer(config.replace(inception=None), "cpu").inception is None
+    path.write_bytes(b"no archive")
+    with pytest.raises(DasdError, match=r"inception names .*inception\.pt, which is no TorchScript file"):
+        evaluation.load_scorer(config, "cpu")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import spatial, stats
+from scipy import linalg, spatial, stats
 from torch.nn import functional as F
 from torchmetrics.image.kid import poly_mmd
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
@@ -332,3 +332,25 @@ def test_leaving_each_out_covers_a_mean_over_pairs():
         _, low, high = metrics.jackknife(products, 20)
         hits += low <= 1 <= high  # the mean of a product of two samples
     assert 0.9 <= hits / 300 <= 0.98
+
+
+@pytest.mark.parametrize(("n", "m", "d", "error"), [(500, 400, 3, 1e-6), (5, 6, 20, 1e-3)])
+def test_frechet_distance(n, m, d, error):
+    """Where features are more than samples too."""
+    x, y = cloud(n, d, seed=2), cloud(m, d, seed=1, mean=0.5) * 2
+    one, two = np.cov(x.numpy().T), np.cov(y.numpy().T)
+    gap = x.mean(0).double().numpy() - y.mean(0).double().numpy()
+    expected = gap @ gap + np.trace(one + two - 2 * linalg.sqrtm(one @ two).real)
+    assert metrics.frechet_distance(x, y).item() == pytest.approx(expected, rel=error)
+    assert metrics.frechet_distance(x, x).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_frechet_distance_of_drawn_samples():
+    x, y = cloud(30, 3), cloud(40, 3, seed=1, mean=0.5)
+    weights = torch.ones(2, 30)
+    weights[1, :5], weights[1, 5:10] = 2, 0
+    drawn = torch.cat([x[:5], x[:5], x[10:]])
+    one, other = metrics.frechet_distance(x, y, weights).tolist()
+    assert one == pytest.approx(metrics.frechet_distance(x, y).item())
+    assert other == pytest.approx(metrics.frechet_distance(drawn, y).item())
+    assert metrics.frechet_distance(y, x, None, weights).tolist() == pytest.approx([one, other])

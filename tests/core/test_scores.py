@@ -134,3 +134,14 @@ def test_differences_are_paired_and_marked():
     assert all(r["domain"] == "satellite" for r in rows)
     same = found["as good", "cmmd"]
     assert same["value"] == same["low"] == same["high"] == 0
+
+
+def test_with_inception_there_is_a_fid():
+    wanted = made_reference()
+    real = torch.randn(COUNT, 5, generator=torch.Generator().manual_seed(1))
+    wanted = dataclasses.replace(wanted, inception=real)
+    sets = [fake(i) | {"inception": real.repeat(2, 1) + i} for i in range(2)]
+    found = evaluation.estimates(sets, wanted, 20)["fid"]
+    assert found.values[1] - found.values[0] == pytest.approx(5, rel=1e-4)  # a shift by 1 in each of 5
+    assert found.draws.shape == (20, 2) and found.draws.var(dim=0).min() > 0
+    assert "fid" not in evaluation.estimates([fake(0)], made_reference(), 20)
