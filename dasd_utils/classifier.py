@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dasd_utils.config import DasdError, DomainConfig, read_json, resolve, with_token
+from dasd_utils.config import DasdError, DomainConfig, check_types, read_json, resolve, with_token
 
 # Prompts of no domain: their mean estimates what all CLIP text vectors have in common.
 BACKGROUND = (
@@ -42,6 +42,7 @@ def without_tokens(prompt: str, domains: Domains) -> str:
 
 def check_prompts(prompt: str | Sequence[str]) -> list[str]:
     """Return a prompt, or several, as a list; DasdError for none, and for one that is empty or no text."""
+    check_types(prompt=(prompt, Iterable))
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise DasdError("There is no prompt: give one text or a list of at least one.")

@@ -11,6 +11,7 @@ import functools
 import importlib
 import json
 import logging
+import os
 import re
 import typing
 from collections.abc import Iterable, Iterator
@@ -373,6 +374,7 @@ class Config:
 
     def save(self, path: str | Path) -> Path:
         """Write JSON, complete or not at all, and return the path."""
+        check_types(path=(path, str | os.PathLike))
         path = Path(path)
         part = path.with_name(f".{path.name}.part")
         try:
@@ -458,11 +460,19 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "The unbiased MMD needs two samples of each domain: enlarge the batch sizes, or queue_size."
 
 
+def check_types(**given: tuple[Any, Any]) -> None:
+    """Raise DasdError where an argument of a published function, name=(value, type), is of another type."""
+    for name, (value, kind) in given.items():
+        if not isinstance(value, kind):
+            raise DasdError(f"{name} is {value!r:.200}; it must be a {getattr(kind, '__name__', kind)}.")
+
+
 def read_json(path: str | Path, what: str) -> Any:
     """Return the value in a JSON file of any Unicode encoding.
 
     Raises DasdError where the file cannot be read, is no JSON, or has a key twice in one object.
     """
+    check_types(path=(path, str | os.PathLike))
     try:
         return json.loads(Path(path).read_bytes(), object_pairs_hook=unique_keys)
     except OSError as error:
@@ -528,8 +538,11 @@ def method_changes(name: str, profile: str | None = None) -> dict[str, Any]:
 def resolve(path: str | Path) -> Path:
     """Return an absolute path; a relative one starts at ROOT, whatever the present folder is.
 
-    Raises DasdError for a path that no file can have: too long, a loop of links, the home of nobody.
+    Raises DasdError for a path that no file can have: empty, too long, a loop of links, the home of nobody.
     """
+    check_types(path=(path, str | os.PathLike))
+    if not str(path).strip():
+        raise DasdError("A path is empty: name a file or a folder.")
     try:
         found = ROOT / Path(path).expanduser()
         found.exists()

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import PreTrainedTokenizerBase
 
-from dasd_utils.config import Config, DasdError, paper
+from dasd_utils.config import Config, DasdError, check_types, paper
 from dasd_utils.data import DomainData, audit, load_domain
 from dasd_utils.runtime import processes
 from dasd_utils.runtime.latent_cache import cached_latents, vae_fingerprint
@@ -38,6 +38,7 @@ def create_datasets(
 
     With `source_images` "generated" the base draws those of the source (papers/prior_images).
     """
+    check_types(config=(config, Config), tokenizer=(tokenizer, Callable))
     real = config.data.source_images == "real"
     source = load_domain(config.source, config) if real else paper("prior_images").source_images(config)
     targets = {domain.name: load_domain(domain, config) for domain in config.domains}

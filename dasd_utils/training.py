@@ -29,7 +29,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from dasd_utils import adapters, latents, losses, models
-from dasd_utils.config import Config, DasdError, TrainingConfig, paper, resolve
+from dasd_utils.config import Config, DasdError, TrainingConfig, check_types, paper, resolve
 from dasd_utils.runtime import checkpoints, files, processes, tracking
 
 HISTORY = "history.jsonl"  # one row a step: what a second run repeats
@@ -81,6 +81,7 @@ def setup_training(config: Config) -> models.Parts:
 
     Raises DasdError if the base is missing, already has a token, or lacks the block to align at.
     """
+    check_types(config=(config, Config))
     torch.manual_seed(config.seed)
     whole_unet = config.training.whole_unet
     parts = models.load_parts(config, unet_dtype=None if whole_unet else processes.frozen_dtype(config))
@@ -110,6 +111,7 @@ def train(
     Raises DasdError before any work for a folder or a checkpoint that does not fit, and after MAX_SKIPPED
     steps in a row whose loss or gradient is not finite.
     """
+    check_types(config=(config, Config), parts=(parts, models.Parts), sampler=(sampler, latents.Sampler))
     attached = Callbacks(**callbacks)
     missing = {domain.token for domain in config.domains if domain.token} - parts.token_ids.keys()
     if missing or token_ids not in (None, parts.token_ids):
@@ -142,6 +144,7 @@ def train_or_resume(config: Config, name: str, progress: bool = True) -> None:
 
 def save_training_results(config: Config, parts: models.Parts, losses: Sequence[HistoryRow]) -> Path:
     """Write `adapter/`, `history.jsonl`, `config.json`, at last their manifest; return the run's folder."""
+    check_types(config=(config, Config), parts=(parts, models.Parts))
     folder = checkpoints.writable(config.output_dir)
     with checkpoints.lock_run(config):
         if processes.is_main():
@@ -338,6 +341,8 @@ class Run:
             log.info("There is no checkpoint in %s: training starts at step 0.", self.checkpoints)
             return self.start_anew()
         tensors, state = checkpoints.read_checkpoint(path)
+        if missing := sorted({"base", "config", "data", "step", "updater"} - state.keys()):
+            raise DasdError(f"{path / 'state.json'} lacks {', '.join(missing)}: train without resume.")
         earlier = Config.from_dict(state["config"]).to_dict()  # with the fields that are newer than it
         found = checkpoints.differences(earlier, self.config.to_dict())
         names = {"base": "base model", "data": "training data"}

@@ -369,6 +369,7 @@ NEWEST = "checkpoints/step-000002"
 NO_TENSORS = b"\x02\0\0\0\0\0\0\0{}"  # a whole safetensors file
 DAMAGES = {  # a file of the run, what it holds, changed settings, words of the error
     "state is a list": (f"{NEWEST}/state.json", b"[]", {}, "no JSON object"),
+    "state is empty": (f"{NEWEST}/state.json", b"{}", {}, "state.json lacks base, config"),
     "state is no JSON": (f"{NEWEST}/state.json", b"{", {}, "is no JSON"),
     "tensors are cut": (f"{NEWEST}/adapter.safetensors", b"\x08", {}, "cannot be read"),
     "tensors are others": (f"{NEWEST}/adapter.safetensors", NO_TENSORS, {}, "of another LoRA"),
