@@ -358,6 +358,9 @@ class Config:
     def domain(self, name: str) -> DomainConfig:
         """Return the domain (the source too) of that name, or raise DasdError naming the nearest."""
         known = {d.name: d for d in (self.source, *self.domains)}
+        if re.fullmatch(RESERVED, str(name), re.IGNORECASE):
+            raise DasdError(f"{name!r} is no domain: leave it out for the base model or the prompt's token; "
+                            "--auto-domain (auto_domain=True) finds one.")  # fmt: skip
         check_choice("domain", name, known)
         return known[name]
 

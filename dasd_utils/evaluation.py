@@ -465,11 +465,13 @@ def interval_text(row: Mapping[str, Any], digits: int | None = None) -> str:
 
 
 def table(rows: Sequence[ResultRow]) -> str:
-    """Return rows as a Markdown table: a line per domain and metric, a column per method."""
+    """Return rows as a Markdown table: a line per domain, metric and seed, a column per method."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
+    several_seeds = len({row["seed"] for row in rows}) > 1
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        key = row["domain"], figures.metric_title(row["metric"])
+        seed = f" (seed {row['seed']})" if several_seeds else ""
+        key = row["domain"], figures.metric_title(row["metric"]) + seed
         lines.setdefault(key, {})[row["method"]] = interval_text(row)
     cells = ([*key, *(found.get(method, "") for method in methods)] for key, found in lines.items())
     return markdown_table(["domain", "metric", *methods], cells)

@@ -10,6 +10,8 @@ import logging
 import math
 import numbers
 import secrets
+import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dasd_utils import adapters, classifier, guidance, models
-from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve, with_token
+from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, nearest, resolve, with_token
 from dasd_utils.guidance import Job, Prediction, Term
 from dasd_utils.runtime import files, images, processes
 
@@ -39,6 +41,7 @@ SCHEDULERS: dict[str, type] = {
 CALIBRATION_FILE = "calibration.json"  # in a run folder
 DECODED_PIXELS = 2 * 512**2  # at once: Stable Diffusion's decoder takes 0.8 GB an image of 512 px, in fp32
 MAX_SEED = 2**128  # what numpy's seed sequence holds
+LONG, LARGE = 600, 1e9  # seconds and bytes from which on a request's cost is said
 log = logging.getLogger(__name__)
 
 
@@ -170,9 +173,16 @@ class SampleRequest:
     adapter: bool | None = None  # LoRA on or off, against the domain's rule
     guidance: str | Sequence[Term] | None = None  # instead of that of the settings
 
-    def __post_init__(self) -> None:
-        if self.num_images < 1:
-            raise DasdError(f"num_images is {self.num_images}; it must be at least 1.")
+    @classmethod
+    def of(cls, **options: Any) -> SampleRequest:
+        """Return the request of keyword options; DasdError for one that does not exist or fit."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := [name for name in options if name not in known]:
+            raise DasdError(f"There is no option {unknown[0]!r} of generate. {nearest(unknown[0], known)}")
+        request = cls(**options)
+        if request.num_images < 1:
+            raise DasdError(f"num_images is {request.num_images}; it must be at least 1.")
+        return request
 
 
 class DasdPipeline:
@@ -245,23 +255,29 @@ class DasdPipeline:
         """
         return self._generate(prompt, domain=domain, **options)[:3]
 
-    def stream(self, prompt: str, **options: Any) -> tuple[dict[str, Any], Iterator[Image.Image]]:
+    def stream(
+        self, prompt: str, folder: str | Path | None = None, **options: Any
+    ) -> tuple[dict[str, Any], Iterator[Image.Image]]:
         """Return the settings of a prompt's images, and an iterator that draws them a batch at a time.
 
-        It keeps none, so that any number can be saved as they come. Options are those of `generate`.
+        It keeps none, so that any number can be saved as they come. Options are those of `generate`. Warns of
+        gigabytes, and of hours after the first batch. folder: where they go.
         """
-        count = SampleRequest(**options).num_images
+        count, side = SampleRequest.of(**options).num_images, self.config.model.resolution
         ((first,),) = self.plan([prompt], **(options | {"num_images": 1}))
-        gigabytes = 3e-9 * count * self.config.model.resolution**2
-        if gigabytes > 1:
-            log.warning("%d images need up to %.1f GB of space.", count, gigabytes)
+        if (most := 3 * count * side**2) > LARGE:
+            free = f", where {shutil.disk_usage(folder).free / 1e9:.1f} GB are free" if folder else ""
+            log.warning("%d images of %d pixels are up to %.1f GB%s.", count, side, most / 1e9, free)
         size = self.batch_size * (processes.count() if self.shared else 1)
 
         def draw() -> Iterator[Image.Image]:
-            shown = self.progress and count > size
+            shown, start = self.progress and count > size, time.perf_counter()
             for begin in files.short_bar(range(0, count, size), "images", shown=shown, unit="batch"):
                 places = range(begin, min(begin + size, count))
                 yield from self._sample([dataclasses.replace(first, index=i) for i in places])
+                left = (time.perf_counter() - start) * (count / len(places) - 1)
+                if begin == 0 and left > LONG:
+                    log.warning("The other images take about %.1f hours; what is drawn stays.", left / 3600)
 
         return first.settings(), draw()
 
@@ -291,7 +307,7 @@ class DasdPipeline:
 
     def plan(self, prompt: str | Sequence[str], **options: Any) -> list[list[Job]]:
         """Return the jobs of each prompt, checked; options: the fields of `SampleRequest`."""
-        request = SampleRequest(**options)
+        request = SampleRequest.of(**options)
         prompts = classifier.check_prompts(prompt)
         seed = request.seed
         if seed is None:
@@ -376,6 +392,9 @@ class DasdPipeline:
 
     def _sample(self, jobs: list[Job]) -> list[Image.Image]:
         """Return the images of jobs, in their order; of several processes each samples a part."""
+        size = self.config.model.resolution
+        if (most := 4 * len(jobs) * size**2) > LARGE:
+            log.warning("%d images take %.1f GB of memory: `stream` keeps none.", len(jobs), most / 1e9)
         groups: dict[Any, list[int]] = {}  # places of jobs that can be sampled together
         for place, job in enumerate(jobs):
             groups.setdefault(job.batch_key, []).append(place)
@@ -390,7 +409,6 @@ class DasdPipeline:
             sampled |= zip(places, decode_images(self.parts.vae, latents), strict=True)
         if not self.shared:
             return [sampled[place] for place in range(len(jobs))]
-        size = self.config.model.resolution
         pixels = torch.zeros(len(jobs), size, size, 3, dtype=torch.uint8)
         for place, image in sampled.items():
             pixels[place] = torch.from_numpy(np.asarray(image).copy())

@@ -7,7 +7,8 @@ L_img is the KL divergence between the two networks' softmax over cosines betwee
 their high frequencies, L_hfmse the squared distance of these from those of the sample itself.
 
 The released code loads the frozen network and never uses it, decodes latents without undoing their scale, and
-compares L_hfmse with another image than the sample's own. Here it is as in the paper.
+compares L_hfmse with another image than the sample's own. Here it is as in the paper. They also differ in the
+direction of the divergence: `divergence` chooses it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ BY_PROFILE: dict[str, dict[str, Any]] = {  # four of each domain in a batch
 
 @section
 class Settings:
-    """The numbers of the method, as in the released text-to-image code."""
+    """The numbers of the method, as in the released text-to-image code, and its variants by name."""
 
     image_weight: Weight = 100.0  # of L_img
     detail_weight: Weight = 100.0  # of L_hf
@@ -48,12 +49,22 @@ class Settings:
     # of each domain that a step compares: the published batch; more cost more decoding
     samples: Annotated[int, Field(ge=MIN_SAMPLES)] = 4
     space: Literal["pixels", "latents"] = "pixels"  # in which x0 is compared
+    similarity: Literal["cosine", "euclidean"] = "cosine"  # euclidean: minus the root mean square distance
+    detail: Literal["haar", "laplacian"] = "haar"
+    divergence: Literal["adapted", "base"] = "adapted"  # KL(adapted || base), or KL(base || adapted)
+    timesteps: Literal["shared", "own"] = "shared"  # one for the whole batch, or each sample's own
 
 
 PARTS = {"L_img": "image_weight", "L_hf": "detail_weight", "L_hfmse": "detail_mse_weight"}
 NO_LOSSES = dict.fromkeys(PARTS.values(), 0.0)
 # of the unconditional models: the middle of the published ranges [0.1, 1] and [0.01, 0.08]
 MILD = {"image_weight": 0.5, "detail_weight": 0.5, "detail_mse_weight": 0.05}
+TENTH = {"image_weight": 10.0, "detail_weight": 10.0, "detail_mse_weight": 0.1}  # of the pairwise weights
+# What summaries of the paper claim, and it does not: Euclidean, Laplacian, two weights of one half.
+CIRCULATING = {
+    "similarity": "euclidean", "detail": "laplacian", "image_weight": 0.5, "detail_weight": 0.5,
+    "detail_mse_weight": 0.0,
+}  # fmt: skip
 
 
 def only(weight: str) -> dict[str, float]:
@@ -79,6 +90,8 @@ LADDER: dict[str, dict[str, Any]] = {
     _NONE: _row(NO_LOSSES, "LoRA + token"),
     **{name: _row(own, _NONE) for name, own in VARIANTS.items()},
     f"{NAME}, latents": _row({"space": "latents"}, _NONE),
+    f"{NAME}, as it circulates": _row(CIRCULATING, _NONE),
+    f"{NAME}, a tenth": _row(TENTH, _NONE),
     f"{NAME}, mild": _row(MILD, _NONE),
     f"{NAME}, whole UNet": {"changes": losses.whole_unet, "after": NAME},
     f"{_NONE}, whole UNet": {
@@ -129,7 +142,7 @@ class DomainStudioObjective:
         The first `samples` of each domain are compared; of several processes each passes its share of the
         batch through the network, and all compare the same samples.
         """
-        batch = one_timestep(batch)
+        batch = one_timestep(batch) if self.settings.timesteps == "shared" else batch
         part, places = batch.share()
         eps, _ = losses.predict_batch(parts, part, config)
         loss, logs = losses.denoising_losses(parts, part, eps, batch, config)
@@ -141,7 +154,7 @@ class DomainStudioObjective:
         rows = torch.cat(groups)
         samples = self.predicted_x0(parts, targets(batch, rows), eps[rows], config)
         among = torch.arange(len(rows)).split([len(group) for group in groups])
-        terms = relations(*samples, among)
+        terms = relations(*samples, among, self.settings)
         for (name, term), weight in zip(terms.items(), PARTS.values(), strict=True):
             loss = loss + getattr(self.settings, weight) * term
             logs[name] = term.item()
@@ -193,25 +206,29 @@ def base_prediction(parts: models.Parts, batch: Batch, config: Config) -> Tensor
     return eps.sample
 
 
-def relations(adapted: Tensor, base: Tensor, clean: Tensor, groups: Sequence[Tensor]) -> dict[str, Tensor]:
+def relations(
+    adapted: Tensor, base: Tensor, clean: Tensor, groups: Sequence[Tensor], settings: Settings
+) -> dict[str, Tensor]:
     """Return {"loss_img", "loss_hf", "loss_hfmse"} of x0 by the adapted model, by the base, and the true one.
 
     (B, C, h, w) each. groups: rows that are compared with each other.
     """
     with torch.autocast(adapted.device.type, enabled=False):  # bf16 keeps two digits
         adapted, base, clean = adapted.float(), base.float(), clean.float()
-        high, base_high, clean_high = map(high_frequencies, (adapted, base, clean))
+        high, base_high, clean_high = (high_frequencies(x, settings.detail) for x in (adapted, base, clean))
         return {
-            "loss_img": pair_loss(adapted, base, groups),
-            "loss_hf": pair_loss(high, base_high, groups),
+            "loss_img": pair_loss(adapted, base, groups, settings),
+            "loss_hf": pair_loss(high, base_high, groups, settings),
             "loss_hfmse": (high - clean_high).square().mean(),
         }
 
 
-def pair_loss(adapted: Tensor, base: Tensor, groups: Sequence[Tensor]) -> Tensor:
-    """Return the mean over groups of KL(adapted || base) of similarities; 0 where none has three rows."""
-    found = [divergence(log_similarities(adapted[rows]), log_similarities(base[rows]))
-             for rows in groups if len(rows) >= MIN_SAMPLES]  # fmt: skip
+def pair_loss(adapted: Tensor, base: Tensor, groups: Sequence[Tensor], settings: Settings) -> Tensor:
+    """Return the mean over groups of the divergence of their similarities; 0 where none has three rows."""
+    found = []
+    for rows in (rows for rows in groups if len(rows) >= MIN_SAMPLES):
+        own, other = (log_similarities(x[rows], settings.similarity) for x in (adapted, base))
+        found.append(divergence(own, other) if settings.divergence == "adapted" else divergence(other, own))
     return torch.stack(found).mean() if found else adapted.new_zeros(())
 
 
@@ -220,25 +237,36 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
 
 
-def log_similarities(x: Tensor) -> Tensor:
-    """Return the log of each row's softmax over its cosines to the others, (n, ...) -> (n, n - 1); n > 2."""
-    n = len(x)
+def log_similarities(x: Tensor, similarity: str = "cosine") -> Tensor:
+    """Return the log of each row's softmax over its similarities to the others, (n, ...) -> (n, n - 1)."""
+    n = len(x)  # above 2
     others = ~torch.eye(n, dtype=torch.bool, device=x.device)  # the diagonal left out
-    return similarities(x)[others].view(n, n - 1).log_softmax(dim=1)
+    return similarities(x, similarity)[others].view(n, n - 1).log_softmax(dim=1)
 
 
-def similarities(x: Tensor) -> Tensor:
-    """Return the cosine of each two flattened rows, (n, ...) -> (n, n)."""
-    rows = F.normalize(x.flatten(1), dim=1)
-    return rows @ rows.T
+def similarities(x: Tensor, similarity: str = "cosine") -> Tensor:
+    """Return cosines of the flattened rows, or minus their root mean square distances; (n, ...) -> (n, n)."""
+    rows = x.flatten(1)
+    if similarity == "cosine":
+        rows = F.normalize(rows, dim=1)
+        return rows @ rows.T
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    return -distances / rows.shape[1] ** 0.5
 
 
-def high_frequencies(x: Tensor) -> Tensor:
-    """Return LH + HL + HH of a one-level Haar transform, (B, C, h, w) -> (B, C, h / 2, w / 2)."""
-    low, high = x.new_tensor([[1.0, 1.0], [-1.0, 1.0]]) / 2**0.5
-    kernel = torch.outer(low, high) + torch.outer(high, low) + torch.outer(high, high)
-    channels = x.shape[1]
-    return F.conv2d(x, kernel.expand(channels, 1, *kernel.shape), stride=2, groups=channels)
+def high_frequencies(x: Tensor, detail: str = "haar") -> Tensor:
+    """Return LH + HL + HH of a one-level Haar transform, (B, C, h, w) -> (B, C, h / 2, w / 2).
+
+    Or, for "laplacian", the sum of the four neighbours less four times the pixel, (B, C, h, w).
+    """
+    if detail == "haar":
+        low, high = x.new_tensor([[1.0, 1.0], [-1.0, 1.0]]) / 2**0.5
+        kernel = torch.outer(low, high) + torch.outer(high, low) + torch.outer(high, high)
+    else:
+        kernel = x.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+        x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    channels, stride = x.shape[1], 2 if detail == "haar" else 1
+    return F.conv2d(x, kernel.expand(channels, 1, *kernel.shape), stride=stride, groups=channels)
 
 
 def radial_spectrum(pixels: Tensor) -> Tensor:

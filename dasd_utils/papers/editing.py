@@ -7,6 +7,7 @@ Both begin at the step that `strength` gives; from there on pictures are sampled
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from dasd_utils import models
 
 WHITE = (1, 255, 65535)  # of masks
+log = logging.getLogger(__name__)
 
 
 def edit(
@@ -97,7 +99,10 @@ def _square_mask(mask: Image.Image | np.ndarray, pictures: Sequence[Image.Image]
                             "give one of the pictures' shape, or a square one for their centre.")  # fmt: skip
     top, left = (height - side) // 2, (width - side) // 2
     white = next(level for level in WHITE if values.max() <= level)
-    return torch.from_numpy(values[None, None, top : top + side, left : left + side] / white)
+    square = values[None, None, top : top + side, left : left + side]
+    if not square.any():
+        log.warning("The mask is black wherever the pictures are seen: nothing changes.")
+    return torch.from_numpy(square / white)
 
 
 @torch.no_grad()

@@ -226,6 +226,7 @@ def write_checkpoint(
                 save_file(copies, new / f"{name}.safetensors")
         (new / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf8")
         write_manifest(new, list(new.iterdir()))
+    files.sync(folder)
     past = [found for found in _newest_first(folder) if checkpoint_step(found) <= step]
     for found in {*_newest_first(folder)} - {*past[: max(keep, 1)]}:
         shutil.rmtree(found)
@@ -273,9 +274,13 @@ def checkpoint_step(path: Path | None) -> int:
 
 
 def write_manifest(folder: Path, written: Iterable[Path], **more: Any) -> None:
-    """Write the manifest of files in a folder: size and SHA-256 of each."""
-    described = {file.relative_to(folder).as_posix(): describe_file(file) for file in sorted(written)}
+    """Write the manifest of files in a folder, size and SHA-256 of each, when these are on the disk."""
+    written = sorted(written)
+    for path in {*written, *(file.parent for file in written)}:
+        files.sync(path)
+    described = {file.relative_to(folder).as_posix(): describe_file(file) for file in written}
     files.write_json(folder / MANIFEST, {"format": 1, **more, "files": described}, "The manifest", indent=1)
+    files.sync(folder)
 
 
 def verify_manifest(path: Path, within: str = "") -> list[str]:

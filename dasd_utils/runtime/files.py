@@ -94,6 +94,7 @@ def atomic_write(path: Path, what: str) -> Iterator[Path]:
     with _folder_beside(path, what) as folder:
         new = folder / "new"
         yield new
+        sync(new)
         new.replace(path)
 
 
@@ -112,6 +113,17 @@ def atomic_folder(path: Path, what: str) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
+
+
+def sync(path: Path) -> None:
+    """Have a file or folder written to the disk, so that at a power cut no rename overtakes its content."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

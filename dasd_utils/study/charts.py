@@ -196,6 +196,14 @@ def front_chart(rows: Rows, metrics: Mapping[str, str]) -> Figure:
 
 
 # guidance: fit against control, the plane of two scales, and the length of training
+def curve_rows(rows: Rows, curves: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of these curves; ValueError for rows of more than one domain."""
+    own = [row for row in rows if row.get("line") in curves]
+    if len(domains := {row["domain"] for row in own}) > 1:
+        raise ValueError(f"The rows are of several domains: {', '.join(sorted(domains))}. Choose one.")
+    return own
+
+
 @style()
 def fit_chart(rows: Rows, curves: Sequence[str], x: str = "cmmd", y: str = "attribute_accuracy") -> Figure:
     """Return one panel for the rows of a domain: a score over another, a curve for each kind of guidance.
@@ -205,8 +213,9 @@ def fit_chart(rows: Rows, curves: Sequence[str], x: str = "cmmd", y: str = "attr
     """
     figure = Figure(figsize=(5.8, 3.9), layout="constrained")
     axes = figure.subplots()
+    found = curve_rows(rows, curves)
     for number, name in enumerate(curves):
-        own = sorted((row for row in rows if row.get("line") == name), key=lambda row: row["guidance_scale"])
+        own = sorted((row for row in found if row["line"] == name), key=lambda row: row["guidance_scale"])
         both = ([row for row in own if row["metric"] == metric] for metric in (x, y))
         pairs = list(zip(*both, strict=True))
         joined = "none" if "domain_scale" in own[0] else "-"
@@ -223,7 +232,7 @@ def fit_chart(rows: Rows, curves: Sequence[str], x: str = "cmmd", y: str = "attr
 @style()
 def plane_chart(rows: Rows, curve: str, metrics: Sequence[str] = ("cmmd", "attribute_accuracy")) -> Figure:
     """Return a heat map per metric over the two scales of decoupled guidance, its values in the cells."""
-    cells = [row for row in rows if row.get("line") == curve]
+    cells = curve_rows(rows, [curve])
     across, up = (sorted({row[scale] for row in cells}) for scale in ("guidance_scale", "domain_scale"))
     figure = Figure(figsize=(0.8 + 2.4 * len(metrics), 2.5), layout="constrained")
     panels = np.ravel(figure.subplots(1, len(metrics)))

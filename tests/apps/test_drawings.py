@@ -25,6 +25,9 @@ def test_a_saved_image_can_be_drawn_again(loaded, saved_run, tmp_path):
     path = drawings.save(drawing, tmp_path / "images")
     assert drawing.settings["run"] == "saved" and str(tmp_path).encode() not in path.read_bytes()
     assert path.name == "xray_adapted_3_0.png" and Image.open(path).tobytes() == drawing.image.tobytes()
+    text = Image.open(path).text["parameters"]  # for other programs
+    assert text.splitlines()[0] == "<xray> clear lungs"
+    assert "Sampler: DDPM, CFG scale: 2.0, Seed: 3, Size: 32x32, Model: saved" in text
     assert drawings.read(path) == drawing.settings
     assert drawings.draw_again(path, loaded) == drawing.image
     assert drawings.draw_again({**drawing.settings, "run": str(saved_run)}) == drawing.image

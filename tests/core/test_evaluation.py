@@ -241,6 +241,7 @@ def test_the_table_has_a_column_per_method():
     assert lines[:2] == ["| domain | metric | base | DASD |", "|---|---|---|---|"]
     assert lines[2] == "| xray | CLIP score ↑ | 0.200 [0.190, 0.210] | 0.300 [0.290, 0.310] |"
     assert lines[3] == "| xray | CMMD ↓ |  | 5.00 [4.99, 5.01] |"
+    assert "(seed 1)" in evaluation.table([*rows, row("base", "kid", 1.0, seed=1)])
 
 
 def test_real_images_of_two_captions_are_no_distance_from_real_images(tiny_config, scorer, config):

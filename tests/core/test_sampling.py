@@ -209,8 +209,21 @@ def test_any_number_of_images_comes_a_batch_at_a_time(pipeline, monkeypatch, cap
     assert not caplog.records
     with pytest.raises(DasdError, match="num_images is 0"):
         pipeline.stream(PROMPT, num_images=0)
-    pipeline.stream(PROMPT, num_images=10**6)
-    assert "1000000 images need up to 3.1 GB of space" in caplog.text
+    with pytest.raises(DasdError, match=r"no option 'guidnce' of generate\. Did you mean 'guidance'"):
+        pipeline.generate(PROMPT, guidnce=1)
+
+
+def test_what_a_request_costs_is_said_before(pipeline, monkeypatch, caplog, tmp_path):
+    pipeline.stream(PROMPT, tmp_path, num_images=10**6)
+    assert "1000000 images of 32 pixels are up to 3.1 GB, where" in caplog.text and "free" in caplog.text
+    monkeypatch.setattr(sampling, "LONG", 0)
+    pipeline.batch_size = 1
+    _, images = pipeline.stream(PROMPT, num_images=2)
+    next(images)
+    assert "hours" not in caplog.text and next(images) and "The other images take about" in caplog.text
+    monkeypatch.setattr(sampling, "LARGE", 1)
+    pipeline.generate(PROMPT)
+    assert "1 images take 0.0 GB of memory" in caplog.text
 
 
 def test_shapes_that_users_of_the_published_project_know(pipeline):
@@ -295,6 +308,7 @@ BAD = {
     "many steps": (dict(settings=Calibration(num_inference_steps=1001)), "set it lower"),
     "seeds": (dict(seed=[1, 2]), "2 seeds for 1 prompts"),
     "two domains": (dict(prompt="<xray> lungs", domain="satellite"), "holds <xray>"),
+    "a word": (dict(domain="Auto"), r"is no domain: leave it out for the base model.*--auto-domain"),
     "two tokens": (dict(prompt="<xray> <SATELLITE>"), "several domains, <satellite>, <xray>: leave one"),
     "two tokens, found": (dict(prompt="<xray> <satellite>", auto_domain=True), "several domains"),
     "two tokens, one named": (dict(prompt="<xray> <satellite>", domain="xray"), "several domains"),

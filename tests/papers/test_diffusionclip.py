@@ -254,6 +254,13 @@ def test_strength_mixes_base_and_learner(pipeline, undecoded):
         translation.translate(pipeline, chosen, 300, 3, 3, strength=1e30)
 
 
+def test_steps_that_do_not_fit_are_refused_before_any_work(pipeline, monkeypatch):
+    monkeypatch.setattr(translation, "_follow", None)
+    for steps in ({"forward_steps": 301}, {"generation_steps": 0}, {"return_step": 1001}):
+        with pytest.raises(DasdError, match="return_step to 1000 at most"):
+            translation.translate(pipeline, pictures(1), **(STEPS | steps))
+
+
 def test_there_and_back_are_the_same_times(pipeline, monkeypatch):
     seen, follow = [], diffusionclip.follow
     monkeypatch.setattr(diffusionclip, "follow", lambda *a: seen.append(a[2]) or follow(*a))

@@ -50,6 +50,13 @@ def test_similarities_of_three_samples_by_hand():
     assert torch.allclose(domainstudio.log_similarities(x).exp(), expected)
 
 
+def test_euclidean_similarities_by_hand():
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+    found = domainstudio.similarities(x, "euclidean") * 2**0.5
+    expected = -torch.tensor([[0.0, 5.0, 1.0], [5.0, 0.0, 18**0.5], [1.0, 18**0.5, 0.0]])
+    assert torch.allclose(found, expected)
+
+
 def test_pair_loss_of_three_samples_by_hand():
     generator = torch.Generator().manual_seed(0)
     adapted, base = (torch.randn(3, 2, 2, 2, generator=generator) for _ in range(2))
@@ -65,19 +72,22 @@ def test_pair_loss_of_three_samples_by_hand():
         rows = [(softmax(x.flatten(1).tolist(), i), softmax(y.flatten(1).tolist(), i)) for i in range(3)]
         return sum(p * math.log(p / q) for ps, qs in rows for p, q in zip(ps, qs, strict=True)) / 3
 
-    found = domainstudio.pair_loss(adapted, base, [torch.arange(3)])
+    group = [torch.arange(3)]
+    found = domainstudio.pair_loss(adapted, base, group, Settings())
     assert found.item() == pytest.approx(kl(adapted, base), rel=1e-4)
-    assert abs(kl(base, adapted) - kl(adapted, base)) > 1e-5  # a divergence the other way round would show
+    other = domainstudio.pair_loss(adapted, base, group, Settings(divergence="base"))
+    assert other.item() == pytest.approx(kl(base, adapted), rel=1e-4)
+    assert abs(found.item() - other.item()) > 1e-5  # the direction would show
 
 
 def test_groups_are_compared_apart_and_averaged():
     generator = torch.Generator().manual_seed(1)
     x, y = (torch.randn(7, 3, 4, 4, generator=generator) for _ in range(2))
     one, two = torch.tensor([0, 2, 4]), torch.tensor([1, 3, 5, 6])
-    apart = [domainstudio.pair_loss(x, y, [rows]) for rows in (one, two)]
-    together = domainstudio.pair_loss(x, y, [one, two])
+    apart = [domainstudio.pair_loss(x, y, [rows], Settings()) for rows in (one, two)]
+    together = domainstudio.pair_loss(x, y, [one, two], Settings())
     assert torch.allclose(together, sum(apart) / 2)
-    assert torch.equal(domainstudio.pair_loss(x, y, [one[:2], two]), apart[1])  # two are too few
+    assert torch.equal(domainstudio.pair_loss(x, y, [one[:2], two], Settings()), apart[1])  # two are too few
 
 
 def test_haar_is_that_of_pywt():
@@ -86,6 +96,15 @@ def test_haar_is_that_of_pywt():
     # pywt's high-pass is [1, -1] / sqrt 2, the method's [-1, 1] / sqrt 2: one sign a high-pass
     expected = torch.from_numpy(diagonal - horizontal - vertical)
     assert torch.allclose(domainstudio.high_frequencies(x), expected, atol=1e-6)
+
+
+def test_laplacian_of_a_point():
+    x = torch.zeros(1, 1, 5, 5)
+    x[0, 0, 2, 2] = 1.0
+    found = domainstudio.high_frequencies(x, "laplacian")[0, 0]
+    assert found.shape == (5, 5) and found.sum() == 0
+    assert found[2, 2] == -4 and found[1, 2] == found[2, 3] == 1
+    assert not domainstudio.high_frequencies(torch.ones(1, 3, 4, 4), "laplacian").any()
 
 
 def test_the_loss_is_the_sum_of_its_parts(config, parts):
@@ -104,9 +123,10 @@ def test_the_loss_is_the_sum_of_its_parts(config, parts):
     pixels = [parts.vae.decode(x / scale).sample for x in (*clean, batch.target_latents)]
     groups = [torch.tensor([0, 2, 4]), torch.tensor([1, 3, 5])]
     high = [domainstudio.high_frequencies(x) for x in pixels]
+    own = Settings()
     expected = {
-        "loss_img": domainstudio.pair_loss(pixels[0], pixels[1], groups),
-        "loss_hf": domainstudio.pair_loss(high[0], high[1], groups),
+        "loss_img": domainstudio.pair_loss(pixels[0], pixels[1], groups, own),
+        "loss_hf": domainstudio.pair_loss(high[0], high[1], groups, own),
         "loss_hfmse": (high[0] - high[2]).square().mean(),
     }
     for name, value in expected.items():
@@ -187,6 +207,14 @@ def test_one_timestep_is_the_first_targets(config):
     assert torch.equal(shared.target_noise, batch.target_noise)
 
 
+def test_every_variant_is_another_loss(config, parts):
+    changes = {"space": "latents", "similarity": "euclidean", "detail": "laplacian"}
+    changes |= {"divergence": "base", "timesteps": "own"}
+    found = [terms(parts, config)] + [terms(parts, config, **{name: each}) for name, each in changes.items()]
+    values = [logs["loss_hf"] for logs in found]
+    assert len(set(values)) == len(values) and all(v > 0 for v in values)
+
+
 def test_only_so_many_samples_are_compared(config, parts):
     """The first three of four of a domain: what the fourth holds does not matter to them."""
     settings = {"image_weight": 1.0, "samples": 3}
@@ -197,7 +225,6 @@ def test_only_so_many_samples_are_compared(config, parts):
     assert [one[name] for name in TERMS] == pytest.approx([two[name] for name in TERMS])
     assert one["loss_noise"] != two["loss_noise"]
     assert terms(parts, config, batch, samples=4)["loss_img"] != one["loss_img"]
-    assert 0 < terms(parts, config, batch, space="latents")["loss_img"] != one["loss_img"]
 
 
 def test_without_weights_nothing_is_compared(config, parts, monkeypatch):
@@ -221,11 +248,11 @@ def test_similarities_are_computed_in_full_precision_under_autocast():
     x, y = (torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     rows = [torch.arange(4)]
     with torch.autocast("cpu", torch.bfloat16):
-        inside = domainstudio.relations(x, y, y, rows)
-    exact = domainstudio.pair_loss(x.double(), y.double(), rows)
+        inside = domainstudio.relations(x, y, y, rows, Settings())
+    exact = domainstudio.pair_loss(x.double(), y.double(), rows, Settings())
     assert inside["loss_img"].item() == pytest.approx(exact.item(), rel=1e-4)  # bf16 keeps two digits
     high = (domainstudio.high_frequencies(each.double()) for each in (x, y))
-    exact = domainstudio.pair_loss(*high, rows)
+    exact = domainstudio.pair_loss(*high, rows, Settings())
     assert inside["loss_hf"].item() == pytest.approx(exact.item(), rel=1e-4)
 
 
@@ -242,6 +269,7 @@ def test_batches_under_three_are_refused_with_the_reason(config):
 SETTINGS = [
     ({"image_wieght": 1.0}, "Did you mean 'image_weight'"),
     ({"space": "pixel"}, "must be 'pixels' or"),
+    ({"similarity": "dot"}, "similarity is 'dot'"),
     ({"detail_weight": -1.0}, "detail_weight is -1.0; it must be greater than or equal to 0"),
     ({"detail_weight": "much"}, "it must be a valid number"),
     ({"image_weight": float("nan")}, "finite"),

@@ -61,7 +61,7 @@ def test_what_the_mask_keeps_stays(adapted, latents, scheduler):
     assert (right - clean[..., 4:]).abs().mean() > 0.01
 
 
-def test_a_mask_is_cut_as_its_picture_is(pipeline):
+def test_a_mask_is_cut_as_its_picture_is(pipeline, caplog):
     """Of a picture twice as wide as high the centre square is seen: the middle of the mask."""
     wide = [picture.resize((128, 64)) for picture in PICTURES]
     mask = np.zeros((64, 128), np.uint8)
@@ -71,6 +71,9 @@ def test_a_mask_is_cut_as_its_picture_is(pipeline):
     tall = editing._square_mask(mask.T, [picture.rotate(90, expand=True) for picture in wide])[0, 0]
     assert torch.equal(tall, found.T)
     assert torch.equal(editing._square_mask(mask[:, 32:96], wide)[0, 0], found)
+    assert not caplog.records
+    assert not editing._square_mask(mask[:, ::-1] * (np.arange(128) > 96), wide).any()
+    assert "nothing changes" in caplog.text  # white beside what is seen
     with pytest.raises(DasdError, match="128 x 64 pixels and a picture 32 x 32: give one of"):
         editing.edit(pipeline, PICTURES, PROMPTS, mask=mask, settings=QUICK, domain="xray")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dasd_utils.config import Config, DasdError
-from dasd_utils.runtime import checkpoints
+from dasd_utils.runtime import checkpoints, files
 
 
 def tensors(value: float = 1.0) -> dict[str, dict[str, torch.Tensor]]:
@@ -33,6 +33,16 @@ def test_read_returns_what_was_written_as_safetensors_and_json(tmp_path):
     assert torch.equal(found["adapter"]["view"], matrix.T)
     assert found["adapter"]["half"].dtype == torch.bfloat16
     assert {p.suffix for p in path.iterdir()} == {".safetensors", ".json"}
+
+
+def test_a_manifest_follows_its_files_to_the_disk(tmp_path, monkeypatch):
+    """A power cut leaves no manifest without the files that it names, and no name without its content."""
+    kept, sync = [], files.sync
+    monkeypatch.setattr(files, "sync", lambda path: sync(path) or kept.append((path.name, path.is_dir())))
+    checkpoints.write_checkpoint(tmp_path, 1, tensors(), {})
+    each = {("adapter.safetensors", False), ("optimizer.safetensors", False), ("state.json", False)}
+    assert {*kept[:4]} == {*each, ("new", True)}
+    assert kept[4:] == [("new", False), ("new", True), (tmp_path.name, True)]
 
 
 def test_newest_ones_are_kept_and_a_given_up_future_goes(tmp_path):

@@ -192,3 +192,7 @@ def test_the_plane_has_each_value_in_its_cell(rows):
     cells = {text.get_position(): text.get_text() for text in axes.texts}
     assert cells == {(0, 0): "0.00", (1, 0): "4.00", (0, 1): "20.00", (1, 1): "24.00"}  # across: the prompt
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "2"]
+    others = [one | {"domain": "y"} for one in rows]
+    for chart, curves in ((charts.fit_chart, ["cfg"]), (charts.plane_chart, "plane")):
+        with pytest.raises(ValueError, match="several domains: x, y"):
+            chart([*rows, *others], curves)

@@ -194,7 +194,7 @@ def generate(
     pipeline = run.open()
     given = {"num_images": num_images, "seed": seed, "auto_domain": auto_domain, "guidance": guidance}
     place = checkpoints.writable(pipeline.config.output_dir)
-    used, images = pipeline.stream(prompt, domain=domain, **given)
+    used, images = pipeline.stream(prompt, place, domain=domain, **given)
     checkpoints.writable(place / "generated")
     start = place / "generated" / f"{used['domain'] or 'base'}_{used['seed']}"
     # saved as they come: what was drawn before a stop stays

@@ -21,6 +21,8 @@ from dasd_utils.runtime import files
 AUTO = "auto"  # the domain that the classifier finds
 BASE, ADAPTED = "base", "adapted"  # the model, in the settings
 KEY = "dasd"  # of the PNG's text
+SAMPLERS = {"ddim": "DDIM", "ddpm": "DDPM", "dpm++": "DPM++ 2M", "unipc": "UniPC", "pndm": "PNDM",
+            "euler": "Euler"}  # fmt: skip
 Settings = Mapping[str, Any]
 
 
@@ -105,10 +107,26 @@ def calibration(settings: Settings) -> Calibration:
 
 
 def save(drawing: Drawing, folder: str | Path) -> Path:
-    """Write the image as a PNG that holds its settings as JSON, under a free name; return the path."""
+    """Write the image as a PNG that holds its settings, under a free name; return the path.
+
+    The text "dasd" is JSON; "parameters" is what AUTOMATIC1111's web interface writes into its images.
+    """
     image, settings = drawing
+    prompt, token = settings["prompt"], settings["token"]
+    prompt = f"{token} {prompt}" if token and token not in prompt else prompt
+    values = {
+        "Steps": settings["num_inference_steps"],
+        "Sampler": SAMPLERS[settings["scheduler"]],
+        "CFG scale": settings["guidance_scale"],
+        "Seed": settings["seed"],
+        "Size": f"{image.width}x{image.height}",
+        "Model": settings["run"] if settings["model"] == ADAPTED else BASE,
+        "Guidance": settings["guidance"],
+    }
+    listed = ", ".join(f"{name}: {value}" for name, value in values.items())
     info = PngImagePlugin.PngInfo()
     info.add_text(KEY, json.dumps(settings))
+    info.add_text("parameters", f"{prompt}\n{listed}")
     name = f"{settings['domain'] or 'none'}_{settings['model']}_{settings['seed']}"
     numbers = (resolve(folder) / f"{name}_{number}.png" for number in itertools.count())
     path = next(path for path in numbers if not path.exists())

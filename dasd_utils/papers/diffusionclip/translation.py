@@ -34,7 +34,7 @@ def invert(
     pipeline: DasdPipeline, pictures: Sequence[Image.Image], return_step: int = 500, steps: int = 200
 ) -> Tensor:
     """Return the noisy latents (B, C, h, w) at `return_step` to which the base inverts pictures."""
-    times, size = objective.ddim_times(return_step, steps), pipeline.batch_size
+    times, size = _times(pipeline, return_step, steps), pipeline.batch_size
     noisy = []
     for start in files.short_bar(range(0, len(pictures), size), "inverting", unit="batch"):
         clean = editing.encode(pipeline.parts, pictures[start : start + size])
@@ -51,7 +51,7 @@ def generate(
     terms: Sequence[Term] = (Term(ADAPTED, EMPTY),),
 ) -> list[Image.Image]:
     """Return the images to which a guidance rule denoises latents (B, C, h, w) from `return_step`."""
-    times = objective.ddim_times(return_step, steps)[::-1]
+    times = _times(pipeline, return_step, steps)[::-1]
     found: list[Image.Image] = []
     for batch in files.short_bar(latents.split(pipeline.batch_size), "translating", unit="batch"):
         clean = _follow(pipeline, batch, times, tuple(terms))
@@ -73,6 +73,7 @@ def translate(
     strength: 1 is the adapter's own prediction, 0 the base's, which reconstructs the picture. others: terms
     of further learners of the pipeline, with their weights, for several targets at once.
     """
+    _times(pipeline, return_step, generation_steps)  # refused before the inversion
     noisy = invert(pipeline, pictures, return_step, forward_steps)
     return generate(pipeline, noisy, return_step, generation_steps, translation_rule(strength, others))
 
@@ -94,6 +95,14 @@ def _follow(pipeline: DasdPipeline, latents: Tensor, times: Sequence[int], rule:
         raise DasdError("The latents of a translation are not finite: lower its strength, or set "
                         "mixed_precision to 'no'.")  # fmt: skip
     return found
+
+
+def _times(pipeline: DasdPipeline, return_step: int, steps: int) -> list[int]:
+    limit = pipeline.parts.noise_scheduler.config.num_train_timesteps
+    if not 1 <= steps <= return_step <= limit:
+        raise DasdError(f"{steps} steps do not fit return_step {return_step}: set steps from 1 to "
+                        f"return_step, and return_step to {limit} at most.")  # fmt: skip
+    return objective.ddim_times(return_step, steps)
 
 
 def run_config(config: Config, seed: int) -> Config:
