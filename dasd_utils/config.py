@@ -481,7 +481,9 @@ def read_json(path: str | Path, what: str) -> Any:
     except OSError as error:
         raise DasdError(f"{what} cannot be read from {path}: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
-        raise DasdError(f"{what} {path} is no JSON: {str(error).rstrip('.')}.") from None
+        syntax = " JSON has double quotes, no comments, and no comma behind the last entry."
+        advice = {json.JSONDecodeError: syntax, UnicodeDecodeError: " Save it as UTF-8."}.get(type(error), "")
+        raise DasdError(f"{what} {path} is no JSON: {str(error).rstrip('.')}.{advice}") from None
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import re
+import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -142,7 +143,7 @@ def audit(splits: dict[str, data.DomainData], config: Config, tokenizer: Any) ->
     """Return counts over the three splits of a domain, and what their images and captions are like."""
     parts = list(splits.values())
     reports = [data.audit(part, tokenizer, config.data.near_duplicate) for part in parts]
-    sides = [min(size) for part in parts for size in part.sizes]
+    sizes = [size for part in parts for size in part.sizes]
     sums = ("images", "captions_missing", "captions_cut", "exact_duplicates", "near_duplicates")
     return {
         **{name: sum(report[name] for report in reports) for name in sums},
@@ -150,7 +151,11 @@ def audit(splits: dict[str, data.DomainData], config: Config, tokenizer: Any) ->
         "duplicates_of_test": splits["train"].duplicates_of_test,
         "unreadable": sorted({broken for part in parts for broken in part.broken}),
         "captions_different": len({c for part in parts for found in part.captions for c in found if c}),
-        "smaller_than_resolution": sum(side < config.model.resolution for side in sides),
+        "smaller_than_resolution": sum(min(size) < config.model.resolution for size in sizes),
+        **{
+            side: [int(f(pixels)) for f in (min, statistics.median, max)]
+            for side, pixels in zip(("width", "height"), zip(*sizes, strict=True), strict=True)
+        },
     }
 
 

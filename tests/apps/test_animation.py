@@ -66,6 +66,6 @@ def test_the_command_takes_the_grids_of_a_run(grids, tmp_path):
         file = tmp_path / "samples" / f"step-{step:06d}.png"
         file.parent.mkdir(exist_ok=True)
         grid.save(file)
-    result = CliRunner().invoke(cli.app, ["animate", str(tmp_path)])
+    result = CliRunner().invoke(cli.app, ["animate", str(tmp_path), "--width", "160"])
     assert result.exit_code == 0 and "3 pictures" in result.stdout
-    assert len(frames(tmp_path / "samples.webp")) == 3
+    assert [image.width for image, _ in frames(tmp_path / "samples.webp")] == [160] * 3

@@ -167,6 +167,7 @@ def test_underscores_and_hyphens_are_the_same():
 COMPLETED = {
     "dasd train --method d": ["dasd", "diffusionclip", "domainstudio"],
     "dasd train --profile ": ["auto", "tiny", "sd15"],
+    "dasd train --tracking t": ["tensorboard", "trackio"],
     "dasd generate --domain x": ["xray"],
     "dasd generate --guidance d": ["domain", "decoupled"],
     "dasd sweep list.json --notebook 03": ["03"],

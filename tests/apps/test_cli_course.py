@@ -151,5 +151,6 @@ def test_badges_are_checked_and_written(course, tmp_path, monkeypatch, capsys):
     path.write_text(path.read_text().replace("/notebooks/03_training", "/notebooks/03_trained"))
     monkeypatch.setattr(notebooks, "find_notebooks", lambda: [path])
     for words, status in ((["--check"], 1), ([], 0), (["--check"], 0)):
-        assert (course("badges", *words) or 0) == status, capsys.readouterr()
+        assert (course("badges", *words) or 0) == status
+        assert ", ".join(notebooks.repository()) in capsys.readouterr().out
     assert "/notebooks/03_training.ipynb" in path.read_text()

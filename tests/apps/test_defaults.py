@@ -126,12 +126,14 @@ def test_a_translation_is_as_strong_as_the_run_chooses(pipeline, monkeypatch):
 
 
 @shows("<run>/samples.webp", "animate output")
+@shows("the run's profile", "animate label")
 def test_an_animation_is_named_by_its_run(tmp_path, monkeypatch):
+    Config.setup("tiny").save(tmp_path / "config.json")
     monkeypatch.setattr(animation, "of_run", lambda run: {})
     arguments = seen(monkeypatch, animation, "save")
     with pytest.raises(StoppedError):
         runs.animate(run=tmp_path)
-    assert arguments["words"][1:3] == (tmp_path / "samples.webp", tmp_path.name)
+    assert arguments["words"][1:3] == (tmp_path / "samples.webp", "tiny profile")
 
 
 @shows("the config's run, else the shipped one", "playground checkpoint")
@@ -192,6 +194,7 @@ def test_a_study_is_whole_and_has_its_folder(given, monkeypatch):
 @shows("data/runs/sweep", "sweep output_dir")
 @shows("data/runs/course", "notebooks output_dir")
 @shows("data/tiny-sd", "pretrain output_dir")
+@shows("PyTorch's", "pretrain threads")
 @shows("the notebooks'", "notebooks seed")
 def test_places_of_the_repository(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -206,6 +209,7 @@ def test_places_of_the_repository(monkeypatch, tmp_path):
         study.sweep(parameters="x", notebook="03")
     assert swept["words"][-1] == ROOT / "data/runs/sweep"
     built = seen(monkeypatch, build, "pretrain")
+    monkeypatch.setattr("torch.set_num_threads", lambda count: pytest.fail("It sets threads."))
     with pytest.raises(StoppedError):
         study.pretrain(force=True)
     assert built["words"][0].output_dir == "data/tiny-sd"

@@ -237,7 +237,7 @@ def test_a_proposal_says_what_is_there(found, folder):
     audit = found.audit
     assert audit["images"] == 25 == sum(audit[split] for split in data.SPLITS)
     assert audit["captions_missing"] == audit["captions_cut"] == audit["exact_duplicates"] == 0
-    assert audit["captions_different"] == 20
+    assert audit["captions_different"] == 20 and audit["width"] == audit["height"] == [32, 32, 32]
     assert not audit["smaller_than_resolution"] and not audit["unreadable"]
     assert found.entry["token"] == "<sketch>" and found.entry["initial_word"] == "sketch"
     assert found.warnings[0].startswith(f"{audit['train']} training images are few")
@@ -387,12 +387,9 @@ def command(folder, out, *options):
 
 def test_trained_and_evaluated_by_commands_alone(folder, tiny_config, tmp_path):
     said = command(folder, tmp_path / "b.json").stdout
-    for text in (
-        "25: ",
-        "the file names: 20 different",
-        "<sketch>",
-        f"dasd train --config {tmp_path}/b.json",
-    ):
+    pixels = "32 to 32 (median 32) wide, 32 to 32 (median 32) high"
+    words = ("25: ", pixels, "the file names: 20 different", "<sketch>")
+    for text in (*words, f"dasd train --config {tmp_path}/b.json"):
         assert text in said
     result = command(folder, tmp_path / "a.json", "--json")
     assert result.exit_code == 0, (result.output, result.exception)

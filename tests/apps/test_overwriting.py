@@ -3,6 +3,7 @@
 import json
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -118,6 +119,9 @@ def test_a_base_and_its_scores_are_replaced_by_force_alone(made, tmp_path, monke
     with pytest.raises(DasdError, match="is there already: replace it by --force"):
         study.pretrain(**how)
     study.pretrain(**how, force=True)
+    if how["evaluate"]:
+        with pytest.raises(DasdError, match="takes no --stage"):
+            study.pretrain(**how, force=True, stage=["vae"])
     assert scores_file(ROOT / "data/tiny-sd") == ROOT / "data/results/pretrain.json"
 
 
@@ -141,9 +145,8 @@ def test_commands_that_draw_at_once_take_different_names(tmp_path):
 
 
 def test_of_an_image_that_was_not_written_nothing_stays(tmp_path):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        runs.save_image(SimpleNamespace(save=stop), tmp_path / "a.png")
+    for error, refused in ((KeyboardInterrupt, KeyboardInterrupt), (OSError(28, "No space left"), DasdError)):
+        image = Mock(**{"save.side_effect": error})
+        with pytest.raises(refused, match=r"a.png: No space left|^$"):
+            runs.save_image(image, tmp_path / "a.png")
     assert not [*tmp_path.iterdir()]

@@ -1,5 +1,6 @@
 """One rule for paths: on the command line from the present folder, in a config from the repository."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from dasd_utils import sampling
+from dasd_utils.apps import animation, verify
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import options, runs, study
 from dasd_utils.apps.cli.options import ChosenRun, Settings
@@ -91,6 +93,16 @@ def test_a_run_is_found_with_its_own_config_however_it_is_named(words, here, mon
     ((folder, config),) = opened
     assert folder in (here / "myrun", here / "myrun/adapter")
     assert config == own.replace(output_dir=str(here / "myrun"))
+
+
+def test_a_run_is_checked_and_animated_however_it_is_named(here, monkeypatch):
+    taken = []
+    monkeypatch.setattr(verify, "verify", lambda run, _: taken.append(run) or [])
+    monkeypatch.setattr(animation, "of_run", lambda run: taken.append(run) or {})
+    monkeypatch.setattr(animation, "save", lambda *_: here)
+    for command, place in itertools.product(("verify", "animate"), ("myrun", "myrun/adapter")):
+        assert CliRunner().invoke(cli.app, [command, place]).exit_code == 0
+    assert taken == [here / "myrun"] * 4
 
 
 def test_a_run_that_lost_its_config_is_not_read_with_another(here):

@@ -203,6 +203,20 @@ def test_a_file_that_holds_no_config_is_refused(name, tmp_path):
             Config.load(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (b'{"profile": "tiny", // a comment\n"seed": 1}', "no comments"),
+        (b'{"profile": "tiny",}', "no comma behind"),
+        ('{"profile": "é"}'.encode("cp1252"), "Save it as UTF-8"),
+    ],
+)
+def test_a_file_of_almost_json_says_what_to_change(content, advice, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with refused(advice):
+        Config.load(tmp_path / "config.json")
+
+
 @pytest.mark.parametrize("encoding", ["utf8", "utf-8-sig", "utf-16"])
 def test_a_config_in_any_unicode_is_read(encoding, tmp_path):
     (tmp_path / "mine.json").write_text('{"profile": "tiny", "seed": 3}', encoding=encoding)

@@ -68,6 +68,8 @@ def new_domain(
     lines = [
         f"images    {audit['images']}: {audit['train']} to train on, {audit['validation']} for validation, "
         f"{audit['test']} held out; {audit['exact_duplicates']} copies, {audit['near_duplicates']} near ones",
+        "pixels    {} to {} (median {}) wide, ".format(*audit["width"][::2], audit["width"][1])
+        + "{} to {} (median {}) high".format(*audit["height"][::2], audit["height"][1]),
         f"captions  {why['captions']}: {audit['captions_different']} different, "
         f"{audit['captions_missing']} missing, {audit['captions_cut']} too long",
         f"token     {found.entry['token']}, starts at {found.entry['initial_word']!r}: {why['initial_word']}",
@@ -209,8 +211,10 @@ def save_image(image: Any, path: Path) -> str:
     path = options.free_path(path)
     try:
         image.save(path, format="PNG")
-    except BaseException:  # an interrupt too
+    except BaseException as error:  # an interrupt too
         path.unlink()
+        if isinstance(error, OSError):  # of a full disk, which names no file
+            raise DasdError(f"The image cannot be written to {path}: {error.strerror}.") from None
         raise
     return str(path)
 
@@ -244,14 +248,20 @@ def classify(run: ChosenRun, prompt: str = options.PROMPT) -> Answer:
 def animate(
     run: Path = options.RUN,
     output: Path | None = option(None, "Also .gif, .png.", metavar="FILE", show_default="<run>/samples.webp"),
+    label: str | None = option(None, "What stands above.", metavar="TEXT", show_default="the run's profile"),
+    width: int = option(640, "Pixels.", min=64),
     force: bool = options.FORCE,
 ) -> Answer:
     """Make a moving picture of a run's sample grids (sample_every in the config)."""
+    from dasd_utils import sampling
     from dasd_utils.apps import animation
 
+    run, _ = sampling.run_places(run)
     output = options.check_free(output or run / "samples.webp", force)
     grids = animation.of_run(run)
-    path = animation.save(grids, output, run.name)
+    if label is None and (run / "config.json").exists():
+        label = f"{Config.load(run / 'config.json').profile} profile"
+    path = animation.save(grids, output, label or "", width)
     result = {"animation": str(path), "pictures": len(grids), "bytes": path.stat().st_size}
     return result, f"{path}: {len(grids)} pictures, {result['bytes'] / 1e3:.0f} kB"
 
@@ -282,7 +292,7 @@ def playground(
 @command(options.SHARE)
 def export(
     how: options.OfRun,
-    run: Path = argument("A run folder or an adapter folder.", complete=run_folders),
+    run: Path = options.RUN,
     out: Path = argument("A folder that is new or empty."),
     kind: str = option("diffusers", FORMATS, "--format"),
     name: str | None = option(None, "Of the LoRA, and before embeddings' words.", show_default="the run's"),

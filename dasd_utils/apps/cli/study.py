@@ -305,7 +305,7 @@ def badges(check: bool = option(False, "Write nothing; status 1 if one is old.")
     found = [path.name for path in lessons.renew_badges(paths, write=not check)]
     text = f"{len(found)} of {len(paths)} notebooks {'are old' if check else 'changed'}"
     wrong = f"{text}: `dasd badges` writes them anew." if check and found else None
-    return found, "\n".join([*found, text]), wrong
+    return found, "\n".join([*found, f"{text}: {', '.join(lessons.repository())}"]), wrong
 
 
 @command(options.UPKEEP)
@@ -324,8 +324,10 @@ def encode(how: Settings) -> Answer:
 @command(options.UPKEEP)
 def verify(run: Path = options.RUN, steps: int = option(3, "First steps to do again.", min=1)) -> Answer:
     """Check a run: its files by their hashes, its first steps by doing them again."""
+    from dasd_utils import sampling
     from dasd_utils.apps import verify
 
+    run, _ = sampling.run_places(run)
     rows = verify.verify(run, steps)
     lines = [f"{'ok' if row['ok'] else 'NOT OK':6}  {row['what']}: {row['found']}" for row in rows]
     wrong = None if all(row["ok"] for row in rows) else f"{run} does not agree with what it says of itself."
@@ -353,19 +355,26 @@ def pretrain(
     stage: list[str] | None = option(None, AGAIN, metavar="STAGE", show_default="all"),
     output_dir: Path = option(ROOT / BASE, "Where the base is, or will be.", show_default=BASE),
     seed: int = option(0, "Seed of everything that is random."),
+    threads: int | None = option(None, "CPU threads of this process.", min=1, show_default="PyTorch's"),
     evaluate: bool = option(False, "Measure the finished base instead."),
     num_images: int = option(500, "Samples of each domain to measure.", min=2),
     force: bool = option(False, "Replace the base, or the scores, that are there."),
 ) -> Answer:
     """Build the embedded base model from the toy world, in hours; or measure it."""
+    import torch
+
     from dasd_utils.pretrain import build
 
+    if threads:
+        torch.set_num_threads(threads)
     if not evaluate:
         if not stage or "assemble" in stage:  # the stage that writes the base
             options.check_free(output_dir, force)
         settings = build.PretrainConfig(seed=seed, output_dir=portable(output_dir))
         made = str(build.pretrain(settings, stage or build.STAGES))
         return {"base": made}, made
+    if stage:
+        raise DasdError("--evaluate measures a finished base; it takes no --stage.")
     from dasd_utils.pretrain.evaluate import measure_base, scores_file
 
     options.check_free(scores_file(output_dir), force)
