@@ -64,7 +64,7 @@ def test_a_calibration_stays_and_that_is_said(run, monkeypatch, caplog):
 
 
 def test_what_is_drawn_takes_free_names_and_is_saved_as_it_comes(run, monkeypatch):
-    def stream(prompt, domain, num_images, seed, **_):
+    def stream(prompt, _folder, domain, num_images, seed, **_):
         def images():
             for number in range(num_images):
                 if number == 2:
