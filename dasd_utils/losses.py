@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dasd_utils import models
 from dasd_utils.config import AlignmentConfig, Config, method_module
-from dasd_utils.latents import Batch
 from dasd_utils.runtime import processes
 
+if TYPE_CHECKING:
+    from dasd_utils.latents import Batch
+
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (n, d), (m, d) -> (n, m)
-Objective = Callable[[models.Parts, Batch, Config], tuple[Tensor, dict[str, float]]]
+Objective = Callable[[models.Parts, "Batch", Config], tuple[Tensor, dict[str, float]]]
 ALL = slice(None)
 BANDWIDTH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 TIME_SCALE = 10.0  # with `match_timesteps`: 1 / 10 of the time range counts as much as the median distance

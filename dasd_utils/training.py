@@ -30,7 +30,7 @@ from torch import Tensor
 
 from dasd_utils import adapters, latents, losses, models
 from dasd_utils.config import Config, DasdError, TrainingConfig, check_types, paper, resolve
-from dasd_utils.runtime import checkpoints, files, processes, tracking
+from dasd_utils.runtime import checkpoints, files, processes
 
 HISTORY = "history.jsonl"  # one row a step: what a second run repeats
 SPEED = "speed.jsonl"  # and what it does not
@@ -60,7 +60,7 @@ def check_training(config: Config) -> None:
         raise DasdError(f"target_batch_size is {size}, too little for {processes.count()} processes to "
                         "share: enlarge it, with fewer accumulation steps, or launch fewer.")  # fmt: skip
     processes.choose_precision(config.training.mixed_precision, processes.default_device())
-    tracking.tracker_names(config)  # or an error
+    checkpoints.tracker_names(config)  # or an error
 
 
 def check_folder(config: Config, resume: bool, force: bool = False) -> None:
@@ -124,7 +124,7 @@ def train(
         try:
             first = run.restore() if resume else run.start_anew()
             if first < config.training.max_train_steps:
-                with tracking.open_trackers(config, first) as run.trackers:
+                with checkpoints.open_trackers(config, first) as run.trackers:
                     _loop(run, first)
             run.updater.keep_average()
         finally:
@@ -232,7 +232,7 @@ class Run:
         self.updater = Updater(config, parts)
         self.history: list[HistoryRow] = []
         self.sample_ids: list[str] = []  # of the present step, for the message of a run that fails
-        self.trackers = tracking.Trackers()
+        self.trackers = checkpoints.Trackers()
 
     def encode(self) -> None:
         """Encode once what never changes: images, so that the VAE leaves the memory, and source prompts."""
@@ -292,7 +292,7 @@ class Run:
             speed = {"step": row["step"], "samples_per_second": len(self.sample_ids) / seconds}
             checkpoints.append_row(self.folder / HISTORY, row)
             checkpoints.append_row(self.folder / SPEED, speed)
-            self.trackers.log(tracking.row_values(row | speed), row["step"])
+            self.trackers.log(checkpoints.row_values(row | speed), row["step"])
         if [r.get("skipped") for r in self.history[-MAX_SKIPPED:]] == [True] * MAX_SKIPPED:
             raise DasdError(f"Loss or gradient was not finite in {MAX_SKIPPED} steps in a row, last in step "
                             f"{row['step']} with the samples {', '.join(self.sample_ids)}. Lower "
@@ -326,7 +326,7 @@ class Run:
     def start_anew(self) -> int:
         """Remove an earlier run in the folder and what was made of it; return 0, the steps done."""
         if processes.is_main():
-            names = [checkpoints.MANIFEST, "checkpoints", tracking.FOLDER, HISTORY, SPEED]
+            names = [checkpoints.MANIFEST, "checkpoints", checkpoints.TRACKING, HISTORY, SPEED]
             names += MADE_OF_RUN if (self.folder / "adapter").is_dir() else ()
             for path in [path for name in names for path in self.folder.glob(name)]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
