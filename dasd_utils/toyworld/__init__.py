@@ -2,8 +2,7 @@
 
 This file draws and captions any scene. The others, in reading order:
 
-- canvas: shapes, and renderers that paint or ink them
-- scenery: layouts of the painted scenes
+- scenery: shapes, renderers that paint or ink them, and layouts of the painted scenes
 - painting: the painting domain, and the sketch domain from the same scenes
 - satellite: aerial pictures
 - xray: chest x-rays

@@ -6,11 +6,7 @@ Every scene is laid out once, as a list of shapes; a palette colours it, or a pe
 import numpy as np
 from PIL import Image, ImageFilter
 
-from dasd_utils.toyworld.canvas import Palette, distinct, ink, mix, paint
-from dasd_utils.toyworld.scenery import DRAWERS
-
-Attributes = dict[str, str]
-Rng = np.random.Generator
+from dasd_utils.toyworld.scenery import DRAWERS, Attributes, Palette, Rng, distinct, ink, mix, paint
 
 # Colours that an attribute names.
 FRUIT = {"apples": (208, 34, 42), "oranges": (246, 138, 22), "grapes": (112, 44, 150),
