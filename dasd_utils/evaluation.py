@@ -432,25 +432,6 @@ def load_results(path: str | Path) -> dict[str, Any]:
     return files.read_object(Path(path), "The results file")
 
 
-def stored_rows(path: str | Path, config: Config, command: str = "") -> list[ResultRow]:
-    """Return the rows of a results file of the project; [] where it is missing.
-
-    Where another profile measured them each row says so, as its "profile", and a line is printed that names
-    it and the command that measures them anew.
-    """
-    where = resolve(path)
-    if not where.exists():
-        print(f"There is no {path}." + f" To make it: {command}" * bool(command))
-        return []
-    found = load_results(where)
-    profile = found["config"].get("profile", config.profile)
-    if profile == config.profile:
-        return found["rows"]
-    own = f" To measure them with {config.profile}: {command}" if command else ""
-    print(f"Measured with the profile {profile}, not {config.profile}: {path}.{own}")
-    return [row | {"profile": profile} for row in found["rows"]]
-
-
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table: a head and lines of cells."""
     first, *rest = ("| " + " | ".join(line) + " |" for line in (head, *lines))

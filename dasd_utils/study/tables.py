@@ -1,16 +1,37 @@
-"""Result rows as tables: Markdown for a ladder, a data frame for a notebook; and a notebook's own rows."""
+"""Stored result rows, and rows as tables: Markdown for a ladder, a data frame for a notebook; and a notebook's own rows."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 from torch import Tensor
 
-from dasd_utils import metrics
+from dasd_utils import evaluation, metrics
+from dasd_utils.config import Config, resolve
 from dasd_utils.evaluation import ResultRow, interval_text, markdown_table
 from dasd_utils.figures import METRICS, is_share, metric_title, seeds_note
+
+
+def stored_rows(path: str | Path, config: Config, command: str = "") -> list[ResultRow]:
+    """Return the rows of a results file of the project; [] where it is missing.
+
+    Where another profile measured them each row says so, as its "profile", and a line is printed that names
+    it and the command that measures them anew.
+    """
+    where = resolve(path)
+    if not where.exists():
+        print(f"There is no {path}." + f" To make it: {command}" * bool(command))
+        return []
+    found = evaluation.load_results(where)
+    profile = found["config"].get("profile", config.profile)
+    if profile == config.profile:
+        return found["rows"]
+    own = f" To measure them with {config.profile}: {command}" if command else ""
+    print(f"Measured with the profile {profile}, not {config.profile}: {path}.{own}")
+    return [row | {"profile": profile} for row in found["rows"]]
 
 
 def ladder_table(rows: Sequence[ResultRow], metrics: Sequence[str] | None = None) -> str:

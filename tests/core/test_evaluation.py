@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dasd_utils import data, evaluation, figures, metrics, toyworld
+from dasd_utils import data, evaluation, metrics, toyworld
 from dasd_utils.config import Config, DasdError
 from dasd_utils.toyworld.attribute_classifier import AttributeTable
 
@@ -256,16 +256,6 @@ def test_real_images_of_two_captions_are_no_distance_from_real_images(tiny_confi
     rows = evaluation.score_method("real", domain.name, own, given, rest, scorer, config)
     [cmmd] = [row for row in rows if row["metric"] == "cmmd"]
     assert cmmd["low"] < 0 < cmmd["high"]
-
-
-def test_stored_rows_say_which_profile_measured_them(config, tmp_path, capsys):
-    path = evaluation.save_results(tmp_path / "ladder.json", config, [{"method": "base", "value": 1.0}])
-    assert evaluation.stored_rows(path, config) and not capsys.readouterr().out
-    [row] = evaluation.stored_rows(path, Config.setup("sd15"), "dasd ladder --profile sd15")
-    assert figures.seeds_note([row]) == "Measured with the profile tiny."
-    said = capsys.readouterr().out
-    assert "Measured with the profile tiny, not sd15" in said and "dasd ladder --profile sd15" in said
-    assert evaluation.stored_rows(tmp_path / "none.json", config) == [] and "no " in capsys.readouterr().out
 
 
 class Mean(torch.nn.Module):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dasd_utils import evaluation, figures
+from dasd_utils.config import Config
 from dasd_utils.study import charts, tables
 from dasd_utils.study.tables import Records, table
 
@@ -162,3 +163,13 @@ def test_intervals_over_few_seeds_say_how_often_they_hold(seeds, text):
         titles = [] if isinstance(each, str) else [legend.get_title().get_text() for legend in each.legends]
         words = each if isinstance(each, str) else " ".join([each.get_supxlabel(), *titles])
         assert (text in words and "hold the truth less often" in words) if text else "hold" not in words
+
+
+def test_stored_rows_say_which_profile_measured_them(tiny_config, tmp_path, capsys):
+    path = evaluation.save_results(tmp_path / "ladder.json", tiny_config, [{"method": "base", "value": 1.0}])
+    assert tables.stored_rows(path, tiny_config) and not capsys.readouterr().out
+    [row] = tables.stored_rows(path, Config.setup("sd15"), "dasd ladder --profile sd15")
+    assert figures.seeds_note([row]) == "Measured with the profile tiny."
+    said = capsys.readouterr().out
+    assert "Measured with the profile tiny, not sd15" in said and "dasd ladder --profile sd15" in said
+    assert tables.stored_rows(tmp_path / "none.json", tiny_config) == [] and "no " in capsys.readouterr().out
