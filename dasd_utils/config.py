@@ -125,6 +125,8 @@ def _explain(error: pydantic.ValidationError, kind: type) -> str:
         return f"{place} is {problem['input']!r:.200}; {rule}."
     outer = [part for part in path[:-1] if isinstance(part, str)]
     kind = KINDS[outer[-1]] if outer else kind
+    if kind is DomainConfig and path[-1] in vars(Calibration()):
+        return f"Unknown config field {place!r}. It belongs to 'calibration'."
     if kind in SECTIONS.values() and OWNERS.get(path[-1]):
         return f"Unknown config field {place!r}. It belongs to {OWNERS[path[-1]]!r}."
     known = OWNERS if kind is Config else [each.name for each in dataclasses.fields(kind)]

@@ -428,8 +428,11 @@ def save_results(path: str | Path, config: Config | dict[str, Any], rows: Sequen
 
 
 def load_results(path: str | Path) -> dict[str, Any]:
-    """Return {"config": dict, "rows": list} that `save_results` wrote; DasdError if it cannot be read."""
-    return files.read_object(Path(path), "The results file")
+    """Return {"config": dict, "rows": list} that `save_results` wrote; DasdError if it holds none."""
+    found = files.read_object(Path(path), "The results file")
+    if not isinstance(found.get("config"), dict) or not isinstance(found.get("rows"), list):
+        raise DasdError(f'{path} holds no results: an object "config" and a list "rows".')
+    return found
 
 
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -99,6 +99,7 @@ CONFIGS = {
     "unknown field": ({"training": {"learning_rte": 1.0}}, "Did you mean 'learning_rate'?"),
     "unknown section": ({"trianing": {}}, "Did you mean 'training'?"),
     "another section's": ({"lora": {"learning_rate": 3}}, "'lora.learning_rate'. It belongs to 'training'"),
+    "a calibration's": (thing(guidance_scale=3), "'domains[0].guidance_scale'. It belongs to 'calibration'"),
     "list for the profile": ({"profile": ["tiny"]}, "There is no profile ['tiny']"),
     "large seed": ({"seed": 2**64}, "seed is 18446744073709551616"),
     "nothing to learn": ({"lora": {"rank": 0}} | thing(token=None), "nothing would learn"),

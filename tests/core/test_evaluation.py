@@ -228,6 +228,9 @@ def test_results_come_back_as_they_were_saved(tmp_path, config, rows):
     assert type(config).from_dict(results["config"]) == config
     with pytest.raises(ValueError, match=r"not JSON compliant|Out of range"):
         evaluation.save_results(path, config, [{"value": float("nan")}])
+    (tmp_path / "none.json").write_text('{"rows": 1}')
+    with pytest.raises(DasdError, match="holds no results"):
+        evaluation.load_results(tmp_path / "none.json")
     assert evaluation.load_results(path) == results and os.listdir(path.parent) == ["06_evaluation.json"]
 
 
