@@ -126,9 +126,3 @@ def sweep_cells(notebook: str, entries: Sequence[Parameters], output_dir: str | 
     for entry in entries:
         notebooks.check_parameters([path], entry)
     return [Cell(path.stem, entry, str(output_dir)) for entry in entries]
-
-
-def sweep_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Return the rows of all cells, each with the parameters of its cell; DasdError where one is missing."""
-    stored = [(cell, read_json(cell.results, "The results of a cell")) for cell in cells]
-    return [row | cell.parameters for cell, results in stored for row in results["rows"]]

@@ -220,7 +220,8 @@ def sweep(
     left = [cell for cell in cells if not cell.results.is_file()]
     log.info("%d of %d cells are to run.", len(left), len(cells))
     pool.run_all([cell.command() for cell in left], workers, scheduler)
-    rows = pool.sweep_rows(cells)
+    stored = [(cell, read_json(cell.results, "The results of a cell")) for cell in cells]
+    rows = [row | cell.parameters for cell, results in stored for row in results["rows"]]
     path = output_dir / f"{cells[0].notebook}.json"
     evaluation.save_results(path, {"sweep": str(parameters)}, rows)
     return with_rows(path, rows, f"{len(cells)} cells, {len(rows)} rows")
