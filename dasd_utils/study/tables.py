@@ -1,4 +1,4 @@
-"""Stored result rows, and rows as tables: Markdown for a ladder, a data frame for a notebook; and a notebook's own rows."""
+"""Stored result rows as tables: Markdown for a ladder, a data frame for a notebook; a notebook's own rows."""
 
 from __future__ import annotations
 
