@@ -147,7 +147,7 @@ def test_intervals_of_a_share_end_at_0_and_1():
     (axes,) = charts.curve_chart([row(epoch=n) for n in (1, 2)], "epoch", "recall").axes
     assert axes.collections[0].get_paths()[0].get_extents().y1 == 1.0
     others = set(figures.METRICS) - set(figures.SHARES)
-    assert others <= {"clip_score", "clip_floor", "cmmd", "kid", "density", "intra_cluster"}
+    assert others <= {"clip_score", "clip_floor", "cmmd", "kid", "fid", "density", "intra_cluster"}
 
 
 @pytest.mark.parametrize(
