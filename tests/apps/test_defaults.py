@@ -11,6 +11,7 @@ from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import options, runs, study
 from dasd_utils.apps.playground import form
 from dasd_utils.config import ROOT, Config, DasdError
+from dasd_utils.evaluation import load_prompts
 from dasd_utils.papers.diffusionclip import adaptation, translation
 from dasd_utils.pretrain import build
 from dasd_utils.runtime import small_cnn
@@ -111,6 +112,19 @@ def test_a_picture_of_a_prompt_alone(pipeline, monkeypatch):
     assert one[0] == "xray" and one[1]["seed"] != other[1]["seed"]
     assert one[1]["guidance"] == pipeline.config.domains[1].calibration.guidance
     assert pipeline.generate("a chest")[1] is None
+
+
+@shows("the evaluation prompts of --domain, an image each", "generate prompt")
+def test_without_a_prompt_a_domain_draws_its_own(pipeline, monkeypatch, tmp_path):
+    monkeypatch.setattr(options.ChosenRun, "open", lambda self: pipeline)
+    monkeypatch.setattr(runs, "save_image", lambda image, path: str(path.name))
+    made = seen(monkeypatch, pipeline, "generate")
+    with pytest.raises(StoppedError):
+        runs.generate(domain="xray", num_images=22, seed=3)
+    prompts = load_prompts(pipeline.config, "xray")
+    assert made["words"][-1] == [*prompts, *prompts[:2]] and made["seed"] == [*range(3, 25)]
+    with pytest.raises(DasdError, match="There is no prompt"):
+        runs.generate()
 
 
 @shows("as the run chooses", "translate strength")

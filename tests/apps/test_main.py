@@ -14,7 +14,7 @@ from dasd_utils import __main__ as entry
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import options
 from dasd_utils.apps.cli.study import Study
-from dasd_utils.config import DasdError
+from dasd_utils.config import ROOT, DasdError
 
 DASD = [sys.executable, "-m", "dasd_utils"]
 
@@ -36,8 +36,9 @@ def raising(error, monkeypatch):
     monkeypatch.setattr(options.Settings, "read", read)
 
 
-def test_the_package_is_the_command():
-    done = subprocess.run([*DASD, "fresh", "nowhere.ipynb"], capture_output=True, text=True)
+@pytest.mark.parametrize("start", [DASD, [sys.executable, ROOT / "run.py"]], ids=["-m", "run.py"])
+def test_the_package_and_the_published_run_py_are_the_command(start):
+    done = subprocess.run([*start, "fresh", "nowhere.ipynb"], capture_output=True, text=True)
     assert done.returncode == 1 and "nowhere.ipynb is no notebook" in done.stderr
 
 

@@ -89,7 +89,8 @@ PROFILE_OF_RUN = option("auto", AUTO, show_default="the run's, else auto", compl
 SEED = option(None, "Seed of everything that is random.", show_default=CONFIGS)
 LOGS = ("auto", "none", "tensorboard", "wandb", "mlflow", "trackio")
 TRACKING = option(None, LOGGED, metavar="NAMES", show_default=CONFIGS, complete=lambda: LOGS)
-PROMPT = option(..., "What the picture should show.", metavar="TEXT")
+WANTED = "What the picture should show."
+PROMPT = option(..., WANTED, metavar="TEXT")
 RUN = argument(RUN_OR, metavar="RUN", complete=run_folders)
 FORCE = option(False, "Replace what is there.")
 AS_JSON = option(False, "Print the result as JSON, for a script.", "--json")

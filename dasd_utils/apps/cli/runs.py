@@ -20,6 +20,7 @@ DRAWN_IN = "The domain to draw in, such as satellite or xray."
 RULE = "cfg, domain, decoupled or unconditional."
 HOW_FAR = "How far: 0 is the picture itself, 1 as learned."
 SHIPPED = "the config's run, else the shipped one"
+OWN_PROMPTS = "the evaluation prompts of --domain, an image each"
 OF_TOKEN = "that of the prompt's token, else the base model"
 
 
@@ -183,7 +184,7 @@ def run_training(
 @command(options.RUNS)
 def generate(
     run: ChosenRun,
-    prompt: str = options.PROMPT,
+    prompt: str | None = option(None, options.WANTED, metavar="TEXT", show_default=OWN_PROMPTS),
     domain: str | None = option(None, DRAWN_IN, show_default=OF_TOKEN, complete=lambda: options.DOMAINS),
     num_images: int = option(1, "How many images.", min=1),
     auto_domain: bool = option(False, "Let the classifier find the domain, or none."),
@@ -191,12 +192,21 @@ def generate(
     seed: int | None = option(None, "Seed of the noise.", show_default="a random one"),
 ) -> Answer:
     """Draw images of a prompt, in a domain that is named or found, into <run>/generated."""
+    from dasd_utils import evaluation
     from dasd_utils.runtime import checkpoints
 
     pipeline = run.open()
-    given = {"num_images": num_images, "seed": seed, "auto_domain": auto_domain, "guidance": guidance}
+    given = {"auto_domain": auto_domain, "guidance": guidance, "domain": domain}
     place = checkpoints.writable(pipeline.config.output_dir)
-    used, images = pipeline.stream(prompt, place, domain=domain, **given)
+    if prompt is None:
+        if domain is None:
+            raise DasdError("There is no prompt: give one by --prompt, or a --domain that has its own.")
+        known = evaluation.load_prompts(pipeline.config, domain)
+        texts = [known[number % len(known)] for number in range(num_images)]
+        seeds = seed if seed is None else [seed + number for number in range(num_images)]
+        images, _, (used, *_) = pipeline.generate(texts, seed=seeds, **given)
+    else:
+        used, images = pipeline.stream(prompt, place, num_images=num_images, seed=seed, **given)
     checkpoints.writable(place / "generated")
     start = place / "generated" / f"{used['domain'] or 'base'}_{used['seed']}"
     # saved as they come: what was drawn before a stop stays
