@@ -1,5 +1,7 @@
 """Trackers: what they get is read back from TensorBoard's files, and training never notices it."""
 
+import time
+
 import pytest
 import torch
 from accelerate import tracking as accelerate_tracking
@@ -79,8 +81,10 @@ def test_a_resumed_run_goes_on_with_each_step_once(config):
     with pytest.raises(RuntimeError):
         train(config, on_step=stop_at(3))
     assert [step for step, _ in curve(config)] == [1, 2, 3]  # closed although it failed
+    time.sleep(1)  # TensorBoard orders its files by the second in their names
     _, history = train(config, resume=True)
     assert curve(config) == losses(history) and len(hparams(config)) == 1
+    time.sleep(1)
     train(config.replace(max_train_steps=2), force=True)  # anew: curves are replaced, scores added
     rows = [{"domain": "xray", "metric": "cmmd", "method": "DASD", "value": 0.5}]
     with checkpoints.open_trackers(config) as trackers:
