@@ -13,7 +13,7 @@ import json, pathlib
 rows = [{"metric": "sum", "value": a + b, "low": a, "high": b, "n": 2, "seed": 0}]
 place = pathlib.Path(output_dir) / "results" / "90_sum.json"
 place.parent.mkdir(parents=True, exist_ok=True)
-place.write_text(json.dumps({"config": {}, "rows": rows}))
+place.write_text(json.dumps({"config": {"profile": profile}, "rows": rows}))
 """
 
 
@@ -72,7 +72,7 @@ def test_only_what_is_missing_runs_and_rows_carry_their_parameters(notebook, tmp
     printed = dasd(*words)
     assert [(row["a"], row["b"], row["value"]) for row in printed["rows"]] == [(1, 10, 11), (5, 10, 15)]
     stored = evaluation.load_results(printed["results"])
-    assert stored["rows"] == printed["rows"] and len(ran) == 2
+    assert stored["rows"] == printed["rows"] and stored["config"]["profile"] == "tiny" and len(ran) == 2
     path.write_text('[{"a": [1, 5, 6], "b": 10}]')
     again = dasd(*words)
     assert len(again["rows"]) == 3 and len(ran) == 3

@@ -223,7 +223,8 @@ def sweep(
     stored = [(cell, read_json(cell.results, "The results of a cell")) for cell in cells]
     rows = [row | cell.parameters for cell, results in stored for row in results["rows"]]
     path = output_dir / f"{cells[0].notebook}.json"
-    evaluation.save_results(path, {"sweep": str(parameters)}, rows)
+    profile = stored[0][1]["config"].get("profile")
+    evaluation.save_results(path, {"sweep": str(parameters), "profile": profile}, rows)
     return with_rows(path, rows, f"{len(cells)} cells, {len(rows)} rows")
 
 
