@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import itertools
+from collections import Counter
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -39,13 +40,28 @@ of with and in from on at under beside large blue red green yellow dark bright
 
 
 def learned_merges() -> list[tuple[str, str]]:
-    """Return the merges that make each of WORDS one piece."""
-    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trained.normalizer = normalizers.Lowercase()
-    trained.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=5000, end_of_word_suffix="</w>", show_progress=False)
-    trained.train_from_iterator([WORDS], trainer)
-    return [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+    """Return the merges that make each of WORDS one piece.
+
+    Of pairs that are equally frequent the last in the alphabet is merged: the trainer of tokenizers takes
+    them in an order that changes with each process, and with it the numbers of the tests.
+    """
+    words = [[*word[:-1], word[-1] + "</w>"] for word in WORDS.split()]
+    merges = []
+    while pairs := Counter(pair for word in words for pair in itertools.pairwise(word)):
+        merges.append(max(pairs, key=lambda pair: (pairs[pair], pair)))
+        words = [merged(word, merges[-1]) for word in words]
+    return merges
+
+
+def merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """Return the pieces of a word with each occurrence of a pair joined."""
+    joined: list[str] = []
+    for piece in pieces:
+        if joined and (joined[-1], piece) == pair:
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    return joined
 
 
 def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:

@@ -71,7 +71,7 @@ def assert_close(one: tuple, two: tuple) -> None:
 
 def test_one_two_and_four_processes_are_the_same_run(config, tmp_path):
     alone, *others = (trained(config.replace(output_dir=tmp_path / str(n)), n) for n in (1, 2, 4))
-    assert any(row["mmd"] > 0.01 for row in alone[1])
+    assert any(abs(row["mmd"]) > 1e-3 for row in alone[1])  # alignment counts
     for shared in others:
         assert_close(alone, shared)
     before, after = map(load_file, sorted((tmp_path / "1").glob("checkpoints/*/adapter.safetensors")))
