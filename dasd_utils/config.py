@@ -334,15 +334,18 @@ class Config:
     ) -> Config:
         """Return the config of a profile, with fields of any section changed by name.
 
-        file: more changes, which those by name precede: a dict, or a JSON file of one.
+        file: more changes, which those by name precede: a dict, or a JSON file of one. Its profile counts in
+        `load` and `from_dict` alone.
         "auto" is fitted to the machine, as far as the changes allow. A `method` brings its own defaults,
         which the other changes then alter. Raises DasdError for an unknown profile, method or field.
         """
-        own = file if isinstance(file, dict | None) else read_json(file, "The config file")
-        changes = {**(own or {}), **changes}
-        given = dict(changes)
-        for name in SECTIONS:
-            given |= changes[name] if isinstance(changes.get(name), dict) else {}
+        own = {} if file is None else file
+        own = _object(own if isinstance(own, dict) else read_json(own, "The config file"))
+        given: dict[str, Any] = {}
+        for values in (own, changes):
+            given |= values
+            for name in SECTIONS:
+                given |= values[name] if isinstance(values.get(name), dict) else {}
         defaults: dict[str, Any] = {}
         if profile == "auto":
             choice = profiles.choose_profile(given)
@@ -351,7 +354,7 @@ class Config:
         check_choice("profile", profile, ("auto", *profiles.PROFILES))
         defaults = defaults | method_changes(given.get("method", DASD), profile)
         start = _merged(vars(cls(**profiles.PROFILES[profile])), defaults)
-        return cls(**_merged(start, changes | {"profile": profile}))
+        return cls(**_merged(_merged(start, own), changes | {"profile": profile}))
 
     def replace(self, **changes: Any) -> Config:
         """Return a copy with fields changed; a field of a section is found by its name alone."""
@@ -373,9 +376,7 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """Read what `to_dict` wrote, or the part of it that differs from the named profile."""
-        if not isinstance(values, dict):
-            raise DasdError(f"A config is a JSON object of sections, not {type(values).__name__}.")
-        return cls.setup(values.get("profile", "auto"), values)
+        return cls.setup(_object(values).get("profile", "auto"), values)
 
     def save(self, path: str | Path) -> Path:
         """Write JSON, complete or not at all, and return the path."""
@@ -412,6 +413,12 @@ SECTIONS: dict[str, type] = {
 KINDS = {"source": DomainConfig, "domains": DomainConfig, "calibration": Calibration, **SECTIONS}
 OWNERS = {each.name: name for name, kind in SECTIONS.items() for each in dataclasses.fields(kind)}
 OWNERS |= {each.name: "" for each in dataclasses.fields(Config)}
+
+
+def _object(values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise DasdError(f"A config is a JSON object of sections, not {type(values).__name__}.")
+    return values
 
 
 def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,16 @@ def test_a_notebook_s_config_is_a_file_or_a_dict_under_its_own_parameters(tmp_pa
         config = Config.setup("sd15", changes, seed=1)
         assert (config.profile, config.training.max_train_steps, config.seed) == ("sd15", 7, 1)
     assert Config.setup("tiny", None) == Config.setup("tiny")
+    for own, changes in (
+        ({"training": {"max_train_steps": 7}, "rank": 4}, {"training": {"lr_warmup_steps": 3}, "rank": 8}),
+        ({"max_train_steps": 7, "rank": 4}, {"training": {"lr_warmup_steps": 3}, "lora": {"rank": 8}}),
+    ):  # neither replaces a section of the other
+        config = Config.setup("tiny", own, **changes)
+        found = config.training.max_train_steps, config.training.lr_warmup_steps, config.lora.rank
+        assert found == (7, 3, 8)
+    path.write_text("[7]", encoding="utf8")
+    with pytest.raises(DasdError, match="JSON object of sections, not list"):
+        Config.setup("tiny", path)
 
 
 @pytest.mark.parametrize("profile", ["tiny", "sd15"])
