@@ -496,9 +496,9 @@ def run_places(place: str | Path) -> tuple[Path, Path]:
     return folder.parent if is_in_run else folder, folder
 
 
-def load_base_pipeline(config: Config) -> DasdPipeline:
+def load_base_pipeline(config: Config, device: torch.device | str | None = None) -> DasdPipeline:
     """Return the pipeline of the config's base model alone."""
-    return DasdPipeline(models.load_parts(config), config)
+    return _pipeline(config, device)
 
 
 def load_trained_pipeline(
@@ -520,7 +520,12 @@ def load_trained_pipeline(
     config = config or Config.load(run / "config.json")
     if (run / CALIBRATION_FILE).exists():
         config = calibrated(config, run / CALIBRATION_FILE)
+    return _pipeline(config, device, adapter)
+
+
+def _pipeline(config: Config, device: torch.device | str | None, adapter: Path | None = None) -> DasdPipeline:
     device = processes.default_device() if device is None else torch.device(device)
     parts = models.load_parts(config, unet_dtype=processes.frozen_dtype(config, device))
-    adapters.load_adapter(parts, adapter)
+    if adapter is not None:
+        adapters.load_adapter(parts, adapter)
     return DasdPipeline(parts.to(device), config)

@@ -62,7 +62,7 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
         adapted = [domain.name for domain in config.domains]
     except DasdError as reason:
         log.warning("Only the base is measured: %s", reason)
-        pipeline = sampling.load_base_pipeline(config)
+        pipeline = sampling.load_base_pipeline(config, "cpu")
         adapted = []
     worlds = {domain: heldout(domain, num_images) for domain in toyworld.DOMAINS}
     features = {domain: scorer.embed(world.images) for domain, world in worlds.items()}

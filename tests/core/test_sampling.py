@@ -30,6 +30,15 @@ def same(one: Image.Image, other: Image.Image) -> bool:
     return np.abs(pixels(one) - pixels(other)).max() <= 1  # rounding of a value between two integers
 
 
+def test_the_base_alone_is_sampled_on_the_device_and_in_the_precision_of_a_run(tiny_config, monkeypatch):
+    monkeypatch.setattr(processes, "default_device", lambda: torch.device("meta"))
+    config = tiny_config.replace(mixed_precision="bf16", half_weights=True)
+    for device, expected in ((None, "meta"), ("cpu", "cpu")):
+        parts = sampling.load_base_pipeline(config, device).parts
+        found = {parts[name].device.type for name in ("unet", "text_encoder", "vae")}
+        assert found == {expected} and parts.unet.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("name", sampling.SCHEDULERS)
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_the_loop_equals_the_pipeline_of_diffusers(adapted, name, guidance_scale):
