@@ -82,7 +82,12 @@ def load_scorer(config: Config, device: str | None = None) -> Scorer:
     if clip.config.text_config.vocab_size != len(tokenizer):  # absent tokenizer files raise no error
         raise DasdError(f"The tokenizer of {config.model.clip!r} is not that of its text tower.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    attributes = AttributeClassifier.load(resolve(config.model.base) / "reader")
+    reader = resolve(config.model.base) / "reader"
+    try:
+        attributes = AttributeClassifier.load(reader)
+    except Exception as error:  # of JSON, safetensors, torch and the file system
+        raise DasdError(f"The attribute classifier {reader} cannot be read: {files.first_line(error)}. "
+                        "Restore the base model.") from error  # fmt: skip
     inception, path = None, config.evaluation.inception
     try:  # TorchScript that maps bytes (n, 3, h, w) to features (n, 2048), as in the FID papers
         if path is not None:
@@ -385,6 +390,9 @@ def evaluate(
         check_mentioned(scorer, domain.name, given.mentioned)  # before hours of sampling
         heldout = data.load_domain(domain, config, "test")
         count = min(config.evaluation.num_heldout, len(heldout))
+        if count < 2:
+            raise DasdError(f"CMMD and KID need two held-out images of {domain.name} or more, not {count}: "
+                            "raise num_heldout or test_fraction.")  # fmt: skip
         real = scorer.embed([heldout[i]["image"] for i in range(count)])
         chosen = methods or compared_methods(config)
         for method in files.bar(chosen, domain.name, shown=progress, unit="method"):

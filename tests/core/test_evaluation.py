@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from dasd_utils import data, evaluation, metrics, toyworld
-from dasd_utils.config import Config, DasdError
+from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.toyworld.attribute_classifier import AttributeTable
 
 PROMPTS = [p for p in ("aerial view", "a river", "a harbor", "a dark forest") for _ in range(2)]
@@ -208,14 +209,25 @@ def test_the_protocol_is_that_of_the_config(tiny_config):
     assert {row["metric"] for row in rows} == {"clip_score", "clip_floor", "cmmd", "kid"}
 
 
-def test_wrong_attributes_are_refused_before_any_sampling(tiny_config, scorer, monkeypatch):
+def test_wrong_attributes_and_few_images_are_refused_before_any_sampling(tiny_config, scorer, monkeypatch):
     table = AttributeTable({"satellite": {"scene": ["harbor"]}})
     own = dataclasses.replace(scorer, attribute_classifier=SimpleNamespace(table=table))
     monkeypatch.setattr(evaluation, "load_scorer", lambda config: own)
     recorder = Recorder()
     with pytest.raises(DasdError, match="no scene = 'airport'"):
         evaluation.evaluate(tiny_config, recorder, progress=False)
+    monkeypatch.undo()
+    with pytest.raises(DasdError, match="two held-out images of satellite or more, not 1"):
+        evaluation.evaluate(tiny_config.replace(num_heldout=1), recorder, progress=False)
     assert recorder.calls == []
+
+
+def test_a_damaged_attribute_classifier_is_named(tiny_config, tmp_path):
+    shutil.copytree(resolve(tiny_config.model.base), tmp_path / "base")
+    (tmp_path / "base" / "reader").mkdir(exist_ok=True)
+    (tmp_path / "base" / "reader" / "config.json").write_text('{"width": ', encoding="utf8")
+    with pytest.raises(DasdError, match=r"attribute classifier .*reader cannot be read"):
+        evaluation.load_scorer(tiny_config.replace(base=str(tmp_path / "base")), "cpu")
 
 
 # files and tables
