@@ -117,7 +117,7 @@ def adapted(parts) -> models.Parts:
 
 @pytest.fixture(scope="module")
 def quick_cnn() -> Iterator[None]:
-    """Train the classifiers of pictures for few epochs, wherever nobody says for how many."""
+    """Train the classifiers of images for few epochs, wherever no number is given."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(small_cnn, "train", functools.partial(small_cnn.train, epochs=5))
         yield

@@ -18,7 +18,7 @@ def write_json(path: Path, values: dict) -> None:
 
 
 def write_weights(folder: Path, name: str, state: dict[str, torch.Tensor]) -> None:
-    """Write fp32 and fp16 safetensors, and beside them a .bin that nobody may read."""
+    """Write fp32 and fp16 safetensors, and a .bin in the same folder that nothing may read."""
     half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     save_file(state, folder / f"{name}.safetensors", {"format": "pt"})
     save_file(half, folder / f"{name}.fp16.safetensors", {"format": "pt"})

@@ -1,4 +1,4 @@
-"""Moving pictures: one frame a step, labelled, in order, and small."""
+"""Animations: one frame a step, labelled, in order, and small."""
 
 import pytest
 from PIL import Image, ImageChops, ImageSequence

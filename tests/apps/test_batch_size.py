@@ -98,7 +98,7 @@ def test_the_largest_that_fits_is_chosen(tiny_config, monkeypatch):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Try sizes as on a GPU; the memory that is asked for is the CPU's."""
+    """Try sizes as on a GPU; the memory that counts is the CPU's."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**6, 10**7))
     monkeypatch.setattr(batch_size, "_find_by_prediction", batch_size._find_by_trial)
 

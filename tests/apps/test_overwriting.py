@@ -1,4 +1,4 @@
-"""No command replaces what stands there without a word: it refuses, takes a free name, or was told to."""
+"""No command replaces what stands there silently: it refuses, takes a free name, or was told to."""
 
 import json
 import shutil

@@ -22,7 +22,7 @@ RED, GREEN = (200, 30, 30), (30, 200, 30)
 
 
 def pictures(seed, n, colour):
-    """Return noisy pictures of one colour."""
+    """Return noisy images of one colour."""
     random = np.random.default_rng(seed)
     pixels = np.clip(np.array(colour) + random.normal(scale=40, size=(n, 32, 32, 3)), 0, 255)
     return [Image.fromarray(p) for p in pixels.astype(np.uint8)]

@@ -134,7 +134,7 @@ def test_sigterm_stops_all_after_a_step_and_saves(config, tmp_path):
 
 
 def test_generation_and_evaluation_are_shared(config, tmp_path):
-    """Two processes make the pictures and the table that one makes."""
+    """Two processes make the images and the table that one makes."""
     config = config.replace(max_train_steps=2, output_dir=tmp_path / "run", num_inference_steps=2)
     trained(config, 1)
     prompt = ("--prompt", "a harbor", "--domain", "satellite", "--num_images", 3, "--seed", 4)

@@ -1,4 +1,4 @@
-"""The attribute reader: its table, and that it learns what pictures show."""
+"""The attribute classifier: its table, and that it learns what images show."""
 
 import numpy as np
 import pytest
