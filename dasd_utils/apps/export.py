@@ -27,6 +27,7 @@ CARD = "README.md"
 SAMPLES = "samples.png"
 TEMPLATE = Path(__file__).with_name("model_card.md")
 STABLE_DIFFUSION = ("stable-diffusion-v1-5/", "CompVis/stable-diffusion-v1")  # owners' names of 1.x
+SHOWN = ("method", "domain", "metric", "n", "seed", "value")  # of a result, in the card
 NUM_SAMPLES = 4  # a domain, in the picture of the card
 FOLDERS = {  # program -> where it looks for LoRAs and for embeddings, from its own folder
     "a1111": ("models/Lora", "embeddings"),

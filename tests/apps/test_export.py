@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from dasd_utils import adapters, models, sampling
 from dasd_utils.apps import export, notebooks
+from dasd_utils.apps.cli import runs
 from dasd_utils.config import Calibration, DasdError
 from dasd_utils.runtime import checkpoints
 
@@ -299,3 +300,10 @@ def test_folders_of_this_machine_are_named_and_not_placed(card, tiny_config, bas
     text = str(card(source=dataclasses.replace(tiny_config.source, data=str(tmp_path))))
     assert str(base_dir.parent) not in text and str(tmp_path) not in text
     assert f"{tmp_path.name} (a folder)" in text
+
+
+@pytest.mark.parametrize("row", [3, {"x": 1}])
+def test_scores_that_are_none_are_refused_with_their_file(saved_run, row):
+    (saved_run / "evaluation.json").write_text(json.dumps({"config": {}, "rows": [row]}))
+    with pytest.raises(DasdError, match=r"row of .*evaluation\.json lacks"):
+        runs.export(run=saved_run, out=saved_run / "out", samples=False)

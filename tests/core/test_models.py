@@ -65,6 +65,16 @@ def predict_velocity(base):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction"}))
 
 
+def cut_vae(base):
+    (base / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut off")
+
+
+def enlarge_text_encoder(base):
+    encoder = CLIPTextModel.from_pretrained(base / "text_encoder")
+    encoder.resize_token_embeddings(encoder.config.vocab_size + 3)
+    encoder.save_pretrained(base / "text_encoder")
+
+
 def widen_unet(base):
     narrow.make_unet(cross_attention_dim=16).save_pretrained(base / "unet")
 
@@ -80,7 +90,9 @@ def spoil_unet(base):
     "damage, match",
     [
         (spoil_unet, "The unet of the base .* holds NaN or infinity"),
+        (cut_vae, "The vae of .* cannot be loaded"),
         (predict_velocity, "v_prediction"),
+        (enlarge_text_encoder, r"\d+ tokens, the text encoder \d+"),
         (widen_unet, "no Stable Diffusion"),
     ],
 )

@@ -47,8 +47,9 @@ def test_a_notebook_goes_on_with_the_run_that_was_trained_and_says_which(config,
     own = make_run(config.replace(max_train_steps=3, rank=2), tmp_path / "own")
     assert "600 training steps" in capsys.readouterr().out
     assert checkpoints.find_trained(config) == own and "3 training steps" in capsys.readouterr().out
-    with pytest.raises(DasdError, match="No trained run fits"):
-        checkpoints.find_trained(config.replace(base="another/base"))
+    for other in ({"base": "another/base"}, {"domains": config.domains[:1]}):
+        with pytest.raises(DasdError, match="No trained run fits"):
+            checkpoints.find_trained(config.replace(**other))
 
 
 def test_a_key_names_what_decides_the_weights(config, tmp_path):

@@ -317,10 +317,12 @@ def export(
     name = name or own.name
     export.check_export(adapter, out, kind, name)
     options.check_free(out / "README.md", force)
-    pipeline = ChosenRun(how.profile, how.config, run).open()
-    drawn = export.draw_samples(pipeline) if samples else None
     scores = own / "evaluation.json"
     rows = evaluation.load_results(scores)["rows"] if scores.exists() else []
+    if not all(isinstance(row, dict) and row.keys() >= {*export.SHOWN} for row in rows):
+        raise DasdError(f"A row of {scores} lacks one of {', '.join(export.SHOWN)}: evaluate the run again.")
+    pipeline = ChosenRun(how.profile, how.config, run).open()
+    drawn = export.draw_samples(pipeline) if samples else None
     done = export.export(adapter, out, kind, pipeline.config, name, rows, drawn)
     upload = f"hf upload OWNER/NAME {out}"
     advice = f"To publish it: {upload} (add --private to keep it to yourself)"
