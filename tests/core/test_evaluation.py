@@ -271,6 +271,7 @@ def test_real_images_of_two_captions_are_no_distance_from_real_images(tiny_confi
     rows = evaluation.score_method("real", domain.name, own, given, rest, scorer, config)
     [cmmd] = [row for row in rows if row["metric"] == "cmmd"]
     assert cmmd["low"] < 0 < cmmd["high"]
+    assert cmmd["value"] == pytest.approx(metrics.cmmd(scorer.embed(own), scorer.embed(rest)), rel=1e-6)
 
 
 class Mean(torch.nn.Module):
