@@ -123,6 +123,9 @@ def test_without_a_prompt_a_domain_draws_its_own(pipeline, monkeypatch, tmp_path
         runs.generate(domain="xray", num_images=22, seed=3)
     prompts = load_prompts(pipeline.config, "xray")
     assert made["words"][-1] == [*prompts, *prompts[:2]] and made["seed"] == [*range(3, 25)]
+    with pytest.raises(StoppedError):
+        runs.generate(domain="xray", num_images=22)
+    assert len({*made["seed"]}) == 22  # else a prompt that comes again is drawn again
     with pytest.raises(DasdError, match="There is no prompt"):
         runs.generate()
 

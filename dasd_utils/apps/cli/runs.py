@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,8 @@ def generate(
     seed: int | None = option(None, "Seed of the noise.", show_default="a random one"),
 ) -> Answer:
     """Draw images of a prompt, in a domain that is named or found, into <run>/generated."""
+    from accelerate.utils import broadcast_object_list
+
     from dasd_utils import evaluation
     from dasd_utils.runtime import checkpoints
 
@@ -203,7 +206,9 @@ def generate(
             raise DasdError("There is no prompt: give one by --prompt, or a --domain that has its own.")
         known = evaluation.load_prompts(pipeline.config, domain)
         texts = [known[number % len(known)] for number in range(num_images)]
-        seeds = seed if seed is None else [seed + number for number in range(num_images)]
+        # one noise for all would draw the same image again where a prompt comes again
+        (first,) = broadcast_object_list([secrets.randbits(32) if seed is None else seed])
+        seeds = [first + number for number in range(num_images)]
         images, _, (used, *_) = pipeline.generate(texts, seed=seeds, **given)
     else:
         used, images = pipeline.stream(prompt, place, num_images=num_images, seed=seed, **given)
