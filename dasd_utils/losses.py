@@ -35,6 +35,8 @@ def noise_prediction(
 
     eps, noise: (B, ...); timesteps: (B,); alphas_cumprod: (T,). The weights need the last two.
     """
+    if eps.shape != noise.shape:  # would be broadcast
+        raise ValueError(f"eps has the shape {tuple(eps.shape)}, noise {tuple(noise.shape)}.")
     losses = (eps.float() - noise.float()).square().flatten(1).mean(dim=1)  # (B,)
     if min_snr_gamma is not None:
         losses = losses * min_snr_weights(alphas_cumprod, timesteps, min_snr_gamma)

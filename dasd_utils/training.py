@@ -210,7 +210,7 @@ def _interruption(stop: threading.Event | None) -> Iterator[threading.Event]:
         yield requested
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
 
 class Run:

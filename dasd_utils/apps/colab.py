@@ -72,7 +72,8 @@ def install(kept: list[str], before: dict[str, str]) -> None:
     if said:
         raise RuntimeError(
             f"{said}\n\nNothing was changed. The course needs {', '.join(requirements())}; here are "
-            f"{', '.join(kept)}, which stay. Choose another runtime version (Runtime > Change runtime type)."
+            f"{', '.join(kept)}, which stay. If these do not go together, choose another runtime version "
+            "(Runtime > Change runtime type)."
         )
 
 

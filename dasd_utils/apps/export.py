@@ -89,7 +89,9 @@ def export(
         elif kind in FOLDERS:
             words = _write_for_program(Path(adapter), summary, config, new, kind, name)
         else:
-            shutil.copytree(adapter, new, dirs_exist_ok=True)
+            for file in _files(Path(adapter)):  # one by one: what copytree raises names no reason
+                (new / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(Path(adapter) / file, new / file)
             for path in new.rglob("*.safetensors"):
                 adapters.read_tensors(path)  # refuses what is damaged or not finite
             files.write_json(new / adapters.SUMMARY_FILE, summary | {"base": base}, "The export")

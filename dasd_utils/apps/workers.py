@@ -62,7 +62,11 @@ def execute(command: Command, threads: int | None = None) -> str | None:
 def _on_cluster(commands: Sequence[Command], scheduler: str) -> list[str | None]:
     import distributed
 
-    with distributed.Client(scheduler, timeout=PATIENCE) as client:
+    try:
+        client = distributed.Client(scheduler, timeout=PATIENCE)
+    except (OSError, ValueError) as error:
+        raise DasdError(f"No dask scheduler answers at {scheduler}: {error}.") from None
+    with client:
         # a command whose worker is lost is run again
         futures = client.map(execute, [list(command) for command in commands], retries=2, pure=False)
         _show(distributed.as_completed(futures), len(futures))

@@ -67,18 +67,22 @@ class _Board:
         self.pen.polygon(self._pixels(points), colour)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, colour: tuple, height: float = 0) -> None:
+        """A filled rectangle between two corners."""
         self.shape(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), colour, height)
 
     def disc(self, x: float, y: float, radius: float, colour: tuple, height: float = 0) -> None:
+        """A filled circle."""
         reach = radius * self.scale
         if height:
             self.pen.circle(self._pixels((x, y), height), reach, self.shade)
         self.pen.circle(self._pixels((x, y)), reach, colour)
 
     def line(self, points, width: float, colour: tuple) -> None:
+        """A line through points."""
         self.pen.line(self._pixels(points), colour, max(1, round(width * self.scale)), "curve")
 
     def frame(self, x0: float, y0: float, x1: float, y1: float, width: float, colour: tuple) -> None:
+        """The outline of a rectangle between two corners."""
         self.line(((x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)), width, colour)
 
     def finish(self, rng: np.random.Generator) -> Image.Image:

@@ -118,14 +118,21 @@ def test_a_picture_of_a_prompt_alone(pipeline, monkeypatch):
 def test_without_a_prompt_a_domain_draws_its_own(pipeline, monkeypatch, tmp_path):
     monkeypatch.setattr(options.ChosenRun, "open", lambda self: pipeline)
     monkeypatch.setattr(runs, "save_image", lambda image, path: str(path.name))
-    made = seen(monkeypatch, pipeline, "generate")
-    with pytest.raises(StoppedError):
-        runs.generate(domain="xray", num_images=22, seed=3)
+    words, seeds = [], []
+
+    def generate(texts, seed, **_given):
+        assert len(texts) <= pipeline.batch_size
+        words.extend(texts)
+        seeds.extend(seed)
+        return ["image"] * len(texts), None, None
+
+    monkeypatch.setattr(pipeline, "generate", generate)
+    runs.generate(domain="xray", num_images=22, seed=3)
     prompts = load_prompts(pipeline.config, "xray")
-    assert made["words"][-1] == [*prompts, *prompts[:2]] and made["seed"] == [*range(3, 25)]
-    with pytest.raises(StoppedError):
-        runs.generate(domain="xray", num_images=22)
-    assert len({*made["seed"]}) == 22  # else a prompt that comes again is drawn again
+    assert (words, seeds) == ([*prompts, *prompts[:2]], [*range(3, 25)])
+    seeds.clear()
+    runs.generate(domain="xray", num_images=22)
+    assert len({*seeds}) == 22  # else a prompt that comes again is drawn again
     with pytest.raises(DasdError, match="There is no prompt"):
         runs.generate()
 

@@ -32,7 +32,7 @@ def test_processes_share_the_cores(monkeypatch):
 def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
     pytest.importorskip("distributed")
     monkeypatch.setattr(workers, "PATIENCE", 1)
-    with pytest.raises(OSError, match=r"tcp://127\.0\.0\.1:9"):
+    with pytest.raises(DasdError, match=r"scheduler answers at tcp://127\.0\.0\.1:9"):
         workers.run([HELP], scheduler="tcp://127.0.0.1:9")
 
 

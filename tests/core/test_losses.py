@@ -48,6 +48,11 @@ def test_noise_prediction_is_computed_in_fp32():
     assert loss.item() == pytest.approx(9e4)  # above the largest fp16
 
 
+def test_noise_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="shape"):
+        losses.noise_prediction(torch.zeros(2, 3), torch.zeros(2, 1))
+
+
 # kernels
 
 

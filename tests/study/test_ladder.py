@@ -217,7 +217,8 @@ def test_unconditional_methods_sample_the_empty_prompt(config, tmp_path):
     drawn = images.load_samples(task.folder / "samples.parquet")
     options = {"domain": "satellite", "settings": task.calibration, "adapter": True}
     again, *_ = pipeline.generate("any prompt", seed=2, **options)
-    assert again.tobytes() == drawn[2].tobytes()
+    difference = np.asarray(again, dtype=int) - np.asarray(drawn[2], dtype=int)
+    assert np.abs(difference).max() <= 1  # one image and a batch round otherwise
 
 
 def test_calibrated_and_published_settings(config, tmp_path):

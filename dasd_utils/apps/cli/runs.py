@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,9 +193,6 @@ def generate(
     seed: int | None = option(None, "Seed of the noise.", show_default="a random one"),
 ) -> Answer:
     """Draw images of a prompt, in a domain that is named or found, into <run>/generated."""
-    from accelerate.utils import broadcast_object_list
-
-    from dasd_utils import evaluation
     from dasd_utils.runtime import checkpoints
 
     pipeline = run.open()
@@ -204,12 +201,7 @@ def generate(
     if prompt is None:
         if domain is None:
             raise DasdError("There is no prompt: give one by --prompt, or a --domain that has its own.")
-        known = evaluation.load_prompts(pipeline.config, domain)
-        texts = [known[number % len(known)] for number in range(num_images)]
-        # one noise for all would draw the same image again where a prompt comes again
-        (first,) = broadcast_object_list([secrets.randbits(32) if seed is None else seed])
-        seeds = [first + number for number in range(num_images)]
-        images, _, (used, *_) = pipeline.generate(texts, seed=seeds, **given)
+        used, images = stream_prompts(pipeline, num_images, seed, **given)
     else:
         used, images = pipeline.stream(prompt, place, num_images=num_images, seed=seed, **given)
     checkpoints.writable(place / "generated")
@@ -217,6 +209,24 @@ def generate(
     # saved as they come: what was drawn before a stop stays
     paths = [save_image(image, Path(f"{start}_{number}.png")) for number, image in enumerate(images)]
     return {"images": paths, "domain": used["domain"], "settings": used}, "\n".join(paths)
+
+
+def stream_prompts(pipeline: Any, count: int, seed: int | None, **given: Any) -> tuple[Any, Iterator[Any]]:
+    """Return what `stream` does for a domain's evaluation prompts in turn: each image has the next seed."""
+    from dasd_utils import evaluation
+    from dasd_utils.runtime import files, processes
+
+    known = evaluation.load_prompts(pipeline.config, given["domain"])
+    ((first,),) = pipeline.plan(known[:1], seed=seed, **given)
+    size = pipeline.batch_size * (processes.count() if pipeline.shared else 1)
+
+    def draw() -> Iterator[Any]:
+        for begin in files.short_bar(range(0, count, size), "images", shown=count > size, unit="batch"):
+            places = range(begin, min(begin + size, count))
+            texts = [known[place % len(known)] for place in places]
+            yield from pipeline.generate(texts, seed=[first.seed + place for place in places], **given)[0]
+
+    return first.settings(), draw()
 
 
 def save_image(image: Any, path: Path) -> str:

@@ -228,31 +228,38 @@ def sweep(
     return with_rows(path, rows, f"{len(cells)} cells, {len(rows)} rows")
 
 
+@dataclass
+class Course(Settings):
+    """The options of a run of the notebooks."""
+
+    only: str | None = ONLY
+    stale: bool = option(False, "Only those that `dasd fresh` lists.")
+    output_dir: Path = option(ROOT / "data/runs/course", NOTEBOOKS, show_default="data/runs/course")
+    seed: int | None = option(None, "Seed of everything that is random.", show_default="the notebooks'")
+    update: bool = option(False, "Make the copies the tracked notebooks, with their stamp.")
+    keep_going: bool = option(False, "Run the others after one that fails, too.")
+    force: bool = options.FORCE
+
+    def values(self) -> dict[str, Any]:
+        """Return the parameters of the notebooks that these options name."""
+        named = {"config": self.config and str(self.config), "seed": self.seed}
+        return {"profile": self.read().profile} | {k: v for k, v in named.items() if v is not None}
+
+
 @command(options.UPKEEP, context_settings=PASS_ON)
-def notebooks(
-    context: typer.Context,
-    settings: Settings,
-    only: str | None = ONLY,
-    stale: bool = option(False, "Only those that `dasd fresh` lists."),
-    output_dir: Path = option(ROOT / "data/runs/course", NOTEBOOKS, show_default="data/runs/course"),
-    seed: int | None = option(None, "Seed of everything that is random.", show_default="the notebooks'"),
-    update: bool = option(False, "Make the copies the tracked notebooks, with their stamp."),
-    keep_going: bool = option(False, "Run the others after one that fails, too."),
-    force: bool = options.FORCE,
-) -> Answer:
+def notebooks(context: typer.Context, course: Course) -> Answer:
     """Run the notebooks in order through papermill; `-p NAME VALUE` sets a parameter."""
     from dasd_utils.apps import notebooks as lessons
 
-    values = {"profile": settings.read().profile, **read_parameters(context.args)}
-    values |= {"config": str(settings.config)} if settings.config else {}
-    values |= {"seed": seed} if seed is not None else {}
-    paths = lessons.find_notebooks(only.split(",") if only else None)
-    if stale:
+    output_dir, update = course.output_dir, course.update
+    values = course.values() | read_parameters(context.args)
+    paths = lessons.find_notebooks(course.only.split(",") if course.only else None)
+    if course.stale:
         paths = [path for path in paths if lessons.stale(path) or lessons.faults(path)]
     for path in paths:
-        options.check_free(output_dir / path.name, force)
-        options.check_free(output_dir / path.stem, force or not update)  # --update empties it
-    done = lessons.run_notebooks(paths, output_dir, values, update, keep_going) if paths else []
+        options.check_free(output_dir / path.name, course.force)
+        options.check_free(output_dir / path.stem, course.force or not update)  # --update empties it
+    done = lessons.run_notebooks(paths, output_dir, values, update, course.keep_going) if paths else []
     if update:
         lessons.store_outputs([one for one in done if not one.error])
     rows = [{"notebook": one.path.stem, "path": str(one.path), "seconds": one.seconds,
