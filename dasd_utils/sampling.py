@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from dasd_utils import adapters, classifier, guidance, models
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, nearest, resolve, with_token
 from dasd_utils.guidance import Job, Prediction, Term
-from dasd_utils.runtime import files, images, processes
+from dasd_utils.runtime import files, processes
 
 SCHEDULERS: dict[str, type] = {
     "ddim": diffusers.DDIMScheduler,
@@ -149,6 +149,12 @@ def decode(parts: models.Parts, latents: Tensor, step_by_step: bool = False) -> 
         return torch.cat(each).float()
 
 
+def from_pixels(pixels: Tensor) -> list[Image.Image]:
+    """Return RGB images of pixels (n, 3, h, w), cut to [-1, 1]."""
+    eight_bit = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Image.fromarray(image) for image in eight_bit.permute(0, 2, 3, 1).cpu().numpy()]
+
+
 @torch.no_grad()
 def decode_images(vae: Any, latents: Tensor) -> list[Image.Image]:
     """Return RGB images of latents (B, C, h, w) in the scaling of the UNet, decoded a few at a time."""
@@ -156,7 +162,7 @@ def decode_images(vae: Any, latents: Tensor) -> list[Image.Image]:
     count = max(1, DECODED_PIXELS // (scale**2 * latents.shape[-2] * latents.shape[-1]))
     decoded: list[Image.Image] = []
     for few in (latents / vae.config.scaling_factor).to(vae.device, vae.dtype).split(count):
-        decoded += images.from_pixels(vae.decode(few).sample)
+        decoded += from_pixels(vae.decode(few).sample)
     return decoded
 
 

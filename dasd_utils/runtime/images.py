@@ -95,12 +95,6 @@ def to_pixels(images: Sequence[Image.Image | np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def from_pixels(pixels: torch.Tensor) -> list[Image.Image]:
-    """Return RGB images of pixels (n, 3, h, w), cut to [-1, 1]."""
-    eight_bit = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return [Image.fromarray(image) for image in eight_bit.permute(0, 2, 3, 1).cpu().numpy()]
-
-
 # Files of more than 8 bits a channel
 
 

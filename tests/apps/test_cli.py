@@ -194,3 +194,16 @@ def test_help_loads_no_torch():
     code = "import sys, dasd_utils.apps.cli.main; assert not {'torch', 'diffusers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_first_image_loads_no_more_than_it_needs(trained):
+    """Each of these takes a quarter of a second or more, and so do collections among what was loaded."""
+    unneeded = {"datasets", "pandas", "pyarrow", "matplotlib", "torchmetrics", "dasd_utils.evaluation"}
+    code = f"""import gc, sys, dasd_utils.apps.cli.main as cli
+try:
+    cli.main()
+except SystemExit:
+    print(sorted({unneeded} & set(sys.modules)), gc.isenabled(), gc.get_freeze_count() > 100_000)"""
+    words = ["generate", "--checkpoint", trained[1], "--prompt", "a city", "--domain", "satellite"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.stdout.splitlines()[1:] == ["[] True True"], done.stderr

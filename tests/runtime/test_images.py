@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from synthetic import plain, saved
 
-from dasd_utils import data
+from dasd_utils import data, sampling
 from dasd_utils.config import Config, DasdError
 from dasd_utils.runtime import folders, images
 
@@ -65,9 +65,9 @@ def test_pixels_run_from_minus_one_to_one_and_back():
     assert pixels.shape == (2, 3, 2, 3) and pixels.dtype == torch.float32
     assert pixels[:, :, 0, 0].tolist() == [pytest.approx([1.0, -1.0, -0.6])] * 2
     colours = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
-    found = images.from_pixels(images.to_pixels(list(map(Image.fromarray, colours))))
+    found = sampling.from_pixels(images.to_pixels(list(map(Image.fromarray, colours))))
     assert all(np.array_equal(np.asarray(image), one) for image, one in zip(found, colours, strict=True))
-    beyond = images.from_pixels(torch.full((1, 3, 2, 2), 7.0))
+    beyond = sampling.from_pixels(torch.full((1, 3, 2, 2), 7.0))
     assert np.asarray(beyond[0]).min() == 255
 
 

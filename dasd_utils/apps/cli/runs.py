@@ -159,9 +159,10 @@ def run_training(
 
     fitted: "auto" chose the sizes of micro-batches for this machine, and a resumed run keeps its own.
     """
-    from dasd_utils import latents, training
-    from dasd_utils.apps import animation, batch_size
-    from dasd_utils.runtime import checkpoints
+    with options.garbage_kept():
+        from dasd_utils import latents, training
+        from dasd_utils.apps import animation, batch_size
+        from dasd_utils.runtime import checkpoints
 
     training.check_training(config)
     with checkpoints.lock_run(config):
