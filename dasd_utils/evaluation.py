@@ -18,7 +18,7 @@ from torch.nn import functional
 from dasd_utils import data, figures, metrics
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
 from dasd_utils.metrics import Estimate
-from dasd_utils.runtime import checkpoints, files, processes, small_cnn
+from dasd_utils.runtime import files, processes, small_cnn, tracking
 from dasd_utils.toyworld.attribute_classifier import AttributeClassifier
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Scorer:
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Return unit-norm CLIP features (n, d) of texts."""
-        return metrics.embed_texts(self.clip, self.tokenizer, texts)
+        return files.embed_texts(self.clip, self.tokenizer, texts)
 
     @torch.no_grad()
     def embed_inception(self, images: Sequence[Image.Image]) -> Tensor:
@@ -405,16 +405,16 @@ def evaluate(
 def evaluate_run(pipeline: DasdPipeline) -> tuple[Path, list[ResultRow]]:
     """Evaluate a run; write `evaluation.json` and pictures into its folder; return the file and its rows."""
     config = pipeline.config
-    folder = checkpoints.writable(config.output_dir)
-    checkpoints.tracker_names(config)
+    folder = files.output_folder(config.output_dir)
+    tracking.tracker_names(config)
     rows, images = evaluate(config, pipeline, progress=processes.is_main())
     path = folder / "evaluation.json"
     if not processes.is_main():
         return path, rows
     save_results(path, config, rows)
-    with checkpoints.open_trackers(config) as trackers:
+    with tracking.open_trackers(config) as trackers:
         step = config.training.max_train_steps
-        trackers.log(checkpoints.score_values(rows), step)
+        trackers.log(tracking.score_values(rows), step)
         for domain in config.domains:
             grid = {method: images[method, domain.name][:8] for method in compared_methods(config)}
             figures.save(figures.comparison_grid(grid), folder / f"comparison_{domain.name}.png")

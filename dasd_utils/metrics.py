@@ -24,20 +24,6 @@ Groups = Sequence[int] | Tensor | None
 Statistic = Callable[..., Tensor]  # of two sets: weights (B, n) and (B, m) -> (B,)
 
 
-# features
-@torch.no_grad()
-def embed_texts(clip, tokenizer, texts: Sequence[str], batch_size: int = 64) -> Tensor:
-    """Return unit-norm CLIP features (n, d), fp32 on the CPU; longer texts are cut at the model's length."""
-    length = min(tokenizer.model_max_length, clip.config.text_config.max_position_embeddings)
-    settings = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
-    features = []
-    for start in range(0, len(texts), batch_size):
-        tokens = tokenizer(list(texts[start : start + batch_size]), **settings).to(clip.device)
-        pooled = clip.text_model(tokens["input_ids"], tokens["attention_mask"]).pooler_output
-        features.append(clip.text_projection(pooled).float().cpu())
-    return F.normalize(torch.cat(features), dim=-1)
-
-
 # CLIP score
 def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
     """Return the cosine of each image with its own text; (n, d), (n, d) -> (n,)."""

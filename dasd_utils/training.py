@@ -30,7 +30,7 @@ from torch import Tensor
 
 from dasd_utils import adapters, latents, losses, models
 from dasd_utils.config import Config, DasdError, TrainingConfig, check_types, paper, resolve
-from dasd_utils.runtime import checkpoints, files, processes
+from dasd_utils.runtime import checkpoints, files, processes, tracking
 
 HISTORY = "history.jsonl"  # one row a step: what a second run repeats
 SPEED = "speed.jsonl"  # and what it does not
@@ -60,12 +60,12 @@ def check_training(config: Config) -> None:
         raise DasdError(f"target_batch_size is {size}, too little for {processes.count()} processes to "
                         "share: enlarge it, with fewer accumulation steps, or launch fewer.")  # fmt: skip
     processes.choose_precision(config.training.mixed_precision, processes.default_device())
-    checkpoints.tracker_names(config)  # or an error
+    tracking.tracker_names(config)  # or an error
 
 
 def check_folder(config: Config, resume: bool, force: bool = False) -> None:
     """Raise DasdError for a folder that cannot be written, or whose run is neither resumed nor replaced."""
-    folder = checkpoints.writable(config.output_dir)
+    folder = files.output_folder(config.output_dir)
     adapters.check_place(folder / "adapter")
     has_adapter = (folder / "adapter").is_dir()
     has_steps = any(folder.glob("checkpoints/step-*"))
@@ -124,7 +124,7 @@ def train(
         try:
             first = run.restore() if resume else run.start_anew()
             if first < config.training.max_train_steps:
-                with checkpoints.open_trackers(config, first) as run.trackers:
+                with tracking.open_trackers(config, first) as run.trackers:
                     _loop(run, first)
             run.updater.keep_average()
         finally:
@@ -145,7 +145,7 @@ def train_or_resume(config: Config, name: str, progress: bool = True) -> None:
 def save_training_results(config: Config, parts: models.Parts, losses: Sequence[HistoryRow]) -> Path:
     """Write `adapter/`, `history.jsonl`, `config.json`, at last their manifest; return the run's folder."""
     check_types(config=(config, Config), parts=(parts, models.Parts))
-    folder = checkpoints.writable(config.output_dir)
+    folder = files.output_folder(config.output_dir)
     with checkpoints.lock_run(config):
         if processes.is_main():
             (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
@@ -225,14 +225,14 @@ class Run:
         self.sampler = sampler
         self.objective = objective or losses.make_objective(config)
         self.callbacks = callbacks or Callbacks()
-        self.folder = checkpoints.writable(config.output_dir)
+        self.folder = files.output_folder(config.output_dir)
         self.checkpoints = self.folder / "checkpoints"
         self.fingerprints = {"base": adapters.base_fingerprint(parts), "data": sampler.fingerprint}
         self.base = adapters.exact_fingerprint(parts)
         self.updater = Updater(config, parts)
         self.history: list[HistoryRow] = []
         self.sample_ids: list[str] = []  # of the present step, for the message of a run that fails
-        self.trackers = checkpoints.Trackers()
+        self.trackers = tracking.Trackers()
 
     def encode(self) -> None:
         """Encode once what never changes: images, so that the VAE leaves the memory, and source prompts."""
@@ -292,7 +292,7 @@ class Run:
             speed = {"step": row["step"], "samples_per_second": len(self.sample_ids) / seconds}
             checkpoints.append_row(self.folder / HISTORY, row)
             checkpoints.append_row(self.folder / SPEED, speed)
-            self.trackers.log(checkpoints.row_values(row | speed), row["step"])
+            self.trackers.log(tracking.row_values(row | speed), row["step"])
         if [r.get("skipped") for r in self.history[-MAX_SKIPPED:]] == [True] * MAX_SKIPPED:
             raise DasdError(f"Loss or gradient was not finite in {MAX_SKIPPED} steps in a row, last in step "
                             f"{row['step']} with the samples {', '.join(self.sample_ids)}. Lower "
@@ -326,7 +326,7 @@ class Run:
     def start_anew(self) -> int:
         """Remove an earlier run in the folder and what was made of it; return 0, the steps done."""
         if processes.is_main():
-            names = [checkpoints.MANIFEST, "checkpoints", checkpoints.TRACKING, HISTORY, SPEED]
+            names = [checkpoints.MANIFEST, "checkpoints", tracking.FOLDER, HISTORY, SPEED]
             names += MADE_OF_RUN if (self.folder / "adapter").is_dir() else ()
             for path in [path for name in names for path in self.folder.glob(name)]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

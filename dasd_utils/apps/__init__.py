@@ -8,7 +8,8 @@
 - notebooks: the course is run, its outputs and badges are kept up to date
 - colab: the course is set up in Colab
 - doctor: what a run would meet on this machine
-- batch_size: the largest batch that fits in memory; whether a run holds what it says
+- verify: whether a run holds what it says
+- batch_size: the largest batch that fits in memory
 - animation: a run's sample grids as a moving picture
 - workers: commands side by side, here or on a cluster; a notebook for each entry of a list of parameters
 """

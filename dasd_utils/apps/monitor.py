@@ -12,15 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 from IPython.display import display
 from tqdm import tqdm
 
 from dasd_utils import figures, training
-from dasd_utils.config import Config
 from dasd_utils.runtime import files
+
+if TYPE_CHECKING:
+    from dasd_utils.config import Config
 
 EVERY = 2.0  # seconds at least between two drawings of the curves
 SHARE = 0.02  # of the time, at most, that drawing them may take

@@ -5,6 +5,7 @@
 - images: how each image becomes an RGB square, by a window where it has more than 8 bits a channel
 - folders: the rows of a domain's images, with captions and labels: a folder, parquet files, or the hub
 - latent_cache: VAE latents on disk
-- checkpoints: what a run keeps to go on after a stop, how a run is found, what trackers get of it
+- checkpoints: what a run keeps to go on after a stop, and how a run is found
+- tracking: what trackers get of a run
 - small_cnn: a small classifier of images, trained in seconds
 """

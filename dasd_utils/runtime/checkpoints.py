@@ -1,4 +1,4 @@
-"""A run's folder: when two runs are the same, its lock, checkpoints, history and trackers; no pickle.
+"""A run's folder: when two runs are the same, its lock, checkpoints and history; no pickle.
 
 A checkpoint is a folder `step-000200/` of safetensors and JSON, with a manifest of each file's size and
 SHA-256: a half-written or damaged one is recognised and never loaded.
@@ -12,17 +12,13 @@ import hashlib
 import json
 import logging
 import math
-import secrets
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import tracking as accelerate_tracking
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -32,8 +28,6 @@ from dasd_utils.runtime import files, processes
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
-TRACKING = "tracking"  # in the run folder: what TensorBoard reads
-TENSORBOARD = "tensorboard"
 # Config fields and sections that no weight depends on; "domain" stands for the source and every target.
 UNTRAINED = (
     "output_dir", "classifier", "evaluation", "data.cache_dir", "training.checkpoint_every",
@@ -58,11 +52,6 @@ NEWER = {
 }  # fmt: skip
 _locked: set[tuple[int, Path]] = set()  # (thread, folder) of the runs at work in this process
 log = logging.getLogger(__name__)
-
-
-def writable(output_dir: str | Path) -> Path:
-    """Return the run's folder, made if need be; DasdError if nothing can be written there."""
-    return files.check_writable(resolve(output_dir), "The output folder", "Set output_dir to another one.")
 
 
 def compared_fields(values: Mapping[str, Any], purpose: str, kept: Sequence[str] = ()) -> dict[str, Any]:
@@ -119,21 +108,8 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[st
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    a, b = flatten(a), flatten(b)
+    a, b = files.flatten(a), files.flatten(b)
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in {**a, **b} if a.get(k) != b.get(k)]
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values as names with dots; lists of objects by their places, other lists as they are."""
-    flat = {}
-    for name, value in values.items():
-        if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
-            value = {str(i): v for i, v in enumerate(value)}
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def is_complete(config: Config) -> bool:
@@ -190,7 +166,7 @@ def _by_step(config: Config) -> dict[str, Any]:
 @contextlib.contextmanager
 def lock_run(config: Config, required: bool = True) -> Iterator[bool]:
     """Lock the run's folder; where another run has it, raise DasdError or, unless `required`, yield False."""
-    folder = writable(config.output_dir)
+    folder = files.output_folder(config.output_dir)
     key = threading.get_ident(), folder
     if key in _locked:  # as `save_training_results` inside the lock of the command
         yield True
@@ -370,102 +346,3 @@ def rows_until(path: Path, step: int) -> list[dict[str, Any]]:
     if len(rows) < step:
         log.warning("%s holds %d rows for %d steps.", path, len(rows), step)
     return list(rows.values())
-
-
-# Trackers of accelerate: one that fails during the run is dropped with a warning; none affects a step.
-
-
-def tracker_names(config: Config) -> list[str]:
-    """Return the names of the config's trackers; DasdError for one that is not installed."""
-    installed = [str(tracker) for tracker in accelerate_tracking.get_available_trackers()]
-    setting = config.training.tracking.strip()
-    if setting == "auto":
-        return [TENSORBOARD] if TENSORBOARD in installed else []
-    names = [] if setting == "none" else [name.strip() for name in setting.split(",")]
-    for name in names:
-        if name not in installed:
-            raise DasdError(f"tracking names {name}, which is not installed: `pip install {name}`.")
-    return names
-
-
-class Trackers(list[accelerate_tracking.GeneralTracker]):
-    """Several trackers that receive the same; only the first process has any."""
-
-    def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Send the numbers of a step; None and what is not finite are left out."""
-        sent = {k: v for k, v in finite(values).items() if v is not None and v is not True}
-        if sent:
-            self._send("log", sent, step=step)
-
-    def show(self, pictures: Mapping[str, Sequence[Image.Image]], step: int) -> None:
-        """Send pictures of a step, several of one size under each name."""
-        arrays = {name: np.stack([image.convert("RGB") for image in each]) for name, each in pictures.items()}
-        if arrays:
-            self._send("log_images", arrays, step=step)
-
-    def _send(self, method: str, *values: Any, **options: Any) -> None:
-        for tracker in list(self):
-            layout = method == "log_images" and tracker.name == TENSORBOARD
-            more = {"dataformats": "NHWC"} if layout else {}  # (images, height, width, colours)
-            try:
-                getattr(tracker, method, lambda *_, **__: None)(*values, **options, **more)
-            except Exception as error:  # a full disk or a lost network is no reason to lose a run
-                self.remove(tracker)
-                log.warning("The tracker %s gets nothing more of this run: %s", tracker.name, error)
-
-
-@contextlib.contextmanager
-def open_trackers(config: Config, done: int | None = None) -> Iterator[Trackers]:
-    """Yield the config's trackers and close them whatever happens; DasdError for one that cannot start.
-
-    done: the steps that training has done; at 0 the config is sent first. None adds to a run that exists.
-    """
-    trackers = Trackers()
-    try:
-        for name in tracker_names(config) if processes.is_main() else ():
-            trackers.append(_start(name, config, done))
-        yield trackers
-    finally:
-        trackers._send("finish")
-
-
-def _start(name: str, config: Config, done: int | None) -> accelerate_tracking.GeneralTracker:
-    run = writable(config.output_dir)
-    kind = accelerate_tracking.LOGGER_TYPE_TO_CLASS[name]
-    try:
-        if name == TENSORBOARD:
-            # later steps, which an interrupted run sent, are hidden: they are done again
-            tracker = kind(TRACKING, str(run), **({"purge_step": done + 1} if done else {}))
-        else:
-            folder = writable(run / TRACKING)
-            options = {}
-            if name == "wandb":  # a resumed run goes on under the identity that it got at first
-                identity = folder / "wandb_id"
-                if not identity.is_file():
-                    identity.write_text(secrets.token_hex(8))
-                options = dict(dir=str(folder), id=identity.read_text(), name=run.name, resume="allow")
-            place = [str(folder)] if kind.requires_logging_directory else []
-            tracker = kind("dasd", *place, **options)
-        tracker.start()
-        if done == 0:
-            tracker.store_init_configuration(flat_config(config))
-    except Exception as error:  # each has its own kinds
-        raise DasdError(f"The tracker {name} cannot start: {error}. Set tracking to none.") from error
-    return tracker
-
-
-def flat_config(config: Config) -> dict[str, bool | int | float | str]:
-    """Return the config as names with dots and values that every tracker takes; None is left out."""
-    values = flatten(config.to_dict()).items()
-    return {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in values if v is not None}
-
-
-def row_values(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a history row under the names that trackers show: train/loss, validation/satellite."""
-    named = {name: name.partition("validation_")[2] for name in row if name != "step"}
-    return {f"validation/{d}" if d else f"train/{name}": row[name] for name, d in named.items()}
-
-
-def score_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the rows of an evaluation as evaluation/<domain>/<metric>/<method>."""
-    return {f"evaluation/{row['domain']}/{row['metric']}/{row['method']}": row["value"] for row in rows}

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 import transformers
 from huggingface_hub import constants
 from safetensors import SafetensorError
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dasd_utils.config import Config, DasdError, check_no_hub_id, is_pinned, read_json, resolve
@@ -72,6 +73,11 @@ def check_writable(folder: Path, what: str, advice: str) -> Path:
     return folder
 
 
+def output_folder(output_dir: str | Path) -> Path:
+    """Return the run's folder, made if need be; DasdError if nothing can be written there."""
+    return check_writable(resolve(output_dir), "The output folder", "Set output_dir to another one.")
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message without its full stop; its class where it says nothing."""
     if "while generating the dataset" in str(error) and error.__cause__:  # of `datasets`, which says no more
@@ -83,6 +89,19 @@ def short_hash(value: Any, digits: int = 12) -> str:
     """Return hexadecimal digits of the SHA-256 of a value as JSON: a file name of all that decides a file."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values as names with dots; lists of objects by their places, other lists as they are."""
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+            value = {str(i): v for i, v in enumerate(value)}
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 @contextlib.contextmanager
@@ -180,7 +199,7 @@ class Source:
         where = self.name if self.folder is None else str(self.folder)
         if part:
             options["subfolder"] = part
-        if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
+        if isinstance(kind, type) and issubclass(kind, nn.Module):
             # transformers would else take the file's, and float16 is several times slower on a CPU
             options.setdefault("dtype", torch.float32)
             if self.folder is not None:
@@ -240,6 +259,19 @@ def load_clip(config: Config) -> tuple[Any, ...]:
     # of transformers 5 know PIL's by that name
     processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
     return tuple(map(source.load, (transformers.CLIPModel, transformers.CLIPTokenizer, processor)))
+
+
+@torch.no_grad()
+def embed_texts(clip: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 64) -> Tensor:
+    """Return unit-norm CLIP features (n, d), fp32 on the CPU; longer texts are cut at the model's length."""
+    length = min(tokenizer.model_max_length, clip.config.text_config.max_position_embeddings)
+    settings = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
+    features = []
+    for start in range(0, len(texts), batch_size):
+        tokens = tokenizer(list(texts[start : start + batch_size]), **settings).to(clip.device)
+        pooled = clip.text_model(tokens["input_ids"], tokens["attention_mask"]).pooler_output
+        features.append(clip.text_projection(pooled).float().cpu())
+    return nn.functional.normalize(torch.cat(features), dim=-1)
 
 
 # progress bars

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dasd_utils import evaluation, sampling
-from dasd_utils.runtime import checkpoints, files
+from dasd_utils.runtime import files
 
 if TYPE_CHECKING:
     from dasd_utils.config import Calibration, DomainConfig
@@ -67,7 +67,7 @@ def calibrate(
     """
     if path.is_file() and not again:
         return
-    checkpoints.writable(path.parent)
+    files.output_folder(path.parent)
     table, rows = {}, []
     for domain in pipeline.config.domains:
         candidates = search(pipeline, domain, scorer, budget, num_images)

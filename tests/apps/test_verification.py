@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dasd_utils import training
-from dasd_utils.apps import batch_size
+from dasd_utils.apps import verify
 from dasd_utils.apps.cli import runs
 from dasd_utils.config import DasdError
 from dasd_utils.runtime import checkpoints
@@ -17,9 +17,9 @@ def test_a_true_run_passes_to_the_bit_and_a_changed_one_does_not(tiny_config, tm
     run, _ = runs.run_training(tiny_config, resume=False, auto_batch_size=False)
 
     def wrong() -> list[str]:
-        return [row["what"] for row in batch_size.verify(run) if not row["ok"]]
+        return [row["what"] for row in verify.verify(run) if not row["ok"]]
 
-    rows = batch_size.verify(run)
+    rows = verify.verify(run)
     names = ["the run's files", "step-000002", "step-000004", "step 1", "step 2", "step 3"]
     assert [row["what"] for row in rows if row["ok"]] == names
     assert [row["found"] for row in rows[3:]] == ["the same bits"] * 3
@@ -35,7 +35,7 @@ def test_a_true_run_passes_to_the_bit_and_a_changed_one_does_not(tiny_config, tm
     checkpoints.write_manifest(run, [run / name for name in files])  # the forger knows of hashes too
     assert wrong() == ["step 2"]
     with pytest.raises(DasdError, match="no finished run"):
-        batch_size.verify(tmp_path)
+        verify.verify(tmp_path)
 
 
 def test_the_same_seed_gives_the_same_files(tiny_config, tmp_path):

@@ -10,7 +10,7 @@ from conftest import dasd
 from typer.testing import CliRunner
 
 from dasd_utils import evaluation, losses
-from dasd_utils.apps import batch_size
+from dasd_utils.apps import verify
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import study as cli_study
 from dasd_utils.apps.cli.options import ChosenRun, Settings
@@ -82,7 +82,7 @@ def test_a_method_trains_by_the_command_and_its_run_is_verified(tiny_config, tmp
     assert said["step"] == 4 and said["loss_img"] >= 0 and "loss_prior" in said
     stored = Config.load(tmp_path / "run" / "config.json")
     assert stored.method == "domainstudio" and stored.alignment.lambda_align == 0
-    assert all(row["ok"] for row in batch_size.verify(tmp_path / "run", 2))
+    assert all(row["ok"] for row in verify.verify(tmp_path / "run", 2))
     pipeline = ChosenRun("tiny", path).open()  # the file does not name the method, the run does
     assert pipeline.config.method == "domainstudio"
     assert evaluation.compared_methods(pipeline.config) == ("base", "base + style words", "domainstudio")

@@ -12,6 +12,7 @@ from torchmetrics.image.kid import poly_mmd
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from dasd_utils import evaluation, figures, losses, metrics
+from dasd_utils.runtime import files
 
 
 def normal(seed, *shape):
@@ -47,7 +48,7 @@ def test_features_equal_those_of_the_clip_forward_pass(scorer):
     torch.testing.assert_close(features, expected.image_embeds, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(5))
     assert not features.requires_grad
-    found = metrics.embed_texts(scorer.clip, scorer.tokenizer, texts, batch_size=2)
+    found = files.embed_texts(scorer.clip, scorer.tokenizer, texts, batch_size=2)
     torch.testing.assert_close(found, expected.text_embeds, atol=1e-5, rtol=1e-4)
 
 

@@ -13,13 +13,13 @@ import torch
 from synthetic import NoiseSampler, make_batch, pictures
 from transformers import CLIPTokenizer
 
-from dasd_utils import evaluation, losses, metrics, models, sampling, training
+from dasd_utils import evaluation, losses, models, sampling, training
 from dasd_utils.apps import batch_size
 from dasd_utils.config import DasdError, method_changes
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, Term
 from dasd_utils.papers.diffusionclip import objective as diffusionclip
 from dasd_utils.papers.diffusionclip import translation
-from dasd_utils.runtime import images
+from dasd_utils.runtime import files, images
 
 STEPS = {"return_step": 300, "forward_steps": 6, "generation_steps": 3}
 SHORT = STEPS | {"reference": ("a painting",), "target": ("a satellite image",)}
@@ -125,7 +125,7 @@ def test_the_direction_leads_from_the_mean_of_one_set_of_sentences_to_that_of_th
     config = config.replace(method_settings=SHORT | sentences)
     words = diffusionclip.Words(config, diffusionclip.settings(config), torch.device("cpu"))
     tokenizer = CLIPTokenizer.from_pretrained(config.model.clip)
-    means = {name: metrics.embed_texts(words.clip, tokenizer, own).mean(0) for name, own in sentences.items()}
+    means = {name: files.embed_texts(words.clip, tokenizer, own).mean(0) for name, own in sentences.items()}
     unit = {name: mean / mean.norm() for name, mean in means.items()}
     torch.testing.assert_close(words.direction, unit["target"] - unit["reference"])
     found = words.embed(images.to_pixels(pictures(3)))  # as the scorer has them

@@ -31,7 +31,7 @@ from dasd_utils import adapters, evaluation, models, sampling
 from dasd_utils.apps.cli import runs
 from dasd_utils.config import ROOT, Config, DasdError, DomainConfig, is_pinned, resolve
 from dasd_utils.profiles import PROFILES
-from dasd_utils.runtime import checkpoints, files, folders
+from dasd_utils.runtime import checkpoints, files, folders, tracking
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 # Their commits are not known here: who writes one into profiles.py takes the name out.
@@ -131,7 +131,7 @@ def test_the_watch_sees_every_way(no_pickle):
 def files_of(folder):
     """Return the files below a folder, and the endings of those that are not a tracker's."""
     found = [file for file in folder.rglob("*") if file.is_file()]
-    return found, {file.suffix for file in found if checkpoints.TRACKING not in file.parts}
+    return found, {file.suffix for file in found if tracking.FOLDER not in file.parts}
 
 
 def use(config, run, steps):

@@ -179,5 +179,5 @@ def test_an_output_folder_that_cannot_be_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(DasdError, match="output_dir"):
-            checkpoints.writable(path)
-    assert checkpoints.writable(tmp_path / "new" / "run").is_dir()
+            files.output_folder(path)
+    assert files.output_folder(tmp_path / "new" / "run").is_dir()

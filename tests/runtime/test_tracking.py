@@ -11,7 +11,7 @@ from synthetic import NoiseSampler, make_parts
 from dasd_utils import adapters, training
 from dasd_utils import config as cfg
 from dasd_utils.config import DasdError
-from dasd_utils.runtime import checkpoints
+from dasd_utils.runtime import checkpoints, tracking
 
 needs_tensorboard = pytest.mark.skipif(
     "tensorboard" not in map(str, accelerate_tracking.get_available_trackers()), reason="it is not installed"
@@ -33,7 +33,7 @@ def events(config):
     """Return the event files of a run, read as TensorBoard reads them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    return EventAccumulator(str(training.resolve(config.output_dir) / checkpoints.TRACKING)).Reload()
+    return EventAccumulator(str(training.resolve(config.output_dir) / tracking.FOLDER)).Reload()
 
 
 def curve(config, name="train/loss"):
@@ -55,7 +55,7 @@ def pictures(step):
 @needs_tensorboard
 def test_tensorboard_reads_losses_rates_pictures_and_the_config_of_the_same_run(config, tmp_path):
     weights, plain = train(config.replace(tracking="none", output_dir=tmp_path / "none"))
-    assert not (tmp_path / "none" / checkpoints.TRACKING).exists()
+    assert not (tmp_path / "none" / tracking.FOLDER).exists()
     tracked_weights, history = train(config, on_sample=pictures)
     assert history == plain and all(torch.equal(tracked_weights[name], weights[name]) for name in weights)
     found = events(config)
@@ -87,8 +87,8 @@ def test_a_resumed_run_goes_on_with_each_step_once(config):
     time.sleep(1)
     train(config.replace(max_train_steps=2), force=True)  # anew: curves are replaced, scores added
     rows = [{"domain": "xray", "metric": "cmmd", "method": "DASD", "value": 0.5}]
-    with checkpoints.open_trackers(config) as trackers:
-        trackers.log(checkpoints.score_values(rows), 2)
+    with tracking.open_trackers(config) as trackers:
+        trackers.log(tracking.score_values(rows), 2)
         trackers.show(pictures(1), 2)
     assert curve(config, "evaluation/xray/cmmd/DASD") == [(2, 0.5)]
     assert [step for step, _ in curve(config)] == [1, 2]
@@ -145,7 +145,7 @@ def test_another_tracker_is_closed_when_the_run_fails_and_left_out_when_it_fails
 
 def test_names_are_those_of_accelerate_and_one_that_is_not_installed_says_what_to_do(config, monkeypatch):
     monkeypatch.setattr(accelerate_tracking, "get_available_trackers", list)
-    assert checkpoints.tracker_names(config) == []  # auto names nothing
+    assert tracking.tracker_names(config) == []  # auto names nothing
     with pytest.raises(DasdError, match="pip install wandb"):
         training.check_training(config.replace(tracking="wandb"))
     assert set(cfg.TRACKERS) == set(accelerate_tracking.LOGGER_TYPE_TO_CLASS)
@@ -155,19 +155,19 @@ def test_names_are_those_of_accelerate_and_one_that_is_not_installed_says_what_t
 
 def test_of_several_processes_the_first_has_trackers(config, monkeypatch):
     monkeypatch.setattr(checkpoints.processes, "is_main", lambda: False)
-    with checkpoints.open_trackers(config, 0) as trackers:
+    with tracking.open_trackers(config, 0) as trackers:
         trackers.log({"train/loss": 1.0}, 1)
-    assert not (training.resolve(config.output_dir) / checkpoints.TRACKING).exists()
+    assert not (training.resolve(config.output_dir) / tracking.FOLDER).exists()
 
 
 def test_only_finite_numbers_are_sent():
-    trackers = checkpoints.Trackers([Recorder("dasd")])
-    trackers.log(checkpoints.row_values({"step": 3, "loss": float("nan"), "skipped": True, "mmd": None}), 3)
-    trackers.log(checkpoints.row_values({"step": 4, "loss": 0.5, "validation_xray": 1}), 4)
+    trackers = tracking.Trackers([Recorder("dasd")])
+    trackers.log(tracking.row_values({"step": 3, "loss": float("nan"), "skipped": True, "mmd": None}), 3)
+    trackers.log(tracking.row_values({"step": 4, "loss": 0.5, "validation_xray": 1}), 4)
     assert Recorder.calls == [("init", "dasd"), (4, {"train/loss": 0.5, "validation/xray": 1})]
 
 
 def test_the_config_is_flat(config):
-    values = checkpoints.flat_config(config.replace(domains=config.domains[:1]))
+    values = tracking.flat_config(config.replace(domains=config.domains[:1]))
     assert values["domains.0.name"] == "satellite" and values["training.tracking"] == "auto"
     assert all(isinstance(value, bool | int | float | str) for value in values.values())

@@ -194,18 +194,18 @@ def generate(
     seed: int | None = option(None, "Seed of the noise.", show_default="a random one"),
 ) -> Answer:
     """Draw images of a prompt, in a domain that is named or found, into <run>/generated."""
-    from dasd_utils.runtime import checkpoints
+    from dasd_utils.runtime import files
 
     pipeline = run.open()
     given = {"auto_domain": auto_domain, "guidance": guidance, "domain": domain}
-    place = checkpoints.writable(pipeline.config.output_dir)
+    place = files.output_folder(pipeline.config.output_dir)
     if prompt is None:
         if domain is None:
             raise DasdError("There is no prompt: give one by --prompt, or a --domain that has its own.")
         used, images = stream_prompts(pipeline, num_images, seed, **given)
     else:
         used, images = pipeline.stream(prompt, place, num_images=num_images, seed=seed, **given)
-    checkpoints.writable(place / "generated")
+    files.output_folder(place / "generated")
     start = place / "generated" / f"{used['domain'] or 'base'}_{used['seed']}"
     # saved as they come: what was drawn before a stop stays
     paths = [save_image(image, Path(f"{start}_{number}.png")) for number, image in enumerate(images)]
@@ -253,10 +253,10 @@ def translate(
 ) -> Answer:
     """Translate pictures by a run of the method diffusionclip, into <run>/translated."""
     from dasd_utils.papers.diffusionclip import translation
-    from dasd_utils.runtime import checkpoints
+    from dasd_utils.runtime import files
 
     pipeline = run.open()
-    place = checkpoints.writable(resolve(pipeline.config.output_dir) / "translated")
+    place = files.output_folder(resolve(pipeline.config.output_dir) / "translated")
     paths = []
     for number, (file, image) in enumerate(translation.by_settings(pipeline, pictures, strength)):
         paths.append(save_image(image, place / f"{number:03d}_{file.stem}.png"))

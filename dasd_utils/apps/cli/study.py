@@ -334,10 +334,10 @@ def encode(how: Settings) -> Answer:
 def verify(run: Path = options.RUN, steps: int = option(3, "First steps to do again.", min=1)) -> Answer:
     """Check a run: its files by their hashes, its first steps by doing them again."""
     from dasd_utils import sampling
-    from dasd_utils.apps import batch_size
+    from dasd_utils.apps import verify as checks
 
     run, _ = sampling.run_places(run)
-    rows = batch_size.verify(run, steps)
+    rows = checks.verify(run, steps)
     lines = [f"{'ok' if row['ok'] else 'NOT OK':6}  {row['what']}: {row['found']}" for row in rows]
     wrong = None if all(row["ok"] for row in rows) else f"{run} does not agree with what it says of itself."
     return rows, "\n".join(lines), wrong

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dasd_utils import config as cfg
-from dasd_utils import metrics, models
+from dasd_utils import models
 from dasd_utils.config import Config, DasdError, check_promptless, section
 from dasd_utils.runtime import files
 from dasd_utils.sampling import clean_latents, decode
@@ -143,7 +143,7 @@ class Words:
         self.clip = clip.to(device).eval().requires_grad_(False)
         with torch.autocast(device.type, enabled=False):
             target, reference = (
-                F.normalize(metrics.embed_texts(self.clip, tokenizer, words).mean(dim=0), dim=0)
+                F.normalize(files.embed_texts(self.clip, tokenizer, words).mean(dim=0), dim=0)
                 for words in (own.target, own.reference)
             )
         self.direction = (target - reference).to(device)

@@ -19,7 +19,7 @@ from torch import Tensor
 from dasd_utils import data, sampling, training
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, Term
-from dasd_utils.papers import editing, prior_images
+from dasd_utils.papers import prior_images
 from dasd_utils.papers.diffusionclip import objective
 from dasd_utils.runtime import checkpoints, files, images
 from dasd_utils.sampling import DasdPipeline
@@ -37,7 +37,7 @@ def invert(
     times, size = _times(pipeline, return_step, steps), pipeline.batch_size
     noisy = []
     for start in files.short_bar(range(0, len(pictures), size), "inverting", unit="batch"):
-        clean = editing.encode(pipeline.parts, pictures[start : start + size])
+        clean = sampling.encode_images(pipeline.parts, pictures[start : start + size])
         noisy.append(_follow(pipeline, clean, times, (Term(BASE, EMPTY),)))
     return torch.cat(noisy)
 
@@ -188,7 +188,7 @@ def inverted(pipeline: DasdPipeline, config: Config, found: data.DomainData) -> 
     own, device = objective.settings(config), pipeline.parts.unet.device
     base = prior_images.image_key(config, pipeline.parts, device)
     key = files.short_hash([*base, found.ids, own.return_step, own.forward_steps])
-    path = checkpoints.writable(config.output_dir) / f"inverted-{found.split}-{key}.safetensors"
+    path = files.output_folder(config.output_dir) / f"inverted-{found.split}-{key}.safetensors"
     if not path.is_file():
         log.info("The base inverts %d pictures, once: %s", len(found), path)
         noisy = invert(pipeline, found.images, own.return_step, own.forward_steps)
