@@ -16,7 +16,6 @@ import re
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import field
-from importlib.metadata import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -125,10 +124,11 @@ def _explain(error: pydantic.ValidationError, kind: type) -> str:
         return f"{place} is {problem['input']!r:.200}; {rule}."
     outer = [part for part in path[:-1] if isinstance(part, str)]
     kind = KINDS[outer[-1]] if outer else kind
+    owner = OWNERS.get(path[-1]) if kind in SECTIONS.values() else None
     if kind is DomainConfig and path[-1] in vars(Calibration()):
-        return f"Unknown config field {place!r}. It belongs to 'calibration'."
-    if kind in SECTIONS.values() and OWNERS.get(path[-1]):
-        return f"Unknown config field {place!r}. It belongs to {OWNERS[path[-1]]!r}."
+        owner = "calibration"
+    if owner:
+        return f"Unknown config field {place!r}. It belongs to {owner!r}."
     known = OWNERS if kind is Config else [each.name for each in dataclasses.fields(kind)]
     return f"Unknown config field {place!r}. {nearest(path[-1], known)}"
 
@@ -564,18 +564,6 @@ def resolve(path: str | Path) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise DasdError(f"The path {str(path)!r:.200} cannot be used: {reason}.") from None
-
-
-def address() -> str:
-    """Return where the repository is published."""
-    return dict(line.split(", ", 1) for line in metadata("dasd-utils").get_all("Project-URL"))["Repository"]
-
-
-def check_no_hub_id(name: str) -> None:
-    """Raise DasdError for a missing name in data/: it is a folder of the repository, no owner on the hub."""
-    if Path(name).parts[:1] == ("data",):
-        raise DasdError(f"{resolve(name)} is not there, and data/ is never looked for on the hub. What the "
-                        f"repository has comes by `git clone {address()}`.")  # fmt: skip
 
 
 def portable(path: Path) -> str:

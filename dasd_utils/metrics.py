@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from dasd_utils import losses
+from dasd_utils.losses import Kernel, gaussian_kernel
 
 Interval = tuple[float, float]
 Values = Sequence[float] | Tensor
@@ -77,7 +77,7 @@ def derangement(n: int, seed: int) -> Tensor:
 # distances of distributions
 def cmmd_kernel(x: Tensor, y: Tensor) -> Tensor:
     """Return 1000 times the Gaussian kernel of bandwidth 10 (arXiv 2401.09603)."""
-    return 1000 * losses.gaussian_kernel(x, y, 10.0)
+    return 1000 * gaussian_kernel(x, y, 10.0)
 
 
 def kid_kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def kid(x: Tensor, y: Tensor, groups: Groups = None) -> float:
     return mmd_statistic(x, y, kid_kernel, groups)().item()
 
 
-def mmd_statistic(x: Tensor, y: Tensor, kernel: losses.Kernel, groups: Groups = None) -> Statistic:
+def mmd_statistic(x: Tensor, y: Tensor, kernel: Kernel, groups: Groups = None) -> Statistic:
     """Return the unbiased squared MMD of two sets as a function of how often each sample counts.
 
     A plain bootstrap fails here: an image that is drawn twice meets its copy off the diagonal, which lifts
@@ -181,8 +181,7 @@ def precision_recall(generated: Tensor, real: Tensor, k: int = 5) -> dict[str, T
 
 def nearest_neighbours(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distance (n,) of each row of x to the nearest row of y, and which row that is."""
-    found = euclidean_distances(x, y).min(dim=1)
-    return found.values, found.indices
+    return tuple(euclidean_distances(x, y).min(dim=1))
 
 
 def copy_rank(generated: Tensor, train: Tensor, heldout: Tensor) -> Tensor:
@@ -309,12 +308,7 @@ def set_estimate(statistics: Sequence[Statistic], weights: Sequence[Tensor], uni
 
 
 def mmd_estimate(
-    x: Tensor,
-    y: Tensor,
-    kernel: losses.Kernel,
-    groups: Groups = None,
-    num_bootstrap: int = 1000,
-    seed: int = 0,
+    x: Tensor, y: Tensor, kernel: Kernel, groups: Groups = None, num_bootstrap: int = 1000, seed: int = 0
 ) -> Estimate:
     """Return the unbiased squared MMD of one set x and a set y, both drawn again; see `mmd_statistic`."""
     group = _group_index(groups, len(x))

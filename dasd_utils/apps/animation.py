@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from dasd_utils import figures, sampling
-from dasd_utils.config import Config, DasdError, resolve
+from dasd_utils import figures
+from dasd_utils.config import DasdError, resolve
 from dasd_utils.runtime import files
 
 if TYPE_CHECKING:
     from dasd_utils.data import DomainData
-    from dasd_utils.models import Parts
+    from dasd_utils.sampling import DasdPipeline
 
 # with the options of each; of a .png every viewer shows the first frame at least
 FORMATS = {".webp": {"quality": 75, "method": 6}, ".gif": {"optimize": True}, ".png": {}}
@@ -24,17 +24,16 @@ FRAME, REST = 180, 2500  # milliseconds of a frame, and of the first and the las
 
 
 def sample_grid(
-    config: Config, parts: Parts, targets: Mapping[str, DomainData]
+    pipeline: DasdPipeline, targets: Mapping[str, DomainData]
 ) -> Callable[[int], dict[str, list[Image.Image]]]:
     """Return the `on_sample` of `training.train` that draws `samples/step-<step>.png` in the run folder."""
-    pipeline = sampling.DasdPipeline(parts, config)
     # behind the token, as an image may have no caption
     prompts = {name: [data.prompt(i) for i in range(min(4, len(data)))] for name, data in targets.items()}
 
     def draw(step: int) -> dict[str, list[Image.Image]]:
         drawn = {name: pipeline.generate(own, name, seed=[*range(len(own))]) for name, own in prompts.items()}
         rows = {name: images for name, (images, *_) in drawn.items()}
-        path = resolve(config.output_dir) / "samples" / f"step-{step:06d}.png"
+        path = resolve(pipeline.config.output_dir) / "samples" / f"step-{step:06d}.png"
         figures.save(figures.comparison_grid(rows), path)
         return {f"samples/{name}": pictures for name, pictures in rows.items()}
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dasd_utils import adapters, evaluation, figures
-from dasd_utils.config import Config, DasdError, address, nearest, resolve
+from dasd_utils.config import Config, DasdError, nearest, resolve
 from dasd_utils.runtime import checkpoints, files
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def card(
         **exported._asdict(),
         config=config,
         summary=summary,
-        address=address(),
+        address=files.address(),
         on_hub=on_hub,
         base=base if on_hub else resolve(base).name,
         samples=SAMPLES,

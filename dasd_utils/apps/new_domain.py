@@ -178,8 +178,6 @@ def warnings(report: dict[str, Any], config: Config) -> list[str]:
 
 
 # Where captions come from
-
-
 @dataclass(frozen=True)
 class Album:
     """A folder's rows by split, the column that holds the images, and their files."""
@@ -363,8 +361,6 @@ def from_model(album: Album, name: str, progress: bool = False) -> Captions:
 
 
 # The words of a domain: its token, where that starts, descriptions, and prompts
-
-
 def initial_word(name: str, captions: Sequence[str], tokenizer: Any) -> tuple[str, str]:
     """Return the word where the token starts, and why: one piece of the tokenizer, so that it has a meaning.
 

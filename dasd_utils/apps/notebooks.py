@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import nbformat
 import psutil
 
-from dasd_utils.config import ROOT, DasdError, address, known_methods, portable
+from dasd_utils.config import ROOT, DasdError, known_methods, portable
 from dasd_utils.runtime import files
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -52,7 +52,7 @@ def find_notebooks(only: list[str] | None = None, folder: Path = NOTEBOOKS) -> l
     """Return the notebooks in order, those whose name starts with an entry of `only` if given."""
     every = [*sorted(folder.glob("[0-9]*.ipynb")), *sorted(folder.glob("solutions.ipynb"))]
     if not every:
-        raise DasdError(f"{folder} holds no notebook. The course comes by `git clone {address()}`.")
+        raise DasdError(f"{folder} holds no notebook. The course comes by `git clone {files.address()}`.")
     for entry in only or []:
         if not any(path.stem.startswith(entry) for path in every):
             raise DasdError(f"No notebook starts with {entry!r}: {', '.join(path.stem for path in every)}.")

@@ -236,8 +236,6 @@ def contrastive(logits: Tensor, right: Tensor) -> Tensor:
 
 
 # The attribute classifier: trained on renders, and on what the VAE makes of them.
-
-
 def train_attribute_classifier(config: PretrainConfig, work: Path) -> AttributeClassifier:
     """Cross-entropy of every attribute that a scene has, on augmented renders of all domains."""
     torch.manual_seed(config.seed)
@@ -277,8 +275,6 @@ def _augment(pixels: Tensor, rng: np.random.Generator, generator: torch.Generato
 
 
 # The base UNet: it learns to paint, and sees nothing but paintings.
-
-
 def unet_model(config: PretrainConfig) -> UNet2DConditionModel:
     """Return an untrained UNet: cross-attention at the second level and in the middle."""
     return UNet2DConditionModel(
@@ -361,8 +357,6 @@ def text_tower(clip: CLIPModel) -> CLIPTextModel:
 
 
 # All stages, and the folder that they end in.
-
-
 def pretrain(config: PretrainConfig, stages: Iterable[str] = ()) -> Path:
     """Run the stages, by default all, that are not done yet; return the folder of the finished base model.
 

@@ -63,8 +63,6 @@ class PretrainConfig:
 
 
 # The rendered images and captions that every stage reads.
-
-
 def _render_chunk(job: tuple[str, int, int, int]) -> np.ndarray:
     domain, start, stop, size = job
     return np.stack([np.asarray(toyworld.draw(domain, WORLD_SEED, i, size)) for i in range(start, stop)])
@@ -138,8 +136,6 @@ class Images:
 
 
 # The training loop.
-
-
 def fit(
     model: nn.Module,
     loss_at: Callable[[int], Tensor],

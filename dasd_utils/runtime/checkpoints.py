@@ -185,8 +185,6 @@ def lock_run(config: Config, required: bool = True) -> Iterator[bool]:
 
 
 # Checkpoints: folders of tensors and JSON values, and the manifest that tells whether one is complete.
-
-
 def write_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any],
     keep: int = 2,
@@ -307,8 +305,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 
 # The history: JSON lines, one row a step.
-
-
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Append one row to a JSON lines file."""
     with path.open("a", encoding="utf8") as file:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from dasd_utils.config import Config, DasdError, check_no_hub_id, is_pinned, read_json, resolve
+from dasd_utils.config import Config, DasdError, is_pinned, read_json, resolve
 
 transformers.logging.disable_progress_bar()  # a bar per loaded part says nothing; downloads keep theirs
 huggingface_hub.utils.enable_progress_bars()
@@ -182,6 +183,16 @@ def try_lock(path: Path) -> Iterator[bool]:
 
 
 # pretrained weights
+def address() -> str:
+    """Return where the repository is published."""
+    return dict(line.split(", ", 1) for line in metadata("dasd-utils").get_all("Project-URL"))["Repository"]
+
+
+def check_no_hub_id(name: str) -> None:
+    """Raise DasdError for a missing name in data/: it is a folder of the repository, no owner on the hub."""
+    if Path(name).parts[:1] == ("data",):
+        raise DasdError(f"{resolve(name)} is not there, and data/ is never looked for on the hub. What the "
+                        f"repository has comes by `git clone {address()}`.")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -275,8 +286,6 @@ def embed_texts(clip: Any, tokenizer: Any, texts: Sequence[str], batch_size: int
 
 
 # progress bars
-
-
 def bar(
     things: Iterable[Any] | None = None,
     what: str | None = None,

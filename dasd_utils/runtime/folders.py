@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dasd_utils.config import DasdError, DomainConfig, check_no_hub_id, is_pinned, resolve, unique_keys
+from dasd_utils.config import DasdError, DomainConfig, is_pinned, resolve, unique_keys
 from dasd_utils.runtime import files, images
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # beside images, in any letter case
@@ -221,7 +221,7 @@ def with_images(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
 def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
     if folder.exists():
         raise DasdError(f"{folder} (domain {domain.name}) is a file; `data` wants a folder or a hub id.")
-    check_no_hub_id(domain.data)
+    files.check_no_hub_id(domain.data)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", domain.data) or set(domain.data) <= set("./"):
         raise DasdError(f"There is no folder {folder} (domain {domain.name}); {domain.data!r} is no hub id.")
     revision = domain.revision or "main"
@@ -274,8 +274,6 @@ def find_window(domain: DomainConfig, rows: datasets.Dataset) -> images.Window |
 
 
 # Metadata: rows that name the files of images, in JSON lines, CSV or parquet
-
-
 def read_metadata(path: Path, column: str | None = None) -> Rows:
     """Return the rows of a metadata file; DasdError, naming the line, for one without file name or column."""
     expected = f'expected an object {{"file_name": ..., "{column or "text"}": ...}}'

@@ -96,8 +96,6 @@ def to_pixels(images: Sequence[Image.Image | np.ndarray]) -> torch.Tensor:
 
 
 # Files of more than 8 bits a channel
-
-
 class Stored(NamedTuple):
     """What a file of more than 8 bits a channel holds."""
 
@@ -203,8 +201,6 @@ def propose_window(levels: np.ndarray) -> Window:
 
 
 # The rows of a data set
-
-
 def undecoded(rows: datasets.Dataset, column: str) -> datasets.Dataset:
     """Return the rows with nothing but the image column, as {"bytes", "path"}; DasdError if it holds none."""
     try:

@@ -126,8 +126,6 @@ def _reduce(tensor: Tensor, how: str) -> Tensor:
 
 
 # Where the networks compute, and at which precision
-
-
 def default_device() -> torch.device:
     """Return CUDA if there is one, else the CPU; of several processes each has its own GPU."""
     return state().device

@@ -150,8 +150,6 @@ def distinct(rng: np.random.Generator, options: list[Colour], avoid: list[Colour
 
 
 # Layouts: each turns attributes and chance into shapes.
-
-
 def _sky(attributes: Attributes, rng: Rng, horizon: float, x: float, cloud: float | None = None) -> Shapes:
     """Sky with its light near `x`: sun (and a cloud near `cloud`), setting sun, or moon and stars."""
     time, x = attributes.get("time", "day"), x + rng.uniform(-0.05, 0.05)

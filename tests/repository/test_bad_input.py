@@ -170,7 +170,7 @@ def test_odd_captions_are_trained_on(tmp_path, tiny_config):
     assert data.audit(targets["thing"], parts.tokenizer)["captions_cut"] <= 1
     history = training.train(config, parts, sampler, parts.token_ids, progress=False)
     assert [row["step"] for row in history if np.isfinite(row["loss"])] == [1, 2]
-    animation.sample_grid(config, parts, targets)(2)
+    animation.sample_grid(sampling.DasdPipeline(parts, config), targets)(2)
     assert (tmp_path / "run" / "samples" / "step-000002.png").is_file()
 
 

@@ -160,7 +160,7 @@ def run_training(
     fitted: "auto" chose the sizes of micro-batches for this machine, and a resumed run keeps its own.
     """
     with options.garbage_kept():
-        from dasd_utils import latents, training
+        from dasd_utils import latents, sampling, training
         from dasd_utils.apps import animation, batch_size
         from dasd_utils.runtime import checkpoints
 
@@ -172,7 +172,9 @@ def run_training(
         if earlier or auto_batch_size:
             config = earlier or batch_size.largest_batch(config, parts)
         _, targets, sampler = latents.create_datasets(config, parts.tokenizer)
-        draw = animation.sample_grid(config, parts, targets) if config.training.sample_every else None
+        draw = None
+        if config.training.sample_every:
+            draw = animation.sample_grid(sampling.DasdPipeline(parts, config), targets)
         given = {"resume": resume, "force": force, "on_sample": draw}
         try:
             history = training.train(config, parts, sampler, parts.token_ids, **given)

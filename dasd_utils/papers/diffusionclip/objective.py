@@ -93,8 +93,6 @@ def make_objective(config: Config) -> DirectionObjective:
 
 
 # DDIM with eta 0 (arXiv 2010.02502) between any two times: to the noise or back from it.
-
-
 def ddim_times(last: int, steps: int) -> list[int]:
     """Return [-1, ..., last - 1]: the times of so many steps from a clean image, -1, to time `last`."""
     return [round(last * step / steps) - 1 for step in range(steps + 1)]
@@ -121,8 +119,6 @@ def follow(predict: Prediction, x: Tensor, times: Sequence[int], alphas_cumprod:
 
 
 # The loss, and the objective
-
-
 def direction_loss(images: Tensor, before: Tensor, direction: Tensor, form: str = "paper") -> Tensor:
     """Return L_dir of features (B, d) against those before, and a direction (d,): the mean over images.
 
