@@ -3,7 +3,7 @@
 This file draws and captions any scene. The others, in reading order:
 
 - scenery: shapes, renderers that paint or ink them, and layouts of the painted scenes
-- painting: the painting domain, and the sketch domain from the same scenes
+- painting: the painting domain, coloured from palettes.json, and the sketch domain from the same scenes
 - satellite: aerial pictures
 - xray: chest x-rays
 - captions: English captions of a scene, joined from the tables in wordings.json, and everyday English
