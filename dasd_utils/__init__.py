@@ -14,8 +14,6 @@ The core, in the order of the data flow:
 Rooms: runtime, toyworld, pretrain, papers, study, apps; each `__init__` lists its files.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 from typing import Any

@@ -1,7 +1,5 @@
 """What was trained, LoRA and token rows, as files that plain diffusers loads, and as a flat state."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Prompt to domain, or none: cosine similarities in the text encoder's pooled space, and one threshold."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """One style for every figure: grids, curves, bars, a confusion matrix. Functions return a Figure."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io

@@ -4,8 +4,6 @@ eps = eps_0 + sum_i w_i (eps_i - eps_0), arXiv 2312.08195. Special cases: classi
 2207.12598), Domain Guidance (arXiv 2504.01521) and decoupled guidance.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass

@@ -3,8 +3,6 @@
 A profile holds the fields that differ from the defaults in `config`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

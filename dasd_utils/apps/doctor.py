@@ -1,7 +1,5 @@
 """What of this machine a run would meet: packages, devices, memory, disk, caches, and what can be reached."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import itertools
 import os

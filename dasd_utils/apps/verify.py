@@ -1,7 +1,5 @@
 """Whether a run is as it says: its files against their hashes, its first steps against its history."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from pathlib import Path

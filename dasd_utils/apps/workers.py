@@ -1,7 +1,5 @@
 """Commands of `dasd` side by side, here or on a cluster; a sweep: a notebook for each entry of a list."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

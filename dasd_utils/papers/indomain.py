@@ -6,8 +6,6 @@ is a LoRA, which the same UNet switches on and off, or, with `text_free`, the pa
 cross-attention, of which all weights learn.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from dasd_utils import losses

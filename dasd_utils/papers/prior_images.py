@@ -1,7 +1,5 @@
 """Images that the base generates of its source domain, for prior preservation (arXiv 2208.12242)."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import time

@@ -4,8 +4,6 @@ The vector takes the place of the bias of the layer's last projection, whose wei
 diffusers loads the saved UNet, and every text gives the same output.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Any

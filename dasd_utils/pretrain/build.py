@@ -4,8 +4,6 @@ The VAE and CLIP see every domain, the UNet sees paintings only: adaptation has 
 Stages are resumable; batch k of a stage is a function of (seed, k), so a resumed run sees the same data.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

@@ -1,7 +1,5 @@
 """What every stage shares: sizes and budgets, the rendered images, and one training loop."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

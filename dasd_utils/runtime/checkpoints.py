@@ -4,8 +4,6 @@ A checkpoint is a folder `step-000200/` of safetensors and JSON, with a manifest
 SHA-256: a half-written or damaged one is recognised and never loaded.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import hashlib

@@ -1,7 +1,5 @@
 """Files that are complete or not there at all, pretrained weights, locks between processes, progress bars."""
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import hashlib

@@ -1,7 +1,5 @@
 """The rows of a domain's images, with captions and labels: of a folder, parquet files, or the hub."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import glob

@@ -1,7 +1,5 @@
 """How any image becomes an RGB square with a fingerprint; a window shows more than 8 bits a channel."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

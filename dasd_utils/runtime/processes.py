@@ -4,8 +4,6 @@ Averages are means over processes: each weights its loss by its share of a batch
 the complete batch.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager

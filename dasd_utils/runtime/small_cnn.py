@@ -1,7 +1,5 @@
 """A small classifier of images, trained from nothing in seconds, to see what pictures teach."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

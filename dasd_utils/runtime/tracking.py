@@ -3,8 +3,6 @@
 One that fails during the run is dropped with a warning; none affects a step.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

@@ -1,7 +1,5 @@
 """Charts of studies: sweeps, differences, gain and loss, quality and its price, kinds of guidance."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

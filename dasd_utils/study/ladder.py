@@ -4,8 +4,6 @@ Finished work is kept in `<output_dir>/trained/<key>`, named by all settings tha
 `<output_dir>/samples/<key>`, named by all that decide the images. A ladder that was stopped goes on there.
 """
 
-from __future__ import annotations
-
 import bisect
 import dataclasses
 import functools

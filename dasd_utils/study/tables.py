@@ -1,7 +1,5 @@
 """Stored result rows as tables: Markdown for a ladder, a data frame for a notebook; a notebook's own rows."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path

@@ -10,8 +10,6 @@ This file draws and captions any scene. The others, in reading order:
 - attribute_classifier: a network that reads a picture's attributes
 """
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A picture and the choices it came from: drawn, saved as a PNG that says how, read, and drawn again."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

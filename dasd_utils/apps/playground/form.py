@@ -1,7 +1,5 @@
 """A form for trying prompts, in a notebook or as a page that Voilà serves on this machine alone."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import html

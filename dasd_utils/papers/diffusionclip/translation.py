@@ -4,8 +4,6 @@ The functions above `run_config` work on any pipeline; those below it on a confi
 invert and translate what is missing, and keep it as files in the run's folder.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
