@@ -156,14 +156,6 @@ def from_pixels(pixels: Tensor) -> list[Image.Image]:
 
 
 @torch.no_grad()
-def encode_images(parts: models.Parts, pictures: Sequence[Image.Image]) -> Tensor:
-    """Return scaled latents (B, C, h, w) of images' centre squares: the mean of the VAE's distribution."""
-    squares = [images.center_crop(picture, parts.config.model.resolution) for picture in pictures]
-    pixels = images.to_pixels(squares).to(parts.vae.device, parts.vae.dtype)
-    return parts.vae.encode(pixels).latent_dist.mean.float() * parts.vae.config.scaling_factor
-
-
-@torch.no_grad()
 def decode_images(vae: Any, latents: Tensor) -> list[Image.Image]:
     """Return RGB images of latents (B, C, h, w) in the scaling of the UNet, decoded a few at a time."""
     scale = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels to a latent's side

@@ -20,10 +20,13 @@ from torch import Tensor
 from dasd_utils import sampling
 from dasd_utils.config import DasdError
 from dasd_utils.guidance import BASE, EMPTY, GIVEN, Job, Term
+from dasd_utils.runtime import images
 from dasd_utils.sampling import DasdPipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from dasd_utils import models
 
 WHITE = (1, 255, 65535)  # of masks
 log = logging.getLogger(__name__)
@@ -60,12 +63,20 @@ def edit(
     edited: list[Image.Image] = []
     for first in range(0, len(jobs), pipeline.batch_size):
         rows = slice(first, first + pipeline.batch_size)
-        clean = sampling.encode_images(pipeline.parts, pictures[rows])
+        clean = encode(pipeline.parts, pictures[rows])
         keep = None if mask is None else 1 - F.interpolate(grey_mask, size=clean.shape[2:], mode="area")
         texts = None if shown is None else shown[rows]
         latents = _edited(pipeline, jobs[rows], clean, strength, keep, invert, texts)
         edited += sampling.decode_images(pipeline.parts.vae, latents)
     return edited
+
+
+@torch.no_grad()
+def encode(parts: models.Parts, pictures: Sequence[Image.Image]) -> Tensor:
+    """Return scaled latents (B, C, h, w) of images' centre squares: the mean of the VAE's distribution."""
+    squares = [images.center_crop(picture, parts.config.model.resolution) for picture in pictures]
+    pixels = images.to_pixels(squares).to(parts.vae.device, parts.vae.dtype)
+    return parts.vae.encode(pixels).latent_dist.mean.float() * parts.vae.config.scaling_factor
 
 
 def _square_mask(mask: Image.Image | np.ndarray, pictures: Sequence[Image.Image]) -> Tensor:

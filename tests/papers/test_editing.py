@@ -35,7 +35,7 @@ def latents(pipeline, undecoded):
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "unipc", "euler"])
 def test_it_is_the_loop_of_diffusers_begun_later(adapted, latents, scheduler):
     reference = plain_pipeline(adapted, scheduler, StableDiffusionImg2ImgPipeline)
-    clean = sampling.encode_images(adapted, PICTURES)  # diffusers takes latents as they are
+    clean = editing.encode(adapted, PICTURES)  # diffusers takes latents as they are
     noise = torch.stack([sampling.initial_noise((4, 8, 8), 3, 0)] * 2)
     add_noise = reference.scheduler.add_noise
     reference.scheduler.add_noise = lambda x, _noise, timesteps: add_noise(x, noise, timesteps)
@@ -48,7 +48,7 @@ def test_it_is_the_loop_of_diffusers_begun_later(adapted, latents, scheduler):
 @pytest.mark.parametrize("scheduler", sampling.SCHEDULERS)
 def test_what_the_mask_keeps_stays(adapted, latents, scheduler):
     settings = dataclasses.replace(QUICK, scheduler=scheduler)
-    clean = sampling.encode_images(adapted, PICTURES)
+    clean = editing.encode(adapted, PICTURES)
     nothing = latents(mask=np.zeros((32, 32), np.uint8), settings=settings)
     torch.testing.assert_close(nothing, clean, atol=1e-5, rtol=0)
     plain = latents(settings=settings)
@@ -108,7 +108,7 @@ def test_a_mask_of_no_picture_is_refused():
 
 
 def test_more_strength_goes_further(adapted, latents):
-    clean = sampling.encode_images(adapted, PICTURES)
+    clean = editing.encode(adapted, PICTURES)
     away = [(latents(strength=s) - clean).norm().item() for s in (0.2, 0.6, 1.0)]
     assert 0 < away[0] < away[1] < away[2]
 
@@ -118,7 +118,7 @@ def test_inverted_noise_leads_back_to_the_picture():
     config = Config.setup("tiny", num_heldout=2)
     trained = sampling.DasdPipeline(models.load_parts(config), config)
     paintings = list(data.load_domain(config.source, config, "test").images)
-    clean = sampling.encode_images(trained.parts, paintings)
+    clean = editing.encode(trained.parts, paintings)
     errors = []
     for steps in (10, 40):
         settings = Calibration(1.0, steps, "ddim", "unconditional")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from synthetic import pictures
 
-from dasd_utils import models, sampling
+from dasd_utils import models
+from dasd_utils.papers import editing
 from dasd_utils.papers.diffusionclip import hspace
 from dasd_utils.papers.diffusionclip.adaptation import Labelled
 
@@ -21,9 +22,7 @@ def pipeline(pipeline):
 def test_features_are_the_mean_of_the_mid_block_over_space(pipeline):
     parts, (picture,) = pipeline.parts, pictures(1)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    latents = parts.noise_scheduler.add_noise(
-        sampling.encode_images(parts, [picture]), noise, torch.tensor([200])
-    )
+    latents = parts.noise_scheduler.add_noise(editing.encode(parts, [picture]), noise, torch.tensor([200]))
     with torch.no_grad(), models.lora_disabled(parts):
         text = models.encode_prompts(parts, [""])
         _, mid = models.unet_pass(parts.unet, latents, torch.tensor([200]), text)

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dasd_utils import models, sampling
+from dasd_utils import models
+from dasd_utils.papers import editing
 from dasd_utils.papers.diffusionclip import adaptation
 from dasd_utils.runtime import processes
 
@@ -44,7 +45,7 @@ def features(
     with models.lora_disabled(parts), computing:
         empty = models.encode_prompts(parts, [""]).to(parts.unet.dtype)
         for start in range(0, len(pictures), size):
-            clean = sampling.encode_images(parts, pictures[start : start + size])
+            clean = editing.encode(parts, pictures[start : start + size])
             text = empty.expand(len(clean), -1, -1)
             times = torch.full((len(clean),), timestep, device=clean.device)
             rows = []

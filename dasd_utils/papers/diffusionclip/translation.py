@@ -17,7 +17,7 @@ from torch import Tensor
 from dasd_utils import data, sampling, training
 from dasd_utils.config import Config, DasdError, resolve
 from dasd_utils.guidance import ADAPTED, BASE, EMPTY, Term
-from dasd_utils.papers import prior_images
+from dasd_utils.papers import editing, prior_images
 from dasd_utils.papers.diffusionclip import objective
 from dasd_utils.runtime import checkpoints, files, images
 from dasd_utils.sampling import DasdPipeline
@@ -35,7 +35,7 @@ def invert(
     times, size = _times(pipeline, return_step, steps), pipeline.batch_size
     noisy = []
     for start in files.short_bar(range(0, len(pictures), size), "inverting", unit="batch"):
-        clean = sampling.encode_images(pipeline.parts, pictures[start : start + size])
+        clean = editing.encode(pipeline.parts, pictures[start : start + size])
         noisy.append(_follow(pipeline, clean, times, (Term(BASE, EMPTY),)))
     return torch.cat(noisy)
 
