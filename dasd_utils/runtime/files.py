@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -31,6 +32,7 @@ huggingface_hub.utils.enable_progress_bars()
 # variables that JupyterLab, VS Code and Voilà give their kernels; Colab's have google.colab loaded
 SERVERS = {"JPY_SESSION_NAME", "VSCODE_PID", "VOILA_BASE_URL"}
 log = logging.getLogger(__name__)
+_say_once = functools.cache(log.warning)
 
 
 def read_text(path: Path, what: str) -> str:
@@ -238,17 +240,26 @@ class Source:
         )
 
 
+def find_folder(name: str) -> Path | None:
+    """Return the folder of that name, None if there is none; say so where the hub may have one of it too."""
+    folder = resolve(name)
+    if not folder.is_dir():
+        return None
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and Path(name).parts[0] != "data":
+        _say_once(f"{name} is read from the folder {folder}, not from the hub.")
+    return folder
+
+
 def find_weights(name: str, revision: str | None = None, variant: str | None = None) -> Source:
     """Return where the weights of that name are: the folder if there is one, else the hub.
 
     Raises DasdError if the name is neither a folder nor a hub id.
     """
-    folder = resolve(name)
-    if folder.is_dir():
+    if folder := find_folder(name):
         return Source(name, revision, variant, folder)
     check_no_hub_id(name)
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        raise DasdError(f"{name!r} is not there: no folder {folder}. Name a folder in the layout of "
+        raise DasdError(f"{name!r} is not there: no folder {resolve(name)}. Name a folder in the layout of "
                         "diffusers or transformers, or a hub id like 'owner/name'.")  # fmt: skip
     if not is_pinned(revision):
         log.warning("The model %s is read at revision %s, which may hold other files tomorrow. Pin it to a "

@@ -40,8 +40,8 @@ def open_rows(domain: DomainConfig, split: str) -> datasets.Dataset:
 
     Raises DasdError, naming what was looked for and where, if it is not there or lacks a configured column.
     """
-    folder, where = resolve(domain.data), f"{domain.data} (domain {domain.name})"
-    loaded = open_folder(domain, folder) if folder.is_dir() else {split: _from_hub(domain, folder, split)}
+    folder, where = files.find_folder(domain.data), f"{domain.data} (domain {domain.name})"
+    loaded = open_folder(domain, folder) if folder else {split: _from_hub(domain, split)}
     if split not in loaded:
         raise DasdError(f"{where} has no split {split!r}. Splits: {', '.join(loaded)}.")
     rows = loaded[split]
@@ -216,7 +216,8 @@ def with_images(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
     return rows
 
 
-def _from_hub(domain: DomainConfig, folder: Path, split: str) -> datasets.Dataset:
+def _from_hub(domain: DomainConfig, split: str) -> datasets.Dataset:
+    folder = resolve(domain.data)
     if folder.exists():
         raise DasdError(f"{folder} (domain {domain.name}) is a file; `data` wants a folder or a hub id.")
     files.check_no_hub_id(domain.data)

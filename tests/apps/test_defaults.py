@@ -64,11 +64,14 @@ def given(tiny_config, tmp_path):
 
 
 OF_RUNS = ("evaluate", "generate", "translate", "classify", "calibrate")
+STUDIES = ("ladder", "front", "adapt", "notebooks")
+OF_SETTINGS = (*OF_RUNS, *STUDIES, "train", "all", "encode", "clean", "playground", "export")
 OF_CONFIG = ("method", "seed", "output_dir", "max_steps", "tracking")
 
 
 @shows("the config's", *(f"{command} {name}" for command in ("train", "all") for name in OF_CONFIG))
 @shows("the config's", "evaluate seed", "evaluate tracking")
+@shows("the config's", *(f"{command} {name}" for command in OF_SETTINGS for name in ("base", "data")))
 def test_a_config_says_what_is_left_out(given, tmp_path):
     (tmp_path / "other.json").write_text('{"profile": "tiny", "method": "domainstudio"}')
     assert runs.Training(config=tmp_path / "other.json").settings().method == "domainstudio"

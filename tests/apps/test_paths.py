@@ -114,3 +114,44 @@ def test_a_run_that_lost_its_config_is_not_read_with_another(here):
     for checkpoint in folders:
         _, named = ChosenRun("tiny", checkpoint=checkpoint).find()
         assert named.output_dir == str(here / "myrun")  # where pictures go
+
+
+def test_local_copies_take_the_place_of_base_and_data(here, monkeypatch, sd15_layout_dir):
+    seen = []
+    monkeypatch.setattr(runs, "run_training", lambda config, *_: seen.append(config) or (Path("x"), []))
+    (here / "photos").mkdir()
+    words = ["--profile", "sd15", "--base", str(sd15_layout_dir), "--data", "satellite=photos"]
+    COMMANDS["train"].main([*words, "--data", "painting=someone/paintings"], standalone_mode=False)
+    (config,), profile = seen, Config.setup("sd15")
+    assert config.model.base == str(sd15_layout_dir)
+    assert (config.model.base_revision, config.model.base_variant) == (None, "fp16")  # it has those files
+    assert config.source.data == "someone/paintings" and config.source.caption == "a painting"
+    assert config.domain("satellite").data == str(here / "photos")
+    assert config.domain("satellite").caption_column == "captions"
+    assert config.domain("xray") == profile.domain("xray") and config.training == profile.training
+    plain = Settings("sd15", base="myrun").read()
+    assert (plain.model.base, plain.model.base_variant) == (str(here / "myrun"), None)
+
+
+def test_local_copies_are_those_of_a_run_and_of_notebooks_too(here):
+    own = Config.load("myrun/config.json")
+    _, config = ChosenRun(checkpoint=here / "myrun", base="a/b", data=["xray=toyworld:sketch"]).find()
+    assert (config.model.base, config.domain("xray").data) == ("a/b", "toyworld:sketch")
+    assert config.replace(base=own.model.base, domains=own.domains, output_dir=own.output_dir) == own
+    (here / "mine.json").write_text('{"rank": 3, "model": {"resolution": 32}}')
+    course = study.Course("tiny", here / "mine.json", base="a/b", data=["xray=toyworld:sketch"])
+    values = course.values()
+    lesson = Config.setup(values["profile"], values["config"], method="domainstudio")
+    assert (lesson.model.base, lesson.model.resolution, lesson.lora.rank) == ("a/b", 32, 3)
+    assert lesson.domain("xray").data == "toyworld:sketch"
+    assert lesson.training == Config.setup("tiny", method="domainstudio").training
+    assert study.Course("tiny", here / "mine.json").values()["config"] == str(here / "mine.json")
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ("satellite", "must be DOMAIN=FOLDER"), ("satellite= ", "must be DOMAIN=FOLDER"),
+    ("satelite=photos", "Did you mean 'satellite'"),
+])  # fmt: skip
+def test_data_names_a_domain_of_the_config(given, said):
+    with pytest.raises(DasdError, match=said):
+        Settings("tiny", data=[given]).read()

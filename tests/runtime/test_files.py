@@ -205,6 +205,20 @@ def test_a_folder_comes_first_and_the_hub_is_not_asked(base_dir, monkeypatch):
     assert isinstance(source.load(UNet2DConditionModel, "unet"), UNet2DConditionModel)
 
 
+def test_a_folder_with_the_name_of_a_hub_id_is_named_once(base_dir, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    files._say_once.cache_clear()
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "name").symlink_to(base_dir)
+    (tmp_path / "data" / "things").mkdir(parents=True)
+    for _ in range(2):
+        assert files.find_weights("owner/name").folder == base_dir
+    assert f"owner/name is read from the folder {base_dir}, not from the hub." in caplog.text
+    assert files.find_weights(str(base_dir)).folder == base_dir
+    assert files.find_folder("data/things") and files.find_folder("owner") and len(caplog.messages) == 1
+    assert files.find_folder("owner/other") is None
+
+
 def test_a_reachable_hub_is_asked_once_and_loaded_from(monkeypatch):
     questions, kind = hub(monkeypatch), Recorder()
     source = files.find_weights("owner/name", "abc", "fp16")

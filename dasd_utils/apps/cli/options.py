@@ -81,6 +81,8 @@ def run_folders() -> list[str]:
 AUTO = "tiny, sd15 or auto: sd15 where a GPU has 8 GB or more, else tiny."
 LOGGED = """Where losses, pictures and scores are logged: auto (TensorBoard where it is installed), none, or \
 names with commas, as tensorboard,wandb."""
+BASE = "A base model in the place of the config's: a folder in the layout of diffusers, or a hub id."
+DATA = "A folder, or a hub id, in the place of that domain's data; may be given again."
 JSON_OF = "JSON of the fields that differ from the profile's; its paths start at the repository."
 RUN_OR = "A run folder or an adapter folder."
 DOMAINS = dict.fromkeys(domain["name"] for profile in PROFILES.values() for domain in profile["domains"])
@@ -152,6 +154,8 @@ class Settings:
 
     profile: str = PROFILE
     config: Path | None = option(None, JSON_OF, metavar="FILE")
+    base: str | None = option(None, BASE, metavar="BASE", show_default=CONFIGS)
+    data: list[str] | None = option(None, DATA, metavar="DOMAIN=FOLDER", show_default=CONFIGS)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():  # those that were not given
@@ -161,8 +165,27 @@ class Settings:
         """Return the file's config, or the profile's, with the command line's changes (None: none)."""
         named = {} if method is None else {"method": method}
         config = Config.load(self.config, **named) if self.config else Config.setup(self.profile, **named)
-        return config.replace(**{name: portable(value) if isinstance(value, Path) else value
-                                 for name, value in changes.items() if value is not None})  # fmt: skip
+        config = config.replace(**{name: portable(value) if isinstance(value, Path) else value
+                                   for name, value in changes.items() if value is not None})  # fmt: skip
+        return config.replace(**self.places(config))
+
+    def places(self, config: Config) -> dict[str, Any]:
+        """Return the fields that `base` and `data` change: a revision is that of the place before."""
+        changes: dict[str, Any] = {}
+        if self.base is not None:
+            base, variant = folder_or_name(self.base), config.model.base_variant
+            has_variant = any(resolve(base).glob(f"unet/*.{variant}.safetensors"))
+            changes = {"base": base, "base_revision": None, "base_variant": variant if has_variant else None}
+        for text in self.data or ():
+            name, _, place = text.partition("=")
+            if not place.strip():
+                raise DasdError(f"--data is {text!r}; it must be DOMAIN=FOLDER, like satellite=photos.")
+            was = config.domain(name)
+            now = dataclasses.replace(was, data=folder_or_name(place), revision=None)
+            domains = tuple(now if each is was else each for each in config.domains)
+            config = config.replace(source=now if was is config.source else config.source, domains=domains)
+            changes |= {"source": config.source, "domains": config.domains}
+        return changes
 
 
 @dataclass
@@ -188,8 +211,7 @@ class ChosenRun(OfRun):
         """
         from dasd_utils import sampling
 
-        settings = self.read(output_dir=self.output_dir, **changes)
-        folder = self.checkpoint or resolve(settings.output_dir)
+        folder = self.checkpoint or self.output_dir or resolve(self.read(**changes).output_dir)
         run, adapter = sampling.run_places(folder)
         changes["output_dir"] = self.output_dir or run
         if not (run / "config.json").exists():
@@ -197,7 +219,7 @@ class ChosenRun(OfRun):
                 raise DasdError(f"{run} holds no config.json, which names the base model: give its config by "
                                 "--config, or its profile by --profile.")  # fmt: skip
             return folder, self.read(**changes)
-        stored = Settings(config=run / "config.json")
+        stored = Settings(config=run / "config.json", base=self.base, data=self.data)
         if self.profile not in ("auto", own := stored.read().profile) and self.config is None:
             raise DasdError(f"{run} is of the profile {own}: leave out --profile, or give --config.")
         return folder, self.read(stored.read().method, **changes) if self.config else stored.read(**changes)

@@ -313,7 +313,7 @@ def playground(
         folder, adapter = sampling.run_places(checkpoint)
         if not adapter.is_dir():
             raise DasdError(f"There is no adapter in {folder}.")
-        _, settings = ChosenRun(how.profile, how.config, checkpoint).find()
+        _, settings = ChosenRun(**vars(how), checkpoint=checkpoint).find()
     form.serve(folder, settings, port, browser)
 
 
@@ -339,7 +339,7 @@ def export(
     rows = evaluation.load_results(scores)["rows"] if scores.exists() else []
     if not all(isinstance(row, dict) and row.keys() >= {*export.SHOWN} for row in rows):
         raise DasdError(f"A row of {scores} lacks one of {', '.join(export.SHOWN)}: evaluate the run again.")
-    pipeline = ChosenRun(how.profile, how.config, run).open()
+    pipeline = ChosenRun(**vars(how), checkpoint=run).open()
     drawn = export.draw_samples(pipeline) if samples else None
     done = export.export(adapter, out, kind, pipeline.config, name, rows, drawn)
     upload = f"hf upload OWNER/NAME {out}"

@@ -242,8 +242,15 @@ class Course(Settings):
 
     def values(self) -> dict[str, Any]:
         """Return the parameters of the notebooks that these options name."""
-        named = {"config": self.config and str(self.config), "seed": self.seed}
-        return {"profile": self.read().profile} | {k: v for k, v in named.items() if v is not None}
+        config = self.read()
+        changes: Any = self.config and str(self.config)
+        if places := self.places(config):
+            fields = config.to_dict()
+            fields |= fields["model"]
+            own = read_json(self.config, "The config file") if self.config else {}
+            changes = own | {name: fields[name] for name in places}
+        named = {"config": changes, "seed": self.seed}
+        return {"profile": config.profile} | {k: v for k, v in named.items() if v is not None}
 
 
 @command(options.UPKEEP, context_settings=PASS_ON)
