@@ -20,9 +20,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
+import pydantic
 import pydantic.dataclasses
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
-from pydantic_core import PydanticCustomError
+from pydantic_core import ArgsKwargs, PydanticCustomError
 
 from dasd_utils import profiles
 
@@ -316,6 +317,12 @@ class Config:
     training: TrainingConfig = TrainingConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _default(cls, given: ArgsKwargs) -> Any:
+        """Let `Config()` be `Config.setup()`, as in the published project."""
+        return given if given.args or given.kwargs else vars(cls.setup())
 
     def __post_init__(self) -> None:
         for message in _contradictions(self):

@@ -6,6 +6,8 @@ from PIL import Image
 
 import dasd_utils
 from dasd_utils import (
+    Config,
+    DasdError,
     DomainClassifier,
     create_datasets,
     load_trained_pipeline,
@@ -27,12 +29,18 @@ def published(base_dir, tmp_path_factory):
     return config, source_ds, target_ds, losses, folder, load_trained_pipeline(folder)
 
 
+def test_a_config_of_nothing_is_that_of_this_machine():
+    assert Config() == Config.setup("auto") and Config().replace(rank=3).lora.rank == 3
+    with pytest.raises(DasdError, match="source is missing"):
+        Config(profile="tiny")
+
+
 def test_training(published):
     config, source_ds, target_ds, losses, folder, _ = published
     assert len(source_ds) > 0 and set(target_ds) == {"satellite", "xray"}
     assert [row["step"] for row in losses] == list(range(1, config.training.max_train_steps + 1))
     assert (folder / "adapter" / "pytorch_lora_weights.safetensors").exists()
-    assert plot_losses(losses).axes
+    assert sum(row["loss"] for row in losses) > 0 and plot_losses(losses).axes
     assert all(getattr(dasd_utils, name) for name in dasd_utils.__all__)
 
 
