@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests need no network; read when huggingfa
 
 import datasets
 import narrow
+import nbformat
 import numpy as np
 import pytest
 import sd15_files
@@ -153,6 +155,23 @@ def undecoded(monkeypatch) -> Callable[..., torch.Tensor]:
     return run
 
 
+def free_port() -> int:
+    """Return a port that nobody uses now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def write_notebook(path: Path, *cells: str, **metadata) -> Path:
+    """Write a notebook of these code cells, the first tagged `parameters`, for this environment's kernel."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    known = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    made = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, cells)], metadata=known | metadata)
+    made.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(made, path)
+    return path
+
+
 def picture_files(folder: Path, names: Sequence[str], first: int = 0, size: int = 32) -> list[str]:
     """Write a small picture under each name, unlike all others; return the names."""
     for number, name in enumerate(names, start=first):
@@ -168,6 +187,23 @@ def picture_files(folder: Path, names: Sequence[str], first: int = 0, size: int 
 def own_datasets_cache(tmp_path_factory, monkeypatch) -> None:
     """Keep what `datasets` writes in a folder of the test's own."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], contextlib.AbstractContextManager]:
+    """Return `full_disk(size)`: inside the `with`, a write beyond `size` bytes of a file is refused."""
+    resource = pytest.importorskip("resource")  # not on Windows
+
+    @contextlib.contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @contextlib.contextmanager

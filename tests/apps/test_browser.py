@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
+from conftest import free_port, write_notebook
 from PIL import Image
 
 from dasd_utils import training
@@ -69,13 +69,6 @@ def find_browser(*packages: str) -> str:
     return found
 
 
-def free_port() -> int:
-    """Return a port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
-
-
 @contextlib.contextmanager
 def serving(words: list[str], port: int, folder: Path) -> Iterator[Path]:
     """Run a server of a module inside the `with`, its settings in the folder; yield what it says, a file."""
@@ -120,10 +113,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
 
 def run_all(page, address: str, name: str, folder: Path, cells: tuple[str, ...]) -> None:
     """Write a notebook of these cells, open it in JupyterLab, and run all cells by the menu."""
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    notebook.metadata["kernelspec"] = kernel
-    nbformat.write(notebook, folder / "page.ipynb")
+    write_notebook(folder / "page.ipynb", *cells)
     page.goto(f"{address}/lab/workspaces/{name}/tree/{name}/page.ipynb")  # no tabs of another test
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
     page.wait_for_function(CONNECTED, arg=f"{name}/page.ipynb")  # else it asks which kernel to take

@@ -6,6 +6,7 @@ import sys
 
 import nbformat
 import pytest
+from conftest import write_notebook
 
 from dasd_utils.apps import notebooks
 from dasd_utils.apps.cli import main as cli
@@ -19,33 +20,15 @@ def test_parameters_are_read_as_json():
         study.read_parameters(["-p", "steps"])
 
 
-@pytest.fixture
-def notebook(tmp_path):
-    """Return the path of a notebook that shows its parameter `value`, and fails where that is 5 or more."""
-    path = tmp_path / "notebooks" / "00_small.ipynb"
-    path.parent.mkdir()
-    declared = nbformat.v4.new_code_cell("value = 1", metadata={"tags": ["parameters"]})
-    shown = nbformat.v4.new_code_cell("assert value < 5, 'too large'\nvalue")
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[declared, shown], metadata=metadata), path)
-    return path
-
-
+DECLARED = 'value = 1\nprofile = "tiny"\noutput_dir = "data/runs/course"'
+SHOWN = "import sys\nassert value < 5, 'too large'\nf'{value} in {output_dir} by {sys.executable}'"
 KERNEL = {"name": "conda-env-torch-py", "display_name": "torch"}
 
 
-@pytest.mark.parametrize("metadata", [{}, {"kernelspec": KERNEL, "language_info": {"name": "py"}}])
-def test_a_notebook_saved_with_another_kernel_runs_with_this_environments(notebook, tmp_path, metadata):
-    saved = nbformat.read(notebook, 4)
-    saved.metadata = nbformat.from_dict(metadata)
-    saved.cells[1].source = "import sys; sys.executable"
-    nbformat.write(saved, notebook)
-    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 1}, to_store=True)
-    assert sys.executable in done.path.read_text()
-    notebooks.store_outputs([done], tmp_path)
-    stored = nbformat.read(tmp_path / "notebooks" / notebook.name, 4).metadata
-    assert (stored.kernelspec.name, stored.language_info.name) == ("python3", "python")
+@pytest.fixture
+def notebook(tmp_path):
+    """Return the path of a notebook that shows its parameter `value`, and fails where that is 5 or more."""
+    return write_notebook(tmp_path / "notebooks" / "00_small.ipynb", DECLARED, SHOWN)
 
 
 def test_what_is_no_notebook_and_a_kernel_that_dies_are_named(notebook, tmp_path):
@@ -60,7 +43,8 @@ def test_what_is_no_notebook_and_a_kernel_that_dies_are_named(notebook, tmp_path
 
 def test_a_notebook_runs_with_parameters_and_a_failing_one_names_cell_and_error(notebook, tmp_path):
     (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 3})
-    assert '"3"' in done.path.read_text() and not done.error and 0.01 < done.peak_gb < 1
+    assert f"3 in {tmp_path}/out by {sys.executable}" in done.path.read_text()
+    assert done.folder == tmp_path / "out" and not done.error and 0.01 < done.peak_gb < 1
     for keep_going in (False, True):
         ran = notebooks.run_notebooks([notebook, notebook], tmp_path, {"value": 7}, keep_going=keep_going)
         assert len(ran) == 1 + keep_going
@@ -70,36 +54,31 @@ def test_a_notebook_runs_with_parameters_and_a_failing_one_names_cell_and_error(
     assert not (tmp_path / "stored").exists()
 
 
-def test_stored_notebook_has_no_injected_cell_and_says_what_made_it(notebook, tmp_path):
+@pytest.mark.parametrize("metadata", [{}, {"kernelspec": KERNEL, "language_info": {"name": "py"}}])
+def test_what_is_stored_ran_with_the_kernel_of_this_environment_in_a_folder_of_its_own(tmp_path, metadata):
+    notebook = write_notebook(tmp_path / "00_small.ipynb", DECLARED, SHOWN, **metadata)
     for folder in ("", "00_small"):
         (old := tmp_path / "out" / folder / "figures" / "old.png").parent.mkdir(parents=True)
         old.write_bytes(b"of an earlier run with other settings")
-    done = notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 1}, to_store=True)
+    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 1}, to_store=True)
+    assert done.folder == tmp_path / "out/00_small"
+    assert f"1 in {done.folder} by {sys.executable}" in done.path.read_text()
     (figures := tmp_path / "out" / "00_small" / "figures").mkdir(parents=True)
     (figures / "00_new.png").write_bytes(b"of this one")
     (tmp_path / "repo" / "notebooks").mkdir(parents=True)
-    notebooks.store_outputs(done, tmp_path / "repo")
+    notebooks.store_outputs([done], tmp_path / "repo")
     assert [file.name for file in (tmp_path / "repo" / "figures").iterdir()] == ["00_new.png"]
     path = tmp_path / "repo" / "notebooks" / "00_small.ipynb"
     stored = json.loads(path.read_text())
-    assert len(stored["cells"]) == 2 and set(stored["metadata"]) == {"kernelspec", "language_info", "dasd"}
+    assert len(stored["cells"]) == 2  # without the injected one
+    assert set(stored["metadata"]) == {"kernelspec", "language_info", "dasd"}
+    assert stored["metadata"]["kernelspec"]["name"] == "python3"
     assert notebooks.stale(path) == [] and notebooks.faults(path) == []
-
-
-def test_what_is_stored_ran_in_a_folder_of_its_own(notebook, tmp_path):
-    text = notebook.read_text().replace("value = 1", 'value = 1\\noutput_dir = \\"data/runs/course\\"')
-    notebook.write_text(text.replace(' "value"\n', ' "output_dir"\n'))
-    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {})
-    assert done.folder == tmp_path / "out" and f"{tmp_path}/out'" in done.path.read_text()
-    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {}, to_store=True)
-    assert done.folder == tmp_path / "out/00_small" and f"{tmp_path}/out/00_small'" in done.path.read_text()
 
 
 @pytest.fixture
 def course(notebook, monkeypatch):
     """Return `course(*words)`: the exit status of a command in a repository of one small notebook."""
-    declared = 'value = 1\\nprofile = \\"tiny\\"\\noutput_dir = \\"\\"'
-    notebook.write_text(notebook.read_text().replace("value = 1", declared))
     monkeypatch.setattr(notebooks, "find_notebooks", lambda only=None: [notebook])
     store = notebooks.store_outputs
     monkeypatch.setattr(notebooks, "store_outputs", lambda done: store(done, notebook.parents[1]))

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+from conftest import free_port
 from typer.testing import CliRunner
 
 from dasd_utils.apps.cli import main as cli
@@ -30,11 +31,6 @@ def served(monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(form, "_say_when_it_answers", lambda *_words: None)
     return calls
-
-
-def free_port():
-    with socket.create_server((form.HOST, 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def run(*words):

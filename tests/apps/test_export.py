@@ -189,16 +189,11 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(adapted, tmp_path):
 
 
 @pytest.mark.parametrize("kind", export.FORMATS)
-def test_an_export_on_a_full_disk_says_so_and_leaves_nothing(adapted, tmp_path, kind):
-    resource = pytest.importorskip("resource")  # not on Windows
+def test_an_export_on_a_full_disk_says_so_and_leaves_nothing(adapted, tmp_path, kind, full_disk):
     adapters.save_adapter(adapted, tmp_path / "adapter")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # bytes of a file, as on a full disk
-    try:
-        with pytest.raises(DasdError, match=r"The export cannot be written to .*out: .*[Ff]ile too large"):
-            export.export(tmp_path / "adapter", tmp_path / "out", kind, adapted.config, "dasd")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    message = r"The export cannot be written to .*out: .*[Ff]ile too large"
+    with full_disk(1000), pytest.raises(DasdError, match=message):
+        export.export(tmp_path / "adapter", tmp_path / "out", kind, adapted.config, "dasd")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 

@@ -32,20 +32,16 @@ def labels(folder: Path, split: str = "train") -> set[str]:
     return set(data.label_names(rows, "label")) if "label" in rows.column_names else set()
 
 
-@pytest.mark.parametrize(
-    ("places", "expected", "classes"),
-    [
-        (["bus", "plane", "train"], {"train": 12}, {"bus", "plane", "train"}),
-        (["cat", "val"], {"train": 8}, {"cat", "val"}),
-        (["train", "test"], {"train": 4, "test": 4}, set()),
-        (["Training", "valid", "Test"], {"train": 4, "validation": 4, "test": 4}, set()),
-        (["set/train", "set/val"], {"train": 4, "validation": 4}, set()),
-        (["train/cat", "train/dog", "test/cat", "test/dog"], {"train": 8, "test": 8}, {"cat", "dog"}),
-        (["train/cat", "train/dog", "test/cat"], {"train": 8, "test": 4}, {"cat", "dog"}),
-        (["train/cat", "train/dog"], {"train": 8}, {"cat", "dog"}),
-        (["only"], {"train": 4}, set()),
-    ],
-)
+@pytest.mark.parametrize(("places", "expected", "classes"), [
+    (["bus", "plane", "train"], {"train": 12}, {"bus", "plane", "train"}),
+    (["cat", "val"], {"train": 8}, {"cat", "val"}),
+    (["train", "test"], {"train": 4, "test": 4}, set()),
+    (["Training", "valid", "Test"], {"train": 4, "validation": 4, "test": 4}, set()),
+    (["set/train", "set/val"], {"train": 4, "validation": 4}, set()),
+    (["train/cat", "train/dog", "test/cat"], {"train": 8, "test": 4}, {"cat", "dog"}),
+    (["train/cat", "train/dog"], {"train": 8}, {"cat", "dog"}),
+    (["only"], {"train": 4}, set()),
+])  # fmt: skip
 def test_folders_are_splits_or_classes(places, expected, classes, tmp_path):
     for number, place in enumerate(places):
         write_images(tmp_path / "s" / place, range(4 * number, 4 * number + 4))
@@ -110,17 +106,16 @@ def test_hidden_folders_are_no_part_of_it(tmp_path, caplog):
     assert labels(tmp_path / "s") == {"cat", "dog"} and not caplog.messages
 
 
-@pytest.mark.parametrize("kind", ["bytes", "struct", "struct of bytes alone", "paths"])
-def test_parquet_without_the_type_of_images(kind, tmp_path):
+@pytest.mark.parametrize("stored", [
+    lambda number, image: image["bytes"],
+    lambda number, image: image,  # bytes and path
+    lambda number, image: {"bytes": image["bytes"]},
+    lambda number, image: f"../store/{number}.png",
+], ids=["bytes", "struct", "struct of bytes alone", "paths"])  # fmt: skip
+def test_parquet_without_the_type_of_images(stored, tmp_path):
     folder = write_images(tmp_path / "s", ())
-    pictures = [picture(number) for number in range(6)]
-    if kind == "paths":
-        write_images(tmp_path / "store", range(6))
-        column = [f"../store/{number}.png" for number in range(6)]
-    else:
-        content = [saved(image, "PNG")["bytes"] for image in pictures]
-        beside = {"path": None} if kind == "struct" else {}
-        column = content if kind == "bytes" else [{"bytes": each} | beside for each in content]
+    write_images(tmp_path / "store", range(6))
+    column = [stored(number, saved(picture(number), "PNG")) for number in range(6)]
     datasets.Dataset.from_dict({"image": column, "text": list("abcdef")}).to_parquet(folder / "part.parquet")
     loaded = data.load_domain(domain(folder, caption_column="text"), Config.setup("tiny", **WHOLE))
     assert sorted(text for captions in loaded.captions for text in captions) == list("abcdef")
@@ -243,24 +238,21 @@ def test_several_labels_are_named_together(tmp_path, config):
     assert {captions[0] for captions in load(settings, config)} == set(table.values())
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('{"file_name": "0.png", "text": "a", "text": "b"}', "line 1: the key 'text' stands twice"),
-        ('{"file_name": "0.png", "text": "a"}\n\n7', "line 3: expected an object"),
-        ('{"file_name": "0.png"}', "line 1: expected an object"),
-        ('{"file_name": 1, "text": "a"}', "line 1: expected an object"),
-        ('{"file_name": "0.png",', "line 1: Expecting property name"),
-        ('{"a":' * 100_000, "line 1: maximum recursion"),
-        ('[{"file_name": "1.png"}]', "line 1: expected an object"),
-        ('{"file_name": "1.png"},', "line 1: Extra data"),
-        ("[\n", "line 1: Expecting value"),
-        ("PAR1 is no parquet", "metadata.parquet cannot be read"),
-        ("file_name,text\n0.png,a dog, running", "line 2: 2 fields are expected"),
-        ("file;text\n0.png;a dog", "not the columns file, text"),
-        ("file_name,text\n", "has no row"),
-    ],
-)
+@pytest.mark.parametrize(("text", "words"), [
+    ('{"file_name": "0.png", "text": "a", "text": "b"}', "line 1: the key 'text' stands twice"),
+    ('{"file_name": "0.png", "text": "a"}\n\n7', "line 3: expected an object"),
+    ('{"file_name": "0.png"}', "line 1: expected an object"),
+    ('{"file_name": 1, "text": "a"}', "line 1: expected an object"),
+    ('{"file_name": "0.png",', "line 1: Expecting property name"),
+    ('{"a":' * 100_000, "line 1: maximum recursion"),
+    ('[{"file_name": "1.png"}]', "line 1: expected an object"),
+    ('{"file_name": "1.png"},', "line 1: Extra data"),
+    ("[\n", "line 1: Expecting value"),
+    ("PAR1 is no parquet", "metadata.parquet cannot be read"),
+    ("file_name,text\n0.png,a dog, running", "line 2: 2 fields are expected"),
+    ("file;text\n0.png;a dog", "not the columns file, text"),
+    ("file_name,text\n", "has no row"),
+])  # fmt: skip
 def test_rows_that_say_no_captions(tmp_path, text, words):
     kind = {"{": "jsonl", "[": "jsonl", "P": "parquet"}.get(text[0], "csv")
     path = tmp_path / f"metadata.{kind}"

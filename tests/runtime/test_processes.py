@@ -46,13 +46,28 @@ def rows(config: Config) -> list[dict]:
     return checkpoints.load_rows(Path(config.output_dir) / "history.jsonl")
 
 
+def uneven(base: Path, folder: Path) -> Config:
+    """Return a config whose batches no two or four processes share evenly, with queue and accumulation."""
+    changes = dict(max_train_steps=4, target_batch_size=7, source_batch_size=3, queue_size=12)
+    changes |= dict(validation_every=2, checkpoint_every=2, dropout=0.0, gradient_accumulation_steps=2)
+    changes |= dict(lambda_align=1.0, learning_rate=1e-3, images_per_prompt=1, prompts_dir=folder)
+    changes |= dict(lr_scheduler="constant_with_warmup", lr_warmup_steps=3)  # not of the last step
+    for domain in ("satellite", "xray"):
+        prompts = [{"prompt": f"a {thing}"} for thing in ("harbor", "river", "forest", "beach", "road")]
+        (folder / f"{domain}.json").write_text(json.dumps(prompts))
+    return on_narrow_base("tiny", base, base / "clip", folder, **changes)
+
+
 @pytest.fixture
 def config(base_dir, tmp_path):
-    """Return a config whose batches no two or four processes share evenly, with queue and accumulation."""
-    changes = dict(max_train_steps=6, target_batch_size=7, source_batch_size=3, queue_size=12)
-    changes |= dict(validation_every=3, checkpoint_every=3, dropout=0.0, gradient_accumulation_steps=2)
-    changes |= dict(lambda_align=1.0, learning_rate=1e-3)
-    return on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path, **changes)
+    return uneven(base_dir, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def alone(base_dir, tmp_path_factory):
+    """Return (folder, adapter, history) of the run of one process."""
+    config = uneven(base_dir, tmp_path_factory.mktemp("alone"))
+    return Path(config.output_dir), *trained(config, 1)
 
 
 def assert_close(one: tuple, two: tuple) -> None:
@@ -69,25 +84,24 @@ def assert_close(one: tuple, two: tuple) -> None:
         assert second == pytest.approx(first, rel=1e-5, abs=1e-6)
 
 
-def test_one_two_and_four_processes_are_the_same_run(config, tmp_path):
-    alone, *others = (trained(config.replace(output_dir=tmp_path / str(n)), n) for n in (1, 2, 4))
-    assert any(abs(row["mmd"]) > 1e-3 for row in alone[1])  # alignment counts
-    for shared in others:
-        assert_close(alone, shared)
-    before, after = map(load_file, sorted((tmp_path / "1").glob("checkpoints/*/adapter.safetensors")))
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_are_the_run_of_one(config, alone, count):
+    folder, *expected = alone
+    assert any(abs(row["mmd"]) > 1e-3 for row in expected[1])  # alignment counts
+    before, after = map(load_file, sorted(folder.glob("checkpoints/*/adapter.safetensors")))
     assert any(not torch.allclose(before[name], after[name], rtol=1e-3) for name in before)
+    assert_close(expected, trained(config, count))
 
 
-def test_a_run_is_resumed_by_another_number_of_processes(config, tmp_path):
-    config = config.replace(lr_scheduler="constant")
-    straight = trained(config.replace(output_dir=tmp_path / "straight"), 1)
-    trained(config.replace(max_train_steps=3), 2)
-    assert_close(straight, trained(config, 1, "--resume"))
+def test_a_run_is_resumed_by_another_number_of_processes(config, alone):
+    trained(config.replace(max_train_steps=2), 2)
+    assert_close(alone[1:], trained(config, 1, "--resume"))
 
 
 def test_two_processes_compare_the_same_samples_as_one(config, tmp_path):
     """DomainStudio: distances between samples that different processes passed through the network."""
-    config = config.replace(method="domainstudio", lambda_align=0.0, prior_loss_weight=1.0)
+    changes = dict(method="domainstudio", lambda_align=0.0, prior_loss_weight=1.0)
+    config = config.replace(max_train_steps=2, **changes)
     runs = [trained(config.replace(output_dir=tmp_path / str(count)), count) for count in (1, 2)]
     assert runs[0][1][-1]["loss_img"] > 0
     assert_close(*runs)
@@ -133,23 +147,20 @@ def test_sigterm_stops_all_after_a_step_and_saves(config, tmp_path):
     assert newest_step(config) == last
 
 
-def test_generation_and_evaluation_are_shared(config, tmp_path):
-    """Two processes make the images and the table that one makes."""
-    config = config.replace(max_train_steps=2, output_dir=tmp_path / "run", num_inference_steps=2)
-    trained(config, 1)
+def test_two_processes_make_the_images_and_the_table_that_one_makes(alone, tmp_path):
     prompt = ("--prompt", "a harbor", "--domain", "satellite", "--num_images", 3, "--seed", 4)
     made = []
     for count in (1, 2):
         place = tmp_path / f"made-{count}"
-        common = ("--checkpoint", tmp_path / "run", "--output_dir", place)
+        common = ("--checkpoint", alone[0], "--output_dir", place)
         for words in (("generate", *common, *prompt), ("evaluate", *common)):
             command = Command(words, place / words[0], count)
             assert command.finish() == [0] * count, command.text("err")[-3000:]
         pictures = [Image.open(path) for path in sorted((place / "generated").glob("*.png"))]
         table = json.loads((place / "evaluation.json").read_text())["rows"]
         made.append((np.stack([np.asarray(p, np.int16) for p in pictures]), table))
-    (alone, table), (shared, other) = made
-    assert len(alone) == 3 and np.abs(alone - shared).max() <= 1  # rounding of other batches
+    (pictures, table), (shared, other) = made
+    assert len(pictures) == 3 and np.abs(pictures - shared).max() <= 1  # rounding of other batches
     assert [(r["method"], r["metric"]) for r in other] == [(r["method"], r["metric"]) for r in table]
     for one, two in zip(table, other, strict=True):
         assert two["value"] == pytest.approx(one["value"], rel=0.02, abs=0.02)

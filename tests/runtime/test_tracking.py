@@ -84,7 +84,6 @@ def test_a_resumed_run_goes_on_with_each_step_once(config):
     time.sleep(1)  # TensorBoard orders its files by the second in their names
     _, history = train(config, resume=True)
     assert curve(config) == losses(history) and len(hparams(config)) == 1
-    time.sleep(1)
     train(config.replace(max_train_steps=2), force=True)  # anew: curves are replaced, scores added
     rows = [{"domain": "xray", "metric": "cmmd", "method": "DASD", "value": 0.5}]
     with tracking.open_trackers(config) as trackers:
