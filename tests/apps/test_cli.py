@@ -22,7 +22,7 @@ runner = CliRunner()
 def trained(base_dir, tmp_path_factory):
     """Return (config file, run folder) of a run that `dasd train` made."""
     folder = tmp_path_factory.mktemp("cli")
-    config = on_narrow_base("tiny", base_dir, base_dir / "clip", folder, num_heldout=8)
+    config = on_narrow_base("tiny", base_dir, base_dir / "clip", folder, images_per_prompt=1)
     path = config.save(folder / "config.json")
     printed = dasd("train", "--config", path, "--max_steps", 2, "--seed", 5)
     assert printed["step"] == 2
@@ -53,11 +53,10 @@ def test_no_training_takes_the_place_of_a_run_unasked(trained):
     (folder / "evaluation.json").unlink()
 
 
-def test_a_run_by_auto_is_resumed_with_its_own_sizes(base_dir, tmp_path):
-    config = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path)
-    first = config.replace(target_batch_size=3, source_batch_size=1, gradient_accumulation_steps=2)
+def test_a_run_by_auto_is_resumed_with_its_own_sizes(tiny_config):
+    first = tiny_config.replace(target_batch_size=3, source_batch_size=1, gradient_accumulation_steps=2)
     runs.run_training(first.replace(max_train_steps=1), False)
-    other = config.replace(max_train_steps=2, gradient_checkpointing=True)  # as on another GPU
+    other = tiny_config.replace(max_train_steps=2, gradient_checkpointing=True)  # as on another GPU
     with pytest.raises(DasdError, match="target_batch_size"):
         runs.run_training(other, True)
     folder, history = runs.run_training(other, True, fitted=True)
@@ -72,9 +71,8 @@ def test_auto_is_known_from_the_command_line_or_the_file(tmp_path):
         assert runs.Training("auto", tmp_path / "a.json").by_auto() == found
 
 
-def test_encode_fills_the_cache_and_clean_empties_it(base_dir, tmp_path):
-    config = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path)
-    path = config.save(tmp_path / "config.json")
+def test_encode_fills_the_cache_and_clean_empties_it(tiny_config, tmp_path):
+    path = tiny_config.save(tmp_path / "config.json")
     kept = tmp_path / "cache" / "mine" / "painting-train-1.npy"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"0")
@@ -91,9 +89,8 @@ def test_encode_fills_the_cache_and_clean_empties_it(base_dir, tmp_path):
     assert dasd("clean", "--config", path)["shards"] == 0
 
 
-def test_auto_batch_size_is_found_once(base_dir, tmp_path, monkeypatch):
-    config = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path)
-    path = config.save(tmp_path / "config.json")
+def test_auto_batch_size_is_found_once(tiny_config, tmp_path, monkeypatch):
+    path = tiny_config.save(tmp_path / "config.json")
     limit = [3]
 
     def largest(_updater, configs):

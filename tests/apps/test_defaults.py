@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -44,16 +45,18 @@ class StoppedError(Exception):
     """What follows is of no interest."""
 
 
-def seen(monkeypatch, module, name):
-    """Return a dictionary in which the arguments of a function will be; it then raises StoppedError."""
-    arguments = {}
+@pytest.fixture
+def handed(monkeypatch):
+    """Return `handed(module, name, command, ...)`: the arguments that a command gives to that function."""
 
-    def record(*words, **named):
-        arguments.update(named, words=words)
-        raise StoppedError
+    def run(module, name, command, /, **options):
+        stop = Mock(side_effect=StoppedError)
+        with monkeypatch.context() as patch, pytest.raises(StoppedError):
+            patch.setattr(module, name, stop)
+            command(**options)
+        return stop.call_args
 
-    monkeypatch.setattr(module, name, record)
-    return arguments
+    return run
 
 
 @pytest.fixture
@@ -104,13 +107,10 @@ def test_a_run_says_its_profile_and_its_folder(tmp_path, given):
 @shows("a random one", "generate seed")
 @shows("that of the prompt's token, else the base model", "generate domain")
 @shows("as calibrated", "generate guidance")
-def test_a_picture_of_a_prompt_alone(pipeline, monkeypatch):
-    options_given = seen(monkeypatch, pipeline, "stream")
+def test_a_picture_of_a_prompt_alone(pipeline, monkeypatch, handed):
     monkeypatch.setattr(options.ChosenRun, "open", lambda self: pipeline)
-    with pytest.raises(StoppedError):
-        runs.generate(prompt="<xray> a chest")
-    assert {options_given[name] for name in ("domain", "seed", "guidance")} == {None}
-    monkeypatch.undo()
+    given = handed(pipeline, "stream", runs.generate, prompt="<xray> a chest").kwargs
+    assert {given[name] for name in ("domain", "seed", "guidance")} == {None}
     one, other = (pipeline.generate("<xray> a chest")[1:] for _ in range(2))
     assert one[0] == "xray" and one[1]["seed"] != other[1]["seed"]
     assert one[1]["guidance"] == pipeline.config.domains[1].calibration.guidance
@@ -141,54 +141,44 @@ def test_without_a_prompt_a_domain_draws_its_own(pipeline, monkeypatch, tmp_path
 
 
 @shows("as the run chooses", "translate strength")
-def test_a_translation_is_as_strong_as_the_run_chooses(pipeline, monkeypatch):
+def test_a_translation_is_as_strong_as_the_run_chooses(pipeline, monkeypatch, handed):
     monkeypatch.setattr(translation, "run_config", lambda *_: None)
     monkeypatch.setattr(translation.objective, "settings", lambda _: SimpleNamespace(
         return_step=1, forward_steps=1, generation_steps=1))  # fmt: skip
     monkeypatch.setattr(translation, "strength", lambda *_: 0.7)
-    arguments = seen(monkeypatch, translation, "translate")
-    with pytest.raises(StoppedError):
-        next(translation.by_settings(pipeline, [ROOT / "figures/method.png"]))
-    assert arguments["words"][-1] == 0.7
+    made = translation.by_settings(pipeline, [ROOT / "figures/method.png"])
+    assert handed(translation, "translate", made.__next__).args[-1] == 0.7
 
 
 @shows("<run>/samples.webp", "animate output")
 @shows("the run's profile", "animate label")
-def test_an_animation_is_named_by_its_run(tmp_path, monkeypatch):
+def test_an_animation_is_named_by_its_run(tmp_path, monkeypatch, handed):
     Config.setup("tiny").save(tmp_path / "config.json")
     monkeypatch.setattr(animation, "of_run", lambda run: {})
-    arguments = seen(monkeypatch, animation, "save")
-    with pytest.raises(StoppedError):
-        runs.animate(run=tmp_path)
-    assert arguments["words"][1:3] == (tmp_path / "samples.webp", "tiny profile")
+    _, *named = handed(animation, "save", runs.animate, run=tmp_path).args
+    assert named[:2] == [tmp_path / "samples.webp", "tiny profile"]
 
 
 @shows("the config's run, else the shipped one", "playground checkpoint")
 @shows("8866 or a free one", "playground port")
-def test_the_playground_is_of_the_shipped_run(tmp_path, monkeypatch):
-    arguments = seen(monkeypatch, form, "serve")
+def test_the_playground_is_of_the_shipped_run(tmp_path, monkeypatch, handed):
     monkeypatch.setattr(runs.Settings, "read", lambda self: Config.setup("tiny", output_dir=tmp_path))
-    with pytest.raises(StoppedError):
-        runs.playground()
-    assert arguments["words"][0] == TINY_RUN and arguments["words"][2] is None
+    run, _, port, *_ = handed(form, "serve", runs.playground).args
+    assert run == TINY_RUN and port is None
     assert form.PORT == 8866 and form.choose_port(None) > 0
 
 
 @shows("the run's", "export name")
-def test_an_export_is_named_as_its_run(tmp_path, monkeypatch):
-    arguments = seen(monkeypatch, export, "check_export")
-    with pytest.raises(StoppedError):
-        runs.export(run=TINY_RUN / "adapter", out=tmp_path)
-    assert arguments["words"][-1] == "tiny-run"
+def test_an_export_is_named_as_its_run(tmp_path, handed):
+    checked = handed(export, "check_export", runs.export, run=TINY_RUN / "adapter", out=tmp_path)
+    assert checked.args[-1] == "tiny-run"
 
 
 @shows("NAME.json", "new-domain out")
-def test_a_new_config_is_named_by_its_domain(tmp_path, monkeypatch):
+def test_a_new_config_is_named_by_its_domain(tmp_path, monkeypatch, handed):
     monkeypatch.chdir(tmp_path)
-    arguments = seen(monkeypatch, new_domain, "check_place")
-    with pytest.raises(StoppedError):
-        runs.new_domain(name="sketch", folder=tmp_path)
-    assert arguments["words"][0] == tmp_path / "sketch.json"
+    checked = handed(new_domain, "check_place", runs.new_domain, name="sketch", folder=tmp_path)
+    assert checked.args[0] == tmp_path / "sketch.json"
 
 
 @shows(
@@ -197,25 +187,16 @@ def test_a_new_config_is_named_by_its_domain(tmp_path, monkeypatch):
 @shows("DASD's", "ladder only")
 @shows("all", "front only", "fresh files", "pretrain stage")
 @shows("DASD", "ladder against")
-def test_a_study_is_whole_and_has_its_folder(given, monkeypatch):
+def test_a_study_is_whole_and_has_its_folder(given, monkeypatch, handed):
     for name in ("ladder", "front", "adapt"):
         assert study.Study("tiny").settings(name).output_dir == f"data/runs/{name}"
         assert study.Study(config=given).settings(name).output_dir == str(given.parent / "run")
     assert study.find_methods(None) == [*ladder.METHODS] and tradeoff.find_curves(None) == [*tradeoff.CURVES]
-    arguments = seen(monkeypatch, build, "pretrain")
-    with pytest.raises(StoppedError):
-        study.pretrain(force=True)
-    assert [*arguments["words"][1]] == [*build.STAGES]
-    found = seen(monkeypatch, notebooks, "find_notebooks")
-    with pytest.raises(StoppedError):
-        study.fresh()
-    assert found["words"] == (None,)
+    assert handed(build, "pretrain", study.pretrain, force=True).args[1] == build.STAGES
+    assert handed(notebooks, "find_notebooks", study.fresh).args == (None,)
     monkeypatch.setattr(ladder, "Scoring", lambda settings: None)
     monkeypatch.setattr(study, "run_methods", lambda *_: [])
-    against = seen(monkeypatch, ladder, "ladder_rows")
-    with pytest.raises(StoppedError):
-        study.ladder(profile="tiny")
-    assert against["words"][-1] == "DASD"
+    assert handed(ladder, "ladder_rows", study.ladder, profile="tiny").args[-1] == "DASD"
 
 
 @shows("data/runs/sweep", "sweep output_dir")
@@ -223,23 +204,16 @@ def test_a_study_is_whole_and_has_its_folder(given, monkeypatch):
 @shows("data/tiny-sd", "pretrain output_dir")
 @shows("PyTorch's", "pretrain threads")
 @shows("the notebooks'", "notebooks seed")
-def test_places_of_the_repository(monkeypatch, tmp_path):
+def test_places_of_the_repository(monkeypatch, tmp_path, handed):
     monkeypatch.chdir(tmp_path)
-    ran = seen(monkeypatch, notebooks, "run_notebooks")
-    context = SimpleNamespace(args=[])
-    with pytest.raises(StoppedError):
-        study.notebooks(context=context, profile="tiny", only="03", force=True)
-    assert ran["words"][1] == ROOT / "data/runs/course" and ran["words"][2] == {"profile": "tiny"}
-    swept = seen(monkeypatch, pool, "sweep_cells")
+    words = {"context": SimpleNamespace(args=[]), "profile": "tiny", "only": "03", "force": True}
+    _, place, given, *_ = handed(notebooks, "run_notebooks", study.notebooks, **words).args
+    assert place == ROOT / "data/runs/course" and given == {"profile": "tiny"}
     monkeypatch.setattr(pool, "read_sweep", lambda path: [])
-    with pytest.raises(StoppedError):
-        study.sweep(parameters="x", notebook="03")
-    assert swept["words"][-1] == ROOT / "data/runs/sweep"
-    built = seen(monkeypatch, build, "pretrain")
+    swept = handed(pool, "sweep_cells", study.sweep, parameters="x", notebook="03")
+    assert swept.args[-1] == ROOT / "data/runs/sweep"
     monkeypatch.setattr("torch.set_num_threads", lambda count: pytest.fail("It sets threads."))
-    with pytest.raises(StoppedError):
-        study.pretrain(force=True)
-    assert built["words"][0].output_dir == "data/tiny-sd"
+    assert handed(build, "pretrain", study.pretrain, force=True).args[0].output_dir == "data/tiny-sd"
 
 
 def test_numbers_that_help_prints_are_those_of_the_library():

@@ -47,14 +47,11 @@ def test_beside_is_the_base_with_the_same_noise(loaded):
     assert drawings.draw_again(base.settings, loaded).tobytes() == base.image.tobytes()
 
 
-@pytest.mark.parametrize(
-    ("chosen", "rule", "found", "model"),
-    [
-        (AUTO, "cfg", "xray", "adapted"),
-        (None, "cfg", None, "base"),
-        *(("xray", rule, "xray", "adapted") for rule in ("domain", "decoupled", "unconditional")),
-    ],
-)
+@pytest.mark.parametrize(("chosen", "rule", "found", "model"), [
+    (AUTO, "cfg", "xray", "adapted"),
+    (None, "cfg", None, "base"),
+    *(("xray", rule, "xray", "adapted") for rule in ("domain", "decoupled", "unconditional")),
+])  # fmt: skip
 def test_every_domain_and_guidance_is_kept(loaded, chosen, rule, found, model):
     (drawing,) = drawings.draw(loaded, "lungs", chosen, Calibration(3.0, 2, "ddim", rule, 1.5), 0)
     settings = drawing.settings

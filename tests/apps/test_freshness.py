@@ -152,16 +152,13 @@ def test_the_notebooks_reach_the_rooms_that_they_use():
     assert all(reached[name] == sources[name] for reached in rooms.values() for name in reached)
 
 
-@pytest.mark.parametrize(
-    ("source", "reached"),
-    [
-        ('Config.setup("tiny", method="indomain")', {"indomain", "text_free"}),
-        ('ladder.find_methods([f"DomainStudio, {title}"])', {"domainstudio", "prior_images"}),
-        ("Config.setup(text_free=True)", {"text_free"}),
-        ('Config.load("data/configs/diffusionclip.json")', {"diffusionclip", "editing", "prior_images"}),
-        ('Calibration(7.0, 30, "ddim", "decoupled")', set()),
-    ],
-)
+@pytest.mark.parametrize(("source", "reached"), [
+    ('Config.setup("tiny", method="indomain")', {"indomain", "text_free"}),
+    ('ladder.find_methods([f"DomainStudio, {title}"])', {"domainstudio", "prior_images"}),
+    ("Config.setup(text_free=True)", {"text_free"}),
+    ('Config.load("data/configs/diffusionclip.json")', {"diffusionclip", "editing", "prior_images"}),
+    ('Calibration(7.0, 30, "ddim", "decoupled")', set()),
+])  # fmt: skip
 def test_papers_are_reached_by_the_names_that_the_core_finds_them_by(source, reached):
     found = notebooks.reached_rooms(notebooks.read_code(source))
     assert {name.removeprefix("papers/") for name in found if name.startswith("papers/")} == reached

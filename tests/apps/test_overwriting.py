@@ -29,15 +29,12 @@ def run(tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize(
-    ("name", "command", "words"),
-    [
-        ("evaluation.json", runs.evaluate, {"checkpoint": "."}),
-        ("samples.webp", runs.animate, {"run": "."}),
-        ("samples.webp", runs.animate, {"run": ".", "output": "samples.webp"}),
-        ("out/README.md", runs.export, {"run": ".", "out": "out"}),
-    ],
-)
+@pytest.mark.parametrize(("name", "command", "words"), [
+    ("evaluation.json", runs.evaluate, {"checkpoint": "."}),
+    ("samples.webp", runs.animate, {"run": "."}),
+    ("samples.webp", runs.animate, {"run": ".", "output": "samples.webp"}),
+    ("out/README.md", runs.export, {"run": ".", "out": "out"}),
+])  # fmt: skip
 def test_a_result_is_replaced_by_force_alone(run, monkeypatch, name, command, words):
     mine = run / name
     mine.unlink(missing_ok=True)

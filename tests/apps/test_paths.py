@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from dasd_utils import sampling
 from dasd_utils.apps import animation, batch_size
 from dasd_utils.apps.cli import main as cli
-from dasd_utils.apps.cli import options, runs, study
+from dasd_utils.apps.cli import options, runs
 from dasd_utils.apps.cli.options import ChosenRun, Settings
 from dasd_utils.config import ROOT, Config, DasdError, portable, resolve
 
@@ -60,13 +60,6 @@ def test_paths_of_a_config_start_at_the_repository(here):
     assert portable(ROOT / "data/runs/x") == "data/runs/x" and portable(here) == str(here)
     with pytest.raises(DasdError, match="output_dir"):
         Config.setup("tiny", output_dir=" ")
-
-
-def test_defaults_are_places_of_the_repository(here):
-    assert given("notebooks")["output_dir"] == ROOT / "data/runs/course"
-    assert given("sweep", "x", "--notebook", "03")["output_dir"] == ROOT / "data/runs/sweep"
-    assert given("pretrain")["output_dir"] == ROOT / "data/tiny-sd"
-    assert study.Study("tiny").settings("ladder").output_dir == "data/runs/ladder"
 
 
 def test_a_run_is_trained_and_found_in_the_same_folder(here, monkeypatch):
