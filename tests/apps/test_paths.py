@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from dasd_utils import sampling
-from dasd_utils.apps import animation, batch_size
+from dasd_utils.apps import animation, verify
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import options, runs
 from dasd_utils.apps.cli.options import ChosenRun, Settings
@@ -90,7 +90,7 @@ def test_a_run_is_found_with_its_own_config_however_it_is_named(words, here, mon
 
 def test_a_run_is_checked_and_animated_however_it_is_named(here, monkeypatch):
     taken = []
-    monkeypatch.setattr(batch_size, "verify", lambda run, _: taken.append(run) or [])
+    monkeypatch.setattr(verify, "verify", lambda run, _: taken.append(run) or [])
     monkeypatch.setattr(animation, "of_run", lambda run: taken.append(run) or {})
     monkeypatch.setattr(animation, "save", lambda *_: here)
     for command, place in itertools.product(("verify", "animate"), ("myrun", "myrun/adapter")):
