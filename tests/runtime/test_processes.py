@@ -53,8 +53,8 @@ def uneven(base: Path, folder: Path) -> Config:
     changes |= dict(lambda_align=1.0, learning_rate=1e-3, images_per_prompt=1, prompts_dir=folder)
     changes |= dict(lr_scheduler="constant_with_warmup", lr_warmup_steps=3)  # not of the last step
     for domain in ("satellite", "xray"):
-        prompts = [{"prompt": f"a {thing}"} for thing in ("harbor", "river", "forest", "beach", "road")]
-        (folder / f"{domain}.json").write_text(json.dumps(prompts))
+        prompts = [f"a {thing}" for thing in ("harbor", "river", "forest", "beach", "road")]
+        (folder / f"{domain}.json").write_text(json.dumps({"prompts": prompts}))
     return on_narrow_base("tiny", base, base / "clip", folder, **changes)
 
 
