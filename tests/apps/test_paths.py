@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from dasd_utils import sampling
 from dasd_utils.apps import animation, verify
 from dasd_utils.apps.cli import main as cli
-from dasd_utils.apps.cli import options, runs
+from dasd_utils.apps.cli import options, runs, study
 from dasd_utils.apps.cli.options import ChosenRun, Settings
 from dasd_utils.config import ROOT, Config, DasdError, portable, resolve
 
