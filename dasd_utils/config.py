@@ -307,7 +307,8 @@ class Config:
     domains: tuple[DomainConfig, ...]
     seed: Count = 0
     output_dir: Place = "data/runs/dasd"
-    shipped_run: Text | None = None  # a trained run that lessons load where `output_dir` holds none
+    # what lessons load where `output_dir` holds no run: a run, an exported adapter, or the hub id of one
+    shipped_run: Text | None = None
     method: Text = DASD  # whose objective trains: "dasd", or a file or folder of `papers`
     method_settings: dict[str, Any] = field(default_factory=dict)  # of a method's own `Settings`
     model: ModelConfig = ModelConfig()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dasd_utils import adapters, classifier, guidance, models
-from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, nearest, resolve, with_token
+from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, nearest, with_token
 from dasd_utils.guidance import Job, Prediction, Term
 from dasd_utils.runtime import files, processes
 
@@ -493,9 +493,9 @@ def calibrated(config: Config, path: str | Path) -> Config:
 def run_places(place: str | Path) -> tuple[Path, Path]:
     """Return (folder of the run, folder of its adapter), whichever of the two `place` is.
 
-    An adapter that lies in no run stands for both.
+    An adapter that lies in no run stands for both. It may be on the hub: "owner/name".
     """
-    folder = resolve(place)
+    folder = files.find_adapter(place)
     if (folder / "adapter").is_dir() or not (folder / adapters.SUMMARY_FILE).exists():
         return folder, folder / "adapter"
     is_in_run = folder.name == "adapter" or (folder.parent / "config.json").exists()
@@ -512,7 +512,7 @@ def load_trained_pipeline(
     config: Config | None = None,
     device: torch.device | str | None = None,
 ) -> DasdPipeline:
-    """Return the pipeline of a run folder (`adapter/` in it), of an adapter folder, or of a config's run.
+    """Return the pipeline of a run's folder, of an adapter's folder or hub id, or of a config's run.
 
     The config is the one given, else the run's `config.json`; `calibration.json` replaces its calibrations.
     """

@@ -131,24 +131,49 @@ def find_run(config: Config) -> Path:
             return folder
         problems.append(f"{folder}: another {found[0]}")
     raise DasdError(f"No trained run fits this config ({'; '.join(problems)}). Train one first: notebook 03, "
-                    f"or `dasd train --output_dir {config.output_dir}`.")  # fmt: skip
+                    f"or `dasd train --output_dir {resolve(config.output_dir)}`.")  # fmt: skip
 
 
 def find_trained(config: Config) -> Path:
-    """Return the run folder that a notebook goes on with, and print which: its own, else as `find_run`.
+    """Return the folder that a notebook goes on with, and print which: `output_dir`, else `shipped_run`.
 
-    Its own counts whatever its length, batch and LoRA, if base and domains are the config's.
+    Either may be a run of any length, batch and LoRA if base and domains are the config's, or an adapter that
+    `dasd export` wrote, with the config's tokens; `shipped_run` may be the hub id of one. Raises DasdError,
+    with what can be done, where neither is there.
     """
-    folder = resolve(config.output_dir)
-    file = folder / "config.json"
-    own = Config.load(file) if file.exists() and (folder / "adapter").is_dir() else None
-    here, there = ([c.model.base, *((d.name, d.data, d.token) for d in (c.source, *c.domains))]
-                   for c in (config, own or config))  # fmt: skip
-    if own is None or here != there:
-        folder = find_run(config)
-    steps = Config.load(folder / "config.json").training.max_train_steps
-    print(f"The run in {portable(folder)}, {steps} training steps.")
-    return folder
+    problems = []
+    for place in filter(None, (resolve(config.output_dir), config.shipped_run)):
+        folder = files.find_adapter(place)
+        problem, said = _trained(folder, config)
+        if not problem:
+            print(f"The {said}.")
+            return folder
+        problems.append(f"{folder}: {problem}")
+    minutes = " (2 to 5 minutes on an L4, predicted)" if config.profile == "sd15" else ""
+    own = resolve(config.output_dir)
+    train = f"dasd train --profile {config.profile} --max_steps 100 --output_dir {own}"
+    raise DasdError(f"No trained run fits this config ({'; '.join(problems)}). Train one by notebook 03, or a "
+                    f"short one by `{train}`{minutes}. Or set output_dir to where there is one, on Drive for "
+                    "example, or name a run, an exported adapter or its hub id: "
+                    'config = {"shipped_run": "owner/name"}.')  # fmt: skip
+
+
+def _trained(folder: Path, config: Config) -> tuple[str, str]:
+    """Return (why a lesson cannot use what was trained there, else "", what it is)."""
+    if (folder / "adapter.json").is_file() and not (folder / "adapter").is_dir():  # exported
+        tokens = files.read_object(folder / "adapter.json", "The adapter").get("tokens", {})
+        missing = [d.token for d in config.domains if d.token is not None and d.token not in tokens]
+        return f"no token {missing[0]}" if missing else "", f"exported adapter in {portable(folder)}"
+    if not (folder / "adapter").is_dir() or not (folder / "config.json").exists():
+        return "no adapter there", ""
+    own = Config.load(folder / "config.json")
+    places = [{"model.base": c.model.base} | {
+        f"{d.name}.{name}": getattr(d, name) for d in (c.source, *c.domains) for name in ("data", "token")
+    } for c in (own, config)]  # fmt: skip
+    different = _differences(*places)
+    others = [each for each in _differences(_by_step(own), _by_step(config)) if "max_train_steps" not in each]
+    said = [f"run in {portable(folder)}, {own.training.max_train_steps} training steps", *others[:3]]
+    return f"another {different[0]}" if different else "", "; ".join(said)
 
 
 def _by_step(config: Config) -> dict[str, Any]:

@@ -33,6 +33,7 @@ huggingface_hub.utils.enable_progress_bars()
 SERVERS = {"JPY_SESSION_NAME", "VSCODE_PID", "VOILA_BASE_URL"}
 log = logging.getLogger(__name__)
 _say_once = functools.cache(log.warning)
+HUB_ID = r"\w[\w.-]*/[\w.-]+"
 
 
 def read_text(path: Path, what: str) -> str:
@@ -245,9 +246,25 @@ def find_folder(name: str) -> Path | None:
     folder = resolve(name)
     if not folder.is_dir():
         return None
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and Path(name).parts[0] != "data":
+    if re.fullmatch(HUB_ID, name) and Path(name).parts[0] != "data":
         _say_once(f"{name} is read from the folder {folder}, not from the hub.")
     return folder
+
+
+def find_adapter(name: str | Path) -> Path:
+    """Return the folder of a run or an adapter; that of an adapter on the hub ("owner/name", "...@commit").
+
+    A folder that is not there is returned as it would be. DasdError where the hub does not answer.
+    """
+    place, _, revision = str(name).partition("@")
+    if resolve(name).exists() or not re.fullmatch(HUB_ID, place) or Path(place).parts[0] == "data":
+        return resolve(name)
+    try:
+        wanted = {"revision": revision or None, "allow_patterns": ["*.safetensors", "*.json"]}
+        return Path(huggingface_hub.snapshot_download(place, **wanted))
+    except Exception as error:  # no network, no such repository, no permission
+        raise DasdError(f"There is no folder {resolve(name)}, and the hub ({constants.ENDPOINT}) has no "
+                        f"adapter of that name for us: {first_line(error)}.") from error  # fmt: skip
 
 
 def find_weights(name: str, revision: str | None = None, variant: str | None = None) -> Source:
@@ -258,7 +275,7 @@ def find_weights(name: str, revision: str | None = None, variant: str | None = N
     if folder := find_folder(name):
         return Source(name, revision, variant, folder)
     check_no_hub_id(name)
-    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+    if not re.fullmatch(HUB_ID, name):
         raise DasdError(f"{name!r} is not there: no folder {resolve(name)}. Name a folder in the layout of "
                         "diffusers or transformers, or a hub id like 'owner/name'.")  # fmt: skip
     if not is_pinned(revision):

@@ -2,8 +2,10 @@
 
 import dataclasses
 
+import huggingface_hub
 import pytest
 
+from dasd_utils import sampling
 from dasd_utils.config import Calibration, Config, DasdError, resolve
 from dasd_utils.runtime import checkpoints
 
@@ -50,6 +52,48 @@ def test_a_notebook_goes_on_with_the_run_that_was_trained_and_says_which(config,
     for other in ({"base": "another/base"}, {"domains": config.domains[:1]}):
         with pytest.raises(DasdError, match="No trained run fits"):
             checkpoints.find_trained(config.replace(**other))
+
+
+def test_a_notebook_goes_on_with_another_run_or_an_exported_adapter(config, tmp_path, capsys, monkeypatch):
+    shipped = make_run(config.replace(rank=2), tmp_path / "shipped")
+    assert checkpoints.find_trained(config) == shipped
+    assert capsys.readouterr().out == f"The run in {shipped}, 600 training steps; lora.rank: 2 -> 32.\n"
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    (exported / "adapter.json").write_text('{"tokens": {"<satellite>": "a", "<xray>": "b"}}')
+    named = config.replace(shipped_run="owner/name@abc")
+    asked = []
+
+    def download(*names, **options):
+        asked.append((*names, options["revision"]))
+        return str(exported)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert checkpoints.find_trained(named) == exported and asked == [("owner/name", "abc")]
+    assert sampling.run_places("owner/name") == (exported, exported)
+    assert checkpoints.find_trained(config.replace(shipped_run=str(exported))) == exported
+    assert capsys.readouterr().out == f"The exported adapter in {exported}.\n" * 2
+    (exported / "adapter.json").write_text('{"tokens": {"<satellite>": "a"}}')
+    with pytest.raises(DasdError, match="no token <xray>"):
+        checkpoints.find_trained(named)
+
+
+def test_where_no_run_is_there_the_ways_on_are_named(tmp_path, monkeypatch):
+    config = Config.setup("sd15", output_dir=tmp_path / "own")
+    with pytest.raises(DasdError) as failure:
+        checkpoints.find_trained(config)
+    train = f"`dasd train --profile sd15 --max_steps 100 --output_dir {tmp_path / 'own'}` (2 to 5 minutes"
+    for words in (
+        f"{tmp_path / 'own'}: no adapter there",
+        "notebook 03",
+        train,
+        "on Drive",
+        '{"shipped_run": ',
+    ):
+        assert words in str(failure.value)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: 1 / 0)
+    with pytest.raises(DasdError, match=r"no folder .*somebody/adapter, and the hub .*division"):
+        checkpoints.find_trained(config.replace(shipped_run="somebody/adapter"))
 
 
 def test_a_key_names_what_decides_the_weights(config, tmp_path):
