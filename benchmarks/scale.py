@@ -42,10 +42,10 @@ def stages(images: int, folder: str) -> common.Operations:
 
     def encode() -> list[int]:
         with mock.patch.object(
-            latent_cache, "_write_shard", side_effect=latent_cache._write_shard
-        ) as written:
+            latent_cache, "_encode_shard", side_effect=latent_cache._encode_shard
+        ) as encoded:
             made["sampler"].encode(parts.vae, processes.default_device(), progress=False)
-        return [min(latent_cache.SHARD, len(call.args[1]) - call.args[2]) for call in written.call_args_list]
+        return [min(latent_cache.SHARD, len(call.args[0]) - call.args[1]) for call in encoded.call_args_list]
 
     def train() -> None:
         training.train(config, parts, made["sampler"], progress=False)

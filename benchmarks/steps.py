@@ -31,7 +31,7 @@ from dasd_utils.runtime.processes import DTYPES, autocast, choose_precision, def
 PROMPT = "a dense forest beside a winding river with a bridge and a few houses"
 IMAGES = 300 + 2 * 400  # of the published study, source and both targets: what a cache has to hold
 PUBLISHED_SAMPLES = 1500 * 4  # target samples of the published run, over which the cache is spread
-PLAIN_BATCH = 4
+PLAIN_BATCH = 4  # images to an optimiser step
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -105,8 +105,22 @@ class RandomSampler:
     def __init__(self, config: Config, side: int) -> None:
         self.config, self.side = config, side
 
+        self.bank: Tensor | None = None  # (1, d), the features of every source sample
+
     def encode(self, *_arguments: Any) -> None:
         """Nothing is to be encoded."""
+
+    def open_bank(self, features: Callable[[latents.Batch], Tensor], *_arguments: Any) -> None:
+        """Compute the features of one sample: what the others hold costs no time."""
+        self.bank = features(self.sources(1)).cpu()
+
+    def sources(self, count: int) -> latents.Batch:
+        """Return so many source samples, and no target."""
+        targets, samples = torch.zeros(0, dtype=torch.long), torch.randn(2, count, 4, self.side, self.side)
+        return latents.Batch(
+            samples[0, :0], samples[0], [], [PROMPT] * count, targets, targets,
+            torch.randint(0, 1000, (count,)), samples[1, :0], samples[1],
+        )  # fmt: skip
 
     def source_prompts(self) -> list[str]:
         """Return the prompt that all source samples have."""
@@ -136,11 +150,15 @@ class RandomSampler:
             target_noise=draw(targets),
             source_noise=draw(sources),
             sample_ids=["-"] * (targets + sources),
+            source_features=None if self.bank is None or not sources else self.bank.expand(sources, -1),
         )
 
 
 def ours(model: str, resolution: int, precision: str, **changes: Any) -> Operations:
-    """`step`: one optimiser step of this project; `encode`: one image into the latent cache."""
+    """`step`: one optimiser step of this project; `encode`: one image into the latent cache.
+
+    `bank`: as many samples as pass at once into the bank of source features.
+    """
     config = settings(model, resolution, precision, **changes)
     parts = base(model, config)
     side = resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
@@ -178,17 +196,27 @@ def ours(model: str, resolution: int, precision: str, **changes: Any) -> Operati
         source = max(watch.seconds.pop("UNet") - alone.seconds["target"], 0.0)
         return {**watch.seconds, **alone.seconds, "source": source}
 
-    return {"step": step, "encode": encode, "parts": parts_of_step}
+    def bank() -> None:
+        with run.updater.autocast():
+            run._bank_features(run.sampler.sources(latent_cache.images_at_once(resolution, resolution)))
+
+    return {"step": step, "encode": encode, "bank": bank, "parts": parts_of_step}
 
 
-def plain(model: str, resolution: int, precision: str, **changes: Any) -> Operations:
-    """`step`: a LoRA step as diffusers' text-to-image script does it, four images, no alignment."""
+def plain(
+    model: str, resolution: int, precision: str, at_once: int = PLAIN_BATCH, **changes: Any
+) -> Operations:
+    """`step`: a LoRA step as diffusers' text-to-image script does it, four images, no alignment.
+
+    at_once: how many of them are in a micro-batch.
+    """
     config = settings(model, resolution, precision, **changes)
     parts = base(model, config)
-    loss = _noise_loss(parts, resolution, precision, PLAIN_BATCH)
+    loss = _noise_loss(parts, resolution, precision, at_once)
 
     def step() -> None:
-        loss()[0].backward()
+        for _ in range(PLAIN_BATCH // at_once):
+            (loss()[0] * at_once / PLAIN_BATCH).backward()
         update()
 
     update = _updater(parts, config)
@@ -278,4 +306,4 @@ def dtype_of(precision: str) -> torch.dtype:
     return DTYPES.get(choose_precision(precision, default_device()), torch.float32)
 
 
-FACTORIES = {"ours": ours, "published": published, "plain": plain}
+FACTORIES = {"published": published, "plain": plain}  # and all others are `ours`

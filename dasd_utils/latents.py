@@ -8,6 +8,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,19 @@ from transformers import PreTrainedTokenizerBase
 from dasd_utils.config import Config, DasdError, check_types, paper
 from dasd_utils.data import DomainData, audit, load_domain
 from dasd_utils.runtime import processes
-from dasd_utils.runtime.latent_cache import cached_latents, vae_fingerprint
+from dasd_utils.runtime.latent_cache import (
+    cached_latents,
+    cached_rows,
+    images_at_once,
+    shard_path,
+    vae_fingerprint,
+)
 
 TIMESTEPS = 1000  # of the noise schedule of Stable Diffusion 1.x
 VALIDATION_SEED = 0  # not Config.seed: validation losses of runs with other seeds stay comparable
-TARGET, SOURCE, ORDER, HELDOUT = range(4)  # streams of random numbers
+TARGET, SOURCE, ORDER, HELDOUT, BANK = range(5)  # streams of random numbers
+BANK_SHARD = 256  # samples a file of source features: what an interruption can lose
+NEAR = 20  # timesteps, around a source sample's own, from which the bank's one is drawn
 CONCERNS = {  # of an audit
     "captions_missing": "images without a caption (trained with an empty one)",
     "captions_cut": "captions longer than the tokenizer's limit (cut at their end)",
@@ -60,10 +69,11 @@ class Batch:
     source_prompts: list[str]
     target_domains: torch.Tensor  # (Bt,) long, index into config.domains
     target_timesteps: torch.Tensor  # (Bt,) long
-    source_timesteps: torch.Tensor  # (Bs,) long, those of targets
+    source_timesteps: torch.Tensor  # (Bs,) long, those of targets, or near them if from the bank
     target_noise: torch.Tensor  # (Bt, C, h, w)
     source_noise: torch.Tensor  # (Bs, C, h, w)
     sample_ids: list[str] = field(default_factory=list)  # content hashes: targets, then sources
+    source_features: torch.Tensor | None = None  # (Bs, d) float, of the base, from the bank
 
     def __len__(self) -> int:
         return len(self.target_latents) + len(self.source_latents)
@@ -72,7 +82,7 @@ class Batch:
         """Return the part of this process, and the places of its samples in the batch, the targets first."""
         targets, sources = len(self.target_latents), len(self.source_latents)
         rows = {"target": processes.share(targets), "source": processes.share(sources)}
-        values = {name: value for name, value in vars(self).items() if name != "sample_ids"}
+        values = {n: value for n, value in vars(self).items() if n != "sample_ids" and value is not None}
         part = {name: value[rows[name.split("_")[0]]] for name, value in values.items()}
         places = [*range(targets)[rows["target"]], *range(targets, targets + sources)[rows["source"]]]
         return Batch(**part, sample_ids=[self.sample_ids[i] for i in places if self.sample_ids]), places
@@ -111,6 +121,13 @@ class _Pick:
     generator: np.random.Generator  # draws the noise and the latent's own deviation
 
 
+def _at_times_of(targets: Sequence[_Pick], sources: Sequence[_Pick]) -> list[_Pick]:
+    """Return the sources at timesteps of targets, spread over them."""
+    stride = max(len(targets) // max(len(sources), 1), 1)
+    times = [targets[i * stride % len(targets)].timestep for i in range(len(sources))]
+    return [dataclasses.replace(pick, timestep=t) for pick, t in zip(sources, times, strict=True)]
+
+
 class Sampler:
     """Which samples, timesteps and noise step k trains on: a function of (config.seed, step, micro, i).
 
@@ -122,6 +139,8 @@ class Sampler:
         self.config = config
         self._members = {"train": [source, *targets]}
         self._latents: dict[str, list[Sequence[np.ndarray]]] = {}  # split -> member -> image
+        self._vae = ""  # fingerprint of the one that encoded
+        self._bank: Sequence[np.ndarray] | None = None  # features (d,) of each of its samples
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -144,15 +163,47 @@ class Sampler:
         Moves the VAE to the device (None: the one that training takes). Nothing after this needs the VAE.
         """
         vae.to(device or processes.default_device())
-        mark = vae_fingerprint(vae)
+        self._bank = None
+        self._vae = mark = vae_fingerprint(vae)
         for split in ("train", "validation"):
             members = self._split(split)
             self._latents[split] = [cached_latents(m, self.config, vae, mark, progress) for m in members]
 
+    def open_bank(self, features: Callable[[Batch], torch.Tensor], mark: str, progress: bool = True) -> None:
+        """Compute features of `bank_size` source samples, or open the cache of an earlier call.
+
+        From then on the sources of `batch` are samples of the bank. `features` maps a batch without targets
+        to its (Bs, d); `mark` names all that decides them but the samples. Raises DasdError before `encode`,
+        and for features that are not finite.
+        """
+        count, source = self.config.alignment.bank_size, self._members["train"][0]
+        starts = range(0, count, BANK_SHARD)
+        size = images_at_once(*[self.config.model.resolution] * 2)
+
+        def make(number: int, bar: Any) -> np.ndarray:
+            stop, rows = min(starts[number] + BANK_SHARD, count), []
+            for first in range(starts[number], stop, size):
+                picks = [self._bank_pick(k) for k in range(first, min(first + size, stop))]
+                rows.append(features(self._assemble("train", [], picks)).cpu().numpy())
+                bar.update(len(picks))
+            if not all(np.isfinite(each).all() for each in rows):
+                raise DasdError("The base gives source features that are not finite: set mixed_precision to "
+                                "'no' or 'bf16', or source_features to 'adapted'.")  # fmt: skip
+            return np.concatenate(rows)
+
+        picks = [self._bank_pick(k) for k in range(count)]
+        samples = [f"{source.ids[pick.index]} {pick.timestep} {pick.prompt!r}" for pick in picks]
+        shards = [samples[start : start + BANK_SHARD] for start in starts]
+        key = f"{mark} {self._vae} {self.config.seed}"
+        paths = [shard_path(self.config, source.config.name, "features", key, f"{start}", *each)
+                 for start, each in zip(starts, shards, strict=True)]  # fmt: skip
+        what = f"features of {source.config.name}"
+        self._bank = cached_rows(paths, make, what, count, progress, "sample")
+
     def batch(self, step: int, micro: int = 0) -> Batch:
         """Return micro-batch `micro` of step `step` (from 0); targets alternate, sources share timesteps.
 
-        Raises DasdError before `encode`.
+        With an open bank its samples near these timesteps are the sources. Raises DasdError before `encode`.
         """
         training, seed = self.config.training, self.config.seed
         number = step * training.gradient_accumulation_steps + micro
@@ -164,7 +215,13 @@ class Sampler:
         for i in range(training.source_batch_size if rest == 0 else 0):
             turn = turns * training.source_batch_size + i
             sources.append(self._pick(0, turn, counted_generator(seed, SOURCE, step, micro, i)))
-        return self._assemble("train", targets, sources)
+        sources = _at_times_of(targets, sources)
+        if self._bank is None or not sources:
+            return self._assemble("train", targets, sources)
+        places = [self._place_in_bank(pick) for pick in sources]
+        features = torch.from_numpy(np.stack([self._bank[k] for k in places]))
+        batch = self._assemble("train", targets, [self._bank_pick(k) for k in places])
+        return dataclasses.replace(batch, source_features=features)
 
     def fixed_batch(self) -> list[Batch]:
         """Return `validation_images` held-out samples of each domain as batches that never change.
@@ -183,7 +240,7 @@ class Sampler:
             targets = [self._fixed_pick(k, i, counts[k]) for k, i in turns[start : start + size]]
             places = range(number * sources, (number + 1) * sources)
             companions = [self._fixed_pick(0, i % counts[0], counts[0]) for i in places]
-            batches.append(self._assemble("validation", targets, companions))
+            batches.append(self._assemble("validation", targets, _at_times_of(targets, companions)))
         return batches
 
     def _split(self, split: str) -> list[DomainData]:
@@ -201,6 +258,19 @@ class Sampler:
         time, choice, drop = generator.random(3)  # always three, so that no setting changes the noise
         prompt = "" if drop < self.config.training.caption_dropout else found.prompt(index, choice)
         return _Pick(member, index, prompt, int(time * TIMESTEPS), generator)
+
+    def _bank_pick(self, number: int) -> _Pick:
+        """Return a sample of the bank, whose timesteps ascend in equal parts of the whole range."""
+        pick = self._pick(0, number, counted_generator(self.config.seed, BANK, number))
+        timestep = (number * TIMESTEPS + pick.timestep) // self.config.alignment.bank_size
+        return dataclasses.replace(pick, timestep=timestep)
+
+    def _place_in_bank(self, pick: _Pick) -> int:
+        """Return the number of a sample of the bank, drawn of those near the pick's timestep."""
+        count = self.config.alignment.bank_size
+        width = max(count * NEAR // TIMESTEPS, 1)
+        first = min(max(count * pick.timestep // TIMESTEPS - width // 2, 0), count - width)
+        return first + int(pick.generator.random() * width)
 
     def _fixed_pick(self, member: int, index: int, count: int) -> _Pick:
         place = _order(VALIDATION_SEED, member, 0, count)[index]
@@ -220,16 +290,15 @@ class Sampler:
         latents = torch.from_numpy(mean + deviation * normal[:, 0])
         noise = torch.from_numpy(normal[:, 1].copy())
         count = len(targets)
-        stride = max(count // max(len(sources), 1), 1)
-        timesteps = torch.tensor([pick.timestep for pick in targets])
+        timesteps = torch.tensor([pick.timestep for pick in picks], dtype=torch.long)
         return Batch(
             target_latents=latents[:count],
             source_latents=latents[count:],
             target_prompts=[pick.prompt for pick in targets],
             source_prompts=[pick.prompt for pick in sources],
-            target_domains=torch.tensor([pick.member - 1 for pick in targets]),
-            target_timesteps=timesteps,
-            source_timesteps=timesteps[[i * stride % count for i in range(len(sources))]],
+            target_domains=torch.tensor([pick.member - 1 for pick in targets], dtype=torch.long),
+            target_timesteps=timesteps[:count],
+            source_timesteps=timesteps[count:],
             target_noise=noise[:count],
             source_noise=noise[count:],
             sample_ids=[self._members[split][pick.member].ids[pick.index] for pick in picks],

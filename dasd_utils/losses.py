@@ -127,14 +127,15 @@ def predict_batch(parts: models.Parts, batch: Batch, config: Config) -> tuple[Te
     """Return (predicted noise, features after the aligned block), as far as the config's loss needs them.
 
     Source rows leave the UNet after that block, unless prior preservation needs their noise prediction, and
-    do not enter it where nothing needs them. With `source_features` "frozen" their features are the base's.
+    do not enter it where nothing needs them. With `source_features` "frozen" their features are the base's;
+    with "bank" they are left out, or computed as for "frozen" if the batch has none from a bank.
     """
     alignment = config.alignment
-    frozen = alignment.lambda_align > 0 and alignment.source_features == "frozen"
+    frozen = alignment.lambda_align > 0 and alignment.source_features != "adapted"
     prior = config.training.prior_loss_weight > 0
     with_source = prior or (needs_source(config) and not frozen)
     eps, features = predict_noise(parts, batch, with_source, prior, alignment.layer)
-    if frozen and batch.source_prompts:
+    if frozen and batch.source_prompts and not _has_bank_features(batch, config):
         source = frozen_features(parts, batch, alignment.layer)
         features = torch.cat([features[: len(batch.target_latents)], source])
     return eps, features
@@ -161,8 +162,23 @@ def predict_noise(
 def frozen_features(parts: models.Parts, batch: Batch, layer: str = "mid") -> Tensor:
     """Return the source features (Bs, C', h', w') of the base model, with LoRA off."""
     inputs = _unet_inputs(parts, batch, "source")
-    with models.lora_disabled(parts):  # one row goes on to the end: attention takes no empty batch
-        return models.unet_pass(parts.unet, *inputs, num_target=1, layer=layer)[1]
+    with models.lora_disabled(parts):
+        return models.unet_pass(parts.unet, *inputs, num_target=0, layer=layer)[1]
+
+
+def bank_features(parts: models.Parts, batch: Batch, config: Config) -> Tensor:
+    """Return the rows (Bs, d) that a bank keeps of source samples: features of the base, pooled."""
+    features = frozen_features(parts, batch, config.alignment.layer)
+    return pool_features(features.float(), config.alignment.pooling)
+
+
+def uses_bank(config: Config) -> bool:
+    """Return whether training takes source features from a bank."""
+    return config.alignment.lambda_align > 0 and config.alignment.source_features == "bank"
+
+
+def _has_bank_features(batch: Batch, config: Config) -> bool:
+    return uses_bank(config) and batch.source_features is not None
 
 
 def _unet_inputs(parts: models.Parts, batch: Batch, kind: str) -> list[Tensor]:
@@ -323,6 +339,8 @@ class FeatureQueue:
 def alignment_features(features: Tensor, batch: Batch, parts: models.Parts, config: Config) -> Tensor:
     """Return the rows (Bt + Bs, d) that the MMD compares; `match_timesteps` adds t / T as a last column."""
     rows = pool_features(features.float(), config.alignment.pooling)
+    if _has_bank_features(batch, config):
+        rows = torch.cat([rows, batch.source_features])
     if not config.alignment.match_timesteps:
         return rows
     times = torch.cat([batch.target_timesteps, batch.source_timesteps]).to(rows)

@@ -304,6 +304,10 @@ def cache_texts(parts: Parts, prompts: Iterable[str]) -> None:
         parts.text_cache |= zip(some, encode_prompts(parts, some).cpu().unbind(), strict=True)
 
 
+class _PassEndError(Exception):
+    """Raised at a block behind which nothing is asked for."""
+
+
 def unet_pass(
     unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor, num_target: int | None = None,
     layer: str = "mid",
@@ -311,8 +315,8 @@ def unet_pass(
     """Return the predicted noise of the first `num_target` rows and all rows' features after a block.
 
     latents (B, C, h, w), timesteps (B,), text (B, 77, d) -> (num_target, C, h, w), (B, C', h', w').
-    Rows from `num_target` on (the source) stop after the block; None keeps all. Temporary hooks on the
-    model's own forward do it, so that every kind of UNet and distributed wrappers work.
+    Rows from `num_target` on (the source) stop after the block; None keeps all, 0 ends the pass there.
+    Temporary hooks on the model's own forward do it: every kind of UNet and distributed wrapper works.
     """
     inner = getattr(unet, "module", unet)  # a distributed wrapper must be called itself
     block, behind = blocks(inner, layer)
@@ -322,11 +326,18 @@ def unet_pass(
         # skips, text and time too
         return recursively_apply(lambda tensor: tensor[:num_target], (args, kwargs))
 
-    hooks = [block.register_forward_hook(lambda _m, _a, output: outputs.append(output))]
+    def keep_output(_block: nn.Module, _args: tuple, output: Any) -> None:
+        outputs.append(output)
+        if num_target == 0:  # attention takes no empty batch
+            raise _PassEndError
+
+    hooks = [block.register_forward_hook(keep_output)]
     if num_target is not None and num_target < len(latents):
         hooks += [b.register_forward_pre_hook(keep_targets, with_kwargs=True) for b in behind]
     try:
         eps = unet(latents, timesteps, encoder_hidden_states=text, return_dict=False)[0]
+    except _PassEndError:
+        eps = latents[:0]
     finally:
         for hook in hooks:
             hook.remove()

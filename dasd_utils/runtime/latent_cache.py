@@ -1,12 +1,13 @@
-"""VAE latents on disk, in shards named by all that decides them; each is written once, or not at all."""
+"""Latents and features on disk, in shards named by what decides them; each is written once, or not at all."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,15 +55,33 @@ def cached_latents(
     """
     dtype = processes.frozen_dtype(config, vae.device) or torch.float32
     starts = range(0, len(data), SHARD)
-    paths = [_shard_path(data, start, config, f"{fingerprint} {dtype}") for start in starts]
+    ids = [data.ids[start : start + SHARD] for start in starts]
+    mark = f"{fingerprint} {dtype}"
+    paths = [shard_path(config, data.config.name, data.split, mark, *each) for each in ids]
+
+    def make(number: int, bar: tqdm) -> np.ndarray:
+        return _encode_shard(data, starts[number], vae, dtype, bar)
+
+    return cached_rows(paths, make, f"latents of {data.config.name}", len(data), progress)
+
+
+def cached_rows(
+    paths: Sequence[Path], make: Callable[[int, tqdm], np.ndarray], what: str, total: int,
+    progress: bool = True, unit: str = "image",
+) -> ConcatDataset:  # fmt: skip
+    """Return the rows of the shards in these files, read from disk at each access.
+
+    `make(number, bar)` returns one that is not there, or not as it was written, and counts its rows. Of the
+    processes that share the folder one makes it. Raises DasdError if the folder cannot be written.
+    """
     for path in paths:
         if path.exists() and not _is_whole(path):
-            log.warning("The cached latents %s are damaged, and made again.", path)
+            log.warning("The cached %s in %s are damaged, and made again.", what, path)
             path.unlink(missing_ok=True)
     shown = progress and not all(path.exists() for path in paths)
-    with files.bar(None, f"latents of {data.config.name}", len(data), shown=shown, unit="image") as bar:
-        while missing := [(path, i) for path, i in zip(paths, starts, strict=True) if not path.exists()]:
-            if not any([_encode_if_free(path, data, start, vae, dtype, bar) for path, start in missing]):
+    with files.bar(None, what, total, shown=shown, unit=unit) as bar:
+        while missing := [(path, number) for number, path in enumerate(paths) if not path.exists()]:
+            if not any([_make_if_free(path, functools.partial(make, i, bar)) for path, i in missing]):
                 time.sleep(POLL)
     return ConcatDataset([np.load(path, mmap_mode="r").view(np.ndarray) for path in paths])
 
@@ -88,39 +107,45 @@ def clear(config: Config) -> tuple[int, int]:
     return found
 
 
-def _shard_path(data: DomainData, start: int, config: Config, fingerprint: str) -> Path:
-    parts = [VERSION, str(config.model.resolution), fingerprint, *data.ids[start : start + SHARD]]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return resolve(config.data.cache_dir) / f"{data.config.name}-{data.split}-{key[:24]}.npy"
+def shard_path(config: Config, domain: str, kind: str, *parts: str) -> Path:
+    """Return the file of a domain's shard whose rows are decided by these parts."""
+    key = hashlib.sha256("\n".join([VERSION, str(config.model.resolution), *parts]).encode()).hexdigest()
+    return resolve(config.data.cache_dir) / f"{domain}-{kind}-{key[:24]}.npy"
 
 
-def _encode_if_free(
-    path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: tqdm
-) -> bool:
-    """Encode one shard and return True, unless another process is at it."""
+def images_at_once(width: int, height: int) -> int:
+    """Return how many images of a size pass through a network at once."""
+    return max(min(ENCODE_BATCH, ENCODE_PIXELS // (width * height)), 1)
+
+
+def _make_if_free(path: Path, make: Callable[[], np.ndarray]) -> bool:
+    """Make one shard and return True, unless another process is at it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.try_lock(path.with_suffix(".lock")) as mine:
             if mine and not path.exists():
-                _write_shard(path, data, start, vae, dtype, bar)
+                _write_shard(path, make())
             return mine
     except OSError as error:
         raise DasdError(f"The latent cache {path} cannot be written: {error.strerror or error}. Set "
                         "cache_dir to a folder that can be.") from error  # fmt: skip
 
 
-def _write_shard(
-    path: Path, data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: tqdm
-) -> None:
+def _encode_shard(
+    data: DomainData, start: int, vae: AutoencoderKL, dtype: torch.dtype, bar: tqdm
+) -> np.ndarray:
     stop = min(start + SHARD, len(data))
-    width, height = data.images[start].size
-    size = max(min(ENCODE_BATCH, ENCODE_PIXELS // (width * height)), 1)
+    size = images_at_once(*data.images[start].size)
     parts = []
     for first in range(start, stop, size):
         parts.append(_encode(vae, data.images[first : min(first + size, stop)], dtype))
         bar.update(len(parts[-1]))
+    return np.concatenate(parts)
+
+
+def _write_shard(path: Path, rows: np.ndarray) -> None:
     stream = io.BytesIO()
-    np.save(stream, np.concatenate(parts))
+    np.save(stream, rows)
     content = stream.getvalue()
     unfinished = path.with_suffix(".tmp")  # one that a killed process left is written over
     try:

@@ -84,6 +84,7 @@ METHODS = (
     Method("+ published MMD, linear", changes=PUBLISHED_MMD | {"kernel": "linear"}, after=PLAIN),
     Method(DASD, after=PLAIN),
     Method("DASD, frozen source", changes={"source_features": "frozen"}, after=PLAIN),
+    Method("DASD, bank", changes={"source_features": "bank"}, after="DASD, frozen source"),
     Method(f"{PLAIN} + prior preservation", changes=LORA_AND_TOKEN | {"prior_loss_weight": 1.0}, after=PLAIN),
     Method("DASD, published sampling", settings=PUBLISHED),
     Method("DASD, calibrated", settings=CALIBRATED, after="DASD, published sampling"),

@@ -62,6 +62,11 @@ def test_the_steps_do_the_work_they_are_compared_by():
     def work(operations, name):
         return common._answer(operations, "gflop", name)
 
+    banked = steps.ours(**options, **one, source_features="bank")
+    assert work(banked, "step") < work(ours, "step")
+    assert work(banked, "bank") < work(ours, "step")  # eight samples, as far as the mid-block
+    few = steps.plain(**options, at_once=1)
+    assert work(few, "step") == pytest.approx(work(plain, "step"), rel=1e-6)
     each = work(ours, "step") / 3
     assert each < 0.6 * work(published, "sample")
     assert each < work(plain, "step") / steps.PLAIN_BATCH

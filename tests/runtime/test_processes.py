@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import filecmp
 import json
 import os
 import signal
@@ -98,6 +100,16 @@ def test_a_run_is_resumed_by_another_number_of_processes(config, alone):
     assert_close(alone[1:], trained(config, 1, "--resume"))
 
 
+def test_two_processes_make_the_bank_of_one(config, tmp_path):
+    """To the bit, and train with it as one process does."""
+    config = config.replace(source_features="bank", bank_size=600)
+    own = config.replace(output_dir=tmp_path / "own", cache_dir=tmp_path / "own-cache")
+    runs = trained(own, 1), trained(config, 2)
+    banks = [sorted(Path(each.data.cache_dir).glob("*-features-*")) for each in (own, config)]
+    assert len(banks[0]) == 3 and all(map(filecmp.cmp, *banks))
+    assert_close(*runs)
+
+
 def test_two_processes_compare_the_same_samples_as_one(config, tmp_path):
     """DomainStudio: distances between samples that different processes passed through the network."""
     changes = dict(method="domainstudio", lambda_align=0.0, prior_loss_weight=1.0)
@@ -179,19 +191,23 @@ def test_shares_are_whole_and_even(monkeypatch):
             assert end == total
 
 
-@pytest.mark.parametrize("source_features", ["adapted", "frozen"])
+@pytest.mark.parametrize("source_features", ["adapted", "frozen", "bank"])
 @pytest.mark.parametrize("targets, sources", [(6, 2), (5, 3), (5, 1)])  # (5, 1): 2 + 0 and 3 + 1
 def test_the_mean_of_shares_is_the_whole(tiny_config, monkeypatch, targets, sources, source_features):
     """Two processes in one: features of the other are put where an exchange would put them."""
-    changes = dict(source_features=source_features, prior_loss_weight=1.0, lambda_align=100.0)
+    changes = dict(source_features=source_features, lambda_align=100.0)
+    changes |= dict(prior_loss_weight=0.0 if source_features == "bank" else 1.0)
     config = tiny_config.replace(queue_size=0, dropout=0.0, **changes)
     parts = make_parts(config)
     batch = make_batch(config, domains=(0, 1, 0, 1, 0, 1)[:targets], sources=sources)
     parameters = [p for p in parts.unet.parameters() if p.requires_grad]
+    if source_features == "bank":
+        kept = objectives.bank_features(parts, make_batch(config, seed=1, sources=sources), config)
+        batch = dataclasses.replace(batch, source_features=kept)
     alone, _ = objectives.DasdObjective(config)(parts, batch, config)
     expected = torch.autograd.grad(alone, parameters)
     mid = objectives.predict_batch(parts, batch, config)[1].detach()
-    whole = objectives.pool_features(mid.float(), "mean")
+    whole = objectives.alignment_features(mid, batch, parts, config)
     monkeypatch.setattr(processes, "count", lambda: 2)
     monkeypatch.setattr(processes, "_reduce", lambda rows, how: whole.clone())
     gradients, losses = [], []
