@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 COURSE = data/runs/course
 AUDIT = .venv-audit
-CODE = dasd_utils benchmarks book/*.py tests/audit.py
+CODE = dasd_utils benchmarks docs/*.py tests/audit.py
 PROCESSES ?= 2  # that share the tests, one thread each
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 LADDER = $(BIN)/dasd ladder --seeds 0,1,2 --workers 2
@@ -16,7 +16,7 @@ WHOLE = --only "DomainStudio, no losses, whole UNet" --only "DomainStudio, whole
 UNCONDITIONAL = --against "DomainStudio, no losses, unconditional" --only "base, unconditional" \
 	--only "DomainStudio, no losses, unconditional" --only "DomainStudio, mild, unconditional"
 
-.PHONY: install course rehearsal study test browser audit hooks notebooks report book clean
+.PHONY: install course rehearsal study test browser audit hooks notebooks report docs book clean
 
 install: $(VENV)/.installed
 
@@ -50,7 +50,7 @@ $(VENV)/.browser: $(VENV)/.installed requirements-browser.txt
 audit: $(AUDIT)/.installed
 	$(AUDIT)/bin/bandit --quiet --recursive --configfile pyproject.toml $(CODE) && echo "bandit: nothing found"
 	$(AUDIT)/bin/python tests/audit.py requirements.txt
-	$(AUDIT)/bin/python tests/audit.py book/requirements.txt
+	$(AUDIT)/bin/python tests/audit.py docs/requirements.txt
 
 $(AUDIT)/.installed: Makefile
 	$(PYTHON) -m venv $(AUDIT)
@@ -90,18 +90,18 @@ report: install
 	@command -v latexmk >/dev/null || { echo "latexmk is missing: install TeX Live (Debian: latexmk texlive-latex-extra texlive-fonts-recommended)"; exit 1; }
 	cd Report && latexmk -pdf -interaction=nonstopmode main.tex
 
-book: $(VENV)/.book
-	rm -rf book/_build
-	$(BIN)/python book/collect.py
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --jobs 2 -c book -d book/_build/doctrees \
-		book/_build/source book/_build/html
-	$(BIN)/python book/check_links.py book/_build/html
-	@echo "the book is in book/_build/html/index.html"
+docs book: $(VENV)/.docs
+	rm -rf docs/_build
+	$(BIN)/python docs/collect.py
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --jobs 2 -c docs -d docs/_build/doctrees \
+		docs/_build/source docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
+	@echo "the site is in docs/_build/html/index.html"
 
-$(VENV)/.book: $(VENV)/.installed book/requirements.txt
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt --requirement book/requirements.txt
+$(VENV)/.docs: $(VENV)/.installed docs/requirements.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt --requirement docs/requirements.txt
 	touch $@
 
 clean:
-	rm -rf data/runs book/_build
+	rm -rf data/runs docs/_build
 	find data/cache -mindepth 1 -maxdepth 1 ! -name pretrain -exec rm -rf {} + 2>/dev/null || true  # hours of work

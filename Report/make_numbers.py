@@ -1,4 +1,4 @@
-"""Write what report, README and model card quote, from data/results: nothing by hand.
+"""Write what README, documentation, report and model card quote, from data/results: nothing by hand.
 
 Usage: python Report/make_numbers.py [--check]
 """
@@ -49,17 +49,31 @@ def rows(name: str) -> list[dict]:
     return evaluation.load_results(RESULTS / f"{name}.json")["rows"]
 
 
-def readme_block() -> str:
-    """Return the README's tables of the ladder, one a domain, and how they were made."""
+def headline_block() -> str:
+    """Return the README's table: five rows of the ladder."""
+    judged = {(row["method"], row["domain"], row["metric"]): row for row in rows("ladder") if "against" not in row}
+    columns = [(domain, metric) for domain in DOMAINS for metric in ("cmmd", "attribute_accuracy")]
+    lines = [
+        [method, *(interval_text(judged[method, *column], 2) for column in columns)]
+        for method in ("base", "base + style words", "LoRA + token", "DASD", "training images")
+    ]
+    titles = [f"{domain}: {title}" for domain in DOMAINS for title in ("CMMD ↓", "attributes ↑")]
+    row = judged["DASD", DOMAINS[0], "cmmd"]
+    seeds, n = len(row["seeds"]), row["n"]
+    made = f"Means of {seeds} training seeds with 95 % intervals, {n // seeds} images per seed and domain."
+    return f"{markdown_table(['', *titles], lines)}\n\n{made}"
+
+
+def results_block() -> str:
+    """Return the tables of the ladder, one per domain, and how they were made."""
     judged = targets("ladder")
     seeds, n = next((r["seeds"], r["n"]) for r in judged if r["method"] == "DASD")
     found = next(r for r in rows("05_classifier") if r["metric"] == "accuracy")
     return (
         f"{tables.ladder_table(judged, TABLES['ladder'])}\n\n"
-        f"Mean over the training seeds {', '.join(map(str, seeds))}, {n // len(seeds)} images a seed and "
-        "domain; ± is half of the 95 % interval over prompts and seeds (brackets hold its ends where a share "
-        "reaches 0 or 1); ≈ marks what cannot be told from "
-        "DASD in pairs. "
+        f"Mean over the training seeds {', '.join(map(str, seeds))}, {n // len(seeds)} images per seed and "
+        "domain. ± is half of the 95 % interval over prompts and seeds; brackets hold its ends where a share "
+        "reaches 0 or 1. ≈: no significant paired difference to DASD. "
         f"Prompt classifier: accuracy {interval_text(found, 3)} on {found['n']} labelled prompts."
     )
 
@@ -70,7 +84,7 @@ def targets(name: str) -> list[dict]:
 
 
 def speed_block() -> str:
-    """Return the README's tables of speed: measured on a CPU, and Stable Diffusion 1.5 on a GPU."""
+    """Return the tables of speed: measured on a CPU, and Stable Diffusion 1.5 on a GPU."""
     lines = []
     for path in sorted(RESULTS.glob("bench_train_step_sd15_*.json")):
         lines += _step_lines([r for r in evaluation.load_results(path)["rows"] if r["step"] == "ours"])
@@ -293,10 +307,11 @@ def tex_rows(file: str, domain: str) -> str:
 
 
 def main() -> None:
-    """Write all, or only check that README and card are up to date."""
+    """Write all, or only check that the pages are up to date."""
     blocks = [
-        ("README.md", "results", readme_block()),
-        ("README.md", "speed", speed_block()),
+        ("README.md", "headline", headline_block()),
+        ("docs/results.md", "results", results_block()),
+        ("docs/speed.md", "speed", speed_block()),
         ("data/tiny-sd/README.md", "results", card_block()),
     ]
     for file, name, block in blocks:

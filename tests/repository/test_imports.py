@@ -49,7 +49,7 @@ def test_no_circle_and_no_star():
 
 IN_TEXT = re.compile(r"^\s*from (dasd_utils[\w.]*) import ([\w, ]+)", re.MULTILINE)
 FAKES = {"test_freshness.py"}  # its texts are of a small package of its own
-OTHERS = [path for room in ("tests", "benchmarks", "book") for path in sorted((ROOT / room).rglob("*.py"))]
+OTHERS = [path for room in ("tests", "benchmarks", "docs") for path in sorted((ROOT / room).rglob("*.py"))]
 
 
 @pytest.mark.parametrize("path", [p for p in OTHERS if p.name not in FAKES], ids=lambda p: p.name)

@@ -21,7 +21,12 @@ def numbers():
 
 @pytest.mark.parametrize(
     ("block", "file"),
-    [("readme", "README.md"), ("speed", "README.md"), ("card", "data/tiny-sd/README.md")],
+    [
+        ("headline", "README.md"),
+        ("results", "docs/results.md"),
+        ("speed", "docs/speed.md"),
+        ("card", "data/tiny-sd/README.md"),
+    ],
 )
 def test_tables_are_the_stored_results(numbers, block, file):
     assert getattr(numbers, f"{block}_block")() in (ROOT / file).read_text(encoding="utf8")

@@ -1,6 +1,6 @@
-"""Check the built book: every local address and anchor is there, and no page loads from another host.
+"""Check the built site: every local address and anchor is there, and no page loads from another host.
 
-    python book/check_links.py book/_build/html
+    python docs/check_links.py docs/_build/html
 
 Lists addresses of other hosts in `external.txt` beside the folder; they are not opened.
 """
@@ -28,7 +28,7 @@ def addresses(soup: BeautifulSoup) -> list[tuple[str, bool]]:
 
 
 def local_problem(page: Path, address: str, anchors: dict[Path, set[str]]) -> str | None:
-    """Return what is wrong with an address within the book, or None."""
+    """Return what is wrong with an address within the site, or None."""
     parts = urlsplit(address)
     path = (page.parent / unquote(parts.path)).resolve() if parts.path else page
     path = path / "index.html" if path.is_dir() else path
@@ -40,7 +40,7 @@ def local_problem(page: Path, address: str, anchors: dict[Path, set[str]]) -> st
 
 
 def check(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
-    """Return what is wrong with a built book, and the pages that name each address of another host."""
+    """Return what is wrong with a built site, and the pages that name each address of another host."""
     folder = folder.resolve()
     soups = {path: BeautifulSoup(path.read_bytes(), "html.parser") for path in folder.rglob("*.html")}
     anchors = {path: {tag["id"] for tag in soup.find_all(id=True)} for path, soup in soups.items()}

@@ -1,4 +1,4 @@
-"""The modules of the package, a page of the book for each room: the core, then the folders."""
+"""The modules of the package, a page of the site for each room: the core, then the folders."""
 
 import ast
 import itertools

@@ -1,4 +1,4 @@
-"""The report as a page of the book: LaTeX with its numbers filled in, through pandoc, as reStructuredText."""
+"""The report as a page of the site: LaTeX with its numbers filled in, through pandoc, as reStructuredText."""
 
 import re
 import sys

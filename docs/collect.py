@@ -1,7 +1,7 @@
-"""Gather the pages of the book into one folder, laid out as the repository is, so that links hold.
+"""Gather the pages of the site into one folder, laid out as the repository is, so that links hold.
 
-Notebooks, figures and cards are copied as they are. Written are the sections of the README, the pages of the
-API, the commands and the report.
+Pages, notebooks, figures and cards are copied as they are. Written are the first page (the README and the
+contents), the API, the commands and the report.
 """
 
 import re
@@ -13,40 +13,27 @@ import api
 import report
 from repository import ROOT
 
-SOURCE = ROOT / "book" / "_build" / "source"
+SOURCE = ROOT / "docs" / "_build" / "source"
 COPIED = (
-    "notebooks/*.ipynb", "figures/*.png", "figures/*.webp", "data/README.md", "data/tiny-sd/README.md",
+    "docs/[!_]*.md", "notebooks/*.ipynb", "figures/*.png", "figures/*.webp", "data/README.md", "data/tiny-sd/README.md",
     "benchmarks/README.md", "CONTRIBUTING.md", "SECURITY.md", "Report/main.pdf",
 )  # fmt: skip
 
 
-def readme_sections(readme: str) -> dict[str, str]:
-    """Return the sections of a README by title, each with its headings one level up; the first by its own."""
-    head, *sections = re.split(r"^## ", readme, flags=re.MULTILINE)
-    pages = {re.search(r"^# (.*)$", head, re.MULTILINE)[1]: head}
-    for section in sections:
-        text = re.sub(r"^#(#+ )", r"\1", f"# {section}", flags=re.MULTILINE)
-        pages[section.split("\n", 1)[0].strip()] = text
-    return pages
-
-
 def index(readme: str) -> str:
-    """Return the first page: how the README begins, and the contents of the book."""
-    sections = readme_sections(readme)
+    """Return the first page: the README, and the contents of the site."""
     lists = {
-        "introduction": next(iter(sections.values())),
-        "guide": "\n".join(api.slug(title) for title in list(sections)[1:]),
+        "readme": readme,
         "api": "\n".join(f"api/{api.slug(title)}" for title in api.GROUPS),
     }
-    text = (ROOT / "book" / "index.md").read_text(encoding="utf8")
-    return re.sub(r"<!-- (\w+) -->", lambda match: lists[match[1]], text)
+    text = (ROOT / "docs" / "_contents.md").read_text(encoding="utf8")
+    return re.sub(r"<!-- (readme|api) -->", lambda match: lists[match[1]], text)
 
 
 def pages() -> dict[str, str]:
     """Return every page that is written, by its path."""
     readme = (ROOT / "README.md").read_text(encoding="utf8")
     found = {"index.md": index(readme), "commands.md": _commands()}
-    found |= {f"{api.slug(title)}.md": text for title, text in list(readme_sections(readme).items())[1:]}
     found |= {f"api/{api.slug(title)}.rst": api.page(title, names) for title, names in api.GROUPS.items()}
     pdf = ROOT / "Report" / "main.pdf"
     return found | {"Report/main.rst": report.page(pdf.name if pdf.is_file() else "")}

@@ -1,4 +1,4 @@
-"""Sphinx: the book in one look, offline."""
+"""Sphinx: the site in one look, offline."""
 
 import inspect
 import re
@@ -43,7 +43,7 @@ html_theme = "furo"
 html_title = "DASD"
 html_static_path = ["_static", str(MATHJAX)]
 html_favicon = "_static/favicon.svg"
-html_css_files = ["book.css"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 mathjax_path = "tex-svg.js"  # glyphs are in the file: no font, no other host
@@ -52,7 +52,7 @@ html_theme_options = {"source_repository": f"{repository.ADDRESS}/", "navigation
 
 
 def link_repository(app, doctree):
-    """Point a link to a file of the repository that is no page of the book to the repository's address."""
+    """Point a link to a file of the repository that is no page of the site to the repository's address."""
     for node in list(doctree.findall(addnodes.pending_xref)):
         unknown = node["reftype"] == "myst" and not node.get("refdomain")
         if unknown and (url := repository.url(node["refdoc"], node["reftarget"])):
