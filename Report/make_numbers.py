@@ -51,7 +51,9 @@ def rows(name: str) -> list[dict]:
 
 def headline_block() -> str:
     """Return the README's table: five rows of the ladder."""
-    judged = {(row["method"], row["domain"], row["metric"]): row for row in rows("ladder") if "against" not in row}
+    judged = {
+        (row["method"], row["domain"], row["metric"]): row for row in rows("ladder") if "against" not in row
+    }
     columns = [(domain, metric) for domain in DOMAINS for metric in ("cmmd", "attribute_accuracy")]
     lines = [
         [method, *(interval_text(judged[method, *column], 2) for column in columns)]

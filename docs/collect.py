@@ -15,8 +15,8 @@ from repository import ROOT
 
 SOURCE = ROOT / "docs" / "_build" / "source"
 COPIED = (
-    "docs/[!_]*.md", "notebooks/*.ipynb", "figures/*.png", "figures/*.webp", "data/README.md", "data/tiny-sd/README.md",
-    "benchmarks/README.md", "CONTRIBUTING.md", "SECURITY.md", "Report/main.pdf",
+    "docs/[!_]*.md", "notebooks/*.ipynb", "figures/*.png", "figures/*.webp", "data/README.md",
+    "data/tiny-sd/README.md", "benchmarks/README.md", "CONTRIBUTING.md", "SECURITY.md", "Report/main.pdf",
 )  # fmt: skip
 
 
