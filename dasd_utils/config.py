@@ -64,9 +64,11 @@ Number = Annotated[float, Strict()]
 Weight = Annotated[Number, Field(ge=0)]
 Rate = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, lt=1)]
+Portion = Annotated[Number, Field(ge=0, le=1)]
 Text = Annotated[str, Strict(), BeforeValidator(lambda text: str(text) if isinstance(text, Path) else text)]
 Texts = tuple[Text, ...]
 Window = Annotated[tuple[Number, Number], AfterValidator(_in_order)]
+Interval = Annotated[tuple[Portion, Portion], AfterValidator(_in_order)]
 Label = Annotated[Text, BeforeValidator(str)]
 Place = Annotated[Text, _matches(r"(?s).*\S.*", "name a folder or a hub id")]
 WORD, RULE = r"(?=[-_]*[^\W_])[\w-]", "at most 64 letters, digits, '-' or '_'"
@@ -87,6 +89,7 @@ Scheduler = Literal["ddim", "ddpm", "dpm++", "unipc", "pndm", "euler"]
 Rates = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 Guidance = Literal["cfg", "domain", "decoupled", "unconditional"]
 GUIDANCE = typing.get_args(Guidance)
+WHOLE = (0.0, 1.0)  # guidance at every step
 
 
 @typing.dataclass_transform(frozen_default=True)
@@ -157,13 +160,28 @@ class Calibration:
     # to the domain by domain_scale and to the prompt by guidance_scale; "unconditional": without a prompt
     guidance: Guidance = "cfg"
     domain_scale: Weight = 2.5  # of decoupled guidance alone
+    # first and last timestep with guidance, as shares of the way from noise (0) to image (1); at the others
+    # the prediction for the prompt counts alone (arXiv 2404.07724); of "cfg" and "domain"
+    guidance_interval: Interval = WHOLE
+
+    def __post_init__(self) -> None:
+        if self.guidance_interval != WHOLE and self.guidance not in ("cfg", "domain"):
+            raise DasdError(f"The guidance {self.guidance!r} has no interval: set guidance_interval to "
+                            "[0, 1], or guidance to 'cfg' or 'domain'.")  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that affect the image (`domain_scale` only for decoupled guidance)."""
+        """Return the settings that affect the image: `domain_scale` and the interval only where they do."""
         values = dataclasses.asdict(self)
         if self.guidance != "decoupled":
             del values["domain_scale"]
+        if self.guidance_interval == WHOLE:
+            del values["guidance_interval"]
         return values
+
+    def with_guidance(self, kind: str) -> Calibration:
+        """Return these settings with another kind of guidance, and the interval only where it has one."""
+        interval = self.guidance_interval if kind in ("cfg", "domain") else WHOLE
+        return dataclasses.replace(self, guidance=kind, guidance_interval=interval)
 
 
 @section

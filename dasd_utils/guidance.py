@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dasd_utils.config import Calibration, DasdError, DomainConfig
+from dasd_utils.config import WHOLE, Calibration, DasdError, DomainConfig
 
 BASE, ADAPTED = "base", "adapted"  # models; a learner that is added to a pipeline has a name of its own
 EMPTY, GIVEN, TOKEN = "empty", "given", "token"  # prompts: none, the image's own, its domain's token alone
@@ -73,8 +73,13 @@ def check_rule(terms: Sequence[Term], learners: Iterable[str] = ()) -> None:
             raise DasdError(f"A term gives the token to {term.model!r}; the adapted model alone knows it.")
 
 
-def weights(terms: Sequence[Term], done: float = 0.0) -> list[float]:
-    """Return the weight of every term but the first; done: the share of the noise that is removed, 0 to 1."""
+def weights(terms: Sequence[Term], done: float = 0.0, interval: tuple[float, float] = WHOLE) -> list[float]:
+    """Return the weight of every term but the first; done: the share of the timesteps that is behind, 0 to 1.
+
+    Outside the interval (arXiv 2404.07724) the prediction of the last term counts alone.
+    """
+    if not interval[0] <= min(max(done, 0.0), 1.0) <= interval[1]:
+        return [0.0] * (len(terms) - 2) + [1.0]
     found = []
     for term in terms[1:]:
         values = np.atleast_1d(term.weight)

@@ -360,12 +360,12 @@ class DasdPipeline:
         if wanted is None and without_prompts and calibration.guidance == "cfg":
             wanted = "decoupled"  # the base reads the prompt; `guidance="cfg"` by name keeps it
         if isinstance(wanted, str):
-            calibration = dataclasses.replace(calibration, guidance=wanted)
+            calibration = calibration.with_guidance(wanted)
         self._check_steps(calibration.scheduler, calibration.num_inference_steps)
         if wanted is None or isinstance(wanted, str):
             return calibration, guidance.rule(calibration)
         guidance.check_rule(wanted, self.learners)
-        return calibration, tuple(wanted)
+        return dataclasses.replace(calibration, guidance_interval=guidance.WHOLE), tuple(wanted)
 
     def _check_steps(self, name: str, count: int) -> None:
         """Raise DasdError for steps that the scheduler cannot take; they are tried on one number, once."""
@@ -443,7 +443,8 @@ class DasdPipeline:
         with_adapter = models.lora_merged if first.adapted else models.lora_disabled
 
         def weights_at(timestep: Tensor) -> list[float]:
-            return guidance.weights(first.rule, 1 - float(timestep) / last)
+            done = 1 - float(timestep) / last
+            return guidance.weights(first.rule, done, first.calibration.guidance_interval)
 
         def network_of(model: str) -> Any:
             if model not in (guidance.BASE, guidance.ADAPTED):

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 SCALES = {"cfg": (1.5, 2.0, 3.0, 4.0, 5.5, 7.5), "domain": (1.5, 2.0, 3.0, 4.0, 5.5)}
 STEPS = {"dpm++": (8, 10, 15, 20, 30), "unipc": (8, 10, 15, 20), "ddim": (15, 30, 50)}
+# shares of the timesteps; the first is about the paper's best for SDXL, sigmas of 0.28 to 5.42
+INTERVALS = ((0.2, 0.9), (0.0, 0.8), (0.2, 1.0))
+GROWTH = (1.0, 1.5)  # of the guidance scale in an interval
 SCHEDULES = tuple((scheduler, steps) for scheduler, counts in STEPS.items() for steps in counts)
 BUDGET = 30  # denoising steps
 IMAGES = 64  # a candidate and domain
@@ -40,8 +43,9 @@ class Candidate:
 
     @property
     def calls(self) -> int:
-        """Return how many predictions of the network an image takes."""
-        return self.calibration.num_inference_steps * (2 if self.calibration.guidance_scale > 1 else 1)
+        """Return how many predictions of the network an image takes; of an interval the nearest number."""
+        steps, (start, stop) = self.calibration.num_inference_steps, self.calibration.guidance_interval
+        return steps + (round(steps * (stop - start)) if self.calibration.guidance_scale > 1 else 0)
 
     def rows(self, domain: str, chosen: bool, seed: int) -> list[ResultRow]:
         """Return a row for each of the two scores."""
@@ -59,18 +63,19 @@ def calibrate(
     budget: int = BUDGET,
     num_images: int = IMAGES,
     again: bool = False,
+    intervals: bool = False,
 ) -> None:
     """Search every target domain; write `calibration.json` at `path`, and every candidate's scores beside it.
 
     In a run folder `load_trained_pipeline` uses it. An existing file stays, or with `again` is replaced when
-    the search is done.
+    the search is done. intervals: search guidance intervals too.
     """
     if path.is_file() and not again:
         return
     files.output_folder(path.parent)
     table, rows = {}, []
     for domain in pipeline.config.domains:
-        candidates = search(pipeline, domain, scorer, budget, num_images)
+        candidates = search(pipeline, domain, scorer, budget, num_images, intervals)
         best = choose_candidate(candidates)
         table[domain.name] = dataclasses.asdict(best.calibration)
         rows += [row for c in candidates for row in c.rows(domain.name, c is best, pipeline.config.seed)]
@@ -85,18 +90,20 @@ def calibration_file(run: str | Path) -> Path:
 
 
 def search(
-    pipeline: sampling.DasdPipeline, domain: DomainConfig, scorer: Scorer, budget: int, num_images: int
-) -> list[Candidate]:
+    pipeline: sampling.DasdPipeline, domain: DomainConfig, scorer: Scorer, budget: int, num_images: int,
+    intervals: bool = False,
+) -> list[Candidate]:  # fmt: skip
     """Return the candidates of one domain: guidance first, with the config's schedule, then the schedule.
 
-    All sample the same validation captions from the same noise, in at most `budget` denoising steps.
+    intervals: then, if the best of these is guided, its guidance in INTERVALS at GROWTH times the scale. All
+    sample the same validation captions from the same noise, in at most `budget` denoising steps.
     """
     reference = evaluation.load_reference(domain, pipeline.config, scorer, num_images, "validation")
     schedules = [schedule for schedule in SCHEDULES if schedule[1] <= budget]
     guidances = [(kind, scale) for kind, scales in SCALES.items() for scale in scales]
     texts = [reference.prompts.texts[i] for i in reference.prompts.prompt_of(num_images)]
     seeds = range(NOISE, NOISE + num_images)
-    count = len(guidances) + len(schedules)
+    count = len(guidances) + len(schedules) + len(INTERVALS) * len(GROWTH) * intervals
     with files.bar(None, domain.name, count, unit="candidate") as bar:
 
         def attempt(calibration: Calibration) -> Candidate:
@@ -114,7 +121,13 @@ def search(
         found = [attempt(dataclasses.replace(start, guidance=g, guidance_scale=s)) for g, s in guidances]
         best = choose_candidate(found).calibration
         others = [dataclasses.replace(best, scheduler=name, num_inference_steps=n) for name, n in schedules]
-        return found + [attempt(other) for other in others if other != best]
+        found += [attempt(other) for other in others if other != best]
+        best = choose_candidate(found).calibration
+        if not intervals or best.guidance_scale <= 1:
+            return found
+        scales = [factor * best.guidance_scale for factor in GROWTH]
+        limited = [{"guidance_interval": i, "guidance_scale": s} for i in INTERVALS for s in scales]
+        return found + [attempt(dataclasses.replace(best, **changes)) for changes in limited]
 
 
 def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:

@@ -59,6 +59,14 @@ def test_every_domain_and_guidance_is_kept(loaded, chosen, rule, found, model):
     assert drawings.draw_again(settings, loaded).tobytes() == drawing.image.tobytes()
 
 
+def test_an_interval_of_guidance_is_kept_in_the_image(loaded, tmp_path):
+    how = Calibration(3.0, 4, "ddim", guidance_interval=(0.3, 0.7))
+    (drawing,) = drawings.draw(loaded, "lungs", "xray", how, 0)
+    settings = drawings.read(drawings.save(drawing, tmp_path))
+    assert drawings.calibration(settings) == how
+    assert drawings.draw_again(settings, loaded).tobytes() == drawing.image.tobytes()
+
+
 @pytest.mark.parametrize("text", [None, "[1]", "{", '{"prompt": "x"}'])
 def test_what_holds_no_settings_is_said(tmp_path, text):
     info = PngImagePlugin.PngInfo()

@@ -117,6 +117,13 @@ def test_a_domain_brings_its_calibration(form):
     beyond = Calibration(20.0, 250, "ddim")  # the sliders' ends: they move
     form.calibrate(beyond)
     assert form.calibration() == beyond
+    limited = Calibration(3.0, 8, "ddim", guidance_interval=(0.2, 0.9))  # no field shows it; it counts
+    form.calibrate(limited)
+    assert form.calibration() == limited
+    form.generate.click()
+    assert "cfg 3 from 0.2 to 0.9 of the way" in form.said.value
+    form.guidance.value = "decoupled"  # which has none
+    assert form.calibration().guidance_interval == (0, 1)
 
 
 def test_what_goes_wrong_is_shown_and_the_form_stays_usable(form):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from types import SimpleNamespace
@@ -231,3 +232,58 @@ def test_a_learner_of_another_run_is_one_more_model_and_named_with_its_place(pip
         next(p for n, p in pipeline.parts.unet.named_parameters() if "lora" not in n).add_(0.1)
     with pytest.raises(DasdError, match="another base"):
         pipeline.add_learner("else", run)
+
+
+@pytest.mark.parametrize("kind", ["cfg", "domain"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "euler"])
+def test_guidance_in_an_interval_is_what_steps_by_hand_do(pipeline, latents, kind, scheduler):
+    parts, rows = pipeline.parts, []
+    parts.unet.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    settings = Calibration(3.0, 8, scheduler, kind, guidance_interval=(0.2, 0.7))
+    found, counted = latents(settings=settings), rows.copy()
+
+    with torch.no_grad():
+        empty, text = models.encode_prompts(parts, ["", f"<xray> {PROMPT}"]).split(1)
+        steps = sampling.make_scheduler(scheduler, parts.noise_scheduler)
+        steps.set_timesteps(8)
+        x, guided = sampling.initial_noise((4, 8, 8), 5, 0)[None] * steps.init_noise_sigma, []
+        for t in steps.timesteps:
+            given = steps.scale_model_input(x, t)
+            eps = parts.unet(given, t, text).sample
+            guided.append(0.2 <= 1 - float(t) / 999 <= 0.7)
+            if guided[-1]:
+                with models.lora_disabled(parts) if kind == "domain" else contextlib.nullcontext():
+                    start = parts.unet(given, t, empty).sample
+                eps = start + 3 * (eps - start)
+            x = steps.step(eps, t, x).prev_sample
+    torch.testing.assert_close(found, x, atol=1e-4, rtol=0)  # LoRA is merged
+    assert 0 < sum(guided) < 8 and not guided[0] and not guided[-1]
+    assert sum(counted) == 8 + sum(guided)  # a row for the prompt, another where there is guidance
+
+
+def test_guidance_over_the_whole_range_is_as_without_an_interval(latents):
+    assert torch.equal(latents(settings=dataclasses.replace(QUICK, guidance_interval=(0, 1))), latents())
+    terms = guidance.rule(QUICK)
+    assert [guidance.weights(terms, done) for done in (-0.001, 0, 1)] == [[3.0]] * 3
+    assert [guidance.weights(terms, done, (0.2, 0.7)) for done in (0.1, 0.2, 0.7, 0.8)] == [
+        [1],
+        [3],
+        [3],
+        [1],
+    ]
+
+
+def test_an_interval_is_of_guidance_that_has_one(pipeline):
+    limited = dataclasses.replace(QUICK, guidance_interval=(0.2, 0.7))
+    options = {"domain": "xray", "seed": 5, "settings": limited}
+    assert pipeline.generate(PROMPT, **options)[2]["guidance_interval"] == (0.2, 0.7)
+    assert pipeline.generate(PROMPT, **options, guidance="domain")[2]["guidance_interval"] == (0.2, 0.7)
+    own = (Term(BASE, EMPTY), Term(ADAPTED, GIVEN, 2.0))
+    for other in ("decoupled", "unconditional", own):  # these replace the kind that is limited
+        assert "guidance_interval" not in pipeline.generate(PROMPT, **options, guidance=other)[2]
+    for kind in ("decoupled", "unconditional"):
+        with pytest.raises(DasdError, match=r"guidance_interval to \[0, 1\]"):
+            dataclasses.replace(limited, guidance=kind)
+    for wrong in ((0.7, 0.2), (-0.1, 1), (0, 2), (0.5, 0.5), (0.2,)):
+        with pytest.raises(DasdError, match="guidance_interval"):
+            dataclasses.replace(QUICK, guidance_interval=wrong)

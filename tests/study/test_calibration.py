@@ -1,5 +1,7 @@
 """The search keeps its budget, chooses by the rule, and writes what the pipeline uses."""
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import dasd, on_narrow_base
@@ -40,6 +42,8 @@ def test_within_an_error_the_prompt_decides_then_the_price():
     assert calibration.choose_candidate([least, nearer]) is nearer
     unguided, guided = (candidate(1, 1, steps=10, scale=scale) for scale in (1.0, 1.5))
     assert (unguided.calls, guided.calls) == (10, 20)
+    settings = dataclasses.replace(guided.calibration, guidance_interval=(0.2, 0.9))
+    assert dataclasses.replace(guided, calibration=settings).calls == 17
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +60,12 @@ def config(base_dir, tmp_path_factory):
 def search(config, monkeypatch):
     """Return `search(schedules, budget)`: the candidates of the first domain."""
 
-    def run(schedules, budget=30):
+    def run(schedules, budget=30, intervals=False, scale=None):
         monkeypatch.setattr(calibration, "SCHEDULES", schedules)
-        monkeypatch.setattr(calibration, "SCALES", {"cfg": (1.0, 2.0), "domain": (2.0,)})
+        scales = {"cfg": (1.0, 2.0), "domain": (2.0,)} if scale is None else {"cfg": (scale,)}
+        monkeypatch.setattr(calibration, "SCALES", scales)
         pipeline, scorer = sampling.load_trained_pipeline(config), evaluation.load_scorer(config, "cpu")
-        return calibration.search(pipeline, config.domains[0], scorer, budget, 10)
+        return calibration.search(pipeline, config.domains[0], scorer, budget, 10, intervals)
 
     return run
 
@@ -76,6 +81,19 @@ def test_guidance_comes_first_then_the_schedule(config, search):
     assert [(c.scheduler, c.num_inference_steps) for c in settings[3:]] == [("ddim", 1), ("dpm++", 2)]
     assert set(kinds[3:]) == {(best.guidance, best.guidance_scale)}
     assert all(c.cmmd.values.isfinite() and c.seconds > 0 for c in found)
+
+
+def test_intervals_of_the_best_are_searched_if_it_is_guided(config, search, monkeypatch):
+    monkeypatch.setattr(calibration, "INTERVALS", ((0.2, 0.9), (0.0, 0.5)))
+    found = search((("ddim", 4),), intervals=True, scale=2.0)
+    settings = [c.calibration for c in found]
+    best = calibration.choose_candidate(found[:-4]).calibration
+    expected = [(0.2, 0.9, 2.0), (0.2, 0.9, 3.0), (0.0, 0.5, 2.0), (0.0, 0.5, 3.0)]
+    assert [(*c.guidance_interval, c.guidance_scale) for c in settings[-4:]] == expected
+    fixed = {dataclasses.replace(c, guidance_scale=2.0, guidance_interval=(0, 1)) for c in settings[-4:]}
+    assert fixed == {best}
+    assert len(search((("ddim", 4),), intervals=True, scale=1.0)) == len(found) - 4
+    assert {c.calibration.guidance_interval for c in search((("ddim", 4),))} == {(0.0, 1.0)}
 
 
 def test_it_looks_at_validation_images_only(search, monkeypatch):
@@ -98,7 +116,7 @@ def test_the_command_writes_what_the_pipeline_uses(config, monkeypatch):
     pipeline = sampling.load_trained_pipeline(config.output_dir)
     for domain in pipeline.config.domains:
         found = domain.calibration
-        assert printed["domains"][domain.name] == vars(found)
+        assert printed["domains"][domain.name] == vars(found) | {"guidance_interval": [0.0, 1.0]}
         assert (found.guidance, found.guidance_scale) in {("cfg", 1.5), ("domain", 3.0)}
     file = calibration.calibration_file(config.output_dir)
     rows = evaluation.load_results(file.with_name(calibration.SEARCH))["rows"]

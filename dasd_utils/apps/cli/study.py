@@ -80,6 +80,7 @@ def calibrate(
     budget: int = option(30, "Most denoising steps an image.", min=1),
     num_images: int = option(64, "Images of each candidate.", min=10),
     again: bool = option(False, "Search anew where there is a calibration."),
+    intervals: bool = option(False, "Search the steps that have guidance, too."),
 ) -> Answer:
     """Search each domain's guidance, scheduler and steps; write calibration.json."""
     from dasd_utils import evaluation
@@ -89,7 +90,8 @@ def calibrate(
     path = calibration.calibration_file(run.checkpoint or pipeline.config.output_dir)
     if path.is_file() and not again:
         log.warning("%s was there already and stays: --again searches anew.", path)
-    calibration.calibrate(pipeline, evaluation.load_scorer(pipeline.config), path, budget, num_images, again)
+    scorer = evaluation.load_scorer(pipeline.config)
+    calibration.calibrate(pipeline, scorer, path, budget, num_images, again, intervals)
     found = read_json(path, "The calibration")
     lines = [f"{name}: {', '.join(f'{k} {v}' for k, v in each.items())}" for name, each in found.items()]
     return {"calibration": str(path), "domains": found}, "\n".join([*lines, str(path)])

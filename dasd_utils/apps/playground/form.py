@@ -93,7 +93,8 @@ class Playground:
     def calibration(self) -> Calibration:
         """Return how the form samples; a browser sends the 5 of a slider as 5.000000000000001."""
         scale, domain_scale = (round(slider.value, 6) for slider in (self.scale, self.domain_scale))
-        return Calibration(scale, self.steps.value, self.scheduler.value, self.guidance.value, domain_scale)
+        how = (scale, self.steps.value, self.scheduler.value, "cfg", domain_scale, self._interval)
+        return Calibration(*how).with_guidance(self.guidance.value)
 
     def calibrate(self, calibration: Calibration) -> None:
         """Set how to sample; sliders grow where a value is beyond their ends."""
@@ -101,6 +102,7 @@ class Playground:
         for name, slider in (sliders | {"num_inference_steps": self.steps}).items():
             slider.max = max(slider.max, getattr(calibration, name))
             slider.value = getattr(calibration, name)
+        self._interval = calibration.guidance_interval
         self.scheduler.value = calibration.scheduler
         self.guidance.value = calibration.guidance
         self._calibrated = self.calibration()
@@ -223,6 +225,8 @@ def describe(settings: Mapping[str, Any]) -> str:
     """Return a drawing's settings as a line to read."""
     scales = [f"{settings[name]:g}" for name in ("guidance_scale", "domain_scale") if name in settings]
     how = f"{settings['guidance']} {' + '.join(scales)}"
+    if "guidance_interval" in settings:
+        how += " from {:g} to {:g} of the way".format(*settings["guidance_interval"])
     steps = f"{settings['num_inference_steps']} steps of {settings['scheduler']}"
     return f"{_who(settings)} · {how} · {steps} · seed {settings['seed']} · {settings['run']}"
 
