@@ -1,7 +1,5 @@
 """Known vulnerabilities of pinned packages, for `make audit`: an answer that was not given is not "none"."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

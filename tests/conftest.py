@@ -1,7 +1,5 @@
 """Shared fixtures: narrow random bases in the layouts of diffusers and of the SD 1.5 repository."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

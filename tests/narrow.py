@@ -1,7 +1,5 @@
 """Narrow random models: every part of a Stable Diffusion base, small enough to train in a test."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from pathlib import Path

@@ -4,8 +4,6 @@ The base is narrow and random, in the layout of the Stable Diffusion 1.5 reposit
 files with the columns of the three sets on the hub. The sizes are lowered as any user can lower them.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """A narrow random base, file by file as the SD 1.5 repository has it: old keys, old names, fp16 variants."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

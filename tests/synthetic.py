@@ -1,7 +1,5 @@
 """Stand-ins for data: images, batches of noise, a sampler without images, parts that are loaded once."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """adapters.py: files that plain diffusers loads with the same effect, and what is refused."""
 
-from __future__ import annotations
-
 import json
 
 import narrow

@@ -1,7 +1,5 @@
 """The prompt files and the prompt classifier's mechanics, on a narrow random text encoder."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

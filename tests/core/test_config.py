@@ -1,7 +1,5 @@
 """Config: profiles, changes by name, JSON, and an error that helps for every slip."""
 
-from __future__ import annotations
-
 import json
 import typing
 

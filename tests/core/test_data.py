@@ -1,7 +1,5 @@
 """A domain from hub, folder or toy world: its captions, its splits, its report, and what its errors say."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

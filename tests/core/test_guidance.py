@@ -1,7 +1,5 @@
 """Guidance: the rules as formulas, any number of branches and models, and their images in a pipeline."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

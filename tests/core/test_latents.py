@@ -1,7 +1,5 @@
 """A step's samples depend on its number alone."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The seam of the methods: one field of the config decides whose objective trains."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

@@ -1,7 +1,5 @@
 """models.py: loading, domain tokens, LoRA, and the pass that stops early for the source."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

@@ -1,7 +1,5 @@
 """A method is one new file in `papers`: it trains, resumes, is evaluated and compared without an edit."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The objective of DASD: its formula, the shared pass, the feature queue."""
 
-from __future__ import annotations
-
 import narrow
 import pytest
 import torch

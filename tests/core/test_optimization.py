@@ -1,7 +1,5 @@
 """One optimiser step: groups, rates, clipping, accumulation, token norm, moving average, precision."""
 
-from __future__ import annotations
-
 import functools
 import sys
 import types

@@ -1,7 +1,5 @@
 """Sampling on a narrow random base with a random adapter: equal to diffusers, counted noise, shapes."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """The sd15 profile on a narrow random base in the layout of the SD 1.5 repository."""
 
-from __future__ import annotations
-
 import narrow
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """A run folder written before the package had rooms is loaded, resumed, sampled and exported."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

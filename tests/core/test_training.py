@@ -1,7 +1,5 @@
 """The loop: what trains, history, exact resume, and how a run stops."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import math

@@ -1,7 +1,5 @@
 """A UNet all of whose weights learn: trained, saved, loaded and exchanged for the base as a LoRA is."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

@@ -1,7 +1,5 @@
 """From words to a classifier for a domain without labels: its statistics, the study, and the commands."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """Images translated by words: DDIM to noise and back, hand-computed losses, and a training that resumes."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """DomainStudio: hand-computed losses, the frozen source, its variants, and what it refuses."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

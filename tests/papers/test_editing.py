@@ -1,7 +1,5 @@
 """Images edited under guidance: how much, where, and from which noise."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

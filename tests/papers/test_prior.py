@@ -1,7 +1,5 @@
 """The source images that the base generates: once, for the source's captions, and stored."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import threading

@@ -1,7 +1,5 @@
 """The text-free copy of a UNet: constants for cross-attentions, trained, saved, loaded, and switched off."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

@@ -1,7 +1,5 @@
 """Bad and odd input: each case ends in the right answer, or in one DasdError that helps."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """What the benchmarks measure with: workers, stopwatch, tables, and the three steps themselves."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """No pickle, no remote code, no moving revisions, no secrets, no name that leaves its folder."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import io
