@@ -147,20 +147,34 @@ def test_another_base_and_a_second_adapter_are_refused(folder, adapted, tiny_con
 
 def test_a_missing_folder_or_file_is_named(folder, tiny_config, tmp_path):
     refused(tiny_config, tmp_path / "nowhere", "There is no adapter in")
-    (folder / "xray.safetensors").rename(tmp_path / "moved")
+    (folder / "xray.safetensors").write_bytes((folder / "satellite.safetensors").read_bytes())
+    refused(tiny_config, folder, "no row of <xray>")
+    (folder / "xray.safetensors").unlink()
     refused(tiny_config, folder, "lacks xray.safetensors")
     (folder / "adapter.json").unlink()
     refused(tiny_config, folder, "has no adapter.json")
 
 
-def test_files_that_do_not_fit_are_refused(folder, tiny_config):
+SUMMARIES = {
+    "no tokens": {"tokens": []},
+    "a rank of text": {"lora": {"rank": "4"}},
+    "unknown convolutions": {"lora": {"rank": 4, "convolutions": "some"}},
+    "unknown field": {"lora": {"rank": 4, "beta": 16.0}},
+}
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_a_changed_summary_is_refused(folder, tiny_config, name):
     path = folder / "adapter.json"
-    summary = json.loads(path.read_text())
-    path.write_text(json.dumps(summary | {"lora": summary["lora"] | {"rank": 2}}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | SUMMARIES[name]))
+    refused(tiny_config, folder, str(folder))
+
+
+def test_a_lora_of_another_rank_than_its_summary_says_is_refused(folder, tiny_config):
+    path = folder / "adapter.json"
+    path.write_text(path.read_text().replace('"rank": 4', '"rank": 2'))
     with pytest.raises(DasdError, match="does not fit the settings"):
         adapters.load_adapter(models.load_parts(tiny_config), folder)
-    (folder / "xray.safetensors").write_bytes((folder / "satellite.safetensors").read_bytes())
-    refused(tiny_config, folder, "no row of <xray>")
 
 
 def test_state_is_a_copy_of_all_that_trains_and_goes_back(adapted):

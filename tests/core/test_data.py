@@ -100,25 +100,6 @@ def test_changed_file_is_read_again(folder, config):
     assert len(added) == len(changed) == 1 and added != changed
 
 
-@pytest.mark.parametrize(
-    ("count", "columns", "settings", "words"),
-    [
-        (5, None, {"caption_column": "text"}, ["metadata.jsonl beside the images", "text"]),
-        (5, TEXT, {"caption_column": "txt"}, ["'txt'", "Columns:", "text"]),
-        (5, TEXT, {}, ["thing has no captions", "caption_column", "label_column"]),
-        (5, None, {"caption": "x", "test_split": "test"}, ["'test'", "train"]),
-        (1, TEXT, {"caption_column": "text"}, ["1 image"]),
-        (5, {"kind": str}, {"label_column": "kind", "label_captions": {"0": "zero"}}, ["'1'", "which has 0"]),
-    ],
-    ids=["metadata", "column", "captions", "split", "one", "label"],
-)
-def test_folder_errors_say_what_and_where(folder, config, count, columns, settings, words):
-    write_images(folder, range(count), columns)
-    with pytest.raises(DasdError) as caught:
-        load(folder, config, **settings)
-    assert all(word in str(caught.value) for word in words), caught.value
-
-
 def test_metadata_may_stand_above_split_folders(folder, config):
     lines = []
     for split, first in (("train", 0), ("test", 20)):
@@ -127,19 +108,6 @@ def test_metadata_may_stand_above_split_folders(folder, config):
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     loaded = load_all(domain(folder, caption_column="text", test_split="test"), config)
     assert set(first_captions(loaded)) == {f"{n}" for n in (*range(8), *range(20, 28))}
-
-
-def test_corrupt_image_is_named_and_skipped_only_on_request(folder, config):
-    write_images(folder, range(8), TEXT)
-    content = (folder / "5.png").read_bytes()
-    (folder / "5.png").write_bytes(content[: len(content) // 2])
-    (folder / "6.png").write_bytes(b"no picture")
-    settings = domain(folder, caption_column="text")
-    with pytest.raises(DasdError, match=r"2 of 8 images.*5\.png"):
-        data.load_domain(settings, config)
-    loaded = load_all(settings, config.replace(skip_corrupt=True))
-    assert set(first_captions(loaded)) == {f"picture {n}" for n in range(8)} - {"picture 5", "picture 6"}
-    assert data.audit(loaded["train"])["skipped_corrupt"] == 2
 
 
 # captions

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from dasd_utils import models
 from dasd_utils.config import DasdError, LoraSettings
@@ -67,10 +67,10 @@ def cut_vae(base):
     (base / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut off")
 
 
-def enlarge_text_encoder(base):
-    encoder = CLIPTextModel.from_pretrained(base / "text_encoder")
-    encoder.resize_token_embeddings(encoder.config.vocab_size + 3)
-    encoder.save_pretrained(base / "text_encoder")
+def enlarge_tokenizer(base):
+    tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(base / "tokenizer")
 
 
 def widen_unet(base):
@@ -90,7 +90,7 @@ def spoil_unet(base):
         (spoil_unet, "The unet of the base .* holds NaN or infinity"),
         (cut_vae, "The vae of .* cannot be loaded"),
         (predict_velocity, "v_prediction"),
-        (enlarge_text_encoder, r"\d+ tokens, the text encoder \d+"),
+        (enlarge_tokenizer, r"\d+ tokens, the text encoder \d+"),
         (widen_unet, "no Stable Diffusion"),
     ],
 )
