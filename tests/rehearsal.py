@@ -115,15 +115,8 @@ def main() -> int:
         known = [name for name in PARAMETERS if f"\n{name} = " in declared]
         given = [word for name in known for word in ("-p", name, json.dumps(PARAMETERS[name]))]
         command = [sys.executable, "-m", "dasd_utils", "notebooks", "--profile", "sd15", "--only", names]
-        command += [
-            "--keep-going",
-            "--force",
-            "--config",
-            str(config),
-            "--output_dir",
-            str(folder / "course"),
-        ]
-        started.append(subprocess.Popen([*command, *given]))
+        places = ["--config", str(config), "--output_dir", str(folder / "course")]
+        started.append(subprocess.Popen([*command, "--keep-going", "--force", *places, *given]))
     failed = any([process.wait() for process in started])
     unnamed = [line for path in (folder / "course").glob("*.ipynb") for line in unnamed_results(path)]
     print(*unnamed, sep="\n")

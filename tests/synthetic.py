@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -139,13 +140,36 @@ class SpoiltSampler(NoiseSampler):
         return dataclasses.replace(batch, target_latents=batch.target_latents * float("nan"))
 
 
+class OfOneDomain(NoiseSampler):
+    """A sampler of the first domain alone, without text."""
+
+    def batch(self, step: int, micro: int = 0) -> Batch:
+        batch = make_batch(self.config, seed=10 * step + micro, domains=(0,) * 6)
+        return dataclasses.replace(batch, target_prompts=[""] * 6)
+
+    def fixed_batch(self) -> list[Batch]:
+        return [self.batch(1000)]
+
+
+def stop_at(step: int) -> Callable[[dict], None]:
+    """Return an on_step callback that stops a run behind the loop's back, as a crash would."""
+
+    def look(row: dict) -> None:
+        if row["step"] == step:
+            raise KeyboardInterrupt
+
+    return look
+
+
 @functools.cache
-def _load(model: ModelConfig, rank: int) -> models.Parts:
-    return training.setup_training(Config.setup("tiny", rank=rank).replace(model=model))
+def _load(model: ModelConfig, rank: int, whole_unet: bool) -> models.Parts:
+    return training.setup_training(
+        Config.setup("tiny", rank=rank, whole_unet=whole_unet, lambda_align=0.0).replace(model=model)
+    )
 
 
 def make_parts(config: Config) -> models.Parts:
     """Return what setup_training(config) returns for the tiny profile's domains and seed, but quickly."""
-    parts = copy.deepcopy(_load(config.model, config.lora.rank))
+    parts = copy.deepcopy(_load(config.model, config.lora.rank, config.training.whole_unet))
     parts.config = config
     return parts

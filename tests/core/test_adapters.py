@@ -84,20 +84,6 @@ def test_loading_gives_the_same_model_whatever_the_config_says(folder, adapted, 
     assert contents(tmp_path / "again") == contents(folder)
 
 
-@pytest.mark.parametrize("kind", ["lora", "tokens"])
-def test_an_adapter_may_be_lora_or_tokens_alone(tiny_config, tmp_path, kind):
-    parts, again = models.load_parts(tiny_config), models.load_parts(tiny_config)
-    if kind == "lora":
-        models.add_lora(parts.unet, tiny_config.lora)
-    else:
-        models.add_domain_tokens(parts, tiny_config.domains)
-    narrow.randomise(models.trainable_parameters(parts))
-    adapters.save_adapter(parts, tmp_path / "adapter")
-    adapters.load_adapter(again, tmp_path / "adapter")
-    assert_same(again, parts)
-    assert (again.tokens is None) == (kind == "lora")
-
-
 def test_where_nothing_can_be_saved_nothing_is_written(adapted, tmp_path):
     notes = tmp_path / "mine" / "notes.txt"
     notes.parent.mkdir()

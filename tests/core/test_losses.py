@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
 
 from dasd_utils import losses
 
@@ -25,13 +23,6 @@ def test_min_snr_weights_by_hand():
     alphas = torch.tensor([10 / 11, 5 / 6, 1 / 3, 0.0])  # SNR 10, 5, 0.5, 0
     weights = losses.min_snr_weights(alphas, torch.arange(4), gamma=5.0)
     torch.testing.assert_close(weights, torch.tensor([0.5, 1.0, 1.0, 1.0]))
-
-
-def test_min_snr_weights_follow_the_snr_of_diffusers():
-    scheduler, timesteps = DDPMScheduler(), torch.tensor([0, 10, 500, 999])
-    ratio = compute_snr(scheduler, timesteps)
-    ours = losses.min_snr_weights(scheduler.alphas_cumprod, timesteps, gamma=0.1)
-    torch.testing.assert_close(ours, ratio.clamp(max=0.1) / ratio, rtol=1e-3, atol=1e-6)
 
 
 def test_noise_prediction_weighs_samples_not_pixels():
@@ -62,15 +53,6 @@ def test_kernels_by_hand():
     assert losses.gaussian_kernel(x, y, 5.0).item() == pytest.approx(math.exp(-0.5))
     expected = sum(math.exp(-0.5 / f**2) for f in (0.25, 0.5, 1, 2, 4)) / 5
     assert losses.multi_kernel(x, y, 5.0).item() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("kernel", [losses.gaussian_kernel, losses.multi_kernel])
-def test_a_gaussian_kernel_of_a_point_with_itself_is_one(kernel):
-    x = normal(0, 6, 50) + 1000  # far from the origin, where a formula of norms cancels
-    k = kernel(x, x, 2.0)
-    torch.testing.assert_close(k.diagonal(), torch.ones(6))
-    torch.testing.assert_close(k, k.T)
-    assert (k > 0).all()
 
 
 def test_distances_of_many_points_far_from_the_origin_do_not_cancel():

@@ -3,7 +3,6 @@
 import functools
 import sys
 import types
-from dataclasses import replace
 
 import diffusers
 import pytest
@@ -47,20 +46,6 @@ def test_tokens_have_their_own_rate_and_no_decay(updater):
     assert lora["weight_decay"] == training.weight_decay > 0 and tokens["weight_decay"] == 0
     assert tokens["params"] == [updater.parts.tokens.weight]
     assert set(lora["params"]) == set(models.trainable_parameters(updater.parts)["lora"])
-
-
-@pytest.mark.parametrize(
-    "rank, tokens, name", [(0, True, "token_learning_rate"), (4, False, "learning_rate")]
-)
-def test_what_is_not_there_has_no_group(tiny_config, rank, tokens, name):
-    domains = tiny_config.domains if tokens else [replace(d, token=None) for d in tiny_config.domains]
-    config = tiny_config.replace(rank=rank, domains=tuple(domains), ema_decay=0.5)
-    updater = training.Updater(config, training.setup_training(config))
-    assert list(updater.set_rates(1)) == [name]
-    before = [p.detach().clone() for p in updater.parameters]
-    backward(updater)
-    assert updater.update(finite_loss=True)[1]
-    assert any(not torch.equal(p, b) for p, b in zip(updater.parameters, before, strict=True))
 
 
 def test_rates_are_a_function_of_the_step(make):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import dasd
 from diffusers import UNet2DConditionModel
-from synthetic import NoiseSampler, make_batch, make_sampler
+from synthetic import OfOneDomain, make_sampler
 
 from dasd_utils import adapters, data, losses, models, sampling, training
 from dasd_utils.config import Calibration, Config, DasdError
@@ -19,17 +19,6 @@ EMPTY = {"whole_unet": True, "text_free": True, "caption_dropout": 1.0, "lambda_
 
 def tokenless(config):
     return dataclasses.replace(config.domains[0], token=None)
-
-
-class OfOneDomain(NoiseSampler):
-    """Batches of the first domain, without text."""
-
-    def batch(self, step, micro=0):
-        batch = make_batch(self.config, seed=10 * step + micro, domains=(0,) * 6)
-        return dataclasses.replace(batch, target_prompts=[""] * 6)
-
-    def fixed_batch(self):
-        return [self.batch(1000)]
 
 
 @pytest.fixture

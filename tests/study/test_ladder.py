@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import dasd, on_narrow_base
+from synthetic import stop_at
 
 from dasd_utils import evaluation, latents, metrics, sampling, training
 from dasd_utils.apps import workers
@@ -111,15 +112,10 @@ def test_a_stopped_training_goes_on(config, tmp_path):
     here = config.replace(output_dir=str(tmp_path), max_train_steps=3)
     method = method_of("LoRA + token")
     wanted = ladder.run_config(here, method, 0)
-
-    def stop(row):
-        if row["step"] == 2:
-            raise KeyboardInterrupt
-
     parts = training.setup_training(wanted)
     *_, sampler = latents.create_datasets(wanted, parts.tokenizer)
     with pytest.raises(KeyboardInterrupt):
-        training.train(wanted, parts, sampler, parts.token_ids, on_step=stop, progress=False)
+        training.train(wanted, parts, sampler, parts.token_ids, on_step=stop_at(2), progress=False)
     ladder.train(here, method, 0, progress=False)
     whole = ladder.train(here.replace(output_dir=str(tmp_path / "whole")), method, 0, progress=False)
     files = [ladder.resolve(c.output_dir) / "history.jsonl" for c in (wanted, whole)]
