@@ -80,6 +80,13 @@ def on_narrow_base(profile: str, base: Path, clip: Path, folder: Path, **changes
     return config.replace(**(settings | changes))
 
 
+@pytest.fixture(scope="session")
+def make_config(base_dir, tmp_path_factory) -> Callable[..., Config]:
+    """Return `make_config(**changes)`: a config as `tiny_config` for a whole module, in its own folder."""
+    folder = tmp_path_factory.mktemp
+    return lambda **changes: on_narrow_base("tiny", base_dir, base_dir / "clip", folder("config"), **changes)
+
+
 @pytest.fixture
 def tiny_config(base_dir, tmp_path) -> Config:
     """Return a config of the tiny profile on the narrow base; outputs go to the test's own folder."""
@@ -99,6 +106,15 @@ def sd15_config(sd15_layout_dir, tmp_path) -> Config:
     return on_narrow_base("sd15", sd15_layout_dir, sd15_layout_dir / "clip", tmp_path, **changes)
 
 
+def as_if_trained(parts: models.Parts) -> models.Parts:
+    """Add LoRA and tokens whose weights are random, none of them zero; return the parts."""
+    torch.manual_seed(0)  # LoRA's own start, the same whatever ran before
+    models.add_lora(parts.unet, parts.config.lora)
+    models.add_domain_tokens(parts, parts.config.domains)
+    narrow.randomise(models.trainable_parameters(parts))
+    return parts
+
+
 @pytest.fixture
 def parts(tiny_config) -> models.Parts:
     """Return fresh parts of the narrow base: frozen, without LoRA or tokens."""
@@ -107,12 +123,8 @@ def parts(tiny_config) -> models.Parts:
 
 @pytest.fixture
 def adapted(parts) -> models.Parts:
-    """Return parts with LoRA and tokens whose weights are as if trained: random, none of them zero."""
-    torch.manual_seed(0)  # LoRA's own start, the same whatever ran before
-    models.add_lora(parts.unet, parts.config.lora)
-    models.add_domain_tokens(parts, parts.config.domains)
-    narrow.randomise(models.trainable_parameters(parts))
-    return parts
+    """Return parts with LoRA and tokens as if trained."""
+    return as_if_trained(parts)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +180,21 @@ def write_notebook(path: Path, *cells: str, **metadata) -> Path:
     made.cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(made, path)
     return path
+
+
+@torch.no_grad()
+def assert_diffusers_agrees(parts: models.Parts, adapter: Path, base: Path, prompts: list[str], **options):
+    """Assert that plain diffusers computes with an adapter's files what the parts do, and not without."""
+    pipeline = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, **options)
+    text = models.encode_prompts(parts, prompts)
+    noise = narrow.predicted_noise(parts.unet, text)
+    assert (narrow.predicted_noise(pipeline.unet.eval(), text) - noise).abs().max() > 1e-2
+    pipeline.load_lora_weights(adapter)
+    for token in reversed(parts.token_ids):
+        pipeline.load_textual_inversion(adapter / f"{token[1:-1]}.safetensors", token=token)
+    theirs, _ = pipeline.encode_prompt(prompts, "cpu", 1, False)
+    assert (theirs - text).abs().max() < 1e-5
+    assert (narrow.predicted_noise(pipeline.unet.eval(), text) - noise).abs().max() < 1e-5
 
 
 def picture_files(folder: Path, names: Sequence[str], first: int = 0, size: int = 32) -> list[str]:

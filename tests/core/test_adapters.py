@@ -5,7 +5,7 @@ import json
 import narrow
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from conftest import as_if_trained, assert_diffusers_agrees
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -38,25 +38,9 @@ def assert_same(parts, adapted):
 
 @pytest.mark.parametrize("convolutions", ["all", "mid", "none"])
 def test_plain_diffusers_loads_what_is_saved(tiny_config, base_dir, tmp_path, convolutions):
-    config = tiny_config.replace(convolutions=convolutions, rank=4, alpha=16.0)
-    parts = models.load_parts(config)
-    models.add_lora(parts.unet, config.lora)
-    models.add_domain_tokens(parts, config.domains)
-    narrow.randomise(models.trainable_parameters(parts))
+    parts = as_if_trained(models.load_parts(tiny_config.replace(convolutions=convolutions)))
     adapters.save_adapter(parts, tmp_path / "adapter")
-
-    pipeline = StableDiffusionPipeline.from_pretrained(base_dir, safety_checker=None)
-    text = condition(parts)
-    base = narrow.predicted_noise(pipeline.unet.eval(), text)
-    pipeline.load_lora_weights(tmp_path / "adapter")
-    for token in ("<xray>", "<satellite>"):
-        pipeline.load_textual_inversion(tmp_path / "adapter" / f"{token[1:-1]}.safetensors", token=token)
-    with torch.no_grad():
-        theirs, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)
-    assert (theirs - text).abs().max() < 1e-5
-    ours = narrow.predicted_noise(parts.unet, text)
-    assert (narrow.predicted_noise(pipeline.unet.eval(), text) - ours).abs().max() < 1e-5
-    assert (base - ours).abs().max() > 1e-2
+    assert_diffusers_agrees(parts, tmp_path / "adapter", base_dir, PROMPTS)
 
 
 def test_files_are_safetensors_and_json_with_the_true_alpha(folder, adapted):

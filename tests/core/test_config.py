@@ -21,9 +21,8 @@ def test_field_of_any_section_is_changed_by_name():
     assert (config.training.max_train_steps, config.lora.rank, config.seed) == (7, 4, 3)
     given = {"rank": 2, "dropout": 0.5}
     assert Config.setup("tiny", lora=given, alpha=8).lora == cfg.LoraSettings(2, 8.0, 0.5)
-    assert Config.from_dict({"profile": "tiny", "lora": given, "alpha": 8}).lora == cfg.LoraSettings(
-        2, 8.0, 0.5
-    )
+    read = Config.from_dict({"profile": "tiny", "lora": given, "alpha": 8})
+    assert read.lora == cfg.LoraSettings(2, 8.0, 0.5)
 
 
 def test_a_notebook_s_config_is_a_file_or_a_dict_under_its_own_parameters(tmp_path):
@@ -109,6 +108,9 @@ CONFIGS = {
     "another section's": ({"lora": {"learning_rate": 3}}, "'lora.learning_rate'. It belongs to 'training'"),
     "a calibration's": (thing(guidance_scale=3), "'domains[0].guidance_scale'. It belongs to 'calibration'"),
     "list for the profile": ({"profile": ["tiny"]}, "There is no profile ['tiny']"),
+    "unknown method": ({"method": "domainstudoi"}, "Did you mean 'domainstudio'"),
+    "list for the method": ({"method": ["dasd"]}, "There is no method"),
+    "settings of DASD": ({"method_settings": {"a": 1.0}}, "The method dasd has no method_settings"),
     "large seed": ({"seed": 2**64}, "seed is 18446744073709551616"),
     "nothing to learn": ({"lora": {"rank": 0}} | thing(token=None), "nothing would learn"),
     "pairs, unbiased": (PAIRS | {"unbiased": True}, "no unbiased estimate"),
@@ -184,6 +186,7 @@ def test_a_bad_config_is_refused(name):
         {"rank": 0},
         {"domains": [{"name": "a", "data": "x"}, {"name": "b", "data": "x"}]},
         thing() | {"rank": 0},
+        thing(token=None, initial_word="") | {"rank": 0, "whole_unet": True, "lambda_align": 0.0},
         PAIRS,
         {"pairs": True, "match_timesteps": True, "lambda_align": 0.0},
         {"match_timesteps": True, "kernel": "gaussian"},

@@ -76,15 +76,6 @@ def test_num_images_limits_training_only(folder, config):
         load(folder, config, caption="a thing", num_images=0)
 
 
-def test_class_folders(folder, config):
-    write_images(folder / "cat", range(6))
-    write_images(folder / "dog", range(6, 12))
-    table = {"cat": "a photo of a cat", "dog": "a photo of a dog"}
-    loaded = load(folder, config, label_column="label", label_captions=table)
-    assert [[table[label]] for label in loaded.labels] == loaded.captions
-    assert set(data.audit(loaded)["classes"]) == {"cat", "dog"}
-
-
 def test_changed_file_is_read_again(folder, config):
     write_images(folder, range(6))
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import on_narrow_base
 from synthetic import make_sampler, same_batch
 
 from dasd_utils import latents
@@ -11,10 +10,9 @@ from dasd_utils.config import DasdError
 
 
 @pytest.fixture(scope="module")
-def config(base_dir, tmp_path_factory):
+def config(make_config):
     """Return 24 images a domain, 16 x 16 px, in batches of 6 and 2; all tests share one cache."""
-    folder = tmp_path_factory.mktemp("latents")
-    return on_narrow_base("tiny", base_dir, base_dir / "clip", folder, resolution=16, caption_dropout=0.0)
+    return make_config(resolution=16, caption_dropout=0.0)
 
 
 @pytest.fixture(scope="module")

@@ -32,15 +32,6 @@ def test_a_method_brings_its_defaults_and_yields_to_what_is_asked(profile):
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_unknown_methods_and_settings_of_none_are_refused():
-    with pytest.raises(DasdError, match="Did you mean 'domainstudio'"):
-        Config.setup("tiny", method="domainstudoi")
-    with pytest.raises(DasdError, match="There is no method"):
-        Config.from_dict({"profile": "tiny", "method": ["dasd"]})
-    with pytest.raises(DasdError, match="The method dasd has no method_settings"):
-        Config.setup("tiny", method_settings={"image_weight": 1.0})
-
-
 def test_the_command_line_takes_the_place_of_the_file(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(

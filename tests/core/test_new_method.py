@@ -13,13 +13,15 @@ from dasd_utils.config import ROOT
 
 METHOD = re.search(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
 SCRIPT = """
-import json, sys, threading
+import functools, json, sys, threading
 import torch
 from typer.testing import CliRunner
 from dasd_utils import latents, training
 from dasd_utils.apps.cli import main
 from dasd_utils.config import Config
+from dasd_utils.runtime import small_cnn
 
+small_cnn.train = functools.partial(small_cnn.train, epochs=1)
 torch.set_num_threads(1)
 path = sys.argv[1]
 

@@ -1,7 +1,7 @@
 """The names and shapes that users of the published project know, one after the other as they use them."""
 
 import pytest
-from conftest import on_narrow_base, refused
+from conftest import refused
 from PIL import Image
 
 import dasd_utils
@@ -20,9 +20,9 @@ from dasd_utils.config import resolve
 
 
 @pytest.fixture(scope="module")
-def published(base_dir, tmp_path_factory):
+def published(make_config):
     """Run the published sequence once; return what its steps gave."""
-    config = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path_factory.mktemp("run"))
+    config = make_config()
     models = setup_training(config)
     source_ds, target_ds, sampler = create_datasets(config, models["tokenizer"])
     losses = train(config, models, sampler, models["token_ids"])

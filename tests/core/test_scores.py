@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import on_narrow_base
 
 from dasd_utils import data, evaluation, metrics
 from dasd_utils.config import DasdError
@@ -14,9 +13,8 @@ COUNT = 16
 
 
 @pytest.fixture(scope="module")
-def config(base_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scores")
-    return on_narrow_base("tiny", base_dir, base_dir / "clip", folder, num_heldout=COUNT, num_bootstrap=50)
+def config(make_config):
+    return make_config(num_heldout=COUNT, num_bootstrap=50)
 
 
 @pytest.fixture(scope="module")

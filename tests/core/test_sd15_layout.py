@@ -3,22 +3,13 @@
 import narrow
 import pytest
 import torch
+from conftest import as_if_trained, assert_diffusers_agrees
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from dasd_utils import adapters, models
 
 PROMPTS = ["<satellite> many buildings", "<xray> a chest x-ray", "a painting", ""]
-
-
-@pytest.fixture
-def sd15_parts(sd15_config):
-    """Return parts with the LoRA and tokens of the profile, as if trained."""
-    parts = models.load_parts(sd15_config)
-    models.add_lora(parts.unet, sd15_config.lora)
-    models.add_domain_tokens(parts, sd15_config.domains)
-    narrow.randomise(models.trainable_parameters(parts))
-    return parts
 
 
 def condition(parts):
@@ -56,20 +47,14 @@ def test_the_safety_checker_is_neither_loaded_nor_needed(sd15_config, sd15_layou
 
 
 def test_an_adapter_is_that_of_plain_diffusers_and_reloaded_whatever_the_variant(
-    sd15_config, sd15_parts, sd15_layout_dir, tmp_path
+    sd15_config, sd15_layout_dir, tmp_path
 ):
-    adapters.save_adapter(sd15_parts, tmp_path / "adapter")
-    options = dict(safety_checker=None, variant="fp16", use_safetensors=True)
-    pipeline = StableDiffusionPipeline.from_pretrained(sd15_layout_dir, **options)
-    pipeline.load_lora_weights(tmp_path / "adapter")
-    for token in ("satellite", "xray"):
-        pipeline.load_textual_inversion(tmp_path / "adapter" / f"{token}.safetensors", token=f"<{token}>")
-    with torch.no_grad():
-        theirs, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)
-    text = condition(sd15_parts)
-    noise = narrow.predicted_noise(sd15_parts.unet, text)
-    assert (theirs - text).abs().max() < 1e-5
-    assert (narrow.predicted_noise(pipeline.unet.eval(), text) - noise).abs().max() < 1e-5
+    parts = as_if_trained(models.load_parts(sd15_config))
+    adapters.save_adapter(parts, tmp_path / "adapter")
+    options = dict(variant="fp16", use_safetensors=True)
+    assert_diffusers_agrees(parts, tmp_path / "adapter", sd15_layout_dir, PROMPTS, **options)
+    text = condition(parts)
+    noise = narrow.predicted_noise(parts.unet, text)
     again = models.load_parts(sd15_config)
     adapters.load_adapter(again, tmp_path / "adapter")
     assert torch.equal(condition(again), text)

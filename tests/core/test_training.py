@@ -12,7 +12,7 @@ import narrow
 import numpy as np
 import pytest
 import torch
-from conftest import on_narrow_base, refused
+from conftest import refused
 from safetensors.torch import load_file, save_file
 from synthetic import NoiseSampler, SpoiltSampler, make_parts, make_sampler, stop_at
 
@@ -30,10 +30,9 @@ def config(tiny_config):
 
 
 @pytest.fixture(scope="module")
-def straight(base_dir, tmp_path_factory):
+def straight(make_config):
     """Return the history of the config's run, uninterrupted."""
-    folder = tmp_path_factory.mktemp("straight")
-    return start(on_narrow_base("tiny", base_dir, base_dir / "clip", folder, **RESUMED))[1]
+    return start(make_config(**RESUMED))[1]
 
 
 def start(config, sampler=None, **options):

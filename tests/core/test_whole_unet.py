@@ -1,6 +1,5 @@
 """A UNet all of whose weights learn: trained, saved, loaded and exchanged for the base as a LoRA is."""
 
-import dataclasses
 import json
 
 import narrow
@@ -106,8 +105,3 @@ def test_the_pipeline_of_a_run_samples_with_its_unet_or_the_bases(config, learne
     with pipeline.base():
         base, *_ = pipeline.generate("a village", domain="satellite", seed=1)
     assert adapted.tobytes() != base.tobytes() and plain.tobytes() == base.tobytes()
-
-
-def test_a_whole_unet_is_enough_to_learn(tiny_config):
-    blind = tuple(dataclasses.replace(d, token=None) for d in tiny_config.domains)
-    assert tiny_config.replace(domains=blind, rank=0, whole_unet=True).training.whole_unet

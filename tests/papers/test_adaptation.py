@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import dasd, on_narrow_base
+from conftest import dasd
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -79,9 +79,8 @@ def test_the_share_of_the_gap_by_hand():
 
 
 @pytest.fixture(scope="module")
-def config(base_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapt")
-    config = on_narrow_base("tiny", base_dir, base_dir / "clip", folder, num_heldout=12, num_bootstrap=20)
+def config(make_config):
+    config = make_config(num_heldout=12, num_bootstrap=20)
     domain = dataclasses.replace(
         config.domains[0], name="paintings", data="toyworld:painting", token=None, label_column="house",
         num_images=6,

@@ -169,7 +169,8 @@ def test_a_run_of_the_method_is_trained_and_sampled_by_the_commands(tiny_config,
     values = tiny_config.replace(validation_every=0).to_dict()
     quick = {"num_inference_steps": 2, "scheduler": "ddim"}
     domain = {"name": "sketch", "data": "toyworld:sketch", "num_images": 24, "calibration": quick}
-    wanted = {"profile": "tiny", "method": "indomain", "domains": [domain], "model": values["model"]}
+    wanted = {"profile": "tiny", "method": "indomain", "domains": [domain]}
+    wanted |= {"model": values["model"], "source": values["source"]}
     kept = ("max_train_steps", "target_batch_size", "lr_warmup_steps", "validation_every")
     wanted["training"] = {name: values["training"][name] for name in kept}
     wanted["training"] |= {"whole_unet": True, "text_free": True} if text_free else {}

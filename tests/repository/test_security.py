@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import on_narrow_base
 from huggingface_hub import HfApi
 from PIL import Image
 from safetensors.torch import load_file
@@ -52,11 +51,10 @@ TOKENS = re.compile(
 
 
 @pytest.fixture(scope="module")
-def finished(base_dir, tmp_path_factory):
+def finished(make_config):
     """Return (config, folder) of a run with sample grids, revisions, and secrets in its environment."""
-    folder = tmp_path_factory.mktemp("security")
     pins = {"base_revision": REVISION, "clip_revision": REVISION[::-1], "sample_every": 2}
-    config = on_narrow_base("tiny", base_dir, base_dir / "clip", folder, **pins)
+    config = make_config(**pins)
     first, *rest = config.domains
     config = config.replace(domains=(dataclasses.replace(first, revision=REVISION), *rest))
     user = SimpleNamespace(pw_name=SECRETS["USER"], pw_dir=SECRETS["HOME"])
@@ -171,17 +169,12 @@ def plant(folder, marker):
             (place / name).write_bytes(content)
 
 
-def test_a_bomb_goes_off_where_it_is_loaded(tmp_path):
-    plant(tmp_path, tmp_path / "marker")
-    with pytest.raises(RuntimeError):  # a marker is no model
-        torch.load(tmp_path / "satellite.pt", weights_only=False)
-    assert (tmp_path / "marker").is_dir()
-
-
 def test_planted_pickles_are_ignored(copied, no_pickle, tmp_path):
     plant(tmp_path, tmp_path / "marker")
     use(*copied, 5)
     assert not (tmp_path / "marker").exists()
+    pickle._Unpickler(io.BytesIO((tmp_path / "satellite.pt").read_bytes())).load()  # who reads it, runs it
+    assert (tmp_path / "marker").is_dir()
 
 
 def test_a_planted_tensor_file_is_no_part_of_a_checkpoint(copied):
@@ -275,26 +268,6 @@ def test_remote_code_is_nowhere_asked_for():
     sources += ROOT.glob("notebooks/*.ipynb")
     assert len(sources) > 40
     assert [path for path in sources if "trust_remote_code" in path.read_text(encoding="utf8")] == []
-
-
-def test_code_beside_weights_and_images_is_not_run(copied, tmp_path):
-    config, _ = copied
-    marker, base = tmp_path / "marker", Path(config.model.base)
-    things = tmp_path / "things"
-    things.mkdir()
-    Image.new("RGB", (8, 8)).save(things / "1.png")
-    kinds = ("AutoConfig", "AutoModel", "AutoTokenizer", "CLIPTextModel", "UNet2DConditionModel")
-    configs = [*base.rglob("config.json"), *base.rglob("tokenizer_config.json")]
-    for file in configs:
-        values = json.loads(file.read_text()) | {"auto_map": dict.fromkeys(kinds, "evil.Evil")}
-        file.write_text(json.dumps(values))
-    for folder in (things, *(file.parent for file in configs)):
-        for name in ("evil.py", "pipeline.py", "things.py", "dataset.py", "__init__.py"):
-            (folder / name).write_text(f"import os\nos.mkdir({str(marker)!r})\n")
-    models.load_parts(config)
-    evaluation.load_scorer(config)
-    assert len(folders.open_rows(DomainConfig("things", str(things), caption="a thing"), "train")) == 1
-    assert not marker.exists()
 
 
 def test_an_adapter_that_names_files_elsewhere_is_refused(copied, tmp_path):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import dasd, on_narrow_base
+from conftest import dasd
 
 from dasd_utils import evaluation, sampling, training
 from dasd_utils.config import Calibration
@@ -47,9 +47,8 @@ def test_within_an_error_the_prompt_decides_then_the_price():
 
 
 @pytest.fixture(scope="module")
-def config(base_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("calibration")
-    config = on_narrow_base("tiny", base_dir, base_dir / "clip", folder, num_bootstrap=20, max_train_steps=2)
+def config(make_config):
+    config = make_config(num_bootstrap=20, max_train_steps=2)
     parts = training.setup_training(config)
     *_, sampler = training.latents.create_datasets(config, parts.tokenizer)
     training.save_training_results(config, parts, training.train(config, parts, sampler, progress=False))

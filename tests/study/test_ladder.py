@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import dasd, on_narrow_base
+from conftest import dasd
 from synthetic import stop_at
 
 from dasd_utils import evaluation, latents, metrics, sampling, training
@@ -36,10 +36,8 @@ def pixels(config, method, place=0):
 
 
 @pytest.fixture(scope="module")
-def config(base_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ladder")
-    changes = dict(num_heldout=12, num_bootstrap=20, max_train_steps=2, checkpoint_every=1)
-    return on_narrow_base("tiny", base_dir, base_dir / "clip", folder, **changes)
+def config(make_config):
+    return make_config(num_heldout=12, num_bootstrap=20, max_train_steps=2, checkpoint_every=1)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import dasd, on_narrow_base
+from conftest import dasd
 from typer.testing import CliRunner
 
 from dasd_utils.apps.cli import main as cli
@@ -16,9 +16,8 @@ from dasd_utils.study import charts, ladder, tradeoff
 
 
 @pytest.fixture(scope="module")
-def config(base_dir, tmp_path_factory, quick_cnn):
-    changes = dict(num_heldout=12, num_bootstrap=20, max_train_steps=2, checkpoint_every=1)
-    found = on_narrow_base("tiny", base_dir, base_dir / "clip", tmp_path_factory.mktemp("front"), **changes)
+def config(make_config, quick_cnn):
+    found = make_config(num_heldout=12, num_bootstrap=20, max_train_steps=2, checkpoint_every=1)
     return found.replace(domains=found.domains[:1])
 
 
