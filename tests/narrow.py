@@ -40,9 +40,9 @@ of with and in from on at under beside large blue red green yellow dark bright
 def learned_merges() -> list[tuple[str, str]]:
     """Return the merges that make each of WORDS one piece.
 
-    Of pairs that are equally frequent the shortest is merged, then the first in the alphabet: the trainer of tokenizers takes
-    them in an order that changes with each process, and with it the numbers of the tests. The vocabulary has
-    the size of the one that `core/stored_run` was trained with, and so the base has the same weights.
+    Of pairs that are equally frequent the shortest is merged, then the first in the alphabet: the trainer of
+    tokenizers takes them in an order that changes with each process, and with it the numbers of the tests.
+    The vocabulary has the size of the one that `core/stored_run` was trained with: weights are the same.
     """
     words = [[*word[:-1], word[-1] + "</w>"] for word in WORDS.split()]
     merges = []
