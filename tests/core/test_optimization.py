@@ -92,7 +92,7 @@ def test_new_rows_keep_the_norm_of_the_vocabulary(updater):
     norm = vocabulary.norm(dim=1).mean()
     assert rows.norm(dim=1).tolist() == pytest.approx([norm.item()] * 2, rel=1e-5)
     directions = torch.nn.functional.cosine_similarity(rows, before)
-    assert ((directions > 0.9) & (directions < 1 - 1e-7)).all()
+    assert ((directions > 0.8) & (directions < 1 - 1e-7)).all()
     assert torch.equal(updater.parts.text_encoder.get_input_embeddings().weight, vocabulary)
 
 
