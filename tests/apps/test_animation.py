@@ -42,11 +42,7 @@ def test_the_step_and_the_label_stand_above(grids, tmp_path):
     assert other[0] > 320 and other[3] <= 30  # the label, on the right
 
 
-def test_equal_pictures_are_equal_files_and_figures_are_frames_too(grids, tmp_path):
-    one, two = (
-        animation.save(grids, tmp_path / name, width=64).read_bytes() for name in ("a.webp", "b.webp")
-    )
-    assert one == two
+def test_figures_are_frames_too(grids, tmp_path):
     drawn = {step: figures.image_grid([grids[0]] * 2, ["a harbor", "lungs"]) for step in (0, 25)}
     assert len(frames(animation.save(drawn, tmp_path / "f.webp"))) == 2
 

@@ -1,7 +1,5 @@
 """The largest micro-batch that fits: which sizes come into question, what they take, which is chosen."""
 
-from __future__ import annotations
-
 import dataclasses
 import types
 
@@ -124,9 +122,7 @@ def test_on_a_gpu_sizes_are_tried(tiny_config, monkeypatch, gpu, most, found):
     assert (sizes.target_batch_size, sizes.source_batch_size, sizes.gradient_accumulation_steps) == found
 
 
-def test_other_errors_are_not_taken_for_memory_and_several_processes_are_refused(
-    tiny_config, monkeypatch, gpu
-):
+def test_other_errors_are_raised_and_several_processes_refused(tiny_config, monkeypatch, gpu):
     def fail(*_arguments):
         raise RuntimeError("device-side assert triggered")
 

@@ -1,7 +1,5 @@
 """The playground and the training monitor as a person meets them: in JupyterLab and served by Voilà."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import importlib.util

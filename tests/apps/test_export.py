@@ -1,7 +1,5 @@
 """export.py: others get the image of this project's pipeline; the card says what is known, and no more."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """Latents are cached by what they are made of, in shards that are each encoded once."""
 
-from __future__ import annotations
-
 import copy
 import threading
 from pathlib import Path
@@ -106,20 +104,11 @@ def test_a_damaged_shard_is_named_and_made_again(cached, config, caplog, damage)
     assert not caplog.text
 
 
-def test_a_cache_that_cannot_be_written_is_named_and_a_full_disk_leaves_nothing(
-    cached, make, config, tmp_path, monkeypatch
-):
+def test_a_cache_that_cannot_be_written_is_named(cached, make, config, tmp_path, full_disk):
     (tmp_path / "file").write_text("x")
     with pytest.raises(DasdError, match="cache_dir"):
         make(cache_dir=tmp_path / "file")
-    write = Path.write_bytes
-
-    def fill(path, content):
-        write(path, content[:9])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", fill)
-    with pytest.raises(DasdError, match=r"No space left on device\. Set cache_dir"):
+    with full_disk(1000), pytest.raises(DasdError, match=r"File too large.* Set cache_dir"):
         cached()
     assert not shards_of(config)
 
@@ -148,18 +137,14 @@ def test_shards_are_one_array_of_the_moments_of_the_vae(cached, config, vae, mon
     assert all(isinstance(shard.base, np.memmap) for shard in many.datasets)
 
 
-@pytest.mark.parametrize(
-    "stop_at, left, pixels, sizes",
-    [
-        (2, 0, 8, [8, 2, 8, 2, 4]),  # in the first shard
-        (4, 1, 8, [8, 2, 4]),  # after it
-        (1, 0, 3, [3, 3, 3, 1, 3, 3, 3, 1, 3, 1]),  # large images go through the VAE a few at a time
-    ],
-)
-def test_an_interrupted_encoding_goes_on_where_it_stopped(
-    cached, in_tens, config, monkeypatch, stop_at, left, pixels, sizes
-):
-    monkeypatch.setattr(latent_cache, "ENCODE_PIXELS", pixels * 16 * 16)
+@pytest.mark.parametrize(("stop_at", "left", "count", "sizes"), [
+    (2, 0, 8, [8, 2, 8, 2, 4]),  # in the first shard
+    (4, 1, 8, [8, 2, 4]),  # after it
+    (1, 0, 3, [3, 3, 3, 1, 3, 3, 3, 1, 3, 1]),  # large images go through the VAE a few at a time
+])  # fmt: skip
+@pytest.mark.usefixtures("in_tens")
+def test_an_interrupted_encoding_goes_on(cached, config, monkeypatch, stop_at, left, count, sizes):
+    monkeypatch.setattr(latent_cache, "ENCODE_PIXELS", count * 16 * 16)
     found = encodings(monkeypatch, stop_at)
     with pytest.raises(KeyboardInterrupt):
         cached()

@@ -1,7 +1,5 @@
 """Checkpoints: complete or not there, exact, and clear about what is wrong; and the history."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """Folders as people have them: what is read, what is left out and said once, and captions by one rule."""
 
-from __future__ import annotations
-
 import csv
 import json
 import logging

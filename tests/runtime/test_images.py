@@ -1,8 +1,7 @@
 """Any picture becomes an RGB square, also of more than 8 bits, and samples come back as they were."""
 
-from __future__ import annotations
-
 import io
+import itertools
 import logging
 
 import datasets
@@ -221,12 +220,11 @@ def test_a_window_is_proposed_in_two_digits(lows_and_highs, window):
 def load(tmp_path, caplog, own_datasets_cache):
     """Return `load(make, **fields) -> (grey images, their originals times `scale`, warnings)` of a folder."""
 
-    def build(make, **fields):
+    def build(make, scale: float = 1.0, **fields):
         for number, grey in enumerate(GREY):
-            make(grey).save(tmp_path / f"{number}.tif")
-        return read(**fields)
-
-    def read(scale: float = 1.0, **fields):
+            made = make(grey)
+            content = made if isinstance(made, bytes) else saved(made, "TIFF")["bytes"]
+            (tmp_path / f"{number}.tif").write_bytes(content)
         config = Config.setup("tiny", cache_dir=tmp_path / "cache")
         domain = config.domains[0].__class__("scans", str(tmp_path), caption="a scan", **fields)
         folders._warn_once.cache_clear()
@@ -237,7 +235,6 @@ def load(tmp_path, caplog, own_datasets_cache):
         near = [np.abs(small - image).mean(axis=(1, 2)).argmin() for image in shown]
         return shown, small[near], caplog.text
 
-    build.read, build.folder = read, tmp_path
     return build
 
 
@@ -260,25 +257,20 @@ def test_grey_levels_of_a_data_set_share_a_window_that_is_said(load, make):
 def test_dark_images_of_a_data_set_stay_dark_and_a_window_of_the_config_is_kept(load):
     shown, originals, said = load(as_16_bit, scale=0.5, window=(0, 8160))
     assert np.abs(shown - originals).max() <= 1 and "window" not in said
-    for number, grey in enumerate(GREY):
-        as_hounsfield(grey // (1 + 3 * (number % 2))).save(load.folder / f"{number}.tif")
-    brightest = load.read()[0].max(axis=(1, 2))
+    darker = itertools.cycle([1, 4])
+    brightest = load(lambda grey: as_hounsfield(grey // next(darker)))[0].max(axis=(1, 2))
     assert brightest.min() < 80 and brightest.max() > 200
 
 
 def test_colours_of_16_bits_are_as_bright_as_others(load):
-    for number, grey in enumerate(GREY):
-        (load.folder / f"{number}.tif").write_bytes(tiff(np.stack([grey.astype(np.uint16) * 12] * 3, axis=2)))
-    shown, originals, _ = load.read()
+    shown, originals, _ = load(lambda grey: tiff(np.stack([grey.astype(np.uint16) * 12] * 3, axis=2)))
     assert np.abs(shown - originals).mean() < 4
 
 
 def test_bands_that_are_left_out_are_named(load):
     shown, originals, said = load(lambda grey: Image.fromarray(np.dstack([grey] * 3 + [grey // 2 + 9])))
     assert np.array_equal(shown, originals) and "12 images of domain scans: the fourth band is no" in said
-    for number, grey in enumerate(GREY):
-        (load.folder / f"{number}.tif").write_bytes(tiff(np.stack([grey.astype(np.uint16)] * 5, axis=2)))
-    assert "bands 1 to 3 of 5" in load.read()[2]
+    assert "bands 1 to 3 of 5" in load(lambda grey: tiff(np.stack([grey.astype(np.uint16)] * 5, axis=2)))[2]
 
 
 def test_a_fraction_of_the_range_is_said_and_a_window_is_checked(load):

@@ -1,7 +1,5 @@
 """Several processes are one: the same batch, loss, weights and files, whatever their number."""
 
-from __future__ import annotations
-
 import dataclasses
 import filecmp
 import json

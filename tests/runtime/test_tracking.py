@@ -125,9 +125,7 @@ def recorded(config, monkeypatch):
     return config.replace(tracking="trackio")
 
 
-def test_another_tracker_is_closed_when_the_run_fails_and_left_out_when_it_fails(
-    recorded, monkeypatch, caplog
-):
+def test_a_tracker_is_closed_with_a_failed_run_and_left_out_if_it_fails(recorded, monkeypatch, caplog):
     monkeypatch.setattr(Recorder, "fails_at", "start")
     with pytest.raises(DasdError, match=r"trackio cannot start: no network"):
         train(recorded)
