@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,8 @@ from dasd_utils.runtime import files, folders, images
 
 SPLITS = ("train", "validation", "test")
 TOY_SEEDS = {"train": 1, "validation": 2, "test": 3}  # independent of Config.seed: one world for all runs
-AT_ONCE = 2048  # prompts through the tokenizer, thumbnails compared with all others
+AT_ONCE = 1024  # prompts through the tokenizer, thumbnails compared with as many others
+AXES, SAMPLE = 47, 128  # along which thumbnails are compared first, and from how many of them they come
 
 
 @dataclass
@@ -31,13 +33,13 @@ class DomainData:
     config: DomainConfig
     split: str  # "train", "validation" or "test"
     images: Sequence[Image.Image]  # read from disk, or drawn, at each access
-    captions: list[list[str]]  # one or more an image; [""] where none was found
-    ids: list[str]  # hash of each image's pixels before the crop
-    sizes: list[tuple[int, int]]  # (width, height) before the crop, pixels
-    thumbnails: np.ndarray  # (n, 32, 32) uint8 grey, compared to find near duplicates
+    captions: Sequence[list[str]]  # on disk: one or more an image; [""] where none was found
+    ids: Sequence[str]  # on disk: hash of each image's pixels before the crop
+    sizes: Sequence[tuple[int, int]]  # (width, height) before the crop, pixels
+    thumbnails: files.DiskArray | np.ndarray  # (n, 32, 32) uint8 grey, compared to find near duplicates
     labels: list[str] | None = None
-    attributes: list[dict[str, str]] | None = None  # ground truth of the toy world
-    mentioned: list[list[dict[str, str]]] | None = None  # those of them that each caption names
+    attributes: Sequence[dict[str, str]] | None = None  # ground truth of the toy world
+    mentioned: Sequence[list[dict[str, str]]] | None = None  # those of them that each caption names
     broken: list[str] = field(default_factory=list)  # rows left out because they cannot be read
     duplicates_of_test: int = 0  # images left out because the named test split has them too
 
@@ -80,28 +82,31 @@ def _load_toyworld(domain: DomainConfig, config: Config, split: str) -> DomainDa
     count = counts[SPLITS.index(split)]
     if not count:
         raise DasdError(f"The {split} split is empty: set validation_images and num_heldout to 1 or more.")
-    attributes = [toyworld.attributes(world, seed, i) for i in range(count)]
-    variants = [toyworld.captions_with_mentions(world, seed, i) for i in range(count)]
-    columns = {"captions": [[text for text, _ in each] for each in variants]}
-    columns |= {name: [scene.get(name, "") for scene in attributes] for name in toyworld.ATTRIBUTES[world]}
+    attributes = files.Lazy(functools.partial(toyworld.attributes, world, seed), count)
+    wordings = files.Lazy(functools.partial(toyworld.captions_with_mentions, world, seed), count)
+    columns = {"captions": ([text for text, _ in each] for each in wordings)}
+    for name in toyworld.ATTRIBUTES[world]:
+        columns[name] = map(operator.methodcaller("get", name, ""), attributes)
     for name in filter(None, (domain.caption_column, domain.label_column)):
         if name not in columns:
             raise DasdError(f"{domain.data} has no column {name!r}. Columns: {', '.join(columns)}.")
     is_constant = domain.label_captions or domain.caption is not None
     column = domain.caption_column or (None if is_constant else "captions")
-    labels = columns[domain.label_column or "scene"]
-    pictures = images.LazyImages(functools.partial(toyworld.draw, world, seed, size=size), count)
+    labels = [scene.get(domain.label_column or "scene", "") for scene in attributes]
+    pictures = files.Lazy(functools.partial(toyworld.draw, world, seed, size=size), count)
     bar = files.short_bar(pictures, f"drawing {world}", unit="image")
-    drawn = [(images.content_hash(picture), images.thumbnail(picture)) for picture in bar]
+    small = files.DiskArray((images.THUMBNAIL, images.THUMBNAIL))
+    drawn = ((small.append(images.thumbnail(picture)), images.content_hash(picture)) for picture in bar)
     return DomainData(
         domain, split, pictures,
         captions=_captions(domain, columns.get(column), labels, count),
-        ids=[name for name, _ in drawn],
+        ids=files.on_disk(name for _, name in drawn),
         sizes=[(size, size)] * count,
-        thumbnails=np.stack([small for _, small in drawn]),
+        thumbnails=small,
         labels=labels,
         attributes=attributes,
-        mentioned=[[named for _, named in each] for each in variants] if column == "captions" else None,
+        mentioned=files.Lazy(lambda i: [named for _, named in wordings[i]], count)
+        if column == "captions" else None,
     )  # fmt: skip
 
 
@@ -111,32 +116,33 @@ def _load_rows(domain: DomainConfig, config: Config, split: str) -> DomainData:
     rows, captions, labels = _open(domain, domain.test_split if is_test else domain.train_split)
     test = _open(domain, domain.test_split) if domain.test_split and not is_test else None
     window = folders.find_window(domain, rows)
-    found = _inspect(domain, config, rows, captions, window)
+    found, merged = _inspect(domain, config, rows, captions, window)
     picks, copies = found.readable(), 0
     if not is_test:
-        test_images = _inspect(domain, config, *test[:2], window) if test else None
+        test_images = _inspect(domain, config, *test[:2], window)[0] if test else None
         picks, copies = _pick_split(domain, config.data, found, test_images, split)
-    picks = sorted(picks, key=lambda i: found.ids[i])
+    picks = picks[np.argsort(found.ids[picks], kind="stable")]
     picks = picks[: domain.num_images] if split == "train" else picks
+    sizes = found.sizes[picks]
     column, size = domain.image_column, config.model.resolution
     return DomainData(
         domain, split, images.cropped_images(rows.select(picks), column, size, window),
-        captions=[captions[i] for i in picks],
-        ids=[found.ids[i] for i in picks],
-        sizes=[found.sizes[i] for i in picks],
-        thumbnails=found.thumbnails[picks],
+        captions=files.on_disk(merged.get(i) or captions[i] for i in picks.tolist()),
+        ids=files.on_disk(name.decode() for name in found.ids[picks]),
+        sizes=files.Lazy(lambda i: tuple(sizes[i].tolist()), len(picks)),
+        thumbnails=found.thumbnails.take(picks),
         labels=[labels[i] for i in picks] if labels else None,
         broken=found.broken,
         duplicates_of_test=copies,
     )  # fmt: skip
 
 
-def _open(domain: DomainConfig, split: str) -> tuple[datasets.Dataset, list[list[str]], list[str] | None]:
+def _open(domain: DomainConfig, split: str) -> tuple[datasets.Dataset, files.Lazy, list[str] | None]:
     """Return the rows of one split of a data set, their captions and labels, before any image is read."""
     rows = folders.open_rows(domain, split)
     columns = rows.remove_columns([domain.image_column])
     labels = label_names(columns, domain.label_column) if domain.label_column else None
-    values = columns[domain.caption_column][:] if domain.caption_column else None
+    values = columns[domain.caption_column] if domain.caption_column else None
     if domain.caption_file:
         folder = resolve(domain.data)
         names = folders.files_of_rows(rows, domain.image_column, folder)
@@ -156,8 +162,8 @@ def label_names(rows: datasets.Dataset, column: str) -> list[str]:
 
 
 def _captions(
-    domain: DomainConfig, values: Sequence[Any] | None, labels: list[str] | None, count: int
-) -> list[list[str]]:
+    domain: DomainConfig, values: Iterable[Any] | None, labels: list[str] | None, count: int
+) -> files.Lazy:
     """Return the sentences of each row: of the caption column, else of its label, else the constant one."""
     table = domain.label_captions if labels else {}
     if values is None and not table and domain.caption is None:
@@ -167,11 +173,11 @@ def _captions(
     if unknown:
         raise DasdError(f"The label {unknown[0]!r} of domain {domain.name} is not in its label_captions, "
                         f"which has {', '.join(table)}.")  # fmt: skip
-    fallback = [[table[label]] for label in labels] if table else [[domain.caption or ""]] * count
+    fallback = files.Lazy(lambda i: [table[labels[i]] if table else domain.caption or ""], count)
     if values is None:
         return fallback
     place = f"The column or file {domain.caption_file or domain.caption_column!r} of domain {domain.name}"
-    captions = [_sentences(place, value) or other for value, other in zip(values, fallback, strict=True)]
+    captions = files.on_disk(_sentences(place, value) or fallback[i] for i, value in enumerate(values))
     if not any(any(sentences) for sentences in captions):
         raise DasdError(f"{place} has no caption.")
     return captions
@@ -186,78 +192,137 @@ def _sentences(place: str, value: Any) -> list[str]:
 
 
 def _inspect(
-    domain: DomainConfig, config: Config, rows: datasets.Dataset, captions: list[list[str]],
+    domain: DomainConfig, config: Config, rows: datasets.Dataset, captions: Sequence[list[str]],
     window: images.Window | None,
-) -> images.Inspection:  # fmt: skip
-    """Read the images of rows; a table's further rows of one image only add their captions to its first."""
+) -> tuple[images.Inspection, dict[int, list[str]]]:  # fmt: skip
+    """Read the images of rows; return what is known of them, and the captions of those with several rows.
+
+    Further rows of one image count as unreadable and only add their captions to its first.
+    """
     found = images.inspect_rows(rows, domain.image_column, window)
     if found.broken and not config.data.skip_corrupt:
         raise DasdError(f"{len(found.broken)} of {len(found.ids)} images of {domain.data} cannot be read, "
                         f"like {found.broken[0]}. Repair or remove them, or set skip_corrupt.")  # fmt: skip
-    first: dict[tuple[str, str], int] = {}
-    for row in found.readable():
+    _, inverse, counts = np.unique(found.ids, return_inverse=True, return_counts=True)
+    first: dict[tuple[str, bytes], int] = {}
+    merged: dict[int, list[str]] = {}
+    for row in np.flatnonzero((found.ids != b"") & (counts[inverse] > 1)).tolist():
         place = first.setdefault((found.names[row], found.ids[row]), row)
         if place != row:
-            captions[place] = captions[place] + [c for c in captions[row] if c not in captions[place]]
-            found.ids[row] = ""
-    return found
+            known = merged.setdefault(place, captions[place])
+            known += [caption for caption in captions[row] if caption not in known]
+            found.ids[row] = b""
+    return found, merged
 
 
 def _pick_split(
     domain: DomainConfig, settings: DataConfig, found: images.Inspection,
     test: images.Inspection | None, split: str,
-) -> tuple[list[int], int]:  # fmt: skip
+) -> tuple[np.ndarray, int]:  # fmt: skip
     """Return the readable rows of the split, and how many more the named test split has too."""
-    rows = np.array(found.readable(), dtype=int)
+    rows = found.readable()
     if len(rows) < 2:
         raise DasdError(f"{domain.data} (domain {domain.name}) has {len(rows)} image to train on; it takes "
                         f"two or more. Images that cannot be read: {len(found.broken)}.")  # fmt: skip
     copies = np.zeros(len(rows), dtype=bool)
     if test:
-        others = test.readable()
-        flat = _comparable(np.concatenate([found.thumbnails[rows], test.thumbnails[others]]))
-        near = [(block @ flat[len(rows) :].T > settings.near_duplicate).any(axis=1)
-                for block in np.array_split(flat[: len(rows)], len(rows) // AT_ONCE + 1)]  # fmt: skip
-        known = {test.ids[i] for i in others}
-        copies = np.concatenate(near) | [found.ids[i] in known for i in rows]
+        both = [found.thumbnails.take(rows), test.thumbnails.take(test.readable())]
+        parts = (part[some] for part in both for some in _blocks(len(part)))
+        parts = (part[some] for part in both for some in _blocks(len(part)))
+        seen = _Likeness(files.DiskArray(both[0].shape[1:], parts))
+        copies = np.isin(found.ids[rows], test.ids[test.readable()])
+        for others in _blocks(len(rows), sum(map(len, both))):
+            copies |= seen.first_match(others, np.arange(len(rows)), settings.near_duplicate) >= 0
     rows = rows[~copies]
-    ids = [found.ids[i] for i in rows]
-    groups = duplicate_groups(ids, found.thumbnails[rows], settings.near_duplicate)
+    ids = [name.decode() for name in found.ids[rows]]
+    groups = duplicate_groups(ids, found.thumbnails.take(rows), settings.near_duplicate)
     test_fraction = 0.0 if test else settings.test_fraction
     parts = split_by_content(ids, groups, settings.validation_fraction, test_fraction)
-    picked = [row for row, part in zip(rows.tolist(), parts, strict=True) if part == split]
-    if not picked:
+    picked = rows[[part == split for part in parts]]
+    if not len(picked):
         raise DasdError(f"No {split} image of {domain.data} is left: {len(ids)} images in {len(set(groups))} "
                         f"groups of near copies, test_fraction {test_fraction}. If they are no copies, set "
                         f"near_duplicate ({settings.near_duplicate}) nearer to 1.")  # fmt: skip
     return picked, int(copies.sum())
 
 
-def duplicate_groups(ids: Sequence[str], thumbnails: np.ndarray, threshold: float) -> np.ndarray:
+def duplicate_groups(
+    ids: Sequence[str], thumbnails: files.DiskArray | np.ndarray, threshold: float
+) -> np.ndarray:
     """Return a group number (n,) for each image; exact copies and near duplicates share one.
 
     A near duplicate correlates above the threshold with its group's first image by id: pairs do not chain.
     """
-    _, first, inverse = np.unique(np.asarray(ids), return_index=True, return_inverse=True)
-    flat = _comparable(thumbnails)[first]
-    groups = np.full(len(flat), -1)
-    for start in range(0, len(flat), AT_ONCE):
-        rest = groups[start:]
-        for row, near in enumerate(flat[start : start + AT_ONCE] @ flat[start:].T > threshold):
-            if rest[row] < 0:
-                rest[near & (rest < 0)] = start + row
-                rest[row] = start + row
+    _, first, inverse = np.unique(_names(ids), return_index=True, return_inverse=True)
+    likeness = _Likeness(thumbnails)
+    groups = np.full(len(first), -1)
+    for block in _blocks(len(first)):
+        rows = block[groups[block] < 0]
+        whole = likeness.vectors(first[rows])
+        for row, near in zip(rows, whole @ whole.T > threshold, strict=True):
+            if groups[row] < 0:
+                groups[rows[near & (groups[rows] < 0)]] = row
+                groups[row] = row
+        leaders = rows[groups[rows] == rows]
+        free = np.flatnonzero(groups < 0)  # all of them come later
+        match = likeness.first_match(first[leaders], first[free], threshold)
+        groups[free[match >= 0]] = leaders[match[match >= 0]]
     return groups[inverse]
 
 
-def _comparable(thumbnails: np.ndarray) -> np.ndarray:
-    """Return thumbnails (n, 32, 32) as rows (n, 1024) of norm 1, without most of what all of them share.
+def _names(ids: Sequence[str]) -> np.ndarray:
+    return np.fromiter((name.encode() for name in ids), images.ID, len(ids))
+
+
+def _blocks(*limits: int) -> Iterator[np.ndarray]:
+    """Yield the numbers of a range, AT_ONCE at once."""
+    numbers = range(*limits)
+    return (np.array(numbers[start : start + AT_ONCE]) for start in range(0, len(numbers), AT_ONCE))
+
+
+class _Likeness:
+    """How thumbnails (n, 32, 32) correlate without most of what all of them share.
 
     Images of one framing (fundus, microscope, aligned faces) correlate by that alone. Few images do not show
     it yet, and without all of it copies would differ by their noise.
+
+    In memory are short vectors (n, AXES + 1) of norm 1: the coordinates along the first principal axes of a
+    sample, and the length of the rest. Their product is never less than the correlation, by the inequality
+    of Cauchy and Schwarz for the rest; only where it is above the threshold are whole thumbnails compared.
     """
-    flat = _unit(thumbnails.reshape(-1, 32 * 32).astype(np.float32))
-    return _unit(flat - 0.8 * len(flat) / (len(flat) + 4) * flat.mean(axis=0))
+
+    def __init__(self, thumbnails: files.DiskArray | np.ndarray) -> None:
+        self._thumbnails = thumbnails
+        self._shared = np.zeros(1, np.float32)
+        count = len(thumbnails)
+        total = sum(self.vectors(rows).sum(axis=0, dtype=float) for rows in _blocks(count))
+        self._shared = np.float32(0.8 / (count + 4) * total)
+        sample = self.vectors(np.linspace(0, count - 1, min(count, SAMPLE)).astype(int))
+        axes = np.linalg.svd(sample, full_matrices=False)[2][:AXES].T
+        self._short = np.zeros((count, axes.shape[1] + 1), np.float32)
+        for rows in _blocks(count):
+            self._short[rows, :-1] = self.vectors(rows) @ axes
+        self._short[:, -1] = np.sqrt(np.maximum(1 - (self._short**2).sum(axis=1), 0))
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Return some thumbnails as vectors (rows, 1024) of norm 1; their products are correlations."""
+        flat = _unit(self._thumbnails[rows].reshape(-1, images.THUMBNAIL**2).astype(np.float32))
+        return _unit(flat - self._shared)
+
+    def first_match(self, rows: np.ndarray, others: np.ndarray, threshold: float) -> np.ndarray:
+        """Return (others,): the place in rows of the first that correlates above the threshold, or -1."""
+        found = np.full(len(others), -1)
+        short = self._short[rows]
+        whole = self.vectors(rows)
+        for block in _blocks(len(others)):
+            part = others[block]
+            possible = np.flatnonzero(short @ self._short[part].T > threshold - 1e-4)  # rounding takes less
+            some = np.unique(possible // len(part))
+            few = np.unique(possible % len(part))
+            near = whole[some] @ self.vectors(part[few]).T > threshold
+            is_match = near.any(axis=0)
+            found[block[few[is_match]]] = some[near[:, is_match].argmax(axis=0)] if is_match.any() else -1
+        return found
 
 
 def _unit(flat: np.ndarray) -> np.ndarray:
@@ -309,7 +374,7 @@ def audit(
     while tokenizer and (some := list(itertools.islice(prompts, AT_ONCE))):  # what it returns is large
         lengths = tokenizer(some, truncation=False, verbose=False)["input_ids"]
         cut += sum(len(ids) > tokenizer.model_max_length for ids in lengths)
-    distinct = len(set(data.ids))
+    distinct = len(np.unique(_names(data.ids)))
     missing = sum(not any(found) for found in data.captions)
     sides = zip(("width", "height"), np.array(data.sizes).T, strict=True)
     statistics = {"min": np.min, "median": np.median, "max": np.max}

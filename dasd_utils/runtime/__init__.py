@@ -1,7 +1,7 @@
 """What no lesson opens. In reading order:
 
 - processes: where the networks compute and how exactly; what several processes exchange
-- files: files that are complete or not there, hashes, locks, pretrained weights, progress bars
+- files: files that are complete or not there, hashes, lists on disk, locks, weights, progress bars
 - images: how each image becomes an RGB square, by a window where it has more than 8 bits a channel
 - folders: the rows of a domain's images, with captions and labels: a folder, parquet files, or the hub
 - latent_cache: VAE latents on disk

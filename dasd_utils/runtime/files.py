@@ -1,23 +1,28 @@
-"""Files that are complete or not there at all, pretrained weights, locks between processes, progress bars."""
+"""Files that are complete or not there at all, lists on disk, weights, locks of processes, progress bars."""
 
+import array
 import codecs
 import contextlib
+import copy
 import functools
 import hashlib
 import json
 import logging
+import math
+import operator
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import filelock
 import huggingface_hub
+import numpy as np
 import torch
 import transformers
 from huggingface_hub import constants
@@ -89,7 +94,7 @@ def first_line(error: BaseException) -> str:
 
 def short_hash(value: Any, digits: int = 12) -> str:
     """Return hexadecimal digits of the SHA-256 of a value as JSON: a file name of all that decides a file."""
-    text = json.dumps(value, sort_keys=True, default=str)
+    text = json.dumps(value, sort_keys=True, default=lambda v: list(v) if isinstance(v, Lazy) else str(v))
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
@@ -309,6 +314,72 @@ def embed_texts(clip: Any, tokenizer: Any, texts: Sequence[str], batch_size: int
         pooled = clip.text_model(tokens["input_ids"], tokens["attention_mask"]).pooler_output
         features.append(clip.text_projection(pooled).float().cpu())
     return nn.functional.normalize(torch.cat(features), dim=-1)
+
+
+# lists of any length: in memory is what is being read
+
+
+class Lazy(Sequence):
+    """Items 0 to count - 1, each made by `read(index)` at every access; equal to a list of the same items."""
+
+    def __init__(self, read: Callable[[int], Any], count: int) -> None:
+        self._read = read
+        self._places = range(count)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        found = self._places[index]
+        return self._read(found) if isinstance(found, int) else [self._read(place) for place in found]
+
+    def __eq__(self, other: object) -> bool:
+        is_list = isinstance(other, Sequence) and not isinstance(other, str)
+        return is_list and len(self) == len(other) and all(map(operator.eq, self, other))
+
+
+class DiskArray:
+    """Bytes, or arrays of bytes, in a temporary file; an index returns a copy and keeps nothing in memory."""
+
+    def __init__(self, shape: tuple[int, ...] = (), items: Iterable[bytes | np.ndarray] = ()) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # it goes with the last array that reads it
+        self._shape = shape  # of an item
+        self._count = 0
+        self._rows: np.ndarray | None = None  # those of `take`
+        for item in items:
+            self.append(item)
+
+    def append(self, items: bytes | np.ndarray) -> int:
+        """Write one item or several; return how many there are now."""
+        self._count += self._file.write(bytes(items)) // math.prod(self._shape)
+        return self._count
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Return some rows of the same file, in this order."""
+        found = copy.copy(self)
+        found._rows = np.asarray(rows) if self._rows is None else self._rows[rows]
+        return found
+
+    def __len__(self) -> int:
+        return self._count if self._rows is None else len(self._rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the number of items, and the shape of each."""
+        return len(self), *self._shape
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        self._file.flush()
+        stored = np.memmap(self._file, np.uint8, "r", shape=(self._count, *self._shape))
+        return np.array(stored[index if self._rows is None else self._rows[index]])
+
+
+def on_disk(items: Iterable[Any]) -> Lazy:
+    """Write what JSON can hold to a temporary file; return it as a list that is read at each access."""
+    stored = DiskArray()
+    ends = array.array("q", [0])
+    ends.extend(stored.append(json.dumps(item).encode()) for item in items)
+    return Lazy(lambda i: json.loads(stored[ends[i] : ends[i + 1]].tobytes()), len(ends) - 1)
 
 
 # progress bars

@@ -264,10 +264,12 @@ def find_window(domain: DomainConfig, rows: datasets.Dataset) -> images.Window |
         found = images.inspect_rows(rows, domain.image_column, window)
     for note, count in Counter(filter(None, found.notes)).items():
         _warn_once(f"{count} images of {name}: {note}.")
-    shown = found.thumbnails[found.readable()]
-    if len(shown) > 1 and shown.max() - shown.min() < 64:
+    readable = found.readable()
+    parts = (found.thumbnails[part] for part in np.array_split(readable, len(readable) // 1024 + 1))
+    shown = [level for part in parts if len(part) for level in (part.min(), part.max())]
+    if len(readable) > 1 and max(shown) - min(shown) < 64:
         advice = "Set its `window`" if deep else "Stretch them"
-        _warn_once(f"The images of {name} use the levels {shown.min()} to {shown.max()} of 255 only. "
+        _warn_once(f"The images of {name} use the levels {min(shown)} to {max(shown)} of 255 only. "
                    f"{advice} if that is not wanted.")  # fmt: skip
     return window if deep else None
 

@@ -5,7 +5,7 @@ import hashlib
 import io
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from dasd_utils.runtime import files
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".tif",
             ".tiff", ".gif", ".jp2", ".j2k", ".tga", ".pbm", ".pgm", ".ppm", ".pnm"}  # fmt: skip
 THUMBNAIL = 32  # pixels, square, grey: compared to find near duplicates
+ID = "S64"  # a SHA-256 in hexadecimal digits
 VERSION = 5  # of `_inspect_row`: a change of what it returns must not meet results cached before
 Window = tuple[float, float]  # the stored values shown as black and as white
 logging.getLogger("tifffile").setLevel(logging.ERROR)  # it warns of every nodata that no pixel can have
@@ -207,22 +208,7 @@ def undecoded(rows: datasets.Dataset, column: str) -> datasets.Dataset:
         raise DasdError(f"The column {column!r} holds no images but {rows.features[column]}.") from error
 
 
-class LazyImages(Sequence):
-    """Images 0 to count - 1, each made by `read(index)` at every access."""
-
-    def __init__(self, read: Callable[[int], Image.Image], count: int) -> None:
-        self._read = read
-        self._places = range(count)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
-        found = self._places[index]
-        return self._read(found) if isinstance(found, int) else [self._read(place) for place in found]
-
-
-def cropped_images(rows: datasets.Dataset, column: str, resolution: int, window: Window | None) -> LazyImages:
+def cropped_images(rows: datasets.Dataset, column: str, resolution: int, window: Window | None) -> files.Lazy:
     """Return the images of a data set's rows, read and cropped at each access."""
     stored = undecoded(rows, column)
 
@@ -233,24 +219,24 @@ def cropped_images(rows: datasets.Dataset, column: str, resolution: int, window:
         except OSError as error:  # it could be read when the rows were inspected
             raise DasdError(f"The image {item['path'] or index} can no longer be read: {error}.") from error
 
-    return LazyImages(read, len(stored))
+    return files.Lazy(read, len(stored))
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of each row's pixels; an unreadable row has the id ""."""
+    """What is known of each row's pixels; an unreadable row has the id b""."""
 
-    ids: list[str]  # content hash
-    names: list[str]  # of the image's file, "" where a table has none
-    thumbnails: np.ndarray  # (n, 32, 32) uint8
-    sizes: list[tuple[int, int]]  # (width, height), pixels
+    ids: np.ndarray  # (n,) content hashes, ASCII
+    names: Sequence[str]  # of the image's file, "" where a table has none
+    thumbnails: files.DiskArray  # (n, 32, 32) uint8
+    sizes: np.ndarray  # (n, 2) width and height, pixels
     broken: list[str]  # name and reason of every row that cannot be read
     levels: np.ndarray  # (n, 2) of the stored values of images with more than 8 bits, nan of others
-    notes: list[str]  # which bands were read, "" where all were
+    notes: Sequence[str]  # which bands were read, "" where all were
 
-    def readable(self) -> list[int]:
+    def readable(self) -> np.ndarray:
         """Return the numbers of the rows whose image can be read."""
-        return [row for row, name in enumerate(self.ids) if name]
+        return np.flatnonzero(self.ids != b"")
 
 
 def content_hash(image: Image.Image) -> str:
@@ -275,17 +261,19 @@ def inspect_rows(rows: datasets.Dataset, column: str, window: Window | None = No
     options = {"fn_kwargs": settings, "remove_columns": [column], "desc": "reading images"}
     stored = undecoded(rows, column)
     if not stored.cache_files:  # rows of a list of files: `datasets` has no place for what it finds in them
-        paths = [Path(item["path"]) for item in stored[column] if item and item["path"]]
+        paths = (Path(item["path"]) for item in stored[column] if item and item["path"])
         state = [VERSION, window, stored._fingerprint, *(p.stat().st_mtime_ns for p in paths if p.is_file())]
         options["cache_file_name"] = str(check_cache() / f"inspected-{files.short_hash(state, 32)}.arrow")
     facts = stored.map(_inspect_row, **options)
-    names = facts["path"][:]
-    reasons = enumerate(zip(names, facts["error"][:], strict=True))
-    broken = [f"{name or 'embedded image'} (row {i}): {why}" for i, (name, why) in reasons if why]
-    small = np.frombuffer(b"".join(facts["thumbnail"][:]), np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
-    sizes = [(width, height) for width, height in facts["size"][:]]
-    levels = np.array(facts["levels"][:], dtype=float)
-    return Inspection(facts["id"][:], names, small, sizes, broken, levels, facts["bands"][:])
+    small = files.DiskArray((THUMBNAIL, THUMBNAIL), facts["thumbnail"])
+    rest = facts.remove_columns("thumbnail")
+    ids, broken = np.zeros(len(rest), ID), []
+    sizes, levels = np.zeros((len(rest), 2), int), np.zeros((len(rest), 2))
+    for row, fact in enumerate(rest):
+        ids[row], sizes[row], levels[row] = fact["id"], fact["size"], fact["levels"]
+        if fact["error"]:
+            broken.append(f"{fact['path'] or 'embedded image'} (row {row}): {fact['error']}")
+    return Inspection(ids, facts["path"], small, sizes, broken, levels, facts["bands"])
 
 
 def _inspect_row(row: dict[str, Any], column: str, window: Window | None, version: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -13,7 +14,7 @@ from synthetic import Words, domain, picture, plain, saved, write_images
 
 from dasd_utils import data, latents, toyworld
 from dasd_utils.config import Config, DasdError, DomainConfig
-from dasd_utils.runtime import images
+from dasd_utils.runtime import files, images
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 TEXT = {"text": lambda n: f"picture {n}"}
@@ -385,8 +386,48 @@ def test_groups_do_not_chain():
     assert list(groups[:3]) == [groups[0]] * 3  # what resembles the first stays with it
 
 
-def test_the_threshold_is_a_setting(monkeypatch):
-    monkeypatch.setattr(data, "AT_ONCE", 16)
+@pytest.mark.parametrize("threshold", [0.5, 0.8, 0.97])
+def test_short_vectors_and_blocks_leave_the_groups_of_all_whole_products(monkeypatch, threshold):
+    monkeypatch.setattr(data, "AT_ONCE", 32)
+    draw = np.random.default_rng(0)
+    small = np.stack([images.thumbnail(toyworld.draw("satellite", 9, i, size=32)) for i in range(150)])
+    noisy = np.clip(small + draw.normal(size=small.shape) * 8, 0, 255).astype(np.uint8)
+    small = np.concatenate([small, noisy])
+    order = np.argsort(hashes(300))
+    flat = small[order].reshape(300, -1) - small.reshape(300, -1).mean(axis=1)[order, None]
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+    flat -= 0.8 * 300 / 304 * flat.mean(axis=0)
+    near = np.corrcoef(flat) > threshold
+    expected = np.full(300, -1)
+    for row in range(300):
+        if expected[row] < 0:
+            expected[near[row] & (expected < 0)] = row
+    on_disk = files.DiskArray((32, 32), [small])
+    for stored in (small, on_disk, on_disk.take(np.arange(300))):
+        groups = data.duplicate_groups(hashes(300), stored, threshold)
+        assert (groups[order] == expected).all() and len(set(groups)) < 300
+
+
+def test_memory_does_not_grow_with_the_images(monkeypatch, config):
+    """An image may keep its short vector, a hash and a few numbers in memory: less than half a thumbnail."""
+    monkeypatch.setattr(
+        toyworld, "draw", lambda _, seed, i, size: Image.effect_noise((size, size), 9 + i % 90)
+    )
+    monkeypatch.setattr(toyworld, "captions_with_mentions", lambda _, seed, i: [(f"picture {i} " * 20, {})])
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        loaded = load("toyworld:satellite", config, num_images=count)
+        assert data.audit(loaded)["images"] == len(set(loaded.ids)) == len(loaded.captions) == count
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    less, more = peak(1200), peak(3600)
+    assert more - less < 2400 * 512
+
+
+def test_the_threshold_is_a_setting():
     draw = np.random.default_rng(0)
     small = np.stack([images.thumbnail(toyworld.draw("xray", 9, i)) for i in range(40)])
     noisy = np.clip(small + draw.normal(size=small.shape) * 12, 0, 255).astype(np.uint8)

@@ -156,7 +156,8 @@ def test_no_fixed_batches_where_nothing_is_held_out(make, changes):
 def test_fingerprint_tells_other_images_and_other_captions(make, sampler):
     again = make(seed=7)
     assert sampler.fingerprint == again.fingerprint
-    again._members["train"][1].captions[0] = ["something else"]
+    member = again._members["train"][1]
+    member.captions = [["something else"], *member.captions[1:]]
     del again.fingerprint
     source, *targets = sampler._members["train"]
     fewer = latents.Sampler(sampler.config, source, targets[:1])

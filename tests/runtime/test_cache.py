@@ -31,7 +31,7 @@ def cached(config, vae):
 
     def build(vae=vae, resolution=16, last_id=None):
         source = data.load_domain(config.source, config)
-        source.ids[-1] = last_id or source.ids[-1]
+        source.ids = [*source.ids[:-1], last_id or source.ids[-1]]
         settings, mark = config.replace(resolution=resolution), latent_cache.vae_fingerprint(vae)
         return latent_cache.cached_latents(source, settings, vae, mark, progress=False)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import filelock
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -296,6 +297,29 @@ def alone(monkeypatch):
     for name in ("RANK", *files.SERVERS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+
+
+def test_lazy_items_are_read_when_asked_for():
+    asked = []
+    items = files.Lazy(lambda i: asked.append(i) or i, 5)
+    assert not asked and len(items) == 5
+    assert (items[-1], items[1:3], list(items)) == (4, [1, 2], [0, 1, 2, 3, 4])
+    assert items == [0, 1, 2, 3, 4] and items != [0, 1, 2, 3] and items != [0, 1, 2, 3, 5]
+    assert files.short_hash(items) == files.short_hash([0, 1, 2, 3, 4])  # names of files do not change
+    with pytest.raises(IndexError):
+        items[5]
+
+
+def test_what_is_on_disk_reads_as_it_was_written():
+    items = [["ä", "b c"], [], [""], {"a": None}]
+    assert files.on_disk(iter(items)) == items and files.on_disk([]) == []
+    array = np.arange(60, dtype=np.uint8).reshape(10, 2, 3)
+    stored = files.DiskArray((2, 3), [array[:4], *(each.tobytes() for each in array[4:])])
+    assert (
+        stored.shape == array.shape and (stored[:] == array).all() and (stored[[7, 2]] == array[[7, 2]]).all()
+    )
+    some = stored.take(np.array([9, 3, 1]))
+    assert len(some) == 3 and (some[1:] == array[[3, 1]]).all() and (some.take([2])[0] == array[1]).all()
 
 
 def stderr(monkeypatch, terminal: bool = True) -> io.StringIO:

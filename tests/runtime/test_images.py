@@ -88,15 +88,6 @@ def test_center_crop_keeps_the_middle_and_scales_the_shorter_side():
     assert np.abs(difference[:, 3:-3]).max() <= 1  # near the cut the filter sees one side only
 
 
-def test_lazy_images_are_read_when_asked_for():
-    asked = []
-    pictures = images.LazyImages(lambda i: asked.append(i) or i, 5)
-    assert not asked and len(pictures) == 5
-    assert (pictures[-1], pictures[1:3], list(pictures)) == (4, [1, 2], [0, 1, 2, 3, 4])
-    with pytest.raises(IndexError):
-        pictures[5]
-
-
 # more than 8 bits
 
 
