@@ -17,8 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # Colab builds these to fit each other, its drivers and its other packages; the kernel runs by the last two.
-KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy", "transformers", "tokenizers", "ipykernel",
-        "ipython")  # fmt: skip
+# A kernel that has loaded pandas with one pyarrow cannot load datasets with another.
+KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pandas", "pyarrow", "transformers",
+        "tokenizers", "ipykernel", "ipython")  # fmt: skip
 
 
 def main() -> None:

@@ -25,6 +25,12 @@ OTHERS = [  # older releases that go with what is there, with what they ask for
     ("scipy", "1.11.4", ["numpy<1.28.0,>=1.21.6"]),
     ("pandas", "2.2.2", ["numpy>=1.22.4"]),
     ("imagecodecs", "2024.9.22", ["numpy"]),
+    ("datasets", "4.0.0", ["pyarrow>=15.0.0", "pandas", "numpy>=1.17"]),
+    ("accelerate", "1.14.0", ["numpy<3.0.0,>=1.17"]),
+    ("diffusers", "0.39.0", []),
+    ("pandas", "2.2.3", ["numpy>=1.22.4"]),
+    ("peft", "0.20.0", ["numpy>=1.17"]),
+    ("pyarrow", "18.1.0", []),
     ("pillow", "11.3.0", []),
     ("psutil", "5.9.5", []),
 ]
@@ -178,6 +184,25 @@ def test_the_running_kernel_sees_the_package_and_it_says_what_changed(in_colab):
     assert re.search(r"added: .*diffusers \d", done.stdout) and "changed: psutil 5.9.5 -> " in done.stdout
     assert "still holds the former psutil: Runtime > Restart session" in done.stdout  # it was imported before
     assert "profile \"auto\" is 'tiny' here: no CUDA device here" in done.stdout
+
+
+NEWEST = {
+    "pandas": "2.2.3",
+    "pyarrow": "18.1.0",
+    "datasets": "4.0.0",
+    "accelerate": "1.14.0",
+    "peft": "0.20.0",
+}
+
+
+def test_the_newest_runtime_keeps_its_tables_and_gets_another_diffusers(wheels, repository, tmp_path):
+    there = THERE | NEWEST | {"diffusers": "0.39.0"}
+    environment = Environment(tmp_path / "venv", wheels, repository, there)
+    program = "import pandas, pyarrow\n" + PROGRAM.format(cell=repository[1]).replace("import psutil\n", "")
+    done = environment.run("-c", program, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert environment.installed().items() >= NEWEST.items()
+    assert re.search(r"changed: diffusers 0\.39\.0 -> \S+\n", done.stdout) and "Restart" not in done.stdout
 
 
 def test_too_old_a_transformers_is_said_and_nothing_changes(wheels, repository, tmp_path):
