@@ -96,8 +96,8 @@ def study(config):
 
 @pytest.fixture(scope="module")
 def rows(study):
-    assert adaptation.run_study(study, [0, 1, 2]) == []
-    return adaptation.table(study, [0, 1, 2])
+    assert adaptation.run_study(study, [0, 1]) == []
+    return adaptation.table(study, [0, 1])
 
 
 def test_the_table_has_accuracies_of_each_epoch_a_constant_answer_and_distances_from_twins(study, rows):
@@ -118,8 +118,8 @@ def test_the_table_has_accuracies_of_each_epoch_a_constant_answer_and_distances_
 
 def test_what_is_kept_is_not_made_again(study, rows, monkeypatch):
     monkeypatch.setattr(adaptation, "measure_seed", None)
-    assert adaptation.run_study(study, [0, 1, 2]) == []
-    assert adaptation.table(study, [0, 1, 2]) == rows
+    assert adaptation.run_study(study, [0, 1]) == []
+    assert adaptation.table(study, [0, 1]) == rows
     assert not Study(study.config, TARGET, num_images=16, epochs=3).path(0).is_file()
     assert not Study(study.config, TARGET, num_images=12, epochs=2).path(0).is_file()
 
@@ -208,8 +208,8 @@ def test_a_domain_without_labels_is_looked_at_and_not_classified(config):
     assert part.labels == whole.labels[:5] and part.thumbnails.shape[0] == 5
     domain = dataclasses.replace(config.domains[0], label_column=None)
     study = Study(config.replace(domains=(domain,)), "toyworld:xray")
-    assert adaptation.run_study(study, [0, 1]) == []
-    rows = adaptation.table(study, [0, 1])
+    assert adaptation.run_study(study, [0]) == []
+    rows = adaptation.table(study, [0])
     assert {row["metric"] for row in rows} == {"cmmd"}  # no twins: other scenes
 
 
@@ -230,7 +230,7 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(config, tmp_path):
 
 def test_the_command_writes_the_table(study, rows, tmp_path):
     path = study.config.save(tmp_path / "config.json")
-    words = ["adapt", "--config", str(path), "--target", TARGET, "--seeds", "0,1,2", "--num_images", "16"]
+    words = ["adapt", "--config", str(path), "--target", TARGET, "--seeds", "0,1", "--num_images", "16"]
     result = CliRunner().invoke(cli.app, [*words, "--epochs", "2"])
     assert result.exit_code == 0, result.output
     stored = json.loads((translation.resolve(study.config.output_dir) / "adaptation.json").read_text())
