@@ -259,7 +259,7 @@ class AlignmentConfig:
     pairs: Flag = False  # as published: the distance of one target and one source, averaged over pairs
     # frozen: of the base, LoRA off; bank: the same, computed once at bank_size samples and kept in the cache
     source_features: Literal["adapted", "frozen", "bank"] = "adapted"
-    bank_size: Positive = 2000  # source samples, spread evenly over the timesteps
+    bank_size: Positive = 1000  # source samples, spread evenly over the timesteps
     match_timesteps: Flag = False  # features of near timesteps are compared, not of all together
 
 
