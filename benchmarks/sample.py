@@ -1,6 +1,7 @@
 """Time this project's calibrated sampling against StableDiffusionPipeline with the adapter loaded.
 
-python benchmarks/sample.py
+python benchmarks/sample.py                                        about 15 minutes on two idle cores
+python benchmarks/sample.py --num-images 8 --repeats 9 --no-scores # times alone, about five
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import typer
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from dasd_utils import evaluation, metrics, sampling
+from dasd_utils import evaluation, metrics, models, sampling
 from dasd_utils.config import Calibration, Config, DomainConfig, resolve
 from dasd_utils.pretrain.evaluate import heldout
 from dasd_utils.runtime import checkpoints
@@ -22,10 +23,14 @@ from dasd_utils.runtime.processes import autocast
 from dasd_utils.sampling import initial_noise, make_scheduler
 
 PUBLISHED = {"num_inference_steps": 30, "scheduler": "ddim"}
+INTERVAL = {"guidance_interval": (0.2, 0.9)}
 VARIANTS = {  # name -> (who samples, what differs from the domain's calibration)
     "diffusers, DDIM 30": ("diffusers", PUBLISHED),
     "ours, DDIM 30": ("ours", PUBLISHED),
+    "network and decoder alone, DDIM 30": ("network", PUBLISHED),
+    "ours, DDIM 30, guidance interval": ("ours", PUBLISHED | INTERVAL),
     "ours, calibrated": ("ours", {}),
+    "ours, calibrated, guidance interval": ("ours", INTERVAL),
     "ours, DPM-Solver++ 10": ("ours", {"num_inference_steps": 10, "scheduler": "dpm++"}),
 }
 Sampler = Callable[[DomainConfig, Sequence[str], int, Calibration], list[Image.Image]]
@@ -35,7 +40,7 @@ def factory(variant: str, precision: str, batch_size: int, num_images: int) -> c
     """Return for each domain `<name>`, which samples one batch, and `<name> all`, which samples all."""
     who, changes = VARIANTS[variant]
     config = Config.setup("tiny", mixed_precision=precision)
-    sample = {"diffusers": _diffusers, "ours": _ours}[who](config)
+    sample = {"diffusers": _diffusers, "ours": _ours, "network": _network}[who](config)
     operations = {}
     for domain in config.domains:
         prompts = heldout(domain.name, num_images).texts
@@ -58,6 +63,24 @@ def _ours(config: Config) -> Sampler:
     def sample(domain: DomainConfig, prompts: Sequence[str], first: int, settings: Calibration) -> list:
         seeds = list(range(first, first + len(prompts)))
         return pipeline.generate(list(prompts), domain=domain.name, seed=seeds, settings=settings)[0]
+
+    return sample
+
+
+def _network(config: Config) -> Sampler:
+    """Return what guided sampling cannot do without: the network's passes, LoRA merged, and the decoder."""
+    pipeline = sampling.load_trained_pipeline(checkpoints.find_run(Config.setup("tiny")), config)
+    parts, shape = pipeline.parts, models.latent_shape(pipeline.parts)
+    parts.unet.fuse_lora()
+
+    @torch.no_grad()
+    def sample(domain: DomainConfig, prompts: Sequence[str], first: int, settings: Calibration) -> list:
+        noise = torch.randn(2 * len(prompts), *shape, device=parts.unet.device, dtype=parts.unet.dtype)
+        text = torch.randn(len(noise), 77, parts.unet.config.cross_attention_dim).to(noise)
+        with sampling.evaluating(parts.unet), autocast(config.training.mixed_precision, noise.device):
+            for timestep in torch.linspace(999, 0, settings.num_inference_steps):
+                parts.unet(noise, timestep, encoder_hidden_states=text)
+        return sampling.decode_images(parts.vae, noise[: len(prompts)].float())
 
     return sample
 
@@ -112,15 +135,19 @@ def main(
     batch_size: int = 8,
     num_images: Annotated[int, typer.Option(help="a domain, for CMMD and attributes", min=2)] = 200,
     repeats: Annotated[int, typer.Option(min=1)] = 5,
+    scores: Annotated[bool, typer.Option(help="CMMD and attributes too")] = True,
 ) -> None:
-    """Print a table and write data/results/bench_sample.json: images a second, CMMD, attributes shown."""
+    """Print a table of images a second, CMMD, attributes shown.
+
+    With scores it is written to data/results/bench_sample.json.
+    """
     torch.set_num_threads(threads)
     config = Config.setup("tiny")
     domains = [domain.name for domain in config.domains]
     options = {"precision": precision, "batch_size": batch_size, "num_images": num_images}
     workers = {name: common.Worker(factory, threads, variant=name, **options) for name in VARIANTS}
     times = common.alternate(workers, dict.fromkeys(workers, domains), repeats)
-    scorer, rows = evaluation.load_scorer(config, "cpu"), []
+    scorer, rows = evaluation.load_scorer(config, "cpu") if scores else None, []
     for name, worker in workers.items():
         for domain in domains:
             first, seconds = times[next(iter(VARIANTS))][domain], times[name][domain]
@@ -135,11 +162,14 @@ def main(
             row["repeats"] = repeats  # of one batch; n is for the scores
             row["images_per_second"] = common.spread([batch_size / s for s in seconds])
             row["ratio"] = common.spread([f / s for f, s in zip(first, seconds, strict=True)])
-            rows.append(row | score(worker.ask("value", f"{domain} all"), domain, scorer, 0))
+            if scorer and VARIANTS[name][0] != "network":  # which makes no pictures
+                row |= score(worker.ask("value", f"{domain} all"), domain, scorer, 0)
+            rows.append(row)
         worker.close()
     columns = {"method": "", "domain": "", "images_per_second": ".2f", "ratio": ".2f"}
     print(common.table(rows, columns | {"cmmd": ".3f", "attributes": ".3f"}))
-    print(common.save("sample", {"machine": common.machine(threads)}, rows))
+    if scores:
+        print(common.save("sample", {"machine": common.machine(threads)}, rows))
 
 
 if __name__ == "__main__":
