@@ -1,7 +1,5 @@
 """How good the embedded base is: every number with n, seed and interval, on renders that no training saw."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import timeit
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from dasd_utils import evaluation, metrics, sampling, toyworld
 from dasd_utils.config import Calibration, Config, DasdError, portable, resolve
+from dasd_utils.evaluation import Scorer
 from dasd_utils.runtime import checkpoints
 from dasd_utils.runtime.images import to_pixels
 
@@ -45,6 +44,30 @@ def heldout(domain: str, count: int) -> Heldout:
     texts, mentioned = zip(*wordings, strict=True)
     images = [toyworld.draw(*scene) for scene in scenes]
     return Heldout(domain, images, [toyworld.attributes(*s) for s in scenes], list(texts), list(mentioned))
+
+
+class _Table:
+    """Rows with bootstrap intervals, all drawn with one seed."""
+
+    def __init__(self, seed: int, num_bootstrap: int) -> None:
+        self.rows: list[Row] = []
+        self.draws = {"seed": seed, "num_bootstrap": num_bootstrap}
+
+    def add(self, metric: str, domain: str, value: float, low: float, high: float, n: int) -> None:
+        """Add one row."""
+        ends = {"value": value, "low": low, "high": high}
+        self.rows.append({"metric": metric, "domain": domain, **ends, "n": n, "seed": self.draws["seed"]})
+
+    def mean(self, metric: str, domain: str, values: Tensor | np.ndarray) -> None:
+        """Add the mean of independent values, (n,)."""
+        scores = torch.as_tensor(values).double()
+        interval = metrics.bootstrap_interval(scores, **self.draws)
+        self.add(metric, domain, scores.mean().item(), *interval, len(scores))
+
+    def cmmd(self, metric: str, domain: str, one: Tensor, two: Tensor) -> None:
+        """Add the CMMD of two sets of features, (n, d) and (m, d)."""
+        estimate = metrics.mmd_estimate(one, two, metrics.cmmd_kernel, **self.draws)
+        self.add(metric, domain, *estimate.interval(), len(one))
 
 
 def evaluate(config: Config, num_images: int = 500) -> list[Row]:
@@ -84,11 +107,26 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
         seeds = [1000 * config.seed + i for i in range(num_images)]
         own = domain if method == "adapted" else None
         images, *_ = pipeline.generate(world.texts, domain=own, seed=seeds)
-        table.mean(
-            f"{method}_attribute_accuracy", domain, scorer.attributes_shown(images, domain, world.mentioned)
-        )
+        shown = scorer.attributes_shown(images, domain, world.mentioned)
+        table.mean(f"{method}_attribute_accuracy", domain, shown)
         table.cmmd(f"{method}_cmmd", domain, scorer.embed(images), features[domain])
     return table.rows
+
+
+@torch.no_grad()
+def _score_parts(
+    table: _Table, vae: Any, scorer: Scorer, worlds: dict[str, Heldout], features: dict[str, Tensor]
+) -> None:
+    """Add the scores of VAE, CLIP and attribute classifier on renders."""
+    for domain, world in worlds.items():
+        table.mean("psnr", domain, psnr(vae, world.images))
+        table.mean("retrieval_r1", domain, retrieval(scorer, heldout(domain, RETRIEVAL)))
+        table.mean("zero_shot_domain", domain, zero_shot(scorer, features[domain]) == domain)
+        shown = scorer.attributes_shown(world.images, domain, world.mentioned)
+        table.mean("reader_on_renders", domain, shown)
+    images = [image for world in worlds.values() for image in world.images]
+    ratio = deviation_ratio(vae, images)
+    table.add("latent_deviation_ratio", "all", ratio, ratio, ratio, len(images))
 
 
 def measure_base(base: str, seed: int, num_images: int) -> tuple[Path, list[Row]]:
@@ -104,51 +142,6 @@ def scores_file(base: Path) -> Path:
     """Return where a base's scores are: in its folder, of the embedded base in data/results."""
     is_embedded = base == resolve("data/tiny-sd")
     return resolve("data/results/pretrain.json") if is_embedded else base / "scores.json"
-
-
-@torch.no_grad()
-def _score_parts(
-    table: _Table,
-    vae: Any,
-    scorer: evaluation.Scorer,
-    worlds: dict[str, Heldout],
-    features: dict[str, Tensor],
-) -> None:
-    """Add the scores of VAE, CLIP and attribute classifier on renders."""
-    for domain, world in worlds.items():
-        table.mean("psnr", domain, psnr(vae, world.images))
-        table.mean("retrieval_r1", domain, retrieval(scorer, heldout(domain, RETRIEVAL)))
-        table.mean("zero_shot_domain", domain, zero_shot(scorer, features[domain]) == domain)
-        table.mean(
-            "reader_on_renders", domain, scorer.attributes_shown(world.images, domain, world.mentioned)
-        )
-    images = [image for world in worlds.values() for image in world.images]
-    ratio = deviation_ratio(vae, images)
-    table.add("latent_deviation_ratio", "all", ratio, ratio, ratio, len(images))
-
-
-class _Table:
-    """Rows with bootstrap intervals, all drawn with one seed."""
-
-    def __init__(self, seed: int, num_bootstrap: int) -> None:
-        self.rows: list[Row] = []
-        self.draws = {"seed": seed, "num_bootstrap": num_bootstrap}
-
-    def add(self, metric: str, domain: str, value: float, low: float, high: float, n: int) -> None:
-        """Add one row."""
-        ends = {"value": value, "low": low, "high": high}
-        self.rows.append({"metric": metric, "domain": domain, **ends, "n": n, "seed": self.draws["seed"]})
-
-    def mean(self, metric: str, domain: str, values: Tensor | np.ndarray) -> None:
-        """Add the mean of independent values, (n,)."""
-        scores = torch.as_tensor(values).double()
-        interval = metrics.bootstrap_interval(scores, **self.draws)
-        self.add(metric, domain, scores.mean().item(), *interval, len(scores))
-
-    def cmmd(self, metric: str, domain: str, one: Tensor, two: Tensor) -> None:
-        """Add the CMMD of two sets of features, (n, d) and (m, d)."""
-        interval = metrics.cmmd_interval(one, two, **self.draws)
-        self.add(metric, domain, metrics.cmmd(one, two), *interval, len(one))
 
 
 def psnr(vae: Any, images: Sequence[Image.Image]) -> Tensor:
@@ -167,7 +160,7 @@ def deviation_ratio(vae: Any, images: Sequence[Image.Image]) -> float:
     return (deviations.max() / deviations.min()).item()
 
 
-def retrieval(scorer: evaluation.Scorer, world: Heldout) -> Tensor:
+def retrieval(scorer: Scorer, world: Heldout) -> Tensor:
     """Return whether the caption nearest to each image mentions nothing that it does not show; (n,)."""
     texts = scorer.embed_texts(world.texts)
     found = (scorer.embed(world.images) @ texts.T).argmax(dim=1).tolist()
@@ -175,7 +168,7 @@ def retrieval(scorer: evaluation.Scorer, world: Heldout) -> Tensor:
     return torch.tensor([world.mentioned[j].items() <= shown.items() for j, shown in pairs])
 
 
-def zero_shot(scorer: evaluation.Scorer, features: Tensor) -> np.ndarray:
+def zero_shot(scorer: Scorer, features: Tensor) -> np.ndarray:
     """Return the domain whose bare prompts are nearest to each image; (n,) names."""
     rng = np.random.default_rng(0)
     means = []

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dasd_utils import evaluation
-from dasd_utils.metrics import Estimate
 from dasd_utils.study import ladder
 
 if TYPE_CHECKING:
@@ -23,12 +22,13 @@ if TYPE_CHECKING:
 
     from dasd_utils.config import Config
     from dasd_utils.evaluation import ResultRow
+    from dasd_utils.metrics import Estimate
     from dasd_utils.study.ladder import Method
 
 FIT = "cmmd"  # lower is nearer to the domain
 CONTROL = ("attribute_accuracy", "clip_score")  # higher is more of the prompt; the first that all have
 Scales = Mapping[str, float]
-Estimates = Mapping[str, Estimate]  # by metric
+Estimates = Mapping[str, "Estimate"]  # by metric
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def gains(own: Mapping[str, Estimates], against: Mapping[str, Estimates]) -> lis
         chosen, reached = _choose(_all(own, FIT), _all(own, control), limit)
         for metric in (FIT, control) if reached[0].all() else ():
             picked = _all(own, metric).gather(0, chosen[None])[0]  # (1 + B, S)
-            mine = Estimate(picked[0], picked[1:], point[metric].units)
+            mine = dataclasses.replace(point[metric], values=picked[0], draws=picked[1:])
             two = {"own": {metric: mine}, name: {metric: point[metric]}}
             (row,) = evaluation.difference_rows(two, {}, name)
             del row["method"]
