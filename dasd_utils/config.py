@@ -1,7 +1,4 @@
-"""Every setting of the project, once. The type of a field says what it may hold; JSON in and out.
-
-Settings that break a bound or a pattern cannot be constructed.
-"""
+"""Every setting, once: a field's type says what it may hold, and is checked. JSON in and out."""
 
 from __future__ import annotations
 
@@ -510,10 +507,7 @@ def check_types(**given: tuple[Any, Any]) -> None:
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """Return the value in a JSON file of any Unicode encoding.
-
-    Raises DasdError where the file cannot be read, is no JSON, or has a key twice in one object.
-    """
+    """Return the value in a JSON file; DasdError for one that is unreadable, no JSON, or has a key twice."""
     check_types(path=(path, str | os.PathLike))
     try:
         return json.loads(Path(path).read_bytes(), object_pairs_hook=unique_keys)

@@ -328,10 +328,7 @@ def cmmd_interval(
 def bootstrap_interval(
     values: Values, num_bootstrap: int = 1000, seed: int = 0, groups: Groups = None, share: bool = False
 ) -> Interval:
-    """Return the 95 % interval of a mean; complete groups are drawn where they are given.
-
-    share: what is averaged lies between 0 and 1, and so does the interval.
-    """
+    """Return the 95 % interval of a mean, groups drawn whole; share: of values and interval from 0 to 1."""
     values = torch.as_tensor(values, dtype=torch.float64)
     group = _group_index(groups, len(values))
     count = int(group.max()) + 1

@@ -251,10 +251,7 @@ def _active_layers(parts: Parts) -> list[BaseTunerLayer]:
 
 
 def trainable_parameters(parts: Parts) -> dict[str, list[nn.Parameter]]:
-    """Return {"lora": [...], "tokens": [...]} and freeze every other parameter of the parts.
-
-    After `unfreeze_unet` the first is "unet": all its parameters but `parts.frozen_names`.
-    """
+    """Return {"lora" or "unet": [...], "tokens": [...]} without `parts.frozen_names`, and freeze the rest."""
     kind = "unet" if parts.base_weights else "lora"
     named = {name: p for name, p in parts.unet.named_parameters() if kind == "unet" or "lora_" in name}
     inner = [p for name, p in named.items() if name not in parts.frozen_names]
@@ -291,10 +288,7 @@ def encode_prompts(parts: Parts, prompts: list[str]) -> Tensor:
 
 @torch.no_grad()
 def cache_texts(parts: Parts, prompts: Iterable[str]) -> None:
-    """Encode prompts once and keep them on the host, until `parts.text_cache.clear()`.
-
-    Prompts with a learned token are left out; if more than MAX_CACHED_TEXTS remain, none is cached.
-    """
+    """Keep encoded prompts, without learned tokens, on the host; none if more than MAX_CACHED_TEXTS."""
     tokens = [token.lower() for token in parts.token_ids]
     distinct = [p for p in dict.fromkeys(prompts) if not any(token in p.lower() for token in tokens)]
     if len(distinct) > MAX_CACHED_TEXTS:

@@ -1,7 +1,4 @@
-"""The profiles `tiny` and `sd15`, the published settings, and what `auto` picks.
-
-A profile holds the fields that differ from the defaults in `config`.
-"""
+"""Profiles (fields that differ from the defaults in `config`), published settings, what `auto` picks."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -163,10 +163,7 @@ class DomainStudioObjective:
     def predicted_x0(
         self, parts: models.Parts, batch: Batch, eps: Tensor, config: Config
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the targets' x0 predicted by the adapted model and by the source, and their own x0.
-
-        (B, C, h, w) each, as pixels in [-1, 1] or as latents.
-        """
+        """Return x0 of the targets by adapted model and source, and the true one; (B, C, h, w) each."""
         noisy = noisy_targets(parts, batch)
         a = parts.noise_scheduler.alphas_cumprod.to(noisy.device)[batch.target_timesteps]
         base = sampling.clean_latents(noisy, base_prediction(parts, batch, config), a)

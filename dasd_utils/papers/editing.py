@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from dasd_utils import models
 
-WHITE = (1, 255, 65535)  # of masks
+WHITE = (1, 255, 65535)  # of masks: the least that no value exceeds
 log = logging.getLogger(__name__)
 
 
@@ -80,10 +80,7 @@ def encode(parts: models.Parts, pictures: Sequence[Image.Image]) -> Tensor:
 
 
 def _square_mask(mask: Image.Image | np.ndarray, pictures: Sequence[Image.Image]) -> Tensor:
-    """Return a mask's square (1, 1, s, s) from 0 to 1, cropped as the pictures are.
-
-    White is 1, 255 or 65535, the least of them that no value exceeds.
-    """
+    """Return a mask's square (1, 1, s, s) from 0 to 1, cropped as the pictures are; see WHITE."""
     if isinstance(mask, Image.Image):
         mask = ImageOps.exif_transpose(mask if mask.mode[0] in "IF" else mask.convert("L"))
     values = np.asarray(mask, np.float32)

@@ -79,10 +79,7 @@ def train_vae(config: PretrainConfig, work: Path) -> AutoencoderKL:
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderKL, images: Images) -> AutoencoderKL:
-    """Fold mean and deviation of each latent channel into the 1x1 convolutions around the latents.
-
-    Latents then have mean 0 and deviation 1 in every channel, and `scaling_factor` is 1.
-    """
+    """Make every latent channel of mean 0 and deviation 1, by the 1x1 convolutions around the latents."""
     picks = images.draw(np.random.default_rng(0), MEASURED)
     moments = [vae.encode(images.pixels(picks[i : i + 64])).latent_dist.mean for i in range(0, MEASURED, 64)]
     latents = torch.cat(moments)  # (MEASURED, 4, h, w)
@@ -182,10 +179,7 @@ class ClipWithHeads(nn.Module):
 
 
 def train_clip(config: PretrainConfig, work: Path) -> CLIPModel:
-    """Train contrastively on all domains; a text suits every image that shows what it mentions.
-
-    Everyday sentences suit no image. A linear map to the attributes shortens the training and is dropped.
-    """
+    """Train contrastively; texts suit every image that shows what they mention, everyday sentences none."""
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")  # nosec B615  # a folder
     torch.manual_seed(config.seed)
     clip = clip_model(config, len(tokenizer))

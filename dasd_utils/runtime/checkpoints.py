@@ -117,10 +117,7 @@ def is_complete(config: Config) -> bool:
 
 
 def find_run(config: Config) -> Path:
-    """Return the folder of a trained run that fits this config: its own, else the shipped one.
-
-    Raises DasdError, naming a field that decides the weights and differs, where neither folder fits.
-    """
+    """Return the run folder that fits a config, its own or the shipped; DasdError names what differs."""
     problems = []
     for folder in [resolve(place) for place in (config.output_dir, config.shipped_run) if place is not None]:
         if not (folder / "adapter").is_dir() or not (folder / "config.json").exists():

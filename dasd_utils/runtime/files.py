@@ -273,10 +273,7 @@ def find_adapter(name: str | Path) -> Path:
 
 
 def find_weights(name: str, revision: str | None = None, variant: str | None = None) -> Source:
-    """Return where the weights of that name are: the folder if there is one, else the hub.
-
-    Raises DasdError if the name is neither a folder nor a hub id.
-    """
+    """Return where weights are, a folder or else the hub; DasdError for neither a folder nor a hub id."""
     if folder := find_folder(name):
         return Source(name, revision, variant, folder)
     check_no_hub_id(name)

@@ -152,10 +152,7 @@ def _read_folder(folder: Path, state: tuple, left_out: tuple[str, ...]) -> dict[
 
 
 def _find_splits(pictures: list[Path]) -> tuple[dict[str, list[Path]], list[str]]:
-    """Return the images of each split, and what lies beside the folders of splits.
-
-    Folders named train and test are splits. A single one of such a name beside others is a class.
-    """
+    """Return the images of each split, by folders named train, test, ..., and what lies beside those."""
     base = Path(os.path.commonpath([path.parent for path in pictures]))
     places: dict[str, list[Path]] = {}
     for path in pictures:
@@ -164,7 +161,7 @@ def _find_splits(pictures: list[Path]) -> tuple[dict[str, list[Path]], list[str]
     named = {name: SPLITS[name.lower()] for name in places if name.lower() in SPLITS}
     found = set(named.values())
     if "train" not in found or (len(found) == 1 and places.keys() - named - {""}):
-        return {"train": pictures}, []
+        return {"train": pictures}, []  # a single such name among others is a class
     splits = {split: [p for name in named if named[name] == split for p in places[name]]
               for split in ("train", "validation", "test") if split in found}  # fmt: skip
     stray = [f"{len(places[name])} images beside the splits {', '.join(named)} ({base / name})"

@@ -1,7 +1,4 @@
-"""What trackers get of a run: accelerate's, by the names in the config.
-
-One that fails during the run is dropped with a warning; none affects a step.
-"""
+"""Trackers of accelerate: one that fails during the run is dropped with a warning; none affects a step."""
 
 import contextlib
 import logging

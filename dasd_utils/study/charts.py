@@ -121,10 +121,7 @@ def curve_chart(
 
 @style()
 def difference_chart(rows: Rows, metrics: Sequence[str], domain: str) -> Figure:
-    """Return a panel per metric: each method's paired difference to the first it is compared with.
-
-    Filled where the interval leaves out 0, hollow where the two cannot be told apart.
-    """
+    """Return a panel per metric of differences to the first `against`; hollow where the interval holds 0."""
     found = [row for row in rows if "against" in row and "separable" in row and row["domain"] == domain]
     found = [row for row in found if row["against"] == found[0]["against"]]
     methods = unique(found, "method")

@@ -58,10 +58,7 @@ def ladder_table(rows: Sequence[ResultRow], metrics: Sequence[str] | None = None
 
 
 def estimate_text(row: ResultRow, digits: int | None = None) -> str:
-    """Return "value ± half of the interval" of a row, or "value [low, high]" where that passes 0 or 1.
-
-    digits: the decimals of its metric if none are given.
-    """
+    """Return "value ± half of the interval" of a row, or "value [low, high]" where that passes 0 or 1."""
     digits = METRICS[row["metric"]].decimals if digits is None else digits
     value = round(row["value"], digits) + 0.0  # no -0.0
     half = round((row["high"] - row["low"]) / 2, digits)

@@ -54,10 +54,7 @@ def draw(domain: str, seed: int, index: int, size: int = 64) -> Image.Image:
 
 
 def render(domain: str, seed: int, index: int, size: int = 64) -> Scene:
-    """Return one captioned scene, the same for the same (domain, seed, index); `size` in pixels.
-
-    A sketch shows the scene that the painting of the same seed and index shows.
-    """
+    """Return a captioned scene of its (domain, seed, index); a sketch shows what the painting shows."""
     caption = caption_variants(domain, seed, index, 1)[0]
     return Scene(domain, draw(domain, seed, index, size), caption, attributes(domain, seed, index))
 

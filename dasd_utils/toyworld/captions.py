@@ -77,10 +77,7 @@ def bare_prompt(domain: str, rng: np.random.Generator) -> str:
 def _compose(
     domain: str, attributes: Attributes, mentioned: Attributes, rng: np.random.Generator
 ) -> tuple[str, set[str]]:
-    """Return a random caption, its slots still open, and the attributes whose words are empty.
-
-    The caption is "" where it has no place for an attribute.
-    """
+    """Return a caption, slots open, and attributes without words; "" where one has no place."""
     frame, framed = "{}", set()
     if rng.random() >= UNFRAMED.get(domain, 0):
         frame, framed = pick(_options(FRAMES[domain], attributes, mentioned), rng)

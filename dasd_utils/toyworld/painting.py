@@ -1,7 +1,4 @@
-"""The painting domain, and the same scenes as line drawings for the sketch domain.
-
-Every scene is laid out once, as a list of shapes; a palette colours it, or a pen outlines it.
-"""
+"""Paintings, and the same scenes as sketches: shapes, coloured by a palette or outlined by a pen."""
 
 import json
 from pathlib import Path

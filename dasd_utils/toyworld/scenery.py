@@ -1,7 +1,4 @@
-"""The painted scenes: shapes, renderers that paint or ink them, and layouts that turn chance into shapes.
-
-Shapes are in unit coordinates (0 to 1, y downwards) and stand from far to near.
-"""
+"""Painted scenes: shapes from far to near (coordinates 0 to 1, y down), renderers, layouts of attributes."""
 
 from typing import NamedTuple
 

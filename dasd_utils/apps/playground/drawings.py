@@ -64,10 +64,7 @@ def load(run: str | Path, config: Config | None = None) -> Loaded:
 def draw(
     loaded: Loaded, prompt: str, domain: str | None, calibration: Calibration, seed: int, beside: bool = False
 ) -> list[Drawing]:
-    """Return one drawing, or with `beside` two, of which the first is the base model's from the same noise.
-
-    domain: a name, AUTO, or None for the base model.
-    """
+    """Return a drawing, with `beside` the base's before it; domain: a name, AUTO, or None for the base."""
     if domain == AUTO:
         domain = loaded.classify(prompt)["best_domain"]
     settings = {"prompt": prompt, "domain": domain, **calibration.settings(), "seed": seed}

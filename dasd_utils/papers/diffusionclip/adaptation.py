@@ -241,10 +241,7 @@ def difference(pictures: Sequence[Image.Image], others: Sequence[Image.Image]) -
 def classified(
     study: Study, seed: int, new: dict[str, Sequence[Image.Image]]
 ) -> dict[tuple[str, str], Tensor]:
-    """Return which test images the classifiers trained on each set get right after each epoch, (E, n).
-
-    new: the translations of the source's splits "train" and "test".
-    """
+    """Return which test images each set's classifiers get right, (E, n); new: the translated splits."""
     source, target = study.source.name, study.target.name
     sets = {key: Labelled.of(list(each.images), each.labels) for key, each in study.images.items()}
     own, translated = sets[source, "train"], Labelled.of(new["train"], sets[source, "train"].labels)

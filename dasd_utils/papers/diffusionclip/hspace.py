@@ -142,10 +142,7 @@ def label_shares(
 
 
 def resample(labels: Sequence[str], names: Sequence[str], shares: Tensor, seed: int = 0) -> list[int]:
-    """Return as many rows as there are labels, drawn with replacement so that classes have these shares.
-
-    Each class is drawn at least once: a classifier needs an example.
-    """
+    """Return as many rows as labels, drawn so that classes have these shares, and each at least one row."""
     random, own = np.random.default_rng(seed), np.asarray(labels)
     wanted = shares.double().numpy()
     drawn = random.choice(len(names), len(own), p=wanted / wanted.sum())

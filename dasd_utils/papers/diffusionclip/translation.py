@@ -161,10 +161,7 @@ def strength(pipeline: DasdPipeline, config: Config) -> float:
 def by_settings(
     pipeline: DasdPipeline, places: Sequence[Path], amount: float | None = None
 ) -> Iterator[tuple[Path, Image.Image]]:
-    """Yield (file, its translation) for image files and folders of them, by the settings of the run.
-
-    amount: the strength, the settings' if it is None.
-    """
+    """Yield (file, its translation) for image files and folders; amount: another strength."""
     own = objective.settings(run_config(pipeline.config, 0))
     found = images.find_image_files(places)
     amount = strength(pipeline, pipeline.config) if amount is None else amount
