@@ -20,14 +20,10 @@ import numpy as np
 
 Attributes = dict[str, str]
 Wordings = tuple[str, ...]
-
-
-def _frozen(table: Any) -> Any:
-    """Return the table with tuples in the place of lists."""
-    return tuple(table) if isinstance(table, list) else {name: _frozen(each) for name, each in table.items()}
-
-
-TABLES = _frozen(json.loads(Path(__file__).with_name("wordings.json").read_text(encoding="utf8")))
+TABLES = json.loads(
+    Path(__file__).with_name("wordings.json").read_text(encoding="utf8"),
+    object_hook=lambda table: {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()},
+)
 WORDS = TABLES["words"]  # domain -> attribute -> value -> words; one that is missing here is an error
 SCENES = TABLES["scenes"]  # domain -> scene -> phrases
 TAILS = TABLES["tails"]  # domain -> attribute -> wordings, of all values or of each
@@ -138,32 +134,15 @@ def pick(options: Sequence[Any], rng: np.random.Generator) -> Any:
 
 # Everyday English, and frames of a domain around such things.
 
-TELLING = {  # a prompt with one of these words asks for the domain
-    domain: re.compile(rf"\b(?:{words})\b")
-    for domain, words in {
-        "painting": r"paint\w*|watercolou?rs?|canvas|artwork|art|artist\S*|oil|brush|portrait|impressionis\w+"
-        r"|expressionist|acrylics?|gouache",
-        "sketch": r"sketch\w*|draw\w*|drawn|pencil|ink|pen|line art|charcoal|crayon|doodle",
-        "satellite": r"satellite|aerial\w*|overhead|from (?:high |directly )?above|top[- ]down|top view"
-        r"|bird'?s.eye|straight down|looking down|remote sensing|remotely|orbit\w*|drone|space|nadir|map"
-        r"|earth observation|from the air|sky|orthophoto|airplanes?|airport|runway|harbou?r",
-        "xray": r"x[- ]rays?|xrays?|radio(?:graph|log)\w*|scans?|lungs?|chest|thora\w+|ribs?|ribcage"
-        r"|pulmonary|imaging|pleural|pneumo\w+|film|diagnostic|clinical",
-    }.items()
-}
-DRAWN = {  # what the toy world does draw in the domain, near enough
-    "painting": re.compile(r"\b(?:man|men|woman|women|couple)\b"),
-    "satellite": re.compile(r"\b(?:street|alley|cars?|football|garden)\b"),
-    "xray": re.compile(
-        r"\b(?:man|men|woman|women|child|children|baby|babies|toddlers?|boys?|girls?|teenagers?)\b"
-    ),
-}
-DRAWN["sketch"] = DRAWN["painting"]
+
+def _any_of(words: dict[str, Wordings]) -> dict[str, re.Pattern]:
+    return {domain: re.compile(rf"\b(?:{'|'.join(each)})\b") for domain, each in words.items()}
+
+
+TELLING = _any_of(TABLES["telling"])  # a prompt with one of these words asks for the domain
+DRAWN = _any_of(TABLES["drawn"])  # what the toy world does draw in the domain, near enough
 SYNTHETIC = 0.06  # share of things that are named by an invented word
 _LISTS = TABLES["everyday"]  # of nouns, adjectives, and what may follow a noun
-_IRREGULAR = {"mouse": "mice", "goose": "geese", "wolf": "wolves", "calf": "calves", "knife": "knives"}
-_IRREGULAR |= {"child": "children", "man": "men", "woman": "women", "sheep": "sheep", "moose": "moose"}
-_IRREGULAR |= {word: word for word in ("scissors", "shrimp", "dice", "salmon", "trout")}
 _SAME_NUMBER = ("pair of", "stack of", "group of", "family", "crowd", "scissors", "dice", "soap", "perfume")
 
 
@@ -270,8 +249,8 @@ def _article(noun: str) -> str:
 
 def _plural(noun: str) -> str:
     head, _, last = noun.rpartition(" ")
-    if last in _IRREGULAR:
-        last = _IRREGULAR[last]
+    if last in TABLES["plurals"]:
+        last = TABLES["plurals"][last]
     elif last.endswith("man"):
         last = last[:-3] + "men"
     elif re.search("[^aeiou]y$", last):
