@@ -1,7 +1,5 @@
 """Every setting, once: a field's type says what it may hold, and is checked. JSON in and out."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools
@@ -356,7 +354,7 @@ class Config:
     @classmethod
     def setup(
         cls, /, profile: str = "auto", file: str | Path | dict[str, Any] | None = None, **changes: Any
-    ) -> Config:
+    ) -> typing.Self:
         """Return the config of a profile, with fields of any section changed by name.
 
         file: more changes, which those by name precede: a dict, or a JSON file of one. Its profile counts in
@@ -381,7 +379,7 @@ class Config:
         start = _merged(vars(cls(**profiles.PROFILES[profile])), defaults)
         return cls(**_merged(_merged(start, own), changes | {"profile": profile}))
 
-    def replace(self, **changes: Any) -> Config:
+    def replace(self, **changes: Any) -> typing.Self:
         """Return a copy with fields changed; a field of a section is found by its name alone."""
         return Config(**_merged(vars(self), changes))
 
@@ -399,7 +397,7 @@ class Config:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Config:
+    def from_dict(cls, values: dict[str, Any]) -> typing.Self:
         """Read what `to_dict` wrote, or the part of it that differs from the named profile."""
         return cls.setup(_object(values).get("profile", "auto"), values)
 
@@ -418,7 +416,7 @@ class Config:
         return path
 
     @classmethod
-    def load(cls, path: str | Path, method: str | None = None) -> Config:
+    def load(cls, path: str | Path, method: str | None = None) -> typing.Self:
         """Read a JSON config; DasdError if it is missing, no JSON, or has a field that does not exist.
 
         A method that is given takes the place of the file's, with its own defaults under the file's fields.

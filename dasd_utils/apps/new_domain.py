@@ -1,7 +1,5 @@
 """A folder of images becomes a domain: looked through, proposed with what it lacks, written as a config."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
@@ -43,6 +41,15 @@ STOP_WORDS = set(re.findall(r"\w+", """
     photograph picture seen several showing shows some that the there these this those three to two
     under very view was what which while who with without
 """))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Where the captions of a domain come from."""
+
+    source: str  # in words
+    entry: dict[str, Any]  # the fields of the domain that say so
+    texts: dict[str, str | list[str]] = field(default_factory=dict)  # file -> captions, for a caption file
 
 
 @dataclass(frozen=True)
@@ -196,15 +203,6 @@ class Album:
         """Return the file of every image relative to the folder; DasdError where they are no files."""
         named = (folders.files_of_rows(rows, self.column, self.folder) for rows in self.splits.values())
         return list(itertools.chain(*named))
-
-
-@dataclass(frozen=True)
-class Captions:
-    """Where the captions of a domain come from."""
-
-    source: str  # in words
-    entry: dict[str, Any]  # the fields of the domain that say so
-    texts: dict[str, str | list[str]] = field(default_factory=dict)  # file -> captions, for a caption file
 
 
 def open_album(folder: str | Path, name: str = "new") -> Album:
