@@ -1,7 +1,5 @@
 """A domain from hub id, folder or toy world: images, captions, splits by content, and a report on them."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import itertools

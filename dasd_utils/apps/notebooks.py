@@ -4,8 +4,6 @@ A stamp in a notebook's metadata holds hashes of what made its outputs: its code
 package that they reach, and their data. A room is the core, `runtime`, a paper, `study`, or a tool of `apps`.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import functools

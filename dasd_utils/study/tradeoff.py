@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dasd_utils.config import Config
-    from dasd_utils.evaluation import ResultRow
     from dasd_utils.metrics import Estimate
-    from dasd_utils.study.ladder import Method
 
 FIT = "cmmd"  # lower is nearer to the domain
 CONTROL = ("attribute_accuracy", "clip_score")  # higher is more of the prompt; the first that all have
@@ -41,7 +39,7 @@ class Curve:
     scales: Sequence[Scales]  # one point each
     changes: Mapping[str, Any] = field(default_factory=dict)  # of the method's training
 
-    def points(self) -> list[Method]:
+    def points(self) -> list[ladder.Method]:
         """Return a method of the ladder for each point."""
         (method,) = ladder.find_methods([self.method])
         before = method.changes
@@ -101,14 +99,14 @@ def find_curves(names: Sequence[str] | None) -> list[Curve]:
     return list(CURVES) if names is None else ladder.find_named(CURVES, names, "curve")
 
 
-def points(curves: Sequence[Curve] = CURVES) -> list[Method]:
+def points(curves: Sequence[Curve] = CURVES) -> list[ladder.Method]:
     """Return the methods of all curves."""
     return [point for curve in curves for point in curve.points()]
 
 
 def tradeoff_rows(
     scoring: ladder.Scoring, seeds: Sequence[int], curves: Sequence[Curve] = CURVES
-) -> list[ResultRow]:
+) -> list[evaluation.ResultRow]:
     """Return the scores of every point that is done for all seeds, and the `gains` of each curve.
 
     A row has method, line (the name of the curve), the point's scales, domain, metric, value, low, high, n
@@ -134,7 +132,7 @@ def tradeoff_rows(
     return rows
 
 
-def gains(own: Mapping[str, Estimates], against: Mapping[str, Estimates]) -> list[ResultRow]:
+def gains(own: Mapping[str, Estimates], against: Mapping[str, Estimates]) -> list[evaluation.ResultRow]:
     """Return how much more of the prompt a curve shows than another, where both lie as near to the domain.
 
     own, against: point -> metric -> estimate. There are rows for every point of the other curve that none of

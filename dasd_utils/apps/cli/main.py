@@ -1,7 +1,5 @@
 """The command `dasd`: results on standard output, everything else on standard error."""
 
-from __future__ import annotations
-
 import io
 import logging
 import os

@@ -1,7 +1,5 @@
 """What the commands share: how one is made, their options, the run they use, and how they end."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

@@ -1,7 +1,5 @@
 """The commands that make a run and use it, from `dasd doctor` to `dasd export`."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The commands that study methods, from `dasd calibrate`, and that look after the course and its models."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable
