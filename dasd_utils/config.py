@@ -572,10 +572,7 @@ def method_changes(name: str, profile: str | None = None) -> dict[str, Any]:
 
 
 def resolve(path: str | Path) -> Path:
-    """Return an absolute path; a relative one starts at ROOT, whatever the present folder is.
-
-    Raises DasdError for a path that no file can have: empty, too long, a loop of links, the home of nobody.
-    """
+    """Return an absolute path, a relative one from ROOT on; DasdError for a path that no file can have."""
     check_types(path=(path, str | os.PathLike))
     if not str(path).strip():
         raise DasdError("A path is empty: name a file or a folder.")

@@ -152,10 +152,7 @@ def check_mentioned(scorer: Scorer, domain: str, mentioned: Sequence[dict[str, s
 def embed_prompts(
     texts: Sequence[str], scorer: Scorer, mentioned: Sequence[dict[str, str]] | None = None
 ) -> Prompts:
-    """Embed one prompt per image; images with equal text are one unit of the bootstrap.
-
-    mentioned: the attributes of each text, used where none lacks them and the scorer can see attributes.
-    """
+    """Embed a prompt per image, equal ones as one unit; mentioned: attributes, used if each text has some."""
     distinct = sorted(set(texts))
     groups = torch.tensor([distinct.index(text) for text in texts])
     known = list(mentioned) if scorer.attribute_classifier and mentioned and all(mentioned) else None
@@ -205,10 +202,7 @@ def load_reference(
 def score_prompts(
     images: Sequence[Image.Image], prompts: Prompts, scorer: Scorer, domain: str, seed: int = 0
 ) -> Scores:
-    """Return features of images, and how well each shows its prompt; image i has prompt i % P.
-
-    seed: of the shuffles behind `clip_floor`, the CLIP score with wrong prompts, of two or more texts.
-    """
+    """Return features and scores of images, image i with prompt i % P; seed: of the shuffled captions."""
     features = scorer.embed(images)
     prompt_of = prompts.prompt_of(len(images))
     texts = prompts.features[prompt_of]
@@ -292,10 +286,7 @@ def estimates(
 def result_rows(
     named: Mapping[str, Mapping[str, Estimate]], start: Mapping[str, object], against: str = ""
 ) -> list[ResultRow]:
-    """Return a row per method and metric, and the rows of `difference_rows` if `against` is a method.
-
-    named: method -> metric -> estimate; start: what each row says beside method and metric.
-    """
+    """Return a row with `start` per method and metric of `named`, and `difference_rows` to `against`."""
     rows = [
         {"method": method, **start, "metric": metric, **with_interval(estimate)}
         for method, table in named.items()

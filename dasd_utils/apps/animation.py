@@ -53,10 +53,7 @@ def of_run(run: str | Path) -> dict[int, Image.Image]:
 def save(
     pictures: Mapping[int, Image.Image | figures.Figure], path: str | Path, label: str = "", width: int = 640
 ) -> Path:
-    """Write pictures or figures, by step, as an endless animation, each below its step; return the path.
-
-    All are brought to `width` pixels and the first one's shape. DasdError for a name that is none of FORMATS.
-    """
+    """Write pictures or figures by step as an endless animation of the first's shape, each below its step."""
     path = Path(path)
     if len(pictures) < 2:
         raise DasdError(f"An animation needs two pictures or more, not {len(pictures)}.")

@@ -206,10 +206,7 @@ def base_prediction(parts: models.Parts, batch: Batch, config: Config) -> Tensor
 def relations(
     adapted: Tensor, base: Tensor, clean: Tensor, groups: Sequence[Tensor], settings: Settings
 ) -> dict[str, Tensor]:
-    """Return {"loss_img", "loss_hf", "loss_hfmse"} of x0 by the adapted model, by the base, and the true one.
-
-    (B, C, h, w) each. groups: rows that are compared with each other.
-    """
+    """Return the losses by name of x0 (B, C, h, w) by the adapted model, by the base, and true; by group."""
     with torch.autocast(adapted.device.type, enabled=False):  # bf16 keeps two digits
         adapted, base, clean = adapted.float(), base.float(), clean.float()
         high, base_high, clean_high = (high_frequencies(x, settings.detail) for x in (adapted, base, clean))

@@ -36,10 +36,7 @@ _warn_once = functools.cache(log.warning)
 
 
 def open_rows(domain: DomainConfig, split: str) -> datasets.Dataset:
-    """Return the rows of one split of a domain's folder (images, or parquet files) or hub data set.
-
-    Raises DasdError, naming what was looked for and where, if it is not there or lacks a configured column.
-    """
+    """Return the rows of a split of a domain's folder or hub data set; DasdError names what is not there."""
     folder, where = files.find_folder(domain.data), f"{domain.data} (domain {domain.name})"
     loaded = open_folder(domain, folder) if folder else {split: _from_hub(domain, split)}
     if split not in loaded:
@@ -113,10 +110,7 @@ def find_files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
 
 @functools.lru_cache(maxsize=16)
 def _read_folder(folder: Path, state: tuple, left_out: tuple[str, ...]) -> dict[str, datasets.Dataset]:
-    """Load a folder once for all its splits, until its files change; a warning says what is left out.
-
-    Images have the columns of the metadata files, where there are some, else their folders as labels.
-    """
+    """Return a folder's splits, read once until its files change; a warning says what is left out."""
     paths = [Path(path) for path, _ in state]
     pictures = [path for path in paths if path.suffix.lower() in images.SUFFIXES]
     if not pictures:
@@ -246,10 +240,7 @@ def files_of_rows(rows: datasets.Dataset, column: str, folder: Path) -> list[str
 
 
 def find_window(domain: DomainConfig, rows: datasets.Dataset) -> images.Window | None:
-    """Return the domain's window, or the one its training images propose; None where all have 8 bits.
-
-    Warns of a window that was chosen, bands that are left out, and images that use a fraction of the range.
-    """
+    """Return the domain's window, or one that its training images propose; None where all have 8 bits."""
     window, name = domain.window, f"domain {domain.name}"
     found = images.inspect_rows(rows, domain.image_column, window)
     deep = not np.isnan(found.levels).all()

@@ -38,10 +38,7 @@ _numbers = itertools.count()
 
 
 class Playground:
-    """The form, its drawings and what happens at a click; `widget` is what a notebook displays.
-
-    Drawing happens in one thread beside the page's own, so that typing is answered meanwhile.
-    """
+    """The form, as `widget`; a thread beside the page's own draws, so that typing is answered meanwhile."""
 
     def __init__(self, loaded: Loaded, prompt: str = "an aerial view of an airport", seed: int = 0) -> None:
         self.loaded, self.found, self.shown = loaded, None, []
