@@ -173,7 +173,7 @@ class Calibration:
             del values["guidance_interval"]
         return values
 
-    def with_guidance(self, kind: str) -> Calibration:
+    def with_guidance(self, kind: str) -> typing.Self:
         """Return these settings with another kind of guidance, and the interval only where it has one."""
         interval = self.guidance_interval if kind in ("cfg", "domain") else WHOLE
         return dataclasses.replace(self, guidance=kind, guidance_interval=interval)
