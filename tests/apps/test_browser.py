@@ -152,10 +152,8 @@ def voila(tmp_path):
     """Return the address that `dasd playground` prints for the run that ships with the repository."""
     find_browser("voila")
     port = free_port()
-    words = (
-        f"dasd_utils.apps.cli.main playground --checkpoint {ROOT}/data/tiny-run --no-browser --port {port}"
-    )
-    with serving(words.split(" "), port, tmp_path) as said:
+    words = ["dasd_utils.apps.cli.main", "playground", "--checkpoint", f"{ROOT}/data/tiny-run"]
+    with serving([*words, "--no-browser", "--port", str(port)], port, tmp_path) as said:
         while not (address := re.search(r"http://\S+", said.read_text())):
             time.sleep(0.1)
         yield address.group()

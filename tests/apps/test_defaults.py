@@ -80,9 +80,8 @@ def test_a_config_says_what_is_left_out(given, tmp_path):
     assert runs.Training(config=tmp_path / "other.json").settings().method == "domainstudio"
     config = Config.load(given)
     assert runs.Training(config=given).settings() == config
-    assert options.ChosenRun(config=given).find(seed=None, tracking=None)[1] == dataclasses.replace(
-        config, output_dir=str(given.parent / "run")
-    )
+    _, found = options.ChosenRun(config=given).find(seed=None, tracking=None)
+    assert found == dataclasses.replace(config, output_dir=str(given.parent / "run"))
 
 
 @shows("the config's", "adapt num_images")
@@ -217,12 +216,11 @@ def test_places_of_the_repository(monkeypatch, tmp_path, handed):
 
 
 def test_numbers_that_help_prints_are_those_of_the_library():
-    defaults = {
-        command.callback.__name__: command.callback.__signature__ for command in cli.app.registered_commands
-    }
-    assert defaults["adapt"].parameters["epochs"].default.default == small_cnn.EPOCHS
-    assert defaults["calibrate"].parameters["budget"].default.default == calibration.BUDGET
-    assert defaults["calibrate"].parameters["num_images"].default.default == calibration.IMAGES
+    callbacks = [command.callback for command in cli.app.registered_commands]
+    options_of = {each.__name__: each.__signature__.parameters for each in callbacks}
+    assert options_of["adapt"]["epochs"].default.default == small_cnn.EPOCHS
+    assert options_of["calibrate"]["budget"].default.default == calibration.BUDGET
+    assert options_of["calibrate"]["num_images"].default.default == calibration.IMAGES
 
 
 def test_every_default_in_words_is_tested():
