@@ -1,4 +1,4 @@
-"""The toy world: deterministic scenes, captions that mention what is shown, everyday prompts, its classifier."""
+"""The toy world: deterministic scenes, captions of what is shown, everyday prompts, and its classifier."""
 
 import numpy as np
 import pytest
