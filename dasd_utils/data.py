@@ -251,7 +251,7 @@ def duplicate_groups(
 
     A near duplicate correlates above the threshold with its group's first image by id: pairs do not chain.
     """
-    _, first, inverse = np.unique(_names(ids), return_index=True, return_inverse=True)
+    first, inverse = np.unique(_names(ids), return_index=True, return_inverse=True)[1:]
     likeness = _Likeness(thumbnails)
     groups = np.full(len(first), -1)
     for block in _blocks(len(first)):
@@ -299,8 +299,9 @@ class _Likeness:
         axes = np.linalg.svd(sample, full_matrices=False)[2][:AXES].T
         self._short = np.zeros((count, axes.shape[1] + 1), np.float32)
         for rows in _blocks(count):
-            self._short[rows, :-1] = self.vectors(rows) @ axes
-        self._short[:, -1] = np.sqrt(np.maximum(1 - (self._short**2).sum(axis=1), 0))
+            short = self.vectors(rows) @ axes
+            rest = np.sqrt(np.maximum(1 - (short**2).sum(axis=1, keepdims=True), 0))
+            self._short[rows] = np.hstack([short, rest])
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Return some thumbnails as vectors (rows, 1024) of norm 1; their products are correlations."""
