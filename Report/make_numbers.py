@@ -172,6 +172,31 @@ def _inverse(row: dict) -> dict:
     return {"value": 1 / row["value"], "low": 1 / row["high"], "high": 1 / row["low"]}
 
 
+def course_block() -> str:
+    """Return what the course and the studies take with Stable Diffusion 1.5, on each card."""
+    whole = [row for row in rows("notebook_memory") if "cell" not in row]
+    cards = list(dict.fromkeys(row["card"] for row in whole))
+    hours = {(r["notebook"], r["card"]): r for r in whole if r["metric"] == "minutes"}
+    peaks = {
+        card: max(r["value"] for r in whole if r["card"] == card and r["metric"] == "peak_gb")
+        for card in cards
+    }
+    titles = {
+        "all": "all notebooks, hours",
+        "ladder": "`dasd ladder`, hours",
+        "sweep": "the sweep of 11, hours",
+    }
+    lines = [[title, *(_hours(hours[name, card]) for card in cards)] for name, title in titles.items()]
+    lines.append(["largest cell, GB", *(f"{peaks[card]:.1f}" for card in cards)])
+    return markdown_table(["`auto`, predicted", *cards], lines)
+
+
+def _hours(row: dict) -> str:
+    return interval_text(
+        {name: row[name] / 60 for name in ("value", "low", "high")}, 0 if row["value"] > 600 else 1
+    )
+
+
 def gpu_table() -> str:
     """Return the largest micro-batch of Stable Diffusion 1.5 that fits in each memory."""
     stored = evaluation.load_results(RESULTS / "bench_gpu.json")
@@ -316,6 +341,7 @@ def main() -> None:
         ("README.md", "headline", headline_block()),
         ("docs/results.md", "results", results_block()),
         ("docs/speed.md", "speed", speed_block()),
+        ("docs/profiles.md", "course", course_block()),
         ("data/tiny-sd/README.md", "results", card_block()),
     ]
     for file, name, block in blocks:

@@ -221,8 +221,8 @@ def table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
 
 
-def save(name: str, settings: dict[str, Any], rows: Sequence[Row]) -> Path:
-    """Write data/results/bench_<name>.json: settings with the machine, and one row for each measure."""
+def save(name: str, settings: dict[str, Any], rows: Sequence[Row], prefix: str = "bench_") -> Path:
+    """Write data/results/<prefix><name>.json: settings with the machine, and one row for each measure."""
     flat = []
     for row in rows:
         what = {key: value for key, value in row.items() if not isinstance(value, Measure)}
@@ -230,4 +230,4 @@ def save(name: str, settings: dict[str, Any], rows: Sequence[Row]) -> Path:
         flat += [{"seed": 0, **what, "metric": key, **value._asdict()} for key, value in measures.items()]
     from dasd_utils import evaluation  # here: a worker starts without what this loads
 
-    return evaluation.save_results(RESULTS / f"bench_{name}.json", settings, flat)
+    return evaluation.save_results(RESULTS / f"{prefix}{name}.json", settings, flat)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import nbformat
 import psutil
 
-from dasd_utils.config import ROOT, DasdError, known_methods, portable
+from dasd_utils.config import ROOT, DasdError, known_methods, portable, read_json
 from dasd_utils.runtime import files
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -338,9 +338,11 @@ def _short(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:8]
 
 
-# Badges: the Colab badge and setup cell of every notebook say address and version of pyproject.toml.
+# Badges: Colab badge and setup cell of every notebook say address and version of pyproject.toml, and a line
+# of its first cell what it takes.
 
 LINK = re.compile(r"https://colab\.research\.google\.com/github/[^)]*")
+COST = re.compile(r"Time: with `tiny`.*? predicted from counted work\.")
 PLACE = re.compile(r"address, version, folder = .*?(?=\\n)")  # in the file, where a line of a cell is a text
 
 
@@ -355,12 +357,36 @@ def repository(root: Path = ROOT) -> tuple[str, str]:
     return project["urls"]["Repository"].rstrip("/").removesuffix(".git"), f"v{project['version']}"
 
 
+def costs(results: Path = ROOT / "data" / "results") -> dict[str, str]:
+    """Return notebook -> the sentence that says its minutes and memory, from the stored results."""
+    rows = [row for file in ("bench_course.json", "notebook_memory.json")
+            for row in read_json(results / file, "What notebooks take")["rows"]]  # fmt: skip
+    whole = [row for row in rows if "cell" not in row and row.get("profile", "auto") == "auto"]
+    found = {(row["notebook"], row.get("card"), row["metric"]): row["value"] for row in whole}
+
+    def text(name: str, card: str | None, minutes: float) -> str:
+        span = f"{60 * minutes:.0f} s" if minutes < 1.5 else f"{minutes:.0f} min"
+        return f"{span} and {found[name, card, 'peak_gb']:.1f} GB"
+
+    sentences = {}
+    for name in (name for name, card, metric in found if (card, metric) == ("L4", "peak_gb")):
+        seconds = found.get((name, None, "seconds"))
+        tiny = "not measured" if seconds is None else f"{text(name, None, seconds / 60)}, measured"
+        large = [f"{text(name, card, found[name, card, 'minutes'])} on {card}" for card in ("L4", "T4")]
+        sentences[name] = (f"Time: with `tiny` on two CPU cores {tiny}; with `sd15` about "
+                           f"{' or '.join(large)}, predicted from counted work.")  # fmt: skip
+    return sentences
+
+
 def renew_badges(paths: list[Path], root: Path = ROOT, write: bool = True) -> list[Path]:
-    """Make badges and setup cells say what pyproject.toml says; return the notebooks where they did not."""
+    """Make badges and setup cells say what pyproject.toml says, and first cells what the notebook takes.
+
+    Return the notebooks where they did not.
+    """
     address, tag = repository(root)
     place = json.dumps(f'address, version, folder = "{address}", "{tag}", "dasd-{tag}"')[1:-1]
     page = f"{address.replace('https://github.com', 'https://colab.research.google.com/github')}/blob/{tag}"
-    changed = {}
+    changed, sentences = {}, costs()
     for path in paths:
         before = path.read_text(encoding="utf8")
         text, badges = LINK.subn(f"{page}/notebooks/{path.name}", before, count=1)
@@ -368,6 +394,10 @@ def renew_badges(paths: list[Path], root: Path = ROOT, write: bool = True) -> li
         if not badges or setups != 1:
             raise DasdError(f"{path.name} must begin with a title and a Colab badge, and its first code cell "
                             "must be the setup cell: take both from another notebook.")  # fmt: skip
+        if path.stem in sentences:
+            text, lines = COST.subn(lambda _, name=path.stem: sentences[name], text, count=1)
+            if not lines:
+                raise DasdError(f"The first cell of {path.name} must have the line: {sentences[path.stem]}")
         if text != before:
             changed[path] = text
     for path, text in changed.items() if write else ():

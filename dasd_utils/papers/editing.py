@@ -74,9 +74,11 @@ def edit(
 @torch.no_grad()
 def encode(parts: models.Parts, pictures: Sequence[Image.Image]) -> Tensor:
     """Return scaled latents (B, C, h, w) of images' centre squares: the mean of the VAE's distribution."""
-    squares = [images.center_crop(picture, parts.config.model.resolution) for picture in pictures]
-    pixels = images.to_pixels(squares).to(parts.vae.device, parts.vae.dtype)
-    return parts.vae.encode(pixels).latent_dist.mean.float() * parts.vae.config.scaling_factor
+    side, means = parts.config.model.resolution, []
+    squares = [images.center_crop(picture, side) for picture in pictures]
+    for few in images.to_pixels(squares).split(max(1, sampling.DECODED_PIXELS // side**2)):
+        means.append(parts.vae.encode(few.to(parts.vae.device, parts.vae.dtype)).latent_dist.mean.float())
+    return torch.cat(means) * parts.vae.config.scaling_factor
 
 
 def _square_mask(mask: Image.Image | np.ndarray, pictures: Sequence[Image.Image]) -> Tensor:

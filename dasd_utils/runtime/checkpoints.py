@@ -116,10 +116,14 @@ def is_complete(config: Config) -> bool:
     return (folder / MANIFEST).is_file() and (folder / "adapter").is_dir()
 
 
-def find_run(config: Config) -> Path:
-    """Return the run folder that fits a config, its own or the shipped; DasdError names what differs."""
+def find_run(config: Config, places: Sequence[str] = ()) -> Path:
+    """Return a folder of a run that fits a config: its own, of `places`, the shipped; DasdError else.
+
+    The error names what differs.
+    """
     problems = []
-    for folder in [resolve(place) for place in (config.output_dir, config.shipped_run) if place is not None]:
+    known = (config.output_dir, *places, config.shipped_run)
+    for folder in [resolve(place) for place in known if place is not None]:
         if not (folder / "adapter").is_dir() or not (folder / "config.json").exists():
             problems.append(f"{folder}: no adapter there")
             continue

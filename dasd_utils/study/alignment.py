@@ -34,6 +34,8 @@ def gradient_pulls(
 
     A queue is filled by the `warm` batches before the first. lambda_align must not be 0.
     """
+    if processes.default_device().type == "cuda":  # for two gradients the graph takes more than in training
+        config = config.replace(gradient_checkpointing=True)
     updater = training.Updater(config, parts)
     objective, found = losses.DasdObjective(config), []
     first = min(steps)
@@ -46,15 +48,16 @@ def gradient_pulls(
             distances = objective.distances(rows, batch, config)
         if step >= first and distances:
             mmd = config.alignment.lambda_align * torch.stack(list(distances.values())).mean()
-            one, two = (_gradient(loss, updater.parameters) for loss in (noise, mmd))
+            two = _gradient(mmd, updater.parameters, retain_graph=True)  # needs half of the graph
+            one = _gradient(noise, updater.parameters)
             cosine = functional.cosine_similarity(one, two, dim=0)
             found.append(Pull(one.norm().item(), two.norm().item(), cosine.item()))
     return found
 
 
-def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+def _gradient(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = False) -> Tensor:
     """All of it in one row; what the loss does not reach (up-blocks, by the MMD) counts as 0."""
-    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    found = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
     pairs = zip(found, parameters, strict=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
 

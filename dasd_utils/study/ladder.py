@@ -58,7 +58,11 @@ class Method:
         if config.method != configs.DASD:
             raise DasdError(f"The config names the method {config.method!r}, but each method of a ladder has "
                             "its own: leave method and method_settings out.")  # fmt: skip
-        changes = {} if self.objective == configs.DASD else {"method": self.objective}
+        changes: dict[str, Any] = {}
+        if self.objective != configs.DASD:  # it may take more than DASD, for which "auto" chose the sizes
+            profile = profiles.PROFILES.get(config.profile, {}).get("training", {})
+            saving = config.training.gradient_checkpointing or profile.get("gradient_checkpointing", False)
+            changes = {"method": self.objective, "gradient_checkpointing": saving}
         changes |= configs.method_changes(self.objective)
         changes |= self.changes(config) if callable(self.changes) else self.changes
         if not self.tokens:
@@ -126,10 +130,12 @@ def train(config: Config, method: Method, seed: int, progress: bool = True) -> C
     return wanted
 
 
-def find_or_train(config: Config, method: Method, seed: int, progress: bool = True) -> Path:
-    """Return the folder of a run that fits the method: its own, the shipped one, or one trained now."""
+def find_or_train(
+    config: Config, method: Method, seed: int, progress: bool = True, places: Sequence[str] = ()
+) -> Path:
+    """Return the folder of a run that fits the method: its own, of `places`, the shipped or a new one."""
     try:
-        return checkpoints.find_run(run_config(config, method, seed))
+        return checkpoints.find_run(run_config(config, method, seed), places)
     except DasdError as reason:
         log.info("%s", reason)
     return resolve(train(config, method, seed, progress).output_dir)

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 
 import nbformat
@@ -38,6 +39,20 @@ def test_committed_notebooks_say_what_pyproject_says():
     assert notebooks.repository()[1] == f"v{dasd_utils.__version__}"
     old = [path.name for path in notebooks.renew_badges(notebooks.find_notebooks(), write=False)]
     assert not old, f"`dasd badges` writes them anew: {old}"
+
+
+def test_a_line_that_is_no_longer_true_is_written_anew(tmp_path):
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    path, (name, sentence) = tmp_path / "03_training.ipynb", ("03_training", notebooks.costs()["03_training"])
+    text = (ROOT / "notebooks" / path.name).read_text()
+    assert re.fullmatch(
+        r"Time: with `tiny` .* min and .* GB on L4 or .* on T4, predicted from counted work\.", sentence
+    )
+    path.write_text(text.replace("GB on L4", "GB on L4, or 7 GB"))
+    assert notebooks.renew_badges([path], tmp_path) == [path] and path.read_text() == text
+    path.write_text(text.replace("Time: with", "It takes"))
+    with pytest.raises(DasdError, match=f"first cell of {name}.ipynb must have the line: Time: with `tiny`"):
+        notebooks.renew_badges([path], tmp_path)
 
 
 def test_the_setup_cell_is_the_same_everywhere_and_of_at_most_six_lines():

@@ -30,6 +30,15 @@ def latents(pipeline, undecoded):
     return found
 
 
+def test_pictures_are_encoded_a_few_at_a_time(pipeline, monkeypatch):
+    together = editing.encode(pipeline.parts, pictures(5))
+    side, seen = pipeline.config.model.resolution, []
+    pipeline.parts.vae.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    monkeypatch.setattr(sampling, "DECODED_PIXELS", 2 * side**2)
+    torch.testing.assert_close(editing.encode(pipeline.parts, pictures(5)), together)
+    assert seen == [2, 2, 1]
+
+
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "unipc", "euler"])
 def test_it_is_the_loop_of_diffusers_begun_later(adapted, latents, scheduler):
     reference = plain_pipeline(adapted, scheduler, StableDiffusionImg2ImgPipeline)

@@ -6,12 +6,18 @@ import math
 import types
 
 import common
+import counting
 import gpu
+import nbformat
+import notebook_memory
 import pytest
 import scale
 import steps
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
+
+from dasd_utils.apps.notebooks import find_notebooks
 
 
 def test_a_stopwatch_adds_up_and_gives_the_functions_back():
@@ -118,3 +124,56 @@ def test_scale_extrapolates_by_a_line():
     found = scale.extrapolated(rows)
     assert [(row["stage"], row["images"]) for row in found] == [("prepare", 10**7), ("encode", 10**7)]
     assert found[0]["seconds"].value == pytest.approx(100002) and scale.extrapolated(rows[:3]) == []
+
+
+def cells_of_cards():
+    """Return the rows of the counted cells, by (card, profile, notebook, cell)."""
+    rows = json.loads(notebook_memory.RESULTS.read_text())["rows"]
+    names = ("card", "profile", "notebook", "cell")
+    found = {tuple(row[n] for n in names): {} for row in rows if "cell" in row}
+    for row in (row for row in rows if "cell" in row):
+        found[tuple(row[n] for n in names)] |= row | {row["metric"]: row["value"]}
+    return found
+
+
+def test_no_cell_of_a_notebook_takes_more_than_nine_tenths_of_its_card():
+    found = cells_of_cards()
+    large = [name for name, row in found.items() if row["share_of_card"] > notebook_memory.LIMIT]
+    assert not large
+    assert {name[:2] for name in found} == {("T4", "auto"), ("L4", "auto"), ("A100", "auto")}
+    for (card, *_), row in found.items():
+        parts = row["own_gb"] + row["beside_gb"] + gpu.WORKSPACE_GB[0]
+        assert row["peak_gb"] == pytest.approx(parts)
+        assert row["share_of_card"] == pytest.approx(row["peak_gb"] / notebook_memory.CARDS[card][1])
+
+
+@pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)
+def test_the_counted_cells_are_those_that_use_the_gpu_as_they_stand(path):
+    stored = {c: row["calls"] for (card, profile, name, c), row in cells_of_cards().items()
+              if (card, profile, name) == ("L4", "auto", path.stem)}  # fmt: skip
+    assert stored == notebook_memory.gpu_cells(path), "python benchmarks/notebook_memory.py counts anew"
+
+
+def test_cells_that_use_the_gpu_are_found_through_the_functions_of_a_notebook(tmp_path):
+    sources = [
+        "x = 1",
+        "def draw(p):\n    return p.generate('a')",
+        "draw(pipeline)",
+        "y = [draw(p) for p in z]",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    nbformat.write(notebook, tmp_path / "one.ipynb")
+    assert list(notebook_memory.gpu_cells(tmp_path / "one.ipynb")) == [2, 3]
+
+
+def test_the_counter_sees_what_is_alive_and_autocast_as_cuda_has_it():
+    with counting.no_data() as live:
+        kept = torch.empty(1000)
+        torch.empty(5000)
+        assert live.bytes == 4000 and live.peak >= 20000
+        with torch.autocast("cpu", torch.bfloat16):
+            product = kept.view(1, 10, 10, 10) @ kept.view(1, 10, 10, 10)
+            assert product.dtype == torch.bfloat16
+            assert F.group_norm(product, 2).dtype == torch.float32  # as on a GPU, unlike on a CPU
+        assert product.sum().item() == 1.0 or product.sum().item() == 0.0
+    assert F.group_norm.__name__ == "group_norm" and not isinstance(torch.empty(2), FakeTensor)

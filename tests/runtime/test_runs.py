@@ -1,6 +1,7 @@
 """A lesson uses the run just trained only if it is the one asked for."""
 
 import dataclasses
+import shutil
 
 import huggingface_hub
 import pytest
@@ -29,6 +30,18 @@ def test_own_run_comes_first_if_it_ends_with_the_same_weights(config, tmp_path):
     assert checkpoints.find_run(config) == own
     calm = dataclasses.replace(config.domains[0], calibration=Calibration(1.0))
     assert checkpoints.find_run(config.replace(domains=(calm, config.domains[1]))) == own
+
+
+def test_the_run_of_another_lesson_comes_before_the_shipped_one(config, tmp_path):
+    shipped = make_run(config, tmp_path / "shipped")
+    lesson = make_run(config.replace(output_dir="elsewhere", sample_every=25), tmp_path / "lesson")
+    assert checkpoints.find_run(config) == shipped
+    assert checkpoints.find_run(config, [str(tmp_path / "none"), str(lesson)]) == lesson
+    make_run(config.replace(max_train_steps=3), lesson)
+    assert checkpoints.find_run(config, [str(lesson)]) == shipped
+    shutil.rmtree(shipped)
+    with pytest.raises(DasdError, match=r"lesson: another training\.max_train_steps"):
+        checkpoints.find_run(config, [str(lesson)])
 
 
 def test_a_run_is_found_where_auto_divides_its_steps_otherwise(config, tmp_path):

@@ -243,14 +243,17 @@ class Course(Settings):
     def values(self) -> dict[str, Any]:
         """Return the parameters of the notebooks that these options name."""
         config = self.read()
+        own = read_json(self.config, "The config file") if self.config else {}
         changes: Any = self.config and str(self.config)
         if places := self.places(config):
             fields = config.to_dict()
             fields |= fields["model"]
-            own = read_json(self.config, "The config file") if self.config else {}
             changes = own | {name: fields[name] for name in places}
+        profile = config.profile
+        if profile != "tiny" and (own.get("profile", "auto") if self.config else self.profile) == "auto":
+            profile = "auto"  # with the sizes that fit this card
         named = {"config": changes, "seed": self.seed}
-        return {"profile": config.profile} | {k: v for k, v in named.items() if v is not None}
+        return {"profile": profile} | {k: v for k, v in named.items() if v is not None}
 
 
 @command(options.UPKEEP, context_settings=PASS_ON)
@@ -314,7 +317,11 @@ def fresh(
 
 @command(options.UPKEEP)
 def badges(check: bool = option(False, "Write nothing; status 1 if one is old.")) -> Answer:
-    """Write Colab badges and setup cells of the notebooks, from address and version in pyproject.toml."""
+    """Write into the notebooks the badge and setup cell for Colab, and the line of time and memory.
+
+    The first two are from pyproject.toml; the line is from data/results, measured and counted there by
+    benchmarks/course.py and benchmarks/notebook_memory.py.
+    """
     from dasd_utils.apps import notebooks as lessons
 
     paths = lessons.find_notebooks()

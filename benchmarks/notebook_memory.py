@@ -1,0 +1,481 @@
+"""Memory of every cell that trains or samples, and the work of every notebook: sd15 on T4, L4 and A100.
+
+python benchmarks/notebook_memory.py
+
+Counted for the sizes that "auto" chooses there (plain "sd15" takes smaller micro-batches on all of them), on
+tensors that have the true shapes and no data: see counting.py. A cell's peak is that of its largest step
+(weights, gradients, AdamW's moments, kept activations, temporary results) plus what else of the notebook is
+alive on the GPU then (other models, VAE, CLIP) plus WORKSPACE_GB. bf16 and fp16 take as many bytes. Between 1
+and 16 images at once, sampling is taken to be linear. Minutes are counted products, convolutions and
+attention at an assumed share of the card's peak; downloads, and what the CPU does, are not in them.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, NamedTuple
+from unittest import mock
+
+import common
+import counting
+import gpu
+import torch
+import transformers
+import typer
+
+from dasd_utils import models, training
+from dasd_utils.apps import notebooks, workers
+from dasd_utils.config import ROOT, Config
+from dasd_utils.papers.diffusionclip import objective as diffusionclip
+from dasd_utils.runtime import files
+from dasd_utils.study import alignment, calibration, ladder
+
+RESULTS = common.RESULTS / "notebook_memory.json"
+IMAGES = 300 + 2 * 400 + 2 * 32  # of source and targets, and of two domains' validation: what is encoded
+LIMIT = 0.9  # of a card, for a cell
+CARDS = {  # GB (1e9 bytes) as CUDA reports them, and dense half-precision TFLOP/s of the data sheet
+    "T4": ("Tesla T4", 15.8, 65.0),
+    "L4": ("NVIDIA L4", 23.6, gpu.PEAK_TFLOPS),
+    "A100": ("NVIDIA A100-SXM4-40GB", 42.3, 312.0),
+}
+# Calls that use the GPU, by their last name; a function of the notebook that has one in it counts too.
+CALLS = re.findall(
+    r"\w+",
+    """train train_or_resume find_or_train generate generate_with_auto_domain generate_comparison draw_images
+    sample sample_method evaluate edit invert inverted pictures strength encode cached_latents decode_images
+    features gradient_pulls unet_pass predict_noise grad objective predict playground""",
+)
+
+
+class Work(NamedTuple):
+    """One thing that a cell does."""
+
+    what: str
+    own: float  # bytes at its peak, its model included
+    beside: float  # bytes of what else is alive
+    gflop: float
+
+
+def counting_config(config: Config) -> Config:
+    """Return the config in the form that is counted once: what does not change memory is left out."""
+    precision = "no" if config.training.mixed_precision == "no" else "bf16"
+    fixed = {"output_dir": "-", "seed": 0, "max_train_steps": 10, "lr_warmup_steps": 0, "validation_every": 0}
+    fixed |= {"sample_every": 0, "num_heldout": 10, "gradient_accumulation_steps": 1, "validation_images": 0}
+    return config.replace(mixed_precision=precision, **fixed)
+
+
+PLAIN = counting_config(Config.setup("sd15"))  # no batch size decides what sampling takes
+
+
+class Card:
+    """A card, a profile, and what work takes there."""
+
+    def __init__(self, name: str, profile: str) -> None:
+        self.name, self.profile = name, profile
+        self.base = self.setup()
+        self.size = counting.weights(PLAIN)
+        self.model, self.vae, self.clip = (self.size[key] for key in ("model", "vae", "clip"))
+
+    def setup(self, **changes: Any) -> Config:
+        """Return the config that `Config.setup` gives on this card."""
+        title, gb, _ = CARDS[self.name]
+        properties = SimpleNamespace(total_memory=int(gb * 1e9))
+        with mock.patch.multiple(
+            torch.cuda,
+            is_available=lambda: True,
+            get_device_properties=lambda _: properties,
+            get_device_name=lambda _: title,
+            is_bf16_supported=lambda including_emulation=True: self.name != "T4",
+        ):
+            return Config.setup(self.profile, **changes)
+
+    def train(self, config: Config, steps: int, beside: float = 0) -> Work:
+        """Return the work of so many optimiser steps."""
+        found = counting.step(counting_config(config))
+        count = steps * config.training.gradient_accumulation_steps
+        return Work(f"train {_sizes(config)}", found.peak, beside, count * found.gflop)
+
+    def sample(
+        self, images: float, steps: float = 30, calls: int = 2, beside: float = 0, most: int = 16
+    ) -> Work:
+        """Return the work of images; calls: passes of the UNet for each at a step; most: in a batch."""
+        batch = min(most, max(round(images), 1))
+        few, many = (counting.prediction(PLAIN, count) for count in (2, 16))
+        peak = few.peak + (many.peak - few.peak) * (batch * min(calls, 2) / 2 - 2) / 14
+        decoded = counting.vae_pass(2)
+        gflop = images * (steps * calls * many.gflop / 32 + decoded.gflop / 2)
+        own = max(peak + self.vae, self.model + decoded.peak)
+        return Work(f"sample {batch} at once", own, beside, gflop)
+
+    def encode(self, images: float, beside: float = 0, half: bool = True, batch: int = 2) -> Work:
+        """Return the work of images into latents."""
+        found = counting.vae_pass(batch, True, half)
+        return Work(f"encode {batch} at once", found.peak, beside, images * found.gflop / batch)
+
+    def forward(self, config: Config, images: float, batch: int, beside: float = 0) -> Work:
+        """Return the work of the UNet without gradients, where all but one sample stop at the middle."""
+        config = counting_config(config) if config.training.mixed_precision == "no" else PLAIN
+        found = _features(config, batch)
+        return Work(f"features of {batch} at once", found.peak, beside, images * found.gflop / batch)
+
+    def pulls(self, config: Config, batches: int, beside: float = 0) -> Work:
+        """Return the work of `alignment.gradient_pulls`, the batches that fill the queue included."""
+        found = _pulls(counting_config(config))
+        return Work(f"two gradients {_sizes(config)}", found.peak, beside, batches * found.gflop)
+
+    def translate(self, config: Config, steps: int, inverted: float, beside: float = 0) -> Work:
+        """Return the work of DiffusionCLIP's training, and of images that it inverts before."""
+        found, one = (
+            _translation(counting_config(config)),
+            counting.prediction(PLAIN, 16),
+        )
+        gflop = steps * found.gflop + inverted * one.gflop / 32
+        return Work(f"learn to translate {_sizes(config)}", found.peak, beside, gflop)
+
+
+def _sizes(config: Config) -> str:
+    own = config.training
+    again = ", recomputed" * own.gradient_checkpointing
+    return f"{own.target_batch_size} + {own.source_batch_size}{again}"
+
+
+@counting.once
+def _features(config: Config, batch: int) -> counting.Counted:
+    def run(parts: models.Parts, _sampler: Any) -> None:
+        latents, times = torch.randn(batch, 4, 64, 64), torch.zeros(batch, dtype=torch.long)
+        half = config.training.mixed_precision != "no"
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            models.unet_pass(parts.unet, latents, times, torch.randn(batch, 77, 768), num_target=1)
+
+    return counting.gradient_step(config, run)
+
+
+@counting.once
+def _pulls(config: Config) -> counting.Counted:
+    config = config.replace(lambda_align=0.01, gradient_checkpointing=True)  # as it is on a GPU
+    return counting.gradient_step(
+        config, lambda p, s: alignment.gradient_pulls(p, s, config, range(1), warm=0)
+    )
+
+
+@counting.once
+def _translation(config: Config) -> counting.Counted:
+    def run(parts: models.Parts, sampler: Any) -> None:
+        with torch.utils._python_dispatch._disable_current_modes(), torch.device("meta"):
+            clip = transformers.CLIPModel(transformers.CLIPConfig())
+        counting.without_data(clip)
+        words = diffusionclip.Words.__new__(diffusionclip.Words)
+        words.clip, words.direction = clip.eval().requires_grad_(False), torch.randn(512)
+        words.processor = SimpleNamespace(image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+        learned = diffusionclip.DirectionObjective(config)
+        learned._words = words
+        updater = training.Updater(config, parts)
+        _moments = [torch.empty_like(p) for p in updater.parameters for _ in range(2)]
+        batch, size = sampler.batch(0), config.training.target_batch_size
+        x = torch.randn(size, 4, 64, 64)
+        learned.trajectory = {"x": x, "clean": x, "done": torch.tensor(0)}
+        with mock.patch.object(diffusionclip, "int", lambda _: 0, create=True), updater.autocast():
+            loss, _ = learned(parts, batch, config)
+        updater.backward(loss)
+
+    return counting.gradient_step(config, run)
+
+
+# What each cell does: (cell, its work). P holds the numbers of the notebook's own parameters cell.
+
+
+def lesson_00(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+    for cell in (17, 19, 21):
+        yield cell, card.sample(p.num_prompts)
+
+
+def lesson_01(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+    yield 31, card.encode(IMAGES)
+    yield 33, card.sample(9, steps=0, beside=-card.model)
+    yield 35, card.sample(3 * 64, steps=0, beside=-card.model)
+    yield 37, card.encode(0)
+
+
+def lesson_02(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+    short = card.setup().replace(
+        mixed_precision="no", target_batch_size=3, source_batch_size=1, gradient_checkpointing=True
+    )
+    yield 23, card.encode(3 * p.num_images, half=False)
+    yield 23, card.train(short, p.steps)
+    yield 28, card.forward(short, 2 * 4, 4, beside=card.vae)
+    yield 30, card.forward(short, 9 * p.num_images, 32, beside=card.vae)
+
+
+def lesson_03(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+    config, whole = card.setup(), card.model + card.vae
+    held_out = 2 * config.training.validation_images
+    steps = p.max_train_steps or config.training.max_train_steps
+    small = config.replace(target_batch_size=4, source_batch_size=2)
+    yield 7, card.encode(IMAGES, card.model)
+    yield 17, card.sample(4)
+    yield 19, card.forward(config, held_out, 16)
+    yield 21, card.train(config, steps)
+    yield 21, card.sample(4 * steps / max(p.sample_every // 2, 1), most=2)
+    yield 21, card.forward(config, held_out * steps / p.sample_every, 16)
+    yield 29, card.forward(config, 22 * 16, 16, card.vae)
+    yield 31, card.forward(config, held_out, 16, card.vae)
+    yield 35, card.sample(16, most=4)
+    yield 39, card.train(small, 4 + 3, beside=whole)
+    yield 41, card.train(small, 2, beside=whole)
+    yield 43, card.train(config, p.sample_every)  # the first model waits on the CPU
+    yield 45, card.sample(4, most=2)
+    yield 47, card.train(config, 1, card.vae)
+
+
+def lesson_04(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+    domains = len(card.base.domains)
+    yield 7, card.sample(4, most=1)
+    yield 11, card.sample(0, most=1)  # both are refused
+    yield 13, card.sample(8, most=4)
+    yield 15, card.sample(domains * len(p.guidance_scales) * p.num_prompts)
+    yield 25, card.sample(6 * sum(p.step_counts) / 30 + 200 / 30, beside=card.clip, most=1)
+    yield 37, card.sample(domains * 3 * 4, beside=card.clip, most=4)
+    yield 39, card.sample(3, beside=card.clip, most=1)
+    yield 41, card.sample(0, beside=card.clip, most=1)  # in a live session
+
+
+def lesson_05(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+    yield 44, card.sample(5)
+
+
+def lesson_06(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+    domains, prompts = len(card.base.domains), 20
+    yield 5, card.sample(2 * prompts, beside=card.clip)
+    yield 16, card.sample(3 * domains * prompts * p.images_per_prompt, beside=2 * card.clip)
+
+
+def lesson_07(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+    sizes = {"target_batch_size": 4, "source_batch_size": 3}
+    plain = card.setup(**sizes)
+    plain = plain.replace(domains=plain.domains[:1])
+    config = ladder.find_methods(["DomainStudio"])[0].config(plain)
+    whole = card.model + card.vae
+    fp32 = counting.UNET * 2  # the base that draws the source's images is loaded in fp32
+    yield 18, card.sample(p.num_source_images, beside=fp32)
+    yield 18, card.train(config, 2 * p.max_train_steps)
+    yield 20, card.encode(0, 2 * whole)
+    yield 22, card.train(config, 48 / config.training.gradient_accumulation_steps, whole)
+    yield 25, card.sample(3 * p.num_samples, beside=whole + card.clip)
+    yield 46, card.train(config, 2 * p.max_train_steps_without_text, card.clip)
+    yield 46, card.sample(30, calls=1, beside=card.clip, most=10)
+
+
+def lesson_08(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+    config, whole = card.setup(), card.model + card.vae
+    pair = dict(steps=10, beside=whole, most=5)  # of two pipelines one draws
+    yield 8, card.train(config, 2 * p.max_train_steps + sum(p.earlier_steps))
+    yield 10, card.sample(20, calls=1, **pair | {"beside": 2 * whole})
+    yield 13, card.sample(25, **pair)
+    yield 16, card.encode(p.num_compared, 2 * card.model + card.vae, half=False)
+    yield 17, card.sample(36 * p.num_compared, 1, 1, whole)
+    yield 22, card.sample(10, calls=3, **pair)
+    yield 24, card.sample(25, **pair)
+    yield 27, card.sample(25, calls=3, **pair)
+    yield 37, card.sample(0, beside=whole + card.clip)  # where an attribute classifier is
+    yield 51, card.encode(5 * p.num_edited, 2 * card.model + card.vae + card.clip, half=False)
+    yield 51, card.sample(5 * p.num_edited, 20, 3, whole + card.clip)
+
+
+def lesson_09(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+    words = {"reference": ["a painting"], "target": ["a satellite image"]}
+    source = dataclasses.replace(card.setup().source, name="paintings")
+    config = card.setup(method="diffusionclip", domains=[source], method_settings=words, whole_unet=False)
+    whole, images = card.model + card.vae, p.num_compared
+    yield 14, card.translate(config, p.max_train_steps, 40 * p.max_train_steps / 6, card.clip)
+    yield 14, card.encode(6 * images, card.model + card.clip, half=False)
+    yield 14, card.sample(images, 4 * 46 + p.longest_inversion + 40, 1, card.clip)
+    yield 20, card.translate(config, 2 * p.published_steps, 40 * p.published_steps / 3, card.clip)
+    yield 20, card.sample(images, 40 + 3 * 6, 1, whole + card.clip)
+    yield 22, card.sample(images, 6, 1, whole + card.clip)
+    yield 25, card.sample(4 * images, 6, 2, whole + card.clip)
+    yield 27, card.sample(32, 40 + 3 * 6 * 2, 1, whole + 2 * card.clip)
+    yield 46, card.sample(0)  # these sets share no label
+    yield 49, card.sample(0)
+
+
+def lesson_10(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+    yield 23, card.sample(len(card.base.domains) * p.num_images, beside=card.clip)
+
+
+def lesson_11(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+    config, count = card.setup(), 0 if p.lambda_align == 0 else 1
+    yield 5, card.encode(IMAGES)  # the run is that of lesson 03
+    yield 8, card.pulls(config, 2 * 12 * count)
+    yield 11, card.pulls(config, 12 * count)
+    yield 13, card.pulls(config, 5 * 8 * count)
+    yield 18, card.forward(config, 24 * 16, 16, card.vae)
+    yield 24, card.sample(2 * 3 * p.num_images, beside=card.clip)
+
+
+def solutions(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+    config, prompts, clip = card.setup(), p.num_prompts, card.clip
+    studio = card.setup(method="domainstudio", source_images="real")
+    yield 5, card.sample(2 * prompts, beside=clip)
+    yield 7, card.sample(prompts, beside=clip)
+    yield 9, card.encode(IMAGES, card.model + card.vae + clip)
+    yield 17, card.train(config, 2 * p.short_steps, clip)  # the pipeline waits on the CPU
+    yield 19, card.train(config, p.token_steps, clip)
+    yield 19, card.sample(4, beside=clip)
+    yield 21, card.sample(4, beside=clip)
+    yield 23, card.sample(40, beside=clip)
+    yield 29, card.sample(40, beside=clip)
+    yield 34, card.train(studio, 9 / studio.training.gradient_accumulation_steps, clip)
+    yield 37, card.sample(6 * prompts, 10, 3, clip)
+    yield 39, card.sample(3 * prompts, 10, 3, clip)
+    yield 48, card.pulls(config, 16, clip + card.vae)
+    yield 50, card.pulls(config, 12, clip + card.vae)
+
+
+def ladder_of_three_seeds(card: Card) -> Iterator[Work]:
+    """Yield the work of `dasd ladder`: trainings, calibrations, images, each training as long as DASD's."""
+    config = card.setup()
+    runs = {ladder.run_config(config, method, 0).output_dir for method in ladder.METHODS if method.trained}
+    yield card.train(config, 3 * len(runs) * config.training.max_train_steps)
+    count, domains = config.evaluation.num_heldout, len(config.domains)
+    shown = sum(domains * count + method.sees_source * count / 2 for method in ladder.METHODS)
+    yield card.sample(3 * shown)
+    steps = [n for counts in calibration.STEPS.values() for n in counts if n <= calibration.BUDGET]
+    steps += [calibration.BUDGET] * sum(map(len, calibration.SCALES.values()))
+    yield card.sample(3 * domains * calibration.IMAGES * sum(steps) / 30)
+
+
+def sweep_of_lesson_11(card: Card) -> Iterator[Work]:
+    """Yield the work of `dasd sweep data/configs/alignment_sweep.json --notebook 11`."""
+    cells = len(workers.read_sweep(ROOT / "data/configs/alignment_sweep.json"))
+    works = list(lesson_11(card, parameters(notebooks.find_notebooks(["11"])[0])))
+    once = card.train(card.setup(), card.setup().training.max_train_steps)
+    yield from (work._replace(gflop=cells * work.gflop) for work in [once, *(work for _, work in works)])
+    yield once  # of "LoRA + token", with which each is compared
+
+
+STUDIES = {"ladder": ladder_of_three_seeds, "sweep": sweep_of_lesson_11}
+LESSONS: dict[str, Callable[[Card, Any], Iterator[tuple[int, Work]]]] = {
+    name.removeprefix("lesson_"): function
+    for name, function in list(globals().items())
+    if name == "solutions" or name.startswith("lesson_")
+}
+
+
+def gpu_cells(path: Path) -> dict[int, str]:
+    """Return the cells of a notebook that use the GPU, with a hash of their calls that do."""
+    found, names = {}, set(CALLS)
+    for number, cell in enumerate(notebooks.load_notebook(path).cells):
+        if cell.cell_type != "code" or notebooks.is_setup(cell):
+            continue
+        tree = ast.parse(cell.source)
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda)]
+        inside = {id(node) for function in functions for node in ast.walk(function)}
+        names |= {f.name for f in functions if isinstance(f, ast.FunctionDef) and _calls(f, names)}
+        calls = [call for call in _calls(tree, names) if id(call) not in inside]
+        if calls:
+            found[number] = files.short_hash([ast.unparse(call) for call in calls])
+    return found
+
+
+def _calls(tree: ast.AST, names: set[str]) -> list[ast.Call]:
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [call for call in calls if ast.unparse(call.func).split(".")[-1] in names]
+
+
+def parameters(path: Path) -> SimpleNamespace:
+    """Return the numbers of a notebook's parameters cell."""
+    return SimpleNamespace(**{n: ast.literal_eval(v) for n, v in notebooks._defaults(path).items()})
+
+
+def count(card: Card, path: Path) -> list[common.Row]:
+    """Return a row for each cell of a notebook that uses the GPU, and one for the notebook."""
+    used, cells = gpu_cells(path), {}
+    for number, work in LESSONS[path.stem.split("_")[0]](card, parameters(path)):
+        cells.setdefault(number, []).append(work)
+    if missing := used.keys() ^ cells.keys():
+        raise SystemExit(
+            f"{path.name}: cells {sorted(missing)} use the GPU here or there alone: see LESSONS."
+        )
+    rows, total = [], 0.0
+    what = {"notebook": path.stem, "card": card.name, "profile": card.profile, "made": "counted", "n": 1}
+    for number, works in sorted(cells.items()):
+        largest = max(works, key=lambda work: work.own + work.beside)
+        total += sum(work.gflop for work in works)
+        peak = (largest.own + largest.beside) / 1e9
+        row = {"cell": number, "calls": used[number], "largest": largest.what}
+        row["peak_gb"] = common.Measure(*(peak + each for each in gpu.WORKSPACE_GB))
+        row["own_gb"] = common.exactly(largest.own / 1e9)
+        row["beside_gb"] = common.exactly(largest.beside / 1e9)
+        row["share_of_card"] = common.exactly(row["peak_gb"].value / CARDS[card.name][1])
+        rows.append(what | row)
+    highest = max(row["peak_gb"] for row in rows)
+    rows.append(what | times(card, total) | {"peak_gb": highest})
+    return rows
+
+
+def times(card: Card, gflop: float) -> common.Row:
+    """Return counted work, and the minutes that it takes at the assumed shares of the card's peak."""
+    rate = 6e4 * CARDS[card.name][2]  # GFLOP a minute
+    minutes = common.Measure(*(gflop / (rate * gpu.SHARE[i]) for i in (0, 2, 1)))
+    return {"tflop": common.exactly(gflop / 1e3), "minutes": minutes}
+
+
+def together(card: Card, rows: list[common.Row]) -> list[common.Row]:
+    """Return a row for the whole course and for each study."""
+    gflop = {"all": 1e3 * sum(row["tflop"].value for row in rows if "tflop" in row)}
+    gflop |= {name: sum(work.gflop for work in study(card)) for name, study in STUDIES.items()}
+    what = {"card": card.name, "profile": card.profile, "made": "counted", "n": 1}
+    return [{"notebook": name, **what, **times(card, total)} for name, total in gflop.items()]
+
+
+def main(
+    cards: Annotated[str, typer.Option(help="with commas")] = ",".join(CARDS),
+    profiles: Annotated[str, typer.Option(help="auto, sd15, with commas")] = "auto",
+    only: Annotated[str, typer.Option(help="names of notebooks, with commas; all if empty")] = "",
+) -> None:
+    """Print a table, write data/results/notebook_memory.json; status 1 if a cell is too large for a card."""
+    rows = []
+    for name in cards.split(","):
+        for profile in profiles.split(","):
+            card, start = Card(name, profile), len(rows)
+            for path in notebooks.find_notebooks(only.split(",") if only else None):
+                rows += count(card, path)
+                print(
+                    common.table(
+                        rows[-1:],
+                        {"card": "", "profile": "", "notebook": "", "minutes": ".1f", "peak_gb": ".1f"},
+                    ),
+                    flush=True,
+                )
+            rows += together(card, rows[start:])
+    large = [row for row in rows if "share_of_card" in row and row["share_of_card"].value > LIMIT]
+    columns = {
+        "card": "",
+        "profile": "",
+        "notebook": "",
+        "cell": "",
+        "largest": "",
+        "own_gb": ".1f",
+        "beside_gb": ".1f",
+        "peak_gb": ".1f",
+        "share_of_card": ".2f",
+    }
+    print(common.table(large, columns) if large else f"No cell takes more than {LIMIT:.0%} of its card.")
+    if not only and cards == ",".join(CARDS):
+        settings = {
+            "machine": common.machine(1),
+            "cards": CARDS,
+            "share": gpu.SHARE,
+            "workspace_gb": gpu.WORKSPACE_GB,
+        }
+        print(common.save(RESULTS.stem, settings, rows, prefix=""))
+    raise typer.Exit(bool(large))
+
+
+if __name__ == "__main__":
+    typer.run(main)
