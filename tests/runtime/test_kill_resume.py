@@ -4,7 +4,7 @@ import kill_resume
 
 
 def test_three_kills(base_dir, monkeypatch):
-    monkeypatch.setattr(kill_resume, "STEPS", 7)  # checkpoints at 3 and 6, samples at 4
+    monkeypatch.setattr(kill_resume, "STEPS", 9)  # two more than the step in which it is killed
     rows = kill_resume.measure(3, str(base_dir))
     assert [row["phase"] for row in rows] == ["step", "checkpoint", "latent cache"]
     for row in rows:
