@@ -347,8 +347,15 @@ class DiskArray:
             self.append(item)
 
     def append(self, items: bytes | np.ndarray) -> int:
-        """Write one item or several; return how many there are now."""
-        self._count += self._file.write(bytes(items)) // math.prod(self._shape)
+        """Write one item or several; return how many there are now. DasdError if the disk is full."""
+        try:
+            self._count += self._file.write(bytes(items)) // math.prod(self._shape)
+            self._file.flush()
+        except OSError as error:
+            place = tempfile.gettempdir()
+            raise DasdError(
+                f"The temporary folder {place}: {error.strerror}. Set TMPDIR to another."
+            ) from None
         return self._count
 
     def take(self, rows: np.ndarray) -> Self:
@@ -366,7 +373,6 @@ class DiskArray:
         return len(self), *self._shape
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        self._file.flush()
         stored = np.memmap(self._file, np.uint8, "r", shape=(self._count, *self._shape))
         return np.array(stored[index if self._rows is None else self._rows[index]])
 

@@ -29,8 +29,8 @@ def make(config, vae):
 def cached(config, vae):
     """Return `cached(...) -> latents` of the source's images by this VAE, at this resolution."""
 
-    def build(vae=vae, resolution=16, last_id=None):
-        source = data.load_domain(config.source, config)
+    def build(vae=vae, resolution=16, last_id=None, source=None):
+        source = source or data.load_domain(config.source, config)
         source.ids = [*source.ids[:-1], last_id or source.ids[-1]]
         settings, mark = config.replace(resolution=resolution), latent_cache.vae_fingerprint(vae)
         return latent_cache.cached_latents(source, settings, vae, mark, progress=False)
@@ -108,7 +108,10 @@ def test_a_cache_that_cannot_be_written_is_named(cached, make, config, tmp_path,
     (tmp_path / "file").write_text("x")
     with pytest.raises(DasdError, match="cache_dir"):
         make(cache_dir=tmp_path / "file")
+    source = data.load_domain(config.source, config)
     with full_disk(1000), pytest.raises(DasdError, match=r"File too large.* Set cache_dir"):
+        cached(source=source)
+    with full_disk(1000), pytest.raises(DasdError, match=r"temporary folder .*File too large.* Set TMPDIR"):
         cached()
     assert not shards_of(config)
 

@@ -214,6 +214,7 @@ def test_the_mean_of_shares_is_the_whole(tiny_config, monkeypatch, targets, sour
         loss, _ = objectives.DasdObjective(config)(parts, batch, config)
         losses.append(loss.item())
         gradients.append(torch.autograd.grad(loss, parameters))
-    assert sum(losses) / 2 == pytest.approx(alone.item(), rel=1e-5)
+    # rounding of an MMD near 0.01, times 100, where the loss comes near 0
+    assert sum(losses) / 2 == pytest.approx(alone.item(), rel=1e-5, abs=2e-5)
     for one, two, both in zip(*gradients, expected, strict=True):
         assert ((one + two) / 2 - both).norm() < 1e-4 * both.norm() + 1e-7
