@@ -63,9 +63,9 @@ hooks: install
 
 study: install  # hours
 	$(LADDER) --profile tiny
-	$(BIN)/dasd sweep data/configs/alignment_sweep.json --notebook 11 --workers 2
+	$(BIN)/dasd sweep data/configs/alignment_sweep.json --notebook 12 --workers 2
 	cp data/runs/ladder/ladder.json data/runs/ladder/calibration_search.json data/results
-	cp data/runs/sweep/11_alignment.json data/results/alignment_sweep.json
+	cp data/runs/sweep/12_alignment.json data/results/alignment_sweep.json
 	$(LADDER) --config data/configs/ten_shots.json $(CONDITIONAL) $(WHOLE)
 	$(LADDER) --config data/configs/many_shots.json $(CONDITIONAL)
 	$(LADDER) --config data/configs/ten_sketches.json $(UNCONDITIONAL)

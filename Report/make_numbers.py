@@ -72,7 +72,7 @@ def results_block() -> str:
     """Return the tables of the ladder, one per domain, and how they were made."""
     judged = targets("ladder")
     seeds, n = next((r["seeds"], r["n"]) for r in judged if r["method"] == "DASD")
-    found = next(r for r in rows("05_classifier") if r["metric"] == "accuracy")
+    found = next(r for r in rows("06_classifier") if r["metric"] == "accuracy")
     return (
         f"{tables.ladder_table(judged, TABLES['ladder'])}\n\n"
         f"Mean over the training seeds {', '.join(map(str, seeds))}, {n // len(seeds)} images per seed and "
@@ -260,7 +260,7 @@ def latex_macros(report: str) -> str:
     Ends with the names of those that no result has.
     """
     values = dict(_quoted())
-    found = next(r for r in rows("05_classifier") if r["metric"] == "accuracy")
+    found = next(r for r in rows("06_classifier") if r["metric"] == "accuracy")
     values["classifier/accuracy"] = _tex(found, 3)
     asked = dict.fromkeys(re.findall(r"\\res\{([^}#]+)\}", report))
     if missing := [key for key in asked if key not in values]:
@@ -286,7 +286,7 @@ def _quoted() -> Iterator[tuple[str, str]]:
     for name in ("num_inference_steps", "guidance_scale", "calls"):
         values = [row[name] for row in chosen]
         yield f"search/{name}", f"${min(values):g}$ to ${max(values):g}$"
-    for row in rows("11_alignment"):
+    for row in rows("12_alignment"):
         if row["metric"].startswith("pull_"):
             yield row["metric"].replace("_", "/", 1), rf"${100 * row['value']:.2g}\,\%$"
     yield from _swept()

@@ -23,6 +23,7 @@ from unittest import mock
 
 import common
 import counting
+import diffusers
 import gpu
 import torch
 import transformers
@@ -186,6 +187,20 @@ def _translation(config: Config) -> counting.Counted:
     return counting.gradient_step(config, run)
 
 
+@counting.once
+def _small_unet() -> counting.Counted:
+    """Return what a step of the UNet that notebook 01 trains takes, with gradients and AdamW's moments."""
+    with counting.no_data() as live:
+        sizes = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
+        blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+        unet = diffusers.UNet2DModel(64, 4, 4, num_class_embeds=4, add_attention=False, **sizes, **blocks)
+        counting.without_data(unet)
+        _moments = [torch.empty_like(p) for p in unet.parameters() for _ in range(2)]
+        x, times = torch.randn(32, 4, 64, 64), torch.zeros(32, dtype=torch.long)
+        gflop = common.count_gflop(lambda: unet(x, times, times).sample.square().mean().backward())
+        return counting.Counted(live.peak, gflop)
+
+
 # What each cell does: (cell, its work). P holds the numbers of the notebook's own parameters cell.
 
 
@@ -195,13 +210,26 @@ def lesson_00(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
 
 
 def lesson_01(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+    step, whole = _small_unet(), card.model + card.vae
+    images = p.num_images * (len(card.base.domains) + 1)
+    points = Work("points", 0.1e9, 0, 0)  # an MLP of a width of 128
+    for cell in (16, 23, 30):
+        yield cell, points
+    yield 33, card.encode(images, card.model, half=False, batch=8)
+    yield 35, Work("train a small UNet", step.peak, whole, p.latent_steps * step.gflop)
+    yield 37, Work("sample a small UNet", step.peak, whole, 36 * 50 * 2 * step.gflop / 3 / 32)
+    yield 37, card.sample(36, steps=0)
+    yield 40, card.sample(3, steps=25)
+
+
+def lesson_02(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 31, card.encode(IMAGES)
     yield 33, card.sample(9, steps=0, beside=-card.model)
     yield 35, card.sample(3 * 64, steps=0, beside=-card.model)
     yield 37, card.encode(0)
 
 
-def lesson_02(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+def lesson_03(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     short = card.setup().replace(
         mixed_precision="no", target_batch_size=3, source_batch_size=1, gradient_checkpointing=True
     )
@@ -211,7 +239,7 @@ def lesson_02(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 30, card.forward(short, 9 * p.num_images, 32, beside=card.vae)
 
 
-def lesson_03(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+def lesson_04(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     config, whole = card.setup(), card.model + card.vae
     held_out = 2 * config.training.validation_images
     steps = p.max_train_steps or config.training.max_train_steps
@@ -232,7 +260,7 @@ def lesson_03(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 47, card.train(config, 1, card.vae)
 
 
-def lesson_04(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+def lesson_05(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     domains = len(card.base.domains)
     yield 7, card.sample(4, most=1)
     yield 11, card.sample(0, most=1)  # both are refused
@@ -244,17 +272,17 @@ def lesson_04(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 41, card.sample(0, beside=card.clip, most=1)  # in a live session
 
 
-def lesson_05(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+def lesson_06(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 44, card.sample(5)
 
 
-def lesson_06(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+def lesson_07(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     domains, prompts = len(card.base.domains), 20
     yield 5, card.sample(2 * prompts, beside=card.clip)
     yield 16, card.sample(3 * domains * prompts * p.images_per_prompt, beside=2 * card.clip)
 
 
-def lesson_07(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+def lesson_08(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     sizes = {"target_batch_size": 4, "source_batch_size": 3}
     plain = card.setup(**sizes)
     plain = plain.replace(domains=plain.domains[:1])
@@ -270,7 +298,7 @@ def lesson_07(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 46, card.sample(30, calls=1, beside=card.clip, most=10)
 
 
-def lesson_08(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+def lesson_09(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     config, whole = card.setup(), card.model + card.vae
     pair = dict(steps=10, beside=whole, most=5)  # of two pipelines one draws
     yield 8, card.train(config, 2 * p.max_train_steps + sum(p.earlier_steps))
@@ -286,7 +314,7 @@ def lesson_08(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 51, card.sample(5 * p.num_edited, 20, 3, whole + card.clip)
 
 
-def lesson_09(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+def lesson_10(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     words = {"reference": ["a painting"], "target": ["a satellite image"]}
     source = dataclasses.replace(card.setup().source, name="paintings")
     config = card.setup(method="diffusionclip", domains=[source], method_settings=words, whole_unet=False)
@@ -303,13 +331,13 @@ def lesson_09(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 49, card.sample(0)
 
 
-def lesson_10(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+def lesson_11(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 23, card.sample(len(card.base.domains) * p.num_images, beside=card.clip)
 
 
-def lesson_11(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
+def lesson_12(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     config, count = card.setup(), 0 if p.lambda_align == 0 else 1
-    yield 5, card.encode(IMAGES)  # the run is that of lesson 03
+    yield 5, card.encode(IMAGES)  # the run is that of lesson 04
     yield 8, card.pulls(config, 2 * 12 * count)
     yield 11, card.pulls(config, 12 * count)
     yield 13, card.pulls(config, 5 * 8 * count)
@@ -322,18 +350,18 @@ def solutions(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     studio = card.setup(method="domainstudio", source_images="real")
     yield 5, card.sample(2 * prompts, beside=clip)
     yield 7, card.sample(prompts, beside=clip)
-    yield 9, card.encode(IMAGES, card.model + card.vae + clip)
-    yield 17, card.train(config, 2 * p.short_steps, clip)  # the pipeline waits on the CPU
-    yield 19, card.train(config, p.token_steps, clip)
-    yield 19, card.sample(4, beside=clip)
-    yield 21, card.sample(4, beside=clip)
-    yield 23, card.sample(40, beside=clip)
-    yield 29, card.sample(40, beside=clip)
-    yield 34, card.train(studio, 9 / studio.training.gradient_accumulation_steps, clip)
-    yield 37, card.sample(6 * prompts, 10, 3, clip)
-    yield 39, card.sample(3 * prompts, 10, 3, clip)
-    yield 48, card.pulls(config, 16, clip + card.vae)
-    yield 50, card.pulls(config, 12, clip + card.vae)
+    yield 17, card.encode(IMAGES, card.model + card.vae + clip)
+    yield 25, card.train(config, 2 * p.short_steps, clip)  # the pipeline waits on the CPU
+    yield 27, card.train(config, p.token_steps, clip)
+    yield 27, card.sample(4, beside=clip)
+    yield 29, card.sample(4, beside=clip)
+    yield 31, card.sample(40, beside=clip)
+    yield 37, card.sample(40, beside=clip)
+    yield 42, card.train(studio, 9 / studio.training.gradient_accumulation_steps, clip)
+    yield 45, card.sample(6 * prompts, 10, 3, clip)
+    yield 47, card.sample(3 * prompts, 10, 3, clip)
+    yield 56, card.pulls(config, 16, clip + card.vae)
+    yield 58, card.pulls(config, 12, clip + card.vae)
 
 
 def ladder_of_three_seeds(card: Card) -> Iterator[Work]:
@@ -349,16 +377,16 @@ def ladder_of_three_seeds(card: Card) -> Iterator[Work]:
     yield card.sample(3 * domains * calibration.IMAGES * sum(steps) / 30)
 
 
-def sweep_of_lesson_11(card: Card) -> Iterator[Work]:
-    """Yield the work of `dasd sweep data/configs/alignment_sweep.json --notebook 11`."""
+def sweep_of_lesson_12(card: Card) -> Iterator[Work]:
+    """Yield the work of `dasd sweep data/configs/alignment_sweep.json --notebook 12`."""
     cells = len(workers.read_sweep(ROOT / "data/configs/alignment_sweep.json"))
-    works = list(lesson_11(card, parameters(notebooks.find_notebooks(["11"])[0])))
+    works = list(lesson_12(card, parameters(notebooks.find_notebooks(["12"])[0])))
     once = card.train(card.setup(), card.setup().training.max_train_steps)
     yield from (work._replace(gflop=cells * work.gflop) for work in [once, *(work for _, work in works)])
     yield once  # of "LoRA + token", with which each is compared
 
 
-STUDIES = {"ladder": ladder_of_three_seeds, "sweep": sweep_of_lesson_11}
+STUDIES = {"ladder": ladder_of_three_seeds, "sweep": sweep_of_lesson_12}
 LESSONS: dict[str, Callable[[Card, Any], Iterator[tuple[int, Work]]]] = {
     name.removeprefix("lesson_"): function
     for name, function in list(globals().items())

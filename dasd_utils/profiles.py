@@ -128,7 +128,7 @@ def _sizes(targets: int, sources: int, micro_batches: int) -> dict[str, Any]:
 
 
 # (a GPU of at least so many GB, the fields of sd15 that fit it), the largest first; a smaller one gets the
-# profile as it is. An optimiser step has 12 + 4 samples in each. The peaks are those of notebook 03 in
+# profile as it is. An optimiser step has 12 + 4 samples in each. The peaks are those of notebook 04 in
 # data/results/notebook_memory.json, counted for bf16, of which fp16 takes as many bytes; a tenth stays free.
 FITTED_SIZES = ((23.5, _sizes(12, 4, 1)), (14.0, _sizes(6, 2, 2)))
 

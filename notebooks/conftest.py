@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 SMALLER: dict[str, dict[str, Any]] = {  # in the order in which they begin, the longest first
-    "09_diffusionclip": {
+    "10_diffusionclip": {
         "num_images": 4,
         "max_train_steps": 6,
         "published_steps": 2,
@@ -21,24 +21,25 @@ SMALLER: dict[str, dict[str, Any]] = {  # in the order in which they begin, the 
         "timesteps": [50, 350],
     },
     "solutions": {"num_prompts": 3, "short_steps": 3, "token_steps": 4},
-    "11_alignment": {"num_images": 10},
-    "03_training": {"max_train_steps": 20, "sample_every": 20},
-    "07_domainstudio": {
+    "12_alignment": {"num_images": 10},
+    "04_training": {"max_train_steps": 20, "sample_every": 20},
+    "08_domainstudio": {
         "num_source_images": 12,
         "max_train_steps": 6,
         "max_train_steps_without_text": 6,
         "num_samples": 10,
     },
-    "08_guidance": {"max_train_steps": 6, "earlier_steps": [3], "num_compared": 10, "num_edited": 4},
-    "06_evaluation": {"images_per_prompt": 1, "num_inference_steps": 2},
-    "04_sampling": {"guidance_scales": [1.0, 7.5], "num_prompts": 4, "step_counts": [4, 8]},
-    "10_comparison": {"num_images": 10},
-    "01_data": {"steps": 40},
-    "02_lora_and_tokens": {"num_images": 48, "steps": 2, "draws": 500},
+    "09_guidance": {"max_train_steps": 6, "earlier_steps": [3], "num_compared": 10, "num_edited": 4},
+    "07_evaluation": {"images_per_prompt": 1, "num_inference_steps": 2},
+    "05_sampling": {"guidance_scales": [1.0, 7.5], "num_prompts": 4, "step_counts": [4, 8]},
+    "11_comparison": {"num_images": 10},
+    "02_data": {"steps": 40},
+    "03_lora_and_tokens": {"num_images": 48, "steps": 2, "draws": 500},
+    "01_diffusion_from_scratch": {"point_steps": 100, "latent_steps": 5, "num_images": 12},
     "00_start": {"num_prompts": 4},
 }
 # These teach a classifier of domains, for a score; fewer images do.
-TAUGHT = ("07_domainstudio", "10_comparison", "11_alignment")
+TAUGHT = ("08_domainstudio", "11_comparison", "12_alignment")
 FEW_TEACH = "\nfrom dasd_utils.study import ladder\nladder.DOMAIN_SHARE = 40"
 
 

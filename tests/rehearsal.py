@@ -21,6 +21,7 @@ COUNTS = {"train": 160, "valid": 12, "validation": 4, "test": 16}
 SIZE = 72  # pixels; the config's resolution is 64
 # what each notebook is given to be quick: names of its parameters cell
 PARAMETERS: dict[str, object] = {
+    "point_steps": 4, "latent_steps": 4,
     "num_prompts": 2, "steps": 4, "draws": 50, "max_train_steps": 4, "sample_every": 2,
     "guidance_scales": [1.0, 4.0], "step_counts": [2, 3], "images_per_prompt": 2, "num_inference_steps": 2,
     "num_images": 12, "num_source_images": 4, "max_train_steps_without_text": 2, "num_samples": 10,
@@ -102,12 +103,12 @@ def unnamed_results(path: Path) -> list[str]:
 
 
 def main() -> int:
-    """Run the notebooks in two processes; those that use the run of 03 follow it."""
+    """Run the notebooks in two processes; those that use the run of 04 follow it."""
     folder = Path(sys.argv[1]).resolve()
     config = folder / "config.json"
     if not config.exists():
         write_config(folder)
-    queues = ["03,04,05,06,10,solutions", "00,01,02,07,08,09,11"]
+    queues = ["04,05,06,07,11,solutions", "00,01,02,03,08,09,10,12"]
     started = []
     for names in [",".join(sys.argv[2:])] if sys.argv[2:] else queues:
         cells = [cell for path in find_notebooks(names.split(",")) for cell in load_notebook(path).cells]

@@ -131,7 +131,7 @@ def find_run(config: Config, places: Sequence[str] = ()) -> Path:
         if not found:
             return folder
         problems.append(f"{folder}: another {found[0]}")
-    raise DasdError(f"No trained run fits this config ({'; '.join(problems)}). Train one first: notebook 03, "
+    raise DasdError(f"No trained run fits this config ({'; '.join(problems)}). Train one first: notebook 04, "
                     f"or `dasd train --output_dir {resolve(config.output_dir)}`.")  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def find_trained(config: Config) -> Path:
     minutes = " (2 to 5 minutes on an L4, predicted)" if config.profile == "sd15" else ""
     own = resolve(config.output_dir)
     train = f"dasd train --profile {config.profile} --max_steps 100 --output_dir {own}"
-    raise DasdError(f"No trained run fits this config ({'; '.join(problems)}). Train one by notebook 03, or "
+    raise DasdError(f"No trained run fits this config ({'; '.join(problems)}). Train one by notebook 04, or "
                     f"a short one by `{train}`{minutes}. Or set output_dir to where there is one, on Drive "
                     "for example, or name a run, an exported adapter or its hub id: "
                     'config = {"shipped_run": "owner/name"}.')  # fmt: skip

@@ -43,7 +43,7 @@ def test_committed_notebooks_say_what_pyproject_says():
 
 def test_a_line_that_is_no_longer_true_is_written_anew(tmp_path):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    path, (name, sentence) = tmp_path / "03_training.ipynb", ("03_training", notebooks.costs()["03_training"])
+    path, (name, sentence) = tmp_path / "04_training.ipynb", ("04_training", notebooks.costs()["04_training"])
     text = (ROOT / "notebooks" / path.name).read_text()
     assert re.fullmatch(
         r"Time: with `tiny` .* min and .* GB on L4 or .* on T4, predicted from counted work\.", sentence
@@ -66,11 +66,11 @@ def test_the_setup_cell_is_the_same_everywhere_and_of_at_most_six_lines():
 @pytest.mark.parametrize("part", ["https://colab.research.google.com/github", "address, version, folder"])
 def test_a_notebook_without_badge_or_setup_is_named_and_none_is_written(tmp_path, part):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    good, bad = tmp_path / "00_good.ipynb", tmp_path / "01_bad.ipynb"
+    good, bad = tmp_path / "00_good.ipynb", tmp_path / "02_bad.ipynb"
     text = (ROOT / "notebooks" / "00_start.ipynb").read_text()
     good.write_text(text.replace("00_start.ipynb)", "00_started.ipynb)"))
     bad.write_text(text.replace(part, "none"))
     before = good.read_bytes()
-    with pytest.raises(DasdError, match=r"01_bad\.ipynb must begin"):
+    with pytest.raises(DasdError, match=r"02_bad\.ipynb must begin"):
         notebooks.renew_badges([good, bad], tmp_path)
     assert good.read_bytes() == before

@@ -167,7 +167,7 @@ COMPLETED = {
     "dasd train --tracking t": ["tensorboard", "trackio"],
     "dasd generate --domain x": ["xray"],
     "dasd generate --guidance d": ["domain", "decoupled"],
-    "dasd sweep list.json --notebook 03": ["03"],
+    "dasd sweep list.json --notebook 04": ["04"],
     "dasd verify ": ["data/runs/deep/new", "data/runs/old"],  # newest first
     "dasd generate --checkpoint data/runs/o": ["data/runs/old"],
     "dasd export data/runs/d": ["data/runs/deep/new"],

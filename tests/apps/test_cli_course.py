@@ -125,11 +125,11 @@ def test_only_stale_notebooks_are_run_again(course, notebook, capsys, tmp_path):
 
 
 def test_badges_are_checked_and_written(course, tmp_path, monkeypatch, capsys):
-    path = tmp_path / "03_training.ipynb"
+    path = tmp_path / "04_training.ipynb"
     shutil.copy(ROOT / "notebooks" / path.name, path)
-    path.write_text(path.read_text().replace("/notebooks/03_training", "/notebooks/03_trained"))
+    path.write_text(path.read_text().replace("/notebooks/04_training", "/notebooks/04_trained"))
     monkeypatch.setattr(notebooks, "find_notebooks", lambda: [path])
     for words, status in ((["--check"], 1), ([], 0), (["--check"], 0)):
         assert (course("badges", *words) or 0) == status
         assert ", ".join(notebooks.repository()) in capsys.readouterr().out
-    assert "/notebooks/03_training.ipynb" in path.read_text()
+    assert "/notebooks/04_training.ipynb" in path.read_text()

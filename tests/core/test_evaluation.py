@@ -234,7 +234,7 @@ def test_a_damaged_attribute_classifier_is_named(tiny_config, tmp_path):
 
 
 def test_results_come_back_as_they_were_saved(tmp_path, config, rows):
-    path = evaluation.save_results(tmp_path / "new" / "06_evaluation.json", config, rows)
+    path = evaluation.save_results(tmp_path / "new" / "07_evaluation.json", config, rows)
     results = evaluation.load_results(path)
     assert results["rows"] == rows
     assert type(config).from_dict(results["config"]) == config
@@ -243,7 +243,7 @@ def test_results_come_back_as_they_were_saved(tmp_path, config, rows):
     (tmp_path / "none.json").write_text('{"rows": 1}')
     with pytest.raises(DasdError, match="holds no results"):
         evaluation.load_results(tmp_path / "none.json")
-    assert evaluation.load_results(path) == results and os.listdir(path.parent) == ["06_evaluation.json"]
+    assert evaluation.load_results(path) == results and os.listdir(path.parent) == ["07_evaluation.json"]
 
 
 def test_the_table_has_a_column_per_method():

@@ -56,10 +56,10 @@ def test_a_card_gets_a_profile_that_fits(monkeypatch, caplog, name, gib, bf16, p
 
 
 def counted_gb(*wanted):
-    """Return the upper end of the peak memory of the training of notebook 03 with these sizes."""
+    """Return the upper end of the peak memory of the training of notebook 04 with these sizes."""
     rows = json.loads((ROOT / "data/results/notebook_memory.json").read_text())["rows"]
     text = "train {} + {}{}".format(*wanted[:2], ", recomputed" * wanted[2])
-    found = {row["high"] for row in rows if row["notebook"] == "03_training" and row["metric"] == "peak_gb"
+    found = {row["high"] for row in rows if row["notebook"] == "04_training" and row["metric"] == "peak_gb"
              and row.get("cell") == 21 and row["largest"] == text}  # fmt: skip
     return max(found)
 

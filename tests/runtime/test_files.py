@@ -347,7 +347,7 @@ def test_a_kernel_draws_only_for_a_person_in_front_of_it(monkeypatch, name):
     if name == "google.colab":  # which is known by its module
         monkeypatch.setitem(sys.modules, name, object())
     else:
-        monkeypatch.setenv(name, "notebooks/04_sampling.ipynb")
+        monkeypatch.setenv(name, "notebooks/05_sampling.ipynb")
     assert files.is_live() and files.is_watched()
 
 

@@ -98,7 +98,7 @@ def test_where_no_run_is_there_the_ways_on_are_named(tmp_path, monkeypatch):
     train = f"`dasd train --profile sd15 --max_steps 100 --output_dir {tmp_path / 'own'}` (2 to 5 minutes"
     for words in (
         f"{tmp_path / 'own'}: no adapter there",
-        "notebook 03",
+        "notebook 04",
         train,
         "on Drive",
         '{"shipped_run": ',

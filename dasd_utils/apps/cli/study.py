@@ -24,7 +24,7 @@ TABLE = option(True, "Write the table at the end.")
 NUMBERS = [path.name[:2] for path in ROOT.glob("notebooks/[0-9]*.ipynb")]
 NOTEBOOKS = "Where executed notebooks, runs and results are."
 STUDY_DIR = "that of --config, else data/runs/<command>"
-ONLY = option(None, "Comma-separated beginnings of names: 03,04", metavar="NAMES")
+ONLY = option(None, "Comma-separated beginnings of names: 04,05", metavar="NAMES")
 
 
 @dataclass
