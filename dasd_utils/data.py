@@ -226,7 +226,6 @@ def _pick_split(
     if test:
         both = [found.thumbnails.take(rows), test.thumbnails.take(test.readable())]
         parts = (part[some] for part in both for some in _blocks(len(part)))
-        parts = (part[some] for part in both for some in _blocks(len(part)))
         seen = _Likeness(files.DiskArray(both[0].shape[1:], parts))
         copies = np.isin(found.ids[rows], test.ids[test.readable()])
         for others in _blocks(len(rows), sum(map(len, both))):
