@@ -20,7 +20,11 @@ project = "DASD"
 version = release = repository.PROJECT["version"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
 nitpicky = True
-nitpick_ignore_regex = [("py:obj", ".*"), ("py:.*", r"(?!dasd_utils\.).*")]  # names in prose; other packages
+nitpick_ignore_regex = [
+    ("py:obj", ".*"),  # names in prose
+    ("py:.*", r"(?!dasd_utils\.).*"),  # other packages
+    ("py:class", r"dasd_utils\.config\.(Kind|_.*)"),  # a type variable, a validator
+]
 
 nb_execution_mode = "off"  # notebooks are shown as they are stored
 nb_merge_streams = True
