@@ -107,7 +107,7 @@ def speed_block() -> str:
     turns = f"Medians of {sampled[0]['repeats']} turns, the least and the greatest in brackets"
     left_out = [path.stem[:2] for path in find_notebooks() if path.stem not in timed]
     without = f" without {' and '.join(left_out)}" if left_out else ""
-    whole = f"takes {course['seconds'] / 60:.0f} minutes on {other['cores']} cores of {other['device']}"
+    whole = f"takes {course['seconds'] / 60:.0f} minutes with {other['threads']} thread on {other['device']}"
     memory = f"{course['peak_gb']:.1f} GB at most"
     where = f"where no other is named, on {machine['device']}"
     text = f"{turns}; {where}. The tiny course{without} {whole} and {memory}."
