@@ -184,7 +184,7 @@ def course_block() -> str:
     titles = {
         "all": "all notebooks, hours",
         "ladder": "`dasd ladder`, hours",
-        "sweep": "the sweep of 11, hours",
+        "sweep": "the sweep of notebook 12, hours",
     }
     lines = [[title, *(_hours(hours[name, card]) for card in cards)] for name, title in titles.items()]
     lines.append(["largest cell, GB", *(f"{peaks[card]:.1f}" for card in cards)])
