@@ -408,10 +408,15 @@ def _normal(caption: str) -> str:
 
 
 def labelled(name: str, style: str, captions: Sequence[str], others: Sequence[dict]) -> list[dict[str, Any]]:
-    """Return the classifier's other prompts, and this domain's captions, with its style if they lack it."""
+    """Return the classifier's other prompts, and this domain's captions, with its style if they lack it.
+
+    Prompts of no domain that have a word of the style are left out: they now belong to this one.
+    """
+    own = {*style.split()} - STOP_WORDS
     different = list(dict.fromkeys(captions))[:MANY_PROMPTS]
     prompts = [c if {*style.split()} & {*_normal(c).split()} else f"{c}, {style}" for c in different]
     kept = [row for row in others if row["domain"] != name]
+    kept = [row for row in kept if row["domain"] or not own & {*_normal(row["prompt"]).split()}]
     return [*kept, *({"prompt": text, "domain": name} for text in prompts)]
 
 

@@ -179,7 +179,9 @@ def test_descriptions_are_english_and_labelled_prompts_name_the_domain():
     assert found["descriptions"] == ["an ink", "a picture in the style of an ink drawing"]
     assert found["style_suffix"] == "ink drawing"
     others = [{"prompt": "a cat", "domain": None}, {"prompt": "old", "domain": "sketch"}]
-    rows = new_domain.labelled("sketch", "sketch", ["a sketch of a dog", "a dog", "a dog"], others)
+    mine = {"prompt": "a pencil sketch of a tree", "domain": None}  # else no threshold tells them apart
+    captions = ["a sketch of a dog", "a dog", "a dog"]
+    rows = new_domain.labelled("sketch", "sketch", captions, [*others, mine])
     own = [{"prompt": text, "domain": "sketch"} for text in ("a sketch of a dog", "a dog, sketch")]
     assert rows == [others[0], *own]
 
