@@ -212,7 +212,7 @@ def lesson_00(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
 def lesson_01(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     step, whole = _small_unet(), card.model + card.vae
     images = p.num_images * (len(card.base.domains) + 1)
-    points = Work("points", 0.1e9, 0, 0)  # an MLP of a width of 128
+    points = Work("points", 0.1e9, whole, 0)  # an MLP of a width of 128
     for cell in (16, 23, 30):
         yield cell, points
     yield 33, card.encode(images, card.model, half=False, batch=8)
