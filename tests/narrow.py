@@ -1,6 +1,5 @@
 """Narrow random models: every part of a Stable Diffusion base, small enough to train in a test."""
 
-import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTokenizer,
 )
+
+from dasd_utils.pretrain.shared import learned_merges
 
 HIDDEN = 32
 SIZES = dict(
@@ -37,32 +38,6 @@ of with and in from on at under beside large blue red green yellow dark bright
 """
 
 
-def learned_merges() -> list[tuple[str, str]]:
-    """Return the merges that make each of WORDS one piece.
-
-    Of pairs that are equally frequent the shortest is merged, then the first in the alphabet: the trainer of
-    tokenizers takes them in an order that changes with each process, and with it the numbers of the tests.
-    The vocabulary has the size of the one that `core/stored_run` was trained with: weights are the same.
-    """
-    words = [[*word[:-1], word[-1] + "</w>"] for word in WORDS.split()]
-    merges = []
-    while pairs := Counter(pair for word in words for pair in itertools.pairwise(word)):
-        merges.append(min(pairs, key=lambda pair: (-pairs[pair], len("".join(pair)), pair)))
-        words = [merged(word, merges[-1]) for word in words]
-    return merges
-
-
-def merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    """Return the pieces of a word with each occurrence of a pair joined."""
-    joined: list[str] = []
-    for piece in pieces:
-        if joined and (joined[-1], piece) == pair:
-            joined[-1] += piece
-        else:
-            joined.append(piece)
-    return joined
-
-
 def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
     """Return pieces -> ids in CLIP's order: bytes, bytes that end a word, merges, start, end."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # 256
@@ -71,7 +46,8 @@ def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    merges = learned_merges()
+    """Return a tokenizer in which each of WORDS is one piece; `core/stored_run` was trained with its size."""
+    merges = learned_merges(Counter(WORDS.split()), count=1000)
     return CLIPTokenizer(vocab=vocabulary(merges), merges=merges, model_max_length=77)
 
 

@@ -8,6 +8,8 @@ import json
 import logging
 import shutil
 import time
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
@@ -103,16 +105,10 @@ def train_tokenizer(config: PretrainConfig, work: Path) -> None:
     folder = work / "tokenizer"
     if (folder / "tokenizer.json").exists():
         return
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
-    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=config.vocab_size, initial_alphabet=alphabet, min_frequency=20,
-                                  end_of_word_suffix="</w>", show_progress=False)  # fmt: skip
-    bpe.train_from_iterator(_words(work), trainer)
-    learned = json.loads(bpe.to_str())["model"]
-    merges = [tuple(m.split()) if isinstance(m, str) else tuple(m) for m in learned["merges"]]
+    words = Counter(_words(work))
+    letters = {f"{word[-1]}</w>" for word in words}  # count as pieces of the vocabulary, as the alphabet does
+    merges = shared.learned_merges(words, config.vocab_size - len(alphabet) - len(letters), min_frequency=20)
     pieces = [*alphabet, *(a + "</w>" for a in alphabet), *("".join(m) for m in merges)]
     pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
     vocab = {piece: i for i, piece in enumerate(pieces)}
@@ -122,15 +118,17 @@ def train_tokenizer(config: PretrainConfig, work: Path) -> None:
 
 
 def _words(work: Path) -> Iterator[str]:
-    """Yield every word of the texts on its own, as CLIP's pre-tokenizer splits them."""
+    """Yield every word of the texts on its own, in CLIP's letters for bytes."""
     rng = np.random.default_rng(0)
     texts: list[str] = []
     for domain in toyworld.DOMAINS:
         texts += [text for row in read_rows(work, domain)[:4000] for text, _ in row["captions"]]
         texts += [toyworld.captions.bare_prompt(domain, rng) for _ in range(1000)]
     texts += [toyworld.captions.sentence(rng) for _ in range(8000)]
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
     for text in texts:
-        yield from text.replace(",", " , ").replace("-", " - ").replace("'", " ' ").split()
+        for word in text.replace(",", " , ").replace("-", " - ").replace("'", " ' ").split():
+            yield from (piece for piece, _ in split(unicodedata.normalize("NFC", word).lower()))
 
 
 def clip_model(config: PretrainConfig, vocab_size: int) -> CLIPModel:

@@ -1,7 +1,9 @@
 """What every stage shares: sizes and budgets, the rendered images, and one training loop."""
 
+import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
@@ -111,6 +113,39 @@ def _present(path: Path, stage: str) -> Path:
     if not path.exists():
         raise DasdError(f"{path} is missing: run the stage {stage!r} first (dasd pretrain --stage {stage}).")
     return path
+
+
+def learned_merges(words: Mapping[str, int], count: int, min_frequency: int = 1) -> list[tuple[str, str]]:
+    """Return the first `count` merges of byte-pair encoding over words and how often each occurs.
+
+    The last letter of a word carries "</w>" (Sennrich et al. 2016, arXiv 1508.07909). Of equally frequent
+    pairs the shortest is merged, then the first in the alphabet. The trainer of `tokenizers` takes them in an
+    order that changes with each process.
+    """
+    pieces = {word: [*word[:-1], f"{word[-1]}</w>"] for word in words}
+    merges: list[tuple[str, str]] = []
+    while len(merges) < count:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, parts in pieces.items():
+            for pair in itertools.pairwise(parts):
+                pairs[pair] += words[word]
+        best = min(pairs, key=lambda pair: (-pairs[pair], len("".join(pair)), pair), default=None)
+        if best is None or pairs[best] < min_frequency:
+            break
+        merges.append(best)
+        pieces = {word: _joined(parts, best) for word, parts in pieces.items()}
+    return merges
+
+
+def _joined(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """Return the pieces of a word with each occurrence of a pair as one."""
+    joined: list[str] = []
+    for piece in pieces:
+        if joined and (joined[-1], piece) == pair:
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    return joined
 
 
 class Images:
