@@ -2,7 +2,7 @@
 
     python docs/check_links.py docs/_build/html
 
-Lists addresses of other hosts in `external.txt` beside the folder; they are not opened.
+Lists addresses of other hosts in `external.txt` next to the folder; they are not opened.
 """
 
 import re

@@ -45,9 +45,14 @@ def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
     return {piece: i for i, piece in enumerate([*dict.fromkeys(pieces), START, END])}
 
 
+def word_merges() -> list[tuple[str, str]]:
+    """Return merges that make each of WORDS one piece; `core/stored_run` was trained with their number."""
+    return learned_merges(Counter(WORDS.split()), count=1000)
+
+
 def make_tokenizer() -> CLIPTokenizer:
-    """Return a tokenizer in which each of WORDS is one piece; `core/stored_run` was trained with its size."""
-    merges = learned_merges(Counter(WORDS.split()), count=1000)
+    """Return CLIP's tokenizer with `word_merges`."""
+    merges = word_merges()
     return CLIPTokenizer(vocab=vocabulary(merges), merges=merges, model_max_length=77)
 
 

@@ -65,7 +65,7 @@ def old_text_encoder(folder: Path, tokenizer: CLIPTokenizer) -> None:
 
 def old_tokenizer(folder: Path) -> CLIPTokenizer:
     """Write vocab.json, merges.txt and the two small files of special tokens; no tokenizer.json."""
-    merges = narrow.learned_merges()
+    merges = narrow.word_merges()
     write_json(folder / "vocab.json", narrow.vocabulary(merges))
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf8")

@@ -1,4 +1,4 @@
-"""Aerial pictures seen from straight above, drawn from a handful of attributes.
+"""Aerial images seen from straight above, drawn from a handful of attributes.
 
 Every scene is drawn on a `_Board` whose unit is 1/64 of the picture's side and whose origin is its middle, so
 that one drawing serves every size and every orientation. A shadow always falls to the lower right.

@@ -32,10 +32,12 @@ def band(top: float, bottom: float, role: str) -> Shape:
 
 
 def polygon(points: list[Point], role: str, sketch: str = "line") -> Shape:
+    """A filled polygon."""
     return Shape("polygon", points, role, sketch)
 
 
 def rect(left: float, top: float, right: float, bottom: float, role: str, sketch: str = "line") -> Shape:
+    """A filled rectangle between two corners."""
     return polygon([(left, top), (right, top), (right, bottom), (left, bottom)], role, sketch)
 
 
