@@ -272,7 +272,7 @@ def _names(ids: Sequence[str]) -> np.ndarray:
 
 
 def _blocks(*limits: int) -> Iterator[np.ndarray]:
-    """Yield the numbers of a range, AT_ONCE at once."""
+    """Yield the numbers of a range in arrays of AT_ONCE or fewer."""
     numbers = range(*limits)
     return (np.array(numbers[start : start + AT_ONCE]) for start in range(0, len(numbers), AT_ONCE))
 

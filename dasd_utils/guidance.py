@@ -74,7 +74,7 @@ def check_rule(terms: Sequence[Term], learners: Iterable[str] = ()) -> None:
 
 
 def weights(terms: Sequence[Term], done: float = 0.0, interval: tuple[float, float] = WHOLE) -> list[float]:
-    """Return the weight of every term but the first; done: the share of the timesteps that is behind, 0 to 1.
+    """Return the weight of every term but the first; done: the share of the timesteps passed, 0 to 1.
 
     Outside the interval (arXiv 2404.07724) the prediction of the last term counts alone.
     """

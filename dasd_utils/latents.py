@@ -122,7 +122,7 @@ class _Pick:
 
 
 def _at_times_of(targets: Sequence[_Pick], sources: Sequence[_Pick]) -> list[_Pick]:
-    """Return the sources at timesteps of targets, spread over them."""
+    """Return the sources with timesteps of the targets, evenly chosen from these."""
     stride = max(len(targets) // max(len(sources), 1), 1)
     times = [targets[i * stride % len(targets)].timestep for i in range(len(sources))]
     return [dataclasses.replace(pick, timestep=t) for pick, t in zip(sources, times, strict=True)]
@@ -266,7 +266,7 @@ class Sampler:
         return dataclasses.replace(pick, timestep=timestep)
 
     def _place_in_bank(self, pick: _Pick) -> int:
-        """Return the number of a sample of the bank, drawn of those near the pick's timestep."""
+        """Return the number of a sample of the bank, drawn from those near the pick's timestep."""
         count = self.config.alignment.bank_size
         width = max(count * NEAR // TIMESTEPS, 1)
         first = min(max(count * pick.timestep // TIMESTEPS - width // 2, 0), count - width)

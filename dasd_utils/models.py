@@ -299,7 +299,7 @@ def cache_texts(parts: Parts, prompts: Iterable[str]) -> None:
 
 
 class _PassEndError(Exception):
-    """Raised at a block behind which nothing is asked for."""
+    """Raised after the last block that is needed, to end the pass."""
 
 
 def unet_pass(

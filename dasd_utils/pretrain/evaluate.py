@@ -139,7 +139,7 @@ def measure_base(base: str, seed: int, num_images: int) -> tuple[Path, list[Row]
 
 
 def scores_file(base: Path) -> Path:
-    """Return where a base's scores are: in its folder, of the embedded base in data/results."""
+    """Return the file of a base's scores: in its folder, for the embedded base in data/results."""
     is_embedded = base == resolve("data/tiny-sd")
     return resolve("data/results/pretrain.json") if is_embedded else base / "scores.json"
 

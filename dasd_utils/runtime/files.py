@@ -247,7 +247,7 @@ class Source:
 
 
 def find_folder(name: str) -> Path | None:
-    """Return the folder of that name, None if there is none; say so where the hub may have one of it too."""
+    """Return the folder of that name, else None; name a folder that hides a repository of the hub."""
     folder = resolve(name)
     if not folder.is_dir():
         return None

@@ -43,7 +43,7 @@ class Candidate:
 
     @property
     def calls(self) -> int:
-        """Return how many predictions of the network an image takes; of an interval the nearest number."""
+        """Return how many predictions of the network an image takes, rounded if guidance has an interval."""
         steps, (start, stop) = self.calibration.num_inference_steps, self.calibration.guidance_interval
         return steps + (round(steps * (stop - start)) if self.calibration.guidance_scale > 1 else 0)
 

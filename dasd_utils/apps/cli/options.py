@@ -168,7 +168,7 @@ class Settings:
         return config.replace(**self.places(config))
 
     def places(self, config: Config) -> dict[str, Any]:
-        """Return the fields that `base` and `data` change: a revision is that of the place before."""
+        """Return the fields that `base` and `data` change; the revision of what they replace is dropped."""
         changes: dict[str, Any] = {}
         if self.base is not None:
             base, variant = folder_or_name(self.base), config.model.base_variant
@@ -235,7 +235,7 @@ class ChosenRun(OfRun):
 
 @contextlib.contextmanager
 def garbage_kept() -> Iterator[None]:
-    """Inside the `with`, the garbage collector is off; what was made there it never looks through.
+    """Switch the garbage collector off inside the `with`; later it skips the objects made there.
 
     The libraries make half a million objects that stay: collections among them, the last one at the exit,
     take a third of the seconds until the first image of the tiny profile.

@@ -213,7 +213,7 @@ def generate(
 
 
 def stream_prompts(pipeline: Any, count: int, seed: int | None, **given: Any) -> tuple[Any, Iterator[Any]]:
-    """Return what `stream` does for a domain's evaluation prompts in turn: each image has the next seed."""
+    """Return `stream` of a domain's evaluation prompts, taken in turn; each image has the next seed."""
     from dasd_utils import evaluation
     from dasd_utils.runtime import files, processes
 
