@@ -166,12 +166,13 @@ def test_the_cmmd_interval_of_prompts_covers_the_truth():
 )
 def test_an_interval_holds_its_value_and_shrinks_with_n(statistic, kernel):
     widths = []
-    for n in (20, 200):
-        x, y = units(0, n), units(1, n, shift=0.5)
+    for n, m in ((20, 20), (200, 20), (20, 200), (200, 200)):
+        x, y = units(0, n), units(1, m, shift=0.5)
         value, low, high = metrics.mmd_estimate(x, y, kernel, num_bootstrap=300).interval()
         assert value == pytest.approx(statistic(x, y)) and low < value < high
         widths.append(high - low)
-    assert widths[1] < widths[0] / 2
+    *few, many = widths
+    assert many < few[0] / 2 and many < 0.6 * min(few)  # both sets are drawn again
 
 
 def test_paired_difference_is_sharper_than_two_intervals():

@@ -214,6 +214,8 @@ def test_any_number_of_images_comes_a_batch_at_a_time(pipeline, monkeypatch, cap
     assert sizes == [2]  # the rest is not drawn before it is asked for
     assert all(same(a, b) for a, b in zip([first, *images], expected, strict=True)) and sizes == [2, 2, 1]
     assert not caplog.records
+    with pytest.raises(DasdError, match="num_images is 0"):
+        pipeline.stream(PROMPT, num_images=0)
     with pytest.raises(DasdError, match=r"no option 'guidnce' of generate\. Did you mean 'guidance'"):
         pipeline.generate(PROMPT, guidnce=1)
 

@@ -18,7 +18,7 @@ from synthetic import NoiseSampler, SpoiltSampler, make_parts, make_sampler, sto
 
 from dasd_utils import adapters, losses, models, sampling, training
 from dasd_utils.config import DasdError
-from dasd_utils.runtime import checkpoints
+from dasd_utils.runtime import checkpoints, processes
 
 # dropout, queue and schedule are on: all that a resume could get wrong
 RESUMED = {"max_train_steps": 6, "validation_every": 0, "dropout": 0.2, "queue_size": 5}
@@ -308,8 +308,12 @@ def test_another_objective_enters_without_an_edit(config):
     assert all(row["mine"] == pytest.approx(row["loss"]) and "mmd" not in row for row in history)
 
 
-def test_bad_calls_are_refused_before_any_work(config, tmp_path):
+def test_bad_calls_are_refused_before_any_work(config, tmp_path, monkeypatch):
     sampler, parts = NoiseSampler(config), make_parts(config)
+    monkeypatch.setattr(processes, "default_device", lambda: torch.device("cpu"))
+    with refused("fp16", "bf16"):
+        training.train(config.replace(mixed_precision="fp16"), parts, sampler)
+    assert not (tmp_path / "run").exists()
     bare = make_parts(config)
     bare.token_ids = {}
     for given, ids in ((bare, None), (parts, {"<satellite>": 1})):

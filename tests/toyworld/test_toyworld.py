@@ -71,6 +71,12 @@ def test_what_a_caption_mentions_stands_in_it(domain):
                     assert "without" in text, (text, name)
 
 
+def test_an_unknown_value_is_an_error():
+    for unknown in ({"scene": "moon base"}, {"scene": "harbor", "weather": "x"}):
+        with pytest.raises(KeyError):
+            captions.compose_caption("satellite", unknown, np.random.default_rng(0))
+
+
 def drawn(function, *args, n=2000):
     rng = np.random.default_rng(0)
     return [function(*args, rng) for _ in range(n)]
@@ -79,6 +85,7 @@ def drawn(function, *args, n=2000):
 @pytest.mark.parametrize("function", [captions.thing, captions.sentence])
 def test_everyday_words_name_no_domain(function):
     texts = drawn(function)
+    assert texts == drawn(function)  # the generator decides
     assert len(set(texts)) > 1500
     assert not [t for t in texts if any(telling.search(t) for telling in captions.TELLING.values())]
     assert all(t == " ".join(t.split()) and "{" not in t and t.islower() | t.isdigit() for t in texts)
@@ -88,6 +95,7 @@ def test_everyday_words_name_no_domain(function):
 def test_prompts_of_a_domain_name_it(domain):
     assert len(set(drawn(captions.bare_prompt, domain, n=100))) >= 8
     texts = drawn(captions.framed, domain)
+    assert texts == drawn(captions.framed, domain)
     assert len(set(texts)) > 1500
     assert not [t for t in texts if not captions.TELLING[domain].search(t) or "{" in t]
 
