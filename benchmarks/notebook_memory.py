@@ -39,6 +39,7 @@ from dasd_utils.study import alignment, calibration, ladder
 RESULTS = common.RESULTS / "notebook_memory.json"
 IMAGES = 300 + 2 * 400 + 2 * 32  # of source and targets, and of two domains' validation: what is encoded
 LIMIT = 0.9  # of a card, for a cell
+FP32_MORE = counting.UNET  # bytes that the UNet takes beyond half precision where `load_parts` alone loads it
 CARDS = {  # GB (1e9 bytes) as CUDA reports them, and dense half-precision TFLOP/s of the data sheet
     "T4": ("Tesla T4", 15.8, 65.0),
     "L4": ("NVIDIA L4", 23.6, gpu.PEAK_TFLOPS),
@@ -206,20 +207,21 @@ def _small_unet() -> counting.Counted:
 
 def lesson_00(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     for cell in (17, 19, 21):
-        yield cell, card.sample(p.num_prompts)
+        yield cell, card.sample(p.num_prompts, beside=FP32_MORE)
 
 
 def lesson_01(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
-    step, whole = _small_unet(), card.model + card.vae
+    step, model = _small_unet(), card.model + FP32_MORE
+    whole = model + card.vae
     images = p.num_images * (len(card.base.domains) + 1)
     points = Work("points", 0.1e9, whole, 0)  # an MLP of a width of 128
     for cell in (16, 23, 30):
         yield cell, points
-    yield 33, card.encode(images, card.model, half=False, batch=8)
+    yield 33, card.encode(images, model, half=False, batch=8)
     yield 35, Work("train a small UNet", step.peak, whole, p.latent_steps * step.gflop)
     yield 37, Work("sample a small UNet", step.peak, whole, 36 * 50 * 2 * step.gflop / 3 / 32)
-    yield 37, card.sample(36, steps=0)
-    yield 40, card.sample(3, steps=25)
+    yield 37, card.sample(36, steps=0, beside=FP32_MORE)
+    yield 40, card.sample(3, steps=25, beside=FP32_MORE)
 
 
 def lesson_02(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
