@@ -25,6 +25,7 @@ def numbers():
         ("headline", "README.md"),
         ("results", "docs/results.md"),
         ("speed", "docs/speed.md"),
+        ("course", "docs/profiles.md"),
         ("card", "data/tiny-sd/README.md"),
     ],
 )

@@ -233,7 +233,7 @@ def test_a_name_that_can_only_be_a_folder_is_not_looked_for_on_the_hub(name, mon
 def test_every_load_of_weights_says_its_dtype():
     """Else transformers takes that of the file: float16, several times slower on a CPU."""
     root, silent = PACKAGE.parent, []
-    rooms = ("dasd_utils", "benchmarks", "book", "Report")
+    rooms = ("dasd_utils", "benchmarks", "docs", "Report")
     code = {str(path): path.read_text("utf8") for room in rooms for path in root.glob(f"{room}/**/*.py")}
     for path in root.glob("notebooks/*.ipynb"):
         cells = json.loads(path.read_text("utf8"))["cells"]
