@@ -210,6 +210,8 @@ def plain(
 
     at_once: how many of them are in a micro-batch.
     """
+    if PLAIN_BATCH % at_once:
+        raise ValueError(f"{PLAIN_BATCH} images are no whole number of micro-batches of {at_once}.")
     config = settings(model, resolution, precision, **changes)
     parts = base(model, config)
     loss = _noise_loss(parts, resolution, precision, at_once)
