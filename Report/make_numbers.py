@@ -103,11 +103,13 @@ def speed_block() -> str:
         lines.append([what, "`StableDiffusionPipeline`, 30 steps of DDIM", interval_text(row, 2), ""])
     course = {r["metric"]: r["value"] for r in rows("bench_course") if r["notebook"] == "all"}
     timed = {r["notebook"] for r in rows("bench_course")}
-    other = evaluation.load_results(RESULTS / "bench_course.json")["config"]["machine"]
+    ran = evaluation.load_results(RESULTS / "bench_course.json")["config"]
+    other, how = ran["machine"], f" ({ran['how']})" if "how" in ran else ""
     turns = f"Medians of {sampled[0]['repeats']} turns, the least and the greatest in brackets"
     left_out = [path.stem[:2] for path in find_notebooks() if path.stem not in timed]
     without = f" without {' and '.join(left_out)}" if left_out else ""
-    whole = f"takes {course['seconds'] / 60:.0f} minutes with {other['threads']} thread on {other['device']}"
+    one = f"with {other['threads']} thread on {other['device']}{how}"
+    whole = f"takes {course['seconds'] / 60:.0f} minutes {one}"
     memory = f"{course['peak_gb']:.1f} GB at most"
     where = f"where no other is named, on {machine['device']}"
     text = f"{turns}; {where}. The tiny course{without} {whole} and {memory}."

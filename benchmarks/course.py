@@ -38,6 +38,8 @@ def main(
     profile: str = "tiny",
     only: Annotated[str, typer.Option(help="names with commas; all if empty")] = "",
     measured: Annotated[list[Path], typer.Option(help="what `dasd notebooks --json` printed")] = (),
+    threads: Annotated[int, typer.Option(help="of each notebook, for --measured")] = psutil.cpu_count(),
+    how: Annotated[str, typer.Option(help="what else ran beside it, for --measured")] = "",
 ) -> None:
     """Print a table and write data/results/bench_course.json, of runs made now or of a file of them."""
     rows, columns = [], {"notebook": "", "seconds": ".0f", "peak_gb": ".2f"}
@@ -52,7 +54,8 @@ def main(
     peak = common.exactly(max(row["peak_gb"].value for row in rows))
     rows.append({"notebook": "all", "seconds": total, "peak_gb": peak, "n": 1})
     print(common.table(rows, columns))
-    print(common.save("course", {"machine": common.machine(psutil.cpu_count()), "profile": profile}, rows))
+    settings = {"machine": common.machine(threads), "profile": profile} | ({"how": how} if how else {})
+    print(common.save("course", settings, rows))
 
 
 if __name__ == "__main__":
