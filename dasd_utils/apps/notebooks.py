@@ -359,8 +359,11 @@ def repository(root: Path = ROOT) -> tuple[str, str]:
 
 def costs(results: Path = ROOT / "data" / "results") -> dict[str, str]:
     """Return notebook -> the sentence that says its minutes and memory, from the stored results."""
-    rows = [row for file in ("bench_course.json", "notebook_memory.json")
-            for row in read_json(results / file, "What notebooks take")["rows"]]  # fmt: skip
+    stored = [read_json(results / file, "What notebooks take")
+              for file in ("bench_course.json", "notebook_memory.json")]  # fmt: skip
+    rows = [row for file in stored for row in file["rows"]]
+    threads = stored[0]["config"]["machine"]["threads"]
+    cpu = f"{threads} CPU thread{'s' * (threads > 1)}"
     whole = [row for row in rows if "cell" not in row and row.get("profile", "auto") == "auto"]
     found = {(row["notebook"], row.get("card"), row["metric"]): row["value"] for row in whole}
 
@@ -373,7 +376,7 @@ def costs(results: Path = ROOT / "data" / "results") -> dict[str, str]:
         seconds = found.get((name, None, "seconds"))
         tiny = "not measured" if seconds is None else f"{text(name, None, seconds / 60)}, measured"
         large = [f"{text(name, card, found[name, card, 'minutes'])} on {card}" for card in ("L4", "T4")]
-        sentences[name] = (f"Time: with `tiny` on two CPU cores {tiny}; with `sd15` about "
+        sentences[name] = (f"Time: with `tiny` on {cpu} {tiny}; with `sd15` about "
                            f"{' or '.join(large)}, predicted from counted work.")  # fmt: skip
     return sentences
 
