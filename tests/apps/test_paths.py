@@ -141,6 +141,13 @@ def test_local_copies_are_those_of_a_run_and_of_notebooks_too(here):
     assert study.Course("tiny", here / "mine.json").values()["config"] == str(here / "mine.json")
 
 
+def test_notebooks_on_a_gpu_take_the_sizes_that_auto_chooses(here, monkeypatch):
+    monkeypatch.setattr(study.Course, "read", lambda _: Config.setup("sd15"))  # as "auto" does there
+    (here / "mine.json").write_text('{"profile": "sd15"}')
+    courses = (study.Course("auto"), study.Course("sd15"), study.Course("auto", here / "mine.json"))
+    assert [course.values()["profile"] for course in courses] == ["auto", "sd15", "sd15"]
+
+
 @pytest.mark.parametrize(("given", "said"), [
     ("satellite", "must be DOMAIN=FOLDER"), ("satellite= ", "must be DOMAIN=FOLDER"),
     ("satelite=photos", "Did you mean 'satellite'"),
