@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dasd_utils import evaluation, sampling
+from dasd_utils.config import WHOLE
 from dasd_utils.runtime import files
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def search(
             return Candidate(calibration, table["cmmd"], measure, table[measure], seconds)
 
         steps = min(domain.calibration.num_inference_steps, budget)
-        start = dataclasses.replace(domain.calibration, num_inference_steps=steps)
+        # the interval that an earlier search chose is none to start with
+        start = dataclasses.replace(domain.calibration, num_inference_steps=steps, guidance_interval=WHOLE)
         found = [attempt(dataclasses.replace(start, guidance=g, guidance_scale=s)) for g, s in guidances]
         best = choose_candidate(found).calibration
         others = [dataclasses.replace(best, scheduler=name, num_inference_steps=n) for name, n in schedules]

@@ -59,7 +59,7 @@ def config(make_config):
 def search(config, monkeypatch):
     """Return `search(schedules, budget)`: the candidates of the first domain."""
 
-    def run(schedules, budget=30, intervals=False, scale=None):
+    def run(schedules, budget=30, intervals=False, scale=None, config=config):
         monkeypatch.setattr(calibration, "SCHEDULES", schedules)
         scales = {"cfg": (1.0, 2.0), "domain": (2.0,)} if scale is None else {"cfg": (scale,)}
         monkeypatch.setattr(calibration, "SCALES", scales)
@@ -93,6 +93,13 @@ def test_intervals_of_the_best_are_searched_if_it_is_guided(config, search, monk
     assert fixed == {best}
     assert len(search((("ddim", 4),), intervals=True, scale=1.0)) == len(found) - 4
     assert {c.calibration.guidance_interval for c in search((("ddim", 4),))} == {(0.0, 1.0)}
+
+
+def test_a_search_leaves_the_interval_of_an_earlier_one(config, search):
+    earlier = [dataclasses.replace(d.calibration, guidance_interval=(0.2, 0.9)) for d in config.domains]
+    domains = [dataclasses.replace(d, calibration=c) for d, c in zip(config.domains, earlier, strict=True)]
+    found = search((("ddim", 4),), config=config.replace(domains=domains))
+    assert {c.calibration.guidance_interval for c in found} == {(0.0, 1.0)}
 
 
 def test_it_looks_at_validation_images_only(search, monkeypatch):
