@@ -161,9 +161,13 @@ def test_an_animation_is_named_by_its_run(tmp_path, monkeypatch, handed):
 @shows("the config's run, else the shipped one", "playground checkpoint")
 @shows("8866 or a free one", "playground port")
 def test_the_playground_is_of_the_shipped_run(tmp_path, monkeypatch, handed):
-    monkeypatch.setattr(runs.Settings, "read", lambda self: Config.setup("tiny", output_dir=tmp_path))
+    config = Config.setup("tiny", output_dir=tmp_path)
+    monkeypatch.setattr(runs.Settings, "read", lambda self: config)
     run, _, port, *_ = handed(form, "serve", runs.playground).args
     assert run == TINY_RUN and port is None
+    (tmp_path / "adapter").mkdir()
+    config.replace(max_train_steps=3).save(tmp_path / "config.json")
+    assert handed(form, "serve", runs.playground).args[0] == tmp_path  # of any length, as in a lesson
     assert form.PORT == 8866 and form.choose_port(None) > 0
 
 

@@ -306,7 +306,7 @@ def playground(
 
     if checkpoint is None:  # as a lesson would find it
         settings = how.read()
-        folder = checkpoints.find_run(settings)
+        folder = checkpoints.find_trained(settings)
     else:
         folder, adapter = sampling.run_places(checkpoint)
         if not adapter.is_dir():
