@@ -104,7 +104,7 @@ def test_two_processes_make_the_bank_of_one(config, tmp_path):
     own = config.replace(output_dir=tmp_path / "own", cache_dir=tmp_path / "own-cache")
     runs = trained(own, 1), trained(config, 2)
     banks = [sorted(Path(each.data.cache_dir).glob("*-features-*")) for each in (own, config)]
-    assert len(banks[0]) == 3 and all(map(filecmp.cmp, *banks))
+    assert len(banks[0]) == len(banks[1]) == 3 and all(map(filecmp.cmp, *banks))
     assert_close(*runs)
 
 
