@@ -129,12 +129,13 @@ class Slider:
 
     def _repr_html_(self) -> str:
         last, names = len(self.names) - 1, html.escape("|".join(self.names))
-        picture = (f"width:100%;max-width:{self.width}px;aspect-ratio:{self.width}/{self.height};"
+        # JupyterLab shows an untrusted notebook without the input: then the first figure stands alone
+        picture = (f"padding-bottom:{100 * self.height / self.width:.4g}%;"
                    f"background:url(data:image/webp;base64,{self.sheet}) 0 0/100%")  # fmt: skip
         show = (f"this.previousElementSibling.style.backgroundPositionY=100*this.value/{last}+'%';"
                 "this.nextElementSibling.value=this.dataset.names.split('|')[this.value]")  # fmt: skip
-        return (f'<div><div role="img" style="{picture}"></div>'
-                f'<input type="range" style="width:16em" min="0" max="{last}" value="0" data-names="{names}" '
+        return (f'<div style="max-width:{self.width}px"><div role="img" style="{picture}"></div>'
+                f'<input type="range" style="width:50%" min="0" max="{last}" value="0" data-names="{names}" '
                 f'oninput="{show}"> <output>{html.escape(self.names[0])}</output></div>')  # fmt: skip
 
 
