@@ -107,10 +107,37 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
         seeds = [1000 * config.seed + i for i in range(num_images)]
         own = domain if method == "adapted" else None
         images, *_ = pipeline.generate(world.texts, domain=own, seed=seeds)
-        shown = scorer.attributes_shown(images, domain, world.mentioned)
-        table.mean(f"{method}_attribute_accuracy", domain, shown)
-        table.cmmd(f"{method}_cmmd", domain, scorer.embed(images), features[domain])
+        _score_samples(table, method, world, images, scorer, features[domain])
     return table.rows
+
+
+def _score_samples(
+    table: _Table, method: str, world: Heldout, images: list[Image.Image], scorer: Scorer, renders: Tensor
+) -> None:
+    """Add attributes shown, together and by kind, the share that shows another domain, and CMMD."""
+    domain, features = world.domain, scorer.embed(images)
+    shown = scorer.attribute_classifier.read(images, domain)
+    table.mean(f"{method}_attribute_accuracy", domain, metrics.attribute_accuracy(shown, world.mentioned))
+    if method == "adapted":
+        for kind, right in shown_by_kind(shown, world.mentioned).items():
+            table.mean(f"{method}: {kind}", domain, np.array(right, dtype=float))
+    table.mean(f"{method}_other_domain", domain, (zero_shot(scorer, features) != domain).astype(float))
+    table.cmmd(f"{method}_cmmd", domain, features, renders)
+
+
+def shown_by_kind(
+    shown: Sequence[dict[str, str]], mentioned: Sequence[dict[str, str]]
+) -> dict[str, list[bool]]:
+    """Return {kind: whether each image of a prompt that mentions it shows it}.
+
+    Scenes are kinds of their own. Counts and bridges are kept apart by scene: "count: airport" counts planes.
+    """
+    kinds: dict[str, list[bool]] = {}
+    for seen, wanted in zip(shown, mentioned, strict=True):
+        for name, value in wanted.items():
+            scene = wanted.get("scene", "any") if name in ("scene", "count", "bridge") else ""
+            kinds.setdefault(f"{name}: {scene}" if scene else name, []).append(seen.get(name) == value)
+    return dict(sorted(kinds.items()))
 
 
 @torch.no_grad()

@@ -176,7 +176,8 @@ def test_a_finished_base_is_measured_without_an_adapter(base, monkeypatch, caplo
     found = {(row["metric"], row["domain"]): row for row in rows}
     parts = ("psnr", "retrieval_r1", "zero_shot_domain", "reader_on_renders")
     assert {(metric, domain) for metric in parts for domain in toyworld.DOMAINS} <= found.keys()
-    samples = {("base_cmmd", d) for d in ("painting", "satellite", "xray")}
+    scores = ("base_cmmd", "base_other_domain")
+    samples = {(score, d) for score in scores for d in ("painting", "satellite", "xray")}
     assert samples <= found.keys() and not any(metric.startswith("adapted") for metric, _ in found)
     assert found["yardstick", "painting-xray"]["n"] == 3 and found["latent_deviation_ratio", "all"]["n"] == 12
     files = [path.stat().st_size for path in base[1].rglob("*.safetensors")]
@@ -222,6 +223,14 @@ def test_retrieval_counts_captions_that_mention_nothing_false():
     scorer.embed_texts = lambda texts: one_hot.roll(1, 0)
     expected = [world.mentioned[(i + 1) % 6].items() <= world.shown[i].items() for i in range(6)]
     assert evaluate.retrieval(scorer, world).tolist() == expected and not all(expected)
+
+
+def test_attributes_are_counted_by_kind():
+    asked = [{"scene": "airport", "count": "two"}, {"scene": "airport"}, {"count": "two"}, {"side": "left"}]
+    seen = [{"scene": "airport", "count": "one"}, {"scene": "river"}, {"count": "two"}, {"side": "right"}]
+    assert evaluate.shown_by_kind(seen, asked) == {
+        "count: airport": [False], "count: any": [True], "scene: airport": [True, False], "side": [False],
+    }  # fmt: skip
 
 
 def test_rows_carry_n_seed_and_interval():
