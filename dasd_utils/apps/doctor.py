@@ -109,6 +109,10 @@ def devices() -> Iterator[Row]:
         precision = processes.choose_precision("auto", torch.device(name.lower().replace(" ", ":")))
         computes = "fp32: no fast bf16 here" if precision == "no" else precision
         yield Row("devices", name, f"{text}, computes in {computes}")
+    busy, cores = psutil.getloadavg()[0], os.cpu_count() or 1  # the mean of the last minute
+    if busy > 0.75 * cores and torch.get_num_threads() > 1:
+        advice = "several threads wait for each other then; OMP_NUM_THREADS=1 is faster"
+        yield Row("devices", "load", f"programs keep {busy:.1f} of {cores} cores busy: {advice}", NOTE)
 
 
 def room(config: Config) -> Iterator[Row]:

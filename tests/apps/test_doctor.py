@@ -9,6 +9,7 @@ import time
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
@@ -94,6 +95,14 @@ def test_a_token_is_never_shown(monkeypatch):
 def test_no_disk_to_write_on_is_missing(monkeypatch):
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
     assert states(doctor.room(Config.setup("tiny")))["disk for runs"] == "missing"
+
+
+@pytest.mark.parametrize(("busy", "threads", "noted"), [(2.0, 2, True), (2.0, 1, False), (0.3, 2, False)])
+def test_busy_cores_are_noted_where_threads_would_wait(monkeypatch, busy, threads, noted):
+    monkeypatch.setattr(doctor.psutil, "getloadavg", lambda: (busy, 0.0, 0.0))
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert (states(doctor.devices()).get("load") == "note") == noted
 
 
 def test_without_pytorch_it_still_answers(monkeypatch):
