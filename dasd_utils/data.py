@@ -244,12 +244,9 @@ def audit(
     tokenizer: PreTrainedTokenizerBase | None = None,
     near_duplicate: float = DataConfig.near_duplicate,
 ) -> dict[str, Any]:
-    """Return a report on a domain: counts of images, captions, duplicates and classes, and sizes in pixels.
-
-    `captions_cut` counts the captions that, behind the token, are longer than the tokenizer's limit.
-    """
+    """Return counts of a domain's images, captions, duplicates and classes, and sizes in pixels."""
     prompts = (with_token(caption, data.config.token) for found in data.captions for caption in found)
-    cut = 0 if tokenizer else None
+    cut = 0 if tokenizer else None  # captions that, behind the token, are longer than its limit
     while tokenizer and (some := list(itertools.islice(prompts, AT_ONCE))):  # what it returns is large
         lengths = tokenizer(some, truncation=False, verbose=False)["input_ids"]
         cut += sum(len(ids) > tokenizer.model_max_length for ids in lengths)

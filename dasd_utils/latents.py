@@ -43,10 +43,7 @@ log = logging.getLogger(__name__)
 def create_datasets(
     config: Config, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[DomainData, dict[str, DomainData], Sampler]:
-    """Return the source's training images, those of each target domain by name, and the sampler over them.
-
-    With `source_images` "generated" the base draws those of the source (papers/prior_images).
-    """
+    """Return the source's training images, those of each target domain by name, and the sampler over them."""
     check_types(config=(config, Config), tokenizer=(tokenizer, Callable))
     real = config.data.source_images == "real"
     source = load_domain(config.source, config) if real else paper("prior_images").source_images(config)
@@ -95,10 +92,7 @@ class Batch:
 
 
 def counted_generator(seed: int, stream: int, *counter: int) -> np.random.Generator:
-    """Return the generator of one place: a counter-based Philox, so no draw depends on any other.
-
-    `counter` has up to three numbers, such as (step, micro, i).
-    """
+    """Return the generator at a counter of up to three numbers: by Philox, no draw depends on any other."""
     words = np.zeros(4, dtype=np.uint64)
     words[1 : 1 + len(counter)] = counter  # the lowest word counts the draws at this place
     key = np.array([seed % 2**64, stream], dtype=np.uint64)
@@ -158,10 +152,7 @@ class Sampler:
     def encode(
         self, vae: AutoencoderKL, device: str | torch.device | None = None, progress: bool = True
     ) -> None:
-        """Encode the training and the held-out images, or open the cache of an earlier call.
-
-        Moves the VAE to the device (None: the one that training takes). Nothing after this needs the VAE.
-        """
+        """Encode training and held-out images on the device, or open the cache; then the VAE may go."""
         vae.to(device or processes.default_device())
         self._bank = None
         self._vae = mark = vae_fingerprint(vae)

@@ -95,10 +95,7 @@ def multi_kernel(x: Tensor, y: Tensor, sigma: float | Tensor) -> Tensor:
 
 
 def median_bandwidth(x: Tensor, y: Tensor) -> Tensor:
-    """Return the median distance between different points of x and y together, detached.
-
-    Pairs at distance 0 do not count; a set of equal points gives 1.
-    """
+    """Return the median distance above 0 of points of x and y together, detached; 1 for equal points."""
     points = torch.cat([x, y]).detach()
     rows, columns = torch.triu_indices(len(points), len(points), offset=1, device=points.device)
     distances = _squared_distances(points, points)[rows, columns].sqrt()

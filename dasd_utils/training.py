@@ -244,19 +244,19 @@ class Run:
             self._move_vae("cpu")
         with self.updater.autocast():
             if losses.uses_bank(self.config):
-                self.sampler.open_bank(self._bank_features, self._bank_mark(), self.callbacks.progress)
+                alignment, schedule = (
+                    self.config.alignment,
+                    self.parts.noise_scheduler.alphas_cumprod.tolist(),
+                )
+                precision = self.updater.accelerator.mixed_precision
+                mark = repr([*self.base, precision, alignment.layer, alignment.pooling, schedule])
+                self.sampler.open_bank(self._bank_features, mark, self.callbacks.progress)
             elif losses.needs_source(self.config):
                 models.cache_texts(self.parts, self.sampler.source_prompts())
 
     def _bank_features(self, batch: latents.Batch) -> Tensor:
         batch = batch.to(self.updater.device, torch.float32)
         return losses.bank_features(self.parts, batch, self.config)
-
-    def _bank_mark(self) -> str:
-        """Name what decides the features of a sample: base, precision, noise schedule, block, pooling."""
-        alignment, schedule = self.config.alignment, self.parts.noise_scheduler.alphas_cumprod.tolist()
-        precision = self.updater.accelerator.mixed_precision
-        return repr([*self.base, precision, alignment.layer, alignment.pooling, schedule])
 
     def step(self, step: int) -> HistoryRow:
         """Do one step, with all that belongs to it but the checkpoint; return its history row."""

@@ -91,11 +91,7 @@ class Proposal:
 def propose(
     name: str, folder: str | Path, config: Config, how: str = "auto", progress: bool = False
 ) -> Proposal:
-    """Look through a folder and return the domain that it could be, on the base of `config`.
-
-    how: where captions come from, see `find_captions`. Raises DasdError for a name that cannot be one, images
-    without captions, and too few images to split.
-    """
+    """Look through a folder and return the domain that it could be; how: as of `find_captions`."""
     base = files.find_weights(config.model.base, config.model.base_revision)
     tokenizer = base.load(transformers.CLIPTokenizer, "tokenizer")
     if not progress:
@@ -386,10 +382,7 @@ def describe(name: str, word: str) -> dict[str, Any]:
 
 
 def evaluation_prompts(known: Sequence[str], heldout: Sequence[str]) -> tuple[list[str], str]:
-    """Return up to MANY_PROMPTS captions of held-out images that no training image has, and what they are.
-
-    Where too few are new, as captions of labels or of one sentence are, rewordings join them.
-    """
+    """Return up to MANY_PROMPTS held-out captions that are new, reworded where few are, and what they are."""
     seen = {_normal(caption) for caption in known}
     new: dict[str, str] = {}
     for caption in heldout:
@@ -439,10 +432,7 @@ def check_place(out: str | Path, folder: str | Path, force: bool = False) -> Pat
 
 
 def write(proposal: Proposal, out: str | Path, force: bool = False) -> list[Path]:
-    """Write the config, and prompts and captions in a folder beside it; return the files, the config first.
-
-    All is there or nothing is new; DasdError as of `check_place`, or where they cannot be written.
-    """
+    """Write the config, and prompts and captions beside it, all or nothing; return the files, it first."""
     out = check_place(out, proposal.folder, force)
     beside, values, name = extras(out), proposal.values(out), proposal.entry["name"]
     Config.from_dict(values)  # a proposal that no command would read is not written

@@ -159,10 +159,7 @@ def _watch_memory(done: threading.Event, peak: list[int]) -> None:
 
 
 def store_outputs(done: list[Executed], root: Path = ROOT) -> None:
-    """Copy executed notebooks over notebooks/, their figures and results over figures/ and data/results/.
-
-    What papermill and editors add is left out: the injected cell, times, widget states.
-    """
+    """Copy notebooks without papermill's additions over notebooks/, their files over figures/ and data/."""
     for one in done:
         notebook = nbformat.read(one.path, 4)
         notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in _tags(cell)]
@@ -382,10 +379,7 @@ def costs(results: Path = ROOT / "data" / "results") -> dict[str, str]:
 
 
 def renew_badges(paths: list[Path], root: Path = ROOT, write: bool = True) -> list[Path]:
-    """Make badges and setup cells say what pyproject.toml says, and first cells what the notebook takes.
-
-    Return the notebooks where they did not.
-    """
+    """Renew badges and setup cells by pyproject.toml, and lines of cost; return the changed notebooks."""
     address, tag = repository(root)
     place = json.dumps(f'address, version, folder = "{address}", "{tag}", "dasd-{tag}"')[1:-1]
     page = f"{address.replace('https://github.com', 'https://colab.research.google.com/github')}/blob/{tag}"

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dasd_utils import classifier, losses, models, sampling
-from dasd_utils.config import Config, DasdError, Weight, section
+from dasd_utils import losses, models, sampling
+from dasd_utils.config import Config, DasdError, Weight, section, without_tokens
 from dasd_utils.runtime import processes
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def noisy_targets(parts: models.Parts, batch: Batch) -> Tensor:
 @torch.no_grad()
 def base_prediction(parts: models.Parts, batch: Batch, config: Config) -> Tensor:
     """Return the noise that the base predicts for the targets, (B, C, h, w), without the token in prompts."""
-    prompts = [classifier.without_tokens(prompt, config.domains) for prompt in batch.target_prompts]
+    prompts = [without_tokens(prompt, config.domains) for prompt in batch.target_prompts]
     text = models.encode_prompts(parts, prompts)
     with models.lora_disabled(parts):
         eps = parts.unet(noisy_targets(parts, batch), batch.target_timesteps, encoder_hidden_states=text)

@@ -13,7 +13,6 @@ from dasd_utils import adapters, data, models, sampling
 from dasd_utils.config import Config, resolve
 from dasd_utils.runtime import files, images, latent_cache, processes
 
-POLL = 0.5  # seconds between two looks at a file that another process makes
 log = logging.getLogger(__name__)
 
 
@@ -34,12 +33,9 @@ def source_images(config: Config) -> data.DomainData:
     )
     path = folder / f"generated-{config.source.name}-{key}.parquet"
     while not path.is_file():
-        with files.try_lock(path.with_suffix(".lock")) as mine:
-            if mine and not path.is_file():
-                _generate(path, parts, config, prompts)
-        if not mine:
+        if not latent_cache.make_if_free(path, lambda: _generate(path, parts, config, prompts)):
             log.info("Waiting for another process that generates %s.", path)
-            time.sleep(POLL)
+            time.sleep(latent_cache.POLL)
     pictures = images.load_samples(path)
     return dataclasses.replace(
         real,

@@ -1,5 +1,6 @@
 """What no lesson opens. In reading order:
 
+- checks: what users give, checked, and the error that says what is wrong
 - processes: where the networks compute and how exactly; what several processes exchange
 - files: files that are complete or not there, hashes, lists on disk, locks, weights, progress bars
 - images: how each image becomes an RGB square, by a window where it has more than 8 bits a channel

@@ -395,10 +395,7 @@ def bar(
     unit: str = "it",
     **options: Any,
 ) -> tqdm:
-    """Return a tqdm bar over things, or one of `total` moved by `update`, on standard error if watched.
-
-    what: stands before it; unit: what is counted, in the singular; options: those of tqdm.
-    """
+    """Return a tqdm bar over things, or one of `total` moved by `update`, on standard error if watched."""
     style = {"dynamic_ncols": True, "unit": f" {unit}", "smoothing": 0.1}
     return tqdm(things, what, total, disable=not (shown and is_watched()), **style | options)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import logging
@@ -30,7 +29,7 @@ SHARD = 1024  # images a file: what is held in memory, and what an interrupted e
 ENCODE_BATCH = 8  # images at once through the VAE, fewer of large ones
 ENCODE_PIXELS = 8 * 256 * 256  # at once: a gigabyte of Stable Diffusion's VAE
 DIGEST = 32  # bytes of a SHA-256
-POLL = 0.5  # seconds between two looks at a shard that another process encodes
+POLL = 0.5  # seconds between two looks at a file that another process makes
 log = logging.getLogger(__name__)
 
 
@@ -81,7 +80,9 @@ def cached_rows(
     shown = progress and not all(path.exists() for path in paths)
     with files.bar(None, what, total, shown=shown, unit=unit) as bar:
         while missing := [(path, number) for number, path in enumerate(paths) if not path.exists()]:
-            if not any([_make_if_free(path, functools.partial(make, i, bar)) for path, i in missing]):
+            if not any(
+                [make_if_free(path, lambda p=path, i=i: _write(p, make(i, bar))) for path, i in missing]
+            ):
                 time.sleep(POLL)
     return ConcatDataset([np.load(path, mmap_mode="r").view(np.ndarray) for path in paths])
 
@@ -118,13 +119,13 @@ def images_at_once(width: int, height: int) -> int:
     return max(min(ENCODE_BATCH, ENCODE_PIXELS // (width * height)), 1)
 
 
-def _make_if_free(path: Path, make: Callable[[], np.ndarray]) -> bool:
-    """Make one shard and return True, unless another process is at it."""
+def make_if_free(path: Path, write: Callable[[], None]) -> bool:
+    """Let a file of the cache be written and return True, unless another process is at it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.try_lock(path.with_suffix(".lock")) as mine:
             if mine and not path.exists():
-                _write_shard(path, make())
+                write()
             return mine
     except OSError as error:
         raise DasdError(f"The latent cache {path} cannot be written: {error.strerror or error}. Set "
@@ -143,7 +144,7 @@ def _encode_shard(
     return np.concatenate(parts)
 
 
-def _write_shard(path: Path, rows: np.ndarray) -> None:
+def _write(path: Path, rows: np.ndarray) -> None:
     stream = io.BytesIO()
     np.save(stream, rows)
     content = stream.getvalue()

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dasd_utils.runtime.files import DiskArray
-from dasd_utils.runtime.images import ID, THUMBNAIL
 
 AT_ONCE = 1024  # thumbnails compared with as many others
 AXES, SAMPLE = 47, 128  # along which thumbnails are compared first, and from how many of them they come
@@ -47,7 +46,7 @@ def near_copies(own: DiskArray, others: DiskArray, threshold: float) -> np.ndarr
 
 def as_array(ids: Sequence[str]) -> np.ndarray:
     """Return content hashes as an array of bytes, a quarter of what texts take."""
-    return np.fromiter((name.encode() for name in ids), ID, len(ids))
+    return np.fromiter((name.encode() for name in ids), "S64", len(ids))
 
 
 def blocks(*limits: int) -> Iterator[np.ndarray]:
@@ -83,7 +82,7 @@ class Likeness:
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Return some thumbnails as vectors (rows, 1024) of norm 1; their products are correlations."""
-        flat = _unit(self._thumbnails[rows].reshape(-1, THUMBNAIL**2).astype(np.float32))
+        flat = _unit(self._thumbnails[rows].reshape(len(rows), -1).astype(np.float32))
         return _unit(flat - self._shared)
 
     def first_match(self, rows: np.ndarray, others: np.ndarray, threshold: float) -> np.ndarray:

@@ -110,9 +110,8 @@ def find_methods(
 
 def find_named(known: Sequence[Any], names: Sequence[str], what: str) -> list[Any]:
     """Return what has these names, in their order; DasdError for an unknown one."""
-    all_names = [each.name for each in known]
-    for name in set(names) - set(all_names):
-        raise DasdError(f"There is no {what} {name!r}. {configs.nearest(name, all_names)}")
+    for name in names:
+        configs.check_choice(what, name, [each.name for each in known])
     return [each for name in names for each in known if each.name == name]
 
 

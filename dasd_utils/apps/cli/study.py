@@ -332,45 +332,15 @@ def badges(check: bool = option(False, "Write nothing; status 1 if one is old.")
 
 
 @command(options.UPKEEP)
-def encode(how: Settings) -> Answer:
-    """Fill the latent cache. Processes that share it, here or elsewhere, divide the work."""
-    from dasd_utils import create_datasets, setup_training
-    from dasd_utils.runtime import latent_cache, processes
-
-    settings = how.read()
-    parts = setup_training(settings)
-    *_, sampler = create_datasets(settings, parts.tokenizer)
-    sampler.encode(parts.vae, processes.default_device())
-    return in_cache(settings, latent_cache.stored(settings), "There are")
-
-
-@command(options.UPKEEP)
 def verify(run: Path = options.RUN, steps: int = option(3, "First steps to do again.", min=1)) -> Answer:
     """Check a run: its files by their hashes, its first steps by doing them again."""
-    from dasd_utils import sampling
     from dasd_utils.apps import verify as checks
 
-    run, _ = sampling.run_places(run)
+    run = options.run_folder(run)
     rows = checks.verify(run, steps)
     lines = [f"{'ok' if row['ok'] else 'NOT OK':6}  {row['what']}: {row['found']}" for row in rows]
     wrong = None if all(row["ok"] for row in rows) else f"{run} does not agree with what it says of itself."
     return rows, "\n".join(lines), wrong
-
-
-@command(options.UPKEEP)
-def clean(how: Settings) -> Answer:
-    """Remove every cached latent, and nothing else."""
-    from dasd_utils.runtime import latent_cache
-
-    settings = how.read()
-    return in_cache(settings, latent_cache.clear(settings), "Removed")
-
-
-def in_cache(config: Config, found: tuple[int, int], verb: str) -> Answer:
-    """Return the answer of shards and bytes of the latent cache."""
-    place = str(resolve(config.data.cache_dir))
-    result = {"cache_dir": place, "shards": found[0], "bytes": found[1]}
-    return result, f"{verb} {found[0]} shards, {found[1] / 1e6:.1f} MB: {place}"
 
 
 @command(options.UPKEEP)
