@@ -349,10 +349,9 @@ class Config:
     ) -> typing.Self:
         """Return the config of a profile, with fields of any section changed by name.
 
-        file: more changes, which those by name precede: a dict, or a JSON file of one. Its profile counts in
-        `load` and `from_dict` alone.
-        "auto" is fitted to the machine, as far as the changes allow. A `method` brings its own defaults,
-        which the other changes then alter. Raises DasdError for an unknown profile, method or field.
+        file: a dict, or a JSON file of one, with changes that those by name precede; its profile does not
+        count here. "auto" is fitted to the machine, as far as the changes allow; a `method` brings its own
+        defaults, which the other changes alter. Raises DasdError for an unknown profile, method or field.
         """
         own = {} if file is None else file
         own = _object(own if isinstance(own, dict) else read_json(own, "The config file"))

@@ -191,10 +191,7 @@ def _inspect(
     domain: DomainConfig, config: Config, rows: datasets.Dataset, captions: Sequence[list[str]],
     window: images.Window | None,
 ) -> tuple[images.Inspection, dict[int, list[str]]]:  # fmt: skip
-    """Read the images of rows; return what is known of them, and the captions of those with several rows.
-
-    Further rows of one image count as unreadable and only add their captions to its first.
-    """
+    """Read the images of rows; return what is known of them, and the captions of those with several rows."""
     found = images.inspect_rows(rows, domain.image_column, window)
     if found.broken and not config.data.skip_corrupt:
         raise DasdError(f"{len(found.broken)} of {len(found.ids)} images of {domain.data} cannot be read, "
@@ -205,7 +202,9 @@ def _inspect(
     for row in np.flatnonzero((found.ids != b"") & (counts[inverse] > 1)).tolist():
         place = first.setdefault((found.names[row], found.ids[row]), row)
         if place != row:
-            known = merged.setdefault(place, captions[place])
+            known = merged.setdefault(
+                place, captions[place]
+            )  # it adds its captions, and counts as unreadable
             known += [caption for caption in captions[row] if caption not in known]
             found.ids[row] = b""
     return found, merged

@@ -192,10 +192,7 @@ class Sampler:
         self._bank = cached_rows(paths, make, what, count, progress, "sample")
 
     def batch(self, step: int, micro: int = 0) -> Batch:
-        """Return micro-batch `micro` of step `step` (from 0); targets alternate, sources share timesteps.
-
-        With an open bank its samples near these timesteps are the sources. Raises DasdError before `encode`.
-        """
+        """Return micro-batch `micro` of step `step`, from 0, with sources near the timesteps of targets."""
         training, seed = self.config.training, self.config.seed
         number = step * training.gradient_accumulation_steps + micro
         targets, sources = [], []
@@ -217,8 +214,7 @@ class Sampler:
     def fixed_batch(self) -> list[Batch]:
         """Return `validation_images` held-out samples of each domain as batches that never change.
 
-        Captions are the first of each image, none is dropped; timesteps lie evenly over the whole range.
-        Empty if the config holds nothing out, or never validates.
+        Captions are the first of each image; timesteps lie evenly over the range. Empty without validation.
         """
         members = self._split("validation")
         if not members:

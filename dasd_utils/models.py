@@ -64,11 +64,7 @@ class Parts:
 
 
 def load_parts(config: cfg.Config, unet_dtype: torch.dtype | None = None) -> Parts:
-    """Return the frozen parts of `config.model.base`, in float32 and eval mode, on the CPU.
-
-    `unet_dtype` is that of the UNet, if another. Raises DasdError if the base is missing, unreachable or not
-    of the Stable Diffusion 1.x kind.
-    """
+    """Return the frozen base on the CPU, in float32 but for `unet_dtype`; DasdError for no SD 1.x."""
     model = config.model
     base = model.base
     stored = files.find_weights(base, model.base_revision, model.base_variant)
@@ -139,11 +135,7 @@ class TokenRows(nn.Module):
 
 
 def add_domain_tokens(parts: Parts, domains: Iterable[cfg.DomainConfig]) -> dict[str, int]:
-    """Add each domain's token, starting at the mean of its initial word's pieces; return token -> id.
-
-    Domains without a token are skipped. Raises DasdError, and changes nothing, if tokens were added before
-    or one is in the vocabulary.
-    """
+    """Add the domains' tokens, each starting at the mean of its initial word's pieces; return token -> id."""
     vocabulary = parts.text_encoder.get_input_embeddings().weight.detach().float()
     rows: dict[str, Tensor] = {}
     for domain in domains:
@@ -154,7 +146,7 @@ def add_domain_tokens(parts: Parts, domains: Iterable[cfg.DomainConfig]) -> dict
 
 
 def attach_tokens(parts: Parts, tokens: Sequence[str], rows: Tensor) -> dict[str, int]:
-    """Add tokens whose embedding rows (n, d) are known; same errors as `add_domain_tokens`."""
+    """Add tokens with embedding rows (n, d); DasdError for a second time, or a token of the vocabulary."""
     if parts.tokens is not None:
         raise cfg.DasdError(f"These parts already have the tokens {', '.join(parts.token_ids)}: tokens are "
                             f"added once. Load fresh parts to add others.")  # fmt: skip

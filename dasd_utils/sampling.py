@@ -261,8 +261,7 @@ class DasdPipeline:
 
         Options are the fields of `SampleRequest`: seed, num_images, auto_domain, settings, negative_prompt,
         adapter, guidance. With num_images > 1 each prompt gives a list of images. Image i of a prompt starts
-        from the noise (seed, i); the rounding of a larger batch may move a pixel by 1 of 255. Whatever is
-        wrong is an error before any work.
+        from the noise (seed, i); the rounding of a larger batch may move a pixel by 1 of 255.
         """
         return self._generate(prompt, domain=domain, **options)[:3]
 

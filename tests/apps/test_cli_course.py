@@ -1,7 +1,6 @@
-"""The commands of the course: notebooks by papermill, which are stale, badges."""
+"""The commands of the course: notebooks by papermill, and which are stale."""
 
 import json
-import shutil
 import sys
 
 import nbformat
@@ -11,7 +10,7 @@ from conftest import write_notebook
 from dasd_utils.apps import notebooks
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import study
-from dasd_utils.config import ROOT, DasdError
+from dasd_utils.config import DasdError
 
 
 def test_parameters_are_read_as_json():
@@ -122,14 +121,3 @@ def test_only_stale_notebooks_are_run_again(course, notebook, capsys, tmp_path):
     capsys.readouterr()
     assert course("notebooks", *place, "--force") == 0
     assert [row["notebook"] for row in json.loads(capsys.readouterr().out)] == ["00_small"]
-
-
-def test_badges_are_checked_and_written(course, tmp_path, monkeypatch, capsys):
-    path = tmp_path / "04_training.ipynb"
-    shutil.copy(ROOT / "notebooks" / path.name, path)
-    path.write_text(path.read_text().replace("/notebooks/04_training", "/notebooks/04_trained"))
-    monkeypatch.setattr(notebooks, "find_notebooks", lambda: [path])
-    for words, status in ((["--check"], 1), ([], 0), (["--check"], 0)):
-        assert (course("badges", *words) or 0) == status
-        assert ", ".join(notebooks.repository()) in capsys.readouterr().out
-    assert "/notebooks/04_training.ipynb" in path.read_text()

@@ -58,7 +58,7 @@ def test_a_stream_of_another_encoding_shows_what_it_can(tmp_path, monkeypatch):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
 def test_a_full_output_device_is_named():
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*DASD, "badges", "--json"], stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([*DASD, "fresh", "--json"], stdout=full, stderr=subprocess.PIPE, text=True)
         assert (done.returncode, done.stderr) == (1, "dasd: The output: No space left on device\n")
         assert subprocess.run([*DASD, "verify"], stderr=full).returncode == 1
 

@@ -316,22 +316,6 @@ def fresh(
 
 
 @command(options.UPKEEP)
-def badges(check: bool = option(False, "Write nothing; status 1 if one is old.")) -> Answer:
-    """Write into the notebooks the badge and setup cell for Colab, and the line of time and memory.
-
-    The first two are from pyproject.toml; the line is from data/results, measured and counted there by
-    benchmarks/course.py and benchmarks/notebook_memory.py.
-    """
-    from dasd_utils.apps import notebooks as lessons
-
-    paths = lessons.find_notebooks()
-    found = [path.name for path in lessons.renew_badges(paths, write=not check)]
-    text = f"{len(found)} of {len(paths)} notebooks {'are old' if check else 'changed'}"
-    wrong = f"{text}: `dasd badges` writes them anew." if check and found else None
-    return found, "\n".join([*found, f"{text}: {', '.join(lessons.repository())}"]), wrong
-
-
-@command(options.UPKEEP)
 def verify(run: Path = options.RUN, steps: int = option(3, "First steps to do again.", min=1)) -> Answer:
     """Check a run: its files by their hashes, its first steps by doing them again."""
     from dasd_utils.apps import verify as checks
