@@ -1,14 +1,12 @@
 """Which cached latents step k trains on: random numbers drawn from counters, so no state is carried along."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -42,7 +40,7 @@ log = logging.getLogger(__name__)
 
 def create_datasets(
     config: Config, tokenizer: PreTrainedTokenizerBase
-) -> tuple[DomainData, dict[str, DomainData], Sampler]:
+) -> tuple[DomainData, dict[str, DomainData], "Sampler"]:
     """Return the source's training images, those of each target domain by name, and the sampler over them."""
     check_types(config=(config, Config), tokenizer=(tokenizer, Callable))
     real = config.data.source_images == "real"
@@ -75,7 +73,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.target_latents) + len(self.source_latents)
 
-    def share(self) -> tuple[Batch, list[int]]:
+    def share(self) -> tuple[Self, list[int]]:
         """Return the part of this process, and the places of its samples in the batch, the targets first."""
         targets, sources = len(self.target_latents), len(self.source_latents)
         rows = {"target": processes.share(targets), "source": processes.share(sources)}
@@ -84,7 +82,7 @@ class Batch:
         places = [*range(targets)[rows["target"]], *range(targets, targets + sources)[rows["source"]]]
         return Batch(**part, sample_ids=[self.sample_ids[i] for i in places if self.sample_ids]), places
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """Return the batch on a device; dtype is for latents and noise, indices stay whole numbers."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         moved = {n: x.to(device, dtype if x.is_floating_point() else None) for n, x in tensors.items()}

@@ -5,11 +5,10 @@ one prompt resemble each other, so `groups`, the index of each image's prompt, m
 without it each image is one.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from scipy import stats
@@ -219,7 +218,7 @@ class Estimate:
     draws: Tensor  # (B, S), the same draws for all seeds and all methods
     units: int  # independent prompts
 
-    def minus(self, other: Estimate) -> Estimate:
+    def minus(self, other: Self) -> Self:
         """Return the paired difference: seed with seed, draw with draw."""
         return Estimate(self.values - other.values, self.draws - other.draws, self.units)
 

@@ -1,13 +1,11 @@
 """The pretrained parts, and what is added to them: LoRA in the UNet, one token row per domain."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import torch
@@ -46,7 +44,7 @@ class Parts:
     noise_scheduler: diffusers.DDPMScheduler
     config: cfg.Config
     token_ids: dict[str, int] = field(default_factory=dict)  # "<satellite>" -> id
-    tokens: TokenRows | None = None
+    tokens: "TokenRows | None" = None
     checked_prompts: set[str] = field(default_factory=set, repr=False)  # warned about if they are cut
     text_cache: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `cache_texts`
     base_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `unfreeze_unet`
@@ -55,7 +53,7 @@ class Parts:
     def __getitem__(self, name: str) -> Any:
         return vars(self)[name]
 
-    def to(self, device: torch.device | str) -> Parts:
+    def to(self, device: torch.device | str) -> Self:
         """Move every module to the device and return self."""
         for module in (self.text_encoder, self.unet, self.vae, self.tokens):
             if module is not None:

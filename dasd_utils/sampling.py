@@ -1,7 +1,5 @@
 """Prompts to images: counted noise, schedulers, the denoising loop, and the pipeline of a trained run."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -15,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import numpy as np
@@ -185,7 +183,7 @@ class SampleRequest:
     guidance: str | Sequence[Term] | None = None  # instead of that of the settings
 
     @classmethod
-    def of(cls, **options: Any) -> SampleRequest:
+    def of(cls, **options: Any) -> Self:
         """Return the request of keyword options; DasdError for one that does not exist or fit."""
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := [name for name in options if name not in known]:
@@ -232,7 +230,7 @@ class DasdPipeline:
         return make_scheduler(name, self.parts.noise_scheduler)
 
     @contextlib.contextmanager
-    def base(self) -> Iterator[DasdPipeline]:
+    def base(self) -> Iterator[Self]:
         """Inside the `with` the base model is sampled, without token; `domain` chooses only the settings."""
         before, self._use_adapter = self._use_adapter, False
         try:

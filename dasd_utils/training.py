@@ -4,8 +4,6 @@ Samples, noise, dropout and learning rate of step k are functions of (seed, k): 
 bit on a CPU, what an uninterrupted one does.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math
@@ -171,7 +169,7 @@ def load_speed(folder: str | Path) -> list[float]:
 # The loop, and the steps that it is made of.
 
 
-def _loop(run: Run, first: int) -> None:
+def _loop(run: "Run", first: int) -> None:
     """Train from step `first` + 1 to the last; `run` holds history and checkpoints also if it is stopped."""
     run.encode()
     total = run.config.training.max_train_steps

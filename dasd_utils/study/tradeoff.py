@@ -4,29 +4,24 @@ A curve joins what one training and one kind of guidance reach at several scales
 shows more of the prompt at the same distance from the domain.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from dasd_utils import evaluation
+from dasd_utils.evaluation import Estimate
 from dasd_utils.study import ladder
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dasd_utils.config import Config
-    from dasd_utils.metrics import Estimate
+from dasd_utils.study.ladder import Config
 
 FIT = "cmmd"  # lower is nearer to the domain
 CONTROL = ("attribute_accuracy", "clip_score")  # higher is more of the prompt; the first that all have
 Scales = Mapping[str, float]
-Estimates = Mapping[str, "Estimate"]  # by metric
+Estimates = Mapping[str, Estimate]  # by metric
 
 
 @dataclass(frozen=True)

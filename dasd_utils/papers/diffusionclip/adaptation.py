@@ -5,8 +5,6 @@ source, and labelled target images, which are the upper limit. The result is the
 first and the last that translations close.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
@@ -15,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -49,15 +48,15 @@ class Labelled:
     labels: list[str]
 
     @classmethod
-    def of(cls, images: Sequence[Image.Image], labels: Sequence[str]) -> Labelled:
+    def of(cls, images: Sequence[Image.Image], labels: Sequence[str]) -> Self:
         """Return images with their labels."""
         return cls(small_cnn.pixels(images), list(labels))
 
-    def rows(self, rows: Sequence[int]) -> Labelled:
+    def rows(self, rows: Sequence[int]) -> Self:
         """Return these rows."""
         return Labelled(self.pixels[rows], [self.labels[row] for row in rows])
 
-    def __add__(self, other: Labelled) -> Labelled:
+    def __add__(self, other: Self) -> Self:
         """Return both together."""
         return Labelled(torch.cat([self.pixels, other.pixels]), self.labels + other.labels)
 

@@ -5,28 +5,21 @@ noise; arXiv 2210.10960 found directions in them to be linear in meaning. The cl
 frequent each label is in a target without labels, so that a training set can be resampled to these shares.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from dasd_utils import models
 from dasd_utils.papers import editing
 from dasd_utils.papers.diffusionclip import adaptation
+from dasd_utils.papers.diffusionclip.adaptation import Labelled
+from dasd_utils.papers.editing import DasdPipeline
 from dasd_utils.runtime import processes
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from PIL import Image
-
-    from dasd_utils.papers.diffusionclip.adaptation import Labelled
-    from dasd_utils.sampling import DasdPipeline
 
 DECAY = 1e-2  # of the weights of a linear classifier, whose features have deviation 1
 AS_IT_IS, ESTIMATED, TRUE = "as it is", "balanced by the bottleneck", "balanced by true labels"  # sets
