@@ -129,7 +129,7 @@ def evaluate(
     from dasd_utils import evaluation
 
     options.check_free(resolve(run.find()[1].output_dir) / "evaluation.json", force)
-    path, rows = evaluation.evaluate_run(run.open(seed=seed, tracking=tracking))
+    path, rows = evaluate_run(run.open(seed=seed, tracking=tracking))
     return options.with_rows(path, rows, evaluation.table(rows))
 
 
@@ -144,9 +144,32 @@ def train_and_evaluate(how: Training) -> Answer:
     if how.resume:
         options.check_free(resolve(config.output_dir) / "evaluation.json", how.force)
     folder, _ = how.run()
-    path, rows = evaluation.evaluate_run(ChosenRun(checkpoint=folder).open())
+    path, rows = evaluate_run(ChosenRun(checkpoint=folder).open())
     result, text = options.with_rows(path, rows, evaluation.table(rows))
     return {"run": str(folder), **result}, text
+
+
+def evaluate_run(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:
+    """Evaluate a run; write `evaluation.json` and pictures into its folder; return the file and its rows."""
+    from dasd_utils import evaluation, figures
+    from dasd_utils.runtime import files, tracking
+
+    config = pipeline.config
+    folder = files.output_folder(config.output_dir)
+    tracking.tracker_names(config)  # or an error
+    rows, images = evaluation.evaluate(config, pipeline)
+    path = folder / "evaluation.json"
+    if options.PROCESS > 0:
+        return path, rows
+    evaluation.save_results(path, config, rows)
+    with tracking.open_trackers(config) as trackers:
+        step = config.training.max_train_steps
+        trackers.log(tracking.score_values(rows), step)
+        for domain in config.domains:
+            grid = {method: images[method, domain.name][:8] for method in evaluation.compared_methods(config)}
+            figures.save(figures.comparison_grid(grid), folder / f"comparison_{domain.name}.png")
+            trackers.show({f"comparison/{domain.name}/{method}": each for method, each in grid.items()}, step)
+    return path, rows
 
 
 def run_training(
