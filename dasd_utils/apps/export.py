@@ -168,8 +168,7 @@ def _write_for_program(
 def kohya_state(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
     """Return a LoRA of diffusers, "unet.<module>.lora_A.weight", under the keys of kohya's scripts.
 
-    Those are read by A1111 and ComfyUI: `lora_down` (r, in, ...) and `lora_up` (out, r, ...) of each module,
-    and its `alpha`, without which a reader takes the rank: the update is alpha / r * up @ down.
+    `lora_down` (r, in, ...), `lora_up` (out, r, ...) and `alpha` of each module: alpha / r * up @ down.
     """
     factors = {"lora_A": "lora_down", "lora_B": "lora_up"}
     renamed = {}

@@ -133,8 +133,8 @@ def train(
 ) -> Running:
     """Train as `training.train` does, from the same arguments; `.result()` is the history.
 
-    In a live session the call returns at once and a widget shows the run, with the pictures (images or a
-    figure) that `on_sample` returns. Elsewhere it trains before it returns, and nothing is displayed.
+    In a live session it returns at once and a widget shows the run, with the pictures (images or a figure)
+    of `on_sample`. Elsewhere it trains before it returns.
     """
     options["progress"] = False
     if not files.is_live():

@@ -217,8 +217,7 @@ def open_album(folder: str | Path, name: str = "new") -> Album:
 def find_captions(album: Album, how: str = "auto", progress: bool = False) -> Captions:
     """Return the captions of a folder from what `how` names.
 
-    how: "auto", one of SOURCES, a captioning model (hub id or folder), a sentence for all images, or one with
-    {label}. Raises DasdError where that gives no captions.
+    how: "auto", one of SOURCES, a captioning model, a sentence for all images, or one with {label}.
     """
     if how == "auto" or how in SOURCES:
         missing = []

@@ -75,9 +75,8 @@ def run_notebooks(
 ) -> list[Executed]:
     """Execute each notebook with the parameters it declares; write executed copies to `output_dir`.
 
-    to_store: each runs in an empty folder, `output_dir/<name>`, so that it sees no other notebook's files,
-    and parameters other than its defaults are refused. keep_going: the others run after a failure too, which
-    else the first one ends the list.
+    to_store: each runs in an empty folder, `output_dir/<name>`, and parameters other than its defaults are
+    refused. keep_going: the others run after a failure too.
     """
     output_dir = Path(output_dir).resolve()
     check_parameters(paths, parameters, to_store)
@@ -272,8 +271,7 @@ def _plain(node: Any) -> Any:
 def reached_rooms(cells: Code, root: Path = ROOT) -> dict[str, Code]:
     """Return the rooms of the package that code uses, and those that these import, inside functions too.
 
-    A module's name as a text counts as an import of it. So does a paper's name in the cells, in a config that
-    they name, or in a paper that counts.
+    A module's name as a text counts too, and a paper's in the cells, their configs, or a paper that counts.
     """
     rooms = rooms_of(root)
     configs = [root / name for name in _data_of(cells, root) if name.startswith("data/configs/")]

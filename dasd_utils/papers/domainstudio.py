@@ -6,9 +6,8 @@ L = L_noise + prior_loss_weight L_prior + image_weight L_img + detail_weight L_h
 L_img is the KL divergence between the two networks' softmax over cosines between samples, L_hf the same of
 their high frequencies, L_hfmse the squared distance of these from those of the sample itself.
 
-The released code loads the frozen network and never uses it, decodes latents without undoing their scale, and
-compares L_hfmse with another image than the sample's own. Here it is as in the paper. They also differ in the
-direction of the divergence: `divergence` chooses it.
+Here it is as in the paper. The released code never uses the frozen network, decodes latents without undoing
+their scale, and compares L_hfmse with another image; it also has the other direction of the `divergence`.
 """
 
 from __future__ import annotations
@@ -266,8 +265,7 @@ def high_frequencies(x: Tensor, detail: str = "haar") -> Tensor:
 def radial_spectrum(pixels: Tensor) -> Tensor:
     """Return the mean power of grey pictures at 0 to s / 2 cycles a picture, (n, 3, s, s) -> (n, s // 2 + 1).
 
-    A Hann window removes the jump between opposite borders. Frequencies are rounded to full cycles. pixels:
-    in [0, 1].
+    A Hann window removes the jump between opposite borders. Frequencies are rounded to full cycles.
     """
     grey = pixels.double().mean(dim=1)
     side = grey.shape[-1]

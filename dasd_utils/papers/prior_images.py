@@ -19,9 +19,8 @@ log = logging.getLogger(__name__)
 def source_images(config: Config) -> data.DomainData:
     """Return the source's training split with images that the base generates for its captions.
 
-    They are generated once, with the source's calibration and one seed a caption, and kept in the cache
-    folder in a file named by all that decides them. Ids are made of that name and not of pixels, since
-    another machine rounds otherwise. One of several processes generates, the others wait.
+    They are generated once, by one process, with one seed a caption, and kept in the cache in a file named by
+    all that decides them. Ids are made of that name and not of pixels: another machine rounds otherwise.
     """
     real = data.load_domain(config.source, config)
     parts = models.load_parts(config)

@@ -47,10 +47,9 @@ def cached_latents(
 ) -> ConcatDataset:
     """Return mean and deviation of each image's scaled latents (2, C, h, w), read from disk at each access.
 
-    float32, or float16 where the VAE computed in a half precision. A shard's name depends on its images,
-    their size, the VAE and the precision it computed in, so none is ever stale. Those that are not there, or
-    not as they were written, are made, each by one of the processes that share the folder. Raises DasdError
-    if the folder cannot be written or the VAE gives numbers that are not finite.
+    float32, or float16 where the VAE computed in a half precision. A shard's name holds its images, their
+    size, the VAE and its precision, so none is ever stale; see `cached_rows`. Raises DasdError for a folder
+    that cannot be written and numbers that are not finite.
     """
     dtype = processes.frozen_dtype(config, vae.device) or torch.float32
     starts = range(0, len(data), SHARD)
@@ -70,8 +69,8 @@ def cached_rows(
 ) -> ConcatDataset:  # fmt: skip
     """Return the rows of the shards in these files, read from disk at each access.
 
-    `make(number, bar)` returns one that is not there, or not as it was written, and counts its rows. Of the
-    processes that share the folder one makes it. Raises DasdError if the folder cannot be written.
+    `make(number, bar)` returns one that is not there, or not as it was written, and counts its rows; one of
+    the processes that share the folder makes it.
     """
     for path in paths:
         if path.exists() and not _is_whole(path):

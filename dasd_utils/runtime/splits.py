@@ -112,9 +112,8 @@ def split_by_content(
 ) -> list[str]:
     """Return "train", "validation" or "test" for each image, the same for all images of a group.
 
-    The smallest id of a group decides, hashed once more because the smallest of several is not uniform; so
-    images added later move no other. Only a split that chance leaves with less than three quarters of its
-    share (training), one group (validation) or two of ten (tests) gets some of another's.
+    The smallest id of a group decides, hashed once more as it is not uniform; so images added later move no
+    other. Only a split that chance leaves with too little gets some of another's: see `least`.
     """
     leaders: dict[int, str] = {}
     for group, name in zip(groups, ids, strict=True):

@@ -61,8 +61,7 @@ def calibrate(
 ) -> None:
     """Search every target domain; write `calibration.json` at `path`, and every candidate's scores beside it.
 
-    In a run folder `load_trained_pipeline` uses it. An existing file stays, or with `again` is replaced when
-    the search is done. intervals: search guidance intervals too.
+    An existing file stays, or with `again` is replaced at the end. intervals: search guidance intervals too.
     """
     if path.is_file() and not again:
         return

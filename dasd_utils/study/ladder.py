@@ -390,8 +390,7 @@ def variance_components(differences: Tensor) -> tuple[float, float, float]:
 def prompts_needed(components: tuple[float, float, float], effect: float, seeds: int) -> int | None:
     """Return how many prompts show a difference of `effect` with a power of 80 %, or None if no number does.
 
-    Two-sided at 95 %, with `seeds` trainings, at least 2, one image a prompt; components: as of
-    `variance_components`. Spread between seeds does not shrink with prompts.
+    Two-sided at 95 %, with two or more trainings, one image a prompt; components: of `variance_components`.
     """
     of_seeds, of_prompts, of_rest = components
 

@@ -104,8 +104,7 @@ def tradeoff_rows(
 ) -> list[evaluation.ResultRow]:
     """Return the scores of every point that is done for all seeds, and the `gains` of each curve.
 
-    A row has method, line (the name of the curve), the point's scales, domain, metric, value, low, high, n
-    (images of all seeds) and seeds.
+    A row has line (the name of the curve), the point's scales, and what a row of the ladder has.
     """
     config, rows = scoring.config, []
     for domain in config.domains:
@@ -131,10 +130,9 @@ def gains(own: Mapping[str, Estimates], against: Mapping[str, Estimates]) -> lis
     """Return how much more of the prompt a curve shows than another, where both lie as near to the domain.
 
     own, against: point -> metric -> estimate. There are rows for every point of the other curve that none of
-    its own points beats and that this curve comes as near as. For each training seed the curve's point is
-    chosen by the other seeds: the most control among those that fit at least as well. In each draw of prompts
-    it is chosen anew, so that the interval holds the choice too; seeds share their prompts, so that a curve
-    of many points is still a little favoured. One seed, which would choose for itself, gives no row.
+    its own points beats and that this curve comes as near as. For each training seed, and in each draw of
+    prompts, the curve's point is chosen by the other seeds: the most control among those that fit at least as
+    well. As seeds share prompts, many points are a little favoured. One seed gives no row.
     """
     rows, every = [], [point for curve in (own, against) for point in curve.values()]
     control = next(name for name in CONTROL if all(name in point for point in every))

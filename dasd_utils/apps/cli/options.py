@@ -97,9 +97,8 @@ AS_JSON = option(False, "Print the result as JSON, for a script.", "--json")
 def command(panel: str, called: str | None = None, **settings: Any) -> Callable[..., Callable[..., None]]:
     """Return a decorator that makes a function a command of `dasd`.
 
-    The function returns its result, which `--json` prints, and the text for a person; a third value is an
-    error to end with after printing. One that returns nothing has no `--json`. A parameter whose type is a
-    dataclass stands for an option a field.
+    It returns its result, which `--json` prints, the text for a person and, if any, an error to end with; one
+    that returns nothing has no `--json`. A parameter whose type is a dataclass stands for an option a field.
     """
 
     def decorate(work: Callable[..., Any]) -> Callable[..., None]:

@@ -118,8 +118,8 @@ def share_of_the_gap(own: Tensor, low: Tensor, high: Tensor) -> tuple[float, flo
 class Study:
     """One config of diffusionclip, whose domain is translated, and the real images of the target.
 
-    The config's `num_images` teach the translation; this one's are translated and labelled, and as many of
-    the target are the upper limit. Classifiers are trained where both domains have the `label_column`.
+    The config's `num_images` teach the translation; this one's are translated and labelled. Classifiers are
+    trained where both domains have the `label_column`.
     """
 
     def __init__(
