@@ -1,6 +1,7 @@
 """Near duplicates of images, found by their thumbnails, and splits that part no such group."""
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -82,7 +83,8 @@ class Likeness:
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Return some thumbnails as vectors (rows, 1024) of norm 1; their products are correlations."""
-        flat = _unit(self._thumbnails[rows].reshape(len(rows), -1).astype(np.float32))
+        flat = self._thumbnails[rows].reshape(len(rows), math.prod(self._thumbnails.shape[1:]))
+        flat = _unit(flat.astype(np.float32))
         return _unit(flat - self._shared)
 
     def first_match(self, rows: np.ndarray, others: np.ndarray, threshold: float) -> np.ndarray:
