@@ -1,8 +1,7 @@
 """Metrics as pure functions of features, and the one kind of interval that every number of this project has.
 
-An interval is the value plus and minus Student's t times the standard error over independent units. Images of
-one prompt resemble each other, so `groups`, the index of each image's prompt, makes the prompt the unit;
-without it each image is one.
+An interval is the value plus and minus Student's t times the standard error over independent units: images,
+or with `groups`, the index of each image's prompt, prompts, as images of one prompt resemble each other.
 """
 
 import math

@@ -28,8 +28,7 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
     """Return the config with as few micro-batches to a step as memory allows, of as many samples in all.
 
     Each size is tried by a step, the largest first; the weights are not changed. Raises DasdError without a
-    GPU, as too large a step would end the process there, if not even the smallest fits, for a method whose
-    batches must not be divided, and in several processes.
+    GPU, if not even the smallest fits, for a method whose batches must not be divided, in several processes.
     """
     method = method_module(config.method)
     if processes.count() > 1:

@@ -5,8 +5,7 @@ blue water") for what neither of them mentions. A wording may end in a condition
 for captions which tell that value, and tells it; [count!=one] only asks that the picture differs. {name}
 stands for the word of that attribute, {} for the scene phrase and its tails, (s) for the plural of "count".
 
-Everyday English matches no picture: words that tell a domain (`TELLING`) stand in none of its lists, nor does
-what the painting domain draws.
+Everyday English matches no picture: its lists have no words that tell a domain, and nothing that is painted.
 """
 
 import json

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 
 import pytest
+from freshness import read_code
 
 import dasd_utils
-from dasd_utils.apps.notebooks import read_code
 
 FLOW = ("data", "latents", "models", "adapters", "losses", "training", "guidance", "classifier", "sampling",
         "metrics", "evaluation")  # fmt: skip

@@ -4,5 +4,5 @@
 - options: what the commands share
 - runs: doctor, new-domain, train, evaluate, all, generate, translate, classify, animate, playground, export,
   encode, clean
-- study: calibrate, ladder, front, adapt, sweep; notebooks, fresh, verify, pretrain
+- study: calibrate, ladder, front, adapt, sweep; notebooks, verify, pretrain
 """

@@ -233,10 +233,8 @@ class Course(Settings):
     """The options of a run of the notebooks."""
 
     only: str | None = ONLY
-    stale: bool = option(False, "Only those that `dasd fresh` lists.")
     output_dir: Path = option(ROOT / "data/runs/course", NOTEBOOKS, show_default="data/runs/course")
     seed: int | None = option(None, "Seed of everything that is random.", show_default="the notebooks'")
-    update: bool = option(False, "Make the copies the tracked notebooks, with their stamp.")
     keep_going: bool = option(False, "Run the others after one that fails, too.")
     force: bool = options.FORCE
 
@@ -261,19 +259,13 @@ def notebooks(context: typer.Context, course: Course) -> Answer:
     """Run the notebooks in order through papermill; `-p NAME VALUE` sets a parameter."""
     from dasd_utils.apps import notebooks as lessons
 
-    output_dir, update = course.output_dir, course.update
+    output_dir = course.output_dir
     values = course.values() | read_parameters(context.args)
     paths = lessons.find_notebooks(course.only.split(",") if course.only else None)
-    if course.stale:
-        paths = [path for path in paths if lessons.stale(path) or lessons.faults(path)]
     for path in paths:
         options.check_free(output_dir / path.name, course.force)
-        options.check_free(output_dir / path.stem, course.force or not update)  # --update empties it
-    done = lessons.run_notebooks(paths, output_dir, values, update, course.keep_going) if paths else []
-    if update:
-        lessons.store_outputs([one for one in done if not one.error])
-    rows = [{"notebook": one.path.stem, "path": str(one.path), "seconds": one.seconds,
-             "peak_gb": one.peak_gb, "error": one.error} for one in done]  # fmt: skip
+    done = lessons.run_notebooks(paths, output_dir, values, course.keep_going)
+    rows = [{"notebook": one.path.stem, **one._asdict()} for one in done]
     lines = [f"{row['notebook']:20} {row['seconds']:6.0f} s {row['peak_gb']:6.2f} GB  "
              f"{'failed' if row['error'] else 'done'}" for row in rows]  # fmt: skip
     lines.append(f"{len(done)} notebooks in {sum(one.seconds for one in done):.0f} s: {output_dir}")
@@ -292,27 +284,6 @@ def read_parameters(words: list[str]) -> dict[str, Any]:
         except ValueError:
             values[name] = text
     return values
-
-
-@command(options.UPKEEP)
-def fresh(
-    files: list[Path] | None = argument("Notebooks.", None, show_default="all"),
-    only: str | None = ONLY,
-) -> Answer:
-    """List the notebooks whose stored outputs were not made, or not completely, by the present code.
-
-    Exit status 1 if there are any: `dasd notebooks --stale --update --force` renews them.
-    """
-    from dasd_utils.apps import notebooks as lessons
-
-    paths = files or lessons.find_notebooks(only.split(",") if only else None)
-    rows = [{"notebook": p.stem, "faults": lessons.faults(p), "changed": lessons.stale(p)} for p in paths]
-    found = {row["notebook"]: row["faults"] + row["changed"] for row in rows}
-    lines = [f"{name}: {', '.join(reasons)}" for name, reasons in found.items() if reasons]
-    if not lines:
-        return rows, f"{len(rows)} notebooks are fresh."
-    advice = "`make notebooks` runs all, `dasd notebooks --profile tiny --stale --update --force` these."
-    return rows, "\n".join(lines), f"{len(lines)} of {len(rows)} notebooks are to be run again: {advice}"
 
 
 @command(options.UPKEEP)

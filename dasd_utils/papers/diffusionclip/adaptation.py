@@ -1,8 +1,7 @@
 """A classifier for a domain without labels: trained on translated images, tested on real ones of the target.
 
-`Study` compares sets of training images: the source's, their translations, both together, plain edges of the
-source, and labelled target images, which are the upper limit. The result is the share of the gap between the
-first and the last that translations close.
+`Study` compares sets of training images: the source's, their translations, both, plain edges of the source,
+and labelled target images. The result is the share of the gap from the first to the last that is closed.
 """
 
 import dataclasses
