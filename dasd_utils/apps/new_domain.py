@@ -215,10 +215,7 @@ def open_album(folder: str | Path, name: str = "new") -> Album:
 
 
 def find_captions(album: Album, how: str = "auto", progress: bool = False) -> Captions:
-    """Return the captions of a folder from what `how` names.
-
-    how: "auto", one of SOURCES, a captioning model, a sentence for all images, or one with {label}.
-    """
+    """Return a folder's captions; how: "auto", one of SOURCES, a model, a sentence, or one with {label}."""
     if how == "auto" or how in SOURCES:
         missing = []
         for name in SOURCES if how == "auto" else [how]:
@@ -355,10 +352,7 @@ def from_model(album: Album, name: str, progress: bool = False) -> Captions:
 
 # The words of a domain: its token, where that starts, descriptions, and prompts
 def initial_word(name: str, captions: Sequence[str], tokenizer: Any) -> tuple[str, str]:
-    """Return the word where the token starts, and why: one piece of the tokenizer, so that it has a meaning.
-
-    The name, or a word of it; else the most frequent such word of the captions; else the name's pieces.
-    """
+    """Return where the token starts, and why: a word of name or captions that is one piece, else the name."""
 
     def fits(word: str) -> bool:
         return len(tokenizer.tokenize(word)) == 1 and word not in STOP_WORDS and len(word) > 2
@@ -400,14 +394,12 @@ def _normal(caption: str) -> str:
 
 
 def labelled(name: str, style: str, captions: Sequence[str], others: Sequence[dict]) -> list[dict[str, Any]]:
-    """Return the classifier's other prompts, and this domain's captions, with its style if they lack it.
-
-    Prompts of no domain that have a word of the style are left out: they now belong to this one.
-    """
+    """Return the classifier's other prompts, and this domain's captions, with its style if they lack it."""
     own = {*style.split()} - STOP_WORDS
     different = list(dict.fromkeys(captions))[:MANY_PROMPTS]
     prompts = [c if {*style.split()} & {*_normal(c).split()} else f"{c}, {style}" for c in different]
     kept = [row for row in others if row["domain"] != name]
+    # prompts of no domain that have a word of the style belong to this one now
     kept = [row for row in kept if row["domain"] or not own & {*_normal(row["prompt"]).split()}]
     return [*kept, *({"prompt": text, "domain": name} for text in prompts)]
 

@@ -53,10 +53,7 @@ def run_notebooks(
     parameters: dict[str, Any],
     keep_going: bool = False,
 ) -> list[Executed]:
-    """Execute each notebook with the parameters it declares; write executed copies to `output_dir`.
-
-    keep_going: the others run after a failure too.
-    """
+    """Execute each notebook with the parameters it declares; keep_going: also after one that fails."""
     output_dir = Path(output_dir).resolve()
     check_parameters(paths, parameters)
     output_dir.mkdir(parents=True, exist_ok=True)

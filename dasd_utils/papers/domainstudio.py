@@ -263,12 +263,10 @@ def high_frequencies(x: Tensor, detail: str = "haar") -> Tensor:
 
 
 def radial_spectrum(pixels: Tensor) -> Tensor:
-    """Return the mean power of grey pictures at 0 to s / 2 cycles a picture, (n, 3, s, s) -> (n, s // 2 + 1).
-
-    A Hann window removes the jump between opposite borders. Frequencies are rounded to full cycles.
-    """
+    """Return the mean power of grey pictures at 0 to s / 2 full cycles, (n, 3, s, s) -> (n, s // 2 + 1)."""
     grey = pixels.double().mean(dim=1)
     side = grey.shape[-1]
+    # without the jump between opposite borders
     window = torch.hann_window(side, periodic=False, dtype=grey.dtype, device=grey.device)
     grey = (grey - grey.mean(dim=(1, 2), keepdim=True)) * window[:, None] * window[None]
     power = torch.fft.fft2(grey, norm="forward").abs().square()

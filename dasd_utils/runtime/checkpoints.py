@@ -53,17 +53,14 @@ log = logging.getLogger(__name__)
 
 
 def compared_fields(values: Mapping[str, Any], purpose: str, kept: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a config's values without the fields MAY_DIFFER[purpose] that are not in `kept`.
-
-    Except for "resume", the source's calibration stays where its images are generated: it determines them.
-    """
+    """Return a config's values without the fields MAY_DIFFER[purpose] that are not in `kept`."""
     compared = copy.deepcopy(dict(values))
     for name in MAY_DIFFER[purpose]:
         for part, field in _places(compared, name):
             if name not in kept:
                 part.pop(field, None)
     if purpose != "resume" and values["data"]["source_images"] == "generated":
-        compared["source"]["calibration"] = values["source"]["calibration"]
+        compared["source"]["calibration"] = values["source"]["calibration"]  # it determines the images
     return compared
 
 

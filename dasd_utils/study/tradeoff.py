@@ -102,10 +102,7 @@ def points(curves: Sequence[Curve] = CURVES) -> list[ladder.Method]:
 def tradeoff_rows(
     scoring: ladder.Scoring, seeds: Sequence[int], curves: Sequence[Curve] = CURVES
 ) -> list[evaluation.ResultRow]:
-    """Return the scores of every point that is done for all seeds, and the `gains` of each curve.
-
-    A row has line (the name of the curve), the point's scales, and what a row of the ladder has.
-    """
+    """Return the scores of every point that is done for all seeds, and the `gains` of each curve."""
     config, rows = scoring.config, []
     for domain in config.domains:
         size = {"n": len(seeds) * config.evaluation.num_heldout, "seeds": list(seeds)}
@@ -159,10 +156,7 @@ def _all(points: Mapping[str, Estimates], metric: str) -> Tensor:
 
 
 def _choose(fit: Tensor, control: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which of P points the other seeds choose for each, and whether any fits; else the nearest.
-
-    fit, control: (P, R, S); limit: (R, S). Returns (R, S) twice.
-    """
+    """Return which of P points (P, R, S) other seeds choose, and whether any is within the limit (R, S)."""
 
     def by_others(values: Tensor) -> Tensor:
         return (values.sum(dim=-1, keepdim=True) - values) / (values.shape[-1] - 1)
