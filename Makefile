@@ -82,8 +82,8 @@ study: install  # hours
 	for name in ten_shots many_shots ten_sketches ten_xrays; do \
 		cp data/runs/$$name/ladder.json data/results/$$name.json || exit 1; done
 
-notebooks: install  # `dasd notebooks --stale --profile tiny --update --force` renews only those that need it
-	$(BIN)/dasd notebooks --profile tiny --output_dir data/runs/notebooks --update --force
+notebooks: install  # without --all only those that need it
+	$(BIN)/python tests/freshness.py --renew --all
 
 report: install
 	$(BIN)/python Report/make_numbers.py

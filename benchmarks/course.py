@@ -4,7 +4,7 @@ python benchmarks/course.py
 python benchmarks/course.py --measured ROWS.json
 
 The second writes what `dasd notebooks --profile tiny --json > ROWS.json` measured; several such files are put
-together. `dasd badges` then writes the seconds into the notebooks.
+together. `python benchmarks/badges.py` then writes the seconds into the notebooks.
 """
 
 from __future__ import annotations

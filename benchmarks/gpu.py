@@ -5,7 +5,10 @@ python benchmarks/gpu.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import common
@@ -16,7 +19,6 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dasd_utils import models
-from dasd_utils.apps.batch_size import Kept
 from dasd_utils.config import Calibration
 from dasd_utils.sampling import DasdPipeline
 
@@ -70,7 +72,7 @@ def predicted(unet: UNet2DConditionModel, changes: dict[str, Any]) -> common.Row
     unet.enable_gradient_checkpointing() if checkpointing else unet.disable_gradient_checkpointing()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     weights = [mode.from_tensor(p) for p in unet.parameters()]  # which stand for them inside
-    with mode, Kept(unet, weights=weights) as record:
+    with mode, Kept(weights) as record:
         gflop = common.count_gflop(lambda: _pass(unet, targets, sources))
     unet.zero_grad()
     resident = sum(p.numel() * p.element_size() for p in unet.parameters())
@@ -82,6 +84,31 @@ def predicted(unet: UNet2DConditionModel, changes: dict[str, Any]) -> common.Row
         "peak_gb": common.Measure(*(tensors + workspace for workspace in WORKSPACE_GB)),
         "gflop": common.exactly(gflop / targets),
     }
+
+
+class Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Counts, inside its `with`, the most bytes that autograd keeps at a time, weights left out."""
+
+    def __init__(self, weights: Iterable[torch.Tensor]) -> None:
+        self._weights = {tensor.untyped_storage()._cdata for tensor in weights}
+        self._users: Counter[int] = Counter()  # storage -> how many saved tensors share it
+        self.bytes = self.peak = 0
+        super().__init__(self._save, lambda saved: saved())
+
+    def _save(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        saved = functools.partial(lambda kept: kept, tensor)
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._weights:
+            self._count(storage, 1)
+            weakref.finalize(saved, self._count, storage, -1)
+        return saved
+
+    def _count(self, storage: torch.UntypedStorage, change: int) -> None:
+        before = self._users[storage._cdata]
+        self._users[storage._cdata] += change
+        if 0 in (before, before + change):
+            self.bytes += change * storage.nbytes()
+        self.peak = max(self.peak, self.bytes)
 
 
 def _pass(unet: UNet2DConditionModel, targets: int, sources: int) -> None:

@@ -32,7 +32,7 @@ STEPS = 12
 PHASES: dict[str, tuple[Any, str]] = {  # what a kill interrupts
     "step": (training.Run, "optimise"),
     "checkpoint": (checkpoints, "write_checkpoint"),
-    "latent cache": (latent_cache, "_make_if_free"),
+    "latent cache": (latent_cache, "make_if_free"),
     "sample grid": (sampling.DasdPipeline, "generate"),
 }
 NOT_REPEATED = training.SPEED  # the one file that two equal runs do not share

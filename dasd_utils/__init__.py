@@ -3,8 +3,8 @@
 The core, in the order of the data flow:
 
 - config: every setting; profiles: the values of `tiny` and `sd15`
-- data: a domain: images, captions, splits, audit (runtime/folders reads its files, apps/new_domain proposes
-  its config); latents: which samples step k sees
+- data: a domain: images, captions, splits, audit (runtime/folders reads its files, runtime/splits divides
+  them, apps/new_domain proposes its config); latents: which samples step k sees
 - models: pretrained parts, LoRA, token rows, the UNet pass; adapters: what was trained, as files
 - losses: noise prediction, MMD, the objective; training: the loop, the optimiser step, what a checkpoint has
 - guidance: which model is sampled with which prompt; classifier: prompt to domain; sampling: the pipeline

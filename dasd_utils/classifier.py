@@ -1,7 +1,6 @@
 """Prompt to domain, or none: cosine similarities in the text encoder's pooled space, and one threshold."""
 
 import itertools
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,6 @@ def token_domain(prompt: str, domains: Domains) -> DomainConfig | None:
         raise DasdError(f"The prompt {prompt!r} holds the tokens of several domains, "
                         f"{', '.join(d.token for d in found)}: leave one.")  # fmt: skip
     return found[0] if found else None
-
-
-def without_tokens(prompt: str, domains: Domains) -> str:
-    """Return the prompt without the domains' tokens."""
-    for token in (re.escape(d.token) for d in domains if d.token):
-        prompt = re.sub(rf"\s*{token}\s*", " ", prompt, flags=re.IGNORECASE).strip()
-    return prompt
 
 
 def check_prompts(prompt: str | Sequence[str]) -> list[str]:
@@ -114,7 +106,19 @@ class DomainClassifier:
         scores, best = self.similarities(check_prompts([row["prompt"] for row in prompts])).max(dim=1)
         labels = [self.label(row) for row in prompts]
         hits = [self.domains[i].name == label for i, label in zip(best.tolist(), labels, strict=True)]
-        self.threshold = _best_threshold(scores.tolist(), hits, [label is None for label in labels])
+        rows = list(zip(scores.tolist(), hits, (label is None for label in labels), strict=True))
+        ordered = sorted({score for score, *_ in rows})
+        ordered = [
+            ordered[0] - 1e-3,
+            *ordered,
+            ordered[-1] + 1e-3,
+        ]  # narrow, so a gap between two comes first
+
+        def num_right(gap: tuple[float, float]) -> int:
+            return sum(hit if score >= gap[1] else none for score, hit, none in rows)
+
+        low, high = max(itertools.pairwise(ordered), key=lambda gap: (num_right(gap), gap[1] - gap[0]))
+        self.threshold = (low + high) / 2
         return self.threshold
 
     def label(self, row: dict[str, Any]) -> str | None:
@@ -146,19 +150,6 @@ class DomainClassifier:
             "all_similarities": scores,
             "suggested_prompt": with_token(prompt, best.token) if found else prompt,
         }
-
-
-def _best_threshold(scores: list[float], hits: list[bool], nones: list[bool]) -> float:
-    """Return the threshold above which most prompts are hits and below which most are none."""
-    ordered = sorted(set(scores))
-    ordered = [ordered[0] - 1e-3, *ordered, ordered[-1] + 1e-3]  # narrow, so a gap between two comes first
-
-    def num_right(gap: tuple[float, float]) -> int:
-        rows = zip(scores, hits, nones, strict=True)
-        return sum(hit if score >= gap[1] else none for score, hit, none in rows)
-
-    low, high = max(itertools.pairwise(ordered), key=lambda gap: (num_right(gap), gap[1] - gap[0]))
-    return (low + high) / 2
 
 
 def load_prompts(path: str | Path) -> list[dict[str, Any]]:

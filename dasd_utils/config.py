@@ -1,7 +1,6 @@
 """Every setting, once: a field's type says what it may hold, and is checked. JSON in and out."""
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import json
@@ -9,7 +8,7 @@ import logging
 import os
 import re
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import field
 from pathlib import Path
 from types import ModuleType
@@ -21,18 +20,23 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict
 from pydantic_core import ArgsKwargs, PydanticCustomError
 
 from dasd_utils import profiles
+from dasd_utils.runtime.checks import (  # noqa: F401  (others take them from here)
+    ROOT,
+    DasdError,
+    check_choice,
+    check_types,
+    is_pinned,
+    nearest,
+    portable,
+    read_json,
+    resolve,
+    unique_keys,
+)
 
 DASD = "dasd"  # the method that is this project's own
-_ABOVE = Path(__file__).resolve().parents[1]
-# relative paths of a config start at the repository, of a package installed without it at the present folder
-ROOT = _ABOVE if (_ABOVE / "pyproject.toml").is_file() else Path.cwd()
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 log = logging.getLogger(__name__)
 Kind = typing.TypeVar("Kind")
-
-
-class DasdError(ValueError):
-    """An error that the user can fix: the message says what is wrong, where, and what to do."""
 
 
 def _matches(pattern: str, rule: str) -> AfterValidator:
@@ -130,18 +134,6 @@ def _explain(error: pydantic.ValidationError, kind: type) -> str:
         return f"Unknown config field {place!r}. It belongs to {owner!r}."
     known = OWNERS if kind is Config else [each.name for each in dataclasses.fields(kind)]
     return f"Unknown config field {place!r}. {nearest(path[-1], known)}"
-
-
-def check_choice(what: str, value: Any, known: Iterable[str]) -> None:
-    """Raise DasdError, naming the nearest, for a value that is none of the known."""
-    if value not in [*known]:
-        raise DasdError(f"There is no {what} {value!r}. {nearest(value, known)}")
-
-
-def nearest(name: object, known: Iterable[str]) -> str:
-    """Return what an error adds: the known name nearest to the one given, or all of them."""
-    match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"Did you mean {match[0]!r}?" if match else f"Known: {', '.join(sorted(known))}."
 
 
 @section
@@ -357,10 +349,9 @@ class Config:
     ) -> typing.Self:
         """Return the config of a profile, with fields of any section changed by name.
 
-        file: more changes, which those by name precede: a dict, or a JSON file of one. Its profile counts in
-        `load` and `from_dict` alone.
-        "auto" is fitted to the machine, as far as the changes allow. A `method` brings its own defaults,
-        which the other changes then alter. Raises DasdError for an unknown profile, method or field.
+        file: a dict, or a JSON file of one, with changes that those by name precede; its profile does not
+        count here. "auto" is fitted to the machine, as far as the changes allow; a `method` brings its own
+        defaults, which the other changes alter. Raises DasdError for an unknown profile, method or field.
         """
         own = {} if file is None else file
         own = _object(own if isinstance(own, dict) else read_json(own, "The config file"))
@@ -497,40 +488,18 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "The unbiased MMD needs two samples of each domain: enlarge the batch sizes, or queue_size."
 
 
-def check_types(**given: tuple[Any, Any]) -> None:
-    """Raise DasdError where an argument of a published function, name=(value, type), is of another type."""
-    for name, (value, kind) in given.items():
-        if not isinstance(value, kind):
-            raise DasdError(f"{name} is {value!r:.200}; it must be a {getattr(kind, '__name__', kind)}.")
-
-
-def read_json(path: str | Path, what: str) -> Any:
-    """Return the value in a JSON file; DasdError for one that is unreadable, no JSON, or has a key twice."""
-    check_types(path=(path, str | os.PathLike))
-    try:
-        return json.loads(Path(path).read_bytes(), object_pairs_hook=unique_keys)
-    except OSError as error:
-        raise DasdError(f"{what} cannot be read from {path}: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        syntax = " JSON has double quotes, no comments, and no comma behind the last entry."
-        advice = {json.JSONDecodeError: syntax, UnicodeDecodeError: " Save it as UTF-8."}.get(type(error), "")
-        raise DasdError(f"{what} {path} is no JSON: {str(error).rstrip('.')}.{advice}") from None
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of a JSON text's keys and values; ValueError for a key that stands twice."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        twice = next(name for name in values if sum(name == other for other, _ in pairs) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
-    return values
-
-
 def with_token(prompt: str, token: str | None) -> str:
     """Return the prompt with the token first, where no truncation reaches it, unless it has the token."""
     if not token or token.lower() in prompt.lower():  # tokenizers match added tokens in any case
         return prompt
     return f"{token} {prompt}" if prompt else token
+
+
+def without_tokens(prompt: str, domains: Sequence[DomainConfig]) -> str:
+    """Return the prompt without the domains' tokens."""
+    for token in (re.escape(d.token) for d in domains if d.token):
+        prompt = re.sub(rf"\s*{token}\s*", " ", prompt, flags=re.IGNORECASE).strip()
+    return prompt
 
 
 def check_promptless(config: Config, what: str) -> None:
@@ -569,28 +538,3 @@ def method_changes(name: str, profile: str | None = None) -> dict[str, Any]:
     """Return the config fields that a method changes, in a profile or, for None, whatever the profile."""
     module = method_module(name)
     return {} if module is None else {**module.CHANGES, **module.BY_PROFILE.get(profile, {})}
-
-
-def resolve(path: str | Path) -> Path:
-    """Return an absolute path, a relative one from ROOT on; DasdError for a path that no file can have."""
-    check_types(path=(path, str | os.PathLike))
-    if not str(path).strip():
-        raise DasdError("A path is empty: name a file or a folder.")
-    try:
-        found = ROOT / Path(path).expanduser()
-        found.exists()
-        return found.resolve()
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-        raise DasdError(f"The path {str(path)!r:.200} cannot be used: {reason}.") from None
-
-
-def portable(path: Path) -> str:
-    """Return a path inside ROOT relative to it, as configs have them; another one absolute."""
-    path = path.resolve()
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
-
-
-def is_pinned(revision: str | None) -> bool:
-    """Return whether a hub revision is a commit hash: a branch, or none, may hold other files tomorrow."""
-    return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None

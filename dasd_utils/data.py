@@ -1,11 +1,10 @@
 """A domain from hub id, folder or toy world: images, captions, splits by content, and a report on them."""
 
 import functools
-import hashlib
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from dasd_utils import toyworld
 from dasd_utils.config import Config, DasdError, DataConfig, DomainConfig, resolve, with_token
-from dasd_utils.runtime import files, folders, images
+from dasd_utils.runtime import files, folders, images, splits
 
 SPLITS = ("train", "validation", "test")
 TOY_SEEDS = {"train": 1, "validation": 2, "test": 3}  # independent of Config.seed: one world for all runs
-AT_ONCE = 1024  # prompts through the tokenizer, thumbnails compared with as many others
-AXES, SAMPLE = 47, 128  # along which thumbnails are compared first, and from how many of them they come
+AT_ONCE = 1024  # prompts through the tokenizer
 
 
 @dataclass
@@ -193,10 +191,7 @@ def _inspect(
     domain: DomainConfig, config: Config, rows: datasets.Dataset, captions: Sequence[list[str]],
     window: images.Window | None,
 ) -> tuple[images.Inspection, dict[int, list[str]]]:  # fmt: skip
-    """Read the images of rows; return what is known of them, and the captions of those with several rows.
-
-    Further rows of one image count as unreadable and only add their captions to its first.
-    """
+    """Read the images of rows; return what is known of them, and the captions of those with several rows."""
     found = images.inspect_rows(rows, domain.image_column, window)
     if found.broken and not config.data.skip_corrupt:
         raise DasdError(f"{len(found.broken)} of {len(found.ids)} images of {domain.data} cannot be read, "
@@ -207,7 +202,9 @@ def _inspect(
     for row in np.flatnonzero((found.ids != b"") & (counts[inverse] > 1)).tolist():
         place = first.setdefault((found.names[row], found.ids[row]), row)
         if place != row:
-            known = merged.setdefault(place, captions[place])
+            known = merged.setdefault(
+                place, captions[place]
+            )  # it adds its captions, and counts as unreadable
             known += [caption for caption in captions[row] if caption not in known]
             found.ids[row] = b""
     return found, merged
@@ -224,17 +221,15 @@ def _pick_split(
                         f"two or more. Images that cannot be read: {len(found.broken)}.")  # fmt: skip
     copies = np.zeros(len(rows), dtype=bool)
     if test:
-        both = [found.thumbnails.take(rows), test.thumbnails.take(test.readable())]
-        parts = (part[some] for part in both for some in _blocks(len(part)))
-        seen = _Likeness(files.DiskArray(both[0].shape[1:], parts))
-        copies = np.isin(found.ids[rows], test.ids[test.readable()])
-        for others in _blocks(len(rows), sum(map(len, both))):
-            copies |= seen.first_match(others, np.arange(len(rows)), settings.near_duplicate) >= 0
+        others = test.readable()
+        thumbnails = found.thumbnails.take(rows), test.thumbnails.take(others)
+        copies = splits.near_copies(*thumbnails, settings.near_duplicate)
+        copies |= np.isin(found.ids[rows], test.ids[others])
     rows = rows[~copies]
     ids = [name.decode() for name in found.ids[rows]]
-    groups = duplicate_groups(ids, found.thumbnails.take(rows), settings.near_duplicate)
+    groups = splits.duplicate_groups(ids, found.thumbnails.take(rows), settings.near_duplicate)
     test_fraction = 0.0 if test else settings.test_fraction
-    parts = split_by_content(ids, groups, settings.validation_fraction, test_fraction)
+    parts = splits.split_by_content(ids, groups, settings.validation_fraction, test_fraction)
     picked = rows[[part == split for part in parts]]
     if not len(picked):
         raise DasdError(f"No {split} image of {domain.data} is left: {len(ids)} images in {len(set(groups))} "
@@ -243,136 +238,19 @@ def _pick_split(
     return picked, int(copies.sum())
 
 
-def duplicate_groups(
-    ids: Sequence[str], thumbnails: files.DiskArray | np.ndarray, threshold: float
-) -> np.ndarray:
-    """Return a group number (n,) for each image; exact copies and near duplicates share one.
-
-    A near duplicate correlates above the threshold with its group's first image by id: pairs do not chain.
-    """
-    first, inverse = np.unique(_names(ids), return_index=True, return_inverse=True)[1:]
-    likeness = _Likeness(thumbnails)
-    groups = np.full(len(first), -1)
-    for block in _blocks(len(first)):
-        rows = block[groups[block] < 0]
-        whole = likeness.vectors(first[rows])
-        for row, near in zip(rows, whole @ whole.T > threshold, strict=True):
-            if groups[row] < 0:
-                groups[rows[near & (groups[rows] < 0)]] = row
-                groups[row] = row
-        leaders = rows[groups[rows] == rows]
-        free = np.flatnonzero(groups < 0)  # all of them come later
-        match = likeness.first_match(first[leaders], first[free], threshold)
-        groups[free[match >= 0]] = leaders[match[match >= 0]]
-    return groups[inverse]
-
-
-def _names(ids: Sequence[str]) -> np.ndarray:
-    return np.fromiter((name.encode() for name in ids), images.ID, len(ids))
-
-
-def _blocks(*limits: int) -> Iterator[np.ndarray]:
-    """Yield the numbers of a range in arrays of AT_ONCE or fewer."""
-    numbers = range(*limits)
-    return (np.array(numbers[start : start + AT_ONCE]) for start in range(0, len(numbers), AT_ONCE))
-
-
-class _Likeness:
-    """How thumbnails (n, 32, 32) correlate without most of what all of them share.
-
-    Images of one framing (fundus, microscope, aligned faces) correlate by that alone. Few images do not show
-    it yet, and without all of it copies would differ by their noise.
-
-    In memory are short vectors (n, AXES + 1) of norm 1: the coordinates along the first principal axes of a
-    sample, and the length of the rest. Their product is never less than the correlation, by the inequality
-    of Cauchy and Schwarz for the rest; only where it is above the threshold are whole thumbnails compared.
-    """
-
-    def __init__(self, thumbnails: files.DiskArray | np.ndarray) -> None:
-        self._thumbnails = thumbnails
-        self._shared = np.zeros(1, np.float32)
-        count = len(thumbnails)
-        total = sum(self.vectors(rows).sum(axis=0, dtype=float) for rows in _blocks(count))
-        self._shared = np.float32(0.8 / (count + 4) * total)
-        sample = self.vectors(np.linspace(0, count - 1, min(count, SAMPLE)).astype(int))
-        axes = np.linalg.svd(sample, full_matrices=False)[2][:AXES].T
-        self._short = np.zeros((count, axes.shape[1] + 1), np.float32)
-        for rows in _blocks(count):
-            short = self.vectors(rows) @ axes
-            rest = np.sqrt(np.maximum(1 - (short**2).sum(axis=1, keepdims=True), 0))
-            self._short[rows] = np.hstack([short, rest])
-
-    def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Return some thumbnails as vectors (rows, 1024) of norm 1; their products are correlations."""
-        flat = _unit(self._thumbnails[rows].reshape(-1, images.THUMBNAIL**2).astype(np.float32))
-        return _unit(flat - self._shared)
-
-    def first_match(self, rows: np.ndarray, others: np.ndarray, threshold: float) -> np.ndarray:
-        """Return (others,): the place in rows of the first that correlates above the threshold, or -1."""
-        found = np.full(len(others), -1)
-        short = self._short[rows]
-        whole = self.vectors(rows)
-        for block in _blocks(len(others)):
-            part = others[block]
-            possible = np.flatnonzero(short @ self._short[part].T > threshold - 1e-4)  # rounding takes less
-            some = np.unique(possible // len(part))
-            few = np.unique(possible % len(part))
-            near = whole[some] @ self.vectors(part[few]).T > threshold
-            is_match = near.any(axis=0)
-            found[block[few[is_match]]] = some[near[:, is_match].argmax(axis=0)] if is_match.any() else -1
-        return found
-
-
-def _unit(flat: np.ndarray) -> np.ndarray:
-    """Return rows of mean 0 and norm 1."""
-    flat = flat - flat.mean(axis=1, keepdims=True)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
-
-
-def split_by_content(
-    ids: Sequence[str], groups: Sequence[int], validation_fraction: float, test_fraction: float
-) -> list[str]:
-    """Return "train", "validation" or "test" for each image, the same for all images of a group.
-
-    The smallest id of a group decides, hashed once more because the smallest of several is not uniform; so
-    images added later move no other. Only a split that chance leaves with less than three quarters of its
-    share (training), one group (validation) or two of ten (tests) gets some of another's.
-    """
-    leaders: dict[int, str] = {}
-    for group, name in zip(groups, ids, strict=True):
-        leaders[group] = min(name, leaders.get(group, name))
-    parts = {}
-    for group in sorted(leaders, key=leaders.__getitem__):
-        place = int(hashlib.sha256(leaders[group].encode()).hexdigest()[:13], 16) / 16**13  # in [0, 1)
-        heldout = "test" if place < test_fraction else "validation"
-        parts[group] = heldout if place < test_fraction + validation_fraction else "train"
-    share = (1 - validation_fraction - test_fraction) * len(parts)
-    train, test = (int(0.75 * share), 2) if len(parts) >= 10 else (1, 1)
-    least = {"train": train, "validation": int(validation_fraction > 0), "test": test * (test_fraction > 0)}
-    for part in least:
-        while (counts := Counter(parts.values()))[part] < least[part]:
-            donor = max(least, key=lambda each: counts[each] - least[each])
-            if counts[donor] <= least[donor]:
-                break
-            parts[next(group for group in parts if parts[group] == donor)] = part
-    return [parts[group] for group in groups]
-
-
 def audit(
     data: DomainData,
     tokenizer: PreTrainedTokenizerBase | None = None,
     near_duplicate: float = DataConfig.near_duplicate,
 ) -> dict[str, Any]:
-    """Return a report on a domain: counts of images, captions, duplicates and classes, and sizes in pixels.
-
-    `captions_cut` counts the captions that, behind the token, are longer than the tokenizer's limit.
-    """
+    """Return counts of a domain's images, captions, duplicates and classes, and sizes in pixels."""
     prompts = (with_token(caption, data.config.token) for found in data.captions for caption in found)
-    cut = 0 if tokenizer else None
+    cut = 0 if tokenizer else None  # captions that, behind the token, are longer than its limit
     while tokenizer and (some := list(itertools.islice(prompts, AT_ONCE))):  # what it returns is large
         lengths = tokenizer(some, truncation=False, verbose=False)["input_ids"]
         cut += sum(len(ids) > tokenizer.model_max_length for ids in lengths)
-    distinct = len(np.unique(_names(data.ids)))
+    groups = splits.duplicate_groups(data.ids, data.thumbnails, near_duplicate)
+    distinct = len(np.unique(splits.as_array(data.ids)))
     missing = sum(not any(found) for found in data.captions)
     sides = zip(("width", "height"), np.array(data.sizes).T, strict=True)
     statistics = {"min": np.min, "median": np.median, "max": np.max}
@@ -384,7 +262,7 @@ def audit(
         "captions_missing": missing,
         "captions_cut": cut,
         "exact_duplicates": len(data) - distinct,
-        "near_duplicates": distinct - len(set(duplicate_groups(data.ids, data.thumbnails, near_duplicate))),
+        "near_duplicates": distinct - len(set(groups)),
         "duplicates_of_test": data.duplicates_of_test,
         "skipped_corrupt": len(data.broken),
         "classes": dict(sorted(Counter(data.labels or ()).items())),

@@ -18,7 +18,7 @@ from torch.nn import functional
 from dasd_utils import data, figures, metrics
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
 from dasd_utils.metrics import Estimate
-from dasd_utils.runtime import files, processes, small_cnn, tracking
+from dasd_utils.runtime import files, small_cnn
 from dasd_utils.toyworld.attribute_classifier import AttributeClassifier
 
 if TYPE_CHECKING:
@@ -391,26 +391,6 @@ def evaluate(
             rows += score_method(method, domain.name, made, given, real, scorer, config)
             images[method, domain.name] = made
     return rows, images
-
-
-def evaluate_run(pipeline: DasdPipeline) -> tuple[Path, list[ResultRow]]:
-    """Evaluate a run; write `evaluation.json` and pictures into its folder; return the file and its rows."""
-    config = pipeline.config
-    folder = files.output_folder(config.output_dir)
-    tracking.tracker_names(config)
-    rows, images = evaluate(config, pipeline, progress=processes.is_main())
-    path = folder / "evaluation.json"
-    if not processes.is_main():
-        return path, rows
-    save_results(path, config, rows)
-    with tracking.open_trackers(config) as trackers:
-        step = config.training.max_train_steps
-        trackers.log(tracking.score_values(rows), step)
-        for domain in config.domains:
-            grid = {method: images[method, domain.name][:8] for method in compared_methods(config)}
-            figures.save(figures.comparison_grid(grid), folder / f"comparison_{domain.name}.png")
-            trackers.show({f"comparison/{domain.name}/{method}": each for method, each in grid.items()}, step)
-    return path, rows
 
 
 # files and tables

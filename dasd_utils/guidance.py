@@ -74,10 +74,7 @@ def check_rule(terms: Sequence[Term], learners: Iterable[str] = ()) -> None:
 
 
 def weights(terms: Sequence[Term], done: float = 0.0, interval: tuple[float, float] = WHOLE) -> list[float]:
-    """Return the weight of every term but the first; done: the share of the timesteps passed, 0 to 1.
-
-    Outside the interval (arXiv 2404.07724) the prediction of the last term counts alone.
-    """
+    """Return all weights but the first's at `done` of the timesteps; out of the interval the last alone."""
     if not interval[0] <= min(max(done, 0.0), 1.0) <= interval[1]:
         return [0.0] * (len(terms) - 2) + [1.0]
     found = []

@@ -1,14 +1,12 @@
 """Which cached latents step k trains on: random numbers drawn from counters, so no state is carried along."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -42,11 +40,8 @@ log = logging.getLogger(__name__)
 
 def create_datasets(
     config: Config, tokenizer: PreTrainedTokenizerBase
-) -> tuple[DomainData, dict[str, DomainData], Sampler]:
-    """Return the source's training images, those of each target domain by name, and the sampler over them.
-
-    With `source_images` "generated" the base draws those of the source (papers/prior_images).
-    """
+) -> tuple[DomainData, dict[str, DomainData], "Sampler"]:
+    """Return the source's training images, those of each target domain by name, and the sampler over them."""
     check_types(config=(config, Config), tokenizer=(tokenizer, Callable))
     real = config.data.source_images == "real"
     source = load_domain(config.source, config) if real else paper("prior_images").source_images(config)
@@ -78,7 +73,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.target_latents) + len(self.source_latents)
 
-    def share(self) -> tuple[Batch, list[int]]:
+    def share(self) -> tuple[Self, list[int]]:
         """Return the part of this process, and the places of its samples in the batch, the targets first."""
         targets, sources = len(self.target_latents), len(self.source_latents)
         rows = {"target": processes.share(targets), "source": processes.share(sources)}
@@ -87,7 +82,7 @@ class Batch:
         places = [*range(targets)[rows["target"]], *range(targets, targets + sources)[rows["source"]]]
         return Batch(**part, sample_ids=[self.sample_ids[i] for i in places if self.sample_ids]), places
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """Return the batch on a device; dtype is for latents and noise, indices stay whole numbers."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         moved = {n: x.to(device, dtype if x.is_floating_point() else None) for n, x in tensors.items()}
@@ -95,10 +90,7 @@ class Batch:
 
 
 def counted_generator(seed: int, stream: int, *counter: int) -> np.random.Generator:
-    """Return the generator of one place: a counter-based Philox, so no draw depends on any other.
-
-    `counter` has up to three numbers, such as (step, micro, i).
-    """
+    """Return the generator at a counter of up to three numbers: by Philox, no draw depends on any other."""
     words = np.zeros(4, dtype=np.uint64)
     words[1 : 1 + len(counter)] = counter  # the lowest word counts the draws at this place
     key = np.array([seed % 2**64, stream], dtype=np.uint64)
@@ -158,10 +150,7 @@ class Sampler:
     def encode(
         self, vae: AutoencoderKL, device: str | torch.device | None = None, progress: bool = True
     ) -> None:
-        """Encode the training and the held-out images, or open the cache of an earlier call.
-
-        Moves the VAE to the device (None: the one that training takes). Nothing after this needs the VAE.
-        """
+        """Encode training and held-out images on the device, or open the cache; then the VAE may go."""
         vae.to(device or processes.default_device())
         self._bank = None
         self._vae = mark = vae_fingerprint(vae)
@@ -201,10 +190,7 @@ class Sampler:
         self._bank = cached_rows(paths, make, what, count, progress, "sample")
 
     def batch(self, step: int, micro: int = 0) -> Batch:
-        """Return micro-batch `micro` of step `step` (from 0); targets alternate, sources share timesteps.
-
-        With an open bank its samples near these timesteps are the sources. Raises DasdError before `encode`.
-        """
+        """Return micro-batch `micro` of step `step`, from 0, with sources near the timesteps of targets."""
         training, seed = self.config.training, self.config.seed
         number = step * training.gradient_accumulation_steps + micro
         targets, sources = [], []
@@ -226,8 +212,7 @@ class Sampler:
     def fixed_batch(self) -> list[Batch]:
         """Return `validation_images` held-out samples of each domain as batches that never change.
 
-        Captions are the first of each image, none is dropped; timesteps lie evenly over the whole range.
-        Empty if the config holds nothing out, or never validates.
+        Captions are the first of each image; timesteps lie evenly over the range. Empty without validation.
         """
         members = self._split("validation")
         if not members:

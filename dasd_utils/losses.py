@@ -95,10 +95,7 @@ def multi_kernel(x: Tensor, y: Tensor, sigma: float | Tensor) -> Tensor:
 
 
 def median_bandwidth(x: Tensor, y: Tensor) -> Tensor:
-    """Return the median distance between different points of x and y together, detached.
-
-    Pairs at distance 0 do not count; a set of equal points gives 1.
-    """
+    """Return the median distance above 0 of points of x and y together, detached; 1 for equal points."""
     points = torch.cat([x, y]).detach()
     rows, columns = torch.triu_indices(len(points), len(points), offset=1, device=points.device)
     distances = _squared_distances(points, points)[rows, columns].sqrt()
@@ -146,8 +143,7 @@ def predict_noise(
 ) -> tuple[Tensor, Tensor]:
     """Return (predicted noise, features after the block `layer`), targets first, then sources.
 
-    Shapes are (Bt, C, h, w) and (Bt + Bs, C', h', w'); without source there are Bt rows of features, and with
-    `source_noise` the sources' noise is predicted too.
+    (Bt, C, h, w) and (Bt + Bs, C', h', w'): Bt rows of features without source, Bt + Bs of noise with its.
     """
     inputs = _unet_inputs(parts, batch, "target")
     if with_source and batch.source_prompts:
@@ -197,10 +193,7 @@ def needs_source(config: Config) -> bool:
 def noise_loss(
     parts: models.Parts, batch: Batch, eps: Tensor, config: Config, rows: Any = ALL, kind: str = "target"
 ) -> Tensor:
-    """Return the noise prediction loss, weighted as configured, of the targets or the sources, by `kind`.
-
-    eps: the noise predicted for a batch; rows: which of them, by default all. 0 where the batch has none.
-    """
+    """Return the weighted noise prediction loss of rows of the targets or the sources, 0 for no rows."""
     count = len(batch.target_latents)
     eps = (eps[:count] if kind == "target" else eps[count:])[rows]
     noise, timesteps = (getattr(batch, f"{kind}_{name}")[rows] for name in ("noise", "timesteps"))
@@ -255,11 +248,7 @@ def domain_rows(batch: Batch, config: Config) -> dict[str, Tensor]:
 
 
 class DasdObjective:
-    """L = L_noise + lambda_align * mean over target domains of MMD^2(source, target).
-
-    The features compared are those after one block of the UNet, the mid-block by default, at the same
-    timesteps for source and target.
-    """
+    """L = L_noise + lambda_align * mean over targets of MMD^2(source, target), of features of one block."""
 
     def __init__(self, config: Config) -> None:
         self.queue = FeatureQueue(config.alignment.queue_size)
@@ -267,8 +256,7 @@ class DasdObjective:
     def __call__(self, parts: models.Parts, batch: Batch, config: Config) -> tuple[Tensor, dict[str, float]]:
         """Return the loss and its terms: loss_noise, mmd, mmd_<domain>, and loss_prior if it has a weight.
 
-        Of several processes each passes its share of the batch through the network; the MMD is that of the
-        complete batch.
+        Of several processes each passes its share of the batch; the MMD is that of the complete batch.
         """
         part, places = batch.share()
         eps, features = predict_batch(parts, part, config)
@@ -286,8 +274,7 @@ class DasdObjective:
     def distances(self, features: Tensor, batch: Batch, config: Config) -> dict[str, Tensor]:
         """Return the squared MMD of each target domain from the source, then queue the features.
 
-        features: (Bt + Bs, d), the targets first. A domain with fewer samples, the queue's included, than the
-        estimator needs is left out.
+        features: (Bt + Bs, d), the targets first. A domain with too few for the estimator is left out.
         """
         settings = config.alignment
         groups = {config.source.name: features[len(batch.target_latents) :]}

@@ -1,15 +1,13 @@
 """Metrics as pure functions of features, and the one kind of interval that every number of this project has.
 
-An interval is the value plus and minus Student's t times the standard error over independent units. Images of
-one prompt resemble each other, so `groups`, the index of each image's prompt, makes the prompt the unit;
-without it each image is one.
+An interval is the value plus and minus Student's t times the standard error over independent units: images,
+or with `groups`, the index of each image's prompt, prompts, as images of one prompt resemble each other.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from scipy import stats
@@ -40,10 +38,7 @@ def clip_score(image_features: Tensor, text_features: Tensor) -> float:
 def shuffled_scores(
     image_features: Tensor, text_features: Tensor, groups: Groups = None, repeats: int = 10, seed: int = 0
 ) -> Tensor:
-    """Return what each image scores with texts of other images, (n,): the floor of any CLIP score.
-
-    Averaged over `repeats` shuffles. Images of one group share a text and get the same wrong one.
-    """
+    """Return what each image scores with texts of other groups, (n,), over `repeats` shuffles: the floor."""
     index = _group_index(groups, len(image_features))
     count = int(index.max()) + 1
     first = torch.stack([(index == g).nonzero()[0, 0] for g in range(count)])  # a text of each group
@@ -163,8 +158,7 @@ def euclidean_distances(x: Tensor, y: Tensor) -> Tensor:
 def precision_recall(generated: Tensor, real: Tensor, k: int = 5) -> dict[str, Tensor]:
     """Return precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797), by sample.
 
-    generated: (n, d); real: (m, d), each of more than k samples. A ball reaches from a sample to its k-th
-    neighbour in the same set.
+    (n, d), (m, d), more than k samples each. A ball reaches from a sample to its k-th neighbour in its set.
     """
     across = euclidean_distances(generated, real)  # (n, m)
     # the nearest of all is the sample itself
@@ -223,7 +217,7 @@ class Estimate:
     draws: Tensor  # (B, S), the same draws for all seeds and all methods
     units: int  # independent prompts
 
-    def minus(self, other: Estimate) -> Estimate:
+    def minus(self, other: Self) -> Self:
         """Return the paired difference: seed with seed, draw with draw."""
         return Estimate(self.values - other.values, self.draws - other.draws, self.units)
 
@@ -241,9 +235,8 @@ class Estimate:
         """Return (mean over seeds, low, high) at 95 %.
 
         The variance of the mean is that of prompts plus that over seeds, s^2 / S; the degrees of freedom of
-        their sum are Welch and Satterthwaite's, so that few seeds widen the interval as Student's t does
-        (where seeds vary most, two still hold the truth 87 % of the time, three 92 %). What prompts and seeds
-        do together is counted in both. One seed adds nothing: the interval is then of this one training.
+        their sum are Welch and Satterthwaite's (where seeds vary most, two hold the truth 87 % of the time,
+        three 92 %). One seed adds nothing: the interval is then of this one training.
         """
         seeds = len(self.values)
         of_seeds = self.values.var().item() / seeds if seeds > 1 else 0.0
@@ -297,13 +290,11 @@ def mean_estimate(values: Tensor, weights: Tensor, units: int) -> Estimate:
 
 
 def set_estimate(statistics: Sequence[Statistic], weights: Sequence[Tensor], units: int) -> Estimate:
-    """Return the estimate of a statistic of two sets, one for each seed; weights: (B, n) and (B, m).
-
-    A draw that leaves too little for the statistic (nan) counts as the value itself.
-    """
+    """Return the estimate of a statistic of two sets, one for each seed; weights: (B, n) and (B, m)."""
     once = [torch.ones_like(each[:1]) for each in weights]
     values = torch.cat([statistic(*once) for statistic in statistics])
     draws = torch.stack([statistic(*weights) for statistic in statistics], dim=1)
+    # a draw that leaves too little for the statistic counts as the value
     return Estimate(values, draws.nan_to_num(values.mean().item()), units)
 
 

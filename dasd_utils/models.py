@@ -1,13 +1,11 @@
 """The pretrained parts, and what is added to them: LoRA in the UNet, one token row per domain."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import torch
@@ -46,7 +44,7 @@ class Parts:
     noise_scheduler: diffusers.DDPMScheduler
     config: cfg.Config
     token_ids: dict[str, int] = field(default_factory=dict)  # "<satellite>" -> id
-    tokens: TokenRows | None = None
+    tokens: "TokenRows | None" = None
     checked_prompts: set[str] = field(default_factory=set, repr=False)  # warned about if they are cut
     text_cache: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `cache_texts`
     base_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `unfreeze_unet`
@@ -55,7 +53,7 @@ class Parts:
     def __getitem__(self, name: str) -> Any:
         return vars(self)[name]
 
-    def to(self, device: torch.device | str) -> Parts:
+    def to(self, device: torch.device | str) -> Self:
         """Move every module to the device and return self."""
         for module in (self.text_encoder, self.unet, self.vae, self.tokens):
             if module is not None:
@@ -64,11 +62,7 @@ class Parts:
 
 
 def load_parts(config: cfg.Config, unet_dtype: torch.dtype | None = None) -> Parts:
-    """Return the frozen parts of `config.model.base`, in float32 and eval mode, on the CPU.
-
-    `unet_dtype` is that of the UNet, if another. Raises DasdError if the base is missing, unreachable or not
-    of the Stable Diffusion 1.x kind.
-    """
+    """Return the frozen base on the CPU, in float32 but for `unet_dtype`; DasdError for no SD 1.x."""
     model = config.model
     base = model.base
     stored = files.find_weights(base, model.base_revision, model.base_variant)
@@ -139,11 +133,7 @@ class TokenRows(nn.Module):
 
 
 def add_domain_tokens(parts: Parts, domains: Iterable[cfg.DomainConfig]) -> dict[str, int]:
-    """Add each domain's token, starting at the mean of its initial word's pieces; return token -> id.
-
-    Domains without a token are skipped. Raises DasdError, and changes nothing, if tokens were added before
-    or one is in the vocabulary.
-    """
+    """Add the domains' tokens, each starting at the mean of its initial word's pieces; return token -> id."""
     vocabulary = parts.text_encoder.get_input_embeddings().weight.detach().float()
     rows: dict[str, Tensor] = {}
     for domain in domains:
@@ -154,7 +144,7 @@ def add_domain_tokens(parts: Parts, domains: Iterable[cfg.DomainConfig]) -> dict
 
 
 def attach_tokens(parts: Parts, tokens: Sequence[str], rows: Tensor) -> dict[str, int]:
-    """Add tokens whose embedding rows (n, d) are known; same errors as `add_domain_tokens`."""
+    """Add tokens with embedding rows (n, d); DasdError for a second time, or a token of the vocabulary."""
     if parts.tokens is not None:
         raise cfg.DasdError(f"These parts already have the tokens {', '.join(parts.token_ids)}: tokens are "
                             f"added once. Load fresh parts to add others.")  # fmt: skip

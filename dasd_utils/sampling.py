@@ -1,7 +1,5 @@
 """Prompts to images: counted noise, schedulers, the denoising loop, and the pipeline of a trained run."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -15,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import numpy as np
@@ -26,7 +24,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dasd_utils import adapters, classifier, guidance, models
-from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, nearest, with_token
+from dasd_utils.config import (
+    Calibration,
+    Config,
+    DasdError,
+    DomainConfig,
+    nearest,
+    with_token,
+    without_tokens,
+)
 from dasd_utils.guidance import Job, Prediction, Term
 from dasd_utils.runtime import files, processes
 
@@ -102,13 +108,10 @@ def denoise(
     scheduler: Any,
     noise: Tensor | Start,
     num_inference_steps: int,
-    generators: list[torch.Generator] | None = None,
+    generators: list[torch.Generator] | None = None,  # one an image, of the noise that schedulers add
     progress: bool = False,
 ) -> Tensor:
-    """Return latents (B, C, h, w) denoised from standard normal noise of that shape, or from a picture.
-
-    generators: one an image, for schedulers that add noise at each step.
-    """
+    """Return latents (B, C, h, w) denoised from standard normal noise of that shape, or from a picture."""
     start = noise if isinstance(noise, Start) else Start(0, lambda timestep: noise)
     scheduler.set_timesteps(num_inference_steps, device=start.latents_at(None).device)
     timesteps = scheduler.timesteps[start.begin :]
@@ -180,7 +183,7 @@ class SampleRequest:
     guidance: str | Sequence[Term] | None = None  # instead of that of the settings
 
     @classmethod
-    def of(cls, **options: Any) -> SampleRequest:
+    def of(cls, **options: Any) -> Self:
         """Return the request of keyword options; DasdError for one that does not exist or fit."""
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := [name for name in options if name not in known]:
@@ -227,7 +230,7 @@ class DasdPipeline:
         return make_scheduler(name, self.parts.noise_scheduler)
 
     @contextlib.contextmanager
-    def base(self) -> Iterator[DasdPipeline]:
+    def base(self) -> Iterator[Self]:
         """Inside the `with` the base model is sampled, without token; `domain` chooses only the settings."""
         before, self._use_adapter = self._use_adapter, False
         try:
@@ -256,36 +259,41 @@ class DasdPipeline:
 
         Options are the fields of `SampleRequest`: seed, num_images, auto_domain, settings, negative_prompt,
         adapter, guidance. With num_images > 1 each prompt gives a list of images. Image i of a prompt starts
-        from the noise (seed, i); the rounding of a larger batch may move a pixel by 1 of 255. Whatever is
-        wrong is an error before any work.
+        from the noise (seed, i); the rounding of a larger batch may move a pixel by 1 of 255.
         """
         return self._generate(prompt, domain=domain, **options)[:3]
 
     def stream(
-        self, prompt: str, folder: str | Path | None = None, **options: Any
+        self, prompt: str | Sequence[str], folder: str | Path | None = None, **options: Any
     ) -> tuple[dict[str, Any], Iterator[Image.Image]]:
         """Return the settings of a prompt's images, and an iterator that draws them a batch at a time.
 
-        It keeps none, so that any number can be saved as they come. Options are those of `generate`. Warns of
-        gigabytes, and of hours after the first batch. folder: where they go.
+        It keeps none, so that any number can be saved as they come. Options are those of `generate`; several
+        prompts are taken in turn, each image with the next seed. Warns of gigabytes, and of hours after the
+        first batch. folder: where they go.
         """
         count, side = SampleRequest.of(**options).num_images, self.config.model.resolution
-        ((first,),) = self.plan([prompt], **(options | {"num_images": 1}))
+        jobs = [job for (job,) in self.plan(prompt, **(options | {"num_images": 1}))]
         if (most := 3 * count * side**2) > LARGE:
             free = f", where {shutil.disk_usage(folder).free / 1e9:.1f} GB are free" if folder else ""
             log.warning("%d images of %d pixels are up to %.1f GB%s.", count, side, most / 1e9, free)
         size = self.batch_size * (processes.count() if self.shared else 1)
 
+        def job_of(place: int) -> Job:
+            if isinstance(prompt, str):
+                return dataclasses.replace(jobs[0], index=place)
+            return dataclasses.replace(jobs[place % len(jobs)], seed=jobs[0].seed + place)
+
         def draw() -> Iterator[Image.Image]:
             shown, start = self.progress and count > size, time.perf_counter()
             for begin in files.short_bar(range(0, count, size), "images", shown=shown, unit="batch"):
                 places = range(begin, min(begin + size, count))
-                yield from self._sample([dataclasses.replace(first, index=i) for i in places])
+                yield from self._sample(list(map(job_of, places)))
                 left = (time.perf_counter() - start) * (count / len(places) - 1)
                 if begin == 0 and left > LONG:
                     log.warning("The other images take about %.1f hours; what is drawn stays.", left / 3600)
 
-        return first.settings(), draw()
+        return jobs[0].settings(), draw()
 
     def generate_with_auto_domain(self, prompt: str | Sequence[str], **options: Any) -> tuple[Any, ...]:
         """Return (image, domain, settings, prompt as sampled), the domain found by the classifier."""
@@ -294,7 +302,7 @@ class DasdPipeline:
     def generate_comparison(self, prompt: str, seed: int | None = 42) -> list[dict[str, Any]]:
         """Return {"domain", "image", "settings", "prompt"} of the source and each domain, from one noise."""
         (prompt,) = classifier.check_prompts([prompt])
-        plain = classifier.without_tokens(prompt, self.config.domains)
+        plain = without_tokens(prompt, self.config.domains)
         seed = secrets.randbits(32) if seed is None else seed
         domains = (self.config.source, *self.config.domains)
         rows = [self._generate(plain, domain=domain.name, seed=seed) for domain in domains]
@@ -337,7 +345,7 @@ class DasdPipeline:
         if token and token not in known:
             raise DasdError(f"The adapter has not learned {token} of the domain {domain.name}, only "
                             f"{', '.join(known)}: train it with that domain, or leave it out.")  # fmt: skip
-        plain = classifier.without_tokens(prompt, self.config.domains) if adapted else prompt
+        plain = without_tokens(prompt, self.config.domains) if adapted else prompt
         used = sorted({term.model for term in rule} & set(self._places))
         return Job(
             prompt=with_token(prompt, token),

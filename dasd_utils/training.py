@@ -4,8 +4,6 @@ Samples, noise, dropout and learning rate of step k are functions of (seed, k): 
 bit on a CPU, what an uninterrupted one does.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math
@@ -77,10 +75,7 @@ def check_folder(config: Config, resume: bool, force: bool = False) -> None:
 
 
 def setup_training(config: Config) -> models.Parts:
-    """Return the frozen base with seeded LoRA weights and domain tokens; with `whole_unet` the UNet trains.
-
-    Raises DasdError if the base is missing, already has a token, or lacks the block to align at.
-    """
+    """Return the frozen base with seeded LoRA weights and domain tokens, or with a UNet that trains."""
     check_types(config=(config, Config))
     torch.manual_seed(config.seed)
     whole_unet = config.training.whole_unet
@@ -174,7 +169,7 @@ def load_speed(folder: str | Path) -> list[float]:
 # The loop, and the steps that it is made of.
 
 
-def _loop(run: Run, first: int) -> None:
+def _loop(run: "Run", first: int) -> None:
     """Train from step `first` + 1 to the last; `run` holds history and checkpoints also if it is stopped."""
     run.encode()
     total = run.config.training.max_train_steps
@@ -235,28 +230,25 @@ class Run:
         self.trackers = tracking.Trackers()
 
     def encode(self) -> None:
-        """Encode once what never changes: images, so that the VAE leaves the memory, and source prompts.
-
-        With a bank the base computes features of source samples, and no prompt of the source is read again.
-        """
+        """Encode once what never changes: images, after which the VAE goes, and source prompts or a bank."""
         if self.parts.vae is not None:
             self.sampler.encode(self.parts.vae, self.updater.device, self.callbacks.progress)
             self._move_vae("cpu")
         with self.updater.autocast():
             if losses.uses_bank(self.config):
-                self.sampler.open_bank(self._bank_features, self._bank_mark(), self.callbacks.progress)
+                alignment, schedule = (
+                    self.config.alignment,
+                    self.parts.noise_scheduler.alphas_cumprod.tolist(),
+                )
+                precision = self.updater.accelerator.mixed_precision
+                mark = repr([*self.base, precision, alignment.layer, alignment.pooling, schedule])
+                self.sampler.open_bank(self._bank_features, mark, self.callbacks.progress)
             elif losses.needs_source(self.config):
                 models.cache_texts(self.parts, self.sampler.source_prompts())
 
     def _bank_features(self, batch: latents.Batch) -> Tensor:
         batch = batch.to(self.updater.device, torch.float32)
         return losses.bank_features(self.parts, batch, self.config)
-
-    def _bank_mark(self) -> str:
-        """Name what decides the features of a sample: base, precision, noise schedule, block, pooling."""
-        alignment, schedule = self.config.alignment, self.parts.noise_scheduler.alphas_cumprod.tolist()
-        precision = self.updater.accelerator.mixed_precision
-        return repr([*self.base, precision, alignment.layer, alignment.pooling, schedule])
 
     def step(self, step: int) -> HistoryRow:
         """Do one step, with all that belongs to it but the checkpoint; return its history row."""

@@ -5,7 +5,7 @@
 - new_domain: a config for images of one's own
 - monitor: curves, pictures and a stop button beside a training
 - export: an adapter in the formats of other programs, with a model card
-- notebooks: the course is run, its outputs and badges are kept up to date
+- notebooks: the course is run
 - colab: the course is set up in Colab
 - doctor: what a run would meet on this machine
 - verify: whether a run holds what it says

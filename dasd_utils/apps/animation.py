@@ -60,7 +60,9 @@ def save(
     if path.suffix not in FORMATS:
         raise DasdError(f"{path.name} is no animation: its name must end in {', '.join(FORMATS)}.")
     steps = sorted(pictures)
-    drawn = [_picture(pictures[step]) for step in steps]
+    given = (pictures[step] for step in steps)
+    drawn = [each if isinstance(each, Image.Image) else Image.open(io.BytesIO(each.encode("png", dpi=150)))
+             for each in given]  # fmt: skip
     size = width, round(width * drawn[0].height / drawn[0].width)
     frames = [_frame(each, step, size, steps[-1], label) for each, step in zip(drawn, steps, strict=True)]
     if path.suffix == ".gif":
@@ -71,16 +73,11 @@ def save(
     return path
 
 
-def _picture(given: Image.Image | figures.Figure) -> Image.Image:
-    drawn = given if isinstance(given, Image.Image) else Image.open(io.BytesIO(given.encode("png", dpi=150)))
-    return drawn.convert("RGB")
-
-
 def _frame(picture: Image.Image, step: int, size: tuple[int, int], last: int, label: str) -> Image.Image:
     """The picture below its step, the label, and a line as long as the share of the run that is done."""
     head, left, right = 30, 10, size[0] - 10  # pixels above the picture, ends of the line
     frame = Image.new("RGB", (size[0], size[1] + head), "white")
-    frame.paste(picture.resize(size, Image.Resampling.LANCZOS), (0, head))
+    frame.paste(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS), (0, head))
     draw = ImageDraw.Draw(frame)
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 15)
     draw.text((left, 3), f"step {step} of {last}", figures.INK, font)

@@ -1,20 +1,15 @@
-"""The largest micro-batch that fits in memory, found by steps on trial."""
+"""The largest micro-batch that fits in the memory of a GPU, found by steps on trial."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 from accelerate.utils import find_executable_batch_size
-from torch import Tensor
 
 from dasd_utils import losses, training
 from dasd_utils.config import Config, DasdError, method_module, resolve
@@ -25,9 +20,6 @@ if TYPE_CHECKING:
     from dasd_utils import models
 
 SPARE = 0.1  # share of the free memory that stays free: fragments, workspaces, validation
-# peak of a step over what it keeps for the backward pass, by gradient_checkpointing; measured at 24 + 8 and
-# 48 + 16 samples of the tiny base on a CPU: 1.3 to 1.4, and 2.1 to 2.4
-PEAK_OVER_KEPT = {False: 1.5, True: 2.5}
 SIZES = ("target_batch_size", "source_batch_size", "source_every", "gradient_accumulation_steps")
 log = logging.getLogger(__name__)
 
@@ -35,9 +27,8 @@ log = logging.getLogger(__name__)
 def largest_batch(config: Config, parts: models.Parts) -> Config:
     """Return the config with as few micro-batches to a step as memory allows, of as many samples in all.
 
-    On a GPU each size is tried by a step, the largest first; on a CPU, where too much memory ends the
-    process, what it takes is predicted from small steps. The weights are not changed. Raises DasdError if
-    not even the smallest fits, for a method whose batches must not be divided, and in several processes.
+    Each size is tried by a step, the largest first; the weights are not changed. Raises DasdError without a
+    GPU, if not even the smallest fits, for a method whose batches must not be divided, in several processes.
     """
     method = method_module(config.method)
     if processes.count() > 1:
@@ -45,11 +36,13 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
     if getattr(method, "COMPARES_SAMPLES", False) or not getattr(method, "ACCUMULATES", True):
         raise DasdError(f"auto_batch_size is made for DASD's step, which divides. In {config.method!r} "
                         "a micro-batch's size decides the loss: set target_batch_size yourself.")  # fmt: skip
+    if not has_gpu():
+        raise DasdError("auto_batch_size tries steps on a GPU, and there is none here: set target_batch_size "
+                        "and gradient_accumulation_steps yourself.")  # fmt: skip
     configs = {each.training.target_batch_size: each for each in candidates(config)}
     updater = training.Updater(config.replace(compile_blocks=False), parts)
     try:
-        find = _find_by_trial if updater.device.type == "cuda" else _find_by_prediction
-        chosen = find(updater, configs)
+        chosen = _find_by_trial(updater, configs)
     finally:
         updater.release()
     if chosen is None:
@@ -57,6 +50,11 @@ def largest_batch(config: Config, parts: models.Parts) -> Config:
                         "or lower resolution or rank.")  # fmt: skip
     log.info("Batch: %s", ", ".join(f"{name} {getattr(chosen.training, name)}" for name in SIZES))
     return chosen
+
+
+def has_gpu() -> bool:
+    """Return whether training takes a GPU."""
+    return processes.default_device().type == "cuda"
 
 
 def of_checkpoint(config: Config) -> Config | None:
@@ -102,57 +100,6 @@ def _find_by_trial(updater: training.Updater, configs: dict[int, Config]) -> Con
         return configs[size]
 
     return find()
-
-
-def _find_by_prediction(updater: training.Updater, configs: dict[int, Config]) -> Config | None:
-    """Return the first config whose step fits: it keeps a constant, and more for each target and source."""
-    learned = 16 * sum(p.numel() for p in updater.parameters)  # gradient, two moments, one to spare
-    free = (1 - SPARE) * psutil.virtual_memory().available - learned
-    kept = free / PEAK_OVER_KEPT[updater.config.training.gradient_checkpointing]
-    base = _kept(updater, 1, 1)
-    target = _kept(updater, 2, 1) - base
-    source = _kept(updater, 1, 2) - base
-    for size, config in configs.items():
-        if base + (size - 1) * target + (config.training.source_batch_size - 1) * source <= kept:
-            return config
-    return None
-
-
-def _kept(updater: training.Updater, targets: int, sources: int) -> int:
-    """Return the bytes that a pass of so many samples keeps for its backward pass."""
-    changes = {"unbiased": False, "source_every": 1}
-    config = updater.config.replace(target_batch_size=targets, source_batch_size=sources, **changes)
-    record = Kept(updater.parts.unet, updater.parts.text_encoder)
-    with record:
-        _pass(updater, config)
-    updater.optimizer.zero_grad()
-    return record.peak
-
-
-class Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Counts, inside its `with`, the most bytes that autograd keeps at a time, weights left out."""
-
-    def __init__(self, *networks: torch.nn.Module) -> None:
-        weights = [p for network in networks for p in network.parameters()]
-        self._weights = {tensor.untyped_storage()._cdata for tensor in weights}
-        self._users: Counter[int] = Counter()  # storage -> how many saved tensors share it
-        self.bytes = self.peak = 0
-        super().__init__(self._save, lambda saved: saved())
-
-    def _save(self, tensor: Tensor) -> Callable[[], Tensor]:
-        saved = functools.partial(lambda kept: kept, tensor)
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._weights:
-            self._count(storage, 1)
-            weakref.finalize(saved, self._count, storage, -1)
-        return saved
-
-    def _count(self, storage: torch.UntypedStorage, change: int) -> None:
-        before = self._users[storage._cdata]
-        self._users[storage._cdata] += change
-        if 0 in (before, before + change):
-            self.bytes += change * storage.nbytes()
-        self.peak = max(self.peak, self.bytes)
 
 
 def _pass(updater: training.Updater, config: Config) -> None:

@@ -4,8 +4,6 @@ The first cell of every notebook runs this file in its own kernel, where the pac
 until it is, only the standard library is.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 import subprocess

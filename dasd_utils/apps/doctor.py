@@ -38,10 +38,7 @@ class Row:
 
 
 def examine(patience: float = PATIENCE) -> list[Row]:
-    """Return what was found, part by part, within about `patience` seconds of asking the hub.
-
-    Nothing is written, downloaded or started. A Hugging Face token is named as set or not, never shown.
-    """
+    """Return what was found, with nothing written or downloaded; the hub has `patience` seconds to answer."""
     offline = ask_hub(patience)
     rows = [*packages(), *devices(), *room(Config.setup("tiny")), *hugging_face(offline)]
     for name in profiles.PROFILES:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dasd_utils import adapters, evaluation, figures
-from dasd_utils.config import Config, DasdError, nearest, resolve
+from dasd_utils.config import Config, DasdError, check_choice, resolve
 from dasd_utils.runtime import checkpoints, files
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ class Exported(NamedTuple):
 
 def check_export(adapter: str | Path, out: str | Path, kind: str, name: str) -> None:
     """Raise DasdError for a format, name, adapter or place that `export` cannot use."""
-    if kind not in FORMATS:
-        raise DasdError(f"There is no format {kind!r}. {nearest(kind, FORMATS)}")
+    check_choice("format", kind, FORMATS)
     if not name.replace("-", "").replace("_", "").isalnum():
         raise DasdError(f"{name!r} cannot name the files: use letters, digits, - and _ (--name).")
     if adapters.read_summary(adapter).get("unet") and kind in FOLDERS:
@@ -169,8 +168,7 @@ def _write_for_program(
 def kohya_state(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
     """Return a LoRA of diffusers, "unet.<module>.lora_A.weight", under the keys of kohya's scripts.
 
-    Those are read by A1111 and ComfyUI: `lora_down` (r, in, ...) and `lora_up` (out, r, ...) of each module,
-    and its `alpha`, without which a reader takes the rank: the update is alpha / r * up @ down.
+    `lora_down` (r, in, ...), `lora_up` (out, r, ...) and `alpha` of each module: alpha / r * up @ down.
     """
     factors = {"lora_A": "lora_down", "lora_B": "lora_up"}
     renamed = {}

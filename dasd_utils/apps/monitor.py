@@ -3,8 +3,6 @@
 A kernel handles most clicks only between two cells. No other cell should use the model meanwhile.
 """
 
-from __future__ import annotations
-
 import atexit
 import html
 import logging
@@ -12,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 from IPython.display import display
@@ -20,9 +18,7 @@ from tqdm import tqdm
 
 from dasd_utils import figures, training
 from dasd_utils.runtime import files
-
-if TYPE_CHECKING:
-    from dasd_utils.config import Config
+from dasd_utils.training import Config
 
 EVERY = 2.0  # seconds at least between two drawings of the curves
 SHARE = 0.02  # of the time, at most, that drawing them may take
@@ -137,8 +133,8 @@ def train(
 ) -> Running:
     """Train as `training.train` does, from the same arguments; `.result()` is the history.
 
-    In a live session the call returns at once and a widget shows the run, with the pictures (images or a
-    figure) that `on_sample` returns. Elsewhere it trains before it returns, and nothing is displayed.
+    In a live session it returns at once and a widget shows the run, with the pictures (images or a figure)
+    of `on_sample`. Elsewhere it trains before it returns.
     """
     options["progress"] = False
     if not files.is_live():

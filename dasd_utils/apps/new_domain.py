@@ -91,11 +91,7 @@ class Proposal:
 def propose(
     name: str, folder: str | Path, config: Config, how: str = "auto", progress: bool = False
 ) -> Proposal:
-    """Look through a folder and return the domain that it could be, on the base of `config`.
-
-    how: where captions come from, see `find_captions`. Raises DasdError for a name that cannot be one, images
-    without captions, and too few images to split.
-    """
+    """Look through a folder and return the domain that it could be; how: as of `find_captions`."""
     base = files.find_weights(config.model.base, config.model.base_revision)
     tokenizer = base.load(transformers.CLIPTokenizer, "tokenizer")
     if not progress:
@@ -219,11 +215,7 @@ def open_album(folder: str | Path, name: str = "new") -> Album:
 
 
 def find_captions(album: Album, how: str = "auto", progress: bool = False) -> Captions:
-    """Return the captions of a folder from what `how` names.
-
-    how: "auto", one of SOURCES, a captioning model (hub id or folder), a sentence for all images, or one with
-    {label}. Raises DasdError where that gives no captions.
-    """
+    """Return a folder's captions; how: "auto", one of SOURCES, a model, a sentence, or one with {label}."""
     if how == "auto" or how in SOURCES:
         missing = []
         for name in SOURCES if how == "auto" else [how]:
@@ -360,10 +352,7 @@ def from_model(album: Album, name: str, progress: bool = False) -> Captions:
 
 # The words of a domain: its token, where that starts, descriptions, and prompts
 def initial_word(name: str, captions: Sequence[str], tokenizer: Any) -> tuple[str, str]:
-    """Return the word where the token starts, and why: one piece of the tokenizer, so that it has a meaning.
-
-    The name, or a word of it; else the most frequent such word of the captions; else the name's pieces.
-    """
+    """Return where the token starts, and why: a word of name or captions that is one piece, else the name."""
 
     def fits(word: str) -> bool:
         return len(tokenizer.tokenize(word)) == 1 and word not in STOP_WORDS and len(word) > 2
@@ -386,10 +375,7 @@ def describe(name: str, word: str) -> dict[str, Any]:
 
 
 def evaluation_prompts(known: Sequence[str], heldout: Sequence[str]) -> tuple[list[str], str]:
-    """Return up to MANY_PROMPTS captions of held-out images that no training image has, and what they are.
-
-    Where too few are new, as captions of labels or of one sentence are, rewordings join them.
-    """
+    """Return up to MANY_PROMPTS held-out captions that are new, reworded where few are, and what they are."""
     seen = {_normal(caption) for caption in known}
     new: dict[str, str] = {}
     for caption in heldout:
@@ -408,14 +394,12 @@ def _normal(caption: str) -> str:
 
 
 def labelled(name: str, style: str, captions: Sequence[str], others: Sequence[dict]) -> list[dict[str, Any]]:
-    """Return the classifier's other prompts, and this domain's captions, with its style if they lack it.
-
-    Prompts of no domain that have a word of the style are left out: they now belong to this one.
-    """
+    """Return the classifier's other prompts, and this domain's captions, with its style if they lack it."""
     own = {*style.split()} - STOP_WORDS
     different = list(dict.fromkeys(captions))[:MANY_PROMPTS]
     prompts = [c if {*style.split()} & {*_normal(c).split()} else f"{c}, {style}" for c in different]
     kept = [row for row in others if row["domain"] != name]
+    # prompts of no domain that have a word of the style belong to this one now
     kept = [row for row in kept if row["domain"] or not own & {*_normal(row["prompt"]).split()}]
     return [*kept, *({"prompt": text, "domain": name} for text in prompts)]
 
@@ -439,10 +423,7 @@ def check_place(out: str | Path, folder: str | Path, force: bool = False) -> Pat
 
 
 def write(proposal: Proposal, out: str | Path, force: bool = False) -> list[Path]:
-    """Write the config, and prompts and captions in a folder beside it; return the files, the config first.
-
-    All is there or nothing is new; DasdError as of `check_place`, or where they cannot be written.
-    """
+    """Write the config, and prompts and captions beside it, all or nothing; return the files, it first."""
     out = check_place(out, proposal.folder, force)
     beside, values, name = extras(out), proposal.values(out), proposal.entry["name"]
     Config.from_dict(values)  # a proposal that no command would read is not written

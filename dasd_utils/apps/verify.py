@@ -15,10 +15,7 @@ Row = dict[str, Any]  # what, ok, found
 
 
 def verify(folder: str | Path, steps: int = 3) -> list[Row]:
-    """Return a row for the files of a run, for each checkpoint, and for each step that is done again.
-
-    The steps start from the base and need the data that the run names. DasdError for no finished run.
-    """
+    """Return a row for a finished run's files, each checkpoint, and each step that is done again."""
     folder = resolve(folder)
     if not (folder / checkpoints.MANIFEST).is_file() or not (folder / "config.json").is_file():
         raise DasdError(f"There is no finished run in {folder}, with a manifest and config.json.")

@@ -28,11 +28,7 @@ def run_all(commands: Sequence[Command], workers: int, scheduler: str | None) ->
 
 
 def run(commands: Sequence[Command], workers: int = 1, scheduler: str | None = None) -> list[str | None]:
-    """Run each command; return the last line of its errors if it failed, else None.
-
-    `workers` processes share the cores of this machine. The workers of a dask cluster need this project and a
-    file system in common; a command whose worker is lost is run again.
-    """
+    """Run each command, here or on a dask cluster; return the last line of its errors, None if it worked."""
     if scheduler is not None:
         return _on_cluster(commands, scheduler)
     threads = max((os.cpu_count() or 1) // workers, 1)

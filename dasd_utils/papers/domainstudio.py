@@ -6,9 +6,8 @@ L = L_noise + prior_loss_weight L_prior + image_weight L_img + detail_weight L_h
 L_img is the KL divergence between the two networks' softmax over cosines between samples, L_hf the same of
 their high frequencies, L_hfmse the squared distance of these from those of the sample itself.
 
-The released code loads the frozen network and never uses it, decodes latents without undoing their scale, and
-compares L_hfmse with another image than the sample's own. Here it is as in the paper. They also differ in the
-direction of the divergence: `divergence` chooses it.
+Here it is as in the paper. The released code never uses the frozen network, decodes latents without undoing
+their scale, and compares L_hfmse with another image; it also has the other direction of the `divergence`.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dasd_utils import classifier, losses, models, sampling
-from dasd_utils.config import Config, DasdError, Weight, section
+from dasd_utils import losses, models, sampling
+from dasd_utils.config import Config, DasdError, Weight, section, without_tokens
 from dasd_utils.runtime import processes
 
 if TYPE_CHECKING:
@@ -196,7 +195,7 @@ def noisy_targets(parts: models.Parts, batch: Batch) -> Tensor:
 @torch.no_grad()
 def base_prediction(parts: models.Parts, batch: Batch, config: Config) -> Tensor:
     """Return the noise that the base predicts for the targets, (B, C, h, w), without the token in prompts."""
-    prompts = [classifier.without_tokens(prompt, config.domains) for prompt in batch.target_prompts]
+    prompts = [without_tokens(prompt, config.domains) for prompt in batch.target_prompts]
     text = models.encode_prompts(parts, prompts)
     with models.lora_disabled(parts):
         eps = parts.unet(noisy_targets(parts, batch), batch.target_timesteps, encoder_hidden_states=text)
@@ -264,13 +263,10 @@ def high_frequencies(x: Tensor, detail: str = "haar") -> Tensor:
 
 
 def radial_spectrum(pixels: Tensor) -> Tensor:
-    """Return the mean power of grey pictures at 0 to s / 2 cycles a picture, (n, 3, s, s) -> (n, s // 2 + 1).
-
-    A Hann window removes the jump between opposite borders. Frequencies are rounded to full cycles. pixels:
-    in [0, 1].
-    """
+    """Return the mean power of grey pictures at 0 to s / 2 full cycles, (n, 3, s, s) -> (n, s // 2 + 1)."""
     grey = pixels.double().mean(dim=1)
     side = grey.shape[-1]
+    # without the jump between opposite borders
     window = torch.hann_window(side, periodic=False, dtype=grey.dtype, device=grey.device)
     grey = (grey - grey.mean(dim=(1, 2), keepdim=True)) * window[:, None] * window[None]
     power = torch.fft.fft2(grey, norm="forward").abs().square()

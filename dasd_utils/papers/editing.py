@@ -46,9 +46,8 @@ def edit(
 
     strength: the share of the denoising steps that are done, from 0 (none) to 1 (from noise). mask: white
     where the picture may change, black where it stays; one for all, of their shape or square. invert: begin
-    at the noise to which the base inverts the picture, with the empty prompt or with what each picture has
-    `shown`; else at counted noise. `options` are those of `generate`: domain, seed, settings, guidance,
-    adapter, negative_prompt.
+    at the noise to which the base inverts the picture, with the empty prompt or what each has `shown`; else
+    at counted noise. `options` are those of `generate`.
     """
     if len(pictures) != len(prompts) or (shown is not None and len(shown) != len(prompts)):
         texts = "no" if shown is None else len(shown)

@@ -1,9 +1,8 @@
 """In-domain generation (arXiv 2312.08195): the look of a domain, learned from images alone.
 
 Training uses no caption: the model predicts the noise for the empty prompt (null-text training). What a
-prompt says comes from the base, which decoupled guidance combines with this model while sampling. The model
-is a LoRA, which the same UNet switches on and off, or, with `text_free`, the paper's copy of the UNet without
-cross-attention, of which all weights learn.
+prompt says comes from the base, by decoupled guidance. The model is a LoRA or, with `text_free`, the paper's
+copy of the UNet without cross-attention, of which all weights learn.
 """
 
 from typing import Any

@@ -13,16 +13,14 @@ from dasd_utils import adapters, data, models, sampling
 from dasd_utils.config import Config, resolve
 from dasd_utils.runtime import files, images, latent_cache, processes
 
-POLL = 0.5  # seconds between two looks at a file that another process makes
 log = logging.getLogger(__name__)
 
 
 def source_images(config: Config) -> data.DomainData:
     """Return the source's training split with images that the base generates for its captions.
 
-    They are generated once, with the source's calibration and one seed a caption, and kept in the cache
-    folder in a file named by all that decides them. Ids are made of that name and not of pixels, since
-    another machine rounds otherwise. One of several processes generates, the others wait.
+    They are generated once, by one process, with one seed a caption, and kept in the cache in a file named by
+    all that decides them. Ids are made of that name and not of pixels: another machine rounds otherwise.
     """
     real = data.load_domain(config.source, config)
     parts = models.load_parts(config)
@@ -34,12 +32,9 @@ def source_images(config: Config) -> data.DomainData:
     )
     path = folder / f"generated-{config.source.name}-{key}.parquet"
     while not path.is_file():
-        with files.try_lock(path.with_suffix(".lock")) as mine:
-            if mine and not path.is_file():
-                _generate(path, parts, config, prompts)
-        if not mine:
+        if not latent_cache.make_if_free(path, lambda: _generate(path, parts, config, prompts)):
             log.info("Waiting for another process that generates %s.", path)
-            time.sleep(POLL)
+            time.sleep(latent_cache.POLL)
     pictures = images.load_samples(path)
     return dataclasses.replace(
         real,

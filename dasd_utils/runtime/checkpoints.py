@@ -53,17 +53,14 @@ log = logging.getLogger(__name__)
 
 
 def compared_fields(values: Mapping[str, Any], purpose: str, kept: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a config's values without the fields MAY_DIFFER[purpose] that are not in `kept`.
-
-    Except for "resume", the source's calibration stays where its images are generated: it determines them.
-    """
+    """Return a config's values without the fields MAY_DIFFER[purpose] that are not in `kept`."""
     compared = copy.deepcopy(dict(values))
     for name in MAY_DIFFER[purpose]:
         for part, field in _places(compared, name):
             if name not in kept:
                 part.pop(field, None)
     if purpose != "resume" and values["data"]["source_images"] == "generated":
-        compared["source"]["calibration"] = values["source"]["calibration"]
+        compared["source"]["calibration"] = values["source"]["calibration"]  # it determines the images
     return compared
 
 
@@ -117,10 +114,7 @@ def is_complete(config: Config) -> bool:
 
 
 def find_run(config: Config, places: Sequence[str] = ()) -> Path:
-    """Return a folder of a run that fits a config: its own, of `places`, the shipped; DasdError else.
-
-    The error names what differs.
-    """
+    """Return the folder of a run that fits a config, its own, of `places` or the shipped, else DasdError."""
     problems = []
     known = (config.output_dir, *places, config.shipped_run)
     for folder in [resolve(place) for place in known if place is not None]:
@@ -288,10 +282,7 @@ def write_manifest(folder: Path, written: Iterable[Path], **more: Any) -> None:
 
 
 def verify_manifest(path: Path, within: str = "") -> list[str]:
-    """Return the names in a folder's manifest; DasdError unless each file has the size and SHA-256 it names.
-
-    Files whose names do not begin with `within` are not read.
-    """
+    """Return the names in a manifest; DasdError unless each file `within` has its size and SHA-256."""
     named = files.read_object(path / MANIFEST, "The manifest").get("files")
     if not isinstance(named, dict) or not named:
         raise DasdError(f"{path / MANIFEST} names no files.")

@@ -257,10 +257,7 @@ def find_folder(name: str) -> Path | None:
 
 
 def find_adapter(name: str | Path) -> Path:
-    """Return the folder of a run or an adapter; that of an adapter on the hub ("owner/name", "...@commit").
-
-    A folder that is not there is returned as it would be. DasdError where the hub does not answer.
-    """
+    """Return the folder of a run or an adapter, there or not, or of one on the hub, "owner/name@commit"."""
     place, _, revision = str(name).partition("@")
     if resolve(name).exists() or not re.fullmatch(HUB_ID, place) or Path(place).parts[0] == "data":
         return resolve(name)
@@ -395,10 +392,7 @@ def bar(
     unit: str = "it",
     **options: Any,
 ) -> tqdm:
-    """Return a tqdm bar over things, or one of `total` moved by `update`, on standard error if watched.
-
-    what: stands before it; unit: what is counted, in the singular; options: those of tqdm.
-    """
+    """Return a tqdm bar over things, or one of `total` moved by `update`, on standard error if watched."""
     style = {"dynamic_ncols": True, "unit": f" {unit}", "smoothing": 0.1}
     return tqdm(things, what, total, disable=not (shown and is_watched()), **style | options)
 

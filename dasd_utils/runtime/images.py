@@ -153,8 +153,7 @@ def to_eight_bit(
 ) -> Image.Image:
     """Return values (h, w) or (h, w, bands), and their alpha, as L, LA, RGB or RGBA; no value is black.
 
-    Its `info` holds "levels", which all but a thousandth of the pixels lie between, and "bands" where some
-    were left out.
+    `info` has "levels", between which all but a thousandth of the pixels lie, and "bands" if some are lost.
     """
     values = np.atleast_3d(values)
     bands = values.shape[2]

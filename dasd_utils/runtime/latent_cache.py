@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import logging
@@ -30,7 +29,7 @@ SHARD = 1024  # images a file: what is held in memory, and what an interrupted e
 ENCODE_BATCH = 8  # images at once through the VAE, fewer of large ones
 ENCODE_PIXELS = 8 * 256 * 256  # at once: a gigabyte of Stable Diffusion's VAE
 DIGEST = 32  # bytes of a SHA-256
-POLL = 0.5  # seconds between two looks at a shard that another process encodes
+POLL = 0.5  # seconds between two looks at a file that another process makes
 log = logging.getLogger(__name__)
 
 
@@ -48,10 +47,9 @@ def cached_latents(
 ) -> ConcatDataset:
     """Return mean and deviation of each image's scaled latents (2, C, h, w), read from disk at each access.
 
-    float32, or float16 where the VAE computed in a half precision. A shard's name depends on its images,
-    their size, the VAE and the precision it computed in, so none is ever stale. Those that are not there, or
-    not as they were written, are made, each by one of the processes that share the folder. Raises DasdError
-    if the folder cannot be written or the VAE gives numbers that are not finite.
+    float32, or float16 where the VAE computed in a half precision. A shard's name holds its images, their
+    size, the VAE and its precision, so none is ever stale; see `cached_rows`. Raises DasdError for a folder
+    that cannot be written and numbers that are not finite.
     """
     dtype = processes.frozen_dtype(config, vae.device) or torch.float32
     starts = range(0, len(data), SHARD)
@@ -71,8 +69,8 @@ def cached_rows(
 ) -> ConcatDataset:  # fmt: skip
     """Return the rows of the shards in these files, read from disk at each access.
 
-    `make(number, bar)` returns one that is not there, or not as it was written, and counts its rows. Of the
-    processes that share the folder one makes it. Raises DasdError if the folder cannot be written.
+    `make(number, bar)` returns one that is not there, or not as it was written, and counts its rows; one of
+    the processes that share the folder makes it.
     """
     for path in paths:
         if path.exists() and not _is_whole(path):
@@ -81,7 +79,9 @@ def cached_rows(
     shown = progress and not all(path.exists() for path in paths)
     with files.bar(None, what, total, shown=shown, unit=unit) as bar:
         while missing := [(path, number) for number, path in enumerate(paths) if not path.exists()]:
-            if not any([_make_if_free(path, functools.partial(make, i, bar)) for path, i in missing]):
+            if not any(
+                [make_if_free(path, lambda p=path, i=i: _write(p, make(i, bar))) for path, i in missing]
+            ):
                 time.sleep(POLL)
     return ConcatDataset([np.load(path, mmap_mode="r").view(np.ndarray) for path in paths])
 
@@ -118,13 +118,13 @@ def images_at_once(width: int, height: int) -> int:
     return max(min(ENCODE_BATCH, ENCODE_PIXELS // (width * height)), 1)
 
 
-def _make_if_free(path: Path, make: Callable[[], np.ndarray]) -> bool:
-    """Make one shard and return True, unless another process is at it."""
+def make_if_free(path: Path, write: Callable[[], None]) -> bool:
+    """Let a file of the cache be written and return True, unless another process is at it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.try_lock(path.with_suffix(".lock")) as mine:
             if mine and not path.exists():
-                _write_shard(path, make())
+                write()
             return mine
     except OSError as error:
         raise DasdError(f"The latent cache {path} cannot be written: {error.strerror or error}. Set "
@@ -143,7 +143,7 @@ def _encode_shard(
     return np.concatenate(parts)
 
 
-def _write_shard(path: Path, rows: np.ndarray) -> None:
+def _write(path: Path, rows: np.ndarray) -> None:
     stream = io.BytesIO()
     np.save(stream, rows)
     content = stream.getvalue()

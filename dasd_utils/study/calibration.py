@@ -1,23 +1,16 @@
 """How a trained domain is best sampled: guidance, scheduler and steps, searched on the validation split."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dasd_utils import evaluation, sampling
-from dasd_utils.config import WHOLE
+from dasd_utils.config import WHOLE, Calibration, DomainConfig
+from dasd_utils.evaluation import Estimate, ResultRow, Scorer
 from dasd_utils.runtime import files
-
-if TYPE_CHECKING:
-    from dasd_utils.config import Calibration, DomainConfig
-    from dasd_utils.evaluation import ResultRow, Scorer
-    from dasd_utils.metrics import Estimate
 
 SCALES = {"cfg": (1.5, 2.0, 3.0, 4.0, 5.5, 7.5), "domain": (1.5, 2.0, 3.0, 4.0, 5.5)}
 STEPS = {"dpm++": (8, 10, 15, 20, 30), "unipc": (8, 10, 15, 20), "ddim": (15, 30, 50)}
@@ -68,8 +61,7 @@ def calibrate(
 ) -> None:
     """Search every target domain; write `calibration.json` at `path`, and every candidate's scores beside it.
 
-    In a run folder `load_trained_pipeline` uses it. An existing file stays, or with `again` is replaced when
-    the search is done. intervals: search guidance intervals too.
+    An existing file stays, or with `again` is replaced at the end. intervals: search guidance intervals too.
     """
     if path.is_file() and not again:
         return

@@ -110,9 +110,8 @@ def find_methods(
 
 def find_named(known: Sequence[Any], names: Sequence[str], what: str) -> list[Any]:
     """Return what has these names, in their order; DasdError for an unknown one."""
-    all_names = [each.name for each in known]
-    for name in set(names) - set(all_names):
-        raise DasdError(f"There is no {what} {name!r}. {configs.nearest(name, all_names)}")
+    for name in names:
+        configs.check_choice(what, name, [each.name for each in known])
     return [each for name in names for each in known if each.name == name]
 
 
@@ -391,8 +390,7 @@ def variance_components(differences: Tensor) -> tuple[float, float, float]:
 def prompts_needed(components: tuple[float, float, float], effect: float, seeds: int) -> int | None:
     """Return how many prompts show a difference of `effect` with a power of 80 %, or None if no number does.
 
-    Two-sided at 95 %, with `seeds` trainings, at least 2, one image a prompt; components: as of
-    `variance_components`. Spread between seeds does not shrink with prompts.
+    Two-sided at 95 %, with two or more trainings, one image a prompt; components: of `variance_components`.
     """
     of_seeds, of_prompts, of_rest = components
 

@@ -16,8 +16,7 @@ from dasd_utils.figures import METRICS, is_share, metric_title, seeds_note
 def stored_rows(path: str | Path, config: Config, command: str = "") -> list[ResultRow]:
     """Return the rows of a results file of the project; [] where it is missing.
 
-    Where another profile measured them each row says so, as its "profile", and a line is printed that names
-    it and the command that measures them anew.
+    Where another profile measured them each row has its "profile", and a line with the command is printed.
     """
     where = resolve(path)
     if not where.exists():
@@ -35,8 +34,7 @@ def stored_rows(path: str | Path, config: Config, command: str = "") -> list[Res
 def ladder_table(rows: Sequence[ResultRow], metrics: Sequence[str] | None = None) -> str:
     """Return rows as Markdown tables, one a domain: a line per method, a column per metric of METRICS.
 
-    A cell is as of `estimate_text`; ≈ follows where the paired difference to the main method, that of the
-    first difference, cannot be told from 0.
+    ≈ follows where the paired difference to the main method, that of the first difference, may be 0.
     """
     main = next((row["against"] for row in rows if "against" in row), None)
     key_of = operator.itemgetter("domain", "method", "metric")

@@ -4,29 +4,24 @@ A curve joins what one training and one kind of guidance reach at several scales
 shows more of the prompt at the same distance from the domain.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from dasd_utils import evaluation
+from dasd_utils.evaluation import Estimate
 from dasd_utils.study import ladder
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dasd_utils.config import Config
-    from dasd_utils.metrics import Estimate
+from dasd_utils.study.ladder import Config
 
 FIT = "cmmd"  # lower is nearer to the domain
 CONTROL = ("attribute_accuracy", "clip_score")  # higher is more of the prompt; the first that all have
 Scales = Mapping[str, float]
-Estimates = Mapping[str, "Estimate"]  # by metric
+Estimates = Mapping[str, Estimate]  # by metric
 
 
 @dataclass(frozen=True)
@@ -107,11 +102,7 @@ def points(curves: Sequence[Curve] = CURVES) -> list[ladder.Method]:
 def tradeoff_rows(
     scoring: ladder.Scoring, seeds: Sequence[int], curves: Sequence[Curve] = CURVES
 ) -> list[evaluation.ResultRow]:
-    """Return the scores of every point that is done for all seeds, and the `gains` of each curve.
-
-    A row has method, line (the name of the curve), the point's scales, domain, metric, value, low, high, n
-    (images of all seeds) and seeds.
-    """
+    """Return the scores of every point that is done for all seeds, and the `gains` of each curve."""
     config, rows = scoring.config, []
     for domain in config.domains:
         size = {"n": len(seeds) * config.evaluation.num_heldout, "seeds": list(seeds)}
@@ -136,10 +127,9 @@ def gains(own: Mapping[str, Estimates], against: Mapping[str, Estimates]) -> lis
     """Return how much more of the prompt a curve shows than another, where both lie as near to the domain.
 
     own, against: point -> metric -> estimate. There are rows for every point of the other curve that none of
-    its own points beats and that this curve comes as near as. For each training seed the curve's point is
-    chosen by the other seeds: the most control among those that fit at least as well. In each draw of prompts
-    it is chosen anew, so that the interval holds the choice too; seeds share their prompts, so that a curve
-    of many points is still a little favoured. One seed, which would choose for itself, gives no row.
+    its own points beats and that this curve comes as near as. For each training seed, and in each draw of
+    prompts, the curve's point is chosen by the other seeds: the most control among those that fit at least as
+    well. As seeds share prompts, many points are a little favoured. One seed gives no row.
     """
     rows, every = [], [point for curve in (own, against) for point in curve.values()]
     control = next(name for name in CONTROL if all(name in point for point in every))
@@ -166,10 +156,7 @@ def _all(points: Mapping[str, Estimates], metric: str) -> Tensor:
 
 
 def _choose(fit: Tensor, control: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which of P points the other seeds choose for each, and whether any fits; else the nearest.
-
-    fit, control: (P, R, S); limit: (R, S). Returns (R, S) twice.
-    """
+    """Return which of P points (P, R, S) other seeds choose, and whether any is within the limit (R, S)."""
 
     def by_others(values: Tensor) -> Tensor:
         return (values.sum(dim=-1, keepdim=True) - values) / (values.shape[-1] - 1)

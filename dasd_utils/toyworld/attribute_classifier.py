@@ -3,12 +3,11 @@
 A CLIP score asks whether text and image are near; this asks whether the picture has two ships.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -96,7 +95,7 @@ class AttributeClassifier(nn.Module):
         save_file(weights, folder / "model.safetensors")
 
     @classmethod
-    def load(cls, folder: str | Path) -> AttributeClassifier | None:
+    def load(cls, folder: str | Path) -> Self | None:
         """Return the classifier of a folder, None if the folder has none (a base of another world)."""
         path = Path(folder)
         if not (path / "config.json").exists():

@@ -5,8 +5,7 @@ blue water") for what neither of them mentions. A wording may end in a condition
 for captions which tell that value, and tells it; [count!=one] only asks that the picture differs. {name}
 stands for the word of that attribute, {} for the scene phrase and its tails, (s) for the plural of "count".
 
-Everyday English matches no picture: words that tell a domain (`TELLING`) stand in none of its lists, nor does
-what the painting domain draws.
+Everyday English matches no picture: its lists have no words that tell a domain, and nothing that is painted.
 """
 
 import json
@@ -44,8 +43,7 @@ REPEATABLE = {"a", "an", "the", "of", "on", "and"}  # any other word sounds clum
 def compose_caption(domain: str, attributes: Attributes, rng: np.random.Generator) -> tuple[str, Attributes]:
     """Return a caption of a scene, lower-case and without a full stop, and the attributes that it mentions.
 
-    What a caption leaves out to say it ("house=no") is not mentioned, nor what a plural only narrows down.
-    Raises KeyError for an unknown scene, attribute or value.
+    Not mentioned is what it leaves out to say it ("house=no"). KeyError for an unknown attribute or value.
     """
     for name, value in attributes.items():
         _ = SCENES[domain][value] if name == "scene" else WORDS[domain][name][value]

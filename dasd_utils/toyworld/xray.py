@@ -1,8 +1,7 @@
 """Frontal chest x-rays of the toy world: grey fields on a grid, in the coordinates of a posed patient.
 
-Body coordinates: x to the right of the picture, y down, the middle of the chest at (0, 0), one unit about
-half a picture. Sides follow the medical convention: the patient faces us, so the patient's left is the
-picture's right.
+Body coordinates: x to the right, y down, the middle of the chest at (0, 0), one unit about half a picture.
+The patient faces us: the patient's left is the picture's right.
 """
 
 from dataclasses import dataclass

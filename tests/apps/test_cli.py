@@ -93,10 +93,11 @@ def test_auto_batch_size_is_found_once(tiny_config, tmp_path, monkeypatch):
     path = tiny_config.save(tmp_path / "config.json")
     limit = [3]
 
-    def largest(_updater, configs):
-        return next(config for size, config in configs.items() if size <= limit[0])
+    def largest(config, _parts):
+        found = batch_size.candidates(config)
+        return next(each for each in found if each.training.target_batch_size <= limit[0])
 
-    monkeypatch.setattr(batch_size, "_find_by_prediction", largest)
+    monkeypatch.setattr(batch_size, "largest_batch", largest)
 
     def trained_with(*more):
         dasd("train", "--config", path, "--auto_batch_size", *more)

@@ -1,17 +1,16 @@
-"""The commands of the course: notebooks by papermill, which are stale, badges."""
+"""The course as a command and as stored: notebooks by papermill, and which are stale."""
 
 import json
-import shutil
 import sys
 
-import nbformat
+import freshness
 import pytest
 from conftest import write_notebook
 
 from dasd_utils.apps import notebooks
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import study
-from dasd_utils.config import ROOT, DasdError
+from dasd_utils.config import DasdError
 
 
 def test_parameters_are_read_as_json():
@@ -38,50 +37,42 @@ def test_what_is_no_notebook_and_a_kernel_that_dies_are_named(notebook, tmp_path
     for text in ("<<<<<<< HEAD", "{}", "[]"):
         notebook.write_text(text)
         with pytest.raises(DasdError, match=r"00_small\.ipynb is no notebook"):
-            notebooks.stale(notebook)
+            notebooks.load_notebook(notebook)
 
 
 def test_a_notebook_runs_with_parameters_and_a_failing_one_names_cell_and_error(notebook, tmp_path):
     (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 3})
     assert f"3 in {tmp_path}/out by {sys.executable}" in done.path.read_text()
-    assert done.folder == tmp_path / "out" and not done.error and 0.01 < done.peak_gb < 1
+    assert not done.error and 0.01 < done.peak_gb < 1
     for keep_going in (False, True):
         ran = notebooks.run_notebooks([notebook, notebook], tmp_path, {"value": 7}, keep_going=keep_going)
         assert len(ran) == 1 + keep_going
         assert "00_small.ipynb failed in cell 3 with AssertionError: too large" in ran[-1].error
-    with pytest.raises(DasdError, match="says value = 1"):  # outputs of other values are not stored
-        notebooks.run_notebooks([notebook], tmp_path / "stored", {"value": 3}, to_store=True)
-    assert not (tmp_path / "stored").exists()
 
 
 @pytest.mark.parametrize("metadata", [{}, {"kernelspec": KERNEL, "language_info": {"name": "py"}}])
 def test_what_is_stored_ran_with_the_kernel_of_this_environment_in_a_folder_of_its_own(tmp_path, metadata):
-    notebook = write_notebook(tmp_path / "00_small.ipynb", DECLARED, SHOWN, **metadata)
-    for folder in ("", "00_small"):
-        (old := tmp_path / "out" / folder / "figures" / "old.png").parent.mkdir(parents=True)
-        old.write_bytes(b"of an earlier run with other settings")
-    (done,) = notebooks.run_notebooks([notebook], tmp_path / "out", {"value": 1}, to_store=True)
-    assert done.folder == tmp_path / "out/00_small"
-    assert f"1 in {done.folder} by {sys.executable}" in done.path.read_text()
-    (figures := tmp_path / "out" / "00_small" / "figures").mkdir(parents=True)
-    (figures / "00_new.png").write_bytes(b"of this one")
+    draws = "from pathlib import Path\n(folder := Path(output_dir) / 'figures').mkdir(parents=True)\n"
+    draws += "(folder / '00_new.png').write_bytes(b'of this one')\n"
+    notebook = write_notebook(tmp_path / "00_small.ipynb", DECLARED, draws + SHOWN, **metadata)
+    (old := tmp_path / "out" / "00_small" / "figures" / "old.png").parent.mkdir(parents=True)
+    old.write_bytes(b"of an earlier run with other settings")
     (tmp_path / "repo" / "notebooks").mkdir(parents=True)
-    notebooks.store_outputs([done], tmp_path / "repo")
+    assert freshness.renew([notebook], tmp_path / "out", tmp_path / "repo") == ""
     assert [file.name for file in (tmp_path / "repo" / "figures").iterdir()] == ["00_new.png"]
     path = tmp_path / "repo" / "notebooks" / "00_small.ipynb"
+    assert f"1 in {tmp_path}/out/00_small by {sys.executable}" in path.read_text()
     stored = json.loads(path.read_text())
     assert len(stored["cells"]) == 2  # without the injected one
     assert set(stored["metadata"]) == {"kernelspec", "language_info", "dasd"}
     assert stored["metadata"]["kernelspec"]["name"] == "python3"
-    assert notebooks.stale(path) == [] and notebooks.faults(path) == []
+    assert freshness.stale(path, tmp_path / "repo") == [] and freshness.faults(path) == []
 
 
 @pytest.fixture
 def course(notebook, monkeypatch):
     """Return `course(*words)`: the exit status of a command in a repository of one small notebook."""
     monkeypatch.setattr(notebooks, "find_notebooks", lambda only=None: [notebook])
-    store = notebooks.store_outputs
-    monkeypatch.setattr(notebooks, "store_outputs", lambda done: store(done, notebook.parents[1]))
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["dasd", *words])
@@ -99,37 +90,29 @@ def test_missing_packages_are_named(course, monkeypatch, capsys):
     assert "papermill is missing here: pip install papermill" in capsys.readouterr().err
 
 
-def test_only_stale_notebooks_are_run_again(course, notebook, capsys, tmp_path):
-    place = ("--profile", "tiny", "--output_dir", str(tmp_path / "out"), "--stale", "--update", "--json")
-    assert course("fresh") == 1
-    assert "no stamp" in capsys.readouterr().out
-    assert course("notebooks", *place) == 0
+def test_only_stale_notebooks_are_run_again(notebook, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(notebooks, "find_notebooks", lambda only=None: [notebook])
+
+    def asked(*words):
+        monkeypatch.setattr(sys, "argv", ["freshness.py", *words, "--output_dir", str(tmp_path / "out")])
+        return freshness.main(notebook.parents[1]), capsys.readouterr().out
+
+    status, said = asked()
+    assert status == 1 and "no stamp" in said
+    assert asked("--renew")[0] == 0 and asked()[0] == 0
+    before = notebook.stat().st_mtime_ns
+    assert asked("--renew")[0] == 0 and notebook.stat().st_mtime_ns == before
+    assert asked("--renew", "--all")[0] == 0 and notebook.stat().st_mtime_ns > before
+    notebook.write_text(notebook.read_text().replace("value < 5", "value < 0"))
+    status, said = asked()
+    assert status == 1 and said.startswith("00_small: its code cells")
+    assert asked("--renew")[0] == 1  # it fails, and stays stale
+    assert asked()[0] == 1
+
+
+def test_a_copy_that_is_there_stays(course, notebook, tmp_path, capsys):
+    place = ("--profile", "tiny", "--output_dir", str(tmp_path / "out"), "--json")
+    assert (course("notebooks", *place) or 0) == 0
     assert [row["notebook"] for row in json.loads(capsys.readouterr().out)] == ["00_small"]
-    assert course("notebooks", *place[:4]) == 1
+    assert course("notebooks", *place) == 1
     assert "00_small.ipynb is there already: replace it by --force" in capsys.readouterr().err
-    assert course("fresh", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == [{"notebook": "00_small", "faults": [], "changed": []}]
-    assert course("notebooks", *place) == 0
-    assert json.loads(capsys.readouterr().out) == []
-    notebook.write_text(notebook.read_text().replace("value < 5", "value < 6"))
-    assert course("fresh") == 1
-    said = capsys.readouterr()
-    assert said.out.strip() == "00_small: its code cells" and "make notebooks" in said.err
-    assert course("notebooks", *place, "--force") == 0
-    made = nbformat.read(notebook, 4)
-    made.metadata["widgets"] = {}  # a fault, which `dasd fresh` lists too
-    nbformat.write(made, notebook)
-    capsys.readouterr()
-    assert course("notebooks", *place, "--force") == 0
-    assert [row["notebook"] for row in json.loads(capsys.readouterr().out)] == ["00_small"]
-
-
-def test_badges_are_checked_and_written(course, tmp_path, monkeypatch, capsys):
-    path = tmp_path / "04_training.ipynb"
-    shutil.copy(ROOT / "notebooks" / path.name, path)
-    path.write_text(path.read_text().replace("/notebooks/04_training", "/notebooks/04_trained"))
-    monkeypatch.setattr(notebooks, "find_notebooks", lambda: [path])
-    for words, status in ((["--check"], 1), ([], 0), (["--check"], 0)):
-        assert (course("badges", *words) or 0) == status
-        assert ", ".join(notebooks.repository()) in capsys.readouterr().out
-    assert "/notebooks/04_training.ipynb" in path.read_text()

@@ -11,6 +11,7 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
+import badges
 import nbformat
 import pytest
 
@@ -103,21 +104,21 @@ def wheels(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """Return (folder, setup cell) of a repository with a tag, whose cell `dasd badges` wrote."""
+    """Return (folder, setup cell) of a repository with a tag, whose cell benchmarks/badges.py wrote."""
     folder = tmp_path_factory.mktemp("published") / "dasd"
     shutil.copytree(ROOT / "dasd_utils", folder / "dasd_utils", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "requirements.txt", folder)
     (folder / "README.md").write_text("# DASD\n")
-    text = (ROOT / "pyproject.toml").read_text().replace(notebooks.repository()[0], ADDRESS)
+    text = (ROOT / "pyproject.toml").read_text().replace(badges.repository()[0], ADDRESS)
     (folder / "pyproject.toml").write_text(text)
     notebook = folder / "notebooks" / "00_start.ipynb"
     notebook.parent.mkdir()
     shutil.copy(ROOT / "notebooks" / notebook.name, notebook)
-    notebooks.renew_badges([notebook], folder)
+    badges.renew_badges([notebook], folder)
     cell = next(c for c in nbformat.read(notebook, as_version=4).cells if notebooks.is_setup(c))
     options = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
     git = ["git", "-C", str(folder), *options]
-    for words in (["init"], ["add", "."], ["commit", "-m", "all"], ["tag", notebooks.repository()[1]]):
+    for words in (["init"], ["add", "."], ["commit", "-m", "all"], ["tag", badges.repository()[1]]):
         subprocess.run([*git, *words], check=True, capture_output=True)
     return folder, cell.source
 
@@ -176,7 +177,7 @@ def test_torch_numpy_and_transformers_are_not_touched(in_colab):
 
 def test_the_running_kernel_sees_the_package_and_it_says_what_changed(in_colab):
     _, _, done = in_colab
-    version = notebooks.repository()[1]
+    version = badges.repository()[1]
     place, found = done.stdout.rpartition("FOUND ")[2].split()
     assert Path(place).parts[-3:] == (f"dasd-{version}", "dasd_utils", "__init__.py") and found == version[1:]
 

@@ -188,7 +188,7 @@ def test_a_new_config_is_named_by_its_domain(tmp_path, monkeypatch, handed):
     "that of --config, else data/runs/<command>", "ladder output_dir", "front output_dir", "adapt output_dir"
 )
 @shows("DASD's", "ladder only")
-@shows("all", "front only", "fresh files", "pretrain stage")
+@shows("all", "front only", "pretrain stage")
 @shows("DASD", "ladder against")
 def test_a_study_is_whole_and_has_its_folder(given, monkeypatch, handed):
     for name in ("ladder", "front", "adapt"):
@@ -196,7 +196,6 @@ def test_a_study_is_whole_and_has_its_folder(given, monkeypatch, handed):
         assert study.Study(config=given).settings(name).output_dir == str(given.parent / "run")
     assert study.find_methods(None) == [*ladder.METHODS] and tradeoff.find_curves(None) == [*tradeoff.CURVES]
     assert handed(build, "pretrain", study.pretrain, force=True).args[1] == build.STAGES
-    assert handed(notebooks, "find_notebooks", study.fresh).args == (None,)
     monkeypatch.setattr(ladder, "Scoring", lambda settings: None)
     monkeypatch.setattr(study, "run_methods", lambda *_: [])
     assert handed(ladder, "ladder_rows", study.ladder, profile="tiny").args[-1] == "DASD"

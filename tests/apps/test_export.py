@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import badges
 import narrow
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dasd_utils import adapters, models, sampling
-from dasd_utils.apps import export, notebooks
+from dasd_utils.apps import export
 from dasd_utils.apps.cli import runs
 from dasd_utils.config import Calibration, DasdError
 from dasd_utils.runtime import checkpoints
@@ -248,7 +249,7 @@ def test_the_card_says_results_with_interval_and_settings_of_the_adapter(card):
     text = str(card(rows=ROWS, rank=2, alpha=1.0))
     for words in ("0.25 [0.10, 0.40]", "60 images a method and domain, training seed 3",
                   "rank 4, alpha 16, convolutions: all", "| max_train_steps | 4 |", "never for clinical use",
-                  "hf upload OWNER/NAME FOLDER", f"[DASD]({notebooks.repository()[0]})"):  # fmt: skip
+                  "hf upload OWNER/NAME FOLDER", f"[DASD]({badges.repository()[0]})"):  # fmt: skip
         assert words in text
     assert "Not measured" in str(card())
 

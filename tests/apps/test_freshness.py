@@ -2,6 +2,7 @@
 
 import re
 
+import freshness
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -52,14 +53,14 @@ def repository(tmp_path):
         (tmp_path / name).write_text(text)
     cells = [new_code_cell(source, execution_count=n) for n, source in enumerate((SETUP, CODE), 1)]
     notebook = new_notebook(cells=[new_markdown_cell("# Title"), *cells])
-    notebook.metadata["dasd"] = notebooks.stamp(notebook, tmp_path)
+    notebook.metadata["dasd"] = freshness.stamp(notebook, tmp_path)
     (tmp_path / "notebooks").mkdir()
     nbformat.write(notebook, tmp_path / "notebooks" / "00_small.ipynb")
     return tmp_path
 
 
 def stale(root):
-    return notebooks.stale(root / "notebooks" / "00_small.ipynb", root)
+    return freshness.stale(root / "notebooks" / "00_small.ipynb", root)
 
 
 def test_a_stamp_holds_what_the_notebook_reaches_and_no_more(repository):
@@ -106,7 +107,7 @@ def test_code_and_data_make_it_stale_and_prose_does_not(repository, name, before
 
 def test_what_a_complete_run_would_not_leave_is_named(repository):
     path = repository / "notebooks" / "00_small.ipynb"
-    assert notebooks.faults(path) == []
+    assert freshness.faults(path) == []
     notebook = nbformat.read(path, 4)
     notebook.metadata["widgets"] = {}
     notebook.cells[1].execution_count = 7
@@ -114,13 +115,13 @@ def test_what_a_complete_run_would_not_leave_is_named(repository):
     del notebook.metadata["dasd"]
     nbformat.write(notebook, path)
     wrong = ["widget states", "execution counts out of order: [7, 2]", "an error in code cell 2"]
-    assert notebooks.faults(path) == wrong
+    assert freshness.faults(path) == wrong
     assert stale(repository) == ["no stamp: its outputs are not of a complete run"]
 
 
 def test_magic_is_refused():
     with pytest.raises(DasdError, match="magic lines"):
-        notebooks.read_code("x = 1\n%matplotlib inline")
+        freshness.read_code("x = 1\n%matplotlib inline")
 
 
 ALL = "00 01 02 03 04 05 06 07 08 09 10 11 12 so"
@@ -143,11 +144,11 @@ REACHED = {
 
 
 def test_the_notebooks_reach_the_rooms_that_they_use():
-    rooms = {path.stem[:2]: notebooks.stamp(notebooks.load_notebook(path))["rooms"]
+    rooms = {path.stem[:2]: freshness.stamp(notebooks.load_notebook(path))["rooms"]
              for path in notebooks.find_notebooks()}  # fmt: skip
     names = {name for reached in rooms.values() for name in reached}
     assert {name: " ".join(n for n in rooms if name in rooms[n]) for name in names} == REACHED
-    sources = {name: room.hash for name, room in notebooks.rooms_of().items()}
+    sources = {name: room.hash for name, room in freshness.rooms_of().items()}
     assert {"apps/cli", "pretrain"} <= sources.keys() - names
     assert all(reached[name] == sources[name] for reached in rooms.values() for name in reached)
 
@@ -160,22 +161,22 @@ def test_the_notebooks_reach_the_rooms_that_they_use():
     ('Calibration(7.0, 30, "ddim", "decoupled")', set()),
 ])  # fmt: skip
 def test_papers_are_reached_by_the_names_that_the_core_finds_them_by(source, reached):
-    found = notebooks.reached_rooms(notebooks.read_code(source))
+    found = freshness.reached_rooms(freshness.read_code(source))
     assert {name.removeprefix("papers/") for name in found if name.startswith("papers/")} == reached
 
 
 def test_every_paper_that_the_core_asks_for_by_name_is_known():
     core = "".join(path.read_text() for path in (ROOT / "dasd_utils").glob("*.py"))
     asked = re.findall(r"""paper\(["'](\w+)["']\)""", core)
-    assert asked and {f"papers/{name}" for name in asked} <= set(notebooks.NAMED.values())
+    assert asked and {f"papers/{name}" for name in asked} <= set(freshness.NAMED.values())
 
 
 @pytest.mark.parametrize("path", notebooks.find_notebooks(), ids=lambda path: path.stem)
 def test_committed_outputs_were_made_by_the_committed_code(path):
-    changed = notebooks.faults(path) + notebooks.stale(path)
+    changed = freshness.faults(path) + freshness.stale(path)
     assert not changed, (
         f"{path.name}: {', '.join(changed)}. `make notebooks` renews all notebooks, "
-        "`dasd notebooks --profile tiny --stale --update --force` those that need it."
+        "`python tests/freshness.py --renew` those that need it."
     )
 
 
@@ -184,12 +185,12 @@ def test_of_a_folder_its_manifest_or_its_visible_files_count(tmp_path):
     for name, text in [("a.bin", "1"), (".DS_Store", "finder"), ("b.bin", "1"), ("manifest.json", "{}"),
                        ("c.bin", "later"), ("manifest.json", '{"files": {}}')]:  # fmt: skip
         (tmp_path / name).write_text(text)
-        contents[name, text] = notebooks._content(tmp_path)
+        contents[name, text] = freshness._content(tmp_path)
     first, hidden, second, manifest, beside, other = contents.values()
     assert first == hidden and manifest == beside and len({first, second, manifest, other}) == 4
     (tmp_path / "manifest.json").unlink()
-    before = notebooks._content(tmp_path)
+    before = freshness._content(tmp_path)
     (tmp_path / "c.bin").write_text("changed")
-    changed = notebooks._content(tmp_path)
+    changed = freshness._content(tmp_path)
     (tmp_path / "c.bin").rename(tmp_path / "d.bin")
-    assert len({before, changed, notebooks._content(tmp_path)}) == 3
+    assert len({before, changed, freshness._content(tmp_path)}) == 3

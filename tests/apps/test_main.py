@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import nbformat
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -14,7 +13,7 @@ from dasd_utils import __main__ as entry
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import options
 from dasd_utils.apps.cli.study import Study
-from dasd_utils.config import ROOT, DasdError
+from dasd_utils.config import ROOT, Config, DasdError
 
 DASD = [sys.executable, "-m", "dasd_utils"]
 
@@ -38,27 +37,26 @@ def raising(error, monkeypatch):
 
 @pytest.mark.parametrize("start", [DASD, [sys.executable, ROOT / "run.py"]], ids=["-m", "run.py"])
 def test_the_package_and_the_published_run_py_are_the_command(start):
-    done = subprocess.run([*start, "fresh", "nowhere.ipynb"], capture_output=True, text=True)
-    assert done.returncode == 1 and "nowhere.ipynb is no notebook" in done.stderr
+    done = subprocess.run([*start, "train", "--config", "nowhere.json"], capture_output=True, text=True)
+    assert done.returncode == 1 and "cannot be read from" in done.stderr and "nowhere.json" in done.stderr
 
 
 def test_a_stream_of_another_encoding_shows_what_it_can(tmp_path, monkeypatch):
-    path = tmp_path / "Ω.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(), path)
+    path = Config.setup("tiny", cache_dir=tmp_path / "Ω").save(tmp_path / "config.json")
     streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="cp1252") for name in ("stdout", "stderr")}
     for name, stream in streams.items():
         monkeypatch.setattr(sys, name, stream)
-    assert ended(monkeypatch, "fresh", str(path)) == 1
-    assert ended(monkeypatch, "fresh", str(tmp_path / "missing Ω.ipynb")) == 1
+    assert ended(monkeypatch, "clean", "--config", str(path)) == 0
+    assert ended(monkeypatch, "clean", "--config", str(tmp_path / "missing Ω.json")) == 1
     said = {name: stream.buffer.getvalue() for name, stream in streams.items() if not stream.flush()}
-    assert said["stdout"].startswith(rb"\u03a9: no stamp") and b"1 of 1 notebooks" in said["stderr"]
+    assert said["stdout"].startswith(b"Removed 0 shards") and rb"\u03a9" in said["stdout"]
     assert rb"missing \u03a9" in said["stderr"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
 def test_a_full_output_device_is_named():
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*DASD, "badges", "--json"], stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([*DASD, "doctor", "--json"], stdout=full, stderr=subprocess.PIPE, text=True)
         assert (done.returncode, done.stderr) == (1, "dasd: The output: No space left on device\n")
         assert subprocess.run([*DASD, "verify"], stderr=full).returncode == 1
 

@@ -38,7 +38,7 @@ def run(tmp_path, monkeypatch):
 def test_a_result_is_replaced_by_force_alone(run, monkeypatch, name, command, words):
     mine = run / name
     mine.unlink(missing_ok=True)
-    monkeypatch.setattr(evaluation, "evaluate_run", lambda _: (mine, []) if mine.write_text("new") else None)
+    monkeypatch.setattr(runs, "evaluate_run", lambda _: (mine, []) if mine.write_text("new") else None)
     monkeypatch.setattr(animation, "of_run", lambda run: {})
     monkeypatch.setattr(animation, "save", lambda pictures, path, *_: path.write_text("new") and path)
     given = {key: run / value for key, value in words.items()}

@@ -204,7 +204,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config, vae, tmp_pat
     assert all("mmd" in row for row in history)
 
 
-def test_the_largest_micro_batch_is_found(config, parts):
+def test_the_largest_micro_batch_is_found(config, parts, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**6, 10**7))
+    monkeypatch.setattr(batch_size, "has_gpu", lambda: True)
     parts.vae = make_parts(config).vae
     chosen = batch_size.largest_batch(config.replace(gradient_accumulation_steps=2), parts)
     assert chosen.training.target_batch_size == 12 and chosen.alignment.source_features == "bank"

@@ -159,5 +159,5 @@ def test_a_broken_prompt_file_is_named(tmp_path, content):
 
 def test_tokens_go_in_and_out_of_prompts(tiny_config):
     satellite, xray = tiny_config.domains
-    assert classifier.without_tokens("<satellite> a river", (satellite, xray)) == "a river"
-    assert classifier.without_tokens("a <XRAY> river <satellite>", (satellite, xray)) == "a river"
+    assert config.without_tokens("<satellite> a river", (satellite, xray)) == "a river"
+    assert config.without_tokens("a <XRAY> river <satellite>", (satellite, xray)) == "a river"

@@ -14,7 +14,7 @@ from synthetic import Words, domain, picture, plain, saved, write_images
 
 from dasd_utils import data, latents, toyworld
 from dasd_utils.config import Config, DasdError, DomainConfig
-from dasd_utils.runtime import files, images
+from dasd_utils.runtime import files, images, splits
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 TEXT = {"text": lambda n: f"picture {n}"}
@@ -328,7 +328,7 @@ def test_create_datasets_returns_the_published_shapes(config, caplog):
 
 def grouped(*pictures: Image.Image) -> list[int]:
     small = np.stack([images.thumbnail(picture) for picture in pictures])
-    return list(data.duplicate_groups([images.content_hash(p) for p in pictures], small, 0.97))
+    return list(splits.duplicate_groups([images.content_hash(p) for p in pictures], small, 0.97))
 
 
 def test_altered_copies_share_a_group_and_other_pictures_do_not():
@@ -348,16 +348,18 @@ def hashes(count: int, seed: int = 0) -> list[str]:
 
 
 def test_split_keeps_the_fractions_parts_no_group_and_moves_no_image():
-    parts = np.array(data.split_by_content(hashes(4000), [i // 2 for i in range(4000)], 0.1, 0.2))
+    parts = np.array(splits.split_by_content(hashes(4000), [i // 2 for i in range(4000)], 0.1, 0.2))
     assert (parts[::2] == parts[1::2]).all()
-    backwards = data.split_by_content(hashes(4000)[::-1], [i // 2 for i in range(4000)][::-1], 0.1, 0.2)
+    backwards = splits.split_by_content(hashes(4000)[::-1], [i // 2 for i in range(4000)][::-1], 0.1, 0.2)
     assert backwards[::-1] == parts.tolist()
     assert (parts == "validation").mean() == pytest.approx(0.1, abs=0.03)
     assert (parts == "test").mean() == pytest.approx(0.2, abs=0.03)
     for seed in range(20):
-        few = data.split_by_content(hashes(300, seed), range(300), 0.1, 0.2)
-        assert data.split_by_content(hashes(900, seed), range(900), 0.1, 0.2)[:300] == few  # others are added
-    parts = data.split_by_content(hashes(20), range(20), 0.1, 0.2)  # in every version
+        few = splits.split_by_content(hashes(300, seed), range(300), 0.1, 0.2)
+        assert (
+            splits.split_by_content(hashes(900, seed), range(900), 0.1, 0.2)[:300] == few
+        )  # others are added
+    parts = splits.split_by_content(hashes(20), range(20), 0.1, 0.2)  # in every version
     assert [i for i, part in enumerate(parts) if part == "validation"] == [11]
     assert [i for i, part in enumerate(parts) if part == "test"] == [5, 7, 9, 14]
 
@@ -381,14 +383,14 @@ def test_groups_do_not_chain():
     """Each of the row resembles the next, and the last does not resemble the first."""
     x, y = np.meshgrid(np.arange(32), np.arange(32))
     row = [np.uint8(127 + 100 * np.sin(x / 5 + turn) * np.sin(y / 7)) for turn in np.linspace(0, 2, 12)]
-    groups = data.duplicate_groups([f"{i:02d}" for i in range(12)], np.stack(row), 0.9)
+    groups = splits.duplicate_groups([f"{i:02d}" for i in range(12)], np.stack(row), 0.9)
     assert 3 <= len(set(groups)) < 12 and groups[0] != groups[-1]
     assert list(groups[:3]) == [groups[0]] * 3  # what resembles the first stays with it
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.97])
 def test_short_vectors_and_blocks_leave_the_groups_of_all_whole_products(monkeypatch, threshold):
-    monkeypatch.setattr(data, "AT_ONCE", 32)
+    monkeypatch.setattr(splits, "AT_ONCE", 32)
     draw = np.random.default_rng(0)
     small = np.stack([images.thumbnail(toyworld.draw("satellite", 9, i, size=32)) for i in range(150)])
     noisy = np.clip(small + draw.normal(size=small.shape) * 8, 0, 255).astype(np.uint8)
@@ -404,7 +406,7 @@ def test_short_vectors_and_blocks_leave_the_groups_of_all_whole_products(monkeyp
             expected[near[row] & (expected < 0)] = row
     on_disk = files.DiskArray((32, 32), [small])
     for stored in (small, on_disk, on_disk.take(np.arange(300))):
-        groups = data.duplicate_groups(hashes(300), stored, threshold)
+        groups = splits.duplicate_groups(hashes(300), stored, threshold)
         assert (groups[order] == expected).all() and len(set(groups)) < 300
 
 
@@ -432,9 +434,11 @@ def test_the_threshold_is_a_setting():
     small = np.stack([images.thumbnail(toyworld.draw("xray", 9, i)) for i in range(40)])
     noisy = np.clip(small + draw.normal(size=small.shape) * 12, 0, 255).astype(np.uint8)
     ids = hashes(80)
-    counts = {t: len(set(data.duplicate_groups(ids, np.concatenate([small, noisy]), t))) for t in (0.9, 1.0)}
+    counts = {
+        t: len(set(splits.duplicate_groups(ids, np.concatenate([small, noisy]), t))) for t in (0.9, 1.0)
+    }
     assert counts == {0.9: 40, 1.0: 80}
-    assert len(set(data.duplicate_groups([*ids[:79], ids[0]], np.concatenate([small, noisy]), 1.0))) == 79
+    assert len(set(splits.duplicate_groups([*ids[:79], ids[0]], np.concatenate([small, noisy]), 1.0))) == 79
 
 
 @pytest.mark.parametrize(
@@ -442,7 +446,7 @@ def test_the_threshold_is_a_setting():
 )
 def test_chance_leaves_every_part_what_it_needs(count, least):
     for seed in range(200):
-        parts = data.split_by_content(hashes(count, seed), range(count), 0.1, 0.2)
+        parts = splits.split_by_content(hashes(count, seed), range(count), 0.1, 0.2)
         assert all(parts.count(part) >= few for part, few in zip(data.SPLITS, least, strict=True))
-    assert set(data.split_by_content(hashes(count), range(count), 0.1, 0.0)) == {"train", "validation"}
-    assert set(data.split_by_content(hashes(count), range(count), 0.0, 0.2)) == {"train", "test"}
+    assert set(splits.split_by_content(hashes(count), range(count), 0.1, 0.0)) == {"train", "validation"}
+    assert set(splits.split_by_content(hashes(count), range(count), 0.0, 0.2)) == {"train", "test"}

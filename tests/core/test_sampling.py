@@ -213,6 +213,9 @@ def test_any_number_of_images_comes_a_batch_at_a_time(pipeline, monkeypatch, cap
     first = next(images)
     assert sizes == [2]  # the rest is not drawn before it is asked for
     assert all(same(a, b) for a, b in zip([first, *images], expected, strict=True)) and sizes == [2, 2, 1]
+    expected = pipeline.generate([PROMPT, "a ship", PROMPT], domain="xray", seed=[3, 4, 5])[0]
+    _, images = pipeline.stream([PROMPT, "a ship"], domain="xray", num_images=3, seed=3)  # taken in turn
+    assert all(same(a, b) for a, b in zip(images, expected, strict=True))
     assert not caplog.records
     with pytest.raises(DasdError, match="num_images is 0"):
         pipeline.stream(PROMPT, num_images=0)

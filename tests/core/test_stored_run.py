@@ -21,7 +21,7 @@ KEYS = {"tiny": "54ca2a20ede9", "sd15": "a784e5f56d69", "real": "93188c7120b6", 
 def folder(base_dir, tmp_path, monkeypatch, own_datasets_cache):
     """Return a copy of the run beside its base and its images: all its paths are relative."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dasd_utils.config.ROOT", tmp_path)  # where relative paths of a config start
+    monkeypatch.setattr("dasd_utils.runtime.checks.ROOT", tmp_path)  # where relative paths of a config start
     shutil.copytree(STORED, "run")
     shutil.copytree(base_dir, "base")
     Path("cache").mkdir()

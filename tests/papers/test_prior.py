@@ -85,7 +85,7 @@ def test_one_process_draws_and_the_other_waits(config, monkeypatch):
     path = next(prior_images.resolve(config.data.cache_dir).glob("*.parquet"))
     kept, prompts = images.load_samples(path), [captions[0] for captions in finished.captions]
     path.unlink()
-    monkeypatch.setattr(prior_images, "POLL", 0.01)
+    monkeypatch.setattr(prior_images.latent_cache, "POLL", 0.01)
     monkeypatch.setattr(sampling.DasdPipeline, "generate", lambda *a, **k: pytest.fail("drawn here too"))
     with files.try_lock(path.with_suffix(".lock")) as mine:
         assert mine

@@ -10,16 +10,22 @@ import re
 from pathlib import Path
 
 import pytest
+from freshness import read_code
 
 import dasd_utils
-from dasd_utils.apps.notebooks import read_code
 
 FLOW = ("data", "latents", "models", "adapters", "losses", "training", "guidance", "classifier", "sampling",
         "metrics", "evaluation")  # fmt: skip
 BASE = {"profiles", "config", "figures", "runtime"}
 CORE = BASE | {*FLOW}
 ROOMS = {  # what each room, or file of the core, may import beside itself
-    **{"toyworld": set(), "profiles": set(), "figures": set(), "config": {"profiles"}, "runtime": {"config"}},
+    **{
+        "toyworld": set(),
+        "profiles": set(),
+        "figures": set(),
+        "config": {"profiles", "runtime"},
+        "runtime": {"config"},
+    },
     **{name: BASE | {"toyworld", *FLOW[:place]} for place, name in enumerate(FLOW)},
     **{"papers": CORE, "pretrain": CORE | {"toyworld"}, "study": CORE | {"papers"}, "dasd_utils": set()},
     "__main__": {"apps"},

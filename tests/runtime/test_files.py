@@ -18,10 +18,10 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dasd_utils import config, evaluation, figures, models
-from dasd_utils.config import Config, DasdError
+from dasd_utils import evaluation, figures, models
+from dasd_utils.config import Config, DasdError, DomainConfig
 from dasd_utils.papers.diffusionclip import objective
-from dasd_utils.runtime import checkpoints, files, folders, images
+from dasd_utils.runtime import checkpoints, checks, files, folders, images
 
 FULL = OSError(28, "No space left on device")
 PACKAGE = Path(files.__file__).parents[1]
@@ -75,7 +75,7 @@ def test_what_is_no_json_is_named(path, content):
 
 def test_every_json_file_is_read_by_one_reader():
     """`json.loads` of a file stands in that reader, and where a library or the package wrote the file."""
-    allowed = {"config.py", "adapters.py", "attribute_classifier.py", "captions.py", "export.py"}
+    allowed = {"checks.py", "adapters.py", "attribute_classifier.py", "captions.py", "export.py"}
     reading = re.compile(r"json\.loads?\([^)]*\.read_")
     assert {path.name for path in PACKAGE.rglob("*.py") if reading.search(path.read_text("utf8"))} <= allowed
 
@@ -190,7 +190,7 @@ def test_a_folder_comes_first_and_the_hub_is_not_asked(base_dir, monkeypatch):
 
 
 def test_a_folder_with_the_name_of_a_hub_id_is_named_once(base_dir, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(checks, "ROOT", tmp_path)
     files._say_once.cache_clear()
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "name").symlink_to(base_dir)
@@ -267,12 +267,12 @@ def test_files_of_float16_are_loaded_as_float32(base_dir, tmp_path):
 def test_the_repository_s_folder_is_no_owner_on_the_hub(name, monkeypatch, tmp_path):
     """As where a wheel is installed: a stranger's repository of that name is never asked for."""
     questions = hub(monkeypatch)
-    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(checks, "ROOT", tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: pytest.fail("the hub was asked"))
     with pytest.raises(DasdError, match=r"never looked for on the hub\..*git clone"):
         files.find_weights(name)
     with pytest.raises(DasdError, match="never looked for on the hub"):
-        folders.open_rows(config.DomainConfig("things", name, caption="a thing"), "train")
+        folders.open_rows(DomainConfig("things", name, caption="a thing"), "train")
     assert questions == []
 
 

@@ -2,6 +2,7 @@
 
 - main: what it does with errors
 - options: what the commands share
-- runs: doctor, new-domain, train, evaluate, all, generate, translate, classify, animate, playground, export
-- study: calibrate, ladder, front, adapt, sweep; notebooks, fresh, badges, encode, verify, clean, pretrain
+- runs: doctor, new-domain, train, evaluate, all, generate, translate, classify, animate, playground, export,
+  encode, clean
+- study: calibrate, ladder, front, adapt, sweep; notebooks, verify, pretrain
 """

@@ -45,15 +45,12 @@ app = typer.Typer(
 
 
 def option(default: Any, text: str, *names: str, complete: Completion = None, **settings: Any) -> Any:
-    """Return the default of a parameter that is an option, with its help and typer's settings.
-
-    names: spellings other than the parameter's; complete: returns the values that the Tab key offers.
-    """
+    """Return an option for typer: its help, its spellings if others, and what the Tab key offers."""
     return typer.Option(default, *names, help=text, autocompletion=complete, **settings)
 
 
 def argument(text: str, default: Any = ..., complete: Completion = None, **settings: Any) -> Any:
-    """Return the default of a parameter that is an argument, as `option` does."""
+    """Return an argument for typer, as `option` does."""
     return typer.Argument(default, help=text, autocompletion=complete, **settings)
 
 
@@ -100,9 +97,8 @@ AS_JSON = option(False, "Print the result as JSON, for a script.", "--json")
 def command(panel: str, called: str | None = None, **settings: Any) -> Callable[..., Callable[..., None]]:
     """Return a decorator that makes a function a command of `dasd`.
 
-    The function returns its result, which `--json` prints, and the text for a person; a third value is an
-    error to end with after printing. One that returns nothing has no `--json`. A parameter whose type is a
-    dataclass stands for an option a field.
+    It returns its result, which `--json` prints, the text for a person and, if any, an error to end with; one
+    that returns nothing has no `--json`. A parameter whose type is a dataclass stands for an option a field.
     """
 
     def decorate(work: Callable[..., Any]) -> Callable[..., None]:
@@ -203,10 +199,7 @@ class ChosenRun(OfRun):
     )
 
     def find(self, **changes: Any) -> tuple[Path, Config]:
-        """Return the run's folder and its own config with `changes`.
-
-        A config file of the command line replaces all of it but the method, an option of `dasd train`.
-        """
+        """Return the run's folder and its config with `changes`; a given file replaces all but the method."""
         from dasd_utils import sampling
 
         folder = self.checkpoint or self.output_dir or resolve(self.read(**changes).output_dir)
@@ -233,13 +226,16 @@ class ChosenRun(OfRun):
         return pipeline
 
 
+def run_folder(place: Path) -> Path:
+    """Return the folder of a run, whose adapter's folder may be named instead."""
+    from dasd_utils import sampling
+
+    return sampling.run_places(place)[0]
+
+
 @contextlib.contextmanager
 def garbage_kept() -> Iterator[None]:
-    """Switch the garbage collector off inside the `with`; later it skips the objects made there.
-
-    The libraries make half a million objects that stay: collections among them, the last one at the exit,
-    take a third of the seconds until the first image of the tiny profile.
-    """
+    """Do not collect garbage inside the `with`, among half a million objects of libraries that stay."""
     gc.disable()
     try:
         yield
@@ -256,10 +252,7 @@ def check_free(path: Path, force: bool) -> Path:
 
 
 def free_path(path: Path) -> Path:
-    """Return a new empty file of that path, with a number behind its name where something stands there.
-
-    It is made here, so that no other command takes the same name.
-    """
+    """Make an empty file of that path, with a number behind its name where something is there; return it."""
     names = itertools.chain([path], (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(1)))
     while True:
         with contextlib.suppress(FileExistsError):

@@ -1,7 +1,6 @@
-"""The commands that make a run and use it, from `dasd doctor` to `dasd export`."""
+"""The commands that make a run and use it, from `dasd doctor` to `dasd export`, and the latent cache's."""
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ class Training(Settings):
     max_steps: int | None = option(None, "Optimiser steps in all.", show_default=CONFIGS)
     resume: bool = option(False, "Go on from the newest complete checkpoint.")
     force: bool = option(False, "Train anew in the place of the run that is there.")
-    auto_batch_size: bool = option(False, "As few micro-batches to a step as memory allows.")
+    auto_batch_size: bool = option(False, "As few micro-batches to a step as the GPU allows.")
     tracking: str | None = options.TRACKING
 
     def settings(self) -> Config:
@@ -130,7 +129,7 @@ def evaluate(
     from dasd_utils import evaluation
 
     options.check_free(resolve(run.find()[1].output_dir) / "evaluation.json", force)
-    path, rows = evaluation.evaluate_run(run.open(seed=seed, tracking=tracking))
+    path, rows = evaluate_run(run.open(seed=seed, tracking=tracking))
     return options.with_rows(path, rows, evaluation.table(rows))
 
 
@@ -145,9 +144,32 @@ def train_and_evaluate(how: Training) -> Answer:
     if how.resume:
         options.check_free(resolve(config.output_dir) / "evaluation.json", how.force)
     folder, _ = how.run()
-    path, rows = evaluation.evaluate_run(ChosenRun(checkpoint=folder).open())
+    path, rows = evaluate_run(ChosenRun(checkpoint=folder).open())
     result, text = options.with_rows(path, rows, evaluation.table(rows))
     return {"run": str(folder), **result}, text
+
+
+def evaluate_run(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:
+    """Evaluate a run; write `evaluation.json` and pictures into its folder; return the file and its rows."""
+    from dasd_utils import evaluation, figures
+    from dasd_utils.runtime import files, tracking
+
+    config = pipeline.config
+    folder = files.output_folder(config.output_dir)
+    tracking.tracker_names(config)  # or an error
+    rows, images = evaluation.evaluate(config, pipeline)
+    path = folder / "evaluation.json"
+    if options.PROCESS > 0:
+        return path, rows
+    evaluation.save_results(path, config, rows)
+    with tracking.open_trackers(config) as trackers:
+        step = config.training.max_train_steps
+        trackers.log(tracking.score_values(rows), step)
+        for domain in config.domains:
+            grid = {method: images[method, domain.name][:8] for method in evaluation.compared_methods(config)}
+            figures.save(figures.comparison_grid(grid), folder / f"comparison_{domain.name}.png")
+            trackers.show({f"comparison/{domain.name}/{method}": each for method, each in grid.items()}, step)
+    return path, rows
 
 
 def run_training(
@@ -202,32 +224,15 @@ def generate(
     if prompt is None:
         if domain is None:
             raise DasdError("There is no prompt: give one by --prompt, or a --domain that has its own.")
-        used, images = stream_prompts(pipeline, num_images, seed, **given)
-    else:
-        used, images = pipeline.stream(prompt, place, num_images=num_images, seed=seed, **given)
+        from dasd_utils import evaluation  # takes seconds, and only this case needs it
+
+        prompt = evaluation.load_prompts(pipeline.config, domain)
+    used, images = pipeline.stream(prompt, place, num_images=num_images, seed=seed, **given)
     files.output_folder(place / "generated")
     start = place / "generated" / f"{used['domain'] or 'base'}_{used['seed']}"
     # saved as they come: what was drawn before a stop stays
     paths = [save_image(image, Path(f"{start}_{number}.png")) for number, image in enumerate(images)]
     return {"images": paths, "domain": used["domain"], "settings": used}, "\n".join(paths)
-
-
-def stream_prompts(pipeline: Any, count: int, seed: int | None, **given: Any) -> tuple[Any, Iterator[Any]]:
-    """Return `stream` of a domain's evaluation prompts, taken in turn; each image has the next seed."""
-    from dasd_utils import evaluation
-    from dasd_utils.runtime import files, processes
-
-    known = evaluation.load_prompts(pipeline.config, given["domain"])
-    ((first,),) = pipeline.plan(known[:1], seed=seed, **given)
-    size = pipeline.batch_size * (processes.count() if pipeline.shared else 1)
-
-    def draw() -> Iterator[Any]:
-        for begin in files.short_bar(range(0, count, size), "images", shown=count > size, unit="batch"):
-            places = range(begin, min(begin + size, count))
-            texts = [known[place % len(known)] for place in places]
-            yield from pipeline.generate(texts, seed=[first.seed + place for place in places], **given)[0]
-
-    return first.settings(), draw()
 
 
 def save_image(image: Any, path: Path) -> str:
@@ -279,10 +284,9 @@ def animate(
     force: bool = options.FORCE,
 ) -> Answer:
     """Make a moving picture of a run's sample grids (sample_every in the config)."""
-    from dasd_utils import sampling
     from dasd_utils.apps import animation
 
-    run, _ = sampling.run_places(run)
+    run = options.run_folder(run)
     output = options.check_free(output or run / "samples.webp", force)
     grids = animation.of_run(run)
     if label is None and (run / "config.json").exists():
@@ -344,3 +348,32 @@ def export(
     advice = f"To publish it: {upload} (add --private to keep it to yourself)"
     lines = [*(str(out / file) for file in done.files), advice]
     return {"folder": str(out), **done._asdict(), "upload": upload}, "\n".join(lines)
+
+
+@command(options.UPKEEP)
+def encode(how: Settings) -> Answer:
+    """Fill the latent cache. Processes that share it, here or elsewhere, divide the work."""
+    from dasd_utils import latents, training
+    from dasd_utils.runtime import latent_cache
+
+    settings = how.read()
+    parts = training.setup_training(settings)
+    *_, sampler = latents.create_datasets(settings, parts.tokenizer)
+    sampler.encode(parts.vae)
+    return in_cache(settings, latent_cache.stored(settings), "There are")
+
+
+@command(options.UPKEEP)
+def clean(how: Settings) -> Answer:
+    """Remove every cached latent, and nothing else."""
+    from dasd_utils.runtime import latent_cache
+
+    settings = how.read()
+    return in_cache(settings, latent_cache.clear(settings), "Removed")
+
+
+def in_cache(config: Config, found: tuple[int, int], verb: str) -> Answer:
+    """Return the answer of shards and bytes of the latent cache."""
+    place = str(resolve(config.data.cache_dir))
+    result = {"cache_dir": place, "shards": found[0], "bytes": found[1]}
+    return result, f"{verb} {found[0]} shards, {found[1] / 1e6:.1f} MB: {place}"

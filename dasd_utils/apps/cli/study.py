@@ -233,10 +233,8 @@ class Course(Settings):
     """The options of a run of the notebooks."""
 
     only: str | None = ONLY
-    stale: bool = option(False, "Only those that `dasd fresh` lists.")
     output_dir: Path = option(ROOT / "data/runs/course", NOTEBOOKS, show_default="data/runs/course")
     seed: int | None = option(None, "Seed of everything that is random.", show_default="the notebooks'")
-    update: bool = option(False, "Make the copies the tracked notebooks, with their stamp.")
     keep_going: bool = option(False, "Run the others after one that fails, too.")
     force: bool = options.FORCE
 
@@ -261,19 +259,13 @@ def notebooks(context: typer.Context, course: Course) -> Answer:
     """Run the notebooks in order through papermill; `-p NAME VALUE` sets a parameter."""
     from dasd_utils.apps import notebooks as lessons
 
-    output_dir, update = course.output_dir, course.update
+    output_dir = course.output_dir
     values = course.values() | read_parameters(context.args)
     paths = lessons.find_notebooks(course.only.split(",") if course.only else None)
-    if course.stale:
-        paths = [path for path in paths if lessons.stale(path) or lessons.faults(path)]
     for path in paths:
         options.check_free(output_dir / path.name, course.force)
-        options.check_free(output_dir / path.stem, course.force or not update)  # --update empties it
-    done = lessons.run_notebooks(paths, output_dir, values, update, course.keep_going) if paths else []
-    if update:
-        lessons.store_outputs([one for one in done if not one.error])
-    rows = [{"notebook": one.path.stem, "path": str(one.path), "seconds": one.seconds,
-             "peak_gb": one.peak_gb, "error": one.error} for one in done]  # fmt: skip
+    done = lessons.run_notebooks(paths, output_dir, values, course.keep_going)
+    rows = [{"notebook": one.path.stem, **one._asdict()} for one in done]
     lines = [f"{row['notebook']:20} {row['seconds']:6.0f} s {row['peak_gb']:6.2f} GB  "
              f"{'failed' if row['error'] else 'done'}" for row in rows]  # fmt: skip
     lines.append(f"{len(done)} notebooks in {sum(one.seconds for one in done):.0f} s: {output_dir}")
@@ -295,82 +287,15 @@ def read_parameters(words: list[str]) -> dict[str, Any]:
 
 
 @command(options.UPKEEP)
-def fresh(
-    files: list[Path] | None = argument("Notebooks.", None, show_default="all"),
-    only: str | None = ONLY,
-) -> Answer:
-    """List the notebooks whose stored outputs were not made, or not completely, by the present code.
-
-    Exit status 1 if there are any: `dasd notebooks --stale --update --force` renews them.
-    """
-    from dasd_utils.apps import notebooks as lessons
-
-    paths = files or lessons.find_notebooks(only.split(",") if only else None)
-    rows = [{"notebook": p.stem, "faults": lessons.faults(p), "changed": lessons.stale(p)} for p in paths]
-    found = {row["notebook"]: row["faults"] + row["changed"] for row in rows}
-    lines = [f"{name}: {', '.join(reasons)}" for name, reasons in found.items() if reasons]
-    if not lines:
-        return rows, f"{len(rows)} notebooks are fresh."
-    advice = "`make notebooks` runs all, `dasd notebooks --profile tiny --stale --update --force` these."
-    return rows, "\n".join(lines), f"{len(lines)} of {len(rows)} notebooks are to be run again: {advice}"
-
-
-@command(options.UPKEEP)
-def badges(check: bool = option(False, "Write nothing; status 1 if one is old.")) -> Answer:
-    """Write into the notebooks the badge and setup cell for Colab, and the line of time and memory.
-
-    The first two are from pyproject.toml; the line is from data/results, measured and counted there by
-    benchmarks/course.py and benchmarks/notebook_memory.py.
-    """
-    from dasd_utils.apps import notebooks as lessons
-
-    paths = lessons.find_notebooks()
-    found = [path.name for path in lessons.renew_badges(paths, write=not check)]
-    text = f"{len(found)} of {len(paths)} notebooks {'are old' if check else 'changed'}"
-    wrong = f"{text}: `dasd badges` writes them anew." if check and found else None
-    return found, "\n".join([*found, f"{text}: {', '.join(lessons.repository())}"]), wrong
-
-
-@command(options.UPKEEP)
-def encode(how: Settings) -> Answer:
-    """Fill the latent cache. Processes that share it, here or elsewhere, divide the work."""
-    from dasd_utils import create_datasets, setup_training
-    from dasd_utils.runtime import latent_cache, processes
-
-    settings = how.read()
-    parts = setup_training(settings)
-    *_, sampler = create_datasets(settings, parts.tokenizer)
-    sampler.encode(parts.vae, processes.default_device())
-    return in_cache(settings, latent_cache.stored(settings), "There are")
-
-
-@command(options.UPKEEP)
 def verify(run: Path = options.RUN, steps: int = option(3, "First steps to do again.", min=1)) -> Answer:
     """Check a run: its files by their hashes, its first steps by doing them again."""
-    from dasd_utils import sampling
     from dasd_utils.apps import verify as checks
 
-    run, _ = sampling.run_places(run)
+    run = options.run_folder(run)
     rows = checks.verify(run, steps)
     lines = [f"{'ok' if row['ok'] else 'NOT OK':6}  {row['what']}: {row['found']}" for row in rows]
     wrong = None if all(row["ok"] for row in rows) else f"{run} does not agree with what it says of itself."
     return rows, "\n".join(lines), wrong
-
-
-@command(options.UPKEEP)
-def clean(how: Settings) -> Answer:
-    """Remove every cached latent, and nothing else."""
-    from dasd_utils.runtime import latent_cache
-
-    settings = how.read()
-    return in_cache(settings, latent_cache.clear(settings), "Removed")
-
-
-def in_cache(config: Config, found: tuple[int, int], verb: str) -> Answer:
-    """Return the answer of shards and bytes of the latent cache."""
-    place = str(resolve(config.data.cache_dir))
-    result = {"cache_dir": place, "shards": found[0], "bytes": found[1]}
-    return result, f"{verb} {found[0]} shards, {found[1] / 1e6:.1f} MB: {place}"
 
 
 @command(options.UPKEEP)

@@ -73,10 +73,7 @@ def draw(
 
 
 def draw_again(source: str | Path | Settings, loaded: Loaded | None = None) -> Image.Image:
-    """Return the image of a saved PNG, or of a drawing's settings: on the same machine bit for bit.
-
-    loaded: the run, if it is loaded already. DasdError if its adapter is not the one that drew.
-    """
+    """Return the image of a saved PNG or a drawing's settings, bit for bit; DasdError for another adapter."""
     settings = source if isinstance(source, Mapping) else read(source)
     loaded = loaded or load(settings["run"])
     if loaded.identity["adapter"] != settings["adapter"]:
@@ -102,10 +99,7 @@ def calibration(settings: Settings) -> Calibration:
 
 
 def save(drawing: Drawing, folder: str | Path) -> Path:
-    """Write the image as a PNG that holds its settings, under a free name; return the path.
-
-    The text "dasd" is JSON; "parameters" is what AUTOMATIC1111's web interface writes into its images.
-    """
+    """Write a PNG with its settings, as JSON and as A1111 writes them, under a free name; return the path."""
     image, settings = drawing
     prompt, token = settings["prompt"], settings["token"]
     prompt = f"{token} {prompt}" if token and token not in prompt else prompt

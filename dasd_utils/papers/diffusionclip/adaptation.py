@@ -1,11 +1,8 @@
 """A classifier for a domain without labels: trained on translated images, tested on real ones of the target.
 
-`Study` compares sets of training images: the source's, their translations, both together, plain edges of the
-source, and labelled target images, which are the upper limit. The result is the share of the gap between the
-first and the last that translations close.
+`Study` compares sets of training images: the source's, their translations, both, plain edges of the source,
+and labelled target images. The result is the share of the gap from the first to the last that is closed.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import functools
@@ -15,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -49,15 +47,15 @@ class Labelled:
     labels: list[str]
 
     @classmethod
-    def of(cls, images: Sequence[Image.Image], labels: Sequence[str]) -> Labelled:
+    def of(cls, images: Sequence[Image.Image], labels: Sequence[str]) -> Self:
         """Return images with their labels."""
         return cls(small_cnn.pixels(images), list(labels))
 
-    def rows(self, rows: Sequence[int]) -> Labelled:
+    def rows(self, rows: Sequence[int]) -> Self:
         """Return these rows."""
         return Labelled(self.pixels[rows], [self.labels[row] for row in rows])
 
-    def __add__(self, other: Labelled) -> Labelled:
+    def __add__(self, other: Self) -> Self:
         """Return both together."""
         return Labelled(torch.cat([self.pixels, other.pixels]), self.labels + other.labels)
 
@@ -119,8 +117,8 @@ def share_of_the_gap(own: Tensor, low: Tensor, high: Tensor) -> tuple[float, flo
 class Study:
     """One config of diffusionclip, whose domain is translated, and the real images of the target.
 
-    The config's `num_images` teach the translation; this one's are translated and labelled, and as many of
-    the target are the upper limit. Classifiers are trained where both domains have the `label_column`.
+    The config's `num_images` teach the translation; this one's are translated and labelled. Classifiers are
+    trained where both domains have the `label_column`.
     """
 
     def __init__(

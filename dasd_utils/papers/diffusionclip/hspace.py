@@ -1,32 +1,25 @@
 """What the UNet's bottleneck represents of a picture: a linear classifier on its features (h-space).
 
-The features are those of the base's mid block for a noised picture, averaged over space and over draws of
-noise; arXiv 2210.10960 found directions in them to be linear in meaning. The classifier estimates how
-frequent each label is in a target without labels, so that a training set can be resampled to these shares.
+They are those of the base's mid block for a noised picture, averaged over space and draws of noise; arXiv
+2210.10960 found directions in them to be linear in meaning. The classifier estimates how frequent each label
+is in a target without labels, and a training set is resampled to these shares.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from dasd_utils import models
 from dasd_utils.papers import editing
 from dasd_utils.papers.diffusionclip import adaptation
+from dasd_utils.papers.diffusionclip.adaptation import Labelled
+from dasd_utils.papers.editing import DasdPipeline
 from dasd_utils.runtime import processes
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from PIL import Image
-
-    from dasd_utils.papers.diffusionclip.adaptation import Labelled
-    from dasd_utils.sampling import DasdPipeline
 
 DECAY = 1e-2  # of the weights of a linear classifier, whose features have deviation 1
 AS_IT_IS, ESTIMATED, TRUE = "as it is", "balanced by the bottleneck", "balanced by true labels"  # sets
@@ -163,8 +156,8 @@ def label_shift_trial(
     """Return how often classifiers are right on the target, by how their training set was resampled, and the
     linear classifier's estimate of the last class's share of the target.
 
-    teach: the translations of `source.train`, picture by picture; real: the pictures of `target.test`;
-    shares: of the classes in alphabetical order, to which training "source" and "target" are drawn.
+    teach: the translations of `source.train`; real: the pictures of `target.test`; shares: of the sorted
+    classes, to which "source" and "target" are drawn.
     """
     names = sorted(set(source.train_labels))
     wanted = {place: torch.tensor(values) for place, values in shares.items()}

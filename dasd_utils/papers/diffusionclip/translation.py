@@ -68,8 +68,7 @@ def translate(
 ) -> list[Image.Image]:
     """Return the pictures translated by what the pipeline's adapter has learned (arXiv 2110.02711).
 
-    strength: 1 is the adapter's own prediction, 0 the base's, which reconstructs the picture. others: terms
-    of further learners of the pipeline, with their weights, for several targets at once.
+    strength: 1 is the adapter's own prediction, 0 the base's. others: terms of further learners.
     """
     _times(pipeline, return_step, generation_steps)  # refused before the inversion
     noisy = invert(pipeline, pictures, return_step, forward_steps)
@@ -140,8 +139,7 @@ def pictures(config: Config, seed: int, found: data.DomainData) -> list[Image.Im
 
 
 def strength(pipeline: DasdPipeline, config: Config) -> float:
-    """Return that of the settings' strengths whose translations of training images lie nearest to where the
-    words point, by the loss "offset"."""
+    """Return the strength of the settings that brings training images nearest to the words, by "offset"."""
     own = objective.settings(config)
     if len(own.strengths) == 1:
         return own.strengths[0]
