@@ -39,7 +39,7 @@ SMALLER: dict[str, dict[str, Any]] = {  # in the order in which they begin, the 
     "00_start": {"num_prompts": 4},
 }
 # These teach a classifier of domains, for a score; fewer images do.
-TAUGHT = ("08_domainstudio", "11_comparison", "12_alignment")
+TAUGHT = ("08_domainstudio", "12_alignment")
 FEW_TEACH = "\nfrom dasd_utils.study import ladder\nladder.DOMAIN_SHARE = 40"
 
 
