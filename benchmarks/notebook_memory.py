@@ -48,9 +48,10 @@ CARDS = {  # GB (1e9 bytes) as CUDA reports them, and dense half-precision TFLOP
 # Calls that use the GPU, by their last name; a function of the notebook that has one in it counts too.
 CALLS = re.findall(
     r"\w+",
-    """train train_or_resume find_or_train generate generate_with_auto_domain generate_comparison draw_images
-    sample sample_method evaluate edit invert inverted pictures strength encode cached_latents decode_images
-    features gradient_pulls unet_pass predict_noise grad objective predict playground""",
+    """train train_or_resume find_or_train load_or_train generate generate_with_auto_domain
+    generate_comparison draw_images sample sample_method evaluate edit invert inverted pictures strength
+    encode cached_latents decode_images features gradient_pulls unet_pass predict_noise grad objective
+    predict playground""",
 )
 
 
@@ -291,29 +292,32 @@ def lesson_08(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     config = ladder.find_methods(["DomainStudio"])[0].config(plain)
     whole = card.model + card.vae
     fp32 = counting.UNET * 2  # the base that draws the source's images is loaded in fp32
-    yield 18, card.sample(p.num_source_images, beside=fp32)
-    yield 18, card.train(config, 2 * p.max_train_steps)
-    yield 20, card.encode(0, 2 * whole)
-    yield 22, card.train(config, 48 / config.training.gradient_accumulation_steps, whole)
-    yield 25, card.sample(3 * p.num_samples, beside=whole + card.clip)
-    yield 46, card.train(config, 2 * p.max_train_steps_without_text, card.clip)
-    yield 46, card.sample(30, calls=1, beside=card.clip, most=10)
+    micro = config.training.gradient_accumulation_steps
+    yield 20, card.sample(p.num_source_images, beside=fp32)
+    yield 20, card.train(config, 2 * p.max_train_steps)
+    yield 22, card.encode(0, 2 * whole)
+    yield 22, card.train(config, 2 / micro, whole)
+    yield 24, card.train(config, 12 * 2.5 / micro, whole)  # one pass forwards and four back, a batch each
+    yield 27, card.sample(3 * p.num_samples, beside=whole)
+    yield 43, card.train(config, p.max_train_steps_without_text)
+    yield 43, card.sample(20, calls=1, most=10)
 
 
 def lesson_09(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     config, whole = card.setup(), card.model + card.vae
     pair = dict(steps=10, beside=whole, most=5)  # of two pipelines one draws
-    yield 8, card.train(config, 2 * p.max_train_steps + sum(p.earlier_steps))
-    yield 10, card.sample(20, calls=1, **pair | {"beside": 2 * whole})
-    yield 13, card.sample(25, **pair)
+    yield 9, card.train(config, 2 * p.max_train_steps)
+    yield 11, card.sample(15, calls=1, **pair)
     yield 16, card.encode(p.num_compared, 2 * card.model + card.vae, half=False)
-    yield 17, card.sample(36 * p.num_compared, 1, 1, whole)
-    yield 22, card.sample(10, calls=3, **pair)
-    yield 24, card.sample(25, **pair)
-    yield 27, card.sample(25, calls=3, **pair)
-    yield 37, card.sample(0, beside=whole + card.clip)  # where an attribute classifier is
-    yield 51, card.encode(5 * p.num_edited, 2 * card.model + card.vae + card.clip, half=False)
-    yield 51, card.sample(5 * p.num_edited, 20, 3, whole + card.clip)
+    yield 18, card.sample(4 * p.num_compared, 1, 1, whole)
+    yield 20, card.sample(10, calls=3, **pair)
+    yield 22, card.sample(25, **pair)
+    yield 25, card.sample(24 * p.num_compared, 1, 1, whole)
+    yield 28, card.sample(25, **pair)
+    yield 31, card.sample(25, calls=3, **pair)
+    yield 40, card.sample(0, beside=whole + card.clip)  # where an attribute classifier is
+    yield 49, card.encode(3 * p.num_edited + 5, 2 * card.model + card.vae + card.clip, half=False)
+    yield 49, card.sample(3 * p.num_edited + 5, 20, 3, whole + card.clip)
 
 
 def lesson_10(card: Card, p: Any) -> Iterator[tuple[int, Work]]:

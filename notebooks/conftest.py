@@ -29,7 +29,7 @@ SMALLER: dict[str, dict[str, Any]] = {  # in the order in which they begin, the 
         "max_train_steps_without_text": 6,
         "num_samples": 10,
     },
-    "09_guidance": {"max_train_steps": 6, "earlier_steps": [3], "num_compared": 10, "num_edited": 4},
+    "09_guidance": {"max_train_steps": 6, "num_compared": 10, "num_edited": 4},
     "07_evaluation": {"images_per_prompt": 1, "num_inference_steps": 2},
     "05_sampling": {"guidance_scales": [1.0, 7.5], "num_prompts": 4, "step_counts": [4, 8]},
     "11_comparison": {"num_images": 10},
@@ -38,8 +38,8 @@ SMALLER: dict[str, dict[str, Any]] = {  # in the order in which they begin, the 
     "01_diffusion_from_scratch": {"point_steps": 100, "latent_steps": 5, "num_images": 12},
     "00_start": {"num_prompts": 4},
 }
-# These teach a classifier of domains, for a score; fewer images do.
-TAUGHT = ("08_domainstudio", "12_alignment")
+# It teaches a classifier of domains, for a score; fewer images do.
+TAUGHT = ("12_alignment",)
 FEW_TEACH = "\nfrom dasd_utils.study import ladder\nladder.DOMAIN_SHARE = 40"
 
 

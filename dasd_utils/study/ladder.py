@@ -140,6 +140,16 @@ def find_or_train(
     return resolve(train(config, method, seed, progress).output_dir)
 
 
+def load_or_train(config: Config, names: Mapping[str, str], seed: int) -> dict[str, sampling.DasdPipeline]:
+    """Return the pipeline of each method, {title: its name}; all are trained before the first is loaded."""
+    methods = {title: find_methods([name])[0] for title, name in names.items()}
+    runs = {title: find_or_train(config, method, seed, progress=False) for title, method in methods.items()}
+    return {
+        title: sampling.load_trained_pipeline(run, run_config(config, methods[title], seed))
+        for title, run in runs.items()
+    }
+
+
 # sampling
 def settings(config: Config, method: Method, domain: DomainConfig, run: Path | None) -> Calibration:
     """Return how the method is sampled in a domain; DasdError where its calibration was not made."""
