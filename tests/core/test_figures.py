@@ -169,7 +169,7 @@ def test_histograms_have_a_panel_for_each_title_and_bars_for_each_label():
     left, right = figures.histograms(panels, "value", "count", bins=[-0.5, 0.5, 1.5, 2.5]).axes
     assert [bar.get_height() for bar in left.patches] == [2, 1, 0, 0, 1, 0]
     assert [bar.get_height() for bar in right.patches] == [0, 0, 2, 1, 0, 0]
-    assert (left.get_title(), left.get_xlabel(), left.get_ylabel()) == ("left", "value", "count")
+    assert (left.get_title("left"), left.get_xlabel(), left.get_ylabel()) == ("left", "value", "count")
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["x", "y"]
 
 
