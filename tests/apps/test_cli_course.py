@@ -54,8 +54,9 @@ def test_a_notebook_runs_with_parameters_and_a_failing_one_names_cell_and_error(
     assert not (tmp_path / "stored").exists()
 
 
-def test_too_few_prompts_are_named_before_anything_is_loaded():
-    cells = notebooks.load_notebook(ROOT / "notebooks" / "00_start.ipynb").cells
+@pytest.mark.parametrize("name", ["00_start", "05_sampling"])
+def test_too_few_prompts_are_named_before_anything_is_loaded(name):
+    cells = notebooks.load_notebook(ROOT / "notebooks" / f"{name}.ipynb").cells
     check = next(cell.source for cell in cells if "if num_prompts < 2" in cell.source)
     with pytest.raises(DasdError, match="num_prompts is 1"):
         exec(check, {"num_prompts": 1})  # it knows no profile and no config, so it stops before them
