@@ -207,7 +207,7 @@ def _small_unet() -> counting.Counted:
 
 
 def lesson_00(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
-    for cell in (17, 19, 21):
+    for cell in (14, 16, 18):
         yield cell, card.sample(p.num_prompts, beside=FP32_MORE)
 
 
@@ -226,10 +226,10 @@ def lesson_01(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
 
 
 def lesson_02(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
-    yield 31, card.encode(IMAGES)
-    yield 33, card.sample(9, steps=0, beside=-card.model)
-    yield 35, card.sample(3 * 64, steps=0, beside=-card.model)
-    yield 37, card.encode(0)
+    yield 24, card.encode(IMAGES)
+    yield 26, card.encode(1, half=False)
+    yield 28, card.sample(9, steps=0, beside=-card.model)
+    yield 30, card.sample(3 * 64, steps=0, beside=-card.model)
 
 
 def lesson_03(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
@@ -266,17 +266,15 @@ def lesson_04(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
 def lesson_05(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     domains = len(card.base.domains)
     yield 7, card.sample(4, most=1)
-    yield 11, card.sample(0, most=1)  # both are refused
-    yield 13, card.sample(8, most=4)
-    yield 15, card.sample(domains * len(p.guidance_scales) * p.num_prompts)
-    yield 25, card.sample(6 * sum(p.step_counts) / 30 + 200 / 30, beside=card.clip, most=1)
-    yield 37, card.sample(domains * 3 * 4, beside=card.clip, most=4)
-    yield 39, card.sample(3, beside=card.clip, most=1)
-    yield 41, card.sample(0, beside=card.clip, most=1)  # in a live session
+    yield 9, card.sample(0, most=1)  # both are refused
+    yield 11, card.sample(8, most=4)
+    yield 13, card.sample(domains * len(p.guidance_scales) * p.num_prompts)
+    yield 22, card.sample(6 * sum(p.step_counts) / 30 + 200 / 30, beside=card.clip, most=1)
+    yield 30, card.sample(0, beside=card.clip, most=1)  # in a live session
 
 
 def lesson_06(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
-    yield 44, card.sample(5)
+    yield 33, card.sample(5)
 
 
 def lesson_07(card: Card, p: Any) -> Iterator[tuple[int, Work]]:

@@ -348,6 +348,22 @@ def _bars(axes: Axes, rows: Rows, metric: str, domains: Texts, colors: Mapping[s
     axes.axhline(0, color=MUTED, linewidth=0.8)
 
 
+@style()
+def histograms(
+    panels: Mapping[str, Mapping[str, Any]], xlabel: str, ylabel: str, bins: Any = 30, **settings: Any
+) -> Figure:
+    """Return a panel per title with a histogram per label, one over the other; settings: of `Axes.hist`."""
+    figure = Figure(figsize=(max(3.1 * len(panels), 4.5), 2.6), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False, sharex=True)[0]
+    for axes, (title, parts) in zip(grid, panels.items(), strict=True):
+        for color, (label, values) in zip(cycle(PALETTE), parts.items(), strict=False):
+            axes.hist(values, bins, color=color, alpha=0.6, label=label, **settings)
+        axes.set(title=title, xlabel=xlabel)
+    grid[0].set_ylabel(ylabel)
+    grid[-1].legend()
+    return figure
+
+
 def draw_heat(axes: Axes, values: np.ndarray, texts: Any, **settings: Any) -> None:
     """Draw a matrix as shades of blue with a text in each cell."""
     image = axes.imshow(values, cmap=BLUES, aspect="auto", **settings)

@@ -99,7 +99,8 @@ def _execute(path: Path, copy: Path, parameters: dict[str, Any]) -> tuple[str, i
     except DeadKernelError:
         error = f"{path.name}: its kernel died, most likely of too little memory."
     except papermill.PapermillExecutionError as fault:
-        error = (f"{path.name} failed in cell {fault.exec_count} with {fault.ename}: {fault.evalue}. "
+        said = f"{fault.ename}: {fault.evalue}".rstrip(".")
+        error = (f"{path.name} failed in cell {fault.exec_count} with {said}. "
                  f"The executed copy with its traceback: {copy}")  # fmt: skip
     finally:
         done.set()

@@ -20,7 +20,7 @@ def test_parameters_are_read_as_json():
 
 
 DECLARED = 'value = 1\nprofile = "tiny"\noutput_dir = "data/runs/course"'
-SHOWN = "import sys\nassert value < 5, 'too large'\nf'{value} in {output_dir} by {sys.executable}'"
+SHOWN = "import sys\nassert value < 5, 'too large.'\nf'{value} in {output_dir} by {sys.executable}'"
 KERNEL = {"name": "conda-env-torch-py", "display_name": "torch"}
 
 
@@ -47,7 +47,15 @@ def test_a_notebook_runs_with_parameters_and_a_failing_one_names_cell_and_error(
     for keep_going in (False, True):
         ran = notebooks.run_notebooks([notebook, notebook], tmp_path, {"value": 7}, keep_going=keep_going)
         assert len(ran) == 1 + keep_going
-        assert "00_small.ipynb failed in cell 3 with AssertionError: too large" in ran[-1].error
+        assert "00_small.ipynb failed in cell 3 with AssertionError: too large. The exec" in ran[-1].error
+
+
+@pytest.mark.parametrize("name", ["00_start", "05_sampling"])
+def test_too_few_prompts_are_named_before_anything_is_loaded(name):
+    cells = notebooks.load_notebook(ROOT / "notebooks" / f"{name}.ipynb").cells
+    check = next(cell.source for cell in cells if "if num_prompts < 2" in cell.source)
+    with pytest.raises(DasdError, match="num_prompts is 1"):
+        exec(check, {"num_prompts": 1})  # it knows no profile and no config, so it stops before them
 
 
 @pytest.mark.parametrize("metadata", [{}, {"kernelspec": KERNEL, "language_info": {"name": "py"}}])

@@ -158,6 +158,15 @@ def test_bar_chart_dashes_the_reference_of_each_domain():
     assert [axes.get_title("left") for axes in figure.axes] == ["CMMD (lower is better)"]
 
 
+def test_histograms_have_a_panel_for_each_title_and_bars_for_each_label():
+    panels = {"left": {"x": [0, 0, 1], "y": [1]}, "right": {"x": [2, 2], "y": [0]}}
+    left, right = figures.histograms(panels, "value", "count", bins=[-0.5, 0.5, 1.5, 2.5]).axes
+    assert [bar.get_height() for bar in left.patches] == [2, 1, 0, 0, 1, 0]
+    assert [bar.get_height() for bar in right.patches] == [0, 0, 2, 1, 0, 0]
+    assert (left.get_title("left"), left.get_xlabel(), left.get_ylabel()) == ("left", "value", "count")
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["x", "y"]
+
+
 def test_heat_writes_each_value_and_is_dark_where_it_is_high():
     axes = figures.Figure().subplots()
     figures.draw_heat(axes, np.array([[1, 0], [0.25, 0.75]]), [[40, 0], [1, 3]])
