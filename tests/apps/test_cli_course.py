@@ -10,7 +10,7 @@ from conftest import write_notebook
 from dasd_utils.apps import notebooks
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import study
-from dasd_utils.config import DasdError
+from dasd_utils.config import ROOT, DasdError
 
 
 def test_parameters_are_read_as_json():
