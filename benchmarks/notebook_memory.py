@@ -269,8 +269,8 @@ def lesson_05(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 9, card.sample(0, most=1)  # both are refused
     yield 11, card.sample(8, most=4)
     yield 13, card.sample(domains * len(p.guidance_scales) * p.num_prompts)
-    yield 22, card.sample(6 * sum(p.step_counts) / 30 + 200 / 30, beside=card.clip, most=1)
-    yield 30, card.sample(0, beside=card.clip, most=1)  # in a live session
+    yield 24, card.sample(6 * sum(p.step_counts) / 30 + 200 / 30, beside=card.clip, most=1)
+    yield 32, card.sample(0, beside=card.clip, most=1)  # in a live session
 
 
 def lesson_06(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
@@ -312,10 +312,10 @@ def lesson_09(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 22, card.sample(25, **pair)
     yield 25, card.sample(24 * p.num_compared, 1, 1, whole)
     yield 28, card.sample(25, **pair)
-    yield 31, card.sample(25, calls=3, **pair)
-    yield 40, card.sample(0, beside=whole + card.clip)  # where an attribute classifier is
-    yield 49, card.encode(3 * p.num_edited + 5, 2 * card.model + card.vae + card.clip, half=False)
-    yield 49, card.sample(3 * p.num_edited + 5, 20, 3, whole + card.clip)
+    yield 31, card.sample(45, calls=3, **pair)
+    yield 42, card.sample(0, beside=whole + card.clip)  # where an attribute classifier is
+    yield 51, card.encode(3 * p.num_edited + 5, 2 * card.model + card.vae + card.clip, half=False)
+    yield 51, card.sample(3 * p.num_edited + 5, 20, 3, whole + card.clip)
 
 
 def lesson_10(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
