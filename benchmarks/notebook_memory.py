@@ -279,8 +279,9 @@ def lesson_06(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
 
 def lesson_07(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     domains, prompts = len(card.base.domains), 20
-    yield 5, card.sample(2 * prompts, beside=card.clip)
-    yield 16, card.sample(3 * domains * prompts * p.images_per_prompt, beside=2 * card.clip)
+    yield 8, card.sample(2 * 2 * p.images_per_prompt, beside=card.clip)
+    yield 10, card.sample(3 * domains * prompts * p.images_per_prompt, beside=card.clip)
+    yield 30, card.sample(2 * prompts, beside=card.clip)
 
 
 def lesson_08(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
@@ -336,7 +337,7 @@ def lesson_10(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
 
 
 def lesson_11(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
-    yield 23, card.sample(len(card.base.domains) * p.num_images, beside=card.clip)
+    yield 24, card.sample(len(card.base.domains) * p.num_images, beside=card.clip)
 
 
 def lesson_12(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
