@@ -50,8 +50,8 @@ CALLS = re.findall(
     r"\w+",
     """train train_or_resume find_or_train load_or_train generate generate_with_auto_domain
     generate_comparison draw_images sample sample_method evaluate edit invert inverted pictures strength
-    encode cached_latents decode_images features gradient_pulls unet_pass predict_noise grad objective
-    predict playground""",
+    encode cached_latents decode_images features gradient_pulls unet_pass one_pass predict_noise
+    heldout_losses grad objective predict playground""",
 )
 
 
@@ -236,31 +236,36 @@ def lesson_03(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     short = card.setup().replace(
         mixed_precision="no", target_batch_size=3, source_batch_size=1, gradient_checkpointing=True
     )
-    yield 23, card.encode(3 * p.num_images, half=False)
+    yield 21, card.encode(3 * p.num_images, half=False)
     yield 23, card.train(short, p.steps)
-    yield 28, card.forward(short, 2 * 4, 4, beside=card.vae)
-    yield 30, card.forward(short, 9 * p.num_images, 32, beside=card.vae)
+    yield 27, card.forward(short, 2 * 4, 4, beside=card.vae)
+    yield 32, card.forward(short, 6 * p.num_images, 32, beside=card.vae)
 
 
 def lesson_04(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     config, whole = card.setup(), card.model + card.vae
     held_out = 2 * config.training.validation_images
     steps = p.max_train_steps or config.training.max_train_steps
-    small = config.replace(target_batch_size=4, source_batch_size=2)
-    yield 7, card.encode(IMAGES, card.model)
-    yield 17, card.sample(4)
-    yield 19, card.forward(config, held_out, 16)
-    yield 21, card.train(config, steps)
-    yield 21, card.sample(4 * steps / max(p.sample_every // 2, 1), most=2)
-    yield 21, card.forward(config, held_out * steps / p.sample_every, 16)
-    yield 29, card.forward(config, 22 * 16, 16, card.vae)
-    yield 31, card.forward(config, held_out, 16, card.vae)
-    yield 35, card.sample(16, most=4)
-    yield 39, card.train(small, 4 + 3, beside=whole)
-    yield 41, card.train(small, 2, beside=whole)
-    yield 43, card.train(config, p.sample_every)  # the first model waits on the CPU
-    yield 45, card.sample(4, most=2)
-    yield 47, card.train(config, 1, card.vae)
+    small = config.replace(
+        mixed_precision="no", target_batch_size=6, source_batch_size=2, gradient_checkpointing=True,
+        gradient_accumulation_steps=1,
+    )  # fmt: skip
+    brief = config.replace(target_batch_size=4, source_batch_size=2)
+    yield 6, card.encode(0, card.model + FP32_MORE, half=False)
+    yield 8, card.encode(IMAGES, card.model + FP32_MORE, half=False)
+    yield 16, card.train(small, 2, card.vae)
+    yield 20, card.sample(4, beside=FP32_MORE)
+    yield 22, card.train(small, 2 * p.sample_every, whole + FP32_MORE)
+    yield 22, card.sample(8, most=2, beside=whole + 2 * FP32_MORE)
+    yield 24, card.encode(0, 2 * card.model + FP32_MORE)
+    yield 27, card.train(config, steps)
+    yield 27, card.sample(4 * steps / p.sample_every, most=2)
+    yield 27, card.forward(config, held_out * (1 + steps / p.sample_every), 16)
+    yield 35, card.forward(config, 20 * 16, 16, card.vae)
+    yield 37, card.forward(config, held_out, 16, card.vae)
+    yield 41, card.sample(16, most=4)
+    yield 44, card.train(brief, 4 + 3, beside=whole)
+    yield 46, card.train(brief, 2, beside=whole)
 
 
 def lesson_05(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
