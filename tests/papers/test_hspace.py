@@ -54,27 +54,6 @@ def test_a_straight_line_is_found_and_a_shift_taken_away():
     assert made.scores(torch.zeros(1, 3)).softmax(dim=1)[0].tolist() == pytest.approx([0.9, 0.1], abs=1e-3)
 
 
-def test_shares_of_a_set_without_labels_by_hand():
-    labels = ["no"] * 10 + ["yes"] * 10
-    told = ["no"] * 9 + ["yes"] + ["no"] * 3 + ["yes"] * 7  # 0.1 of "no" and 0.3 of "yes" are mistaken
-    said = ["yes"] * 52 + ["no"] * 48  # 0.7 of p and 0.1 of 1 - p: p = 0.7
-    assert hspace.label_shares(said, told, labels, ["no", "yes"]).tolist() == pytest.approx([0.3, 0.7])
-    none = hspace.label_shares(["no"] * 10, told, labels, ["no", "yes"])
-    assert none.tolist() == pytest.approx([1, 0])  # fewer than mistakes alone would give
-    with pytest.raises(ValueError, match="labelled yes"):
-        hspace.label_shares(said, told[:10], labels[:10], ["no", "yes"])
-
-
-def test_a_set_is_drawn_to_shares():
-    labels = ["no"] * 90 + ["yes"] * 10
-    rows = hspace.resample(labels, ["no", "yes"], torch.tensor([0.25, 0.75], dtype=torch.float64), seed=1)
-    assert len(rows) == 100 and 60 <= sum(labels[row] == "yes" for row in rows) <= 88
-    assert rows == hspace.resample(labels, ["no", "yes"], torch.tensor([0.25, 0.75]), seed=1)
-    assert len(hspace.resample(labels, ["no", "yes"], torch.tensor([0.85, 0.15]))) == 100
-    none = [labels[row] for row in hspace.resample(labels, ["no", "yes"], torch.tensor([1.0, 0.0]))]
-    assert none.count("yes") == 1 and len(none) == 100  # so that a classifier can be trained
-
-
 def test_a_line_of_the_source_is_tried_on_the_target_as_it_is_and_centred():
     random = torch.Generator().manual_seed(0)
 
