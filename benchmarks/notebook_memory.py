@@ -288,8 +288,8 @@ def lesson_05(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 9, card.sample(0, most=1)  # both are refused
     yield 11, card.sample(8, most=4)
     yield 13, card.sample(domains * len(p.guidance_scales) * p.num_prompts)
-    yield 22, card.sample(6 * sum(p.step_counts) / 30 + 200 / 30, beside=card.clip, most=1)
-    yield 30, card.sample(0, beside=card.clip, most=1)  # in a live session
+    yield 24, card.sample(6 * sum(p.step_counts) / 30 + 200 / 30, beside=card.clip, most=1)
+    yield 32, card.sample(0, beside=card.clip, most=1)  # in a live session
 
 
 def lesson_06(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
@@ -333,27 +333,23 @@ def lesson_09(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 22, card.sample(25, **pair)
     yield 25, card.sample(24 * p.num_compared, 1, 1, whole, p.num_compared)
     yield 28, card.sample(25, **pair)
-    yield 31, card.sample(25, calls=3, **pair)
-    yield 40, card.sample(0, beside=whole + card.clip)  # where an attribute classifier is
-    yield 49, card.encode(3 * p.num_edited + 5, 2 * card.model + card.vae + card.clip, half=False)
-    yield 49, card.sample(3 * p.num_edited + 5, 20, 3, whole + card.clip)
+    yield 31, card.sample(45, calls=3, **pair)
+    yield 42, card.sample(0, beside=whole + card.clip)  # where an attribute classifier is
+    yield 51, card.encode(3 * p.num_edited + 5, 2 * card.model + card.vae + card.clip, half=False)
+    yield 51, card.sample(3 * p.num_edited + 5, 20, 3, whole + card.clip)
 
 
 def lesson_10(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     words = {"reference": ["a painting"], "target": ["a satellite image"]}
     source = dataclasses.replace(card.setup().source, name="paintings")
     config = card.setup(method="diffusionclip", domains=[source], method_settings=words, whole_unet=False)
-    whole, images = card.model + card.vae, p.num_compared
-    yield 14, card.translate(config, p.max_train_steps, 40 * p.max_train_steps / 6, card.clip)
-    yield 14, card.encode(6 * images, card.model + card.clip, half=False)
-    yield 14, card.sample(images, 4 * 46 + p.longest_inversion + 40, 1, card.clip)
-    yield 20, card.translate(config, 2 * p.published_steps, 40 * p.published_steps / 3, card.clip)
-    yield 20, card.sample(images, 40 + 3 * 6, 1, whole + card.clip)
-    yield 22, card.sample(images, 6, 1, whole + card.clip)
-    yield 25, card.sample(4 * images, 6, 2, whole + card.clip)
-    yield 27, card.sample(32, 40 + 3 * 6 * 2, 1, whole + 2 * card.clip)
-    yield 46, card.sample(0)  # these sets share no label
-    yield 49, card.sample(0)
+    images = p.num_compared
+    yield 16, card.translate(config, p.max_train_steps, 40 * p.max_train_steps / 6, card.clip)
+    yield 19, card.encode(images, card.model + card.clip, half=False)
+    yield 19, card.sample(images, 40, 1, card.clip, most=8)
+    yield 21, card.sample(images, 6 + 40, 1, card.clip, most=8)
+    yield 24, card.sample(4 * images, 6, 2, card.clip, most=8)
+    yield 44, card.sample(0)  # these sets share no label
 
 
 def lesson_11(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
@@ -362,12 +358,13 @@ def lesson_11(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
 
 def lesson_12(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     config, count = card.setup(), 0 if p.lambda_align == 0 else 1
-    yield 5, card.encode(IMAGES)  # the run is that of lesson 04
-    yield 8, card.pulls(config, 2 * 12 * count)
-    yield 11, card.pulls(config, 12 * count)
-    yield 13, card.pulls(config, 5 * 8 * count)
-    yield 18, card.forward(config, 24 * 16, 16, card.vae)
-    yield 24, card.sample(2 * 3 * p.num_images, beside=card.clip)
+    yield 11, card.encode(IMAGES)  # the run is that of lesson 04
+    yield 16, card.pulls(config, 2)
+    yield 18, card.pulls(config, 2 * 12 * count)
+    yield 21, card.pulls(config, 12 * count)
+    yield 23, card.pulls(config, 5 * 8 * count)
+    yield 28, card.forward(config, 24 * 16, 16, card.vae)
+    yield 34, card.sample(2 * 3 * p.num_images, beside=card.clip)
 
 
 def solutions(card: Card, p: Any) -> Iterator[tuple[int, Work]]:

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import html
 import io
 import textwrap
 import threading
@@ -103,40 +102,6 @@ class Figure(matplotlib.figure.Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format=kind, dpi=dpi, **options.get(kind, {}))
         return buffer.getvalue()
-
-
-class Slider:
-    """Figures of equal size of which a slider shows one, {name: figure}; it works in a page without a kernel.
-
-    Raises ValueError for figures of several sizes, and for fewer than two.
-    """
-
-    def __init__(self, figures: Mapping[str, Figure], dpi: int = 90) -> None:
-        pngs = [io.BytesIO(figure.encode("png", dpi)) for figure in figures.values()]
-        frames = [Image.open(png).convert("RGB") for png in pngs]
-        if len(frames) < 2 or len({frame.size for frame in frames}) != 1:
-            raise ValueError("A slider shows two figures or more, all of one size.")
-        self.names, (self.width, self.height) = list(figures), frames[0].size
-        sheet = Image.new("RGB", (self.width, self.height * len(frames)))  # one below the other
-        for i, frame in enumerate(frames):
-            sheet.paste(frame, (0, i * self.height))
-        buffer = io.BytesIO()
-        sheet.save(buffer, format="webp", quality=85)
-        self.sheet = base64.b64encode(buffer.getvalue()).decode()
-
-    def __repr__(self) -> str:
-        return f"<Slider: {', '.join(self.names)}>"
-
-    def _repr_html_(self) -> str:
-        last, names = len(self.names) - 1, html.escape("|".join(self.names))
-        # JupyterLab shows an untrusted notebook without the input: then the first figure stands alone
-        picture = (f"padding-bottom:{100 * self.height / self.width:.4g}%;"
-                   f"background:url(data:image/webp;base64,{self.sheet}) 0 0/100%")  # fmt: skip
-        show = (f"this.previousElementSibling.style.backgroundPositionY=100*this.value/{last}+'%';"
-                "this.nextElementSibling.value=this.dataset.names.split('|')[this.value]")  # fmt: skip
-        return (f'<div style="max-width:{self.width}px"><div role="img" style="{picture}"></div>'
-                f'<input type="range" style="width:50%" min="0" max="{last}" value="0" data-names="{names}" '
-                f'oninput="{show}"> <output>{html.escape(self.names[0])}</output></div>')  # fmt: skip
 
 
 @contextlib.contextmanager

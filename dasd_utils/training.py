@@ -161,11 +161,6 @@ def load_history(folder: str | Path) -> list[HistoryRow]:
     return checkpoints.load_rows(path)
 
 
-def load_speed(folder: str | Path) -> list[float]:
-    """Return the samples per second of each step in a run's folder; [] if it does not hold them."""
-    return [row["samples_per_second"] for row in checkpoints.load_rows(resolve(folder) / SPEED)]
-
-
 # The loop, and the steps that it is made of.
 
 

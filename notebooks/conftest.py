@@ -13,8 +13,6 @@ SMALLER: dict[str, dict[str, Any]] = {  # in the order in which they begin, the 
     "10_diffusionclip": {
         "num_images": 4,
         "max_train_steps": 6,
-        "published_steps": 2,
-        "longest_inversion": 40,
         "num_compared": 10,
         "num_labelled": 16,
         "num_tested": 16,

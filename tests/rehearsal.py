@@ -25,9 +25,8 @@ PARAMETERS: dict[str, object] = {
     "num_prompts": 2, "steps": 4, "draws": 50, "max_train_steps": 4, "sample_every": 2,
     "guidance_scales": [1.0, 4.0], "step_counts": [2, 3], "images_per_prompt": 2, "num_inference_steps": 2,
     "num_images": 12, "num_source_images": 4, "max_train_steps_without_text": 2, "num_samples": 10,
-    "num_compared": 10, "num_edited": 4, "published_steps": 2,
-    "longest_inversion": 8, "num_labelled": 10, "num_tested": 10, "timesteps": [50, 400], "short_steps": 2,
-    "token_steps": 2,
+    "num_compared": 10, "num_edited": 4, "num_labelled": 10, "num_tested": 10,
+    "timesteps": [50, 400], "short_steps": 2, "token_steps": 2,
 }  # fmt: skip
 
 

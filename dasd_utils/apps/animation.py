@@ -1,7 +1,9 @@
-"""Sample grids of a run while it trains, and all of them as one small moving picture."""
+"""Sample grids of a run while it trains, all of them as one moving picture, and figures behind a slider."""
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -71,6 +73,40 @@ def save(
     with files.atomic_write(path, "The animation") as part:
         frames[0].save(part, path.suffix[1:], save_all=True, append_images=frames[1:], **options)
     return path
+
+
+class Slider:
+    """Figures of equal size of which a slider shows one, {name: figure}; it works in a page without a kernel.
+
+    Raises ValueError for figures of several sizes, and for fewer than two.
+    """
+
+    def __init__(self, shown: Mapping[str, figures.Figure], dpi: int = 90) -> None:
+        pngs = [io.BytesIO(figure.encode("png", dpi)) for figure in shown.values()]
+        frames = [Image.open(png).convert("RGB") for png in pngs]
+        if len(frames) < 2 or len({frame.size for frame in frames}) != 1:
+            raise ValueError("A slider shows two figures or more, all of one size.")
+        self.names, (self.width, self.height) = list(shown), frames[0].size
+        sheet = Image.new("RGB", (self.width, self.height * len(frames)))  # one below the other
+        for i, frame in enumerate(frames):
+            sheet.paste(frame, (0, i * self.height))
+        buffer = io.BytesIO()
+        sheet.save(buffer, format="webp", quality=85)
+        self.sheet = base64.b64encode(buffer.getvalue()).decode()
+
+    def __repr__(self) -> str:
+        return f"<Slider: {', '.join(self.names)}>"
+
+    def _repr_html_(self) -> str:
+        last, names = len(self.names) - 1, html.escape("|".join(self.names))
+        # JupyterLab shows an untrusted notebook without the input: then the first figure stands alone
+        picture = (f"padding-bottom:{100 * self.height / self.width:.4g}%;"
+                   f"background:url(data:image/webp;base64,{self.sheet}) 0 0/100%")  # fmt: skip
+        show = (f"this.previousElementSibling.style.backgroundPositionY=100*this.value/{last}+'%';"
+                "this.nextElementSibling.value=this.dataset.names.split('|')[this.value]")  # fmt: skip
+        return (f'<div style="max-width:{self.width}px"><div role="img" style="{picture}"></div>'
+                f'<input type="range" style="width:50%" min="0" max="{last}" value="0" data-names="{names}" '
+                f'oninput="{show}"> <output>{html.escape(self.names[0])}</output></div>')  # fmt: skip
 
 
 def _frame(picture: Image.Image, step: int, size: tuple[int, int], last: int, label: str) -> Image.Image:

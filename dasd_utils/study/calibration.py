@@ -59,10 +59,7 @@ def calibrate(
     again: bool = False,
     intervals: bool = False,
 ) -> None:
-    """Search every target domain; write `calibration.json` at `path`, and every candidate's scores beside it.
-
-    An existing file stays, or with `again` is replaced at the end. intervals: search guidance intervals too.
-    """
+    """Search every target domain; write `calibration.json` at `path`, unless it is there, and scores."""
     if path.is_file() and not again:
         return
     files.output_folder(path.parent)

@@ -1,7 +1,4 @@
-"""What a picture shows: a small network that reads scene and attributes, trained on renders of the toy world.
-
-A CLIP score asks whether text and image are near; this asks whether the picture has two ships.
-"""
+"""What a picture shows: a small network that reads scene and attributes, trained on the toy world."""
 
 import itertools
 import json

@@ -1,5 +1,10 @@
 """Animations: one frame a step, labelled, in order, and small."""
 
+import base64
+import io
+import re
+
+import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageSequence
 from typer.testing import CliRunner
@@ -65,3 +70,17 @@ def test_the_command_takes_the_grids_of_a_run(grids, tmp_path):
     result = CliRunner().invoke(cli.app, ["animate", str(tmp_path), "--width", "160"])
     assert result.exit_code == 0 and "3 pictures" in result.stdout
     assert [image.width for image, _ in frames(tmp_path / "samples.webp")] == [160] * 3
+
+
+def test_a_slider_holds_its_figures_one_below_the_other():
+    one, other = ([Image.new("RGB", (32, 32), (level, 0, 0))] for level in (200, 250))
+    frames = {"low & slow": figures.image_grid(one), "high": figures.image_grid(other)}
+    shown = animation.Slider(frames)._repr_html_()
+    assert 'max="1"' in shown and "low &amp; slow|high" in shown
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^)]+)", shown)[1]))))
+    height, width = sheet.shape[:2]
+    found = [sheet[height // 4 * row, width // 2, 0] for row in (1, 3)]
+    assert np.allclose(found, (200, 250), atol=6)  # the first is above
+    for wrong in ({}, {"one": frames["high"]}, {"a": frames["high"], "b": figures.image_grid(one * 2)}):
+        with pytest.raises(ValueError, match=r"two figures or more, all of one size"):
+            animation.Slider(wrong)

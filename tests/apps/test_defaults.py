@@ -122,13 +122,13 @@ def test_without_a_prompt_a_domain_draws_its_own(pipeline, monkeypatch, tmp_path
     monkeypatch.setattr(runs, "save_image", lambda image, path: str(path.name))
     words, seeds = [], []
 
-    def generate(texts, seed, **_given):
-        assert len(texts) <= pipeline.batch_size
-        words.extend(texts)
-        seeds.extend(seed)
-        return ["image"] * len(texts), None, None
+    def sample(jobs):
+        assert len(jobs) <= pipeline.batch_size
+        words.extend(job.plain for job in jobs)
+        seeds.extend(job.seed for job in jobs)
+        return ["image"] * len(jobs)
 
-    monkeypatch.setattr(pipeline, "generate", generate)
+    monkeypatch.setattr(pipeline, "_sample", sample)
     runs.generate(domain="xray", num_images=22, seed=3)
     prompts = load_prompts(pipeline.config, "xray")
     assert (words, seeds) == ([*prompts, *prompts[:2]], [*range(3, 25)])

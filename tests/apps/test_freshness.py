@@ -134,8 +134,8 @@ REACHED = {
     "papers/prior_images": "08 10 so",  # found by the core too, for source images that are generated
     "papers/indomain": "09",  # named by its rows of the ladder alone
     "papers/text_free": "09",
-    "papers/editing": "09 10",
-    "papers/diffusionclip": "10",
+    "papers/editing": "09 10 so",
+    "papers/diffusionclip": "10 so",
     "apps/new_domain": "03",
     "apps/animation": "04",
     "apps/monitor": "04",

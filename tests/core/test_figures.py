@@ -3,7 +3,6 @@
 import base64
 import io
 import itertools
-import re
 import warnings
 
 import matplotlib
@@ -172,20 +171,6 @@ def test_heat_writes_each_value_and_is_dark_where_it_is_high():
     figures.draw_heat(axes, np.array([[1, 0], [0.25, 0.75]]), [[40, 0], [1, 3]])
     found = [(text.get_text(), text.get_color() == "white") for text in axes.texts]
     assert found == [("40", True), ("0", False), ("1", False), ("3", True)]
-
-
-def test_a_slider_holds_its_figures_one_below_the_other():
-    light = [Image.new("RGB", (32, 32), (250, 0, 0))]
-    frames = {"low & slow": figures.image_grid(red(1)), "high": figures.image_grid(light)}
-    shown = figures.Slider(frames)._repr_html_()
-    assert 'max="1"' in shown and "low &amp; slow|high" in shown
-    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^)]+)", shown)[1]))))
-    height, width = sheet.shape[:2]
-    found = [sheet[height // 4 * row, width // 2, 0] for row in (1, 3)]
-    assert np.allclose(found, (200, 250), atol=6)  # the first is above
-    for wrong in ({}, {"one": frames["high"]}, {"a": frames["high"], "b": figures.image_grid(red(2))}):
-        with pytest.raises(ValueError, match=r"two figures or more, all of one size"):
-            figures.Slider(wrong)
 
 
 def test_style_and_figures_leave_nothing_behind():

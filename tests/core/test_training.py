@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import narrow
 import numpy as np
@@ -110,7 +111,8 @@ def test_history_rows(config):
     assert row["loss"] == pytest.approx(row["loss_noise"] + 0.01 * row["mmd"], rel=1e-5)
     assert row["mmd"] == pytest.approx((row["mmd_satellite"] + row["mmd_xray"]) / 2, rel=1e-5)
     assert training.load_history(config.output_dir) == history == seen
-    speed = training.load_speed(config.output_dir)
+    rows = checkpoints.load_rows(Path(config.output_dir) / training.SPEED)
+    speed = [row["samples_per_second"] for row in rows]
     assert len(speed) == 4 and min(speed) > 0
     with pytest.raises(DasdError, match="no history"):
         training.load_history(f"{config.output_dir}-2")

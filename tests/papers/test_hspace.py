@@ -1,6 +1,4 @@
-"""Features of the bottleneck, linear classifiers on them, and sets drawn to the shares of another domain."""
-
-import functools
+"""Features of the bottleneck, and linear classifiers on them."""
 
 import narrow
 import pytest
@@ -10,7 +8,6 @@ from synthetic import pictures
 from dasd_utils import models
 from dasd_utils.papers import editing
 from dasd_utils.papers.diffusionclip import hspace
-from dasd_utils.papers.diffusionclip.adaptation import Labelled
 
 
 @pytest.fixture
@@ -57,27 +54,6 @@ def test_a_straight_line_is_found_and_a_shift_taken_away():
     assert made.scores(torch.zeros(1, 3)).softmax(dim=1)[0].tolist() == pytest.approx([0.9, 0.1], abs=1e-3)
 
 
-def test_shares_of_a_set_without_labels_by_hand():
-    labels = ["no"] * 10 + ["yes"] * 10
-    told = ["no"] * 9 + ["yes"] + ["no"] * 3 + ["yes"] * 7  # 0.1 of "no" and 0.3 of "yes" are mistaken
-    said = ["yes"] * 52 + ["no"] * 48  # 0.7 of p and 0.1 of 1 - p: p = 0.7
-    assert hspace.label_shares(said, told, labels, ["no", "yes"]).tolist() == pytest.approx([0.3, 0.7])
-    none = hspace.label_shares(["no"] * 10, told, labels, ["no", "yes"])
-    assert none.tolist() == pytest.approx([1, 0])  # fewer than mistakes alone would give
-    with pytest.raises(ValueError, match="labelled yes"):
-        hspace.label_shares(said, told[:10], labels[:10], ["no", "yes"])
-
-
-def test_a_set_is_drawn_to_shares():
-    labels = ["no"] * 90 + ["yes"] * 10
-    rows = hspace.resample(labels, ["no", "yes"], torch.tensor([0.25, 0.75], dtype=torch.float64), seed=1)
-    assert len(rows) == 100 and 60 <= sum(labels[row] == "yes" for row in rows) <= 88
-    assert rows == hspace.resample(labels, ["no", "yes"], torch.tensor([0.25, 0.75]), seed=1)
-    assert len(hspace.resample(labels, ["no", "yes"], torch.tensor([0.85, 0.15]))) == 100
-    none = [labels[row] for row in hspace.resample(labels, ["no", "yes"], torch.tensor([1.0, 0.0]))]
-    assert none.count("yes") == 1 and len(none) == 100  # so that a classifier can be trained
-
-
 def test_a_line_of_the_source_is_tried_on_the_target_as_it_is_and_centred():
     random = torch.Generator().manual_seed(0)
 
@@ -91,58 +67,3 @@ def test_a_line_of_the_source_is_tried_on_the_target_as_it_is_and_centred():
     assert found["source, on target"] == 0.5  # all are said to be "yes"
     assert min(found["source, on source"], found["ceiling, on target"]) > 0.9
     assert found["source, on target, centred"] > 0.9
-
-
-@pytest.fixture
-def domains():
-    """Features that carry the label, and images that do: bright ones are "yes"."""
-    random, labels = torch.Generator().manual_seed(0), ["no", "yes"] * 60
-    x = torch.randn(120, 3, generator=random)
-    x[1::2, 0] += 8
-    pixels = torch.randn(120, 3, 32, 32, generator=random) * 0.1
-    pixels[1::2] += 1
-    known = hspace.LabelledFeatures(x[:80], labels[:80], x[80:], labels[80:])
-    return known, Labelled(pixels[:80], labels[:80]), Labelled(pixels[80:], labels[80:])
-
-
-def test_the_targets_share_is_found_without_its_labels(domains, monkeypatch):
-    known, teach, real = domains
-    quick = functools.partial(hspace.adaptation.correct_by_epoch, epochs=5)
-    monkeypatch.setattr(hspace.adaptation, "correct_by_epoch", quick)
-    shares = {"source": (0.8, 0.2), "target": (0.3, 0.7)}
-    found = hspace.label_shift_trial(known, known, teach, real, shares, seed=0)
-    assert found[hspace.SHARE] == pytest.approx(0.7, abs=0.15)  # of forty that were drawn
-    assert set(found) == {hspace.AS_IT_IS, hspace.ESTIMATED, hspace.TRUE, hspace.SHARE}
-    assert all(found[name] > 0.9 for name in found if name != hspace.SHARE)
-    by_trial = hspace.label_shift_estimates([found, found | {hspace.SHARE: 0.5}])
-    assert by_trial[hspace.SHARE].tolist() == pytest.approx([found[hspace.SHARE], 0.5])
-
-
-def test_mistakes_are_taken_out_of_the_targets_share(monkeypatch):
-    """Two fifths of "no" look like "yes": counted as they are said, 0.2 of "yes" would be 0.52."""
-    shown = {(name, "target"): torch.zeros(1, 2) for name in (hspace.AS_IT_IS, hspace.ESTIMATED, hspace.TRUE)}
-    monkeypatch.setattr(hspace.adaptation, "correct_by_epoch", lambda *_: shown)
-    labels, pixels = (["no"] * 5 + ["yes"] * 5) * 80, torch.zeros(800, 3, 32, 32)
-    x = torch.randn(800, 3, generator=torch.Generator().manual_seed(0))
-    x[:, 0] += torch.tensor([0, 0, 0, 8, 8, 8, 8, 8, 8, 8]).repeat(80)
-    known = hspace.LabelledFeatures(x, labels, x, labels)
-    shares = {"source": (0.2, 0.8), "target": (0.8, 0.2)}
-    found = hspace.label_shift_trial(known, known, *[Labelled(pixels, labels)] * 2, shares, seed=0)
-    assert found[hspace.SHARE] == pytest.approx(0.2, abs=0.06)
-
-
-def test_sets_are_drawn_as_their_names_say(domains, monkeypatch):
-    known, teach, real = domains
-    seen = {}
-
-    def keep(train, test, seed):
-        seen.update(train | test)
-        return {(name, "target"): torch.zeros(1, 2) for name in train}
-
-    monkeypatch.setattr(hspace.adaptation, "correct_by_epoch", keep)
-    hspace.label_shift_trial(known, known, teach, real, {"source": (0.9, 0.1), "target": (0.2, 0.8)}, seed=1)
-    of = {name: own.labels.count("yes") / len(own.labels) for name, own in seen.items()}
-    assert of[hspace.AS_IT_IS] < 0.25 and len(seen[hspace.TRUE].labels) == 80
-    assert min(of[hspace.ESTIMATED], of[hspace.TRUE], of["target"]) > 0.6
-    for own in seen.values():  # pictures keep their labels
-        assert [pixel.mean() > 0.5 for pixel in own.pixels] == [label == "yes" for label in own.labels]

@@ -3,5 +3,5 @@
 - objective: the loss, and the settings of the method
 - translation: a trained run applied to pictures, with any strength
 - adaptation: classifiers trained on translations, tested on real images of the target
-- hspace: labels in the UNet's bottleneck, and training sets resampled by them
+- hspace: labels in the UNet's bottleneck
 """

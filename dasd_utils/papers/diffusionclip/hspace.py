@@ -1,14 +1,12 @@
 """What the UNet's bottleneck represents of a picture: a linear classifier on its features (h-space).
 
 They are those of the base's mid block for a noised picture, averaged over space and draws of noise; arXiv
-2210.10960 found directions in them to be linear in meaning. The classifier estimates how frequent each label
-is in a target without labels, and a training set is resampled to these shares.
+2210.10960 found directions in them to be linear in meaning.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -16,14 +14,10 @@ from torch import Tensor
 
 from dasd_utils import models
 from dasd_utils.papers import editing
-from dasd_utils.papers.diffusionclip import adaptation
-from dasd_utils.papers.diffusionclip.adaptation import Labelled
 from dasd_utils.papers.editing import DasdPipeline
 from dasd_utils.runtime import processes
 
 DECAY = 1e-2  # of the weights of a linear classifier, whose features have deviation 1
-AS_IT_IS, ESTIMATED, TRUE = "as it is", "balanced by the bottleneck", "balanced by true labels"  # sets
-SHARE = "estimated share"
 
 
 @torch.no_grad()
@@ -115,66 +109,3 @@ def transfer(source: LabelledFeatures, target: LabelledFeatures) -> dict[str, Te
     }
     pairs = {name: zip(own, labels, strict=True) for name, (own, labels) in predicted.items()}
     return {name: torch.tensor([float(a == b) for a, b in both]) for name, both in pairs.items()}
-
-
-def label_shares(
-    predicted: Sequence[str], heldout: Sequence[str], labels: Sequence[str], names: Sequence[str]
-) -> Tensor:
-    """Return the shares (classes,) of labels in a set without labels, from a classifier's predictions for it.
-
-    heldout: its predictions for images with known labels. The shares p solve C p = q (arXiv 1802.03916), C
-    the share of each prediction among images of each label, q its share in this set; below 0 counts as 0.
-    """
-    if missing := set(names) - set(labels):
-        raise ValueError(f"No held-out image is labelled {', '.join(sorted(missing))}.")
-    known, truth, own = np.asarray(heldout), np.asarray(labels), np.asarray(predicted)
-    confusion = np.array([[(known[truth == label] == name).mean() for label in names] for name in names])
-    counted = np.array([(own == name).mean() for name in names])
-    shares = np.clip(np.linalg.lstsq(confusion, counted, rcond=None)[0], 0, None)
-    return torch.from_numpy(shares / shares.sum())
-
-
-def resample(labels: Sequence[str], names: Sequence[str], shares: Tensor, seed: int = 0) -> list[int]:
-    """Return as many rows as labels, drawn so that classes have these shares, and each at least one row."""
-    random, own = np.random.default_rng(seed), np.asarray(labels)
-    wanted = shares.double().numpy()
-    drawn = random.choice(len(names), len(own), p=wanted / wanted.sum())
-    counts = np.maximum(np.bincount(drawn, minlength=len(names)), 1)
-    counts[counts.argmax()] -= counts.sum() - len(own)
-    places = [np.flatnonzero(own == name) for name in names]
-    return np.concatenate(list(map(random.choice, places, counts))).tolist()
-
-
-def label_shift_trial(
-    source: LabelledFeatures,
-    target: LabelledFeatures,
-    teach: Labelled,
-    real: Labelled,
-    shares: Mapping[str, Sequence[float]],
-    seed: int,
-) -> dict[str, float]:
-    """Return how often classifiers are right on the target, by how their training set was resampled, and the
-    linear classifier's estimate of the last class's share of the target.
-
-    teach: the translations of `source.train`; real: the pictures of `target.test`; shares: of the sorted
-    classes, to which "source" and "target" are drawn.
-    """
-    names = sorted(set(source.train_labels))
-    wanted = {place: torch.tensor(values) for place, values in shares.items()}
-    own = resample(source.train_labels, names, wanted["source"], seed)
-    tested = resample(target.test_labels, names, wanted["target"], 100 + seed)
-    small = teach.rows(own)
-    linear = fit(source.train[own], small.labels)
-    heldout, predicted = linear.classify(source.test), linear.classify(target.test[tested])
-    estimated = label_shares(predicted, heldout, source.test_labels, names)
-    train = {AS_IT_IS: small}
-    for name, found in ((ESTIMATED, estimated), (TRUE, wanted["target"])):
-        train[name] = small.rows(resample(small.labels, names, found, seed))
-    right = adaptation.correct_by_epoch(train, {"target": real.rows(tested)}, seed)
-    accuracies = {name: right[name, "target"][-1].mean().item() for name in train}
-    return accuracies | {SHARE: estimated[-1].item()}
-
-
-def label_shift_estimates(trials: Sequence[Mapping[str, float]]) -> dict[str, Tensor]:
-    """Return (S,) of each number of S trials."""
-    return {name: torch.tensor([each[name] for each in trials]) for name in trials[0]}
