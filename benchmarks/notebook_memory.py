@@ -117,7 +117,7 @@ class Card:
         peak = few.peak + (many.peak - few.peak) * (batch * min(calls, 2) / 2 - 2) / 14
         decoded = counting.vae_pass(2)
         gflop = images * (steps * calls * many.gflop / 32 + decoded.gflop / 2)
-        own = max(peak + self.vae, self.model + more + decoded.peak)
+        own = max(peak, self.model + more + decoded.peak)  # the VAE is in both
         return Work(f"sample {batch} at once", own, beside, gflop)
 
     def encode(self, images: float, beside: float = 0, half: bool = True, batch: int = 2) -> Work:
@@ -358,32 +358,40 @@ def lesson_11(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
 
 def lesson_12(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     config, count = card.setup(), 0 if p.lambda_align == 0 else 1
+    targets = config.training.target_batch_size
+    batch = targets + config.training.source_batch_size
     yield 11, card.encode(IMAGES)  # the run is that of lesson 04
     yield 16, card.pulls(config, 2)
     yield 18, card.pulls(config, 2 * 12 * count)
     yield 21, card.pulls(config, 12 * count)
     yield 23, card.pulls(config, 5 * 8 * count)
-    yield 28, card.forward(config, 24 * 16, 16, card.vae)
+    yield 28, card.forward(config, 2 * 12 * batch, batch, num_target=targets)
     yield 34, card.sample(2 * 3 * p.num_images, beside=card.clip)
 
 
 def solutions(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     config, prompts, clip = card.setup(), p.num_prompts, card.clip
     studio = card.setup(method="domainstudio", source_images="real")
-    yield 5, card.sample(2 * prompts, beside=clip)
-    yield 7, card.sample(prompts, beside=clip)
-    yield 17, card.encode(IMAGES, card.model + card.vae + clip)
-    yield 25, card.train(config, 2 * p.short_steps, clip)  # the pipeline waits on the CPU
-    yield 27, card.train(config, p.token_steps, clip)
-    yield 27, card.sample(4, beside=clip)
-    yield 29, card.sample(4, beside=clip)
-    yield 31, card.sample(40, beside=clip)
-    yield 37, card.sample(40, beside=clip)
-    yield 42, card.train(studio, 9 / studio.training.gradient_accumulation_steps, clip)
-    yield 45, card.sample(6 * prompts, 10, 3, clip)
-    yield 47, card.sample(3 * prompts, 10, 3, clip)
-    yield 56, card.pulls(config, 16, clip + card.vae)
-    yield 58, card.pulls(config, 12, clip + card.vae)
+    yield 5, card.sample(2 * 12, beside=clip, most=12)
+    yield 7, card.sample(12, beside=clip)
+    yield 9, card.sample(3 * 12, beside=clip, most=12)
+    yield 19, card.encode(IMAGES, card.model + card.vae + clip)
+    yield 21, card.encode(0, card.model + clip)  # the same images
+    yield 35, card.train(config, 2 * p.short_steps, clip)  # the pipeline waits on the CPU
+    yield 37, card.train(config, 2, clip)
+    yield 39, card.train(config, p.token_steps, clip)
+    yield 39, card.sample(4, beside=clip)
+    yield 44, card.sample(4 + 8 + 1, beside=clip, most=8)
+    yield 46, card.sample(5, calls=1, beside=clip, most=1)
+    yield 50, card.sample(2 * 20, beside=clip)
+    yield 62, card.sample(20 * 3, beside=clip)
+    yield 66, card.sample(20, beside=clip)
+    yield 77, card.train(studio, 9 / studio.training.gradient_accumulation_steps, clip)
+    yield 80, card.sample(2 * prompts, 10, 2, clip, prompts)
+    yield 80, card.sample(4 * prompts, 10, 1, clip, prompts)
+    yield 82, card.sample(2 * prompts, 10, 1, clip, prompts)
+    yield 86, card.sample(3 * prompts, 10, 3, clip, prompts)
+    yield 109, card.pulls(config, 4 * 8, clip + card.vae)
 
 
 def ladder_of_three_seeds(card: Card) -> Iterator[Work]:
