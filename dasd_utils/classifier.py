@@ -99,7 +99,10 @@ class DomainClassifier:
         return torch.stack([(vectors @ p.T).mean(dim=1) for p in self.prototypes.values()], dim=1)
 
     def fit_threshold(self, prompts: Sequence[dict[str, Any]]) -> float:
-        """Set and return the threshold of highest accuracy on rows {"prompt", "domain"}: the widest gap."""
+        """Set and return the threshold of highest accuracy on rows {"prompt", "domain"}.
+
+        Of equally good ones it is the middle of the widest gap between two scores.
+        """
         scores, best = self.similarities(check_prompts([row["prompt"] for row in prompts])).max(dim=1)
         labels = [self.label(row) for row in prompts]
         hits = [self.domains[i].name == label for i, label in zip(best.tolist(), labels, strict=True)]

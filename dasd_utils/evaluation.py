@@ -1,25 +1,30 @@
 """One path from prompts to numbers: prompts, images, scores of each image, estimates, rows with intervals."""
 
+from __future__ import annotations
+
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPModel, CLIPTokenizer
 
 from dasd_utils import data, figures, metrics
 from dasd_utils.config import Calibration, Config, DasdError, DomainConfig, resolve
 from dasd_utils.metrics import Estimate
 from dasd_utils.runtime import files, small_cnn
-from dasd_utils.sampling import DasdPipeline
 from dasd_utils.toyworld.attribute_classifier import AttributeClassifier
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPTokenizer
+
+    from dasd_utils.sampling import DasdPipeline
 
 ResultRow = dict[str, Any]  # method, domain, metric, value, low, high, ...
 Scores = dict[str, Tensor]  # name -> a number for each image (or held-out image), or its features

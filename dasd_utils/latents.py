@@ -210,7 +210,10 @@ class Sampler:
         return dataclasses.replace(batch, source_features=features)
 
     def fixed_batch(self) -> list[Batch]:
-        """Return held-out samples, at even timesteps, as batches that never change; [] without validation."""
+        """Return `validation_images` held-out samples of each domain as batches that never change.
+
+        Captions are the first of each image; timesteps lie evenly over the range. Empty without validation.
+        """
         members = self._split("validation")
         if not members:
             return []

@@ -272,7 +272,10 @@ class DasdObjective:
         return loss, logs
 
     def distances(self, features: Tensor, batch: Batch, config: Config) -> dict[str, Tensor]:
-        """Return the squared MMD of each domain with enough rows (Bt + Bs, d) from the source; queue them."""
+        """Return the squared MMD of each target domain from the source, then queue the features.
+
+        features: (Bt + Bs, d), the targets first. A domain with too few for the estimator is left out.
+        """
         settings = config.alignment
         groups = {config.source.name: features[len(batch.target_latents) :]}
         groups |= {name: features[rows] for name, rows in domain_rows(batch, config).items()}

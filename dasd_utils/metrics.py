@@ -81,7 +81,10 @@ def kid_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def cmmd(x: Tensor, y: Tensor, groups: Groups = None) -> float:
-    """Return the unbiased CMMD of unit-norm CLIP features (n, d), (m, d), without pairs of x in one group."""
+    """Return the CMMD of two sets of unit-norm CLIP features; (n, d), (m, d). Unbiased: can be below 0.
+
+    Pairs of x in one group do not count. Google's code is the biased estimate: it adds the diagonal's share.
+    """
     return mmd_statistic(x, y, cmmd_kernel, groups)().item()
 
 
@@ -259,7 +262,10 @@ def half_width(terms: Terms) -> float:
 
 
 def power(effect: float, terms: Terms, variance: float) -> float:
-    """Return how often an interval of these terms, for an estimate of this variance, leaves out 0 rightly."""
+    """Return how often an interval of these terms leaves out 0 on the side of the effect (noncentral t).
+
+    variance: that of the estimate; the terms may count some of it twice, as `Estimate.interval` does.
+    """
     if variance == 0:
         return float(effect > 0)
     degrees, total = freedom(terms), sum(each for each, _ in terms)

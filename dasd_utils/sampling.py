@@ -468,11 +468,13 @@ class DasdPipeline:
                 yield guidance.guided_prediction(network_of, branches, weights_at, computing)
 
     def _branches(self, jobs: Sequence[Job]) -> list[guidance.Branch]:
-        """Return the terms of the jobs' rule with their encoded prompts; equal texts are encoded once."""
+        """Return the terms of the jobs' rule with their encoded prompts; equal texts are encoded once.
+
+        The negative prompt replaces the first term's empty prompt, and with the adapter off the token's too.
+        """
         first, unet = jobs[0], self.parts.unet
         texts = []  # of each term, one a job
         for place, term in enumerate(first.rule):
-            # the negative prompt replaces the empty one of the first term, and the token's of a base
             negative = place == 0 or (term.prompt == guidance.TOKEN and not first.adapted)
             texts.append([job.prompt_for(term, job.negative if negative else "") for job in jobs])
         distinct = list(dict.fromkeys(text for row in texts for text in row))
@@ -498,7 +500,10 @@ def calibrated(config: Config, path: str | Path) -> Config:
 
 
 def run_places(place: str | Path) -> tuple[Path, Path]:
-    """Return (run's folder, adapter's folder) for either, for an adapter in no run, or for one on the hub."""
+    """Return (folder of the run, folder of its adapter), whichever of the two `place` is.
+
+    An adapter that lies in no run stands for both. It may be on the hub: "owner/name".
+    """
     folder = files.find_adapter(place)
     if (folder / "adapter").is_dir() or not (folder / adapters.SUMMARY_FILE).exists():
         return folder, folder / "adapter"

@@ -21,7 +21,10 @@ KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pandas", "pyar
 
 
 def main() -> None:
-    """Install, let the running kernel see the package, say what changed; RuntimeError if KEPT cannot stay."""
+    """Install, let the running kernel see the package, say what changed and which profile fits the machine.
+
+    Raises RuntimeError, with nothing changed, where no set of packages leaves those of KEPT as they are.
+    """
     before = installed()
     kept = [f"{name}=={before[name]}" for name in KEPT if name in before]
     install(kept, before)

@@ -109,7 +109,10 @@ class Running(futures.Future):
         self._stop = stop
 
     def result(self) -> list[training.HistoryRow]:
-        """Wait for the history, or raise what the run raised; an interrupt stops it, a second one at once."""
+        """Wait for the end and return the history; raise what the run raised, KeyboardInterrupt for a stop.
+
+        An interrupt of the kernel stops the run as its button does, a second one without waiting for it.
+        """
         while True:
             try:
                 while not futures.wait([self], timeout=0.2).done:  # with a timeout, so that signals are seen

@@ -167,7 +167,10 @@ def _folder_beside(path: Path, what: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Yield whether this process has the lock file, without waiting; True where a file system has none."""
+    """Yield whether this process has the lock file inside the `with`; it does not wait for another's.
+
+    The system ends a lock with its process. Where a file system has no locks it warns, and yields True.
+    """
     lock = filelock.FileLock(path, timeout=0)
     try:
         lock.acquire()

@@ -151,7 +151,10 @@ def _split_alpha(values: np.ndarray, has_alpha: bool) -> tuple[np.ndarray, np.nd
 def to_eight_bit(
     values: np.ndarray, window: Window | None = None, alpha: np.ndarray | None = None
 ) -> Image.Image:
-    """Return values (h, w) or (h, w, bands), and their alpha, as L, LA, RGB or RGBA; no value is black."""
+    """Return values (h, w) or (h, w, bands), and their alpha, as L, LA, RGB or RGBA; no value is black.
+
+    `info` has "levels", between which all but a thousandth of the pixels lie, and "bands" if some are lost.
+    """
     values = np.atleast_3d(values)
     bands = values.shape[2]
     has_levels = values.dtype != np.uint8
@@ -163,7 +166,7 @@ def to_eight_bit(
     eight = np.nan_to_num(((shown - low) * (255 / (high - low))).clip(0, 255).round()).astype(np.uint8)
     eight = eight if alpha is None else np.dstack([eight, alpha])
     image = Image.fromarray(eight[..., 0] if eight.shape[2] == 1 else eight)
-    some = shown[:: max(len(shown) // 512, 1)]  # between "levels" lie all but a thousandth
+    some = shown[:: max(len(shown) // 512, 1)]
     if has_levels and not np.isnan(some).all():
         image.info["levels"] = tuple(np.nanquantile(some, (0.001, 0.999)).tolist())
     if bands > 3:

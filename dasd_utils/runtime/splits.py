@@ -14,7 +14,10 @@ AXES, SAMPLE = 47, 128  # along which thumbnails are compared first, and from ho
 
 
 def duplicate_groups(ids: Sequence[str], thumbnails: DiskArray | np.ndarray, threshold: float) -> np.ndarray:
-    """Return a group number (n,) for each image; near duplicates of its first image by id share its group."""
+    """Return a group number (n,) for each image; exact copies and near duplicates share one.
+
+    A near duplicate correlates above the threshold with its group's first image by id: pairs do not chain.
+    """
     first, inverse = np.unique(as_array(ids), return_index=True, return_inverse=True)[1:]
     likeness = Likeness(thumbnails)
     groups = np.full(len(first), -1)

@@ -30,7 +30,10 @@ class Pull(NamedTuple):
 def gradient_pulls(
     parts: models.Parts, sampler: Sampler, config: Config, steps: Sequence[int], warm: int = 4
 ) -> list[Pull]:
-    """Return the pulls at the batches of these steps, after `warm` ones for the queue, without an update."""
+    """Return the pulls at the training batches of these steps, without an update.
+
+    A queue is filled by the `warm` batches before the first. lambda_align must not be 0.
+    """
     if processes.default_device().type == "cuda":  # for two gradients the graph takes more than in training
         config = config.replace(gradient_checkpointing=True)
     updater = training.Updater(config, parts)

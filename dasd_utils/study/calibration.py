@@ -59,7 +59,10 @@ def calibrate(
     again: bool = False,
     intervals: bool = False,
 ) -> None:
-    """Search every target domain; write `calibration.json` at `path`, unless it is there, and scores."""
+    """Search every target domain; write `calibration.json` at `path`, and every candidate's scores beside it.
+
+    An existing file stays, or with `again` is replaced at the end. intervals: search guidance intervals too.
+    """
     if path.is_file() and not again:
         return
     files.output_folder(path.parent)

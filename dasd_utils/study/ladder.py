@@ -398,7 +398,10 @@ def variance_components(differences: Tensor) -> tuple[float, float, float]:
 
 
 def prompts_needed(components: tuple[float, float, float], effect: float, seeds: int) -> int | None:
-    """Return how many prompts show `effect` at 95 % with a power of 80 %, one image each; None if none do."""
+    """Return how many prompts show a difference of `effect` with a power of 80 %, or None if no number does.
+
+    Two-sided at 95 %, with two or more trainings, one image a prompt; components: of `variance_components`.
+    """
     of_seeds, of_prompts, of_rest = components
 
     def enough(prompts: int) -> bool:

@@ -14,7 +14,10 @@ from dasd_utils.figures import METRICS, is_share, metric_title, seeds_note
 
 
 def stored_rows(path: str | Path, config: Config, command: str = "") -> list[ResultRow]:
-    """Return the rows of a results file, [] without it; print what measured them if another profile did."""
+    """Return the rows of a results file of the project; [] where it is missing.
+
+    Where another profile measured them each row has its "profile", and a line with the command is printed.
+    """
     where = resolve(path)
     if not where.exists():
         print(f"There is no {path}." + f" To make it: {command}" * bool(command))

@@ -1,4 +1,7 @@
-"""What a picture shows: a small network that reads scene and attributes, trained on the toy world."""
+"""What a picture shows: a small network that reads scene and attributes, trained on renders of the toy world.
+
+A CLIP score asks whether text and image are near; this asks whether the picture has two ships.
+"""
 
 import itertools
 import json

@@ -74,7 +74,7 @@ def found(name):
         threes.update(zip(values, values[1:], values[2:], strict=False))
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     alone.update(number(n) for n in re.findall(rf"(?<![\w.]){PLAIN}", code))
-    named = {*re.findall(r"data/results/[\w.]+\.json", code), f"data/results/{name}.json"}
+    named = {f"data/results/{word}.json" for word in (name, *re.findall(r'["/](\w+)(?:\.json)?"', code))}
     for row in (row for file in named if (ROOT / file).exists() for row in stored(ROOT / file)):
         alone.update(end for end in row if end is not None)
         threes.add(row)

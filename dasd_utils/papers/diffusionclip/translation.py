@@ -66,7 +66,10 @@ def translate(
     strength: float = 1.0,
     others: Sequence[Term] = (),
 ) -> list[Image.Image]:
-    """Return pictures translated by the adapter, at a strength of 0 or more, and terms of other learners."""
+    """Return the pictures translated by what the pipeline's adapter has learned (arXiv 2110.02711).
+
+    strength: 1 is the adapter's own prediction, 0 the base's. others: terms of further learners.
+    """
     _times(pipeline, return_step, generation_steps)  # refused before the inversion
     noisy = invert(pipeline, pictures, return_step, forward_steps)
     return generate(pipeline, noisy, return_step, generation_steps, translation_rule(strength, others))
