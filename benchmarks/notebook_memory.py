@@ -50,8 +50,8 @@ CALLS = re.findall(
     r"\w+",
     """train train_or_resume find_or_train load_or_train generate generate_with_auto_domain
     generate_comparison draw_images sample sample_method evaluate edit invert inverted pictures strength
-    encode cached_latents decode_images features gradient_pulls unet_pass one_pass predict_noise
-    heldout_losses grad objective predict playground""",
+    encode cached_latents decode_images features gradient_pulls unet_pass predict_noise grad objective
+    predict playground unet""",
 )
 
 
@@ -104,15 +104,20 @@ class Card:
         return Work(f"train {_sizes(config)}", found.peak, beside, count * found.gflop)
 
     def sample(
-        self, images: float, steps: float = 30, calls: int = 2, beside: float = 0, most: int = 16
-    ) -> Work:
-        """Return the work of images; calls: passes of the UNet for each at a step; most: in a batch."""
+        self, images: float, steps: float = 30, calls: int = 2, beside: float = 0, most: int = 16,
+        half: bool = True,
+    ) -> Work:  # fmt: skip
+        """Return the work of images; calls: passes of the UNet for each at a step; most: in a batch.
+
+        half: the UNet is kept in the precision of computing, not in fp32.
+        """
         batch = min(most, max(round(images), 1))
-        few, many = (counting.prediction(PLAIN, count) for count in (2, 16))
+        config, more = (PLAIN, 0) if half else (PLAIN.replace(half_weights=False), FP32_MORE)
+        few, many = (counting.prediction(config, count) for count in (2, 16))
         peak = few.peak + (many.peak - few.peak) * (batch * min(calls, 2) / 2 - 2) / 14
         decoded = counting.vae_pass(2)
         gflop = images * (steps * calls * many.gflop / 32 + decoded.gflop / 2)
-        own = max(peak + self.vae, self.model + decoded.peak)
+        own = max(peak, self.model + more + decoded.peak)  # the VAE is in both
         return Work(f"sample {batch} at once", own, beside, gflop)
 
     def encode(self, images: float, beside: float = 0, half: bool = True, batch: int = 2) -> Work:
@@ -120,11 +125,17 @@ class Card:
         found = counting.vae_pass(batch, True, half)
         return Work(f"encode {batch} at once", found.peak, beside, images * found.gflop / batch)
 
-    def forward(self, config: Config, images: float, batch: int, beside: float = 0) -> Work:
-        """Return the work of the UNet without gradients, where all but one sample stop at the middle."""
+    def forward(
+        self, config: Config, images: float, batch: int, beside: float = 0, num_target: int | None = 1
+    ) -> Work:
+        """Return the work of the UNet without gradients, where all but num_target stop at the middle.
+
+        None: no sample stops. The VAE is alive.
+        """
         config = counting_config(config) if config.training.mixed_precision == "no" else PLAIN
-        found = _features(config, batch)
-        return Work(f"features of {batch} at once", found.peak, beside, images * found.gflop / batch)
+        found = _features(config, batch, num_target)
+        what = "features" if num_target == 1 else "noise"
+        return Work(f"{what} of {batch} at once", found.peak, beside, images * found.gflop / batch)
 
     def pulls(self, config: Config, batches: int, beside: float = 0) -> Work:
         """Return the work of `alignment.gradient_pulls`, the batches that fill the queue included."""
@@ -148,12 +159,12 @@ def _sizes(config: Config) -> str:
 
 
 @counting.once
-def _features(config: Config, batch: int) -> counting.Counted:
+def _features(config: Config, batch: int, num_target: int | None) -> counting.Counted:
     def run(parts: models.Parts, _sampler: Any) -> None:
         latents, times = torch.randn(batch, 4, 64, 64), torch.zeros(batch, dtype=torch.long)
         half = config.training.mixed_precision != "no"
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            models.unet_pass(parts.unet, latents, times, torch.randn(batch, 77, 768), num_target=1)
+            models.unet_pass(parts.unet, latents, times, torch.randn(batch, 77, 768), num_target)
 
     return counting.gradient_step(config, run)
 
@@ -216,13 +227,13 @@ def lesson_01(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     whole = model + card.vae
     images = p.num_images * (len(card.base.domains) + 1)
     points = Work("points", 0.1e9, whole, 0)  # an MLP of a width of 128
-    for cell in (16, 23, 30):
+    for cell in (18, 25, 32):
         yield cell, points
-    yield 33, card.encode(images, model, half=False, batch=8)
-    yield 35, Work("train a small UNet", step.peak, whole, p.latent_steps * step.gflop)
-    yield 37, Work("sample a small UNet", step.peak, whole, 36 * 50 * 2 * step.gflop / 3 / 32)
-    yield 37, card.sample(36, steps=0, beside=FP32_MORE)
-    yield 40, card.sample(3, steps=25, beside=FP32_MORE)
+    yield 35, card.encode(images, model, half=False, batch=8)
+    yield 37, Work("train a small UNet", step.peak, whole, p.latent_steps * step.gflop)
+    yield 39, Work("sample a small UNet", step.peak, whole, 36 * 50 * 2 * step.gflop / 3 / 32)
+    yield 39, card.sample(36, steps=0, beside=FP32_MORE)
+    yield 42, card.sample(3, steps=25, beside=FP32_MORE)
 
 
 def lesson_02(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
@@ -236,36 +247,39 @@ def lesson_03(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     short = card.setup().replace(
         mixed_precision="no", target_batch_size=3, source_batch_size=1, gradient_checkpointing=True
     )
-    yield 21, card.encode(3 * p.num_images, half=False)
+    yield 21, card.encode(3 * (p.num_images + 8), half=False)
     yield 23, card.train(short, p.steps)
-    yield 27, card.forward(short, 2 * 4, 4, beside=card.vae)
-    yield 32, card.forward(short, 6 * p.num_images, 32, beside=card.vae)
+    yield 27, card.forward(short, 4, 4, num_target=None)
+    yield 27, card.forward(short, 4, 4, num_target=3)
+    yield 32, card.forward(short, 6 * p.num_images, 32)
 
 
 def lesson_04(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     config, whole = card.setup(), card.model + card.vae
+    small = config.replace(target_batch_size=6, source_batch_size=2, gradient_accumulation_steps=1)
+    small = small.replace(mixed_precision="no", gradient_checkpointing=True)
+    brief, fp32 = config.replace(target_batch_size=4, source_batch_size=2), whole + FP32_MORE
+    targets = config.training.target_batch_size
     held_out = 2 * config.training.validation_images
     steps = p.max_train_steps or config.training.max_train_steps
-    small = config.replace(
-        mixed_precision="no", target_batch_size=6, source_batch_size=2, gradient_checkpointing=True,
-        gradient_accumulation_steps=1,
-    )  # fmt: skip
-    brief = config.replace(target_batch_size=4, source_batch_size=2)
-    yield 6, card.encode(0, card.model + FP32_MORE, half=False)
-    yield 8, card.encode(IMAGES, card.model + FP32_MORE, half=False)
+    looks = steps / p.sample_every  # pictures and validations
+    batch = targets + config.training.source_batch_size
+    yield 6, Work("load", fp32, 0, 0)
+    yield 8, card.encode(IMAGES, fp32 - card.vae, half=False)
     yield 16, card.train(small, 2, card.vae)
-    yield 20, card.sample(4, beside=FP32_MORE)
-    yield 22, card.train(small, 2 * p.sample_every, whole + FP32_MORE)
-    yield 22, card.sample(8, most=2, beside=whole + 2 * FP32_MORE)
-    yield 24, card.encode(0, 2 * card.model + FP32_MORE)
+    yield 20, card.sample(4, most=2, half=False)
+    yield 22, card.train(small, 2 * p.sample_every, 2 * fp32 + card.vae)  # the second of the two trainings
+    yield 22, card.sample(2 * 4, beside=fp32, most=2, half=False)
+    yield 24, Work("load", whole, fp32, 0)
+    yield 24, card.encode(IMAGES, card.model)
+    yield 27, card.forward(config, held_out * (1 + looks), targets, num_target=None)
     yield 27, card.train(config, steps)
-    yield 27, card.sample(4 * steps / p.sample_every, most=2)
-    yield 27, card.forward(config, held_out * (1 + steps / p.sample_every), 16)
-    yield 35, card.forward(config, 20 * 16, 16, card.vae)
-    yield 37, card.forward(config, held_out, 16, card.vae)
+    yield 27, card.sample(4 * looks, most=2)
+    yield 35, card.forward(config, 20 * batch, batch, num_target=targets)
+    yield 37, card.forward(config, held_out, targets, num_target=None)
     yield 41, card.sample(16, most=4)
-    yield 44, card.train(brief, 4 + 3, beside=whole)
-    yield 46, card.train(brief, 2, beside=whole)
+    yield 44, card.train(brief, 4 + 3, whole)
+    yield 46, card.train(brief, 2, whole)
 
 
 def lesson_05(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
@@ -283,9 +297,10 @@ def lesson_06(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
 
 
 def lesson_07(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
-    domains, prompts = len(card.base.domains), 20
-    yield 8, card.sample(2 * 2 * p.images_per_prompt, beside=card.clip)
-    yield 10, card.sample(3 * domains * prompts * p.images_per_prompt, beside=card.clip)
+    domains, prompts, copies = len(card.base.domains), 20, p.images_per_prompt
+    steps = p.num_inference_steps or 30
+    yield 8, card.sample(2 * 2 * copies, steps, beside=card.clip, most=2 * copies)
+    yield 10, card.sample(3 * domains * prompts * copies, steps, beside=card.clip)
     yield 30, card.sample(2 * prompts, beside=card.clip)
 
 
@@ -313,10 +328,10 @@ def lesson_09(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 9, card.train(config, 2 * p.max_train_steps)
     yield 11, card.sample(15, calls=1, **pair)
     yield 16, card.encode(p.num_compared, 2 * card.model + card.vae, half=False)
-    yield 18, card.sample(4 * p.num_compared, 1, 1, whole)
+    yield 18, card.sample(4 * p.num_compared, 1, 1, whole, p.num_compared)
     yield 20, card.sample(10, calls=3, **pair)
     yield 22, card.sample(25, **pair)
-    yield 25, card.sample(24 * p.num_compared, 1, 1, whole)
+    yield 25, card.sample(24 * p.num_compared, 1, 1, whole, p.num_compared)
     yield 28, card.sample(25, **pair)
     yield 31, card.sample(45, calls=3, **pair)
     yield 42, card.sample(0, beside=whole + card.clip)  # where an attribute classifier is
@@ -343,32 +358,40 @@ def lesson_11(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
 
 def lesson_12(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     config, count = card.setup(), 0 if p.lambda_align == 0 else 1
+    targets = config.training.target_batch_size
+    batch = targets + config.training.source_batch_size
     yield 11, card.encode(IMAGES)  # the run is that of lesson 04
     yield 16, card.pulls(config, 2)
     yield 18, card.pulls(config, 2 * 12 * count)
     yield 21, card.pulls(config, 12 * count)
     yield 23, card.pulls(config, 5 * 8 * count)
-    yield 28, card.forward(config, 24 * 16, 16, card.vae)
+    yield 28, card.forward(config, 2 * 12 * batch, batch, num_target=targets)
     yield 34, card.sample(2 * 3 * p.num_images, beside=card.clip)
 
 
 def solutions(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     config, prompts, clip = card.setup(), p.num_prompts, card.clip
     studio = card.setup(method="domainstudio", source_images="real")
-    yield 5, card.sample(2 * prompts, beside=clip)
-    yield 7, card.sample(prompts, beside=clip)
-    yield 17, card.encode(IMAGES, card.model + card.vae + clip)
-    yield 25, card.train(config, 2 * p.short_steps, clip)  # the pipeline waits on the CPU
-    yield 27, card.train(config, p.token_steps, clip)
-    yield 27, card.sample(4, beside=clip)
-    yield 29, card.sample(4, beside=clip)
-    yield 31, card.sample(40, beside=clip)
-    yield 37, card.sample(40, beside=clip)
-    yield 42, card.train(studio, 9 / studio.training.gradient_accumulation_steps, clip)
-    yield 45, card.sample(6 * prompts, 10, 3, clip)
-    yield 47, card.sample(3 * prompts, 10, 3, clip)
-    yield 56, card.pulls(config, 16, clip + card.vae)
-    yield 58, card.pulls(config, 12, clip + card.vae)
+    yield 5, card.sample(2 * 12, beside=clip, most=12)
+    yield 7, card.sample(12, beside=clip)
+    yield 9, card.sample(3 * 12, beside=clip, most=12)
+    yield 19, card.encode(IMAGES, card.model + card.vae + clip)
+    yield 21, card.encode(0, card.model + clip)  # the same images
+    yield 35, card.train(config, 2 * p.short_steps, clip)  # the pipeline waits on the CPU
+    yield 37, card.train(config, 2, clip)
+    yield 39, card.train(config, p.token_steps, clip)
+    yield 39, card.sample(4, beside=clip)
+    yield 44, card.sample(4 + 8 + 1, beside=clip, most=8)
+    yield 46, card.sample(5, calls=1, beside=clip, most=1)
+    yield 50, card.sample(2 * 20, beside=clip)
+    yield 62, card.sample(20 * 3, beside=clip)
+    yield 66, card.sample(20, beside=clip)
+    yield 77, card.train(studio, 9 / studio.training.gradient_accumulation_steps, clip)
+    yield 80, card.sample(2 * prompts, 10, 2, clip, prompts)
+    yield 80, card.sample(4 * prompts, 10, 1, clip, prompts)
+    yield 82, card.sample(2 * prompts, 10, 1, clip, prompts)
+    yield 86, card.sample(3 * prompts, 10, 3, clip, prompts)
+    yield 109, card.pulls(config, 4 * 8, clip + card.vae)
 
 
 def ladder_of_three_seeds(card: Card) -> Iterator[Work]:
@@ -424,7 +447,9 @@ def _calls(tree: ast.AST, names: set[str]) -> list[ast.Call]:
 
 def parameters(path: Path) -> SimpleNamespace:
     """Return the numbers of a notebook's parameters cell."""
-    return SimpleNamespace(**{n: ast.literal_eval(v) for n, v in notebooks._defaults(path).items()})
+    cells = [c for c in notebooks.load_notebook(path).cells if "parameters" in c.metadata.get("tags", [])]
+    lines = [node for cell in cells for node in ast.parse(cell.source).body if isinstance(node, ast.Assign)]
+    return SimpleNamespace(**{ast.unparse(node.targets): ast.literal_eval(node.value) for node in lines})
 
 
 def count(card: Card, path: Path) -> list[common.Row]:
