@@ -268,8 +268,8 @@ def lesson_04(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 8, card.encode(IMAGES, fp32 - card.vae, half=False)
     yield 16, card.train(small, 2, card.vae)
     yield 20, card.sample(4, most=2, half=False)
-    yield 22, card.train(small, 2 * p.sample_every, 2 * fp32 + card.vae)  # the second of the two trainings
-    yield 22, card.sample(2 * 4, beside=fp32, most=2, half=False)
+    yield 22, card.train(small, 2 * p.sample_every, card.vae)  # the model before waits on the CPU
+    yield 22, card.sample(2 * 4, most=2, half=False)
     yield 24, Work("load", whole, fp32, 0)
     yield 24, card.encode(IMAGES, card.model)
     yield 27, card.forward(config, held_out * (1 + looks), targets, num_target=None)
