@@ -329,10 +329,10 @@ def lesson_09(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 11, card.sample(15, calls=1, **pair)
     yield 16, card.encode(p.num_compared, 2 * card.model + card.vae, half=False)
     yield 18, card.sample(4 * p.num_compared, 1, 1, whole, p.num_compared)
-    yield 20, card.sample(10, calls=3, **pair)
+    yield 20, card.sample(5, calls=3, **pair)
     yield 22, card.sample(25, **pair)
     yield 25, card.sample(24 * p.num_compared, 1, 1, whole, p.num_compared)
-    yield 28, card.sample(25, **pair)
+    yield 28, card.sample(20, **pair)
     yield 31, card.sample(45, calls=3, **pair)
     yield 42, card.sample(0, beside=whole + card.clip)  # where an attribute classifier is
     yield 51, card.encode(3 * p.num_edited + 5, 2 * card.model + card.vae + card.clip, half=False)

@@ -81,7 +81,7 @@ class Slider:
     Raises ValueError for figures of several sizes, and for fewer than two.
     """
 
-    def __init__(self, shown: Mapping[str, figures.Figure], dpi: int = 90) -> None:
+    def __init__(self, shown: Mapping[str, figures.Figure], dpi: int = 72) -> None:
         pngs = [io.BytesIO(figure.encode("png", dpi)) for figure in shown.values()]
         frames = [Image.open(png).convert("RGB") for png in pngs]
         if len(frames) < 2 or len({frame.size for frame in frames}) != 1:
@@ -91,7 +91,7 @@ class Slider:
         for i, frame in enumerate(frames):
             sheet.paste(frame, (0, i * self.height))
         buffer = io.BytesIO()
-        sheet.save(buffer, format="webp", quality=85)
+        sheet.save(buffer, format="webp", quality=60)
         self.sheet = base64.b64encode(buffer.getvalue()).decode()
 
     def __repr__(self) -> str:
