@@ -136,8 +136,7 @@ REACHED = {
     "papers/text_free": "09",
     "papers/editing": "09 10 so",
     "papers/diffusionclip": "10 so",
-    "apps/new_domain": "03",
-    "apps/animation": "04",
+    "apps/animation": "01 04 05 09",
     "apps/monitor": "04",
     "apps/playground": "05",
 }
