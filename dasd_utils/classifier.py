@@ -108,11 +108,8 @@ class DomainClassifier:
         hits = [self.domains[i].name == label for i, label in zip(best.tolist(), labels, strict=True)]
         rows = list(zip(scores.tolist(), hits, (label is None for label in labels), strict=True))
         ordered = sorted({score for score, *_ in rows})
-        ordered = [
-            ordered[0] - 1e-3,
-            *ordered,
-            ordered[-1] + 1e-3,
-        ]  # narrow, so a gap between two comes first
+        # narrow at both ends, so that a gap between two scores comes first
+        ordered = [ordered[0] - 1e-3, *ordered, ordered[-1] + 1e-3]
 
         def num_right(gap: tuple[float, float]) -> int:
             return sum(hit if score >= gap[1] else none for score, hit, none in rows)

@@ -202,9 +202,7 @@ def _inspect(
     for row in np.flatnonzero((found.ids != b"") & (counts[inverse] > 1)).tolist():
         place = first.setdefault((found.names[row], found.ids[row]), row)
         if place != row:
-            known = merged.setdefault(
-                place, captions[place]
-            )  # it adds its captions, and counts as unreadable
+            known = merged.setdefault(place, captions[place])  # a further row only adds its captions
             known += [caption for caption in captions[row] if caption not in known]
             found.ids[row] = b""
     return found, merged

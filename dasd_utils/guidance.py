@@ -74,7 +74,10 @@ def check_rule(terms: Sequence[Term], learners: Iterable[str] = ()) -> None:
 
 
 def weights(terms: Sequence[Term], done: float = 0.0, interval: tuple[float, float] = WHOLE) -> list[float]:
-    """Return all weights but the first's at `done` of the timesteps; out of the interval the last alone."""
+    """Return the weights of all terms but the first, when a share `done` of the timesteps is behind.
+
+    Outside the guidance interval (arXiv 2404.07724) only the last term counts.
+    """
     if not interval[0] <= min(max(done, 0.0), 1.0) <= interval[1]:
         return [0.0] * (len(terms) - 2) + [1.0]
     found = []

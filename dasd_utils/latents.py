@@ -150,7 +150,7 @@ class Sampler:
     def encode(
         self, vae: AutoencoderKL, device: str | torch.device | None = None, progress: bool = True
     ) -> None:
-        """Encode training and held-out images on the device, or open the cache; then the VAE may go."""
+        """Encode training and validation images on the device, or open the cache; the VAE may go then."""
         vae.to(device or processes.default_device())
         self._bank = None
         self._vae = mark = vae_fingerprint(vae)

@@ -143,7 +143,7 @@ def predict_noise(
 ) -> tuple[Tensor, Tensor]:
     """Return (predicted noise, features after the block `layer`), targets first, then sources.
 
-    (Bt, C, h, w) and (Bt + Bs, C', h', w'): Bt rows of features without source, Bt + Bs of noise with its.
+    Noise (Bt, C, h, w), with `source_noise` Bt + Bs rows; features (Bt + Bs, C', h', w'), without source Bt.
     """
     inputs = _unet_inputs(parts, batch, "target")
     if with_source and batch.source_prompts:
@@ -193,7 +193,7 @@ def needs_source(config: Config) -> bool:
 def noise_loss(
     parts: models.Parts, batch: Batch, eps: Tensor, config: Config, rows: Any = ALL, kind: str = "target"
 ) -> Tensor:
-    """Return the weighted noise prediction loss of rows of the targets or the sources, 0 for no rows."""
+    """Return the weighted noise prediction loss of `rows` (None: all) of targets or sources; 0 for none."""
     count = len(batch.target_latents)
     eps = (eps[:count] if kind == "target" else eps[count:])[rows]
     noise, timesteps = (getattr(batch, f"{kind}_{name}")[rows] for name in ("noise", "timesteps"))
@@ -248,7 +248,7 @@ def domain_rows(batch: Batch, config: Config) -> dict[str, Tensor]:
 
 
 class DasdObjective:
-    """L = L_noise + lambda_align * mean over targets of MMD^2(source, target), of features of one block."""
+    """L = L_noise + lambda_align * mean over targets of MMD^2(source, target) of a block's features."""
 
     def __init__(self, config: Config) -> None:
         self.queue = FeatureQueue(config.alignment.queue_size)

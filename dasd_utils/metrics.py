@@ -38,7 +38,7 @@ def clip_score(image_features: Tensor, text_features: Tensor) -> float:
 def shuffled_scores(
     image_features: Tensor, text_features: Tensor, groups: Groups = None, repeats: int = 10, seed: int = 0
 ) -> Tensor:
-    """Return what each image scores with texts of other groups, (n,), over `repeats` shuffles: the floor."""
+    """Return the mean CLIP score of each image over `repeats` texts of other groups, (n,): the floor."""
     index = _group_index(groups, len(image_features))
     count = int(index.max()) + 1
     first = torch.stack([(index == g).nonzero()[0, 0] for g in range(count)])  # a text of each group

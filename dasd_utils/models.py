@@ -62,7 +62,10 @@ class Parts:
 
 
 def load_parts(config: cfg.Config, unet_dtype: torch.dtype | None = None) -> Parts:
-    """Return the frozen base on the CPU, in float32 but for `unet_dtype`; DasdError for no SD 1.x."""
+    """Return the frozen parts of `config.model.base`, in eval mode on the CPU; `unet_dtype`: not float32.
+
+    Raises DasdError if the base is missing, unreachable or not of the Stable Diffusion 1.x kind.
+    """
     model = config.model
     base = model.base
     stored = files.find_weights(base, model.base_revision, model.base_variant)
@@ -133,7 +136,10 @@ class TokenRows(nn.Module):
 
 
 def add_domain_tokens(parts: Parts, domains: Iterable[cfg.DomainConfig]) -> dict[str, int]:
-    """Add the domains' tokens, each starting at the mean of its initial word's pieces; return token -> id."""
+    """Add each domain's token, starting at the mean of its initial word's pieces; return token -> id.
+
+    Raises DasdError, and changes nothing, if tokens were added before or one is in the vocabulary.
+    """
     vocabulary = parts.text_encoder.get_input_embeddings().weight.detach().float()
     rows: dict[str, Tensor] = {}
     for domain in domains:

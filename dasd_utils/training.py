@@ -75,7 +75,10 @@ def check_folder(config: Config, resume: bool, force: bool = False) -> None:
 
 
 def setup_training(config: Config) -> models.Parts:
-    """Return the frozen base with seeded LoRA weights and domain tokens, or with a UNet that trains."""
+    """Return the frozen base with seeded LoRA weights and domain tokens; with `whole_unet` the UNet trains.
+
+    Raises DasdError if the base is missing, already has a token, or lacks the block to align at.
+    """
     check_types(config=(config, Config))
     torch.manual_seed(config.seed)
     whole_unet = config.training.whole_unet
@@ -225,7 +228,7 @@ class Run:
         self.trackers = tracking.Trackers()
 
     def encode(self) -> None:
-        """Encode once what never changes: images, after which the VAE goes, and source prompts or a bank."""
+        """Compute once what never changes: latents, after which the VAE goes, and source texts or bank."""
         if self.parts.vae is not None:
             self.sampler.encode(self.parts.vae, self.updater.device, self.callbacks.progress)
             self._move_vae("cpu")

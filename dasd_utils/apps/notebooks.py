@@ -48,10 +48,7 @@ def load_notebook(path: Path) -> nbformat.NotebookNode:
 
 
 def run_notebooks(
-    paths: list[Path],
-    output_dir: str | Path,
-    parameters: dict[str, Any],
-    keep_going: bool = False,
+    paths: list[Path], output_dir: str | Path, parameters: dict[str, Any], keep_going: bool = False
 ) -> list[Executed]:
     """Execute each notebook with the parameters it declares; keep_going: also after one that fails."""
     output_dir = Path(output_dir).resolve()

@@ -263,7 +263,7 @@ def high_frequencies(x: Tensor, detail: str = "haar") -> Tensor:
 
 
 def radial_spectrum(pixels: Tensor) -> Tensor:
-    """Return the mean power of grey pictures at 0 to s / 2 full cycles, (n, 3, s, s) -> (n, s // 2 + 1)."""
+    """Return the mean power at 0 to s / 2 cycles, (n, 3, s, s) in [0, 1] -> (n, s // 2 + 1), in grey."""
     grey = pixels.double().mean(dim=1)
     side = grey.shape[-1]
     # without the jump between opposite borders

@@ -19,7 +19,10 @@ IMAGES, STEPS, TIMES = 8, 10, 8  # by which the constants are estimated
 
 
 def open_text_free(parts: models.Parts) -> None:
-    """Make a UNet whose weights all learn text-free; constants are mean outputs for the empty prompt."""
+    """Turn a UNet whose weights all learn into the text-free copy of arXiv 2312.08195; the base's are kept.
+
+    Each constant is a layer's mean output, over places, timesteps and generated images, for the empty prompt.
+    """
     empty = models.encode_prompts(parts, [""]).detach()
     constants = mean_outputs(parts.unet, _passes(parts, empty))
     with torch.no_grad():

@@ -282,7 +282,7 @@ def write_manifest(folder: Path, written: Iterable[Path], **more: Any) -> None:
 
 
 def verify_manifest(path: Path, within: str = "") -> list[str]:
-    """Return the names in a manifest; DasdError unless each file `within` has its size and SHA-256."""
+    """Return the names in a manifest; DasdError unless files that begin with `within` are as stated there."""
     named = files.read_object(path / MANIFEST, "The manifest").get("files")
     if not isinstance(named, dict) or not named:
         raise DasdError(f"{path / MANIFEST} names no files.")

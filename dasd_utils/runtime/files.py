@@ -257,7 +257,7 @@ def find_folder(name: str) -> Path | None:
 
 
 def find_adapter(name: str | Path) -> Path:
-    """Return the folder of a run or an adapter, there or not, or of one on the hub, "owner/name@commit"."""
+    """Return the folder of a run or adapter, also a missing one, or of one on the hub: owner/name@commit."""
     place, _, revision = str(name).partition("@")
     if resolve(name).exists() or not re.fullmatch(HUB_ID, place) or Path(place).parts[0] == "data":
         return resolve(name)

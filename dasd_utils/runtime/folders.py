@@ -83,7 +83,7 @@ def open_folder(domain: DomainConfig, folder: Path) -> dict[str, datasets.Datase
 
 
 def find_files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
-    """Return the files of a folder and of linked folders, sorted, and what is left out but is not hidden."""
+    """Return the files of a folder and of linked folders, sorted, and those left out, by reason."""
     found, unopened = [], []
     lost = defaultdict(list, {"folders that cannot be opened": unopened})
     root = folder.resolve()

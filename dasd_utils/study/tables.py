@@ -34,7 +34,7 @@ def stored_rows(path: str | Path, config: Config, command: str = "") -> list[Res
 def ladder_table(rows: Sequence[ResultRow], metrics: Sequence[str] | None = None) -> str:
     """Return rows as Markdown tables, one a domain: a line per method, a column per metric of METRICS.
 
-    ≈ follows where the paired difference to the main method, that of the first difference, may be 0.
+    ≈: no significant paired difference to the main method, which the first difference names.
     """
     main = next((row["against"] for row in rows if "against" in row), None)
     key_of = operator.itemgetter("domain", "method", "metric")

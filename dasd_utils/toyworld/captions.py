@@ -43,7 +43,7 @@ REPEATABLE = {"a", "an", "the", "of", "on", "and"}  # any other word sounds clum
 def compose_caption(domain: str, attributes: Attributes, rng: np.random.Generator) -> tuple[str, Attributes]:
     """Return a caption of a scene, lower-case and without a full stop, and the attributes that it mentions.
 
-    Not mentioned is what it leaves out to say it ("house=no"). KeyError for an unknown attribute or value.
+    What it expresses by silence ("house=no") is not mentioned. KeyError for an unknown attribute or value.
     """
     for name, value in attributes.items():
         _ = SCENES[domain][value] if name == "scene" else WORDS[domain][name][value]

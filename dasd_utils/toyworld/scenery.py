@@ -47,6 +47,7 @@ def ellipse(x: float, y: float, rx: float, ry: float, role: str, sketch: str = "
 
 
 def line(points: list[Point], role: str, width: float, sketch: str = "ink") -> Shape:
+    """A line through points; width: a fraction of the side of the image."""
     return Shape("line", points, role, sketch, width)
 
 

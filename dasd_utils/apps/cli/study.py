@@ -149,8 +149,7 @@ def run_methods(study: Study, scoring: Any, methods: list[Any]) -> list[tuple[st
 
 @command(options.STUDY)
 def front(
-    study: Study,
-    only: list[str] | None = option(None, AGAIN, metavar="CURVE", show_default="all"),
+    study: Study, only: list[str] | None = option(None, AGAIN, metavar="CURVE", show_default="all")
 ) -> Answer:
     """Compare guidance at all its scales: fit against control; write front.json anew."""
     from dasd_utils import evaluation
