@@ -31,8 +31,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # of any encoding
             stream.reconfigure(errors="backslashreplace")
-    # threads that wait give their core to other programs; torch reads this when it is imported
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # a waiting thread soon gives its core to other programs (docs/long_runs.md); torch reads this when it is imported
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     sys.argv = [_as_utf8(word) for word in sys.argv]
     try:
