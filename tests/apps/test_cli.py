@@ -10,7 +10,7 @@ import typer
 from conftest import dasd, on_narrow_base
 from typer.testing import CliRunner
 
-from dasd_utils.apps import batch_size
+from dasd_utils.apps import batch_size, workers
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import runs
 from dasd_utils.config import Config, DasdError
@@ -69,6 +69,15 @@ def test_auto_is_known_from_the_command_line_or_the_file(tmp_path):
     for text, found in (("{}", True), ('{"profile": "auto"}', True), ('{"profile": "sd15"}', False)):
         (tmp_path / "a.json").write_text(text)
         assert runs.Training("auto", tmp_path / "a.json").by_auto() == found
+
+
+def test_workers_encode_by_the_same_command(tiny_config, tmp_path, monkeypatch):
+    path, ran = tiny_config.save(tmp_path / "config.json"), []
+    monkeypatch.setattr(workers, "execute", lambda words, threads: ran.append(words))
+    assert dasd("encode", "--config", path, "--workers", 2)["shards"] == 6
+    (name, option, file), other = ran
+    assert other == ran[0] and (name, option) == ("encode", "--config")
+    assert Config.load(file) == tiny_config
 
 
 def test_encode_fills_the_cache_and_clean_empties_it(tiny_config, tmp_path):

@@ -90,6 +90,8 @@ TRACKING = option(None, LOGGED, metavar="NAMES", show_default=CONFIGS, complete=
 WANTED = "What the picture should show."
 PROMPT = option(..., WANTED, metavar="TEXT")
 RUN = argument(RUN_OR, metavar="RUN", complete=run_folders)
+WORKERS = option(1, "Processes that share the work and the cores.", min=1)
+SCHEDULER = option(None, "A dask scheduler, tcp://host:8786: its workers do the work.", metavar="ADDRESS")
 FORCE = option(False, "Replace what is there.")
 AS_JSON = option(False, "Print the result as JSON, for a script.", "--json")
 

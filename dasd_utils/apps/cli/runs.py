@@ -351,12 +351,18 @@ def export(
 
 
 @command(options.UPKEEP)
-def encode(how: Settings) -> Answer:
+def encode(
+    how: Settings, workers: int = options.WORKERS, scheduler: str | None = options.SCHEDULER
+) -> Answer:
     """Fill the latent cache. Processes that share it, here or elsewhere, divide the work."""
     from dasd_utils import latents, training
+    from dasd_utils.apps.workers import run_all
     from dasd_utils.runtime import latent_cache
 
     settings = how.read()
+    if workers > 1 or scheduler:
+        path = settings.save(resolve(settings.output_dir) / "encode_config.json")
+        run_all([["encode", "--config", str(path)]] * workers, workers, scheduler)
     parts = training.setup_training(settings)
     *_, sampler = latents.create_datasets(settings, parts.tokenizer)
     sampler.encode(parts.vae)

@@ -16,8 +16,6 @@ from dasd_utils.config import ROOT, Config, DasdError, portable, read_json, reso
 log = logging.getLogger(__name__)
 Answer = tuple[Any, ...]  # what `command` prints
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # -p NAME VALUE
-WORKERS = option(1, "Processes that share the work and the cores.", min=1)
-SCHEDULER = option(None, "A dask scheduler, tcp://host:8786: its workers do the work.", metavar="ADDRESS")
 BASE = "data/tiny-sd"
 AGAIN = "Only this one; may be given again."
 TABLE = option(True, "Write the table at the end.")
@@ -33,8 +31,8 @@ class Study(Settings):
 
     output_dir: Path | None = option(None, "Of runs, samples and table.", show_default=STUDY_DIR)
     seeds: str = option("0,1,2", "Training seeds, one run each.", metavar="N,N,...")
-    workers: int = WORKERS
-    scheduler: str | None = SCHEDULER
+    workers: int = options.WORKERS
+    scheduler: str | None = options.SCHEDULER
 
     def settings(self, name: str) -> Config:
         """Return the config; without a file and a folder its folder is `data/runs/<name>`."""
@@ -208,8 +206,8 @@ def sweep(
     parameters: Path = argument("JSON list of objects: the parameters of each run.", metavar="FILE"),
     notebook: str = option(..., "The notebook to run: how its name begins.", complete=lambda: NUMBERS),
     output_dir: Path = option(ROOT / "data/runs/sweep", NOTEBOOKS, show_default="data/runs/sweep"),
-    workers: int = WORKERS,
-    scheduler: str | None = SCHEDULER,
+    workers: int = options.WORKERS,
+    scheduler: str | None = options.SCHEDULER,
 ) -> Answer:
     """Run one notebook for each entry of a list that is missing; write the table of all rows anew."""
     from dasd_utils import evaluation
