@@ -287,7 +287,7 @@ def bar_chart(rows: Rows, metrics: Sequence[str] | None = None, reference: Rows 
         axes.set_title(metric_label(metric))
     handles = [Patch(color=color, label=method) for method, color in colors.items()]
     if "clip_score" in metrics and any(row["metric"] == "clip_floor" for row in rows):
-        handles.append(Line2D([], [], color=INK, linestyle=":", label="the same with shuffled captions"))
+        handles.append(Line2D([], [], color=INK, linestyle=":", label="CLIP score with shuffled captions"))
     if reference:
         handles.append(Line2D([], [], color=PALETTE[-1], linestyle="--", label=reference[0]["method"]))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
