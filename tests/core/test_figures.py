@@ -143,7 +143,7 @@ def test_bar_chart_draws_values_intervals_and_floor():
     np.testing.assert_allclose(intervals, [(4.5, 5.5), (4.5, 5.5), (27, 33)])
     assert len(scores.collections) == 4 and not distances.collections  # the floors
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["base", "DASD", "the same with shuffled captions"]
+    assert labels == ["base", "DASD", "CLIP score with shuffled captions"]
     assert_readable(figure)
 
 
