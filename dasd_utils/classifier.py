@@ -111,10 +111,11 @@ class DomainClassifier:
         # narrow at both ends, so that a gap between two scores comes first
         ordered = [ordered[0] - 1e-3, *ordered, ordered[-1] + 1e-3]
 
-        def num_right(gap: tuple[float, float]) -> int:
-            return sum(hit if score >= gap[1] else none for score, hit, none in rows)
+        def quality(gap: tuple[float, float]) -> tuple[int, float]:
+            right = sum(hit if score >= gap[1] else none for score, hit, none in rows)
+            return right, gap[1] - gap[0]
 
-        low, high = max(itertools.pairwise(ordered), key=lambda gap: (num_right(gap), gap[1] - gap[0]))
+        low, high = max(itertools.pairwise(ordered), key=quality)
         self.threshold = (low + high) / 2
         return self.threshold
 

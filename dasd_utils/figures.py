@@ -150,8 +150,8 @@ def interval(row: Row) -> tuple[float, float]:
 def seeds_note(rows: Rows) -> str:
     """Return what is said under rows: what two or three training seeds make of intervals; another profile."""
     few = sorted({len(row["seeds"]) for row in rows if {"low", "seeds"} <= row.keys()} & COVERAGE.keys())
-    held = " and ".join(f"{COVERAGE[count]} % with {count} seeds" for count in few)
-    held = held and f"Where training seeds vary most, 95 % intervals hold the truth less often: {held}."
+    held = " and ".join(f"{COVERAGE[count]} % of studies with {count} seeds" for count in few)
+    held = held and f"In simulations where seeds vary most, 95 % intervals hold the truth in {held}."
     other = " and ".join(sorted({row["profile"] for row in rows if "profile" in row}))
     return f"{held} {f'Measured with the profile {other}.' if other else ''}".strip()
 

@@ -234,12 +234,10 @@ class Run:
             self._move_vae("cpu")
         with self.updater.autocast():
             if losses.uses_bank(self.config):
-                alignment, schedule = (
-                    self.config.alignment,
-                    self.parts.noise_scheduler.alphas_cumprod.tolist(),
-                )
-                precision = self.updater.accelerator.mixed_precision
-                mark = repr([*self.base, precision, alignment.layer, alignment.pooling, schedule])
+                alignment, accelerator = self.config.alignment, self.updater.accelerator
+                schedule = self.parts.noise_scheduler.alphas_cumprod.tolist()
+                used = [accelerator.mixed_precision, alignment.layer, alignment.pooling, schedule]
+                mark = repr([*self.base, *used])
                 self.sampler.open_bank(self._bank_features, mark, self.callbacks.progress)
             elif losses.needs_source(self.config):
                 models.cache_texts(self.parts, self.sampler.source_prompts())

@@ -36,19 +36,6 @@ def ends(rows: Rows) -> np.ndarray:
     return np.array([figures.interval(row) for row in rows]).reshape(-1, 2).T
 
 
-def draw_points(
-    axes: Axes, pairs: Sequence[tuple[Row, Row]], label: str, number: int, **settings: Any
-) -> tuple[list[float], list[float]]:
-    """Draw pairs of rows as points whose intervals are thin crosses; return xs and ys."""
-    thin = {"color": look(number)["color"], "linewidth": 0.6}
-    for x, y in pairs:
-        axes.plot(figures.interval(x), [y["value"]] * 2, **thin)
-        axes.plot([x["value"]] * 2, figures.interval(y), **thin)
-    xs, ys = [x["value"] for x, _ in pairs], [y["value"] for _, y in pairs]
-    axes.plot(xs, ys, label=label, **look(number), **settings)
-    return xs, ys
-
-
 def metric_panels(
     rows: Rows, metrics: Sequence[str], x: str, width: float
 ) -> tuple[Figure, Iterator[tuple[Axes, str, Rows]]]:
@@ -60,7 +47,7 @@ def metric_panels(
     for axes, domain in zip(grid[0], domains, strict=True):
         axes.set_title(domain)
     for axes in grid[-1]:
-        axes.set_xlabel(x)
+        axes.set_xlabel(x.replace("_", " "))
     for axes, metric in zip(grid[:, 0], metrics, strict=True):
         axes.set_ylabel(metric_label(metric))
     chosen = (
@@ -113,10 +100,22 @@ def curve_chart(
             xs, color = [row[x] for row in own], look(number)["color"]
             axes.plot(xs, [row["value"] for row in own], color=color, label=each, marker=marker)
             axes.fill_between(xs, *ends(own), color=color, alpha=0.15, linewidth=0)
-        axes.set(title=metric_label(name, break_line=True) if panel == "metric" else name, xlabel=x)
+        title = metric_label(name, break_line=True) if panel == "metric" else name
+        axes.set(title=title, xlabel=x.replace("_", " "))
     panels[0].set_ylabel(ylabel)
     legend_below(figure, rows, min(len(lines), 1 + len(names)))
     return figure
+
+
+def method_dots(axes: Axes, rows: Rows, methods: Sequence[str]) -> None:
+    """Draw a row's value and interval beside its method's name; hollow where a difference may be 0."""
+    for row in rows:
+        place = methods.index(row["method"])
+        axes.plot(figures.interval(row), [place, place], color=PALETTE[0], linewidth=1.2)
+        face = PALETTE[0] if row.get("separable", True) else "white"
+        axes.plot(row["value"], place, "o", color=PALETTE[0], markerfacecolor=face, markersize=5)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_yticks(range(len(methods)), methods, fontsize=8)
 
 
 @style()
@@ -128,14 +127,8 @@ def difference_chart(rows: Rows, metrics: Sequence[str], domain: str) -> Figure:
     figure = Figure(figsize=(1.6 + 2.3 * len(metrics), 1.1 + 0.27 * len(methods)), layout="constrained")
     panels = np.ravel(figure.subplots(1, len(metrics), sharey=True))
     for axes, metric in zip(panels, metrics, strict=True):
-        for row in (row for row in found if row["metric"] == metric):
-            place = methods.index(row["method"])
-            axes.plot([row["low"], row["high"]], [place, place], color=PALETTE[0], linewidth=1.2)
-            face = PALETTE[0] if row["separable"] else "white"
-            axes.plot(row["value"], place, "o", color=PALETTE[0], markerfacecolor=face, markersize=5)
-        axes.axvline(0, color=INK, linewidth=0.8)
+        method_dots(axes, [row for row in found if row["metric"] == metric], methods)
         axes.set_title(metric_label(metric, break_line=True), fontsize=9)
-        axes.set_yticks(range(len(methods)), methods, fontsize=8)
     panels[0].invert_yaxis()
     label = f"{domain}: difference to {found[0]['against']}, 95 %\n{figures.seeds_note(found)}"
     figure.supxlabel(label.strip(), fontsize=9)
@@ -144,18 +137,18 @@ def difference_chart(rows: Rows, metrics: Sequence[str], domain: str) -> Figure:
 
 @style()
 def trade_chart(rows: Rows, source: str, metric: str = "cmmd") -> Figure:
-    """Return a panel per target domain: a metric there (the gain) against the source's (the loss)."""
-    scored = {(r["method"], r["domain"]): r for r in rows if "against" not in r and r["metric"] == metric}
-    domains = [d for d in dict.fromkeys(domain for _, domain in scored) if d != source]
-    figure = Figure(figsize=(4.0 * len(domains), 3.6), layout="constrained")
-    label = metric_label(metric)
-    for axes, domain in zip(np.ravel(figure.subplots(1, len(domains))), domains, strict=True):
-        methods = [m for m, d in scored if d == domain and (m, source) in scored]
-        for number, method in enumerate(methods):
-            pair = scored[method, source], scored[method, domain]
-            draw_points(axes, [pair], method, number, linestyle="none", markersize=6)
-        axes.set(title=domain, xlabel=f"{source}, adapter on: {label}", ylabel=f"{domain}: {label}")
-    legend_below(figure, rows, 3)
+    """Return a panel per domain, the source first: a metric of each method that samples the source, too."""
+    scored = [row for row in rows if "against" not in row and row["metric"] == metric]
+    methods = unique([row for row in scored if row["domain"] == source], "method")
+    scored = [row for row in scored if row["method"] in methods]
+    domains = [source, *(domain for domain in unique(scored, "domain") if domain != source)]
+    figure = Figure(figsize=(1.6 + 2.3 * len(domains), 1.1 + 0.27 * len(methods)), layout="constrained")
+    panels = np.ravel(figure.subplots(1, len(domains), sharey=True))
+    for axes, domain in zip(panels, domains, strict=True):
+        method_dots(axes, [row for row in scored if row["domain"] == domain], methods)
+        axes.set_title(f"{domain}, adapter on" if domain == source else domain, fontsize=9)
+    panels[0].invert_yaxis()
+    figure.supxlabel(f"{metric_label(metric)}, 95 %\n{figures.seeds_note(scored)}".strip(), fontsize=9)
     return figure
 
 
@@ -214,7 +207,12 @@ def fit_chart(rows: Rows, curves: Sequence[str], x: str = "cmmd", y: str = "attr
         both = ([row for row in own if row["metric"] == metric] for metric in (x, y))
         pairs = list(zip(*both, strict=True))
         joined = "none" if "domain_scale" in own[0] else "-"
-        xs, ys = draw_points(axes, pairs, name, number, linestyle=joined, linewidth=1.2, markersize=4)
+        for x_row, y_row in pairs:  # intervals are thin crosses
+            thin = {"color": look(number)["color"], "linewidth": 0.6}
+            axes.plot(figures.interval(x_row), [y_row["value"]] * 2, **thin)
+            axes.plot([x_row["value"]] * 2, figures.interval(y_row), **thin)
+        xs, ys = ([row["value"] for row in rows] for rows in zip(*pairs, strict=True))
+        axes.plot(xs, ys, label=name, linestyle=joined, linewidth=1.2, markersize=4, **look(number))
         for i in (0, -1) if joined == "-" else ():
             beside = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
             scale = f"{pairs[i][0]['guidance_scale']:g}"

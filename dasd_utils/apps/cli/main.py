@@ -31,7 +31,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # of any encoding
             stream.reconfigure(errors="backslashreplace")
-    # a waiting thread soon gives its core to other programs (docs/long_runs.md); torch reads this when it is imported
+    # a waiting thread soon gives its core away (docs/long_runs.md); torch reads this when it is imported
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     sys.argv = [_as_utf8(word) for word in sys.argv]
