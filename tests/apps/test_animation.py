@@ -76,9 +76,15 @@ def test_a_slider_holds_its_figures_one_below_the_other():
     one, other = ([Image.new("RGB", (32, 32), (level, 0, 0))] for level in (200, 250))
     frames = {"low & slow": figures.image_grid(one), "high": figures.image_grid(other)}
     shown = animation.Slider(frames)._repr_html_()
-    assert 'max="1"' in shown and "low &amp; slow|high" in shown
+    assert (
+        'max="1"' in shown and "low &amp; slow|high" in shown and "<output>low &amp; slow</output>" in shown
+    )
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^)]+)", shown)[1]))))
     height, width = sheet.shape[:2]
+    assert f"padding-bottom:{50 * height / width:.4g}%;" in shown  # the room of one of the two
+    assert (
+        ") 0 0/100%" in shown and "100*this.value/1+'%'" in shown
+    )  # as wide as that, moved by whole pictures
     found = [sheet[height // 4 * row, width // 2, 0] for row in (1, 3)]
     assert np.allclose(found, (200, 250), atol=6)  # the first is above
     for wrong in ({}, {"one": frames["high"]}, {"a": frames["high"], "b": figures.image_grid(one * 2)}):

@@ -83,10 +83,12 @@ def test_the_script_checks_and_writes(tmp_path, monkeypatch, capsys):
     path = tmp_path / "04_training.ipynb"
     shutil.copy(ROOT / "notebooks" / path.name, path)
     path.write_text(path.read_text().replace("/notebooks/04_training", "/notebooks/04_trained"))
+    old = path.read_text()
     monkeypatch.setattr(notebooks, "find_notebooks", lambda: [path])
     for words, status in ((["--check"], 1), ([], 0), (["--check"], 0)):
         monkeypatch.setattr(sys, "argv", ["badges.py", *words])
         with pytest.raises(SystemExit) as end:
             runpy.run_path(badges.__file__, run_name="__main__")
         assert end.value.code == status and ", ".join(badges.repository()) in capsys.readouterr().out
+        assert (path.read_text() == old) == (status == 1)  # checking writes nothing
     assert "/notebooks/04_training.ipynb" in path.read_text()

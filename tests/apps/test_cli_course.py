@@ -38,6 +38,8 @@ def test_what_is_no_notebook_and_a_kernel_that_dies_are_named(notebook, tmp_path
         notebook.write_text(text)
         with pytest.raises(DasdError, match=r"00_small\.ipynb is no notebook"):
             notebooks.load_notebook(notebook)
+    with pytest.raises(DasdError, match=r"nowhere\.ipynb is no notebook: .*No such file"):
+        notebooks.load_notebook(tmp_path / "nowhere.ipynb")
 
 
 def test_a_notebook_runs_with_parameters_and_a_failing_one_names_cell_and_error(notebook, tmp_path):

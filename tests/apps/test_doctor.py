@@ -97,7 +97,7 @@ def test_no_disk_to_write_on_is_missing(monkeypatch):
     assert states(doctor.room(Config.setup("tiny")))["disk for runs"] == "missing"
 
 
-@pytest.mark.parametrize(("busy", "threads", "noted"), [(2.0, 2, True), (2.0, 1, False), (0.3, 2, False)])
+@pytest.mark.parametrize(("busy", "threads", "noted"), [(2.0, 2, True), (2.0, 1, False), (1.0, 2, False)])
 def test_busy_cores_are_noted_where_threads_would_wait(monkeypatch, busy, threads, noted):
     monkeypatch.setattr(doctor.psutil, "getloadavg", lambda: (busy, 0.0, 0.0))
     monkeypatch.setattr(doctor.os, "cpu_count", lambda: 2)

@@ -1,6 +1,9 @@
 """Stamps: the notebook's code, the rooms it reaches and the data it names make it stale; prose does not."""
 
+import functools
 import re
+import shutil
+import sys
 
 import freshness
 import nbformat
@@ -52,7 +55,9 @@ def repository(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     cells = [new_code_cell(source, execution_count=n) for n, source in enumerate((SETUP, CODE), 1)]
-    notebook = new_notebook(cells=[new_markdown_cell("# Title"), *cells])
+    notebook = new_notebook(
+        cells=[new_markdown_cell("# Title"), *cells], metadata={"language_info": {"name": "python"}}
+    )
     notebook.metadata["dasd"] = freshness.stamp(notebook, tmp_path)
     (tmp_path / "notebooks").mkdir()
     nbformat.write(notebook, tmp_path / "notebooks" / "00_small.ipynb")
@@ -117,6 +122,34 @@ def test_what_a_complete_run_would_not_leave_is_named(repository):
     wrong = ["widget states", "execution counts out of order: [7, 2]", "an error in code cell 2"]
     assert freshness.faults(path) == wrong
     assert stale(repository) == ["no stamp: its outputs are not of a complete run"]
+
+
+def test_the_command_lists_what_is_stale_and_renews_it(repository, monkeypatch, capsys, tmp_path):
+    path = repository / "notebooks" / "00_small.ipynb"
+    asked = []
+    monkeypatch.setattr(notebooks, "find_notebooks", lambda names: asked.append(names) or [path])
+
+    def said(*words):
+        monkeypatch.setattr(sys, "argv", ["freshness.py", "--output_dir", f"{tmp_path}/out", *words])
+        return freshness.main(repository), *capsys.readouterr()
+
+    assert said() == (0, "0 of 1 notebooks are to be run again: python tests/freshness.py --renew\n", "")
+    notebook = nbformat.read(path, 4)
+    notebook.metadata["widgets"] = {}
+    nbformat.write(notebook, path)
+    status, listed, _ = said("00")
+    assert status == 1 and listed.startswith("00_small: widget states\n1 of 1 ") and asked == [None, ["00"]]
+
+    def run(paths, folder, parameters, error=""):
+        (folder / "results").mkdir(parents=True)
+        (folder / "results" / "00_small.json").write_text("made")
+        return [notebooks.Executed(shutil.copy(path, folder) and folder / path.name, 1.0, 1.0, error)]
+
+    monkeypatch.setattr(notebooks, "run_notebooks", functools.partial(run, error="cell 2 failed"))
+    assert said("--renew") == (1, "", "cell 2 failed") and freshness.faults(path)
+    monkeypatch.setattr(notebooks, "run_notebooks", run)
+    assert said("--renew") == (0, "", "") and not freshness.faults(path)
+    assert (repository / "data/results/00_small.json").read_text() == "made"
 
 
 def test_magic_is_refused():

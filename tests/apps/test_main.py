@@ -53,6 +53,14 @@ def test_a_stream_of_another_encoding_shows_what_it_can(tmp_path, monkeypatch):
     assert rb"missing \u03a9" in said["stderr"]
 
 
+@pytest.mark.parametrize(("given", "used"), [(None, "3000"), ("7", "7")])
+def test_how_long_threads_spin_is_for_the_user_to_set(monkeypatch, given, used):
+    monkeypatch.setenv("GOMP_SPINCOUNT", given or "")
+    if given is None:
+        monkeypatch.delenv("GOMP_SPINCOUNT")
+    assert ended(monkeypatch, "--help") == 0 and os.environ["GOMP_SPINCOUNT"] == used
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
 def test_a_full_output_device_is_named():
     with open("/dev/full", "w") as full:

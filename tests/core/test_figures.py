@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from dasd_utils import figures, toyworld
@@ -164,6 +165,10 @@ def test_histograms_have_a_panel_for_each_title_and_bars_for_each_label():
     assert [bar.get_height() for bar in right.patches] == [0, 0, 2, 1, 0, 0]
     assert (left.get_title("left"), left.get_xlabel(), left.get_ylabel()) == ("left", "value", "count")
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["x", "y"]
+    colours = [to_hex(bar.get_facecolor()) for axes in (left, right) for bar in axes.patches[::3]]
+    assert colours == [*figures.PALETTE[:2]] * 2  # of a label, in every panel
+    dense = figures.histograms(panels, "", "", bins=[0, 0.5, 2.5], density=True).axes[0].patches
+    assert [bar.get_height() for bar in dense[:2]] == pytest.approx([4 / 3, 1 / 6])
 
 
 def test_heat_writes_each_value_and_is_dark_where_it_is_high():

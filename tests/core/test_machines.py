@@ -55,10 +55,14 @@ def test_a_card_gets_a_profile_that_fits(monkeypatch, caplog, name, gib, bf16, p
 
 
 def counted_gb(*wanted):
-    """Return the upper end of the peak memory of training with these sizes, with least else in memory."""
+    """Return the upper end of the peak memory of training with these sizes, in any notebook of the course.
+
+    The solutions keep more beside it: 0.9 of an L4 as counted (test_benchmarks), 0.92 at the upper end.
+    """
     rows = json.loads((ROOT / "data/results/notebook_memory.json").read_text())["rows"]
     text = "train {} + {}{}".format(*wanted[:2], ", recomputed" * wanted[2])
-    return min(row["high"] for row in rows if row["metric"] == "peak_gb" and row.get("largest") == text)
+    rows = [row for row in rows if row["metric"] == "peak_gb" and row.get("largest") == text]
+    return max(row["high"] for row in rows if row["notebook"] != "solutions")
 
 
 def test_rows_fit_the_least_card_that_they_are_for():

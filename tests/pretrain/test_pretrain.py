@@ -233,6 +233,33 @@ def test_attributes_are_counted_by_kind():
     }  # fmt: skip
 
 
+def test_merges_by_hand():
+    merges = [("a", "b"), ("ab", "c"), ("x", "y</w>"), ("abc", "d</w>")]  # of equal ones the shortest first
+    assert shared.learned_merges({"abcd": 1, "xy": 1}, 9) == merges
+    assert shared.learned_merges({"abcd": 1, "xy": 1}, 2) == merges[:2]
+    assert shared.learned_merges({"ab": 3, "cd": 1}, 9, min_frequency=2) == [("a", "b</w>")]
+
+
+def test_samples_are_scored_by_attribute_kind_and_domain(monkeypatch):
+    crossed, bare = ({"scene": "river", "bridge": bridge} for bridge in ("yes", "no"))
+    mentioned = [crossed, bare, {"side": "left"}, {"side": "right"}]
+    shown = [bare, bare, {"side": "left"}, {"side": "left"}]
+    world = evaluate.Heldout("satellite", images=[], shown=[], texts=[], mentioned=mentioned)
+    reader = SimpleNamespace(read=lambda images, domain: shown if domain == "satellite" else None)
+    scorer = SimpleNamespace(embed=lambda images: torch.eye(4), attribute_classifier=reader)
+    monkeypatch.setattr(
+        evaluate, "zero_shot", lambda *_: np.array(["satellite", "xray", "satellite", "satellite"])
+    )
+    scores = {"attribute_accuracy": 0.625, "other_domain": 0.25, "cmmd": 500 * (np.exp(-0.01) - 1)}
+    kinds = {"bridge: river": 0.5, "scene: river": 1, "side": 0.5}
+    for method, by_kind in (("base", {}), ("adapted", kinds)):
+        table = evaluate._Table(seed=0, num_bootstrap=20)
+        evaluate._score_samples(table, method, world, [None] * 4, scorer, torch.eye(4))
+        wanted = {f"{method}_{name}": value for name, value in scores.items()}
+        wanted |= {f"{method}: {kind}": value for kind, value in by_kind.items()}
+        assert {row["metric"]: row["value"] for row in table.rows} == pytest.approx(wanted, abs=1e-3)
+
+
 def test_rows_carry_n_seed_and_interval():
     table = evaluate._Table(seed=3, num_bootstrap=50)
     table.mean("psnr", "xray", torch.arange(20.0))
