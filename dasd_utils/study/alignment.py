@@ -83,14 +83,6 @@ def features(parts: models.Parts, sampler: Sampler, config: Config, steps: int) 
     return {name: torch.cat(each) for name, each in found.items()}
 
 
-def plane(features: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the features in the plane of their two largest principal components, (n, 2) each."""
-    together = torch.cat(list(features.values()))
-    middle = together.mean(dim=0)
-    *_, axes = torch.linalg.svd(together - middle, full_matrices=False)
-    return {name: (rows - middle) @ axes[:2].T for name, rows in features.items()}
-
-
 def separation(source: Tensor, target: Tensor, num_bootstrap: int = 1000) -> tuple[float, float, float]:
     """Return the unbiased squared MMD of two sets of features, five bandwidths, and its 95 % interval."""
     bandwidth = losses.median_bandwidth(source, target).item()

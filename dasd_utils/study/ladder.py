@@ -172,9 +172,13 @@ class Task:
     method: Method
     seed: int
     domain: DomainConfig
-    calibration: Calibration
     count: int
     run: Path | None  # of the trained weights
+
+    @functools.cached_property
+    def calibration(self) -> Calibration:
+        """How the method is sampled in the domain; DasdError where its calibration was not made."""
+        return settings(self.config, self.method, self.domain, self.run)
 
     @property
     def folder(self) -> Path:
@@ -218,10 +222,7 @@ def tasks(config: Config, method: Method, seed: int) -> list[Task]:
     count = config.evaluation.num_heldout
     domains = [(domain, count) for domain in config.domains]
     domains += [(config.source, max(count // 2, 10))] if method.sees_source else []
-    return [
-        Task(config, method, seed, domain, settings(config, method, domain, run), number, run)
-        for domain, number in domains
-    ]
+    return [Task(config, method, seed, domain, number, run) for domain, number in domains]
 
 
 def is_done(config: Config, method: Method, seed: int) -> bool:
@@ -288,6 +289,12 @@ class Scoring:
             names += [domain.name] * count
         return small_cnn.train(torch.cat(pixels), names)
 
+    def score(self, task: Task, pipeline: sampling.DasdPipeline) -> tuple[list[Image.Image], Scores]:
+        """Return the task's images, made where they are not stored, and their scores."""
+        reference = self.references[task.domain.name]
+        drawn = sample(task, reference, pipeline)
+        return drawn, evaluation.score_images(drawn, reference, self.scorer, self.domains, task.seed)
+
     def control(self, domain: DomainConfig) -> Scores:
         """Return the scores of training images in the place of samples."""
         train = data.load_domain(domain, self.config)
@@ -330,9 +337,7 @@ def _take(scoring: Scoring, method: Method, seed: int, progress: bool) -> bool:
             path = calibration.calibration_file(pipeline.config.output_dir)
             calibration.calibrate(pipeline, scoring.scorer, path)
         for task in (each for each in tasks(config, method, seed) if not each.scores.is_file()):
-            reference = scoring.references[task.domain.name]
-            drawn = sample(task, reference, pipeline)
-            found = evaluation.score_images(drawn, reference, scoring.scorer, scoring.domains, seed)
+            _, found = scoring.score(task, pipeline)
             with files.atomic_write(task.scores, "The scores") as temporary:
                 save_file(found, temporary)
     return True

@@ -220,7 +220,7 @@ def test_calibrated_and_published_settings(config, tmp_path):
     method, here = method_of("DASD, calibrated"), config.replace(output_dir=str(tmp_path))
     assert not ladder.is_done(here, method, 0)
     with pytest.raises(DasdError, match=r"`dasd calibrate`.*calibration\.json: No such file"):
-        ladder.tasks(here, method, 0)
+        _ = ladder.tasks(here, method, 0)[0].calibration
     found = [task.calibration for task in ladder.tasks(config, method_of("DASD, published sampling"), 0)]
     assert found == [Calibration(7.0, 30, "ddim"), Calibration(7.5, 30, "ddim")]
 

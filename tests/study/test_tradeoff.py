@@ -70,7 +70,7 @@ def test_a_learner_without_prompts_is_sampled_as_its_curve_says(config, monkeypa
             asked.update(options)
             return [], None, None
 
-    task = ladder.Task(config, point, 0, config.domains[0], settings(config, point), 12, None)
+    task = ladder.Task(config, point, 0, config.domains[0], 12, None)
     ladder.draw_images(task, ladder.Scoring(config).references[config.domains[0].name], Pipeline())
     assert asked["guidance"] == "cfg" and asked["settings"].guidance_scale == 1.0
 
