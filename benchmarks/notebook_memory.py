@@ -249,7 +249,7 @@ def lesson_03(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     )
     yield 21, card.encode(3 * (p.num_images + 8), half=False)
     yield 23, card.train(short, p.steps)
-    yield 27, card.forward(short, 4, 4, num_target=None)
+    yield 27, card.forward(short, 2 * 4, 4, num_target=None)
     yield 27, card.forward(short, 4, 4, num_target=3)
     yield 32, card.forward(short, 6 * p.num_images, 32)
 
@@ -299,7 +299,7 @@ def lesson_06(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
 def lesson_07(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     domains, prompts, copies = len(card.base.domains), 20, p.images_per_prompt
     steps = p.num_inference_steps or 30
-    yield 8, card.sample(2 * 2 * copies, steps, beside=card.clip, most=2 * copies)
+    yield 8, card.sample(2 * 3 * 2 * copies, steps, beside=card.clip, most=2 * copies)
     yield 10, card.sample(3 * domains * prompts * copies, steps, beside=card.clip)
     yield 30, card.sample(2 * prompts, beside=card.clip)
 
@@ -360,13 +360,14 @@ def lesson_12(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     config, count = card.setup(), 0 if p.lambda_align == 0 else 1
     targets = config.training.target_batch_size
     batch = targets + config.training.source_batch_size
-    yield 11, card.encode(IMAGES)  # the run is that of lesson 04
-    yield 16, card.pulls(config, 2)
-    yield 18, card.pulls(config, 2 * 12 * count)
-    yield 21, card.pulls(config, 12 * count)
-    yield 23, card.pulls(config, 5 * 8 * count)
-    yield 28, card.forward(config, 2 * 12 * batch, batch, num_target=targets)
-    yield 34, card.sample(2 * 3 * p.num_images, beside=card.clip)
+    yield 13, Work("points", 0, 0, 0)  # in the plane, on the CPU
+    yield 16, card.encode(IMAGES)  # the run is that of lesson 04
+    yield 21, card.pulls(config, 2)
+    yield 23, card.pulls(config, 2 * 12 * count)
+    yield 26, card.pulls(config, 12 * count)
+    yield 28, card.pulls(config, 5 * 8 * count)
+    yield 31, card.forward(config, 2 * 12 * batch, batch, num_target=targets)
+    yield 37, card.sample(2 * 3 * p.num_images, beside=card.clip)
 
 
 def solutions(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
