@@ -169,7 +169,7 @@ REACHED = {
     "papers/text_free": "09",
     "papers/editing": "09 10 so",
     "papers/diffusionclip": "10 so",
-    "apps/animation": "01 04 05 09",
+    "apps/animation": "01 04 05 09 12",
     "apps/monitor": "04",
     "apps/playground": "05",
 }
