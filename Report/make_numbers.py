@@ -128,7 +128,8 @@ def _step_lines(found: list[dict]) -> list[list[str]]:
         batch = f"{ratio['target_batch_size']} + {ratio['source_batch_size']} at once"
         batch = "one by one" if ratio["target_batch_size"] == 1 else batch
         checkpointing = ", checkpointing" if ratio.get("gradient_checkpointing") else ""
-        size = f"{ratio['resolution']} px, {precision}, {batch}{checkpointing}"
+        bank = ", features from a bank" if ratio.get("source_features") == "bank" else ""
+        size = f"{ratio['resolution']} px, {precision}, {batch}{bank}{checkpointing}"
         cells = [f"training step, SD 1.5 shapes, {size}", STEPS[against], interval_text(ratio, 2)]
         lines.append([*cells, f"{memory['value']:.2f}"])
     return lines
