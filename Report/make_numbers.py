@@ -262,7 +262,10 @@ def latex_macros(report: str) -> str:
 
     Ends with the names of those that no result has.
     """
-    values = dict(_quoted())
+    values: dict[str, str] = {}
+    for key, text in _quoted():
+        if values.setdefault(key, text) != text:
+            sys.exit(f"Two results are quoted by the name {key}.")
     found = next(r for r in rows("06_classifier") if r["metric"] == "accuracy")
     values["classifier/accuracy"] = _tex(found, 3)
     asked = dict.fromkeys(re.findall(r"\\res\{([^}#]+)\}", report))
@@ -275,13 +278,13 @@ def latex_macros(report: str) -> str:
 
 
 def _quoted() -> Iterator[tuple[str, str]]:
-    for name in ("ladder", "real"):
+    for name in ("ladder", "real", "source_features"):
         for row in rows(name):
             if row["metric"] in figures.METRICS:
                 against = f" - {row['against']}" if "against" in row else ""
                 digits = figures.METRICS[row["metric"]].decimals
                 yield f"{name}/{row['method']}{against}/{row['domain']}/{row['metric']}", _tex(row, digits)
-            elif row["metric"] == "prompts_needed":
+            elif name == "ladder" and row["metric"] == "prompts_needed":
                 text = "no number" if row["value"] is None else f"{row['value']:,}"
                 yield f"power/{row['method']}/{row['domain']}/{row['seeds']}", text
 

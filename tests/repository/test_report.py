@@ -40,6 +40,15 @@ def test_report_quotes_numbers_as_they_are_stored(numbers):
     row = next(r for r in numbers.rows("ladder") if (r["method"], r["metric"]) == ("base", "cmmd"))
     half = (row["high"] - row["low"]) / 2
     assert f"ladder/base/{row['domain']}/cmmd\\endcsname{{${row['value']:.2f}\\pm{half:.2f}$}}" in written
+    power = {
+        "metric": "prompts_needed",
+        "method": "base",
+        "domain": "satellite",
+        "seeds": 3,
+        "against": "DASD",
+    }
+    (needed,) = (row["value"] for row in numbers.rows("ladder") if power.items() <= row.items())
+    assert f"power/base/satellite/3\\endcsname{{{needed:,}}}" in written  # not that of another study
     with pytest.raises(SystemExit, match="does not hold: ladder/DASD/moon/cmmd"):
         numbers.latex_macros(report + r"\res{ladder/DASD/moon/cmmd}")
 
