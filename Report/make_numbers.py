@@ -27,8 +27,11 @@ CARD = {  # metric -> (title, decimals)
     "yardstick": ("D: CMMD of its renders from paintings", 2),
     "base_attribute_accuracy": ("base UNet: attributes shown", 3),
     "base_cmmd": ("base UNet: CMMD from renders", 2),
-    "adapted_attribute_accuracy": ("adapted (`data/tiny-run`): attributes shown", 3),
-    "adapted_cmmd": ("adapted: CMMD from renders", 2),
+    "lesson_attribute_accuracy": ("run of notebook 04: attributes shown", 3),
+    "lesson_cmmd": ("run of notebook 04: CMMD from renders", 2),
+    "adapted_attribute_accuracy": ("shipped run, `data/tiny-run`: attributes shown", 3),
+    "adapted_cmmd": ("shipped run: CMMD from renders", 2),
+    "adapted_other_domain": ("shipped run: share that shows another domain", 3),
 }
 SAMPLERS = {
     "ours, DDIM 30": "the same steps",
@@ -253,8 +256,20 @@ def card_block() -> str:
         f"\n\nn = {samples['n']} renders and samples a domain (200 captions), seed {samples['seed']}, 95 % "
         f"bootstrap intervals. Deviations of the latent channels: within a factor of {ratio:.2f}. Weights: "
         f"{size:.1f} MB. Eight images, 30 steps with guidance, on two cores: {seconds['value']:.1f} s "
-        f"({seconds['low']:.1f} to {seconds['high']:.1f}, {seconds['n']} runs)."
+        f"({seconds['low']:.1f} to {seconds['high']:.1f}, {seconds['n']} runs).\n\n" + _kinds()
     )
+
+
+def _kinds() -> str:
+    """Return the table of what two runs show of each kind that prompts ask for."""
+    found = {(r["domain"], *r["metric"].split(": ", 1)): r for r in rows("pretrain") if ": " in r["metric"]}
+    kinds = [key for key in found if key[1] == "adapted"]
+    lines = [
+        [domain, kind, str(found[domain, run, kind]["n"]),
+         *(interval_text(found[domain, each, kind], 2) for each in ("lesson", "adapted"))]
+        for domain, run, kind in kinds
+    ]  # fmt: skip
+    return markdown_table(["domain", "asked for", "prompts", "run of notebook 04", "shipped run"], lines)
 
 
 def latex_macros(report: str) -> str:

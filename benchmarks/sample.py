@@ -58,7 +58,7 @@ def factory(variant: str, precision: str, batch_size: int, num_images: int) -> c
 
 
 def _ours(config: Config) -> Sampler:
-    pipeline = sampling.load_trained_pipeline(checkpoints.find_run(Config.setup("tiny")), config)
+    pipeline = sampling.load_trained_pipeline(checkpoints.find_trained(Config.setup("tiny")), config)
 
     def sample(domain: DomainConfig, prompts: Sequence[str], first: int, settings: Calibration) -> list:
         seeds = list(range(first, first + len(prompts)))
@@ -69,7 +69,7 @@ def _ours(config: Config) -> Sampler:
 
 def _network(config: Config) -> Sampler:
     """Return what guided sampling cannot do without: the network's passes, LoRA merged, and the decoder."""
-    pipeline = sampling.load_trained_pipeline(checkpoints.find_run(Config.setup("tiny")), config)
+    pipeline = sampling.load_trained_pipeline(checkpoints.find_trained(Config.setup("tiny")), config)
     parts, shape = pipeline.parts, models.latent_shape(pipeline.parts)
     parts.unet.fuse_lora()
 
@@ -87,7 +87,7 @@ def _network(config: Config) -> Sampler:
 
 def _diffusers(config: Config) -> Sampler:
     """Return the pipeline that a user of diffusers has: base, LoRA, tokens, nothing merged."""
-    adapter = resolve(checkpoints.find_run(Config.setup("tiny"))) / "adapter"
+    adapter = checkpoints.find_trained(Config.setup("tiny")) / "adapter"
     pipe = StableDiffusionPipeline.from_pretrained(
         resolve(config.model.base), safety_checker=None, dtype=torch.float32
     )

@@ -1,7 +1,9 @@
 """How good the embedded base is: every number with n, seed and interval, on renders that no training saw."""
 
+import contextlib
 import functools
 import logging
+import sys
 import timeit
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,22 +73,16 @@ class _Table:
 
 
 def evaluate(config: Config, num_images: int = 500) -> list[Row]:
-    """Return the rows of `data/results/pretrain.json` for the base of `config`, and for its adapter if any.
+    """Return the rows of `data/results/pretrain.json`: of the base, and of those of two runs that are there.
 
-    num_images: renders and samples a domain, at least 2, sampled with the domain's calibration (the base with
-    that of the source). Raises DasdError for a base without an attribute classifier.
+    "adapted" is the shipped run, "lesson" that of `output_dir`. num_images: renders and samples a domain, at
+    least 2, sampled with the domain's calibration (the base with that of the source). Raises DasdError for a
+    base without an attribute classifier.
     """
     scorer = evaluation.load_scorer(config, "cpu")
     if scorer.attribute_classifier is None:
         raise DasdError(f"{config.model.base} has no attribute classifier: `dasd pretrain` has not made it.")
-    try:
-        run = checkpoints.find_run(config)
-        pipeline = sampling.load_trained_pipeline(run, config, device="cpu")
-        adapted = [domain.name for domain in config.domains]
-    except DasdError as reason:
-        log.warning("Only the base is measured: %s", reason)
-        pipeline = sampling.load_base_pipeline(config, "cpu")
-        adapted = []
+    pipeline = sampling.load_base_pipeline(config, "cpu")
     worlds = {domain: heldout(domain, num_images) for domain in toyworld.DOMAINS}
     features = {domain: scorer.embed(world.images) for domain, world in worlds.items()}
     table = _Table(config.seed, config.evaluation.num_bootstrap)
@@ -100,15 +96,28 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
     table.add("sampling_seconds", "painting", *ends, SPEED_RUNS)
     for domain in toyworld.DOMAINS[1:]:
         table.cmmd("yardstick", f"painting-{domain}", features["painting"], features[domain])
-    samples = [("base", domain) for domain in worlds if domain != "sketch"]
-    samples += [("adapted", domain) for domain in adapted]
-    for method, domain in samples:
-        world = worlds[domain]
-        seeds = [1000 * config.seed + i for i in range(num_images)]
-        own = domain if method == "adapted" else None
-        images, *_ = pipeline.generate(world.texts, domain=own, seed=seeds)
-        _score_samples(table, method, world, images, scorer, features[domain])
+    samples = [("base", pipeline, domain) for domain in worlds if domain != "sketch"]
+    for name, trained in _trained_pipelines(config).items():
+        samples += [(name, trained, domain.name) for domain in config.domains]
+    seeds = [1000 * config.seed + i for i in range(num_images)]
+    for method, sampled, domain in samples:
+        own = None if method == "base" else domain
+        images, *_ = sampled.generate(worlds[domain].texts, domain=own, seed=seeds)
+        _score_samples(table, method, worlds[domain], images, scorer, features[domain])
     return table.rows
+
+
+def _trained_pipelines(config: Config) -> dict[str, sampling.DasdPipeline]:
+    """Return the pipelines of the shipped run and of the one in `output_dir`, where they are there."""
+    found = {}
+    for name, place in {"adapted": config.shipped_run, "lesson": config.output_dir}.items():
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is for the rows
+                run = checkpoints.find_trained(config.replace(output_dir=place or "none", shipped_run=None))
+            found[name] = sampling.load_trained_pipeline(run, config, device="cpu")
+        except DasdError as reason:
+            log.warning("No %s run is measured: %s", name, reason)
+    return found
 
 
 def _score_samples(
@@ -118,7 +127,7 @@ def _score_samples(
     domain, features = world.domain, scorer.embed(images)
     shown = scorer.attribute_classifier.read(images, domain)
     table.mean(f"{method}_attribute_accuracy", domain, metrics.attribute_accuracy(shown, world.mentioned))
-    if method == "adapted":
+    if method != "base":
         for kind, right in shown_by_kind(shown, world.mentioned).items():
             table.mean(f"{method}: {kind}", domain, np.array(right, dtype=float))
     table.mean(f"{method}_other_domain", domain, (zero_shot(scorer, features) != domain).astype(float))
@@ -160,7 +169,8 @@ def measure_base(base: str, seed: int, num_images: int) -> tuple[Path, list[Row]
     """Evaluate the base in a folder; return the file that its rows are written to, and the rows."""
     place = resolve(base)
     name = portable(place)
-    config = Config.setup("tiny", seed=seed, base=name, clip=f"{name}/clip")
+    lesson = "data/runs/course/dasd"  # what notebook 04 leaves
+    config = Config.setup("tiny", seed=seed, base=name, clip=f"{name}/clip", output_dir=lesson)
     rows = evaluate(config, num_images)
     return evaluation.save_results(scores_file(place), config, rows), rows
 

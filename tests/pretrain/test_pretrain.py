@@ -178,13 +178,15 @@ def test_a_finished_base_is_measured_without_an_adapter(base, monkeypatch, caplo
     assert {(metric, domain) for metric in parts for domain in toyworld.DOMAINS} <= found.keys()
     scores = ("base_cmmd", "base_other_domain")
     samples = {(score, d) for score in scores for d in ("painting", "satellite", "xray")}
-    assert samples <= found.keys() and not any(metric.startswith("adapted") for metric, _ in found)
+    assert samples <= found.keys() and not any(
+        metric.startswith(("adapted", "lesson")) for metric, _ in found
+    )
     assert found["yardstick", "painting-xray"]["n"] == 3 and found["latent_deviation_ratio", "all"]["n"] == 12
     files = [path.stat().st_size for path in base[1].rglob("*.safetensors")]
     assert found["weights_mb", "all"]["value"] * 1e6 == pytest.approx(sum(files)) and len(files) == 5
     seconds = found["sampling_seconds", "painting"]
     assert 0 < seconds["low"] <= seconds["value"] <= seconds["high"] and seconds["n"] == evaluate.SPEED_RUNS
-    assert "Only the base is measured" in caplog.text
+    assert "No adapted run is measured" in caplog.text and "No lesson run" in caplog.text
 
 
 # what is measured of the base, on parts whose quality is known
