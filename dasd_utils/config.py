@@ -244,8 +244,9 @@ class AlignmentConfig:
     pooling: Literal["mean", "flat"] = "mean"  # features (B, C, h, w) -> mean over space, or flat
     queue_size: Count = 64  # recent detached features kept for each domain; 0 turns the queue off
     pairs: Flag = False  # as published: the distance of one target and one source, averaged over pairs
-    # frozen: of the base, LoRA off; bank: the same, computed once at bank_size samples and kept in the cache
-    source_features: Literal["adapted", "frozen", "bank"] = "adapted"
+    # frozen: of the base, LoRA off; bank: the same, computed once at bank_size samples and kept in the cache,
+    # or in each step where prior_loss_weight has the source pass anyway; adapted, as published: with LoRA
+    source_features: Literal["bank", "frozen", "adapted"] = "bank"
     bank_size: Positive = 1000  # source samples, spread evenly over the timesteps
     match_timesteps: Flag = False  # features of near timesteps are compared, not of all together
 
@@ -475,8 +476,6 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "lambda_align and prior_loss_weight need samples: raise source_batch_size, or set both to 0."
     if alignment.lambda_align == 0:
         return
-    if alignment.source_features == "bank" and training.prior_loss_weight > 0:
-        yield "prior_loss_weight passes the source, which a bank spares: set source_features to 'frozen'."
     if alignment.pairs and (alignment.unbiased or alignment.queue_size):
         yield "pairs has no unbiased estimate and no queue: set unbiased to false and queue_size to 0."
     if alignment.match_timesteps and (alignment.pairs or alignment.kernel == "linear"):

@@ -170,7 +170,8 @@ def bank_features(parts: models.Parts, batch: Batch, config: Config) -> Tensor:
 
 def uses_bank(config: Config) -> bool:
     """Return whether training takes source features from a bank."""
-    return config.alignment.lambda_align > 0 and config.alignment.source_features == "bank"
+    aligned = config.alignment.lambda_align > 0 and config.alignment.source_features == "bank"
+    return aligned and config.training.prior_loss_weight == 0
 
 
 def _has_bank_features(batch: Batch, config: Config) -> bool:

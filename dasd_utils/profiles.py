@@ -115,6 +115,7 @@ PUBLISHED: dict[str, Any] = {
     "unbiased": False,
     "pooling": "flat",
     "queue_size": 0,
+    "source_features": "adapted",
     "min_snr_gamma": None,
     "caption_dropout": 0.0,
     "lr_scheduler": "constant",

@@ -77,7 +77,10 @@ class Method:
 
 LORA_AND_TOKEN = {"lambda_align": 0.0}
 PLAIN = "LoRA + token"
-PUBLISHED_MMD = {"kernel": "gaussian", "pooling": "flat", "unbiased": False, "queue_size": 0, "pairs": True}
+ADAPTED = {"source_features": "adapted"}
+PUBLISHED_MMD = ADAPTED | {
+    "kernel": "gaussian", "pooling": "flat", "unbiased": False, "queue_size": 0, "pairs": True,
+}  # fmt: skip
 METHODS = (
     Method("base", trained=False),
     Method("base + style words", trained=False, style_words=True, after="base"),
@@ -87,8 +90,8 @@ METHODS = (
     Method("+ published MMD, Gaussian", changes=PUBLISHED_MMD, after=PLAIN),
     Method("+ published MMD, linear", changes=PUBLISHED_MMD | {"kernel": "linear"}, after=PLAIN),
     Method(DASD, after=PLAIN),
-    Method("DASD, frozen source", changes={"source_features": "frozen"}, after=PLAIN),
-    Method("DASD, bank", changes={"source_features": "bank"}, after="DASD, frozen source"),
+    Method("DASD, adapted source", changes=ADAPTED, after=PLAIN),
+    Method("DASD, frozen source", changes={"source_features": "frozen"}, after=DASD),
     Method(f"{PLAIN} + prior preservation", changes=LORA_AND_TOKEN | {"prior_loss_weight": 1.0}, after=PLAIN),
     Method("DASD, published sampling", settings=PUBLISHED),
     Method("DASD, calibrated", settings=CALIBRATED, after="DASD, published sampling"),

@@ -212,6 +212,12 @@ def test_the_largest_micro_batch_is_found(config, parts, monkeypatch):
     assert chosen.training.target_batch_size == 12 and chosen.alignment.source_features == "bank"
 
 
+def test_prior_preservation_needs_no_bank(tiny_config):
+    config = tiny_config.replace(prior_loss_weight=1.0)
+    assert config.alignment.source_features == "bank"
+    assert not losses.uses_bank(config) and losses.needs_source(config)
+
+
 def test_a_method_that_aligns_nothing_keeps_its_own_source(tiny_config):
     """DomainStudio draws and passes its source images whatever `source_features` says."""
     config = tiny_config.replace(

@@ -118,7 +118,7 @@ CONFIGS = {
     "times of pairs": (PAIRS | {"match_timesteps": True}, "kernel of sets"),
     "times, linear": ({"match_timesteps": True, "kernel": "linear"}, "a Gaussian kernel"),
     "layer": ({"alignment": {"layer": "middle"}}, "must name a block"),
-    "features": ({"source_features": "frosen"}, "is 'frosen'; it must be 'adapted', 'frozen' or 'bank'"),
+    "features": ({"source_features": "frosen"}, "is 'frosen'; it must be 'bank', 'frozen' or 'adapted'"),
     "prior without source": (
         {"prior_loss_weight": 1, "source_batch_size": 0, "lambda_align": 0}, "prior_loss_weight need samples"
     ),
@@ -141,7 +141,6 @@ CONFIGS = {
     "nameless data": (thing(data=" "), "domains[0].data is ' '"),
     "tracking": ({"training": {"tracking": "tensorboard,wandbe"}}, "names with commas of aim|"),
     "small batch": ({"target_batch_size": 2, "queue_size": 0}, "two samples of each domain"),
-    "bank, prior": ({"source_features": "bank", "prior_loss_weight": 1.0}, "which a bank spares"),
     "rare source": ({"source_every": 3, "queue_size": 1}, "source_every above 1 needs"),
     "no domain": ({"domains": []}, "no target domain"),
     "name twice": ({"domains": thing()["domains"] * 2}, "one name"),

@@ -48,6 +48,7 @@ def weighted_error(eps, noise, a, _features):
 def test_loss_and_gradients_are_those_of_two_whole_passes(tiny_config, parts):
     """What makes a step fast changes nothing: cached texts, the shared pass, the source that stops early."""
     config = tiny_config.replace(lambda_align=0.5, queue_size=0, dropout=0.0, min_snr_gamma=5.0)
+    config = config.replace(source_features="adapted")
     batch = make_batch(config)
     parts.unet.train()
     groups = models.trainable_parameters(parts)
@@ -105,6 +106,7 @@ def test_the_gradient_of_the_mmd_reaches_lora(tiny_config, parts, source_feature
         (0.0, "frozen", 0.5, [8], 8),
         (0.01, "adapted", 0.5, [8], 8),
         (0.01, "frozen", 0.5, [8, 2], 8),
+        (0.01, "bank", 0.5, [8, 2], 8),  # no bank is opened: the source passes anyway
     ],
 )
 def test_the_source_passes_as_far_as_it_is_looked_at(
