@@ -65,7 +65,7 @@ METRICS = {  # name in a result row -> how it is written; the order is that of t
     "density": Metric("density", "higher", 2),
     "coverage": Metric("coverage", "higher", 2),
     "intra_cluster": Metric("distance inside clusters", "higher"),
-    "copy_rank": Metric("nearness to training images, 0.5 as new ones", "", 2),
+    "copy_rank": Metric("distance to training images, 0.5 as new ones", "", 2),
     "synthetic_to_real": Metric(
         "trained on samples, right on real images", "higher", 2, "right on real images"
     ),
@@ -190,7 +190,7 @@ def _grid(
     names, heads = [_wrap(text, 1.1) for text in labels], [_wrap(text, cell) for text in above]
     feet = [[_wrap(text, cell) for text in texts] for texts in below]
     depths = [max((len(text) * line + 0.07 for text in texts), default=0) for texts in feet]
-    left = gap + max((0.075 * len(part) for parts in names for part in parts), default=0)
+    left = gap + max((0.085 * len(part) for parts in names for part in parts), default=0)
     top = (0.34 if title else gap) + max((len(text) * line + gap for text in heads), default=0)
     xs = [left + column * (cell + gap) for column in range(max(map(len, rows)))]
     width = max(xs[-1] + cell + gap, 0.1 * len(title))

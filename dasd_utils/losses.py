@@ -169,7 +169,7 @@ def bank_features(parts: models.Parts, batch: Batch, config: Config) -> Tensor:
 
 
 def uses_bank(config: Config) -> bool:
-    """Return whether training takes source features from a bank."""
+    """Return whether training takes source features from a bank, which prior preservation does not need."""
     aligned = config.alignment.lambda_align > 0 and config.alignment.source_features == "bank"
     return aligned and config.training.prior_loss_weight == 0
 

@@ -1,9 +1,7 @@
 """How good the embedded base is: every number with n, seed and interval, on renders that no training saw."""
 
-import contextlib
 import functools
 import logging
-import sys
 import timeit
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,27 +95,17 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
     for domain in toyworld.DOMAINS[1:]:
         table.cmmd("yardstick", f"painting-{domain}", features["painting"], features[domain])
     samples = [("base", pipeline, domain) for domain in worlds if domain != "sketch"]
-    for name, trained in _trained_pipelines(config).items():
-        samples += [(name, trained, domain.name) for domain in config.domains]
+    for name, place in {"adapted": config.shipped_run, "lesson": config.output_dir}.items():
+        if problem := checkpoints.describe_run(resolve(place), config)[0] if place else "none is given":
+            log.warning("The %s run is not measured: %s.", name, problem)
+        else:
+            trained = sampling.load_trained_pipeline(place, config, device="cpu")
+            samples += [(name, trained, domain.name) for domain in config.domains]
     seeds = [1000 * config.seed + i for i in range(num_images)]
     for method, sampled, domain in samples:
-        own = None if method == "base" else domain
-        images, *_ = sampled.generate(worlds[domain].texts, domain=own, seed=seeds)
+        images, *_ = sampled.generate(worlds[domain].texts, None if method == "base" else domain, seed=seeds)
         _score_samples(table, method, worlds[domain], images, scorer, features[domain])
     return table.rows
-
-
-def _trained_pipelines(config: Config) -> dict[str, sampling.DasdPipeline]:
-    """Return the pipelines of the shipped run and of the one in `output_dir`, where they are there."""
-    found = {}
-    for name, place in {"adapted": config.shipped_run, "lesson": config.output_dir}.items():
-        try:
-            with contextlib.redirect_stdout(sys.stderr):  # stdout is for the rows
-                run = checkpoints.find_trained(config.replace(output_dir=place or "none", shipped_run=None))
-            found[name] = sampling.load_trained_pipeline(run, config, device="cpu")
-        except DasdError as reason:
-            log.warning("No %s run is measured: %s", name, reason)
-    return found
 
 
 def _score_samples(

@@ -139,7 +139,7 @@ def find_trained(config: Config) -> Path:
     problems = []
     for place in filter(None, (resolve(config.output_dir), config.shipped_run)):
         folder = files.find_adapter(place)
-        problem, said = _trained(folder, config)
+        problem, said = describe_run(folder, config)
         if not problem:
             print(f"The {said}.")
             return folder
@@ -153,7 +153,7 @@ def find_trained(config: Config) -> Path:
                     'config = {"shipped_run": "owner/name"}.')  # fmt: skip
 
 
-def _trained(folder: Path, config: Config) -> tuple[str, str]:
+def describe_run(folder: Path, config: Config) -> tuple[str, str]:
     """Return (why a lesson cannot use what was trained there, else "", what it is)."""
     if (folder / "adapter.json").is_file() and not (folder / "adapter").is_dir():  # exported
         tokens = files.read_object(folder / "adapter.json", "The adapter").get("tokens", {})

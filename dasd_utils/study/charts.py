@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import SymmetricalLogLocator
 
 from dasd_utils import figures
 from dasd_utils.figures import INK, MUTED, PALETTE, Figure, Row, Rows, draw_heat, metric_label, style
@@ -156,10 +157,10 @@ def trade_chart(rows: Rows, source: str, metric: str = "cmmd") -> Figure:
 def front_chart(rows: Rows, metrics: Mapping[str, str]) -> Figure:
     """Return a panel per metric and domain: every candidate of a calibration's search, quality against price.
 
-    metrics: name -> "lower" or "higher", what is better. The price is the network's predictions an image; a
-    step line joins what no other beats in both, a ring is round what was chosen.
+    metrics: name -> "lower" or "higher", what is better. The price is how often the network predicts per
+    image; a step line joins what no other beats in both, a ring is round what was chosen.
     """
-    figure, panels = metric_panels(rows, list(metrics), "predictions of the network an image", 3.5)
+    figure, panels = metric_panels(rows, list(metrics), "network predictions per image", 3.5)
     for axes, metric, own in panels:
         kinds = dict.fromkeys((row["guidance"], row["scheduler"]) for row in own)
         for number, kind in enumerate(kinds):
@@ -197,7 +198,7 @@ def fit_chart(rows: Rows, curves: Sequence[str], x: str = "cmmd", y: str = "attr
     """Return one panel for the rows of a domain: a score over another, a curve for each kind of guidance.
 
     A curve of one scale is drawn in the scale's order, with the scale at both ends; one of two scales as its
-    points alone. Intervals are thin.
+    points alone. Intervals are thin; the axis of `x` is logarithmic above 1.
     """
     figure = Figure(figsize=(5.8, 3.9), layout="constrained")
     axes = figure.subplots()
@@ -217,6 +218,9 @@ def fit_chart(rows: Rows, curves: Sequence[str], x: str = "cmmd", y: str = "attr
             beside = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
             scale = f"{pairs[i][0]['guidance_scale']:g}"
             axes.annotate(scale, (xs[i], ys[i]), color=look(number)["color"], **beside)
+    axes.set_xscale("symlog", linthresh=1)  # linear below 1, where most curves are
+    axes.xaxis.set_major_locator(SymmetricalLogLocator(linthresh=1, base=10, subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel=metric_label(x), ylabel=metric_label(y))
     legend_below(figure, rows, 2)
     return figure

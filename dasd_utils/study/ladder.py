@@ -78,9 +78,7 @@ class Method:
 LORA_AND_TOKEN = {"lambda_align": 0.0}
 PLAIN = "LoRA + token"
 ADAPTED = {"source_features": "adapted"}
-PUBLISHED_MMD = ADAPTED | {
-    "kernel": "gaussian", "pooling": "flat", "unbiased": False, "queue_size": 0, "pairs": True,
-}  # fmt: skip
+PUBLISHED_MMD = ADAPTED | dict(kernel="gaussian", pooling="flat", unbiased=False, queue_size=0, pairs=True)
 METHODS = (
     Method("base", trained=False),
     Method("base + style words", trained=False, style_words=True, after="base"),
