@@ -244,7 +244,7 @@ class AlignmentConfig:
     pooling: Literal["mean", "flat"] = "mean"  # features (B, C, h, w) -> mean over space, or flat
     queue_size: Count = 64  # recent detached features kept for each domain; 0 turns the queue off
     pairs: Flag = False  # as published: the distance of one target and one source, averaged over pairs
-    # bank: of the base, computed once and kept in the cache; frozen: in each step; adapted: published, with LoRA
+    # bank: of the base, computed once and kept in the cache; frozen: in each step; adapted: with LoRA on
     source_features: Literal["bank", "frozen", "adapted"] = "bank"
     bank_size: Positive = 1000  # source samples, spread evenly over the timesteps
     match_timesteps: Flag = False  # features of near timesteps are compared, not of all together
