@@ -165,9 +165,10 @@ def step(config: Config) -> Counted:
         spared = 0 if config.method != "dasd" else _bytes(parts.vae)  # others decode
         updater = Updater(config, parts)
         _moments = [torch.empty_like(p) for p in updater.parameters for _ in range(2)]
-        gflop = common.count_gflop(lambda: batch_size._pass(updater, config))
+        batch = batch_size._batch(updater, config)
+        gflop = common.count_gflop(lambda: batch_size._pass(updater, batch, config))
         live.peak = live.bytes
-        batch_size._pass(updater, config)  # the gradients of the first are there
+        batch_size._pass(updater, batch, config)  # the gradients of the first are there
         return Counted(live.peak - spared, gflop)
 
 

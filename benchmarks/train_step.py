@@ -116,7 +116,7 @@ def main(
     checkpointing: Annotated[bool, typer.Option(help="recompute activations in ours")] = False,
     targets: Annotated[int, typer.Option(help="ours, in a micro-batch; 1: with a source in every third")] = 3,
     at_once: Annotated[int, typer.Option(help="images in a micro-batch of plain: 1, 2 or 4")] = 4,
-    source: Annotated[str, typer.Option(help="source features of ours: adapted, frozen or bank")] = "adapted",
+    source: Annotated[str, typer.Option(help="source features of ours: bank, frozen or adapted")] = "bank",
 ) -> None:
     """Print a table and write data/results/bench_train_step_<what>.json."""
     options: dict[str, Any] = {"model": model, "resolution": resolution, "precision": precision}
@@ -125,8 +125,7 @@ def main(
     options |= {"target_batch_size": targets, "source_batch_size": max(targets // 3, 1)}
     if targets == 1:
         options |= {"source_every": 3, "gradient_accumulation_steps": 3}
-    if source != "adapted":
-        options["source_features"] = source
+    options["source_features"] = source
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []

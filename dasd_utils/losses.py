@@ -124,15 +124,15 @@ def predict_batch(parts: models.Parts, batch: Batch, config: Config) -> tuple[Te
     """Return (predicted noise, features after the aligned block), as far as the config's loss needs them.
 
     Source rows leave the UNet after that block, unless prior preservation needs their noise prediction, and
-    do not enter it where nothing needs them. With `source_features` "frozen" their features are the base's;
-    with "bank" they are left out, or computed as for "frozen" if the batch has none from a bank.
+    do not enter it where nothing needs them. With `source_features` "frozen" their features are the base's,
+    and with "bank" if the batch brings none.
     """
     alignment = config.alignment
     frozen = alignment.lambda_align > 0 and alignment.source_features != "adapted"
     prior = config.training.prior_loss_weight > 0
     with_source = prior or (needs_source(config) and not frozen)
     eps, features = predict_noise(parts, batch, with_source, prior, alignment.layer)
-    if frozen and batch.source_prompts and not _has_bank_features(batch, config):
+    if frozen and batch.source_prompts and batch.source_features is None:
         source = frozen_features(parts, batch, alignment.layer)
         features = torch.cat([features[: len(batch.target_latents)], source])
     return eps, features
@@ -172,10 +172,6 @@ def uses_bank(config: Config) -> bool:
     """Return whether training takes source features from a bank, which prior preservation does not need."""
     aligned = config.alignment.lambda_align > 0 and config.alignment.source_features == "bank"
     return aligned and config.training.prior_loss_weight == 0
-
-
-def _has_bank_features(batch: Batch, config: Config) -> bool:
-    return uses_bank(config) and batch.source_features is not None
 
 
 def _unet_inputs(parts: models.Parts, batch: Batch, kind: str) -> list[Tensor]:
@@ -327,7 +323,7 @@ class FeatureQueue:
 def alignment_features(features: Tensor, batch: Batch, parts: models.Parts, config: Config) -> Tensor:
     """Return the rows (Bt + Bs, d) that the MMD compares; `match_timesteps` adds t / T as a last column."""
     rows = pool_features(features.float(), config.alignment.pooling)
-    if _has_bank_features(batch, config):
+    if batch.source_features is not None:
         rows = torch.cat([rows, batch.source_features])
     if not config.alignment.match_timesteps:
         return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator
 from fractions import Fraction
@@ -94,7 +95,7 @@ def _find_by_trial(updater: training.Updater, configs: dict[int, Config]) -> Con
         _spare = torch.empty(spare, dtype=torch.uint8, device=updater.device)
         _moments = [torch.empty_like(p) for p in updater.parameters for _ in range(2)]
         try:
-            _pass(updater, configs[size])
+            _pass(updater, _batch(updater, configs[size]), configs[size])
         finally:
             updater.optimizer.zero_grad()
         return configs[size]
@@ -102,11 +103,11 @@ def _find_by_trial(updater: training.Updater, configs: dict[int, Config]) -> Con
     return find()
 
 
-def _pass(updater: training.Updater, config: Config) -> None:
+def _pass(updater: training.Updater, batch: Batch, config: Config) -> None:
     """Do forward and backward pass of one micro-batch as training does, of no picture in particular."""
     updater.parts.unet.train()
     with updater.autocast():
-        loss, _ = losses.make_objective(config)(updater.parts, _batch(updater, config), config)
+        loss, _ = losses.make_objective(config)(updater.parts, batch, config)
     updater.backward(loss)
     updater.parts.unet.eval()
 
@@ -117,7 +118,7 @@ def _batch(updater: training.Updater, config: Config) -> Batch:
     side = config.model.resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
     target = torch.zeros(targets, parts.unet.config.in_channels, side, side)
     source = target.new_zeros(sources, *target.shape[1:])
-    return Batch(
+    batch = Batch(
         target_latents=target,
         source_latents=source,
         target_prompts=[f"{config.domains[0].token or ''} a picture".strip()] * targets,
@@ -128,3 +129,7 @@ def _batch(updater: training.Updater, config: Config) -> Batch:
         target_noise=target,
         source_noise=source,
     ).to(updater.device, torch.float32)
+    if not losses.uses_bank(config):
+        return batch
+    with updater.autocast():  # as training's own bank
+        return dataclasses.replace(batch, source_features=losses.bank_features(parts, batch, config))

@@ -219,8 +219,7 @@ def fit_chart(rows: Rows, curves: Sequence[str], x: str = "cmmd", y: str = "attr
             scale = f"{pairs[i][0]['guidance_scale']:g}"
             axes.annotate(scale, (xs[i], ys[i]), color=look(number)["color"], **beside)
     axes.set_xscale("symlog", linthresh=1)  # linear below 1, where most curves are
-    axes.xaxis.set_major_locator(SymmetricalLogLocator(linthresh=1, base=10, subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set(major_locator=SymmetricalLogLocator(None, (1, 2, 5), 1, 10), major_formatter="{x:g}")
     axes.set(xlabel=metric_label(x), ylabel=metric_label(y))
     legend_below(figure, rows, 2)
     return figure
