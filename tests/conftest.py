@@ -74,7 +74,7 @@ def on_narrow_base(profile: str, base: Path, clip: Path, folder: Path, **changes
     settings |= dict(base_revision=None, clip_revision=None, resolution=32, cache_dir=folder / "cache")
     settings |= dict(attention="fused", mixed_precision="no")  # as diffusers has it, for exact comparisons
     settings |= dict(max_train_steps=4, target_batch_size=6, source_batch_size=2, lr_warmup_steps=1)
-    settings |= dict(queue_size=8, rank=4, alpha=16.0, checkpoint_every=2, validation_every=2)
+    settings |= dict(bank_size=40, queue_size=8, rank=4, alpha=16.0, checkpoint_every=2, validation_every=2)
     settings |= dict(validation_images=4, images_per_prompt=2, num_heldout=8, num_bootstrap=50)
     settings |= dict(num_inference_steps=2)  # of the evaluation
     return config.replace(**(settings | changes))

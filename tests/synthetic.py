@@ -115,6 +115,9 @@ class NoiseSampler(latents.Sampler):
     def encode(self, vae, device="cpu", progress=True) -> None:
         self.encoded += 1
 
+    def open_bank(self, *arguments) -> None:
+        """Leave the features out of the batches: the base computes them in each step."""
+
     def source_prompts(self) -> list[str]:
         return [""]
 

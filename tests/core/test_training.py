@@ -23,6 +23,7 @@ from dasd_utils.runtime import checkpoints, processes
 
 # dropout, queue and schedule are on: all that a resume could get wrong
 RESUMED = {"max_train_steps": 6, "validation_every": 0, "dropout": 0.2, "queue_size": 5}
+RESUMED["source_features"] = "adapted"  # the default is in tests/core/test_bank.py
 
 
 @pytest.fixture
