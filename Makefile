@@ -104,4 +104,4 @@ $(VENV)/.docs: $(VENV)/.installed docs/requirements.txt
 
 clean:
 	rm -rf data/runs docs/_build
-	find data/cache -mindepth 1 -maxdepth 1 ! -name pretrain -exec rm -rf {} + 2>/dev/null || true  # hours of work
+	find data/cache -mindepth 1 -maxdepth 1 ! -name 'pretrain*' ! -name tiny-strict -exec rm -rf {} + 2>/dev/null || true  # hours of work

@@ -1,6 +1,8 @@
 """Build `data/tiny-sd` from the toy world, in the layout of diffusers: its networks, one training each.
 
-The VAE and CLIP see every domain, the UNet sees paintings only: adaptation has to close this gap.
+Tokenizer, VAE and CLIP see every domain, the UNet paintings only: adaptation has to close this gap. A strict
+base sees paintings, their captions and everyday sentences alone, of animals, people, food, things and ideas.
+These name no other domain, but share words with captions of others (street, photo, hospital, patient).
 Stages are resumable; batch k of a stage is a function of (seed, k), so a resumed run sees the same data.
 """
 
@@ -57,7 +59,7 @@ def train_vae(config: PretrainConfig, work: Path) -> AutoencoderKL:
     """Train with L1, squared error, edges and a little KL; on crops, which are cheap, until the decay."""
     torch.manual_seed(config.seed)
     vae = vae_model(config)
-    images = Images(work, toyworld.DOMAINS)
+    images = Images(work, config.domains)
     half = config.resolution // 2
 
     def loss_at(step: int) -> Tensor:
@@ -95,7 +97,7 @@ def normalise_latents(vae: AutoencoderKL, images: Images) -> AutoencoderKL:
     return vae
 
 
-# Tokenizer and CLIP: texts and images of all domains in one space.
+# Tokenizer and CLIP: texts and images in one space.
 
 BARE, FRAMED = 0.06, 0.10  # shares of texts that name the domain alone, or put a thing from elsewhere into it
 
@@ -106,7 +108,7 @@ def train_tokenizer(config: PretrainConfig, work: Path) -> None:
     if (folder / "tokenizer.json").exists():
         return
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = Counter(_words(work))
+    words = Counter(_words(config, work))
     letters = {f"{word[-1]}</w>" for word in words}  # count as pieces of the vocabulary, as the alphabet does
     merges = shared.learned_merges(words, config.vocab_size - len(alphabet) - len(letters), min_frequency=20)
     pieces = [*alphabet, *(a + "</w>" for a in alphabet), *("".join(m) for m in merges)]
@@ -117,11 +119,11 @@ def train_tokenizer(config: PretrainConfig, work: Path) -> None:
     (work / "tokenizer.part").replace(folder)
 
 
-def _words(work: Path) -> Iterator[str]:
+def _words(config: PretrainConfig, work: Path) -> Iterator[str]:
     """Yield every word of the texts on its own, in CLIP's letters for bytes."""
     rng = np.random.default_rng(0)
     texts: list[str] = []
-    for domain in toyworld.DOMAINS:
+    for domain in config.domains:
         texts += [text for row in read_rows(work, domain)[:4000] for text, _ in row["captions"]]
         texts += [toyworld.captions.bare_prompt(domain, rng) for _ in range(1000)]
     texts += [toyworld.captions.sentence(rng) for _ in range(8000)]
@@ -182,16 +184,16 @@ def train_clip(config: PretrainConfig, work: Path) -> CLIPModel:
     torch.manual_seed(config.seed)
     clip = clip_model(config, len(tokenizer))
     clip.set_attn_implementation("eager")  # on CPUs half again as fast as the fused attention
-    images = Images(work, toyworld.DOMAINS)
-    rows = [read_rows(work, domain) for domain in toyworld.DOMAINS]
+    images = Images(work, config.domains)
+    rows = [read_rows(work, domain) for domain in config.domains]
     model = ClipWithHeads(clip)
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng([config.seed, 1, step])
         # every other batch is of one domain: to tell a harbor from a river is harder than from a portrait
         picks = images.draw(rng, config.clip_batch_size, only=None if step % 2 else step // 2 % len(rows))
-        scenes = [(toyworld.DOMAINS[d], rows[d][i]["attributes"]) for d, i in picks]
-        texts = [_text(toyworld.DOMAINS[d], rows[d][i]["captions"], rng) for d, i in picks]
+        scenes = [(config.domains[d], rows[d][i]["attributes"]) for d, i in picks]
+        texts = [_text(config.domains[d], rows[d][i]["captions"], rng) for d, i in picks]
         texts += [Text(toyworld.captions.sentence(rng), None) for _ in range(config.everyday)]
         pixels = images.pixels(picks)
         pixels = pixels * torch.from_numpy(rng.uniform(0.9, 1.1, (len(picks), 1, 1, 1))).float()
@@ -310,7 +312,7 @@ def train_unet(config: PretrainConfig, work: Path) -> UNet2DConditionModel:
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")  # nosec B615  # a folder
     text_encoder = text_tower(clip)
     text_encoder.set_attn_implementation("eager")
-    alphas = noise_scheduler().alphas_cumprod
+    scheduler = noise_scheduler()
     torch.manual_seed(config.seed)
     unet = unet_model(config)
     unet.set_attn_processor(AttnProcessor())  # on CPUs half again as fast as the fused attention
@@ -326,14 +328,13 @@ def train_unet(config: PretrainConfig, work: Path) -> UNet2DConditionModel:
         clean = latents[picks]
         noise = torch.randn(clean.shape, generator=generator)
         timesteps = torch.randint(0, 1000, (len(picks),), generator=generator)
-        level = alphas[timesteps][:, None, None, None]
-        noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
+        noisy = scheduler.add_noise(clean, noise, timesteps)
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 condition = text_encoder(ids).last_hidden_state  # (B, 77, d)
-            eps = unet(noisy, timesteps, condition).sample
-        return losses.noise_prediction(eps.float(), noise, timesteps, alphas, min_snr_gamma=5.0)
+            eps = unet(noisy, timesteps, condition).sample.float()
+        return losses.noise_prediction(eps, noise, timesteps, scheduler.alphas_cumprod, min_snr_gamma=5.0)
 
     inputs = fingerprint(work / "vae", work / "clip")
     return fit(unet, loss_at, work / "unet", config.unet_steps, config, inputs)
@@ -351,22 +352,28 @@ def pretrain(config: PretrainConfig, stages: Iterable[str] = ()) -> Path:
     """Run the stages, by default all, that are not done yet; return the folder of the finished base model.
 
     All take some two hours on two cores, and 4 GB in `config.work_dir`; stopped, they go on where they were.
-    Raises DasdError for an unknown stage and for a work folder of other settings.
+    Raises DasdError for an unknown stage, for a work folder of other settings, and for a strict base where
+    the networks that score it are missing.
     """
-    if unknown := set(stages) - set(STAGES):
-        raise DasdError(f"There is no pretraining stage {sorted(unknown)[0]!r}. Stages: {', '.join(STAGES)}.")
+    known = [stage for stage in STAGES if stage != "reader" or not config.strict]
+    if unknown := set(stages) - set(known):
+        raise DasdError(f"There is no pretraining stage {sorted(unknown)[0]!r}. Stages: {', '.join(known)}.")
+    for weights in (resolve(EMBEDDED) / name / "model.safetensors" for name in SCORERS):
+        if config.strict and not weights.exists():
+            raise DasdError(f"{weights} is missing, and a strict base is scored by it. Bring it back by `git "
+                            f"restore {EMBEDDED}`, or build it by `dasd pretrain`.")  # fmt: skip
     work = resolve(config.work_dir)
     settings = {k: v for k, v in asdict(config).items() if not k.endswith(("_dir", "_every"))}
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     path = work / "settings.json"
-    before = files.read_object(path, "The settings") if path.exists() else {}
+    before = {"strict": False} | files.read_object(path, "The settings") if path.exists() else {}
     for name, value in settings.items():
         if before.get(name, value) != value:
             raise DasdError(f"{work} was begun with other settings: {name} {before[name]!r}, now {value!r}. "
                             "Choose another work_dir, or delete it.")  # fmt: skip
     files.write_json(path, settings, "The settings")
     log.info("Work folder: %s. Ctrl-C stops; the same command goes on.", work)
-    for stage in (s for s in STAGES if not stages or s in stages):
+    for stage in (s for s in known if not stages or s in stages):
         started = time.perf_counter()
         STAGES[stage](config, work)
         log.info("%s: %.0f s", stage, time.perf_counter() - started)
@@ -374,7 +381,7 @@ def pretrain(config: PretrainConfig, stages: Iterable[str] = ()) -> Path:
 
 
 def assemble(config: PretrainConfig, work: Path) -> Path:
-    """Write the parts as a `StableDiffusionPipeline` folder in fp16, with `clip` and `reader` in it."""
+    """Write the parts as a `StableDiffusionPipeline` folder in fp16, with the SCORERS in it."""
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")  # nosec B615  # a folder
     clip = train_clip(config, work)
     processor = CLIPImageProcessor(size={"shortest_edge": config.resolution}, do_center_crop=False,
@@ -389,20 +396,24 @@ def assemble(config: PretrainConfig, work: Path) -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    attributes = train_attribute_classifier(config, work)
     made_by = {k: v for k, v in asdict(config).items() if not k.endswith("_dir")}
     folder = resolve(config.output_dir)
     with files.atomic_folder(folder, "The base model") as new:
         pipeline.to(dtype=torch.float16).save_pretrained(new)
-        for saved in (clip.half(), tokenizer, processor):
-            saved.save_pretrained(new / "clip")
-        attributes.save(new / "reader")
+        if config.strict:
+            for name in SCORERS:
+                shutil.copytree(resolve(EMBEDDED) / name, new / name)
+        else:
+            for saved in (clip.half(), tokenizer, processor):
+                saved.save_pretrained(new / "clip")
+            train_attribute_classifier(config, work).save(new / "reader")
         files.write_json(new / "pretrain.json", made_by, "The settings")
         if (folder / "README.md").exists():
             shutil.copy2(folder / "README.md", new)
     return folder
 
 
+EMBEDDED, SCORERS = "data/tiny-sd", ("clip", "reader")  # whose networks score a strict base too
 STAGES = {  # in order
     "render": shared.render_images, "describe": shared.describe_images, "tokenizer": train_tokenizer,
     "vae": train_vae, "clip": train_clip, "reader": train_attribute_classifier, "unet": train_unet,

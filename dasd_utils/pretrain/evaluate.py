@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from dasd_utils import evaluation, metrics, sampling, toyworld
 from dasd_utils.config import Calibration, Config, DasdError, portable, resolve
@@ -196,9 +197,7 @@ def retrieval(scorer: Scorer, world: Heldout) -> Tensor:
 def zero_shot(scorer: Scorer, features: Tensor) -> np.ndarray:
     """Return the domain whose bare prompts are nearest to each image; (n,) names."""
     rng = np.random.default_rng(0)
-    means = []
-    for domain in toyworld.DOMAINS:
-        prompts = [toyworld.captions.bare_prompt(domain, rng) for _ in range(20)]
-        mean = scorer.embed_texts(prompts).mean(dim=0)
-        means.append(mean / mean.norm())
-    return np.array(toyworld.DOMAINS)[(features @ torch.stack(means).T).argmax(dim=1)]
+    prompts = [[toyworld.captions.bare_prompt(name, rng) for _ in range(20)] for name in toyworld.DOMAINS]
+    means = torch.stack([scorer.embed_texts(each).mean(dim=0) for each in prompts])
+    nearest = (features @ functional.normalize(means).T).argmax(dim=1)
+    return np.array(toyworld.DOMAINS)[nearest]

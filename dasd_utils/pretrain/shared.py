@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from dasd_utils.runtime.images import to_pixels
 
 log = logging.getLogger(__name__)
 WORLD_SEED = 100  # data sets of the course use other seeds, so their images are new to every part
+# fields of a base of which nothing has seen another domain than paintings
+STRICT = {"strict": True, "output_dir": "data/cache/tiny-strict", "work_dir": "data/cache/pretrain-strict"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class PretrainConfig:
     """Sizes and budgets; the values are those that made the shipped weights."""
 
     seed: int = 0
+    strict: bool = False  # tokenizer, VAE and CLIP are trained on paintings alone, as the UNet is
     output_dir: str = "data/tiny-sd"
     work_dir: str = "data/cache/pretrain"
     resolution: int = 64  # pixels
@@ -53,6 +57,11 @@ class PretrainConfig:
     ema_decay: float = 0.998
     checkpoint_every: int = 250  # steps
 
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Return the domains that the parts are trained on."""
+        return ("painting",) if self.strict else toyworld.DOMAINS
+
     def images(self, domain: str) -> int:
         """Return how many images of a domain are rendered."""
         return self.paintings if domain == "painting" else self.others
@@ -63,44 +72,40 @@ class PretrainConfig:
 
 
 # The rendered images and captions that every stage reads.
-def _render_chunk(job: tuple[str, int, int, int]) -> np.ndarray:
-    domain, start, stop, size = job
-    return np.stack([np.asarray(toyworld.draw(domain, WORLD_SEED, i, size)) for i in range(start, stop)])
+def _render(job: tuple[str, int, int]) -> np.ndarray:
+    domain, index, size = job
+    return np.asarray(toyworld.draw(domain, WORLD_SEED, index, size))
 
 
-def _describe_chunk(job: tuple[str, int, int, int]) -> list[dict[str, Any]]:
-    """Return the captions of scenes with what each mentions, and all attributes."""
-    domain, start, stop, _ = job
-    scenes = [(domain, WORLD_SEED, i) for i in range(start, stop)]
-    texts = [toyworld.captions_with_mentions(*scene, 6) for scene in scenes]
-    shown = [toyworld.attributes(*scene) for scene in scenes]
-    return [{"captions": t, "attributes": a} for t, a in zip(texts, shown, strict=True)]
+def _describe(job: tuple[str, int, int]) -> dict[str, Any]:
+    """Return the captions of a scene with what each mentions, and all attributes."""
+    domain, index, _ = job
+    texts = toyworld.captions_with_mentions(domain, WORLD_SEED, index, 6)
+    return {"captions": texts, "attributes": toyworld.attributes(domain, WORLD_SEED, index)}
 
 
 def _in_parallel(work: Callable, domain: str, config: PretrainConfig) -> Iterator:
-    """Yield the results of chunks of 250 scenes, in order, made on all cores."""
-    count = config.images(domain)
-    jobs = [(domain, i, min(i + 250, count), config.resolution) for i in range(0, count, 250)]
+    """Yield what `work` makes of each scene, in order, on all cores."""
+    jobs = [(domain, index, config.resolution) for index in range(config.images(domain))]
     with Pool() as pool:
-        yield from files.bar(pool.imap(work, jobs), domain, len(jobs), unit="chunk")
+        yield from files.bar(pool.imap(work, jobs, chunksize=250), domain, len(jobs), unit="scene")
 
 
 def render_images(config: PretrainConfig, work: Path) -> None:
     """Write <domain>.npy, uint8 (n, size, size, 3)."""
-    size = config.resolution
-    for domain in (d for d in toyworld.DOMAINS if not (work / f"{d}.npy").exists()):
-        shape = (config.images(domain), size, size, 3)
+    for domain in (d for d in config.domains if not (work / f"{d}.npy").exists()):
+        shape = (config.images(domain), config.resolution, config.resolution, 3)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         with files.atomic_write(work / f"{domain}.npy", "The images") as new, new.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for chunk in _in_parallel(_render_chunk, domain, config):
-                file.write(chunk)  # a full disk kills what writes into mapped memory
+            for image in _in_parallel(_render, domain, config):
+                file.write(image)  # a full disk kills what writes into mapped memory
 
 
 def describe_images(config: PretrainConfig, work: Path) -> None:
     """Write <domain>.json: one object for every image."""
-    for domain in (d for d in toyworld.DOMAINS if not (work / f"{d}.json").exists()):
-        rows = [row for chunk in _in_parallel(_describe_chunk, domain, config) for row in chunk]
+    for domain in (d for d in config.domains if not (work / f"{d}.json").exists()):
+        rows = list(_in_parallel(_describe, domain, config))
         files.write_json(work / f"{domain}.json", rows, "The captions", indent=None)
 
 
@@ -122,30 +127,21 @@ def learned_merges(words: Mapping[str, int], count: int, min_frequency: int = 1)
     pairs the shortest is merged, then the first in the alphabet. The trainer of `tokenizers` takes them in an
     order that changes with each process.
     """
-    pieces = {word: [*word[:-1], f"{word[-1]}</w>"] for word in words}
+    spelled = {word: " ".join(word) + "</w>" for word in words}  # pieces with spaces between them
     merges: list[tuple[str, str]] = []
     while len(merges) < count:
         pairs: Counter[tuple[str, str]] = Counter()
-        for word, parts in pieces.items():
-            for pair in itertools.pairwise(parts):
+        for word, text in spelled.items():
+            for pair in itertools.pairwise(text.split(" ")):
                 pairs[pair] += words[word]
         best = min(pairs, key=lambda pair: (-pairs[pair], len("".join(pair)), pair), default=None)
         if best is None or pairs[best] < min_frequency:
             break
         merges.append(best)
-        pieces = {word: _joined(parts, best) for word, parts in pieces.items()}
+        pair = re.compile(rf"(?<!\S){re.escape(' '.join(best))}(?!\S)")
+        joined = "".join(best)
+        spelled = {word: pair.sub(lambda _, to=joined: to, text) for word, text in spelled.items()}
     return merges
-
-
-def _joined(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    """Return the pieces of a word with each occurrence of a pair as one."""
-    joined: list[str] = []
-    for piece in pieces:
-        if joined and (joined[-1], piece) == pair:
-            joined[-1] += piece
-        else:
-            joined.append(piece)
-    return joined
 
 
 class Images:
@@ -182,12 +178,10 @@ def fit(
     loss_at: step -> scalar; inputs: fingerprint of the stages that the losses are made of. Raises DasdError
     for a checkpoint of other inputs, and for a gradient that is not finite.
     """
-    options = dict(lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    optimizer = torch.optim.AdamW(model.parameters(), **options)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
     ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     start = _resume(folder, inputs, model, optimizer, ema)
-    left = range(start, steps)
-    bar = files.bar(left, folder.name, steps, unit="step", initial=start, mininterval=5)
+    bar = files.bar(range(start, steps), folder.name, steps, unit="step", initial=start, mininterval=5)
     for step in bar:
         decay = (steps - step) / (steps - config.decay_starts(steps))
         for group in optimizer.param_groups:

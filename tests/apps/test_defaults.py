@@ -15,6 +15,7 @@ from dasd_utils.config import ROOT, Config, DasdError
 from dasd_utils.evaluation import load_prompts
 from dasd_utils.papers.diffusionclip import adaptation, translation
 from dasd_utils.pretrain import build
+from dasd_utils.pretrain.shared import PretrainConfig
 from dasd_utils.runtime import small_cnn
 from dasd_utils.study import calibration, ladder, tradeoff
 
@@ -195,7 +196,7 @@ def test_a_study_is_whole_and_has_its_folder(given, monkeypatch, handed):
         assert study.Study("tiny").settings(name).output_dir == f"data/runs/{name}"
         assert study.Study(config=given).settings(name).output_dir == str(given.parent / "run")
     assert study.find_methods(None) == [*ladder.METHODS] and tradeoff.find_curves(None) == [*tradeoff.CURVES]
-    assert handed(build, "pretrain", study.pretrain, force=True).args[1] == build.STAGES
+    assert not handed(build, "pretrain", study.pretrain, force=True).args[1]  # it makes all
     monkeypatch.setattr(ladder, "Scoring", lambda settings: None)
     monkeypatch.setattr(study, "run_methods", lambda *_: [])
     assert handed(ladder, "ladder_rows", study.ladder, profile="tiny").args[-1] == "DASD"
@@ -203,8 +204,7 @@ def test_a_study_is_whole_and_has_its_folder(given, monkeypatch, handed):
 
 @shows("data/runs/sweep", "sweep output_dir")
 @shows("data/runs/course", "notebooks output_dir")
-@shows("data/tiny-sd", "pretrain output_dir")
-@shows("PyTorch's", "pretrain threads")
+@shows("data/tiny-sd; with --strict data/cache/tiny-strict", "pretrain output_dir")
 @shows("the notebooks'", "notebooks seed")
 def test_places_of_the_repository(monkeypatch, tmp_path, handed):
     monkeypatch.chdir(tmp_path)
@@ -214,8 +214,9 @@ def test_places_of_the_repository(monkeypatch, tmp_path, handed):
     monkeypatch.setattr(pool, "read_sweep", lambda path: [])
     swept = handed(pool, "sweep_cells", study.sweep, parameters="x", notebook="03")
     assert swept.args[-1] == ROOT / "data/runs/sweep"
-    monkeypatch.setattr("torch.set_num_threads", lambda count: pytest.fail("It sets threads."))
-    assert handed(build, "pretrain", study.pretrain, force=True).args[0].output_dir == "data/tiny-sd"
+    assert handed(build, "pretrain", study.pretrain, force=True).args[0] == PretrainConfig()
+    made = handed(build, "pretrain", study.pretrain, strict=True, force=True).args[0]
+    assert made.strict and made.output_dir == "data/cache/tiny-strict" and "strict" in made.work_dir
 
 
 def test_numbers_that_help_prints_are_those_of_the_library():

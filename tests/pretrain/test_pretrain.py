@@ -1,6 +1,8 @@
 """Pretraining: every stage runs, resumes, and writes a base that diffusers and transformers load."""
 
 import dataclasses
+import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,6 +38,84 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain")
     config = shared.PretrainConfig(output_dir=str(folder / "base"), work_dir=str(folder / "work"), **SMALL)
     return config, build.pretrain(config)
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory):
+    """A strict base, built where no other domain can be rendered, described or named."""
+    folder = tmp_path_factory.mktemp("strict")
+    places = {"output_dir": str(folder / "base"), "work_dir": str(folder / "work")}
+    config = shared.PretrainConfig(**SMALL | shared.STRICT | places)
+    with pytest.MonkeyPatch.context() as patch:
+        for table in (toyworld._MODULES, toyworld.captions.FRAMES, toyworld.captions.BARE):
+            for domain in toyworld.DOMAINS[1:]:
+                patch.delitem(table, domain)
+        return config, build.pretrain(config)
+
+
+def test_a_strict_base_reads_paintings_alone(strict):
+    config, folder = strict
+    work = resolve(config.work_dir)
+    read = {path.name for path in work.iterdir() if path.suffix in (".npy", ".json")}
+    assert read == {"painting.npy", "painting.json", "settings.json"} and not (work / "reader").exists()
+    assert json.loads((folder / "pretrain.json").read_text())["strict"] is True
+    test_diffusers_loads_and_samples(strict)
+
+
+def words_of(texts):
+    return {word for text in texts for word in re.findall("[a-z]+", text.lower())}
+
+
+def test_a_strict_vocabulary_has_no_words_of_other_domains(base, strict):
+    captions, rng = toyworld.captions, np.random.default_rng(1)
+    words = {}
+    for domain in toyworld.DOMAINS:
+        scenes = [(domain, shared.WORLD_SEED, i) for i in range(40)]
+        words[domain] = words_of(text for scene in scenes for text in toyworld.caption_variants(*scene, 6))
+        words[domain] |= words_of(captions.bare_prompt(domain, rng) for _ in range(200))
+    known = words.pop("painting") | words_of(captions.sentence(rng) for _ in range(9000))
+    foreign = {word for word in set().union(*words.values()) if not any(k.endswith(word) for k in known)}
+    assert {"satellite", "chest", "sketch"} <= foreign
+    tokens = [CLIPTokenizer.from_pretrained(made / "tokenizer").get_vocab() for _, made in (base, strict)]
+    found = [[word for word in foreign if f"{word}</w>" in vocabulary] for vocabulary in tokens]
+    assert found[0] and not found[1]
+
+
+def test_everyday_words_name_no_other_domain():
+    captions, rng = toyworld.captions, np.random.default_rng(2)
+    texts = [captions.sentence(rng) for _ in range(3000)]
+    texts += [make("painting", rng) for make in (captions.framed, captions.bare_prompt) for _ in range(1000)]
+    for domain in toyworld.DOMAINS[1:]:
+        assert not [text for text in texts if captions.TELLING[domain].search(text)]
+
+
+def test_a_strict_base_is_scored_as_the_embedded_one(strict, tmp_path, monkeypatch):
+    config, folder = strict
+    embedded = resolve(build.EMBEDDED)
+    for name in build.SCORERS:
+        files = {path.name: path.read_bytes() for path in (embedded / name).iterdir()}
+        assert files and files == {path.name: path.read_bytes() for path in (folder / name).iterdir()}
+    names = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab().keys()
+    assert names != CLIPTokenizer.from_pretrained(folder / "clip").get_vocab().keys()
+    monkeypatch.setattr(build, "EMBEDDED", str(tmp_path))
+    with pytest.raises(DasdError, match=r"clip/model.safetensors is missing.*`git restore"):
+        build.pretrain(config, ("render",))
+
+
+def test_a_strict_base_has_no_stage_of_a_reader(strict):
+    with pytest.raises(DasdError, match="no pretraining stage 'reader'"):
+        build.pretrain(strict[0], ("reader",))
+
+
+def test_an_older_work_folder_is_not_strict(tmp_path):
+    config = shared.PretrainConfig(output_dir=str(tmp_path / "base"), work_dir=str(tmp_path), **SMALL)
+    build.pretrain(config, ("render",))
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings.pop("strict") is False
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(DasdError, match="strict False, now True"):
+        build.pretrain(dataclasses.replace(config, strict=True), ("render",))
+    build.pretrain(config, ("render",))
 
 
 def test_diffusers_loads_and_samples(base):

@@ -16,9 +16,9 @@ from dasd_utils.config import ROOT, Config, DasdError, portable, read_json, reso
 log = logging.getLogger(__name__)
 Answer = tuple[Any, ...]  # what `command` prints
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # -p NAME VALUE
-BASE = "data/tiny-sd"
 AGAIN = "Only this one; may be given again."
 TABLE = option(True, "Write the table at the end.")
+BASES = "data/tiny-sd; with --strict data/cache/tiny-strict"
 NUMBERS = [path.name[:2] for path in ROOT.glob("notebooks/[0-9]*.ipynb")]
 NOTEBOOKS = "Where executed notebooks, runs and results are."
 STUDY_DIR = "that of --config, else data/runs/<command>"
@@ -298,31 +298,30 @@ def verify(run: Path = options.RUN, steps: int = option(3, "First steps to do ag
 @command(options.UPKEEP)
 def pretrain(
     stage: list[str] | None = option(None, AGAIN, metavar="STAGE", show_default="all"),
-    output_dir: Path = option(ROOT / BASE, "Where the base is, or will be.", show_default=BASE),
+    output_dir: Path | None = option(None, "Where the base is, or will be.", show_default=BASES),
+    strict: bool = option(False, "Train every part on paintings alone, as the UNet is."),
     seed: int = option(0, "Seed of everything that is random."),
-    threads: int | None = option(None, "CPU threads of this process.", min=1, show_default="PyTorch's"),
     evaluate: bool = option(False, "Measure the finished base instead."),
     num_images: int = option(500, "Samples of each domain to measure.", min=2),
     force: bool = option(False, "Replace the base, or the scores, that are there."),
 ) -> Answer:
     """Build the embedded base model from the toy world, in hours; or measure it."""
-    import torch
-
     from dasd_utils.pretrain import build
 
-    if threads:
-        torch.set_num_threads(threads)
+    changes = build.shared.STRICT if strict else {}
+    given = {"output_dir": portable(output_dir)} if output_dir else {}
+    settings = build.PretrainConfig(**{"seed": seed} | changes | given)
+    base = resolve(settings.output_dir)
     if not evaluate:
         if not stage or "assemble" in stage:  # the stage that writes the base
-            options.check_free(output_dir, force)
-        settings = build.PretrainConfig(seed=seed, output_dir=portable(output_dir))
-        made = str(build.pretrain(settings, stage or build.STAGES))
+            options.check_free(base, force)
+        made = str(build.pretrain(settings, stage or ()))
         return {"base": made}, made
     if stage:
         raise DasdError("--evaluate measures a finished base; it takes no --stage.")
     from dasd_utils.pretrain.evaluate import measure_base, scores_file
 
-    options.check_free(scores_file(output_dir), force)
-    path, rows = measure_base(portable(output_dir), seed, num_images)
+    options.check_free(scores_file(base), force)
+    path, rows = measure_base(settings.output_dir, seed, num_images)
     line = "{metric:26} {domain:18} {value:8.3f} [{low:.3f}, {high:.3f}] n = {n}"
     return with_rows(path, rows, "\n".join(line.format(**row) for row in rows))
