@@ -156,12 +156,11 @@ def _score_parts(
 
 def measure_base(base: str, seed: int, num_images: int) -> tuple[Path, list[Row]]:
     """Evaluate the base in a folder; return the file that its rows are written to, and the rows."""
-    place = resolve(base)
-    name = portable(place)
+    name = portable(resolve(base))
     lesson = "data/runs/course/dasd"  # what notebook 04 leaves
     config = Config.setup("tiny", seed=seed, base=name, clip=f"{name}/clip", output_dir=lesson)
     rows = evaluate(config, num_images)
-    return evaluation.save_results(scores_file(place), config, rows), rows
+    return evaluation.save_results(scores_file(resolve(base)), config, rows), rows
 
 
 def scores_file(base: Path) -> Path:
@@ -199,5 +198,4 @@ def zero_shot(scorer: Scorer, features: Tensor) -> np.ndarray:
     rng = np.random.default_rng(0)
     prompts = [[toyworld.captions.bare_prompt(name, rng) for _ in range(20)] for name in toyworld.DOMAINS]
     means = torch.stack([scorer.embed_texts(each).mean(dim=0) for each in prompts])
-    nearest = (features @ functional.normalize(means).T).argmax(dim=1)
-    return np.array(toyworld.DOMAINS)[nearest]
+    return np.array(toyworld.DOMAINS)[(features @ functional.normalize(means).T).argmax(dim=1)]

@@ -22,7 +22,6 @@ from dasd_utils.runtime.images import to_pixels
 
 log = logging.getLogger(__name__)
 WORLD_SEED = 100  # data sets of the course use other seeds, so their images are new to every part
-# fields of a base of which nothing has seen another domain than paintings
 STRICT = {"strict": True, "output_dir": "data/cache/tiny-strict", "work_dir": "data/cache/pretrain-strict"}
 
 

@@ -66,7 +66,7 @@ def gpu(monkeypatch):
 def test_on_a_gpu_sizes_are_tried(tiny_config, monkeypatch, gpu, most, found):
     tried = []
 
-    def run(_updater, config):
+    def run(_updater, _batch, config):
         tried.append(config.training.target_batch_size)
         if tried[-1] > most:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
