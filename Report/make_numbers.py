@@ -310,6 +310,9 @@ def _quoted() -> Iterator[tuple[str, str]]:
     for row in rows("12_alignment"):
         if row["metric"].startswith("pull_"):
             yield row["metric"].replace("_", "/", 1), rf"${100 * row['value']:.2g}\,\%$"
+    for row in rows("pretrain"):
+        if row["metric"].endswith(("_attribute_accuracy", "_cmmd")):
+            yield f"pretrain/{row['metric']}/{row['domain']}", _tex(row, 2)
     yield from _swept()
 
 
