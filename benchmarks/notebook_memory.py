@@ -245,8 +245,9 @@ def lesson_02(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
 
 def lesson_03(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     short = card.setup().replace(
-        mixed_precision="no", target_batch_size=3, source_batch_size=1, gradient_checkpointing=True
-    )
+        mixed_precision="no", target_batch_size=3, source_batch_size=1, gradient_checkpointing=True,
+        source_features="frozen",
+    )  # fmt: skip
     yield 21, card.encode(3 * (p.num_images + 8), half=False)
     yield 23, card.train(short, p.steps)
     yield 27, card.forward(short, 2 * 4, 4, num_target=None)
@@ -266,6 +267,7 @@ def lesson_04(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     batch = targets + config.training.source_batch_size
     yield 6, Work("load", fp32, 0, 0)
     yield 8, card.encode(IMAGES, fp32 - card.vae, half=False)
+    yield 8, card.forward(small, small.alignment.bank_size, 2)  # the bank
     yield 16, card.train(small, 2, card.vae)
     yield 20, card.sample(4, most=2, half=False)
     yield 22, card.train(small, 2 * p.sample_every, card.vae)  # the model before waits on the CPU
@@ -274,6 +276,7 @@ def lesson_04(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 24, card.encode(IMAGES, card.model)
     yield 27, card.forward(config, held_out * (1 + looks), targets, num_target=None)
     yield 27, card.train(config, steps)
+    yield 27, card.forward(config, config.alignment.bank_size, 2)
     yield 27, card.sample(4 * looks, most=2)
     yield 35, card.forward(config, 20 * batch, batch, num_target=targets)
     yield 37, card.forward(config, held_out, targets, num_target=None)
@@ -367,7 +370,7 @@ def lesson_12(card: Card, p: Any) -> Iterator[tuple[int, Work]]:
     yield 26, card.pulls(config, 12 * count)
     yield 28, card.pulls(config, 5 * 8 * count)
     yield 31, card.forward(config, 2 * 12 * batch, batch, num_target=targets)
-    yield 37, card.sample(2 * 3 * p.num_images, beside=card.clip)
+    yield 38, card.sample(2 * 3 * p.num_images, beside=card.clip)
 
 
 def solutions(card: Card, p: Any) -> Iterator[tuple[int, Work]]:

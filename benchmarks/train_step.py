@@ -1,7 +1,7 @@
 """Time this project's training step against the published one and a plain LoRA step; see README.md.
 
 python benchmarks/train_step.py --model sd15 --resolution 256 --precision no
-python benchmarks/train_step.py --source bank --against adapted,frozen,published,plain --targets 4
+python benchmarks/train_step.py --against adapted,frozen,published,plain --targets 4
 """
 
 from __future__ import annotations
