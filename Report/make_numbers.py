@@ -262,7 +262,11 @@ def card_block() -> str:
 
 def _kinds() -> str:
     """Return the table of what two runs show of each kind that prompts ask for."""
-    found = {(r["domain"], *r["metric"].split(": ", 1)): r for r in rows("pretrain") if ": " in r["metric"]}
+    named = [(r, *r["metric"].split(": ", 1)) for r in rows("pretrain") if ": " in r["metric"]]
+    found = {
+        (row["domain"], run, kind): row | {"low": max(row["low"], 0.0), "high": min(row["high"], 1.0)}
+        for row, run, kind in named
+    }
     kinds = [key for key in found if key[1] == "adapted"]
     lines = [
         [domain, kind, str(found[domain, run, kind]["n"]),
