@@ -19,7 +19,7 @@ SMALLER: dict[str, dict[str, Any]] = {  # in the order in which they begin, the 
         "timesteps": [50, 350],
     },
     "solutions": {"num_prompts": 3, "short_steps": 3, "token_steps": 4},
-    "12_alignment": {"num_images": 10},
+    "12_alignment": {"num_images": 10, "config": {"max_train_steps": 20}},
     "04_training": {"max_train_steps": 20, "sample_every": 20},
     "08_domainstudio": {
         "num_source_images": 12,
