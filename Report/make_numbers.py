@@ -67,7 +67,12 @@ def headline_block() -> str:
     titles = [f"{domain}: {title}" for domain in DOMAINS for title in ("CMMD ↓", "attributes ↑")]
     row = judged["DASD", DOMAINS[0], "cmmd"]
     seeds, n = len(row["seeds"]), row["n"]
-    made = f"Means of {seeds} training seeds with 95 % intervals, {n // seeds} images per seed and domain."
+    config = evaluation.load_results(RESULTS / "ladder.json")["config"]
+    steps, source = config["training"]["max_train_steps"], config["alignment"]["source_features"]
+    made = (
+        f"Means of {seeds} runs of {steps} steps, {source} source, {n // seeds} images per run and domain; "
+        "95 % intervals."
+    )
     return f"{markdown_table(['', *titles], lines)}\n\n{made}"
 
 
