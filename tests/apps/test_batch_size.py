@@ -40,6 +40,13 @@ def test_a_domain_without_token_is_tried_by_its_words(tiny_config):
     assert batch_size._batch(updater, tiny_config).target_prompts == ["<satellite> a picture"] * 6
 
 
+def test_a_trial_has_source_features_where_training_takes_them_from_a_bank(tiny_config):
+    updater = training.Updater(tiny_config, make_parts(tiny_config))
+    rows = batch_size._batch(updater, tiny_config).source_features
+    assert len(rows) == tiny_config.training.source_batch_size and rows.ndim == 2
+    assert batch_size._batch(updater, tiny_config.replace(source_features="frozen")).source_features is None
+
+
 def test_trying_changes_nothing_and_takes_a_gpu(tiny_config, gpu, monkeypatch):
     parts = make_parts(tiny_config)
     before = {name: value.clone() for name, value in parts.unet.state_dict().items()}

@@ -270,6 +270,23 @@ def test_a_finished_base_is_measured_without_an_adapter(base, monkeypatch, caplo
     assert "lesson run is not measured: no adapter there" in caplog.text
 
 
+def test_each_run_that_is_there_is_measured_by_its_own_name(base, monkeypatch):
+    for name, value in {"RETRIEVAL": 4, "SPEED_STEPS": 2, "SPEED_RUNS": 1}.items():
+        monkeypatch.setattr(evaluate, name, value)
+    config = Config.setup("tiny", base=str(base[1]), clip=str(base[1] / "clip"), shipped_run="long",
+                          output_dir="short", num_bootstrap=20)  # fmt: skip
+    config = config.replace(evaluation=dataclasses.replace(config.evaluation, num_inference_steps=2))
+    drawn = {"long": evaluate.heldout("xray", 2).images, "short": evaluate.heldout("sketch", 2).images}
+    monkeypatch.setattr(evaluate.checkpoints, "describe_run", lambda folder, config: ("", "a run"))
+    monkeypatch.setattr(
+        evaluate.sampling, "load_trained_pipeline",
+        lambda place, *_, **__: SimpleNamespace(generate=lambda *_, **__: (drawn[str(place)], None, None)),
+    )  # fmt: skip
+    rows = {(row["metric"], row["domain"]): row["value"] for row in evaluate.evaluate(config, 2)}
+    assert rows["adapted_cmmd", "xray"] < rows["lesson_cmmd", "xray"]  # the former are the renders themselves
+    assert any(metric.startswith("adapted: ") for metric, _ in rows)
+
+
 # what is measured of the base, on parts whose quality is known
 
 

@@ -73,3 +73,18 @@ def test_every_row_carries_its_uncertainty():
             assert "seed" in row or "seeds" in row, (path.name, row)
             if row["metric"] != "prompts_needed":  # a plan, not a measurement
                 assert row["low"] <= row["value"] <= row["high"] and row["n"] > 0, (path.name, row)
+
+
+def test_readme_says_what_the_shipped_run_shows(numbers):
+    found = {(row["metric"], row["domain"]): row for row in numbers.rows("pretrain")}
+    shown = [found["adapted_attribute_accuracy", domain]["value"] for domain in ("satellite", "xray")]
+    readme = (ROOT / "README.md").read_text(encoding="utf8")
+    assert "[{:.2f} and {:.2f}](data/tiny-sd/README.md)".format(*shown) in readme
+    small = [
+        row for (name, _), row in found.items() if name.startswith(("adapted: count", "adapted: bridge"))
+    ]
+    right = sum(row["value"] * row["n"] for row in small) / sum(row["n"] for row in small)
+    assert 0.45 < right < 0.55 and "half of the counts and bridges" in readme
+    assert (
+        0.6 < found["adapted: scene: nodule", "xray"]["value"] < 0.72 and "a third of the nodules" in readme
+    )
