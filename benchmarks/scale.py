@@ -68,12 +68,12 @@ def settings(images: int, folder: str) -> Config:
     )
 
 
-def measure(images: int, threads: int) -> list[common.Row]:
+def measure(images: int, threads: int, names: tuple[str, ...] = STAGES) -> list[common.Row]:
     """Return a row for each stage: seconds, peak memory of the process by then, and the cache's size."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         worker = common.Worker(stages, threads, images=images, folder=folder)
-        for stage in STAGES:
+        for stage in names:
             seconds, peak = worker.ask("seconds", stage), worker.ask("peak") / 1e9
             row = {"images": images, "workers": 1, "stage": stage, "n": 1}
             row |= {"seconds": common.exactly(seconds), "peak_gb": common.exactly(peak)}
@@ -104,11 +104,11 @@ def shared(images: int, count: int) -> common.Row:
 
 def extrapolated(rows: list[common.Row]) -> list[common.Row]:
     """Return rows for LARGEST images: the line through the two largest measurements of what grows."""
-    sizes = sorted({row["images"] for row in rows})[-2:]
-    if len(sizes) < 2:
-        return []
     result = []
     for stage in STAGES[:2]:
+        sizes = sorted({row["images"] for row in rows if row["stage"] == stage})[-2:]
+        if len(sizes) < 2:
+            continue
         pair = [r for size in sizes for r in rows if (r["images"], r["stage"]) == (size, stage)]
         row = {"images": LARGEST, "workers": 1, "stage": stage, "n": 2, "made": "extrapolated"}
         for name in ("seconds", "peak_gb", "disk_gb"):
@@ -128,6 +128,7 @@ def sd15_disk() -> common.Row:
 
 def main(
     sizes: Annotated[str, typer.Option(help="images, with commas")] = "1000,10000,100000",
+    prepared: Annotated[str, typer.Option(help="further sizes, of which only preparing is measured")] = "",
     workers: Annotated[int, typer.Option(help="processes that fill one cache together")] = 2,
     threads: int = 1,
 ) -> None:
@@ -137,6 +138,9 @@ def main(
     for images in map(int, sizes.split(",")):
         rows += measure(images, threads)
         print(common.table(rows[-len(STAGES) :], FORMATS), flush=True)
+    for images in map(int, filter(None, prepared.split(","))):
+        rows += measure(images, threads, STAGES[:1])
+        print(common.table(rows[-1:], FORMATS), flush=True)
     alone = [row for row in rows if row["images"] == SHARED]
     extra = [shared(SHARED, workers)] if workers > 1 and alone else []
     rows += [*extra, *extrapolated(rows), sd15_disk()]

@@ -188,6 +188,7 @@ class DomainConfig:
     label_captions: dict[Label, Text] = field(default_factory=dict)  # label name -> sentence
     caption: Text | None = None  # one sentence for all, where neither column has one; "" for no text
     revision: Text | None = None  # of a hub id
+    stream_rows: Positive | None = None  # of a hub id: only so many rows of a split are downloaded; None: all
     train_split: Text = "train"
     test_split: Text | None = None  # None: held out from the train split by content hash
     num_images: Count = 400  # used for training

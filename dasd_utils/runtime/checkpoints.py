@@ -47,6 +47,7 @@ NEWER = {
     "method": "dasd", "method_settings": {}, "alignment.layer": "mid", "data.source_images": "real",
     "training.whole_unet": False, "training.text_free": False, "domain.caption_file": None,
     "domain.window": None, "data.near_duplicate": 0.97, "alignment.bank_size": 1000,
+    "domain.stream_rows": None,
 }  # fmt: skip
 _locked: set[tuple[int, Path]] = set()  # (thread, folder) of the runs at work in this process
 log = logging.getLogger(__name__)

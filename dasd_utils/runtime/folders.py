@@ -212,20 +212,37 @@ def _from_hub(domain: DomainConfig, split: str) -> datasets.Dataset:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", domain.data) or set(domain.data) <= set("./"):
         raise DasdError(f"There is no folder {folder} (domain {domain.name}); {domain.data!r} is no hub id.")
     revision = domain.revision or "main"
+    options = {"revision": domain.revision, "split": split}
     try:
-        rows = datasets.load_dataset(domain.data, revision=domain.revision, split=split)
+        if domain.stream_rows:
+            rows = _first_rows(domain.data, domain.stream_rows, options)
+        else:
+            rows = datasets.load_dataset(domain.data, **options)
     except Exception as error:  # no network, no such set or split, gated: each has its own classes
         images.check_cache()
         page = f"{datasets.config.HF_ENDPOINT}/datasets/{domain.data}"
         raise DasdError(f"The data of domain {domain.name} cannot be read: there is no folder {folder}, and "
                         f"{page} (revision {revision}, split {split!r}) gave: {files.first_line(error)}. "
-                        "Check the name and the network, or name a local folder.") from error  # fmt: skip
+                        "Check the name and the network, name a local folder, or, where the set is too "
+                        "large, set the domain's `stream_rows`.") from error  # fmt: skip
     if not is_pinned(domain.revision):
         folders = [Path(file["filename"]).parent.name for file in rows.cache_files]
         commit = next(filter(is_pinned, folders), "the commit hash that the page of the data set shows")
         _warn_once(f"The data of domain {domain.name}, {domain.data}, is read at revision {revision}, which "
                    f"may change. Pin it: set the domain's `revision` to {commit}.")  # fmt: skip
     return with_images(rows, folder)
+
+
+def _first_rows(name: str, count: int, options: dict[str, Any]) -> datasets.Dataset:
+    """Return the first rows of a hub data set, read as a stream and kept in a file, as they are stored."""
+    path = images.check_cache() / f"streamed-{files.short_hash([name, count, options], 32)}.parquet"
+    if not path.exists():
+        stream = datasets.load_dataset(name, streaming=True, **options).take(count)._resolve_features()
+        schema = stream.features.arrow_schema
+        with files.atomic_write(path, "The streamed rows") as part, pq.ParquetWriter(part, schema) as writer:
+            for table in stream.with_format("arrow").iter(100):
+                writer.write_table(table.cast(schema))
+    return datasets.Dataset.from_parquet(str(path))
 
 
 def files_of_rows(rows: datasets.Dataset, column: str, folder: Path) -> list[str]:

@@ -44,8 +44,7 @@ def test_no_training_takes_the_place_of_a_run_unasked(trained):
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     for words, said in (
         (["train"], f"{folder} holds a run: go on with resume=True (`--resume`)"),
-        (["all"], "holds a run"),
-        (["all", "--resume"], "evaluation.json is there already: replace it by --force"),
+        (["evaluate"], "evaluation.json is there already: replace it by --force"),
     ):
         error = runner.invoke(cli.app, [*words, "--config", str(path)]).exception
         assert isinstance(error, DasdError) and said in str(error)

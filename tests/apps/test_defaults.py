@@ -69,11 +69,11 @@ def given(tiny_config, tmp_path):
 
 OF_RUNS = ("evaluate", "generate", "translate", "classify", "calibrate")
 STUDIES = ("ladder", "front", "adapt", "notebooks")
-OF_SETTINGS = (*OF_RUNS, *STUDIES, "train", "all", "encode", "clean", "playground", "export")
+OF_SETTINGS = (*OF_RUNS, *STUDIES, "train", "encode", "clean", "playground", "export")
 OF_CONFIG = ("method", "seed", "output_dir", "max_steps", "tracking")
 
 
-@shows("the config's", *(f"{command} {name}" for command in ("train", "all") for name in OF_CONFIG))
+@shows("the config's", *(f"train {name}" for name in OF_CONFIG))
 @shows("the config's", "evaluate seed", "evaluate tracking")
 @shows("the config's", *(f"{command} {name}" for command in OF_SETTINGS for name in ("base", "data")))
 def test_a_config_says_what_is_left_out(given, tmp_path):

@@ -14,7 +14,7 @@ from synthetic import Words, domain, picture, plain, saved, write_images
 
 from dasd_utils import data, latents, toyworld
 from dasd_utils.config import Config, DasdError, DomainConfig
-from dasd_utils.runtime import files, images, splits
+from dasd_utils.runtime import files, folders, images, splits
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 TEXT = {"text": lambda n: f"picture {n}"}
@@ -247,6 +247,32 @@ def test_hub_id_revision_and_split_reach_the_library(monkeypatch, config):
     loaded = load("owner/things", config, caption="a thing", revision="abc", test_split="test")
     assert calls == [("owner/things", {"revision": "abc", "split": s}) for s in ("train", "test")]
     assert 0 < len(loaded) < 6
+
+
+def test_the_first_rows_of_a_hub_set_are_streamed_once_and_stored_as_they_are(monkeypatch, tmp_path, config):
+    """Names of classes stay, no image is encoded again, and a second look needs no network."""
+    table, calls = tmp_path / "hub.parquet", []
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
+    pictures = [saved(picture(n), "JPEG") | {"path": f"{n}.jpg"} for n in range(300)]
+    labels = [n % 2 for n in range(300)]
+    datasets.Dataset.from_dict({"image": pictures, "label": labels}, features).to_parquet(table)
+    load_dataset = datasets.load_dataset
+
+    def from_hub(name, **options):
+        calls.append((name, options))
+        kept = {key: options[key] for key in ("split", "streaming")}
+        return load_dataset("parquet", data_files=str(table), **kept)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_hub)
+    settings = {"stream_rows": 130, "revision": "abc", "label_column": "label"}
+    settings |= {"label_captions": {"cat": "a cat", "dog": "a dog"}, "num_images": 1000}
+    for _ in range(2):
+        loaded = load_all(domain("owner/large", **settings), config)
+        assert sum(map(len, loaded.values())) == 130
+        assert set(loaded["train"].labels) == {"cat", "dog"}
+        assert calls == [("owner/large", {"revision": "abc", "split": "train", "streaming": True})]
+    rows = folders.open_rows(domain("owner/large", **settings), "train")
+    assert images.undecoded(rows, "image")[129]["image"]["bytes"] == pictures[129]["bytes"]
 
 
 def test_unreachable_hub_id_is_an_error_and_nothing_else_is_loaded(config):

@@ -98,10 +98,6 @@ class Training(Settings):
         given = {"seed": self.seed, "max_train_steps": self.max_steps, "tracking": self.tracking}
         return self.read(self.method, output_dir=self.output_dir, **given)
 
-    def run(self) -> tuple[Path, list[dict[str, Any]]]:
-        """Train; return the run folder and the history."""
-        return run_training(self.settings(), self.resume, self.force, self.auto_batch_size, self.by_auto())
-
     def by_auto(self) -> bool:
         """Return whether "auto" chose the profile, and with it the batch sizes that no file names."""
         given = read_json(self.config, "The config file") if self.config else {"profile": self.profile}
@@ -111,8 +107,9 @@ class Training(Settings):
 @command(options.RUNS)
 def train(how: Training) -> Answer:
     """Train LoRA and domain tokens, by DASD or another method."""
-    folder, history = how.run()
-    last = history[-1] if history else {"step": how.settings().training.max_train_steps}
+    config = how.settings()
+    folder, history = run_training(config, how.resume, how.force, how.auto_batch_size, how.by_auto())
+    last = history[-1] if history else {"step": config.training.max_train_steps}
     numbers = {name: value for name, value in last.items() if isinstance(value, int | float)}
     text = f"Trained {last['step']} steps; the adapter is in {folder}/adapter"
     return {"run": str(folder), **numbers}, text
@@ -131,22 +128,6 @@ def evaluate(
     options.check_free(resolve(run.find()[1].output_dir) / "evaluation.json", force)
     path, rows = evaluate_run(run.open(seed=seed, tracking=tracking))
     return options.with_rows(path, rows, evaluation.table(rows))
-
-
-@command(options.RUNS, "all")
-def train_and_evaluate(how: Training) -> Answer:
-    """Train and evaluate in one go, with a picture of every domain."""
-    from dasd_utils import evaluation
-
-    config = how.settings()
-    for domain in config.domains:  # missing prompts are to be known before hours of training
-        evaluation.load_prompts(config, domain.name)
-    if how.resume:
-        options.check_free(resolve(config.output_dir) / "evaluation.json", how.force)
-    folder, _ = how.run()
-    path, rows = evaluate_run(ChosenRun(checkpoint=folder).open())
-    result, text = options.with_rows(path, rows, evaluation.table(rows))
-    return {"run": str(folder), **result}, text
 
 
 def evaluate_run(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:
