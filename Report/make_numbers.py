@@ -36,7 +36,7 @@ CARD = {  # metric -> (title, decimals)
 SAMPLERS = {
     "ours, DDIM 30": "the same steps",
     "ours, DDIM 30, guidance interval": "the same steps, 70 % of them with guidance",
-    "ours, calibrated": "15 steps of DPM-Solver++, as calibrated",
+    "ours, calibrated": "15 steps of DPM-Solver++, the profile's setting",
     "ours, calibrated, guidance interval": "15 steps of DPM-Solver++, 70 % of them with guidance",
     "ours, DPM-Solver++ 10": "10 steps of DPM-Solver++",
 }

@@ -85,7 +85,7 @@ Tracking = Annotated[
 ]
 Layer = Annotated[Text, _matches(r"mid|(down|up)\.\d+", "name a block of the UNet: mid, down.0, up.1, ...")]
 Scheduler = Literal["ddim", "ddpm", "dpm++", "unipc", "pndm", "euler"]
-Rates = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
+Rates = Literal["linear", "cosine", "polynomial", "constant", "constant_with_warmup"]
 Guidance = Literal["cfg", "domain", "decoupled", "unconditional"]
 GUIDANCE = typing.get_args(Guidance)
 WHOLE = (0.0, 1.0)  # guidance at every step
@@ -130,6 +130,8 @@ def _explain(error: pydantic.ValidationError, kind: type) -> str:
     owner = OWNERS.get(path[-1]) if kind in SECTIONS.values() else None
     if kind is DomainConfig and path[-1] in vars(Calibration()):
         owner = "calibration"
+    if kind is Config and path[-1] in DomainConfig.__dataclass_fields__:
+        owner = "domains"
     if owner:
         return f"Unknown config field {place!r}. It belongs to {owner!r}."
     known = OWNERS if kind is Config else [each.name for each in dataclasses.fields(kind)]
@@ -191,7 +193,7 @@ class DomainConfig:
     stream_rows: Positive | None = None  # of a hub id: only so many rows of a split are downloaded; None: all
     train_split: Text = "train"
     test_split: Text | None = None  # None: held out from the train split by content hash
-    num_images: Count = 400  # used for training
+    num_images: Positive = 400  # used for training
     descriptions: Texts = ()  # what the prompt classifier compares a prompt with
     style_suffix: Text = ""  # what a careful user would add to the base model's prompt
     calibration: Calibration = Calibration()
@@ -218,7 +220,7 @@ class DataConfig:
     cache_dir: Place = "data/cache"
     validation_fraction: Share = 0.1
     test_fraction: Share = 0.2  # where a domain names no test split
-    # images whose 32-pixel thumbnails correlate above it, without what all share, count as copies; 1: none do
+    # thumbnails (less most of their mean) that correlate above it count as copies; 1: only exact copies do
     near_duplicate: Annotated[Number, Field(gt=0, le=1)] = 0.97
     skip_corrupt: Flag = False  # else a broken image is an error that names it
     source_images: Literal["real", "generated"] = "real"  # generated: from the captions, by the base
@@ -301,6 +303,7 @@ class EvaluationConfig:
     num_heldout: Count = 200  # held-out images a domain
     inception: Text | None = None  # TorchScript file of Inception-v3 features; with it there is a FID
     num_bootstrap: Positive = 1000
+    # these three are the evaluation's: `generate` takes each domain's calibration
     guidance_scale: Weight = 4.0
     num_inference_steps: Positive = 30
     scheduler: Scheduler = "ddim"

@@ -64,8 +64,6 @@ def load_domain(domain: DomainConfig, config: Config, split: str = "train") -> D
     """
     if split not in SPLITS:
         raise DasdError(f"There is no split {split!r}. Splits: {', '.join(SPLITS)}.")
-    if domain.num_images < 1:
-        raise DasdError(f"num_images of domain {domain.name} is {domain.num_images}; it must be at least 1.")
     load = _load_toyworld if domain.data.startswith("toyworld:") else _load_rows
     return load(domain, config, split)
 

@@ -351,7 +351,8 @@ def sample_method(
     """Return `images_per_prompt` images of each prompt, prompt by prompt; DasdError for an unknown method.
 
     The methods differ in nothing but what is compared: adapter off, words added, or adapter and token on.
-    Each prompt starts from noise of its own, the same for all methods, so that prompts are independent.
+    Each prompt starts from noise of its own, the same for all methods, so that prompts are independent. A
+    method trained without prompts is sampled by decoupled guidance.
     """
     known = compared_methods(config)
     if method not in known:

@@ -145,7 +145,7 @@ class Job:
     learners: tuple[tuple[str, str], ...] = ()  # name and run folder of each that the rule uses
 
     def settings(self) -> dict[str, Any]:
-        """Return what `generate` reports, from which the image can be made again."""
+        """Return what `generate` reports: with prompt and index, what makes the image again."""
         used = self.calibration.settings()
         if self.rule != rule(self.calibration):  # its own terms replace the kind of guidance and its scales
             for unused in ("guidance", "guidance_scale", "domain_scale"):
@@ -153,6 +153,7 @@ class Job:
             used["rule"] = [asdict(term) for term in self.rule]
         if self.learners:
             used["learners"] = dict(self.learners)
+        used |= {"negative_prompt": self.negative} if self.negative else {}
         name = self.domain.name if self.domain else None
         return {"domain": name, "token": self.token, **used, "seed": self.seed}
 

@@ -110,7 +110,7 @@ class _Pick:
     index: int  # of the image
     prompt: str
     timestep: int
-    generator: np.random.Generator  # draws the noise and the latent's own deviation
+    generator: np.random.Generator  # draws the noise and the sample of the VAE's posterior
 
 
 def _at_times_of(targets: Sequence[_Pick], sources: Sequence[_Pick]) -> list[_Pick]:
@@ -190,7 +190,7 @@ class Sampler:
         self._bank = cached_rows(paths, make, what, count, progress, "sample")
 
     def batch(self, step: int, micro: int = 0) -> Batch:
-        """Return micro-batch `micro` of step `step`, from 0, with sources near the timesteps of targets."""
+        """Return micro-batch `micro` of step `step`, from 0; sources are at timesteps of targets, or near."""
         training, seed = self.config.training, self.config.seed
         number = step * training.gradient_accumulation_steps + micro
         targets, sources = [], []
@@ -209,8 +209,8 @@ class Sampler:
         batch = self._assemble("train", targets, [self._bank_pick(k) for k in places])
         return dataclasses.replace(batch, source_features=features)
 
-    def fixed_batch(self) -> list[Batch]:
-        """Return `validation_images` held-out samples of each domain as batches that never change.
+    def validation_batches(self) -> list[Batch]:
+        """Return `validation_images` samples of each target domain, without source, as fixed batches.
 
         Captions are the first of each image; timesteps lie evenly over the range. Empty without validation.
         """
@@ -219,14 +219,10 @@ class Sampler:
             return []
         counts = [min(len(member), self.config.training.validation_images) for member in members]
         turns = [(k, i) for i in range(max(counts[1:])) for k in range(1, len(members)) if i < counts[k]]
-        size, sources = self.config.training.target_batch_size, self.config.training.source_batch_size
-        batches = []
-        for number, start in enumerate(range(0, len(turns), size)):
-            targets = [self._fixed_pick(k, i, counts[k]) for k, i in turns[start : start + size]]
-            places = range(number * sources, (number + 1) * sources)
-            companions = [self._fixed_pick(0, i % counts[0], counts[0]) for i in places]
-            batches.append(self._assemble("validation", targets, _at_times_of(targets, companions)))
-        return batches
+        size = self.config.training.target_batch_size
+        parts = [turns[start : start + size] for start in range(0, len(turns), size)]
+        picks = [[self._fixed_pick(k, i, counts[k]) for k, i in part] for part in parts]
+        return [self._assemble("validation", targets, []) for targets in picks]
 
     def _split(self, split: str) -> list[DomainData]:
         if split not in self._members:

@@ -190,7 +190,7 @@ def needs_source(config: Config) -> bool:
 def noise_loss(
     parts: models.Parts, batch: Batch, eps: Tensor, config: Config, rows: Any = ALL, kind: str = "target"
 ) -> Tensor:
-    """Return the weighted noise prediction loss of `rows` (None: all) of targets or sources; 0 for none."""
+    """Return the weighted noise prediction loss of `rows`, by default all, of targets or sources; or 0."""
     count = len(batch.target_latents)
     eps = (eps[:count] if kind == "target" else eps[count:])[rows]
     noise, timesteps = (getattr(batch, f"{kind}_{name}")[rows] for name in ("noise", "timesteps"))

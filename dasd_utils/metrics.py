@@ -1,7 +1,7 @@
 """Metrics as pure functions of features, and the one kind of interval that every number of this project has.
 
 An interval is the value plus and minus Student's t times the standard error over independent units: images,
-or with `groups`, the index of each image's prompt, prompts, as images of one prompt resemble each other.
+or prompts where `groups` gives the prompt of each image, as images of one prompt are correlated.
 """
 
 import math
@@ -28,11 +28,6 @@ def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
     if image_features.shape != text_features.shape:  # would be broadcast
         raise ValueError(f"There are {len(image_features)} images and {len(text_features)} texts.")
     return F.cosine_similarity(image_features, text_features, dim=-1)
-
-
-def clip_score(image_features: Tensor, text_features: Tensor) -> float:
-    """Return the mean of `clip_scores`."""
-    return clip_scores(image_features, text_features).mean().item()
 
 
 def shuffled_scores(
@@ -228,7 +223,7 @@ class Estimate:
 
     @property
     def variance(self) -> float:
-        """Return that of the mean over draws of prompts, times P / (P - 1), which a bootstrap lacks."""
+        """Return the variance of the mean over seeds, times the n / (n - 1) that a bootstrap lacks."""
         return self.draws.mean(dim=1).var().item() * self.units / (self.units - 1)
 
     def interval(self) -> tuple[float, float, float]:

@@ -62,7 +62,7 @@ class Parts:
 
 
 def load_parts(config: cfg.Config, unet_dtype: torch.dtype | None = None) -> Parts:
-    """Return the frozen parts of `config.model.base`, in eval mode on the CPU; `unet_dtype`: not float32.
+    """Return the frozen parts of `config.model.base`, in eval mode on the CPU; the UNet in `unet_dtype`.
 
     Raises DasdError if the base is missing, unreachable or not of the Stable Diffusion 1.x kind.
     """
@@ -184,7 +184,7 @@ def add_lora(unet: diffusers.UNet2DConditionModel, lora: cfg.LoraSettings) -> No
 
 
 def unfreeze_unet(parts: Parts) -> None:
-    """Let every weight of the UNet learn in the place of a LoRA; the base's stay in `base_weights`."""
+    """Mark the whole UNet as trained, in the place of a LoRA: keep the base's weights in `base_weights`."""
     parts.base_weights = {name: p.detach().clone() for name, p in parts.unet.named_parameters()}
 
 

@@ -46,7 +46,7 @@ SCHEDULERS: dict[str, type] = {
 }
 CALIBRATION_FILE = "calibration.json"  # in a run folder
 DECODED_PIXELS = 2 * 512**2  # at once: Stable Diffusion's decoder takes 0.8 GB an image of 512 px, in fp32
-MAX_SEED = 2**128  # what numpy's seed sequence holds
+MAX_SEED = 2**32  # above it, numpy's seed sequence gives some (seed, index) the same noise
 LONG, LARGE = 600, 1e9  # seconds and bytes from which on a request's cost is said
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def seeds_for(seed: int | Sequence[int], count: int) -> list[int]:
         raise DasdError(f"There are {len(seeds)} seeds for {count} prompts: give one, or one a prompt.")
     for number in seeds:
         if not isinstance(number, numbers.Integral) or not 0 <= number < MAX_SEED:
-            raise DasdError(f"A seed must be a whole number, 0 or more and below 2**128, not {number!r}.")
+            raise DasdError(f"A seed must be a whole number, 0 or more and below 2**32, not {number!r}.")
     return [int(number) for number in seeds]
 
 
@@ -268,11 +268,13 @@ class DasdPipeline:
     ) -> tuple[dict[str, Any], Iterator[Image.Image]]:
         """Return the settings of a prompt's images, and an iterator that draws them a batch at a time.
 
-        It keeps none, so that any number can be saved as they come. Options are those of `generate`; several
-        prompts are taken in turn, each image with the next seed. Warns of gigabytes, and of hours after the
-        first batch. folder: where they go.
+        It keeps none, so that any number can be saved as they come. Options are those of `generate`, with one
+        seed; num_images is of all prompts together, which are taken in turn, each image with the next seed.
+        Warns of gigabytes, and of hours after the first batch. folder: where they go.
         """
         count, side = SampleRequest.of(**options).num_images, self.config.model.resolution
+        if isinstance(options.get("seed"), Sequence):
+            raise DasdError("`stream` takes one seed: the images have this one and those that follow it.")
         jobs = [job for (job,) in self.plan(prompt, **(options | {"num_images": 1}))]
         if (most := 3 * count * side**2) > LARGE:
             free = f", where {shutil.disk_usage(folder).free / 1e9:.1f} GB are free" if folder else ""

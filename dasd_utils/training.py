@@ -1,7 +1,7 @@
 """Training: one loop of named steps for every objective, and one optimiser step, with exact resume.
 
-Samples, noise, dropout and learning rate of step k are functions of (seed, k): a resumed run repeats, bit for
-bit on a CPU, what an uninterrupted one does.
+Samples, noise and dropout of step k are functions of (seed, k), its learning rate of (k, max_train_steps): a
+resumed run repeats, bit for bit on a CPU, what an uninterrupted one does.
 """
 
 import contextlib
@@ -283,7 +283,7 @@ class Run:
         """Add the loss of each domain's held-out samples to the row, every `validation_every` steps."""
         every = self.config.training.validation_every
         if every and row["step"] % every == 0:
-            held_out = self.sampler.fixed_batch()
+            held_out = self.sampler.validation_batches()
             with self.updater.evaluating(), self.updater.autocast():
                 batches = [batch.to(self.updater.device, torch.float32) for batch in held_out]
                 row |= losses.validation_losses(self.parts, batches, self.config)
@@ -345,7 +345,8 @@ class Run:
             return self.start_anew()
         tensors, state = checkpoints.read_checkpoint(path)
         if missing := sorted({"base", "config", "data", "step", "updater"} - state.keys()):
-            raise DasdError(f"{path / 'state.json'} lacks {', '.join(missing)}: train without resume.")
+            raise DasdError(f"{path / 'state.json'} lacks {', '.join(missing)}: train anew by force=True "
+                            "(`--force`), not resume.")  # fmt: skip
         earlier = Config.from_dict(state["config"]).to_dict()  # with the fields that are newer than it
         found = checkpoints.differences(earlier, self.config.to_dict())
         names = {"base": "base model", "data": "training data"}
@@ -361,6 +362,9 @@ class Run:
         if checkpoints.objective_version(self.config) > state.get("objective", 1):
             log.warning("%s is of an earlier version, in which the queue weakened the alignment: the steps "
                         "from here on pull more. Train anew for one objective throughout.", path)  # fmt: skip
+        length, steps = earlier["training"]["max_train_steps"], self.config.training.max_train_steps
+        if length != steps and not self.config.training.lr_scheduler.startswith("constant"):
+            log.warning("The run was begun for %d steps: for %d its learning rate jumps.", length, steps)
         self.updater.load(tensors, state["updater"])
         if hasattr(self.objective, "load_state_dict"):
             self.objective.load_state_dict(tensors.get("objective", {}))

@@ -38,7 +38,7 @@ SMALLER: dict[str, dict[str, Any]] = {  # in the order in which they begin, the 
 }
 # It teaches a classifier of domains, for a score; fewer images do.
 TAUGHT = ("12_alignment",)
-FEW_TEACH = "\nfrom dasd_utils.study import ladder\nladder.DOMAIN_SHARE = 40"
+FEW_TEACH = "\nfrom dasd_utils.study import ladder\nladder.DOMAIN_IMAGES = 40"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -125,7 +125,7 @@ class NoiseSampler(latents.Sampler):
         self.asked.append((step, micro))
         return make_batch(self.config, seed=10 * step + micro)
 
-    def fixed_batch(self) -> list[Batch]:
+    def validation_batches(self) -> list[Batch]:
         return [make_batch(self.config, seed=1000 + i) for i in range(2)]
 
 
@@ -150,7 +150,7 @@ class OfOneDomain(NoiseSampler):
         batch = make_batch(self.config, seed=10 * step + micro, domains=(0,) * 6)
         return dataclasses.replace(batch, target_prompts=[""] * 6)
 
-    def fixed_batch(self) -> list[Batch]:
+    def validation_batches(self) -> list[Batch]:
         return [self.batch(1000)]
 
 

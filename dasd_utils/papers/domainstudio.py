@@ -205,7 +205,7 @@ def base_prediction(parts: models.Parts, batch: Batch, config: Config) -> Tensor
 def relations(
     adapted: Tensor, base: Tensor, clean: Tensor, groups: Sequence[Tensor], settings: Settings
 ) -> dict[str, Tensor]:
-    """Return the losses by name of x0 (B, C, h, w) by the adapted model, by the base, and true; by group."""
+    """Return the losses by name, of the x0 (B, C, h, w) that adapted model and base predict, and the true."""
     with torch.autocast(adapted.device.type, enabled=False):  # bf16 keeps two digits
         adapted, base, clean = adapted.float(), base.float(), clean.float()
         high, base_high, clean_high = (high_frequencies(x, settings.detail) for x in (adapted, base, clean))

@@ -263,7 +263,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
         except DasdError as error:
             log.warning("%s It is passed over.", error)
     if found:
-        raise DasdError(f"All {len(found)} checkpoints in {folder} are broken: train without resume.")
+        raise DasdError(f"All {len(found)} checkpoints in {folder} are broken: train anew by force=True "
+                        "(`--force`), not resume.")  # fmt: skip
     return None
 
 

@@ -30,7 +30,7 @@ CONTROL = "training images"  # real ones in the place of samples: what a perfect
 SEED_STEP = 100_000  # between the noise of one training seed and the next
 PROTOCOL, PUBLISHED, CALIBRATED = "protocol", "published", "calibrated"
 DOMAIN, UNCONDITIONAL, DECOUPLED = "domain", "unconditional", "decoupled"  # kinds of guidance
-DOMAIN_SHARE = 300  # training images of each domain that teach the classifier of domains
+DOMAIN_IMAGES = 300  # training images of each domain that teach the classifier of domains
 POWER = 0.8
 EFFECT = 0.01  # of the CLIP score
 MANY_SEEDS = (3, 5, 10, 20)
@@ -285,7 +285,7 @@ class Scoring:
         pixels, names = [], []
         for domain in (self.config.source, *self.config.domains):
             train = data.load_domain(domain, self.config)
-            count = min(DOMAIN_SHARE, len(train))
+            count = min(DOMAIN_IMAGES, len(train))
             pixels.append(small_cnn.pixels([train.images[i] for i in range(count)]))
             names += [domain.name] * count
         return small_cnn.train(torch.cat(pixels), names)

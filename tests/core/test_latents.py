@@ -132,7 +132,7 @@ def test_latents_are_draws_of_the_vae_s_posterior(sampler, vae):
 
 def test_fixed_batches_are_held_out_spread_over_the_timesteps_and_never_change(make):
     held = make(validation_images=5)
-    batches = held.fixed_batch()
+    batches = held.validation_batches()
     assert [len(b.target_latents) for b in batches] == [6, 4]
     ids = {name for b in batches for name in b.sample_ids}
     assert not ids & {name for member in held._members["train"] for name in member.ids}
@@ -142,7 +142,7 @@ def test_fixed_batches_are_held_out_spread_over_the_timesteps_and_never_change(m
     times = torch.cat([b.target_timesteps for b in batches])
     assert sorted(times[domains == 0].tolist()) == [100, 300, 500, 700, 900]
     assert all(prompt.startswith("<") for b in batches for prompt in b.target_prompts)
-    for again in (held.fixed_batch(), make(validation_images=5, seed=7).fixed_batch()):
+    for again in (held.validation_batches(), make(validation_images=5, seed=7).validation_batches()):
         assert all(same_batch(one, two) for one, two in zip(batches, again, strict=True))
 
 
@@ -150,7 +150,7 @@ def test_fixed_batches_are_held_out_spread_over_the_timesteps_and_never_change(m
     "changes", [{"validation_images": 0}, {"validation_fraction": 0.0}, {"validation_every": 0}]
 )
 def test_no_fixed_batches_where_nothing_is_held_out(make, changes):
-    assert make(**changes).fixed_batch() == []
+    assert make(**changes).validation_batches() == []
 
 
 def test_fingerprint_tells_other_images_and_other_captions(make, sampler):

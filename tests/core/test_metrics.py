@@ -73,9 +73,9 @@ def test_attribute_accuracy_by_hand():
 def test_clip_score_by_hand():
     images, texts = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.6, 0.8], [0.6, 0.8]])
     torch.testing.assert_close(metrics.clip_scores(images, texts), torch.tensor([0.6, 0.8]))
-    assert metrics.clip_score(images, texts) == pytest.approx(0.7)
+    assert metrics.clip_scores(images, texts).mean().item() == pytest.approx(0.7)
     with pytest.raises(ValueError, match="2 images and 1 texts"):
-        metrics.clip_score(images, texts[:1])
+        metrics.clip_scores(images, texts[:1])
 
 
 def test_the_shuffled_floor_never_uses_a_text_of_the_same_prompt():

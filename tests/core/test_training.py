@@ -175,7 +175,7 @@ def test_every_step_has_its_own_micro_batches_and_validation_and_samples_no_drop
 def test_validation_sees_the_moving_average(config):
     config = config.replace(ema_decay=0.9, max_train_steps=2, validation_every=2, dropout=0.0)
     parts, history = start(config)  # leaves the average in the parts
-    found = losses.validation_losses(parts, NoiseSampler(config).fixed_batch(), config)
+    found = losses.validation_losses(parts, NoiseSampler(config).validation_batches(), config)
     assert {name: history[-1][name] for name in found} == pytest.approx(found, rel=1e-4)
 
 
@@ -226,7 +226,7 @@ def test_a_signal_or_event_ends_the_step_and_leaves_a_checkpoint(config, straigh
     assert start(config, resume=True)[1] == straight
 
 
-def test_a_finished_run_returns_its_history_at_once_and_goes_on_when_given_more_steps(config):
+def test_a_finished_run_returns_its_history_at_once_and_goes_on_when_given_more_steps(config, caplog):
     config = config.replace(ema_decay=0.9, max_train_steps=2)
     parts, history = start(config)
     manifest = training.save_training_results(config, parts, history) / checkpoints.MANIFEST
@@ -234,8 +234,9 @@ def test_a_finished_run_returns_its_history_at_once_and_goes_on_when_given_more_
     again, found = start(config, sampler, resume=True)
     assert found == history and sampler.asked == [] and sampler.encoded == 0
     assert_same(adapters.adapter_state(again), adapters.adapter_state(parts))
-    assert manifest.is_file()
+    assert manifest.is_file() and "jumps" not in caplog.text
     _, longer = start(config.replace(max_train_steps=3), sampler, resume=True)
+    assert "begun for 2 steps: for 3 its learning rate jumps" in caplog.text
     assert not manifest.exists()  # the run is no finished one until it is saved
     assert longer[:2] == history and longer[2]["step"] == 3 and sampler.asked[0] == (2, 0)
 

@@ -196,7 +196,7 @@ def test_images_without_captions_are_enough_for_training_and_validation(tiny_con
     found = data.load_domain(silent, config)
     assert set(map(tuple, found.captions)) == {("",)} and found.mentioned is None
     sampler = make_sampler(config.replace(domains=(tokenless(tiny_config),)), vae)
-    batches = [sampler.batch(0), *sampler.fixed_batch()]
+    batches = [sampler.batch(0), *sampler.validation_batches()]
     assert all(set(batch.target_prompts) == {""} for batch in batches)
 
 

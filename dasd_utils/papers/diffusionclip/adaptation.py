@@ -51,10 +51,6 @@ class Labelled:
         """Return images with their labels."""
         return cls(small_cnn.pixels(images), list(labels))
 
-    def rows(self, rows: Sequence[int]) -> Self:
-        """Return these rows."""
-        return Labelled(self.pixels[rows], [self.labels[row] for row in rows])
-
     def __add__(self, other: Self) -> Self:
         """Return both together."""
         return Labelled(torch.cat([self.pixels, other.pixels]), self.labels + other.labels)

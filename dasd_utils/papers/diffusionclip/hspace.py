@@ -39,7 +39,7 @@ def features(
             for _ in range(draws):
                 noise = torch.randn(clean.shape, generator=generator).to(clean)
                 noisy = parts.noise_scheduler.add_noise(clean, noise, times)
-                _, mid = models.unet_pass(parts.unet, noisy.to(text), times, text)
+                _, mid = models.unet_pass(parts.unet, noisy.to(text), times, text, num_target=0)
                 rows.append(mid.float().mean(dim=(2, 3)))
             found.append(torch.stack(rows).mean(dim=0))
     return torch.cat(found).cpu()

@@ -94,12 +94,12 @@ def make_objective(config: Config) -> DirectionObjective:
 
 # DDIM with eta 0 (arXiv 2010.02502) between any two times: to the noise or back from it.
 def ddim_times(last: int, steps: int) -> list[int]:
-    """Return [-1, ..., last - 1]: the times of so many steps from a clean image, -1, to time `last`."""
+    """Return [-1, ..., last - 1]: timesteps of DDIM from the clean image (-1) to the `last`-th timestep."""
     return [round(last * step / steps) - 1 for step in range(steps + 1)]
 
 
 def alpha_at(alphas_cumprod: Tensor, time: int) -> Tensor:
-    """Return the share of the image at a time, (); 1 for a clean one, -1."""
+    """Return alpha_bar at a timestep, (); 1 for the clean image, -1."""
     return torch.ones(()) if time < 0 else alphas_cumprod[time].float()
 
 
