@@ -20,7 +20,7 @@ from dasd_utils.config import ROOT, DasdError, read_json
 from dasd_utils.runtime import files
 
 LINK = re.compile(r"https://colab\.research\.google\.com/github/[^)]*")
-COST = re.compile(r"Time: with `tiny`.*? predicted from counted work\.")
+COST = re.compile(r"Time: with `tiny`.*? estimated from operation counts\.")
 PLACE = re.compile(r"address, version, folder = .*?(?=\\n)")  # in the file, where a line of a cell is a text
 
 
@@ -50,7 +50,7 @@ def costs(results: Path = ROOT / "data" / "results") -> dict[str, str]:
         tiny = "not measured" if seconds is None else f"{text(name, None, seconds / 60)}, measured"
         large = [f"{text(name, card, found[name, card, 'minutes'])} on {card}" for card in ("L4", "T4")]
         sentences[name] = (f"Time: with `tiny` on {cpu} {tiny}; with `sd15` about "
-                           f"{' or '.join(large)}, predicted from counted work.")  # fmt: skip
+                           f"{' or '.join(large)}, estimated from operation counts.")  # fmt: skip
     return sentences
 
 

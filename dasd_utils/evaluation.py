@@ -257,8 +257,8 @@ def estimates(
     count, real = int(group.max()) + 1, len(reference.heldout)
     drawn = metrics.bootstrap_counts(count, num_bootstrap, seed=0)[:, group]
     drawn_real = metrics.bootstrap_counts(real, num_bootstrap, seed=1)
-    units, found = min(count, real), {}
-    for names, weights in ((OF_IMAGES, drawn), (OF_REAL, drawn_real)):
+    found = {}
+    for names, weights, units in ((OF_IMAGES, drawn, count), (OF_REAL, drawn_real, real)):
         for name in (name for name in names if name in by_seed[0]):
             values = torch.stack([scores[name].double() for scores in by_seed])  # (S, n)
             found[name] = metrics.mean_estimate(values, weights, units)
@@ -277,7 +277,7 @@ def estimates(
             lambda weights, real, pair=pair: metrics.frechet_distance(*pair, weights, real) for pair in pairs
         ]
     for name, each in statistics.items():
-        estimate = metrics.set_estimate(each, (drawn, drawn_real), units)
+        estimate = metrics.set_estimate(each, (drawn, drawn_real), min(count, real))
         if estimate.values.isfinite().all():
             found[name] = estimate
     return found

@@ -210,7 +210,7 @@ class Estimate:
 
     values: Tensor  # (S,), nan-free
     draws: Tensor  # (B, S), the same draws for all seeds and all methods
-    units: int  # independent prompts
+    units: int  # independent prompts, held-out images, or the fewer of both
 
     def minus(self, other: Self) -> Self:
         """Return the paired difference: seed with seed, draw with draw."""

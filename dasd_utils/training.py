@@ -35,7 +35,7 @@ SPEED = "speed.jsonl"  # and what it does not
 # what is made of a finished run's weights in its folder
 MADE_OF_RUN = ("adapter", "generated", "translated", "samples", "samples.*", "evaluation.json",
                "comparison_*.png", "calibration*.json")  # fmt: skip
-MAX_SKIPPED = 5  # steps in a row without a finite loss and gradient
+MAX_SKIPPED = 20  # steps in a row without a finite loss and gradient; fp16 may skip 16 to find its scale
 HistoryRow = dict[str, Any]  # step, loss, its terms, grad_norm, learning rates, validation_<domain>
 log = logging.getLogger(__name__)
 

@@ -186,9 +186,11 @@ class Task:
         """Return where its files are, named by all settings that decide the images."""
         known = {"source": dataclasses.asdict(self.domain), "data": dataclasses.asdict(self.config.data)}
         domain, split = checkpoints.without_newer_fields(known).values()
+        computed = self.config.training.mixed_precision
+        precision = {} if computed == "auto" else {"precision": computed}  # of a run its name holds it
         unseen = {"calibration", "descriptions"} | (set() if self.method.style_words else {"style_suffix"})
         named = {
-            "run": self.run.name if self.run else dataclasses.asdict(self.config.model),
+            "run": self.run.name if self.run else dataclasses.asdict(self.config.model) | precision,
             "domain": {name: value for name, value in domain.items() if name not in unseen},
             "split": {name: split[name] for name in split if name not in ("cache_dir", "source_images")},
             "calibration": self.calibration.settings(),

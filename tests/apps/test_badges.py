@@ -49,7 +49,7 @@ def test_a_line_that_is_no_longer_true_is_written_anew(tmp_path):
     path, (name, sentence) = tmp_path / "04_training.ipynb", ("04_training", badges.costs()["04_training"])
     text = (ROOT / "notebooks" / path.name).read_text()
     assert re.fullmatch(
-        r"Time: with `tiny` .* min and .* GB on L4 or .* on T4, predicted from counted work\.", sentence
+        r"Time: with `tiny` .* min and .* GB on L4 or .* on T4, estimated from operation counts\.", sentence
     )
     path.write_text(text.replace("GB on L4", "GB on L4, or 7 GB"))
     assert badges.renew_badges([path], tmp_path) == [path] and path.read_text() == text

@@ -293,7 +293,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(config):
     assert all(value.isfinite().all() for value in adapters.adapter_state(parts).values())
 
 
-def test_a_run_that_stays_not_finite_stops_and_says_where(config, tmp_path):
+def test_a_run_that_stays_not_finite_stops_and_says_where(config, monkeypatch):
+    monkeypatch.setattr(training, "MAX_SKIPPED", 5)
     sampler = SpoiltSampler(config, spoilt=set(range(4, 12)))
     with pytest.raises(DasdError, match=r"step 8 .*id70-0"):
         start(config.replace(max_train_steps=20), sampler)
