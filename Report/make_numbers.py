@@ -70,8 +70,8 @@ def headline_block() -> str:
     config = evaluation.load_results(RESULTS / "ladder.json")["config"]
     steps, source = config["training"]["max_train_steps"], config["alignment"]["source_features"]
     made = (
-        f"Means of {seeds} runs of {steps} steps (DASD: {source} source), {n // seeds} images per run and domain; "
-        "95 % intervals."
+        f"Means of {seeds} runs of {steps} steps (DASD: {source} source), "
+        f"{n // seeds} images per run and domain; 95 % intervals."
     )
     return f"{markdown_table(['', *titles], lines)}\n\n{made}"
 
