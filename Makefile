@@ -26,8 +26,11 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+# two notebooks at a time, with a thread each; those of the second line load the run that 04 trains
+LESSONS = OMP_NUM_THREADS=1 $(BIN)/dasd notebooks --profile tiny --output_dir $(COURSE) --force --only
 course: install
-	$(BIN)/dasd notebooks --profile tiny --output_dir $(COURSE) --force
+	$(LESSONS) 04,12 & $(LESSONS) 00,01,02,03,08,09,10; status=$$?; wait $$! && exit $$status
+	$(LESSONS) 05,06,07 & $(LESSONS) 11,solutions; status=$$?; wait $$! && exit $$status
 
 rehearsal: install  # every notebook with sd15 on a narrow random base: minutes on a CPU
 	rm -rf data/runs/rehearsal && mkdir -p data/runs/rehearsal

@@ -313,9 +313,8 @@ COMMANDS = {
     "config is a folder": ("train --config .", "cannot be read"),
     "config is a list": ("train --config list.json", "JSON object"),
     "config is empty": ("evaluate --config empty.json", "no JSON"),
-    "no steps": ("all --profile tiny --max_steps 0", "max_train_steps is 0"),
+    "no steps": ("train --profile tiny --max_steps 0", "max_train_steps is 0"),
     "output is a file": ("train --profile tiny --output_dir list.json", "list.json cannot be written"),
-    "all without prompts": ("all --config prompts.json", "nowhere"),
     "no run": ("evaluate --profile tiny --output_dir nowhere", "no adapter"),
     "run is a file": ("generate --profile tiny --checkpoint list.json --prompt x", "no adapter"),
     "verify a file": ("verify list.json", "no finished run"),
@@ -335,7 +334,6 @@ def test_a_command_fails_in_one_line(name, dasd, tmp_path, monkeypatch, tiny_con
     Path("list.json").write_text("[]")
     Path("empty.json").write_text("")
     tiny_config.replace(cache_dir=tmp_path / "list.json").save("cache.json")
-    tiny_config.replace(prompts_dir="nowhere").save("prompts.json")
     before = all_files(tmp_path)
     status, lines = dasd(*words.split())
     assert status == 1 and lines[-1].startswith("dasd: ") and message in lines[-1], lines
