@@ -69,8 +69,9 @@ def headline_block() -> str:
     seeds, n = len(row["seeds"]), row["n"]
     config = evaluation.load_results(RESULTS / "ladder.json")["config"]
     steps, source = config["training"]["max_train_steps"], config["alignment"]["source_features"]
+    source = {"adapted": "source features with LoRA on"}.get(source, f"{source} source features")
     made = (
-        f"Means of {seeds} runs of {steps} steps (DASD: {source} source), "
+        f"Means of {seeds} runs of {steps} steps (DASD: {source}), "
         f"{n // seeds} images per run and domain; 95 % intervals."
     )
     return f"{markdown_table(['', *titles], lines)}\n\n{made}"

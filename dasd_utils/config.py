@@ -128,10 +128,10 @@ def _explain(error: pydantic.ValidationError, kind: type) -> str:
     outer = [part for part in path[:-1] if isinstance(part, str)]
     kind = KINDS[outer[-1]] if outer else kind
     owner = OWNERS.get(path[-1]) if kind in SECTIONS.values() else None
-    if kind is DomainConfig and path[-1] in vars(Calibration()):
-        owner = "calibration"
     if kind is Config and path[-1] in DomainConfig.__dataclass_fields__:
         owner = "domains"
+    if kind in (Config, DomainConfig) and path[-1] in vars(Calibration()):
+        owner = "calibration"
     if owner:
         return f"Unknown config field {place!r}. It belongs to {owner!r}."
     known = OWNERS if kind is Config else [each.name for each in dataclasses.fields(kind)]

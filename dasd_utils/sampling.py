@@ -46,7 +46,7 @@ SCHEDULERS: dict[str, type] = {
 }
 CALIBRATION_FILE = "calibration.json"  # in a run folder
 DECODED_PIXELS = 2 * 512**2  # at once: Stable Diffusion's decoder takes 0.8 GB an image of 512 px, in fp32
-MAX_SEED = 2**32  # above it, numpy's seed sequence gives some (seed, index) the same noise
+MAX_SEED = 2**128  # from 2**32 on, (seed, image) may have the noise of a smaller seed's other image
 LONG, LARGE = 600, 1e9  # seconds and bytes from which on a request's cost is said
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def seeds_for(seed: int | Sequence[int], count: int) -> list[int]:
         raise DasdError(f"There are {len(seeds)} seeds for {count} prompts: give one, or one a prompt.")
     for number in seeds:
         if not isinstance(number, numbers.Integral) or not 0 <= number < MAX_SEED:
-            raise DasdError(f"A seed must be a whole number, 0 or more and below 2**32, not {number!r}.")
+            raise DasdError(f"A seed must be a whole number, 0 or more and below 2**128, not {number!r}.")
     return [int(number) for number in seeds]
 
 

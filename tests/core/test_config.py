@@ -108,6 +108,7 @@ CONFIGS = {
     "unknown section": ({"trianing": {}}, "Did you mean 'training'?"),
     "another section's": ({"lora": {"learning_rate": 3}}, "'lora.learning_rate'. It belongs to 'training'"),
     "a domain's": ({"num_images": 3}, "'num_images'. It belongs to 'domains'"),
+    "a calibration's, at the top": ({"domain_scale": 3}, "'domain_scale'. It belongs to 'calibration'"),
     "a calibration's": (thing(guidance_scale=3), "'domains[0].guidance_scale'. It belongs to 'calibration'"),
     "list for the profile": ({"profile": ["tiny"]}, "There is no profile ['tiny']"),
     "unknown method": ({"method": "domainstudoi"}, "Did you mean 'domainstudio'"),

@@ -102,6 +102,17 @@ def test_images_and_prompts_are_as_many_and_prompts_differ(score):
             score("m", images, prompts, heldout)
 
 
+def test_scores_of_prompts_do_not_depend_on_the_number_of_heldout_images(score):
+    """Only a distance of both sets has the fewer of prompts and held-out images as its units."""
+
+    def widths(heldout):
+        rows = score("m", pictures(0, 8, RED), PROMPTS, pictures(20, heldout, RED))
+        return {row["metric"]: row["high"] - row["low"] for row in rows}
+
+    few, many = widths(3), widths(12)
+    assert few["clip_score"] == pytest.approx(many["clip_score"]) and few["cmmd"] > 1.2 * many["cmmd"]
+
+
 def test_a_classifier_of_attributes_adds_the_share_shown(scorer, score):
     class Reader:
         table = AttributeTable({"satellite": {"scene": ["river", "harbor"], "bridge": ["yes", "no"]}})

@@ -284,6 +284,7 @@ def test_folders_of_samples_and_files_of_scores_are_named_by_what_decides_them(d
 
     first = dataclasses.replace(done.domains[0], data="toyworld:sketch")
     for change in ({"test_fraction": 0.3}, {"resolution": 16}, {"base_revision": "a" * 40},
+                   {"mixed_precision": "bf16"},
                    {"domains": (first, *done.domains[1:])}):  # fmt: skip
         assert task(**change).folder != task().folder
     assert task(cache_dir="elsewhere").folder == task().folder
