@@ -341,8 +341,9 @@ def alignment_distance(source: Tensor, target: Tensor, settings: AlignmentConfig
     if settings.pairs:
         return mmd(source, target, settings.kernel, pairs=True)
     if settings.match_timesteps:  # a Gaussian with one more coordinate is the product of two Gaussians
-        scale = TIME_SCALE * median_bandwidth(source[:, :-1], target[:, :-1])
-        source, target = (torch.cat([x[:, :-1], scale * x[:, -1:]], dim=1) for x in (source, target))
+        sigma = median_bandwidth(source[:, :-1], target[:, :-1])  # of the features alone
+        source, target = (torch.cat([x[:, :-1], TIME_SCALE * sigma * x[:, -1:]], 1) for x in (source, target))
+        return mmd(source, target, settings.kernel, settings.unbiased, sigma)
     return mmd(source, target, settings.kernel, settings.unbiased)
 
 

@@ -421,8 +421,8 @@ class Updater:
         self.rate_factor = schedule.lr_lambdas[0]  # step -> factor of the base rates
         self.optimizer = self.accelerator.prepare(optimizer)
         self.ema = None if training.ema_decay is None else EMAModel(self.parameters, decay=training.ema_decay)
-        vocabulary = parts.text_encoder.get_input_embeddings().weight.detach()
-        self.vocabulary_norm = vocabulary.float().norm(dim=1).mean()
+        # (n, 1): of the initial words; a mean over the vocabulary would be pulled down by rows never trained
+        self.token_norms = parts.tokens and parts.tokens.weight.detach().norm(dim=1, keepdim=True)
 
     def set_rates(self, step: int) -> dict[str, float]:
         """Set the learning rates of the step that follows `step` done ones and return them by name."""
@@ -446,7 +446,7 @@ class Updater:
             self.optimizer.step()
             if self.parts.tokens is not None:  # pivotal tuning: only the direction of a new row learns
                 rows = self.parts.tokens.weight.data
-                rows.mul_(self.vocabulary_norm / rows.norm(dim=1, keepdim=True))
+                rows.mul_(self.token_norms / rows.norm(dim=1, keepdim=True))
             if self.ema is not None:
                 self.ema.step(self.parameters)
         elif self.accelerator.scaler is not None:

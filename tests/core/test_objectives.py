@@ -248,7 +248,7 @@ def test_a_tenth_of_the_time_counts_as_much_as_the_median_distance_of_features()
     features, times = torch.randn(9, 3, generator=generator) / 10, torch.rand(9, 1, generator=generator)
     scale = 10 * torch.pdist(features).median()  # of 36 distances, as torch takes it
     rows = torch.cat([features, scale * times], dim=1)
-    k = torch.exp(-torch.cdist(rows, rows).square() / (2 * torch.pdist(rows).median() ** 2))
+    k = torch.exp(-torch.cdist(rows, rows).square() / (2 * (scale / 10) ** 2))  # of the features alone
     expected = k[:4, :4].mean() + k[4:, 4:].mean() - 2 * k[:4, 4:].mean()
     found = losses.alignment_distance(*torch.cat([features, times], dim=1).split([4, 5]), settings)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)

@@ -171,6 +171,14 @@ class DrawnAnew(FourOfOneDomain):
         return dataclasses.replace(found, target_latents=found.target_latents + 0.01 * step)
 
 
+def test_the_picture_that_is_compared_is_the_one_that_was_inverted(config, parts):
+    objective, sampler = losses.make_objective(config), DrawnAnew(config)
+    first, again = (objective.begin(parts, sampler.batch(step)) for step in (0, 2))  # of the same images
+    assert torch.equal(first["clean"], sampler.batch(0).target_latents)
+    assert torch.equal(again["clean"], first["clean"]) and torch.equal(again["x"], first["x"])
+    assert not torch.equal(sampler.batch(2).target_latents, sampler.batch(0).target_latents)
+
+
 def test_a_stopped_training_goes_on_as_if_nobody_had_stopped_it(config, tmp_path):
     def run(name, steps, resume=False):
         own = config.replace(output_dir=str(tmp_path / name), max_train_steps=8, checkpoint_every=4)

@@ -174,7 +174,7 @@ class DirectionObjective:
         self._inversion_times = ddim_times(own.return_step, own.forward_steps)
         self._denoising_times = ddim_times(own.return_step, own.generation_steps)[::-1]
         self.trajectory: dict[str, Tensor] = {}  # x: latents now; clean: the images'; done: number of steps
-        self.inverted: dict[str, Tensor] = {}  # id -> latents at return_step, for the next epoch
+        self.inverted: dict[str, Tensor] = {}  # id -> (2, C, h, w): latents of its first epoch, inverted ones
         self._words: Words | None = None
 
     def __call__(self, parts: models.Parts, batch: Batch, config: Config) -> tuple[Tensor, dict[str, float]]:
@@ -205,9 +205,10 @@ class DirectionObjective:
             clean, alphas = batch.target_latents[missing], parts.noise_scheduler.alphas_cumprod
             with models.lora_disabled(parts):
                 noisy = follow(unprompted(parts), clean, self._inversion_times, alphas)
-            self.inverted |= {names[i]: x.cpu() for i, x in zip(missing, noisy, strict=True)}
-        x = torch.stack([self.inverted[name] for name in names])
-        return {"x": x.to(batch.target_latents), "clean": batch.target_latents, "done": torch.tensor(0)}
+            pairs = torch.stack([clean, noisy], dim=1).cpu()
+            self.inverted |= {names[i]: pair for i, pair in zip(missing, pairs, strict=True)}
+        clean, x = torch.stack([self.inverted[name] for name in names], 1).to(batch.target_latents)
+        return {"x": x, "clean": clean, "done": torch.tensor(0)}
 
     def step(self, parts: models.Parts, trajectory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the x0 latents predicted at this step, and the trajectory after it, without its gradient."""
