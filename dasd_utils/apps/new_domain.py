@@ -21,6 +21,7 @@ from dasd_utils.config import Config, DasdError, DomainConfig, nearest, portable
 from dasd_utils.runtime import files, folders, images, processes
 
 FILE = "metadata.jsonl"  # of a caption file: the layout `imagefolder` of datasets
+CLASSIFIER = "classifier.json"
 COLUMNS = ("text", "caption", "captions", "sentence", "sentences", "description", "prompt")
 LABELS = ("label", "labels", "class", "category")
 CAPTIONER = "Salesforce/blip-image-captioning-base@9cfcdbcaccbcadb2b53b36d4b50042c4eeaa0c25"  # safetensors
@@ -76,7 +77,7 @@ class Proposal:
             "output_dir": f"data/runs/{out.stem}",
             "domains": [self.entry | file],
             **broken,
-            "classifier": {"prompts": portable(beside / "classifier.json")},
+            "classifier": {"prompts": portable(beside / CLASSIFIER)},
             "evaluation": {"prompts_dir": portable(beside / "prompts")},
         }
 
@@ -412,13 +413,16 @@ def extras(out: Path) -> Path:
 def check_place(out: str | Path, folder: str | Path, force: bool = False) -> Path:
     """Return where a config goes; DasdError, as of `write`, if it may not, before captions take hours."""
     out = Path(out).expanduser()
-    if out.resolve().is_relative_to(resolve(folder).resolve()):
-        raise DasdError(f"{out} is inside the folder of images, which stays as it is: --out another place.")
+    beside, pictures = extras(out).resolve(), resolve(folder).resolve()
+    if out.resolve().is_relative_to(pictures) or pictures.is_relative_to(beside):
+        raise DasdError(f"{out} and {beside.name} would be in the folder of images, or hold it. It stays as "
+                        "it is: --out another place.")  # fmt: skip
     if out.is_dir():
         raise DasdError(f"{out} is a folder: --out names the config file.")
-    there = [place for place in (out, extras(out)) if place.exists()]
-    if there and not force:
-        raise DasdError(f"{there[0]} is there already: name another file by --out, or replace it by --force.")
+    if others := {p.name for p in beside.glob("*")} - {FILE, CLASSIFIER, "prompts"}:
+        raise DasdError(f"{beside} holds other files ({min(others)}): name another file by --out.")
+    if not force and (there := [str(place) for place in (out, extras(out)) if place.exists()]):
+        raise DasdError(f"{' and '.join(there)} would be replaced: name another file by --out, or --force.")
     return out
 
 
@@ -434,7 +438,7 @@ def write(proposal: Proposal, out: str | Path, force: bool = False) -> list[Path
         config.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
         prompts = {"domain": name, "prompts": proposal.prompts}
         files.write_json(folder / "prompts" / f"{name}.json", prompts, "The prompts")
-        files.write_json(folder / "classifier.json", proposal.labelled, "The classifier's prompts", indent=1)
+        files.write_json(folder / CLASSIFIER, proposal.labelled, "The classifier's prompts", indent=1)
         if proposal.captions.texts:
             (folder / FILE).write_text(caption_lines(proposal.captions), encoding="utf8")
     return [out, *sorted(path for path in beside.rglob("*") if path.is_file())]
