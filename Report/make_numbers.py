@@ -319,7 +319,9 @@ def _quoted() -> Iterator[tuple[str, str]]:
         yield f"search/{name}", f"${min(values):g}$ to ${max(values):g}$"
     for row in rows("12_alignment"):
         if row["metric"].startswith("pull_"):
-            yield row["metric"].replace("_", "/", 1), rf"${100 * row['value']:.2g}\,\%$"
+            yield row["metric"].replace("_", "/", 1), _percent(row)
+    for row in (row for row in rows("bench_paired_prompts") if row["estimate"] == "all pairs"):
+        yield f"floor/{row['domain']}/{row['images']}", f"${row['value']:.3f}$"
     for row in rows("pretrain"):
         if row["metric"].endswith(("_attribute_accuracy", "_cmmd")):
             yield f"pretrain/{row['metric']}/{row['domain']}", _tex(row, 2)
@@ -333,10 +335,12 @@ def _swept() -> Iterator[tuple[str, str]]:
     for row in rows("alignment_sweep"):
         where = "/".join([*(str(row[name]) for name in names if name in row), row["domain"], row["metric"]])
         if row["metric"].startswith("pull"):
-            yield f"sweep/{where}", rf"${100 * row['value']:.2g}\,\%$"
+            yield f"sweep/{where}", _percent(row)
         elif row["metric"] == "separation":
             whose = "" if row["method"] == "adapted" else "_base"
-            yield f"sweep/{where}{whose}", f"${row['value']:.3f}$"
+            yield f"sweep/{where}{whose}", _tex(row, 3)
+        elif row["lambda_align"] == 0 and row["metric"] == "cmmd" and "separable" not in row:
+            yield f"sweep/own/{where}", _tex(row, 2)
         elif "separable" in row and row["metric"] in figures.METRICS:
             yield f"sweep/{where}", _tex(row, figures.METRICS[row["metric"]].decimals)
             target = "targets" if row["domain"] in DOMAINS else "source"
@@ -345,6 +349,11 @@ def _swept() -> Iterator[tuple[str, str]]:
             counts.update({f"{row['metric']}/{target}/{sign}": bounded and true for sign, true in signs})
             counts[f"{row['metric']}/{target}/all"] += bounded
     yield from ((f"sweep/count/{name}", str(number)) for name, number in counts.items())
+
+
+def _percent(row: dict) -> str:
+    value, low, high = (f"{100 * row[name]:.2g}" for name in ("value", "low", "high"))
+    return rf"${value}\,[{low}, {high}]\,\%$"
 
 
 def _tex(row: dict, digits: int) -> str:

@@ -2,6 +2,7 @@
 
 python benchmarks/train_step.py --model sd15 --resolution 256 --precision no
 python benchmarks/train_step.py --against adapted,frozen,published,plain --targets 4
+python benchmarks/train_step.py --model sd15 --resolution 256 --against "LoRA on attention,no LoRA"
 """
 
 from __future__ import annotations
@@ -65,6 +66,12 @@ def seconds_of_parts(
     return parts
 
 
+FORMS = {  # of ours, that it is compared with
+    "adapted": {"source_features": "adapted"},
+    "frozen": {"source_features": "frozen"},
+    "LoRA on attention": {"convolutions": "none"},
+    "no LoRA": {"rank": 0},  # the tokens alone are trained
+}
 OPERATIONS = {"published": ("sample", "update"), "plain": ("step",)}
 
 
@@ -73,7 +80,7 @@ def measure(
 ) -> list[common.Row]:
     """Return a row for this project's step and one for the other, timed in turns.
 
-    other: "published", "plain", or where ours takes its source features from.
+    other: "published", "plain" or one of FORMS.
     """
     plain = {k: options[k] for k in ("model", "resolution", "precision")}
     changes = {k: v for k, v in options.items() if k not in plain}
@@ -82,7 +89,7 @@ def measure(
     if other in steps.FACTORIES:
         own = {"at_once": at_once} if other == "plain" else {}
     else:
-        own = changes | {"source_features": other}
+        own = changes | FORMS[other]
         configs[other] = steps.settings(**plain, **own)
     workers[other] = common.Worker(steps.FACTORIES.get(other, steps.ours), threads, **plain, **own)
     done = {name: tuple(shares(config)) for name, config in configs.items()} | OPERATIONS
@@ -111,7 +118,7 @@ def main(
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     against: Annotated[
         str,
-        typer.Option(help="of published, plain, adapted, frozen, with commas: what ours is compared with"),
+        typer.Option(help=f"of {', '.join([*steps.FACTORIES, *FORMS])}, with commas"),
     ] = "published,plain",
     checkpointing: Annotated[bool, typer.Option(help="recompute activations in ours")] = False,
     targets: Annotated[int, typer.Option(help="ours, in a micro-batch; 1: with a source in every third")] = 3,
@@ -146,6 +153,7 @@ def main(
     settings = {"machine": common.machine(threads, device), "images": steps.IMAGES}
     name = f"train_step_{model}_{resolution}_{precision}_batch_{targets}" + "_again" * checkpointing
     name += f"_{source}" * (source != "adapted") + f"_plain_{at_once}" * (at_once != steps.PLAIN_BATCH)
+    name += "_forms" * all(other in FORMS for other in against.split(","))
     print(common.save(name, settings | {"samples": steps.PUBLISHED_SAMPLES}, rows))
 
 
