@@ -411,16 +411,17 @@ class Config:
         return path
 
     @classmethod
-    def load(cls, path: str | Path, method: str | None = None) -> typing.Self:
+    def load(cls, path: str | Path, method: str | None = None, profile: str = "auto") -> typing.Self:
         """Read a JSON config; DasdError if it is missing, no JSON, or has a field that does not exist.
 
-        A method that is given takes the place of the file's, with its own defaults under the file's fields.
+        A method that is given takes the place of the file's, with its own defaults under the file's fields;
+        a profile only that of a file which names none.
         """
         values = read_json(path, "The config file")
         if method is not None and isinstance(values, dict):
             settings = values.get("method_settings") if values.get("method", method) == method else None
             values = values | {"method": method, "method_settings": settings or {}}
-        return cls.from_dict(values)
+        return cls.from_dict({"profile": profile} | values if isinstance(values, dict) else values)
 
 
 SECTIONS: dict[str, type] = {

@@ -224,7 +224,7 @@ def card(
         model_name=exported.name,
         eval_results=_results(rows) or None,
     )
-    places = {each.name: resolve(each.data) for each in (config.source, *config.domains)}
+    places = {each.name: Path(each.data).expanduser() for each in (config.source, *config.domains)}
     return ModelCard.from_template(
         data,
         str(TEMPLATE),
@@ -236,7 +236,7 @@ def card(
         base=base if on_hub else resolve(base).name,
         samples=SAMPLES,
         prompts=prompts,
-        folders={name: path.name for name, path in places.items() if path.is_dir()},
+        folders={n: path.name for n, path in places.items() if path.is_absolute() or resolve(path).is_dir()},
         rows=rows,
         results=evaluation.table(rows) if rows else "",
         licence=data.license,

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from dasd_utils.apps import batch_size, workers
 from dasd_utils.apps.cli import main as cli
-from dasd_utils.apps.cli import runs
+from dasd_utils.apps.cli import options, runs
 from dasd_utils.config import Config, DasdError
 
 runner = CliRunner()
@@ -68,6 +68,16 @@ def test_auto_is_known_from_the_command_line_or_the_file(tmp_path):
     for text, found in (("{}", True), ('{"profile": "auto"}', True), ('{"profile": "sd15"}', False)):
         (tmp_path / "a.json").write_text(text)
         assert runs.Training("auto", tmp_path / "a.json").by_auto() == found
+
+
+def test_a_profile_is_that_of_a_file_which_names_none(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"seed": 3}')
+    assert options.Settings("sd15", path).read().profile == "sd15"
+    path.write_text('{"profile": "tiny"}')
+    assert options.Settings("tiny", path).read().profile == "tiny"
+    with pytest.raises(DasdError, match="a.json is of the profile tiny: leave out --profile"):
+        options.Settings("sd15", path).read()
 
 
 def test_workers_encode_by_the_same_command(tiny_config, tmp_path, monkeypatch):

@@ -291,9 +291,10 @@ def test_the_code_of_the_card_names_revision_variant_and_sampling(card):
 
 
 def test_folders_of_this_machine_are_named_and_not_placed(card, tiny_config, base_dir, tmp_path):
-    text = str(card(source=dataclasses.replace(tiny_config.source, data=str(tmp_path))))
-    assert str(base_dir.parent) not in text and str(tmp_path) not in text
-    assert f"{tmp_path.name} (a folder)" in text
+    for place in (tmp_path, tmp_path / "not mounted"):
+        text = str(card(source=dataclasses.replace(tiny_config.source, data=str(place))))
+        assert str(base_dir.parent) not in text and str(tmp_path) not in text
+        assert f"{place.name} (a folder)" in text
 
 
 @pytest.mark.parametrize("row", [3, {"x": 1}])

@@ -160,7 +160,10 @@ class Settings:
     def read(self, method: str | None = None, **changes: Any) -> Config:
         """Return the file's config, or the profile's, with the command line's changes (None: none)."""
         named = {} if method is None else {"method": method}
-        config = Config.load(self.config, **named) if self.config else Config.setup(self.profile, **named)
+        named["profile"] = self.profile
+        config = Config.load(self.config, **named) if self.config else Config.setup(**named)
+        if self.profile not in ("auto", config.profile):
+            raise DasdError(f"{self.config} is of the profile {config.profile}: leave out --profile.")
         config = config.replace(**{name: portable(value) if isinstance(value, Path) else value
                                    for name, value in changes.items() if value is not None})  # fmt: skip
         return config.replace(**self.places(config))
