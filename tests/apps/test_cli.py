@@ -76,7 +76,7 @@ def test_a_profile_is_that_of_a_file_which_names_none(tmp_path):
     assert options.Settings("sd15", path).read().profile == "sd15"
     path.write_text('{"profile": "tiny"}')
     assert options.Settings("tiny", path).read().profile == "tiny"
-    with pytest.raises(DasdError, match="a.json is of the profile tiny: leave out --profile"):
+    with pytest.raises(DasdError, match=r"a\.json is of the profile tiny: leave out --profile"):
         options.Settings("sd15", path).read()
 
 
