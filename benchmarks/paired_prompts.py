@@ -33,7 +33,7 @@ def pairs(domain: str, count: int, scorer: evaluation.Scorer) -> tuple[Tensor, T
 
 
 def estimates(samples: Tensor, heldout: Tensor) -> tuple[float, float]:
-    """Return the CMMD of n pairs by all n * n cross terms, and without those of a sample and its own image."""
+    """Return the CMMD of n pairs by all cross terms, and without those of a sample and its own image."""
     own = metrics.cmmd_kernel(samples, heldout).diagonal().mean().item()
     across, n = metrics.cmmd_kernel(samples, heldout).mean().item(), len(samples)
     every = metrics.cmmd(samples, heldout)
