@@ -71,24 +71,25 @@ def _base_weights(parts: models.Parts) -> Iterator[tuple[str, Tensor]]:
 
 def adapter_state(parts: models.Parts) -> dict[str, Tensor]:
     """Return copies of all that trains: "unet.<parameter>" of the LoRA or of all, and "tokens.weight"."""
-    return {name: p.detach().clone() for name, p in _trained(parts).items()}
+    return {name: p.detach().clone() for name, p in trained(parts).items()}
 
 
 @torch.no_grad()
 def load_adapter_state(parts: models.Parts, state: dict[str, Tensor]) -> None:
     """Copy what `adapter_state` returned into parts with the same LoRA and tokens, else DasdError."""
-    trained = _trained(parts)
-    if _shapes(trained) != _shapes(state):
+    parameters = trained(parts)
+    if _shapes(parameters) != _shapes(state):
         raise cfg.DasdError("This adapter state is of another LoRA or of other tokens than the model has.")
-    for name, parameter in trained.items():
+    for name, parameter in parameters.items():
         parameter.copy_(state[name])
 
 
-def _trained(parts: models.Parts) -> dict[str, Tensor]:
+def trained(parts: models.Parts) -> dict[str, Tensor]:
+    """Return what `adapter_state` copies."""
     whole_unet = bool(parts.base_weights)
     weights = parts.unet.named_parameters()
-    trained = {f"unet.{name}": p for name, p in weights if whole_unet or "lora_" in name}
-    return trained if parts.tokens is None else trained | {"tokens.weight": parts.tokens.weight}
+    found = {f"unet.{name}": p for name, p in weights if whole_unet or "lora_" in name}
+    return found if parts.tokens is None else found | {"tokens.weight": parts.tokens.weight}
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -164,7 +165,7 @@ def load_adapter(parts: models.Parts, folder: str | Path) -> None:
     if summary["base_fingerprint"] not in (base_fingerprint(parts), base_fingerprint(parts, FEW)):
         raise cfg.DasdError(f"The adapter in {folder} belongs to the base {summary['base']!r}, not to "
                             f"{parts.config.model.base!r} as it is now.")  # fmt: skip
-    if _trained(parts):
+    if trained(parts):
         raise cfg.DasdError("These parts already have an adapter. Load fresh parts for another one.")
     width = parts.text_encoder.get_input_embeddings().embedding_dim
     rows = []

@@ -217,7 +217,7 @@ class Sampler:
         members = self._split("validation")
         if not members:
             return []
-        counts = [min(len(member), self.config.training.validation_images) for member in members]
+        counts = [len(member) for member in members]
         turns = [(k, i) for i in range(max(counts[1:])) for k in range(1, len(members)) if i < counts[k]]
         size = self.config.training.target_batch_size
         parts = [turns[start : start + size] for start in range(0, len(turns), size)]
@@ -227,9 +227,11 @@ class Sampler:
     def _split(self, split: str) -> list[DomainData]:
         if split not in self._members:
             training = self.config.training
-            is_used = training.validation_every and training.validation_images
-            members = self._members["train"] if is_used and self.config.data.validation_fraction else []
-            self._members[split] = [load_domain(m.config, self.config, split) for m in members]
+            count = training.validation_every and training.validation_images
+            members = self._members["train"] if count and self.config.data.validation_fraction else []
+            held = [load_domain(m.config, self.config, split) for m in members[1:]]  # none of the source
+            held = [dataclasses.replace(m, ids=m.ids[:count], images=m.images[:count]) for m in held]
+            self._members[split] = [*members[:1], *held]
         return self._members[split]
 
     def _pick(self, member: int, turn: int, generator: np.random.Generator) -> _Pick:

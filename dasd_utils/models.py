@@ -49,6 +49,7 @@ class Parts:
     text_cache: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `cache_texts`
     base_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `unfreeze_unet`
     frozen_names: set[str] = field(default_factory=set, repr=False)  # UNet weights that never train
+    start: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of `setup_training`
 
     def __getitem__(self, name: str) -> Any:
         return vars(self)[name]

@@ -7,7 +7,6 @@ resumed run repeats, bit for bit on a CPU, what an uninterrupted one does.
 import contextlib
 import logging
 import math
-import shutil
 import signal
 import threading
 import time
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, is_bnb_available
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
@@ -32,9 +31,10 @@ from dasd_utils.runtime import checkpoints, files, processes, tracking
 
 HISTORY = "history.jsonl"  # one row a step: what a second run repeats
 SPEED = "speed.jsonl"  # and what it does not
-# what is made of a finished run's weights in its folder
-MADE_OF_RUN = ("adapter", "generated", "translated", "samples", "samples.*", "evaluation.json",
-               "comparison_*.png", "calibration*.json")  # fmt: skip
+# beginnings of the config fields that parts and sampler bring into a training
+OF_PARTS = ("seed", "domains.", "model.", "lora.", "training.whole_unet", "training.text_free")
+OF_SAMPLER = ("seed", "source.", "domains.", "data.", "model.", "alignment.bank_size", "training.target_",
+              "training.source_", "training.gradient_acc", "training.caption_")  # fmt: skip
 MAX_SKIPPED = 20  # steps in a row without a finite loss and gradient; fp16 may skip 16 to find its scale
 HistoryRow = dict[str, Any]  # step, loss, its terms, grad_norm, learning rates, validation_<domain>
 log = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ def check_training(config: Config) -> None:
                         "share: enlarge it, with fewer accumulation steps, or launch fewer.")  # fmt: skip
     processes.choose_precision(config.training.mixed_precision, processes.default_device())
     tracking.tracker_names(config)  # or an error
+    if config.training.optimizer == "adamw_8bit" and not is_bnb_available():
+        raise DasdError("optimizer is 'adamw_8bit', which needs `pip install bitsandbytes`; or set 'adamw'.")
 
 
 def check_folder(config: Config, resume: bool, force: bool = False) -> None:
@@ -92,6 +94,10 @@ def setup_training(config: Config) -> models.Parts:
         models.add_lora(parts.unet, config.lora)
     models.add_domain_tokens(parts, config.domains)
     models.trainable_parameters(parts)
+    base = {f"unet.{name}": weight.cpu() for name, weight in parts.base_weights.items()}  # not held twice
+    for name, value in adapters.trained(parts).items():
+        own = value.detach().cpu()
+        parts.start[name] = base[name] if name in base and own.equal(base[name]) else own.clone()
     return parts
 
 
@@ -106,8 +112,8 @@ def train(
     goes on from the newest complete checkpoint in `config.output_dir`, or from the start; `force` deletes the
     run there and what was drawn of it. Ctrl-C, SIGTERM or `stop` ends the present step, writes a checkpoint
     and raises KeyboardInterrupt. Of several processes each trains on its share of every batch.
-    Raises DasdError before any work for a folder or a checkpoint that does not fit, and after MAX_SKIPPED
-    steps in a row whose loss or gradient is not finite.
+    Raises DasdError before any work for parts, sampler, folder or checkpoint that do not fit, and after
+    MAX_SKIPPED steps in a row whose loss or gradient is not finite.
     """
     check_types(config=(config, Config), parts=(parts, models.Parts), sampler=(sampler, latents.Sampler))
     attached = Callbacks(**callbacks)
@@ -115,14 +121,22 @@ def train(
     if missing or token_ids not in (None, parts.token_ids):
         raise DasdError(f"The parts have the token_ids {parts.token_ids}, which are not those of this call: "
                         "make them with setup_training(config).")  # fmt: skip
+    for given, fields in ((parts, OF_PARTS), (sampler, OF_SAMPLER)):
+        for each in checkpoints.differences(given.config.to_dict(), config.to_dict()):
+            if each.startswith(fields):
+                raise DasdError(f"Parts or sampler are of another config ({each}): make both anew by it.")
     check_training(config)
     with checkpoints.lock_run(config):
         check_folder(config, resume, force)  # inside the lock: a run at work is said to be at work
+        if parts.start:  # they may have trained
+            adapters.load_adapter_state(parts, parts.start)
         run = Run(config, parts, sampler, objective, attached)
         try:
-            first = run.restore() if resume else run.start_anew()
+            first = run.restore() if resume else 0
             if first < config.training.max_train_steps:
                 with tracking.open_trackers(config, first) as run.trackers:
+                    run.encode()
+                    checkpoints.clear_run(run.folder, first, HISTORY, SPEED)  # when all is ready to train
                     _loop(run, first)
             run.updater.keep_average()
         finally:
@@ -169,7 +183,6 @@ def load_history(folder: str | Path) -> list[HistoryRow]:
 
 def _loop(run: "Run", first: int) -> None:
     """Train from step `first` + 1 to the last; `run` holds history and checkpoints also if it is stopped."""
-    run.encode()
     total = run.config.training.max_train_steps
     every = run.config.training.checkpoint_every
     bar = files.bar(None, "training", total, shown=run.callbacks.progress, unit="step", initial=first)
@@ -236,7 +249,8 @@ class Run:
             if losses.uses_bank(self.config):
                 alignment, accelerator = self.config.alignment, self.updater.accelerator
                 schedule = self.parts.noise_scheduler.alphas_cumprod.tolist()
-                used = [accelerator.mixed_precision, alignment.layer, alignment.pooling, schedule]
+                of_latents = processes.frozen_dtype(self.config, self.updater.device)
+                used = [accelerator.mixed_precision, alignment.layer, alignment.pooling, schedule, of_latents]
                 mark = repr([*self.base, *used])
                 self.sampler.open_bank(self._bank_features, mark, self.callbacks.progress)
             elif losses.needs_source(self.config):
@@ -307,11 +321,14 @@ class Run:
         if not (self.callbacks.on_sample and every and step % every == 0):
             return
         if processes.is_main():
-            self._move_vae(self.updater.device)
-            with self.updater.evaluating():
-                pictures = self.callbacks.on_sample(step)
+            try:
+                self._move_vae(self.updater.device)
+                with self.updater.evaluating():
+                    pictures = self.callbacks.on_sample(step)
+                self.trackers.show(pictures if isinstance(pictures, Mapping) else {}, step)
+            except Exception:  # no picture is worth the steps since the last checkpoint
+                log.exception("The samples of step %d cannot be drawn.", step)
             self._move_vae("cpu")
-            self.trackers.show(pictures if isinstance(pictures, Mapping) else {}, step)
         processes.wait()
 
     def save(self, step: int) -> None:
@@ -322,27 +339,18 @@ class Run:
         state = {"step": step, "updater": values, "config": self.config.to_dict(), **self.fingerprints}
         state |= {"objective": checkpoints.objective_version(self.config), "base_weights": self.base}
         if processes.is_main():
+            files.sync(self.folder / HISTORY)  # before what depends on it
             kept = self.config.training.checkpoints_kept
             checkpoints.write_checkpoint(self.checkpoints, step, tensors, state, kept)
         processes.wait()
 
-    def start_anew(self) -> int:
-        """Remove an earlier run in the folder and what was made of it; return 0, the steps done."""
-        if processes.is_main():
-            names = [checkpoints.MANIFEST, "checkpoints", tracking.FOLDER, HISTORY, SPEED]
-            names += MADE_OF_RUN if (self.folder / "adapter").is_dir() else ()
-            for path in [path for name in names for path in self.folder.glob(name)]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        processes.wait()
-        return 0
-
     def restore(self) -> int:
-        """Load the newest complete checkpoint and return the number of steps done."""
+        """Load the newest complete checkpoint and return the number of steps done, 0 without one."""
         path = checkpoints.newest_checkpoint(self.checkpoints)
         processes.same(checkpoints.checkpoint_step(path), "the newest checkpoint's step")
         if path is None:
             log.info("There is no checkpoint in %s: training starts at step 0.", self.checkpoints)
-            return self.start_anew()
+            return 0
         tensors, state = checkpoints.read_checkpoint(path)
         if missing := sorted({"base", "config", "data", "step", "updater"} - state.keys()):
             raise DasdError(f"{path / 'state.json'} lacks {', '.join(missing)}: train anew by force=True "
@@ -371,8 +379,6 @@ class Run:
         self.history = checkpoints.rows_until(self.folder / HISTORY, state["step"])
         processes.wait()  # all have read
         if processes.is_main():
-            if state["step"] < self.config.training.max_train_steps:
-                (self.folder / checkpoints.MANIFEST).unlink(missing_ok=True)
             for name in (HISTORY, SPEED):
                 rows = checkpoints.rows_until(self.folder / name, state["step"])
                 checkpoints.write_rows(self.folder / name, rows)

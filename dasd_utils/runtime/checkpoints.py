@@ -26,9 +26,12 @@ from dasd_utils.runtime import files, processes
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+# what is made of a finished run's weights in its folder
+MADE_OF_RUN = ("generated", "translated", "translated-*.parquet", "answers-*.safetensors", "samples.*",
+               "evaluation.json", "comparison_*.png", "calibration*.json")  # fmt: skip
 # Config fields and sections that no weight depends on; "domain" stands for the source and every target.
 UNTRAINED = (
-    "output_dir", "classifier", "evaluation", "data.cache_dir", "training.checkpoint_every",
+    "output_dir", "shipped_run", "classifier", "evaluation", "data.cache_dir", "training.checkpoint_every",
     "training.checkpoints_kept", "training.validation_every", "training.sample_every", "training.tracking",
     "domain.calibration", "domain.descriptions", "domain.style_suffix",
 )  # fmt: skip
@@ -38,9 +41,9 @@ MAY_DIFFER = {
     "resume": (*UNTRAINED, "training.gradient_checkpointing", "training.max_train_steps", "model.clip",
                "model.clip_revision"),
     # both end with the same weights and share a name; the names of stored runs fix this list
-    "key": (*UNTRAINED, "shipped_run", "training.validation_images"),
+    "key": (*UNTRAINED, "training.validation_images"),
     # a trained run is used for the other, also where "auto" divides its steps otherwise
-    "find": (*UNTRAINED, "shipped_run", "training.validation_images", "training.gradient_checkpointing"),
+    "find": (*UNTRAINED, "training.validation_images", "training.gradient_checkpointing"),
 }  # fmt: skip
 # Fields that are newer than some stored names, with the value at which a name leaves them out.
 NEWER = {
@@ -201,6 +204,17 @@ def lock_run(config: Config, required: bool = True) -> Iterator[bool]:
             yield True
         finally:
             _locked.discard(key)
+
+
+def clear_run(folder: Path, done: int, *logs: str) -> None:
+    """Remove what was made of a finished run in the folder and, where no step is done, the run itself."""
+    finished = (folder / "adapter").is_dir()
+    names = [MANIFEST, *(MADE_OF_RUN if finished else ())]
+    if done == 0:  # the adapter last: after a kill the rest is still known to be a run's
+        names += ["checkpoints", *logs, *(("samples", "adapter") if finished else ())]
+    for path in [path for name in names if processes.is_main() for path in folder.glob(name)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    processes.wait()
 
 
 # Checkpoints: folders of tensors and JSON values, and the manifest that tells whether one is complete.

@@ -37,7 +37,7 @@ huggingface_hub.utils.enable_progress_bars()
 # variables that JupyterLab, VS Code and Voilà give their kernels; Colab's have google.colab loaded
 SERVERS = {"JPY_SESSION_NAME", "VSCODE_PID", "VOILA_BASE_URL"}
 log = logging.getLogger(__name__)
-_say_once = functools.cache(log.warning)
+say_once = functools.cache(log.warning)
 HUB_ID = r"\w[\w.-]*/[\w.-]+"
 
 
@@ -46,7 +46,7 @@ def read_text(path: Path, what: str) -> str:
     try:
         is_wide = path.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         text = path.read_text(encoding="utf-16" if is_wide else "utf-8-sig")
-        if "\0" in text:  # UTF-16 without its mark, or no text
+        if "\0" in text.rstrip("\0"):  # UTF-16 without its mark, or no text; a power cut leaves them last
             raise UnicodeError
         return text
     except (OSError, UnicodeError) as error:
@@ -171,7 +171,7 @@ def try_lock(path: Path) -> Iterator[bool]:
 
     The system ends a lock with its process. Where a file system has no locks it warns, and yields True.
     """
-    lock = filelock.FileLock(path, timeout=0)
+    lock = filelock.FileLock(path, timeout=0, fallback_to_soft=False)  # a soft one outlives a killed process
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -252,7 +252,7 @@ def find_folder(name: str) -> Path | None:
     if not folder.is_dir():
         return None
     if re.fullmatch(HUB_ID, name) and Path(name).parts[0] != "data":
-        _say_once(f"{name} is read from the folder {folder}, not from the hub.")
+        say_once(f"{name} is read from the folder {folder}, not from the hub.")
     return folder
 
 

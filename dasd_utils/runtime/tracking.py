@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -62,9 +63,11 @@ class Trackers(list[accelerate_tracking.GeneralTracker]):
 def open_trackers(config: Config, done: int | None = None) -> Iterator[Trackers]:
     """Yield the config's trackers and close them whatever happens; DasdError for one that cannot start.
 
-    done: the steps that training has done; at 0 the config is sent first. None adds to a run that exists.
+    done: the steps done; at 0 old records go, and the config is sent first. None adds to a run that exists.
     """
     trackers = Trackers()
+    if done == 0 and processes.is_main():
+        shutil.rmtree(files.output_folder(config.output_dir) / FOLDER, ignore_errors=True)
     try:
         for name in tracker_names(config) if processes.is_main() else ():
             trackers.append(_start(name, config, done))

@@ -134,6 +134,7 @@ def test_fixed_batches_are_held_out_spread_over_the_timesteps_and_never_change(m
     held = make(validation_images=5)
     batches = held.validation_batches()
     assert [len(b.target_latents) for b in batches] == [6, 4]
+    assert [len(each) for each in held._latents["validation"][1:]] == [5, 5]  # no other is encoded
     ids = {name for b in batches for name in b.sample_ids}
     assert not ids & {name for member in held._members["train"] for name in member.ids}
     targets = [name for b in batches for name in b.sample_ids[: len(b.target_latents)]]

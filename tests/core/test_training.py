@@ -362,3 +362,89 @@ def test_setup_is_seeded_and_refuses_a_block_that_the_unet_lacks(tiny_config):
     assert any(not torch.equal(one[name], other[name]) for name in one)
     with pytest.raises(DasdError, match=r"no block 'down\.7'"):
         training.setup_training(tiny_config.replace(layer="down.7"))
+
+
+@pytest.mark.parametrize("changes", [{}, AVERAGED, WHOLE])
+def test_parts_that_trained_start_again_where_they_were_made(config, tmp_path, changes):
+    """Anew, and resumed, with and without a checkpoint: as with fresh parts, to the bit."""
+    config = config.replace(**{"max_train_steps": 3, "tracking": "none", **changes})
+    fresh, expected = start(config.replace(output_dir=tmp_path / "straight"))
+    parts = make_parts(config)
+    again = functools.partial(training.train, config, parts, NoiseSampler(config), progress=False)
+    for step, options in ((1, {"resume": True}), (2, {"resume": True}), (3, {"force": True})):
+        with pytest.raises(KeyboardInterrupt):
+            again(on_step=stop_at(step), force=True)
+        assert again(**options) == expected
+        assert_same(adapters.adapter_state(parts), adapters.adapter_state(fresh))
+
+
+def test_parts_and_sampler_of_another_config_are_refused(config):
+    parts, sampler = make_parts(config), NoiseSampler(config)
+    free = {"max_train_steps": 1, "learning_rate": 1e-9, "lambda_align": 0.0, "checkpoint_every": 0}
+    training.train(config.replace(**free, clip="another"), parts, sampler, progress=False)
+    few = (replace(config.domains[0], num_images=5), *config.domains[1:])
+    of_parts = [{"seed": 1}, {"rank": 2}]
+    for changes in (*of_parts, {"target_batch_size": 4}, {"domains": few}):
+        wanted = config.replace(**changes)
+        given = (parts, NoiseSampler(wanted)) if changes in of_parts else (make_parts(wanted), sampler)
+        with refused("another config", next(iter(changes)), "anew"):
+            training.train(wanted, *given, force=True, progress=False)
+    assert len(training.load_history(config.output_dir)) == 1
+
+
+def test_results_of_a_shorter_run_do_not_outlive_it(config, tmp_path):
+    config = config.replace(max_train_steps=1, tracking="none")
+    run, own = tmp_path / "run", ("notes.txt", "samples/step-1.png")
+    training.save_training_results(config, *start(config))
+    made = ("calibration.json", "evaluation.json", "comparison_x.png", "generated/a.png", "samples.webp",
+            "translated-test-0.parquet", "answers-0.safetensors")  # fmt: skip
+    for name in (*made, *own):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("of one step")
+    start(config, resume=True)
+    assert all((run / name).exists() for name in (*made, *own))  # nothing was left to do
+    start(config.replace(max_train_steps=2), resume=True)
+    assert not any((run / name).exists() for name in made) and all((run / name).exists() for name in own)
+
+
+def test_nothing_is_removed_if_training_cannot_begin(config, tmp_path, monkeypatch):
+    config = config.replace(max_train_steps=1, tracking="none")
+    training.save_training_results(config, *start(config))
+    before = contents(tmp_path / "run")
+    sampler = NoiseSampler(config)
+    monkeypatch.setattr(sampler, "encode", lambda *_: (_ for _ in ()).throw(DasdError("no latents.")))
+    with refused("no latents"):
+        start(config, sampler, force=True)
+    monkeypatch.setattr(training, "is_bnb_available", lambda: False)
+    with refused("adamw_8bit", "pip install bitsandbytes"):
+        start(config.replace(optimizer="adamw_8bit"), force=True)
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_kill_while_a_run_is_replaced_leaves_it_known_as_one(config, tmp_path, monkeypatch):
+    config = config.replace(max_train_steps=1, tracking="none")
+    training.save_training_results(config, *start(config))
+    (tmp_path / "run" / "calibration.json").write_text("{}")
+
+    def killed(path):
+        raise KeyboardInterrupt if path.name == "checkpoints" else AssertionError(path)
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.clear_run(tmp_path / "run", 0)
+    assert (tmp_path / "run" / "adapter" / "adapter.json").is_file()
+    assert not (tmp_path / "run" / "calibration.json").exists()
+
+
+def test_samples_that_fail_cost_no_step(config, tmp_path, caplog):
+    config = config.replace(max_train_steps=2, sample_every=1, checkpoint_every=1)
+    _, history = start(config, on_sample=lambda step: 1 / 0)
+    assert [row["step"] for row in history] == [1, 2] and "samples of step 2 cannot be drawn" in caplog.text
+    assert checkpoints.newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-000002"
+
+
+def test_the_history_is_on_the_disk_before_the_checkpoint(config, monkeypatch):
+    kept, sync = [], checkpoints.files.sync
+    monkeypatch.setattr(checkpoints.files, "sync", lambda path: kept.append(path.name) or sync(path))
+    start(config.replace(max_train_steps=1))
+    assert kept[0] == training.HISTORY and "state.json" in kept

@@ -129,7 +129,8 @@ def test_the_optimiser_goes_on_to_the_bit_after_a_checkpoint(tmp_path, name):
 
 def test_differences_name_the_field_and_forgive_what_training_never_reads():
     saved = Config.setup("tiny").to_dict()
-    free = Config.setup("tiny", max_train_steps=9, output_dir="x", sample_every=3, num_heldout=5, clip="c")
+    free = Config.setup("tiny", max_train_steps=9, output_dir="x", sample_every=3, num_heldout=5, clip="c",
+                        shipped_run="data/other")  # fmt: skip
     assert checkpoints.differences(saved, free.to_dict()) == []
     taught, other = ({"method": "diffusionclip", "model": {"clip": clip}} for clip in "ab")
     assert checkpoints.differences(taught, other) == ["model.clip: 'a' -> 'b'"]  # half of a run each
@@ -152,6 +153,9 @@ def test_rows_hold_each_step_once_after_a_resume(tmp_path):
     rows = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text("utf8").splitlines()]
     spoilt = {"step": 3, "loss": None, "grad_norm": None, "skipped": True}  # JSON knows no nan
     assert rows == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}, spoilt]
+    for tail in ("\0" * 9, '{"step": 2, "l\0\0'):  # of a power cut
+        path.write_text('{"step": 1}\n' + tail, encoding="utf8")
+        assert checkpoints.load_rows(path) == [{"step": 1}]
     path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n', encoding="utf8")
     with pytest.raises(DasdError, match="Line 2"):
         checkpoints.load_rows(path)

@@ -1,6 +1,7 @@
 """Files are complete or not there; weights come from a folder, the hub or its cache; bars where seen."""
 
 import ast
+import errno
 import io
 import json
 import re
@@ -140,6 +141,19 @@ def test_without_locks_work_goes_on(tmp_path, monkeypatch, caplog):
     assert "cannot be locked: no locks" in caplog.text
 
 
+def test_a_file_system_without_locks_gets_none_that_outlives_its_process(tmp_path, monkeypatch, caplog):
+    fcntl = pytest.importorskip("fcntl")  # not on Windows
+
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    (tmp_path / "x.lock").write_text("left by a killed process")
+    with files.try_lock(tmp_path / "x.lock") as mine:
+        assert mine
+    assert "cannot be locked" in caplog.text
+
+
 @pytest.mark.parametrize("write", [
     lambda place: Config.setup("tiny").save(place / "config.json"),
     lambda place: checkpoints.write_manifest(place, []),
@@ -191,7 +205,7 @@ def test_a_folder_comes_first_and_the_hub_is_not_asked(base_dir, monkeypatch):
 
 def test_a_folder_with_the_name_of_a_hub_id_is_named_once(base_dir, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(checks, "ROOT", tmp_path)
-    files._say_once.cache_clear()
+    files.say_once.cache_clear()
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "name").symlink_to(base_dir)
     (tmp_path / "data" / "things").mkdir(parents=True)
