@@ -118,12 +118,13 @@ def propose(
     prompts, origin = evaluation_prompts([*texts["train"], *texts["validation"]], heldout)
     others = classifier.load_prompts(config.classifier.prompts)
     report = audit(splits, config, tokenizer)
+    unused = [f"{len(rows)} images of {s}" for s, rows in album.splits.items() if s not in (train, test)]
     return Proposal(
         config.profile, album.folder, entry, captions, prompts,
         labelled=labelled(name, entry["style_suffix"], texts["validation"] or texts["train"], others),
         audit=report,
         reasons={"captions": captions.source, "initial_word": why, "prompts": origin},
-        warnings=warnings(report, config),
+        warnings=warnings(report, config, unused),
     )  # fmt: skip
 
 
@@ -163,7 +164,7 @@ def audit(splits: dict[str, data.DomainData], config: Config, tokenizer: Any) ->
     }
 
 
-def warnings(report: dict[str, Any], config: Config) -> list[str]:
+def warnings(report: dict[str, Any], config: Config, unused: Sequence[str] = ()) -> list[str]:
     """Return what a user should know before training."""
     train, used, size = report["train"], DomainConfig.num_images, config.model.resolution
     missing, cut, small = (report[k] for k in ("captions_missing", "captions_cut", "smaller_than_resolution"))
@@ -172,6 +173,7 @@ def warnings(report: dict[str, Any], config: Config) -> list[str]:
         f"{train} training images are few: `--method domainstudio` is made for below {FEW}.": train < FEW,
         f"{used} of {train} training images are used: num_images says how many.": train > used,
         f"{len(unreadable)} images cannot be read and are left out: {', '.join(unreadable[:1])}": unreadable,
+        f"{' and '.join(unused)} are not used: validation images are held out from the train split.": unused,
         f"{missing} images have no caption and train with an empty one.": missing,
         f"{cut} captions are longer than the text encoder reads, and cut at their end.": cut,
         f"{small} images are smaller than {size} pixels and enlarged.": small,
@@ -222,7 +224,7 @@ def find_captions(album: Album, how: str = "auto", progress: bool = False) -> Ca
         for name in SOURCES if how == "auto" else [how]:
             try:
                 return SOURCES[name](album)
-            except DasdError as error:
+            except folders.NoCaptionsError as error:
                 missing.append(f"{name}: {str(error).rstrip('.')}")
         raise DasdError(f"{album.folder} has no captions ({'; '.join(missing)}). Give one sentence for all "
                         f'(--captions "a pencil sketch"), a captioning model (--captions {CAPTIONER}), or a '
@@ -246,7 +248,7 @@ def from_metadata(album: Album) -> Captions:
         if kinds[column].endswith("string") and any(any(rows[column]) for rows in album.splits.values()):
             return Captions(f"the column {column!r} of its metadata", {"caption_column": column})
     known = ", ".join(f"{name!r} ({kind})" for name, kind in kinds.items()) or "none"
-    raise DasdError(f"no metadata with sentences in a column {', '.join(COLUMNS)} (columns: {known})")
+    raise folders.NoCaptionsError(f"no metadata with sentences in {', '.join(COLUMNS)} (columns: {known})")
 
 
 def from_sidecars(album: Album) -> Captions:
@@ -273,24 +275,24 @@ def from_names(album: Album) -> Captions:
 def _caption_most(source: str, texts: dict[str, str | list[str]], what: str) -> Captions:
     found = {name: text for name, text in texts.items() if text}
     if 2 * len(found) < len(texts):
-        raise DasdError(f"{what} for {len(found)} of {len(texts)} images only")
+        raise folders.NoCaptionsError(f"{what} for {len(found)} of {len(texts)} images only")
     return Captions(source, {}, found)
 
 
-def words_of(name: str) -> str:
-    """Return what a file or class name says in lower-case words, "" for a number, a hash or a camera's name.
+def words_of(name: str, is_label: bool = False) -> str:
+    """Return a name's words in lower case, "" for a number or a hash; of a file not what cameras add.
 
-    >>> words_of("red-house_by the sea-003"), words_of("IMG_0032")
-    ('red house by the sea', '')
+    >>> words_of("red-house_by the sea-003"), words_of("IMG_0032"), words_of("Stage_3", is_label=True)
+    ('red house by the sea', '', 'stage 3')
     """
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Za-z]{2})(?=\d+(?:$|[\W_]))", " ", name)  # aB, dog01
     words = re.sub(r"[^\w']|_", " ", spaced).lower().split()
     words = [w for w in words if w.isdigit() or not re.search(r"\d", w)]  # both kinds mixed: a hash
     words = [w for w in words if not re.fullmatch(r"[0-9a-f]{8,}", w)]
-    meaningful = [place for place, w in enumerate(words) if not w.isdigit() and w not in CAMERA]
+    meaningful = [place for place, w in enumerate(words) if not w.isdigit() and (is_label or w not in CAMERA)]
     if not any(len(words[place]) > 1 for place in meaningful):
         return ""
-    return " ".join(words[meaningful[0] : meaningful[-1] + 1])
+    return " ".join(words[meaningful[0] : None if is_label else meaningful[-1] + 1])
 
 
 def from_labels(album: Album, sentence: str | None = None) -> Captions:
@@ -300,11 +302,14 @@ def from_labels(album: Album, sentence: str | None = None) -> Captions:
     found = {label for rows in splits for label in data.label_names(rows, column)}
     labels = sorted(found - {""})
     if len(labels) < 2:  # a folder of splits alone may have one, its own name
-        raise DasdError("no subfolders and no label column with two or more labels")
-    wordless = [label for label in labels if not words_of(label)]
-    if wordless:
-        raise DasdError(f"the label {wordless[0]!r} is no word: write label_captions for it into a config")
+        raise folders.NoCaptionsError("no subfolders and no label column with two or more labels")
+    if wordless := [label for label in labels if not words_of(label, is_label=True)]:
+        raise folders.NoCaptionsError(f"the label {wordless[0]!r} is no word: write its label_captions")
     table = {label: _with_label(sentence, label) for label in labels}
+    [(caption, count)] = Counter(table.values()).most_common(1)
+    if count > 1:
+        alike = ", ".join(label for label in labels if table[label] == caption)
+        raise DasdError(f"The labels {alike} get one caption, {caption!r}: rename, or write label_captions.")
     table |= {"": ""} if "" in found else {}  # no label, no caption
     where = f"{len(labels)} labels of the column or subfolders {column!r}"
     return Captions(where, {"label_column": column, "label_captions": table})
@@ -312,7 +317,7 @@ def from_labels(album: Album, sentence: str | None = None) -> Captions:
 
 def _with_label(sentence: str | None, label: str) -> str:
     """Return the sentence, or "a dog", for a label, or for several in one text ("dog, cat" or "dog|cat")."""
-    word = " and ".join(filter(None, map(words_of, re.split("[,;|]", label))))
+    word = " and ".join(filter(None, (words_of(each, is_label=True) for each in re.split("[,;|]", label))))
     plural = word.endswith("s") and not word.endswith(("ss", "us", "is"))
     sentence = sentence or ("{label}" if plural else "a {label}")
     if word[0] in "aeiou":

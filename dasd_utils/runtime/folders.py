@@ -30,9 +30,14 @@ BESIDE = {".txt", ".caption", ".json", ".md", ".xml", ".yaml", ".yml", ".html", 
           ".npz"} | TABLES  # fmt: skip  # of files that are expected beside images
 KEPT_BY_PROGRAMS = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", "__pycache__")  # folders
 PATHS = ("image", "file_name", "file", "path", "image_path", "filepath", "filename")  # columns of image files
+Splits = dict[str, dict[Path, Path]]  # split -> its files, each with its folder: train/dog, also of dog/train
 Rows = dict[str, list[Mapping[str, Any]]]  # file name -> its rows: several rows may name one file
 log = logging.getLogger(__name__)
 _warn_once = functools.cache(log.warning)
+
+
+class NoCaptionsError(DasdError):
+    """A folder has no captions of one kind; of what is there and broken the class is DasdError."""
 
 
 def open_rows(domain: DomainConfig, split: str) -> datasets.Dataset:
@@ -60,6 +65,7 @@ def open_folder(domain: DomainConfig, folder: Path) -> dict[str, datasets.Datase
     paths, lost = find_files(folder)
     captions = resolve(domain.caption_file) if domain.caption_file else None
     has_images = any(path.suffix.lower() in images.SUFFIXES for path in paths)
+    read = METADATA if has_images else (".parquet",)
     for path in paths:
         if re.search("[\ud800-\udfff]", str(path)):  # bytes that this locale does not read as text
             raise DasdError(f"The name of the file {str(path)!a} is no text here: rename it, or start "
@@ -67,8 +73,8 @@ def open_folder(domain: DomainConfig, folder: Path) -> dict[str, datasets.Datase
         kind = path.suffix.lower()
         if kind not in BESIDE | images.SUFFIXES:
             lost[f"{kind or 'suffixless'} files, a kind that is not read"].append(path)
-        elif kind in TABLES and has_images and path.name.lower() not in METADATA and path != captions:
-            lost[f"tables that are not named {' or '.join(METADATA)}"].append(path)
+        elif kind in TABLES and (path.name.lower() if has_images else kind) not in read and path != captions:
+            lost[f"tables that are not named {' or '.join(read)}"].append(path)
     left_out = [f"{len(found)} {reason} ({found[0]})" for reason, found in sorted(lost.items()) if found]
     if not has_images and not any(path.suffix.lower() == ".parquet" for path in paths):
         seen = f" Left out: {'; '.join(left_out)}." if left_out else ""
@@ -110,22 +116,18 @@ def _read_folder(folder: Path, state: tuple, left_out: tuple[str, ...]) -> dict[
     """Return a folder's splits, read once until its files change; a warning says what is left out."""
     paths = [Path(path) for path, _ in state]
     pictures = [path for path in paths if path.suffix.lower() in images.SUFFIXES]
-    if not pictures:
-        _check_tables([path for path in paths if path.suffix.lower() == ".parquet"])
-        loaded = datasets.load_dataset("parquet", data_dir=glob.escape(str(folder)))  # nosec B615  # no hub
-        return {split: with_images(rows, folder) for split, rows in loaded.items()}
-    splits, stray = _find_splits(pictures)
-    columns, beside = _labels(splits)
+    splits, stray = _find_splits(pictures or [path for path in paths if path.suffix.lower() == ".parquet"])
+    columns, beside = _labels(splits) if pictures else ({}, 0)
     reasons = [*left_out, *stray]
-    tables = [path for path in paths if path.name.lower() in METADATA]
     rows: Rows = {}
-    if tables:
-        for path in tables:
-            for name, each in read_metadata(path).items():
-                rows.setdefault((path.parent.relative_to(folder) / name).as_posix(), []).extend(each)
-        names = {path: path.relative_to(folder).as_posix() for each in splits.values() for path in each}
-        rows = match_rows(rows, list(names.values()), folder)
-        splits = {split: [path for path in each if names[path] in rows] for split, each in splits.items()}
+    for path in (path for path in paths if pictures and path.name.lower() in METADATA):
+        for name, each in read_metadata(path).items():
+            rows.setdefault((path.parent.relative_to(folder) / name).as_posix(), []).extend(each)
+    names = {path: path.relative_to(folder).as_posix() for each in splits.values() for path in each}
+    rows = match_rows(rows, list(names.values()), folder)
+    if rows:
+        listed = {split: {p: each[p] for p in each if names[p] in rows} for split, each in splits.items()}
+        splits = {split: each for split, each in listed.items() if each}
         unlisted = len(names) - sum(map(len, splits.values()))
         reasons += [f"{unlisted} images that have no row in the metadata"] if unlisted else []
         columns = as_columns([rows[names[path]] for each in splits.values() for path in each])
@@ -135,6 +137,11 @@ def _read_folder(folder: Path, state: tuple, left_out: tuple[str, ...]) -> dict[
     log.info("%s: images read are %s", folder, ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds)))
     if reasons:
         log.warning("%s: left out are %s", folder, "; ".join(reasons))
+    if not pictures:
+        _check_tables(list(names))
+        tables = {split: [glob.escape(str(path)) for path in each] for split, each in splits.items()}
+        loaded = datasets.load_dataset("parquet", data_files=tables)  # nosec B615  # no hub
+        return {split: with_images(rows, folder) for split, rows in loaded.items()}
     content = {"image": [str(path) for each in splits.values() for path in each], **columns}
     table = datasets.Dataset.from_dict(content).cast_column("image", datasets.Image())
     ends = itertools.accumulate(map(len, splits.values()))
@@ -142,31 +149,40 @@ def _read_folder(folder: Path, state: tuple, left_out: tuple[str, ...]) -> dict[
             for split, end in zip(splits, ends, strict=True)}  # fmt: skip
 
 
-def _find_splits(pictures: list[Path]) -> tuple[dict[str, list[Path]], list[str]]:
-    """Return the images of each split, by folders named train, test, ..., and what lies beside those."""
-    base = Path(os.path.commonpath([path.parent for path in pictures]))
-    places: dict[str, list[Path]] = {}
-    for path in pictures:
-        first, *below = path.relative_to(base).parts
-        places.setdefault(first if below else "", []).append(path)
-    named = {name: SPLITS[name.lower()] for name in places if name.lower() in SPLITS}
+def _find_splits(paths: list[Path]) -> tuple[Splits, list[str]]:
+    """Return the files by split, of folders named train, test, ... at any one level, and what is beside."""
+    # a parquet file is a folder of its rows: of the hub's test-00000-of-00002.parquet it is test
+    parents = [path.parent / re.sub(r"-\d+-of-\d+.*", "", path.stem) if path.suffix.lower() == ".parquet"
+               else path.parent for path in paths]  # fmt: skip
+    base = Path(os.path.commonpath(parents))
+    parts = [parent.relative_to(base).parts for parent in parents]
+    levels = enumerate(zip(*parts, strict=False))
+    level = next((k for k, names in levels if all(name.lower() in SPLITS for name in names)), 0)
+    where = {path: base.joinpath(*each[level : level + 1], *each[:level], *each[level + 1 :])
+             for path, each in zip(paths, parts, strict=True)}  # fmt: skip
+    first = {path: "".join(place.relative_to(base).parts[:1]) for path, place in where.items()}
+    counts = Counter(first.values())
+    named = {name: SPLITS[name.lower()] for name in counts if name.lower() in SPLITS}
     found = set(named.values())
-    if "train" not in found or (len(found) == 1 and places.keys() - named - {""}):
-        return {"train": pictures}, []  # a single such name among others is a class
-    splits = {split: [p for name in named if named[name] == split for p in places[name]]
+    if "train" not in found or (len(found) == 1 and counts.keys() - named - {""}):
+        return {"train": where}, []  # a single such name among others is a class
+    splits = {split: {path: where[path] for path in paths if named.get(first[path]) == split}
               for split in ("train", "validation", "test") if split in found}  # fmt: skip
-    stray = [f"{len(places[name])} images beside the splits {', '.join(named)} ({base / name})"
-             for name in sorted(places.keys() - named)]  # fmt: skip
+    stray = [f"{counts[name]} files beside the splits {', '.join(named)} ({base / name})"
+             for name in sorted(counts.keys() - named)]  # fmt: skip
     return splits, stray
 
 
-def _labels(splits: dict[str, list[Path]]) -> tuple[dict[str, list[str]], int]:
+def _labels(splits: Splits) -> tuple[dict[str, list[str]], int]:
     """Return the folder of each image as its label, or none and how many images lie beside such folders."""
     labels = []
-    for pictures in splits.values():
-        base = Path(os.path.commonpath([path.parent for path in pictures]))
+    for places in map(dict.values, splits.values()):
+        base = Path(os.path.commonpath(places))
         base = base.parent if len(splits) > 1 and base.name.lower() not in SPLITS else base
-        labels += [path.parent.name for path in pictures if path.parent != base]
+        labels += [place.name for place in places if place != base]
+    both = sorted({name.lower() for name in labels} & SPLITS.keys())
+    if len({SPLITS[name] for name in both}) > 1:
+        raise DasdError(f"folders {' and '.join(both)} would be classes: splits, with train/, go above them")
     beside = sum(map(len, splits.values())) - len(labels)
     if len(set(labels)) < 2:
         return {}, 0
@@ -196,8 +212,7 @@ def with_images(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
     for name in (name for name in PATHS if not stored and kinds.get(name, "").endswith("string")):
         values = rows[name][:]
         if all(value is None or Path(value).suffix.lower() in images.SUFFIXES for value in values):
-            values = [value and str(folder / value) for value in values]
-            rows = rows.remove_columns(name).add_column(name, values)
+            rows = rows.remove_columns(name).add_column(name, [v and str(folder / v) for v in values])
             stored = [name]
     for name in stored:
         rows = rows.cast_column(name, datasets.Image())
@@ -249,7 +264,7 @@ def files_of_rows(rows: datasets.Dataset, column: str, folder: Path) -> list[str
     """Return each row's image file relative to the folder; DasdError for images inside a table."""
     items = images.undecoded(rows, column)[column]
     if not all(item and item["path"] and item["bytes"] is None for item in items):
-        raise DasdError(f"The images of {folder} are inside tables, so no file name leads to a caption.")
+        raise NoCaptionsError(f"The images of {folder} are inside tables: no file name leads to a caption.")
     return [Path(os.path.relpath(item["path"], folder)).as_posix() for item in items]
 
 

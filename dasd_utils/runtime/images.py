@@ -98,7 +98,7 @@ def to_pixels(images: Sequence[Image.Image | np.ndarray]) -> torch.Tensor:
 class Stored(NamedTuple):
     """What a file of more than 8 bits a channel holds."""
 
-    values: np.ndarray  # (h, w) or (h, w, bands); nan where the file says none, negated where white is 0
+    values: np.ndarray  # (h, w) or (h, w, bands), inverted where white is 0; no data are nan, 0 of uint8
     alpha: np.ndarray | None  # (h, w) uint8, None where no band is said to be one
     orientation: int = 1  # of EXIF
     has_more: bool = False  # frames after this one
@@ -132,12 +132,13 @@ def _tiff_values(file: tifffile.TiffFile) -> Stored | None:
     values, alpha = page.asarray(), None
     if values.ndim == 3:
         values, alpha = _split_alpha(np.moveaxis(values, page.axes.index("S"), 2), has_alpha)
+    is_byte = values.dtype == np.uint8
+    shown = values if page.photometric else 255 - values if is_byte else -values.astype(np.float32)
     with contextlib.suppress(ValueError):
         nothing = float(str(page.tags.valueof(42113)).strip("\0 "))  # GDAL's tag of the value for no data
-        values = np.where(values == nothing, np.nan, values)
-    values = -values.astype(np.float32) if page.photometric == 0 else values
+        shown = np.where(values == nothing, np.uint8(0) if is_byte else np.nan, shown)
     orientation = page.tags.valueof(ExifTags.Base.Orientation, 1)
-    return Stored(values, alpha, orientation, len(file.pages) > 1)
+    return Stored(shown, alpha, orientation, len(file.pages) > 1)
 
 
 def _split_alpha(values: np.ndarray, has_alpha: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -259,8 +260,10 @@ def inspect_rows(rows: datasets.Dataset, column: str, window: Window | None = No
     settings = {"column": column, "window": window, "version": VERSION}
     options = {"fn_kwargs": settings, "remove_columns": [column], "desc": "reading images"}
     stored = undecoded(rows, column)
-    if not stored.cache_files:  # rows of a list of files: `datasets` has no place for what it finds in them
-        paths = (Path(item["path"]) for item in stored[column] if item and item["path"])
+    paths = []  # of images that are files: these change under the same rows
+    for content, names in (items.flatten() for items in stored.data[column].chunks):
+        paths += map(Path, names.filter(content.is_null()).drop_null().to_pylist())
+    if paths or not stored.cache_files:  # `datasets` has no place for what it finds in rows in memory
         state = [VERSION, window, stored._fingerprint, *(p.stat().st_mtime_ns for p in paths if p.is_file())]
         options["cache_file_name"] = str(check_cache() / f"inspected-{files.short_hash(state, 32)}.arrow")
     facts = stored.map(_inspect_row, **options)

@@ -28,6 +28,7 @@ VERSION = "4"  # of what the cache holds; a change here makes every older file u
 SHARD = 1024  # images a file: what is held in memory, and what an interrupted encoding can lose
 ENCODE_BATCH = 8  # images at once through the VAE, fewer of large ones
 ENCODE_PIXELS = 8 * 256 * 256  # at once: a gigabyte of Stable Diffusion's VAE
+NAME = "*-*-" + 24 * "[0-9a-f]"  # of shards: a folder may hold other files
 DIGEST = 32  # bytes of a SHA-256
 POLL = 0.5  # seconds between two looks at a file that another process makes
 log = logging.getLogger(__name__)
@@ -95,14 +96,14 @@ def _is_whole(path: Path) -> bool:
 
 def stored(config: Config) -> tuple[int, int]:
     """Return how many shards the cache folder holds and their bytes."""
-    sizes = [path.stat().st_size for path in resolve(config.data.cache_dir).glob("*-*-*.npy")]
+    sizes = [path.stat().st_size for path in resolve(config.data.cache_dir).glob(f"{NAME}.npy")]
     return len(sizes), sum(sizes)
 
 
 def clear(config: Config) -> tuple[int, int]:
     """Remove every shard and what interrupted processes left; return the number of shards, and bytes."""
     found = stored(config)
-    for path in resolve(config.data.cache_dir).glob("*-*-*"):
+    for path in resolve(config.data.cache_dir).glob(f"{NAME}.*"):
         if path.suffix in (".npy", ".tmp", ".lock"):
             path.unlink(missing_ok=True)
     return found

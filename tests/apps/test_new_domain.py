@@ -71,6 +71,13 @@ def test_sidecars(tmp_path):
         new_domain.from_sidecars(opened)
 
 
+def test_captions_that_are_broken_are_not_passed_over(tmp_path):
+    opened = album(tmp_path, ["red house.png", "blue boat.png"])
+    (tmp_path / "red house.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(DasdError, match=r"red house\.txt.* neither UTF-8"):
+        find_captions(opened)
+
+
 def test_subfolders_and_columns_are_labels(tmp_path):
     opened = album(tmp_path / "a", ["dog/1.png", "old_elephant/2.png", "oil tanks/3.png", "bus/4.png"])
     table = {"bus": "a bus", "dog": "a dog", "old_elephant": "an old elephant", "oil tanks": "oil tanks"}
@@ -81,6 +88,20 @@ def test_subfolders_and_columns_are_labels(tmp_path):
     table = {"dog": "a dog", "cat": "a cat", "dog|Old_Cat": "a dog and old cat", "": ""}
     found = find_captions(album(tmp_path / "b", NUMBERED, rows))
     assert found.entry == {"label_column": "class", "label_captions": table}
+
+
+def test_labels_of_several_classes_have_several_captions(tmp_path):
+    for name, labels, table in (
+        ("numbered", ("stage_1", "stage_2"), {"stage_1": "a stage 1", "stage_2": "a stage 2"}),
+        ("joined", ("class1", "class2"), {"class1": "a class 1", "class2": "a class 2"}),
+        ("cameras", ("photo", "sketch"), {"photo": "a photo", "sketch": "a sketch"}),
+        ("counted", ("001.Black_tern", "002.Elf"), {"001.Black_tern": "a black tern", "002.Elf": "an elf"}),
+    ):
+        opened = album(tmp_path / name, [f"{label}/{i}.png" for i, label in enumerate(labels)])
+        assert find_captions(opened).entry["label_captions"] == table
+    opened = album(tmp_path / "alike", ["1_dog/red.png", "2_dog/blue.png", "cat/green.png"])
+    with pytest.raises(DasdError, match="labels 1_dog, 2_dog get one caption, 'a dog'"):
+        find_captions(opened)
 
 
 def test_sources_go_in_order(tmp_path):
@@ -271,7 +292,9 @@ def test_all_sources_can_be_named_and_split_folders_are_used(tmp_path, tiny_conf
         assert set(found.captions.texts.values()) == {f"seen by {how}"}
     picture_files(tmp_path / "parted", [f"train/{name}" for name in NAMES])
     picture_files(tmp_path / "parted", [f"test/yellow vase {i}.png" for i in range(4)], first=500)
+    picture_files(tmp_path / "parted", [f"validation/green vase {i}.png" for i in range(3)], first=600)
     found = propose(tmp_path / "parted", tiny_config)
+    assert "3 images of validation are not used" in " ".join(found.warnings)
     assert found.entry["test_split"] == "test" and found.audit["test"] == 4
     assert set(found.captions.texts) >= {f"train/{NAMES[0]}", "test/yellow vase 0.png"}
 
@@ -297,7 +320,7 @@ def test_what_fails_does_so_before_a_model_captions(folder, tmp_path, tiny_confi
         propose(numbered(tmp_path / "few", count=4), tiny_config, "owner/name")
     (tmp_path / "there.json").write_text("{}")
     result = command(folder, tmp_path / "there.json", "--captions", "owner/name")
-    assert isinstance(result.exception, DasdError) and "is there already" in str(result.exception)
+    assert isinstance(result.exception, DasdError) and "would be replaced" in str(result.exception)
 
 
 def test_prompts_are_no_captions_of_training_images(folder, tmp_path, tiny_config):
@@ -332,18 +355,30 @@ def test_written_and_loaded(found, tmp_path):
 def test_nothing_is_replaced_unless_forced(found, folder, tmp_path):
     out = tmp_path / "mine.json"
     new_domain.write(found, out)
-    (tmp_path / "mine_files" / "old").write_text("")
+    (tmp_path / "mine_files" / "prompts" / "old.json").write_text("")
     for there in (out, tmp_path / "mine_files"):
-        with pytest.raises(DasdError, match=rf"{there.name} is there already"):
+        with pytest.raises(DasdError, match=rf"{there.name}.* would be replaced"):
             new_domain.write(found, out)
         out.unlink(missing_ok=True)
     new_domain.write(found, out, force=True)
-    assert out.exists() and not (tmp_path / "mine_files" / "old").exists()
-    with pytest.raises(DasdError, match="inside the folder of images"):
+    assert out.exists() and not (tmp_path / "mine_files" / "prompts" / "old.json").exists()
+    (tmp_path / "mine_files" / "notes.txt").write_text("")
+    with pytest.raises(DasdError, match=r"holds other files \(notes\.txt\)"):
+        new_domain.write(found, out, force=True)
+    with pytest.raises(DasdError, match="in the folder of images"):
         new_domain.write(found, folder / "mine.json")
     with pytest.raises(DasdError, match="is a folder"):
         new_domain.write(found, folder.parent, force=True)
     assert new_domain.portable(ROOT / "data" / "x") == "data/x"
+
+
+def test_a_folder_of_images_is_never_replaced(tmp_path):
+    sketches = numbered(tmp_path / "sketch_files", count=3)
+    for images in (sketches, tmp_path / "elsewhere"):  # of another domain too
+        with pytest.raises(DasdError, match=r"in the folder of images, or hold it|holds other files"):
+            new_domain.check_place(tmp_path / "sketch.json", images, force=True)
+    result = command(sketches, tmp_path / "sketch.json", "--force")
+    assert isinstance(result.exception, DasdError) and len(list(sketches.glob("*.png"))) == 3
 
 
 def test_nothing_is_half_written(found, tmp_path, monkeypatch):

@@ -90,6 +90,22 @@ def test_changed_file_is_read_again(folder, config):
     assert len(added) == len(changed) == 1 and added != changed
 
 
+def test_a_changed_file_that_a_table_names_is_read_again(tmp_path, config):
+    store = write_images(tmp_path / "store", range(24))
+    (tmp_path / "table").mkdir()
+    rows = {"image": [f"../store/{n}.png" for n in range(24)], "text": ["a thing"] * 24}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "table" / "a.parquet")
+    settings = domain(tmp_path / "table", caption_column="text", num_images=24)
+    (store / "0.png").write_bytes(b"no image")
+    before = data.load_domain(settings, config.replace(skip_corrupt=True))
+    assert len(before.broken) == 1
+    for name, number in (("0.png", 100), ("1.png", 101)):
+        picture(number).save(store / name)
+    after = [data.load_domain(settings, config.replace(skip_corrupt=True), split) for split in data.SPLITS]
+    ids = {name for part in after for name in part.ids}
+    assert not after[0].broken and {images.content_hash(picture(n)) for n in (100, 101)} <= ids
+
+
 def test_metadata_may_stand_above_split_folders(folder, config):
     lines = []
     for split, first in (("train", 0), ("test", 20)):

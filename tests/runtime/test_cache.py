@@ -85,6 +85,16 @@ def test_cache_is_never_stale(cached, config, vae):
         assert len(shards_of(config) - before) == 1, change
 
 
+def test_only_latents_are_cleaned(cached, config):
+    cached()
+    (shard,) = shards_of(config)
+    others = {shard.with_name(name) for name in ("scan-2021-03.npy", "a-b-c.tmp", "x-y-z.lock")}
+    for path in (*others, shard.with_suffix(".tmp"), shard.with_suffix(".lock")):
+        path.write_text("x")
+    assert latent_cache.stored(config) == latent_cache.clear(config) and shards_of(config) == others
+    assert latent_cache.stored(config) == (0, 0)
+
+
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "garbage", "NaN", "fewer rows"])
 def test_a_damaged_shard_is_named_and_made_again(cached, config, caplog, damage):
     before = np.stack(list(cached()))

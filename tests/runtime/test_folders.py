@@ -38,12 +38,34 @@ def labels(folder: Path, split: str = "train") -> set[str]:
     (["set/train", "set/val"], {"train": 4, "validation": 4}, set()),
     (["train/cat", "train/dog", "test/cat"], {"train": 8, "test": 4}, {"cat", "dog"}),
     (["train/cat", "train/dog"], {"train": 8}, {"cat", "dog"}),
+    (["dog/train", "dog/test", "cat/train", "cat/test"], {"train": 8, "test": 8}, {"cat", "dog"}),
+    (["x/dog/train", "x/dog/val", "y/cat/train"], {"train": 8, "validation": 4}, {"cat", "dog"}),
+    (["dog/train", "cat/train"], {"train": 8}, {"cat", "dog"}),
+    (["train/dev", "train/cat", "test/dev", "test/cat"], {"train": 8, "test": 8}, {"cat", "dev"}),
     (["only"], {"train": 4}, set()),
 ])  # fmt: skip
 def test_folders_are_splits_or_classes(places, expected, classes, tmp_path):
     for number, place in enumerate(places):
         write_images(tmp_path / "s" / place, range(4 * number, 4 * number + 4))
     assert splits(tmp_path / "s") == expected and labels(tmp_path / "s") == classes
+
+
+@pytest.mark.parametrize("places", [("cat", "dog/train", "dog/test"), ("val", "test")])
+def test_splits_that_would_be_classes_are_refused(places, tmp_path):
+    for number, place in enumerate(places):
+        write_images(tmp_path / place, range(4 * number, 4 * number + 4))
+    with refused("test and", "would be classes"):
+        splits(tmp_path)
+
+
+def test_a_split_without_rows_in_the_metadata_is_left_out(tmp_path, caplog):
+    write_images(tmp_path / "train", range(6), {"text": str})
+    write_images(tmp_path / "test", range(6, 9))
+    assert splits(tmp_path) == {"train": 6} and "3 images that have no row" in caplog.text
+    write_images(tmp_path / "beside" / "train", range(3))
+    write_images(tmp_path / "beside" / "test", range(3, 5))
+    write_images(tmp_path / "beside" / "extra", range(5, 9), {"text": str})
+    assert splits(tmp_path / "beside") == {"train": 3, "test": 2} and "4 files beside" in caplog.text
 
 
 def test_names_of_files_are_no_splits(tmp_path):
@@ -58,7 +80,7 @@ def test_what_lies_beside_splits_or_classes_is_named_once(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "dasd_utils"):
         assert splits(tmp_path / "s") == splits(tmp_path / "s") == {"train": 3, "test": 3}
         (message,) = (record.message for record in caplog.records if record.levelname == "WARNING")
-        assert message.count("3 images beside the splits test, train") == 2 and "s/extra)" in message
+        assert message.count("3 files beside the splits test, train") == 2 and "s/extra)" in message
         assert splits(tmp_path / "c") == {"train": 9} and labels(tmp_path / "c") == set()
     assert "images read are 9 .png" in caplog.text and "3 images lie beside these folders" in caplog.text
 
@@ -120,6 +142,32 @@ def test_parquet_without_the_type_of_images(stored, tmp_path):
     assert loaded.images[0].size == (16, 16)
     rows = folders.open_folder(domain(folder), folder)["train"]
     assert isinstance(rows.features["image"], datasets.Image)
+
+
+@pytest.mark.parametrize(("names", "expected", "said"), [
+    (["train", "more"], {"train": 4}, ""),
+    (["painting_train", "painting_extra", "painting_test"], {"train": 6}, ""),
+    (["[1]/a", "[1]/test_data"], {"train": 4}, ""),
+    (["train/a", "extra/a"], {"train": 4}, ""),
+    (["train/a", "test/a", "test/b", "extra/a"], {"train": 2, "test": 4}, "1 files beside the splits"),
+    (["train", "test", "more"], {"train": 2, "test": 2}, "1 files beside the splits"),
+    (["data/train-00000-of-00002", "data/train-00001-of-00002", "data/validation-00000-of-00001-0f"],
+     {"train": 4, "validation": 2}, ""),
+])  # fmt: skip
+def test_no_parquet_is_lost_without_a_word(names, expected, said, tmp_path, caplog):
+    for number, name in enumerate(names):
+        table = {"image": [saved(picture(2 * number + n), "PNG")["bytes"] for n in range(2)]}
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    assert splits(tmp_path) == expected and said in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_other_files_beside_a_parquet_are_left_out_and_named(tmp_path, caplog):
+    datasets.Dataset.from_dict({"image": [b"1"]}).to_parquet(tmp_path / "data.parquet")
+    for name in ("notes.txt", "LICENSE", "x.html", "metadata.csv"):
+        (tmp_path / name).write_text("file_name\n1.png")
+    assert splits(tmp_path) == {"train": 1}
+    assert "1 suffixless files" in caplog.text and "metadata.csv)" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_is_named_and_not_the_images(tmp_path, monkeypatch):

@@ -180,6 +180,19 @@ def test_no_value_moves_no_window(nothing):
     assert 249 < low < high < 311 and not np.asarray(image)[:20].any() and np.asarray(image)[20:].mean() > 120
 
 
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_no_value_of_8_bits_is_black_and_stretches_nothing(photometric):
+    pixels = DRAW.integers(100, 120, (8, 8, 2), dtype=np.uint8)
+    pixels[:2] = 255
+    nothing = [(42113, "s", 0, "255", True)]
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, pixels, photometric=photometric, planarconfig="contig", extratags=nothing)
+    image = read(stream.getvalue())
+    expected = 255 - pixels[..., 0] if photometric == "miniswhite" else pixels[..., 0]
+    expected[:2] = 0
+    assert np.array_equal(np.asarray(image)[..., 0], expected) and "levels" not in image.info
+
+
 @pytest.mark.parametrize(("mode", "kind"), [("RGB", "PNG"), ("L", "TIFF")])
 def test_a_file_that_pillow_reads_whole_is_left_to_it(mode, kind):
     assert images.stored_values(saved(plain(mode, 0), kind)["bytes"]) is None
