@@ -118,13 +118,11 @@ def score(images: list[Image.Image], domain: str, scorer: evaluation.Scorer, see
     world = heldout(domain, len(images))
     real, made = scorer.embed(world.images), scorer.embed(images)
     shown = scorer.attributes_shown(images, domain, world.mentioned)
-    cmmd, attributes = (
-        metrics.cmmd_interval(made, real, seed=seed),
-        metrics.bootstrap_interval(shown, seed=seed, share=True),
-    )
+    paired = metrics.mmd_estimate(made, real, metrics.cmmd_kernel, seed=seed, own=range(len(real)))
+    attributes = metrics.bootstrap_interval(shown, seed=seed, share=True)
     mean = float(torch.as_tensor(shown).double().mean())
     return {
-        "cmmd": common.Measure(metrics.cmmd(made, real), *cmmd),
+        "cmmd": common.Measure(*paired.interval()),
         "attributes": common.Measure(mean, *attributes),
     }
 

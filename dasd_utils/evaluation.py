@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 ResultRow = dict[str, Any]  # method, domain, metric, value, low, high, ...
 Scores = dict[str, Tensor]  # name -> a number for each image (or held-out image), or its features
-OF_IMAGES = ("clip_score", "clip_floor", "attribute_accuracy", "domain_accuracy", "precision", "density",
-             "copy_rank")  # fmt: skip
+# by what is drawn: prompts, held-out images; both for all others
+OF_IMAGES = ("clip_score", "clip_floor", "attribute_accuracy", "domain_accuracy", "precision", "density")
 OF_REAL = ("recall", "coverage", "synthetic_to_real")
 BASE, STYLED = "base", "base + style words"
 METHODS = (BASE, STYLED, "DASD")
@@ -181,6 +181,7 @@ class Reference:
     train: Tensor | None = None  # (k, d) CLIP features of the training images
     pixels: Tensor | None = None  # (m, 3, 32, 32) held-out images for the small CNN
     inception: Tensor | None = None  # (m, 2048) held-out images, where the scorer has an Inception
+    paired: bool = False  # prompt i is a caption of held-out image i, and samples are made of the prompts
 
 
 def load_reference(
@@ -196,7 +197,7 @@ def load_reference(
     prompts = prompts_of(heldout, scorer, count)
     features = scorer.embed(pictures), scorer.embed(list(train.images))
     inception = scorer.embed_inception(pictures) if scorer.inception else None
-    return Reference(domain.name, prompts, *features, small_cnn.pixels(pictures), inception)
+    return Reference(domain.name, prompts, *features, small_cnn.pixels(pictures), inception, paired=True)
 
 
 def score_prompts(
@@ -233,9 +234,8 @@ def score_images(
     prompts, small = own or reference.prompts, small_cnn.pixels(images)
     scores = score_prompts(images, prompts, scorer, reference.domain)
     features = scores["features"]
-    right = [float(name == reference.domain) for name in domains.classify(small)]
-    scores["domain_accuracy"] = torch.tensor(right)
-    scores["copy_rank"] = metrics.copy_rank(features, reference.train, reference.heldout)
+    scores["domain_accuracy"] = torch.tensor([n == reference.domain for n in domains.classify(small)])
+    scores["copy_rank"] = metrics.copy_rank(features, reference.train, reference.heldout).mean(dim=1)
     scores |= metrics.precision_recall(features, reference.heldout)
     if scorer.inception:
         scores["inception"] = scorer.embed_inception(images)
@@ -255,8 +255,10 @@ def estimates(
     prompt_of = prompts.prompt_of(len(by_seed[0]["features"]))
     group = prompt_of if prompts.groups is None else prompts.groups[prompt_of]
     count, real = int(group.max()) + 1, len(reference.heldout)
-    drawn = metrics.bootstrap_counts(count, num_bootstrap, seed=0)[:, group]
+    drawn, own = metrics.bootstrap_counts(count, num_bootstrap, seed=0)[:, group], None
     drawn_real = metrics.bootstrap_counts(real, num_bootstrap, seed=1)
+    if reference.paired:  # a sample is drawn with the image whose caption prompts it, and is no pair with it
+        drawn, own = drawn_real[:, prompt_of], prompt_of
     found = {}
     for names, weights, units in ((OF_IMAGES, drawn, count), (OF_REAL, drawn_real, real)):
         for name in (name for name in names if name in by_seed[0]):
@@ -264,10 +266,12 @@ def estimates(
             found[name] = metrics.mean_estimate(values, weights, units)
     sets = [scores["features"] for scores in by_seed]
     statistics = {
-        "cmmd": [metrics.mmd_statistic(x, reference.heldout, metrics.cmmd_kernel, group) for x in sets],
-        "kid": [metrics.mmd_statistic(x, reference.heldout, metrics.kid_kernel, group) for x in sets],
+        "cmmd": [metrics.mmd_statistic(x, reference.heldout, metrics.cmmd_kernel, group, own) for x in sets],
+        "kid": [metrics.mmd_statistic(x, reference.heldout, metrics.kid_kernel, group, own) for x in sets],
     }
     if reference.train is not None:
+        ranks = [metrics.copy_rank(x, reference.train, reference.heldout) for x in sets]
+        statistics["copy_rank"] = [metrics.pair_mean(rank, own) for rank in ranks]
         statistics["intra_cluster"] = [
             lambda weights, _, x=x: metrics.intra_cluster_distance(x, reference.train, weights) for x in sets
         ]
@@ -280,7 +284,7 @@ def estimates(
         estimate = metrics.set_estimate(each, (drawn, drawn_real), min(count, real))
         if estimate.values.isfinite().all():
             found[name] = estimate
-    return found
+    return {n: replace(e, bounds=metrics.SHARE) if n in figures.SHARES else e for n, e in found.items()}
 
 
 def result_rows(
@@ -298,14 +302,15 @@ def result_rows(
 def difference_rows(
     named: Mapping[str, Mapping[str, Estimate]], start: Mapping[str, object], against: str
 ) -> list[ResultRow]:
-    """Return a row for each paired difference, method - `against`; `separable`: the interval has no 0."""
+    """Return a row for each paired difference, method - `against`; `separable`: a wide interval without 0."""
     rows, base = [], named.get(against, {})
     for method, table in named.items():
         for metric in table if method != against else ():
             if metric in base and len(base[metric].values) == len(table[metric].values):
                 found = with_interval(table[metric].minus(base[metric]))
                 row = {"method": method, "against": against, **start, "metric": metric, **found}
-                rows.append(row | {"separable": found["low"] > 0 or found["high"] < 0})
+                low, high = found["low"], found["high"]  # equal: no variance was seen
+                rows.append(row | {"separable": 0 < low < high or low < high < 0})
     return rows
 
 

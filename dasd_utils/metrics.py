@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from dasd_utils.losses import Kernel, gaussian_kernel
 
 Interval = tuple[float, float]
+SHARE: Interval = (0.0, 1.0)  # bounds of a share
+WILSON = float(stats.chi2.ppf(0.95, 1))  # 1.96 squared
 Values = Sequence[float] | Tensor
 Groups = Sequence[int] | Tensor | None
 Statistic = Callable[..., Tensor]  # of two sets: weights (B, n) and (B, m) -> (B,)
@@ -37,11 +39,8 @@ def shuffled_scores(
     index = _group_index(groups, len(image_features))
     count = int(index.max()) + 1
     first = torch.stack([(index == g).nonzero()[0, 0] for g in range(count)])  # a text of each group
-    found = []
-    for i in range(repeats):
-        wrong = text_features[first[derangement(count, seed + i)][index]]
-        found.append(clip_scores(image_features, wrong))
-    return torch.stack(found).mean(dim=0)
+    wrong = [first[derangement(count, seed + i)][index] for i in range(repeats)]
+    return torch.stack([clip_scores(image_features, text_features[rows]) for rows in wrong]).mean(dim=0)
 
 
 def attribute_accuracy(shown: Sequence[dict[str, str]], mentioned: Sequence[dict[str, str]]) -> Tensor:
@@ -88,31 +87,29 @@ def kid(x: Tensor, y: Tensor, groups: Groups = None) -> float:
     return mmd_statistic(x, y, kid_kernel, groups)().item()
 
 
-def mmd_statistic(x: Tensor, y: Tensor, kernel: Kernel, groups: Groups = None) -> Statistic:
+def mmd_statistic(
+    x: Tensor, y: Tensor, kernel: Kernel, groups: Groups = None, own: Groups = None
+) -> Statistic:
     """Return the unbiased squared MMD of two sets as a function of how often each sample counts.
 
     A plain bootstrap fails here: an image that is drawn twice meets its copy off the diagonal, which lifts
     every draw (80 generated and 200 held-out images: its interval covered the truth 0 to 90 % of the time).
     So a draw is a weight, the number of times an image (or all images of a group) was drawn, and pairs of an
-    image with itself, or of one group, stay out whatever its weight: draws then centre on the estimate.
+    image with itself, or of one group, stay out whatever its weight: draws then centre on the estimate. So
+    does a pair of x and its `own` row of y, as of a sample and the image of its caption: it is nearer.
     """
-    x, y = x.double(), y.double()  # CMMD is a small difference of large sums
-    k_xx, k_yy, k_xy = kernel(x, x), kernel(y, y), kernel(x, y)
-    x_group, y_group = _group_index(groups, len(x)), torch.arange(len(y))
+    x, y, group = x.double(), y.double(), _group_index(groups, len(x))  # a small difference of large sums
+    of_x, of_y = pair_mean(kernel(x, x), group, group), pair_mean(kernel(y, y), torch.arange(len(y)))
+    across = pair_mean(kernel(x, y), own)
     once = torch.ones(1, len(x)).double(), torch.ones(1, len(y)).double()
-
-    def statistic(x_weights: Tensor = once[0], y_weights: Tensor = once[1]) -> Tensor:
-        within = _weighted_pairs(k_xx, x_group, x_weights) + _weighted_pairs(k_yy, y_group, y_weights)
-        across = ((x_weights @ k_xy) * y_weights).sum(1) / (x_weights.sum(1) * y_weights.sum(1))
-        return within - 2 * across
-
-    return statistic
+    return lambda a=once[0], b=once[1]: of_x(a, a) + of_y(b, b) - 2 * across(a, b)
 
 
-def _weighted_pairs(k: Tensor, group: Tensor, weights: Tensor) -> Tensor:
-    """Return the mean of k over pairs of different groups, per row of weights (B, n); nan if none is left."""
-    different = (group[:, None] != group[None]).to(k.dtype)
-    return ((weights @ (k * different)) * weights).sum(1) / ((weights @ different) * weights).sum(1)
+def pair_mean(k: Tensor, own: Groups = None, groups: Groups = None) -> Statistic:
+    """Return the mean of k (n, m) by weights (B, n) and (B, m), without pairs of row i and group own[i]."""
+    own = torch.full((len(k),), -1) if own is None else torch.as_tensor(own)
+    other = (own[:, None] != _group_index(groups, k.shape[1])).to(k.dtype)
+    return lambda x, y: ((x @ (k * other)) * y).sum(1) / ((x @ other) * y).sum(1)
 
 
 def _group_index(groups: Groups, n: int) -> Tensor:
@@ -154,6 +151,7 @@ def precision_recall(generated: Tensor, real: Tensor, k: int = 5) -> dict[str, T
     """Return precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797), by sample.
 
     (n, d), (m, d), more than k samples each. A ball reaches from a sample to its k-th neighbour in its set.
+    Intervals of precision and density are given these real images, those of the others given these samples.
     """
     across = euclidean_distances(generated, real)  # (n, m)
     # the nearest of all is the sample itself
@@ -174,14 +172,13 @@ def nearest_neighbours(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def copy_rank(generated: Tensor, train: Tensor, heldout: Tensor) -> Tensor:
-    """Return how near to training images each generated one lies, compared with held-out real ones; (n,).
+    """Return whether each generated image is farther from the training images than each held-out one; (n, m).
 
-    The rank of its nearest training distance among those of held-out images, from 0 to 1: a mean of 0.5 is as
-    near as new real images are, 0 is nearer than all of them (copies), 1 is farther than all.
+    By the nearest training image: 1 if farther, 0.5 if equally far, 0 if nearer. A mean of 0.5 is as near as
+    new real images are, 0 is nearer than all of them (copies), 1 is farther than all.
     """
     ours, theirs = nearest_neighbours(generated, train)[0], nearest_neighbours(heldout, train)[0]
-    below = (theirs[None] < ours[:, None]).double() + 0.5 * (theirs[None] == ours[:, None]).double()
-    return below.mean(dim=1)
+    return (theirs[None] < ours[:, None]).double() + 0.5 * (theirs[None] == ours[:, None]).double()
 
 
 def intra_cluster_distance(generated: Tensor, train: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -211,10 +208,12 @@ class Estimate:
     values: Tensor  # (S,), nan-free
     draws: Tensor  # (B, S), the same draws for all seeds and all methods
     units: int  # independent prompts, held-out images, or the fewer of both
+    bounds: Interval | None = None  # of what a unit can have
 
     def minus(self, other: Self) -> Self:
         """Return the paired difference: seed with seed, draw with draw."""
-        return Estimate(self.values - other.values, self.draws - other.draws, self.units)
+        bounds = self.bounds and (self.bounds[0] - self.bounds[1], self.bounds[1] - self.bounds[0])
+        return Estimate(self.values - other.values, self.draws - other.draws, self.units, bounds)
 
     @property
     def value(self) -> float:
@@ -231,12 +230,16 @@ class Estimate:
 
         The variance of the mean is that of prompts plus that over seeds, s^2 / S; the degrees of freedom of
         their sum are Welch and Satterthwaite's (where seeds vary most, two hold the truth 87 % of the time,
-        three 92 %). One seed adds nothing: the interval is then of this one training.
+        three 92 %). One seed adds nothing: the interval is then of this one training. Where all units are
+        equal, as in a share of 0 or 1, as large a part as Wilson's interval (1927) has may be at each bound.
         """
-        seeds = len(self.values)
+        seeds, value = len(self.values), self.value
         of_seeds = self.values.var().item() / seeds if seeds > 1 else 0.0
         half = half_width(((self.variance, self.units - 1), (of_seeds, seeds - 1)))
-        return self.value, self.value - half, self.value + half
+        if half < 1e-12:  # rounding
+            (least, most), part = self.bounds or (value, value), WILSON / (self.units + WILSON)
+            return value, value - part * (value - least), value + part * (most - value)
+        return value, value - half, value + half
 
 
 Terms = Sequence[tuple[float, int]]  # variances, each with its degrees of freedom
@@ -278,10 +281,10 @@ def bootstrap_counts(units: int, num_bootstrap: int, seed: int) -> Tensor:
     return counts.scatter_add_(1, picked, torch.ones_like(counts))
 
 
-def mean_estimate(values: Tensor, weights: Tensor, units: int) -> Estimate:
+def mean_estimate(values: Tensor, weights: Tensor, units: int, share: bool = False) -> Estimate:
     """Return the estimate of a mean; values: (S, n) of S seeds; weights: (B, n), how often each is drawn."""
     draws = (weights @ values.T) / weights.sum(dim=1, keepdim=True)
-    return Estimate(values.mean(dim=1), draws, units)
+    return Estimate(values.mean(dim=1), draws, units, SHARE if share else None)
 
 
 def set_estimate(statistics: Sequence[Statistic], weights: Sequence[Tensor], units: int) -> Estimate:
@@ -294,14 +297,15 @@ def set_estimate(statistics: Sequence[Statistic], weights: Sequence[Tensor], uni
 
 
 def mmd_estimate(
-    x: Tensor, y: Tensor, kernel: Kernel, groups: Groups = None, num_bootstrap: int = 1000, seed: int = 0
-) -> Estimate:
+    x: Tensor, y: Tensor, kernel: Kernel, groups: Groups = None, num_bootstrap: int = 1000, seed: int = 0,
+    own: Groups = None,
+) -> Estimate:  # fmt: skip
     """Return the unbiased squared MMD of one set x and a set y, both drawn again; see `mmd_statistic`."""
     group = _group_index(groups, len(x))
     count = int(group.max()) + 1
-    drawn = bootstrap_counts(count, num_bootstrap, seed)[:, group]
     drawn_y = bootstrap_counts(len(y), num_bootstrap, seed + 1)
-    return set_estimate([mmd_statistic(x, y, kernel, groups)], (drawn, drawn_y), min(count, len(y)))
+    drawn = bootstrap_counts(count, num_bootstrap, seed)[:, group] if own is None else drawn_y[:, own]
+    return set_estimate([mmd_statistic(x, y, kernel, groups, own)], (drawn, drawn_y), min(count, len(y)))
 
 
 def cmmd_interval(
@@ -319,7 +323,7 @@ def bootstrap_interval(
     group = _group_index(groups, len(values))
     count = int(group.max()) + 1
     drawn = bootstrap_counts(count, num_bootstrap, seed)[:, group]
-    low, high = mean_estimate(values[None], drawn, count).interval()[1:]
+    low, high = mean_estimate(values[None], drawn, count, share).interval()[1:]
     return (max(low, 0.0), min(high, 1.0)) if share else (low, high)
 
 

@@ -62,12 +62,12 @@ class _Table:
     def mean(self, metric: str, domain: str, values: Tensor | np.ndarray) -> None:
         """Add the mean of independent values, (n,)."""
         scores = torch.as_tensor(values).double()
-        interval = metrics.bootstrap_interval(scores, **self.draws)
+        interval = metrics.bootstrap_interval(scores, **self.draws, share=metric != "psnr")
         self.add(metric, domain, scores.mean().item(), *interval, len(scores))
 
     def cmmd(self, metric: str, domain: str, one: Tensor, two: Tensor) -> None:
-        """Add the CMMD of two sets of features, (n, d) and (m, d)."""
-        estimate = metrics.mmd_estimate(one, two, metrics.cmmd_kernel, **self.draws)
+        """Add the CMMD of two sets of features, (n, d) each, row i of one caption or scene in both."""
+        estimate = metrics.mmd_estimate(one, two, metrics.cmmd_kernel, **self.draws, own=range(len(two)))
         self.add(metric, domain, *estimate.interval(), len(one))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dasd_utils import evaluation, sampling
+from dasd_utils import evaluation, guidance, sampling
 from dasd_utils.config import WHOLE, Calibration, DomainConfig
 from dasd_utils.evaluation import Estimate, ResultRow, Scorer
 from dasd_utils.runtime import files
@@ -34,12 +34,7 @@ class Candidate:
     measure: str  # of following the prompt: attribute_accuracy where attributes can be seen, else clip_score
     follows: Estimate
     seconds: float  # an image
-
-    @property
-    def calls(self) -> int:
-        """Return how many predictions of the network an image takes, rounded if guidance has an interval."""
-        steps, (start, stop) = self.calibration.num_inference_steps, self.calibration.guidance_interval
-        return steps + (round(steps * (stop - start)) if self.calibration.guidance_scale > 1 else 0)
+    calls: int  # predictions of the network an image
 
     def rows(self, domain: str, chosen: bool, seed: int) -> list[ResultRow]:
         """Return a row for each of the two scores."""
@@ -51,14 +46,9 @@ class Candidate:
 
 
 def calibrate(
-    pipeline: sampling.DasdPipeline,
-    scorer: Scorer,
-    path: Path,
-    budget: int = BUDGET,
-    num_images: int = IMAGES,
-    again: bool = False,
-    intervals: bool = False,
-) -> None:
+    pipeline: sampling.DasdPipeline, scorer: Scorer, path: Path, budget: int = BUDGET,
+    num_images: int = IMAGES, again: bool = False, intervals: bool = False,
+) -> None:  # fmt: skip
     """Search every target domain; write `calibration.json` at `path`, and every candidate's scores beside it.
 
     An existing file stays, or with `again` is replaced at the end. intervals: search guidance intervals too.
@@ -82,14 +72,23 @@ def calibration_file(run: str | Path) -> Path:
     return sampling.run_places(run)[0] / sampling.CALIBRATION_FILE
 
 
+def predictions(pipeline: sampling.DasdPipeline, calibration: Calibration) -> tuple[int, ...]:
+    """Return how many predictions of the network each step of an image takes: where guidance is, two."""
+    scheduler, terms = pipeline.scheduler(calibration.scheduler), guidance.rule(calibration)
+    scheduler.set_timesteps(calibration.num_inference_steps)
+    last, interval = scheduler.config.num_train_timesteps - 1, calibration.guidance_interval
+    weights = [guidance.weights(terms, 1 - float(t) / last, interval) for t in scheduler.timesteps]
+    return tuple(sum(weight != 0 for weight in (1 - sum(each), *each)) for each in weights)
+
+
 def search(
     pipeline: sampling.DasdPipeline, domain: DomainConfig, scorer: Scorer, budget: int, num_images: int,
     intervals: bool = False,
 ) -> list[Candidate]:  # fmt: skip
     """Return the candidates of one domain: guidance first, with the config's schedule, then the schedule.
 
-    intervals: then, if the best of these is guided, its guidance in INTERVALS at GROWTH times the scale. All
-    sample the same validation captions from the same noise, in at most `budget` denoising steps.
+    intervals: then, if the best of these is guided, its guidance in those INTERVALS that differ in the steps
+    they guide, at GROWTH times the scale. All sample the same captions from the same noise.
     """
     reference = evaluation.load_reference(domain, pipeline.config, scorer, num_images, "validation")
     schedules = [schedule for schedule in SCHEDULES if schedule[1] <= budget]
@@ -107,7 +106,8 @@ def search(
             table = evaluation.estimates([scores], reference, pipeline.config.evaluation.num_bootstrap)
             measure = "attribute_accuracy" if reference.prompts.mentioned else "clip_score"
             bar.update()
-            return Candidate(calibration, table["cmmd"], measure, table[measure], seconds)
+            calls = sum(predictions(pipeline, calibration))
+            return Candidate(calibration, table["cmmd"], measure, table[measure], seconds, calls)
 
         steps = min(domain.calibration.num_inference_steps, budget)
         # the interval that an earlier search chose is none to start with
@@ -120,7 +120,9 @@ def search(
         if not intervals or best.guidance_scale <= 1:
             return found
         scales = [factor * best.guidance_scale for factor in GROWTH]
-        limited = [{"guidance_interval": i, "guidance_scale": s} for i in INTERVALS for s in scales]
+        kept = {predictions(pipeline, dataclasses.replace(best, guidance_interval=i)): i for i in INTERVALS}
+        kept.pop(predictions(pipeline, best), None)  # an interval that guides every step is none
+        limited = [{"guidance_interval": i, "guidance_scale": s} for i in kept.values() for s in scales]
         return found + [attempt(dataclasses.replace(best, **changes)) for changes in limited]
 
 

@@ -365,7 +365,8 @@ def ladder_rows(
         if domain in config.domains:
             found[CONTROL] = [scoring.control(domain)]
         draws = config.evaluation.num_bootstrap
-        named = {name: evaluation.estimates(by_seed, reference, draws) for name, by_seed in found.items()}
+        real = {CONTROL: dataclasses.replace(reference, paired=False)}  # no samples of the prompts
+        named = {n: evaluation.estimates(each, real.get(n, reference), draws) for n, each in found.items()}
         compared = evaluation.result_rows(named, start, against)
         for method in (method for method in done if method.after != against):
             two = {name: named[name] for name in (method.name, method.after) if name in named}
@@ -430,7 +431,7 @@ def power_rows(found: Mapping[str, Sequence[Scores]], domain: str, against: str)
         pairs = zip(by_seed, base, strict=True)
         components = variance_components(torch.stack([a["clip_score"] - b["clip_score"] for a, b in pairs]))
         row = {"method": name, "against": against, "domain": domain, "metric": "prompts_needed"}
-        row |= {"effect": EFFECT, "deviation_of_seeds": components[0] ** 0.5}
-        row |= {"deviation_of_prompts": components[1] ** 0.5}
+        parts = zip(("seeds", "prompts", "rest"), components, strict=True)
+        row |= {"effect": EFFECT} | {f"deviation_of_{part}": variance**0.5 for part, variance in parts}
         rows += [row | {"seeds": n, "value": prompts_needed(components, EFFECT, n)} for n in MANY_SEEDS]
     return rows

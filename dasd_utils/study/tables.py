@@ -94,7 +94,7 @@ class Records:
 
     def mean(self, method: str, metric: str, each: Tensor) -> ResultRow:
         """Keep the mean of (n,) with its 95 % interval, and return the row."""
-        interval = metrics.bootstrap_interval(each, seed=self.seed)
+        interval = metrics.bootstrap_interval(each, seed=self.seed, share=is_share({"metric": metric}))
         return self.note(method, metric, (each.mean().item(), *interval), len(each))
 
     def jackknife(self, method: str, metric: str, statistic: Callable[[Tensor], float], n: int) -> ResultRow:

@@ -134,6 +134,81 @@ def test_differences_are_paired_and_marked():
     assert same["value"] == same["low"] == same["high"] == 0
 
 
+def test_a_difference_without_variance_is_not_separable_by_its_width():
+    wanted = made_reference()
+    accurate = [{**fake(i), "domain_accuracy": torch.ones(2 * COUNT)} for i in range(3)]
+    wrong = {"domain_accuracy": torch.zeros(2 * COUNT)}
+    shifted = [{**s, "clip_score": s["clip_score"].double() + 0.25, **wrong} for s in accurate]
+    named = {"DASD": accurate, "shifted": shifted}
+    named = {name: evaluation.estimates(scores, wanted, 50) for name, scores in named.items()}
+    rows = evaluation.result_rows(named, {}, "DASD")
+    found = {r["metric"]: r for r in rows if "against" in r}
+    assert found["clip_score"]["value"] == pytest.approx(0.25) and not found["clip_score"]["separable"]
+    shares = found["domain_accuracy"]
+    assert shares["separable"] and shares["low"] == -1 and -0.7 < shares["high"] < 0
+
+
+PAIRS = 40
+
+
+def perfect(seed, samples):
+    """Return held-out images and samples of their captions, as good as other images of these captions."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def features(captions):
+        own = torch.randn(captions.shape, generator=generator)
+        return torch.nn.functional.normalize(captions + 0.7 * own, dim=1)
+
+    captions = torch.randn(PAIRS, 16, generator=generator)
+    return features(captions), features(captions[torch.arange(samples) % PAIRS])
+
+
+@pytest.mark.parametrize("samples", [PAIRS // 2, PAIRS, 2 * PAIRS])
+def test_a_perfect_model_is_at_no_distance_from_the_images_whose_captions_it_has(samples):
+    """An image and the sample of its caption are alike: as a pair they pull the estimate below 0."""
+    prompts = evaluation.Prompts([f"prompt {i}" for i in range(PAIRS)], torch.zeros(PAIRS, 16))
+    values, held = {True: [], False: []}, {True: 0, False: 0}
+    for i in range(200):
+        heldout, made = perfect(i, samples)
+        for paired in values:
+            reference = evaluation.Reference("satellite", prompts, heldout, paired=paired)
+            for name in ("cmmd", "kid"):
+                estimate = evaluation.estimates([{"features": made}], reference, 60)[name]
+                value, low, high = estimate.interval()
+                values[paired].append(value / estimate.variance**0.5)
+                held[paired] += low <= 0 <= high
+    means = {paired: sum(found) / 400 for paired, found in values.items()}
+    assert abs(means[True]) < 0.1 and held[True] >= 0.93 * 400
+    assert means[False] < -0.5 and held[False] < held[True]
+
+
+def test_a_sample_is_drawn_with_its_image_in_a_reference_that_is_paired(config, wanted):
+    assert wanted.paired and not made_reference().paired
+    scores = fake(0, n=COUNT)
+    scores |= {"recall": scores["clip_score"], "precision": scores["clip_score"]}
+    for paired in (True, False):
+        found = evaluation.estimates([scores], dataclasses.replace(made_reference(), paired=paired), 30)
+        assert torch.equal(found["precision"].draws, found["recall"].draws) == paired
+
+
+def test_the_distance_to_training_images_counts_both_sets_of_images(monkeypatch):
+    monkeypatch.setattr(
+        metrics, "intra_cluster_distance", lambda x, train, weights: torch.zeros(len(weights))
+    )
+    train, held = fake(98, n=60, d=4)["features"], 0
+    prompts = evaluation.Prompts([f"prompt {i}" for i in range(PAIRS)], torch.zeros(PAIRS, 4))
+    many = fake(97, shift=0.5, n=4000, d=4)["features"], fake(96, n=4000, d=4)["features"]
+    truth = metrics.copy_rank(many[0], train, many[1]).mean().item()
+    for i in range(200):
+        made, real = fake(i, shift=0.5, n=PAIRS, d=4), fake(1000 + i, n=PAIRS, d=4)["features"]
+        made["copy_rank"] = metrics.copy_rank(made["features"], train, real).view(PAIRS, -1).mean(dim=1)
+        reference = evaluation.Reference("satellite", prompts, real, train)
+        value, low, high = evaluation.estimates([made], reference, 100)["copy_rank"].interval()
+        assert value == pytest.approx(made["copy_rank"].mean().item())
+        held += low <= truth <= high
+    assert held >= 0.92 * 200
+
+
 def test_with_inception_there_is_a_fid():
     wanted = made_reference()
     real = torch.randn(COUNT, 5, generator=torch.Generator().manual_seed(1))

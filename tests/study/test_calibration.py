@@ -21,7 +21,8 @@ def estimate(value, error):
 
 def candidate(cmmd, follows, steps=10, scale=2.0, error=0.1):
     settings = Calibration(scale, steps, "ddim")
-    return Candidate(settings, estimate(cmmd, error), "clip_score", estimate(follows, 0.02), 1.0)
+    follows = estimate(follows, 0.02)
+    return Candidate(settings, estimate(cmmd, error), "clip_score", follows, 1.0, calls=2 * steps)
 
 
 def test_the_nearest_wins_if_it_is_clearly_so():
@@ -40,10 +41,6 @@ def test_within_an_error_the_prompt_decides_then_the_price():
     assert calibration.choose_candidate([least, follows, cheaper, candidate(1.2, 0.9, steps=1)]) is cheaper
     nearer = candidate(0.99, 0.5)
     assert calibration.choose_candidate([least, nearer]) is nearer
-    unguided, guided = (candidate(1, 1, steps=10, scale=scale) for scale in (1.0, 1.5))
-    assert (unguided.calls, guided.calls) == (10, 20)
-    settings = dataclasses.replace(guided.calibration, guidance_interval=(0.2, 0.9))
-    assert dataclasses.replace(guided, calibration=settings).calls == 17
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +79,50 @@ def test_guidance_comes_first_then_the_schedule(config, search):
     assert all(c.cmmd.values.isfinite() and c.seconds > 0 for c in found)
 
 
+def of_four_steps(config):
+    steps = [dataclasses.replace(d.calibration, num_inference_steps=4) for d in config.domains]
+    pairs = zip(config.domains, steps, strict=True)
+    return config.replace(domains=tuple(dataclasses.replace(d, calibration=c) for d, c in pairs))
+
+
 def test_intervals_of_the_best_are_searched_if_it_is_guided(config, search, monkeypatch):
     monkeypatch.setattr(calibration, "INTERVALS", ((0.2, 0.9), (0.0, 0.5)))
-    found = search((("ddim", 4),), intervals=True, scale=2.0)
+    found = search((("ddim", 4),), intervals=True, scale=2.0, config=of_four_steps(config))
     settings = [c.calibration for c in found]
     best = calibration.choose_candidate(found[:-4]).calibration
     expected = [(0.2, 0.9, 2.0), (0.2, 0.9, 3.0), (0.0, 0.5, 2.0), (0.0, 0.5, 3.0)]
     assert [(*c.guidance_interval, c.guidance_scale) for c in settings[-4:]] == expected
     fixed = {dataclasses.replace(c, guidance_scale=2.0, guidance_interval=(0, 1)) for c in settings[-4:]}
     assert fixed == {best}
-    assert len(search((("ddim", 4),), intervals=True, scale=1.0)) == len(found) - 4
+    unguided = search((("ddim", 4),), intervals=True, scale=1.0, config=of_four_steps(config))
+    assert len(unguided) == len(found) - 4
     assert {c.calibration.guidance_interval for c in search((("ddim", 4),))} == {(0.0, 1.0)}
+
+
+def test_intervals_that_guide_the_same_steps_are_one(config, search, monkeypatch):
+    monkeypatch.setattr(calibration, "INTERVALS", ((0.2, 0.9), (0.2, 0.8), (0.1, 1.0), (0.0, 0.5)))
+    found = search((("ddim", 4),), intervals=True, scale=2.0, config=of_four_steps(config))
+    kept = [c.calibration.guidance_interval for c in found if c.calibration.guidance_interval != (0.0, 1.0)]
+    assert len(kept) == 4 and len(set(kept)) == 2 and (0.0, 0.5) in kept
+    assert {c.calls for c in found if c.calibration.guidance_interval == (0.0, 1.0)} == {8}
+    assert all(c.calls < 8 for c in found if c.calibration.guidance_interval in kept)
+
+
+@pytest.mark.parametrize("kind", ["cfg", "domain", "decoupled", "unconditional"])
+@pytest.mark.parametrize("scheduler", ["dpm++", "unipc", "ddim"])
+def test_the_calls_of_the_network_are_those_of_sampling(config, kind, scheduler):
+    pipeline, seen = sampling.load_trained_pipeline(config), []
+    pipeline.parts.unet.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    for interval, scale in (((0.0, 1.0), 2.0), ((0.2, 0.9), 2.0), ((0.0, 0.8), 2.0), ((0.0, 1.0), 1.0)):
+        how = Calibration(scale, 8, scheduler, guidance=kind)
+        if kind in ("cfg", "domain"):
+            how = dataclasses.replace(how, guidance_interval=interval)
+        seen.clear()
+        pipeline.generate("a river", domain="satellite", seed=0, settings=how)
+        assert sum(seen) == sum(calibration.predictions(pipeline, how))
+    if kind == "cfg" and scheduler == "dpm++":
+        how = dataclasses.replace(how, guidance_scale=2.0, guidance_interval=(0.0, 0.8))
+        assert sum(calibration.predictions(pipeline, how)) == 15
 
 
 def test_a_search_leaves_the_interval_of_an_earlier_one(config, search):

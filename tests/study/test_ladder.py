@@ -145,6 +145,11 @@ def test_the_table_has_scores_differences_and_power(done):
     assert compared == {method.name for method in LADDER} - {"DASD"}
     needed = [r for r in rows if r["metric"] == "prompts_needed" and r["method"] == "base"]
     assert {r["seeds"] for r in needed} == set(ladder.MANY_SEEDS)
+    parts = [tuple(r[f"deviation_of_{part}"] ** 2 for part in ("seeds", "prompts", "rest")) for r in needed]
+    pairs = zip(parts, needed, strict=True)
+    assert all(r["value"] == ladder.prompts_needed(p, r["effect"], r["seeds"]) for p, r in pairs)
+    copies = [r for r in rows if r["method"] == ladder.CONTROL and r["metric"] == "copy_rank"]
+    assert all(r["value"] == r["low"] == 0 < r["high"] for r in copies if "against" not in r)
     json.dumps(rows, allow_nan=False)
     text = tables.ladder_table(rows)
     assert "| DASD, calibrated |" in text and "±" in text

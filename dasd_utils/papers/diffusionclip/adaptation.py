@@ -81,10 +81,10 @@ def correct_by_epoch(
     return {pair: torch.stack(epochs) for pair, epochs in correct.items()}
 
 
-def estimate(right: Tensor) -> Estimate:
+def estimate(right: Tensor, share: bool = True) -> Estimate:
     """Return the mean of (S, n), S seeds and n images, with its draws over images."""
     count = right.shape[1]
-    return metrics.mean_estimate(right.double(), metrics.bootstrap_counts(count, DRAWS, seed=0), count)
+    return metrics.mean_estimate(right.double(), metrics.bootstrap_counts(count, DRAWS, seed=0), count, share)
 
 
 def share_of_the_gap(own: Tensor, low: Tensor, high: Tensor) -> tuple[float, float, float]:
@@ -264,10 +264,11 @@ def _scores(study: Study, by_seed: Sequence[dict[str, Tensor]]) -> list[ResultRo
     for method in (name for name in ORDER if f"{name}|features" in by_seed[0]):
         start = f"{method}|"
         own = [{k.removeprefix(start): v for k, v in each.items() if k.startswith(start)} for each in by_seed]
-        found = evaluation.estimates(own, study.reference, study.config.evaluation.num_bootstrap)
+        reference = dataclasses.replace(study.reference, paired="twin_mae" in own[0])  # twins share a scene
+        found = evaluation.estimates(own, reference, study.config.evaluation.num_bootstrap)
         for metric in ("twin_mae", "twin_ssim"):
             if metric in own[0]:
-                found[metric] = estimate(torch.stack([each[metric] for each in own]))
+                found[metric] = estimate(torch.stack([each[metric] for each in own]), share=False)
         wanted = ("cmmd", "attribute_accuracy", "twin_mae", "twin_ssim")
         chosen = {method: {metric: found[metric] for metric in wanted if metric in found}}
         count = {"n": len(own[0]["features"])}  # images of each seed
