@@ -83,7 +83,7 @@ def test_a_profile_is_that_of_a_file_which_names_none(tmp_path):
 def test_workers_encode_by_the_same_command(tiny_config, tmp_path, monkeypatch):
     path, ran = tiny_config.save(tmp_path / "config.json"), []
     monkeypatch.setattr(workers, "execute", lambda words, threads: ran.append(words))
-    assert dasd("encode", "--config", path, "--workers", 2)["shards"] == 6
+    assert dasd("encode", "--config", path, "--workers", 2)["shards"] == 5
     (name, option, file), other = ran
     assert other == ran[0] and (name, option) == ("encode", "--config")
     assert Config.load(file) == tiny_config
@@ -96,7 +96,7 @@ def test_encode_fills_the_cache_and_clean_empties_it(tiny_config, tmp_path):
     kept.write_bytes(b"0")
     filled = dasd("encode", "--config", path)
     files = list((tmp_path / "cache").glob("*.npy"))
-    assert filled["shards"] == len(files) == 6  # three domains, training and validation
+    assert filled["shards"] == len(files) == 5  # three domains for training, two for validation
     assert filled["bytes"] == sum(file.stat().st_size for file in files)
     before = {file: file.stat().st_mtime_ns for file in files}
     dasd("train", "--config", path, "--max_steps", 1)

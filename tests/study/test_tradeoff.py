@@ -95,7 +95,7 @@ def test_gains_are_of_points_that_the_other_seeds_choose():
     assert control["points"] == ["steady", "lucky", "lucky"]
     assert control["value"] == pytest.approx((0.1 - 0.2 - 0.2) / 3)
     assert (fit["metric"], fit["value"], fit["against"]) == ("cmmd", pytest.approx(-0.5), "w 1")
-    assert control["separable"] is False and fit["separable"] is True
+    assert control["separable"] is fit["separable"] is False  # the fit shows no variance at all
 
 
 def test_no_gain_is_claimed_over_a_point_that_its_own_curve_beats():
