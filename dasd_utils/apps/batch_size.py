@@ -119,16 +119,12 @@ def _batch(updater: training.Updater, config: Config) -> Batch:
     target = torch.zeros(targets, parts.unet.config.in_channels, side, side)
     source = target.new_zeros(sources, *target.shape[1:])
     batch = Batch(
-        target_latents=target,
-        source_latents=source,
+        target_latents=target, source_latents=source, target_noise=target, source_noise=source,
         target_prompts=[f"{config.domains[0].token or ''} a picture".strip()] * targets,
         source_prompts=["a picture"] * sources,
         target_domains=torch.arange(targets) % len(config.domains),
-        target_timesteps=torch.full((targets,), 500),
-        source_timesteps=torch.full((sources,), 500),
-        target_noise=target,
-        source_noise=source,
-    ).to(updater.device, torch.float32)
+        target_timesteps=torch.full((targets,), 500), source_timesteps=torch.full((sources,), 500),
+    ).to(updater.device, torch.float32)  # fmt: skip
     if not losses.uses_bank(config):
         return batch
     with updater.autocast():  # as training's own bank

@@ -167,8 +167,7 @@ def sources(profile: str, config: Config, offline: str) -> Iterator[Row]:
     model = config.model
     places = {"base": (model.base, model.base_revision, "models")}
     places["CLIP"] = (model.clip, model.clip_revision, "models")
-    for domain in (config.source, *config.domains):
-        places[f"data, {domain.name}"] = (domain.data, domain.revision, "datasets")
+    places |= {f"data, {d.name}": (d.data, d.revision, "datasets") for d in (config.source, *config.domains)}
     for what, (name, revision, kind) in places.items():
         found, state = _place(name, revision, kind, offline, MISSING if profile == "tiny" else NOTE)
         yield Row(f"profile {profile}", what, found, state)

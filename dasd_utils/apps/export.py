@@ -35,6 +35,7 @@ FOLDERS = {  # program -> where it looks for LoRAs and for embeddings, from its 
 }
 FORMATS = ("diffusers", *FOLDERS, "pipeline")
 Samples = tuple[Image.Image, Sequence[str]]  # a grid and its prompts
+Rows = Sequence[dict[str, Any]]  # of `evaluation.json`
 
 
 class Exported(NamedTuple):
@@ -63,14 +64,9 @@ def check_export(adapter: str | Path, out: str | Path, kind: str, name: str) -> 
 
 
 def export(
-    adapter: str | Path,
-    out: str | Path,
-    kind: str,
-    config: Config,
-    name: str,
-    rows: Sequence[dict[str, Any]] = (),
-    samples: Samples | None = None,
-) -> Exported:
+    adapter: str | Path, out: str | Path, kind: str, config: Config, name: str,
+    rows: Rows = (), samples: Samples | None = None,
+) -> Exported:  # fmt: skip
     """Write the adapter to the folder `out`, completely or not at all; an earlier export there is replaced.
 
     kind "diffusers": `load_lora_weights(out)` and `load_textual_inversion(out/<domain>.safetensors)`;
@@ -192,8 +188,7 @@ def _write_pipeline(adapter: Path, summary: dict[str, Any], config: Config, out:
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
     if summary.get("unet"):
-        options = {"subfolder": adapters.UNET, "dtype": torch.float32}
-        pipeline.unet = UNet2DConditionModel.from_pretrained(adapter, **options)
+        pipeline.unet = UNet2DConditionModel.from_pretrained(adapter / adapters.UNET, dtype=torch.float32)
     for token, file in summary["tokens"].items():
         pipeline.load_textual_inversion(adapter / file, token=token)
     pipeline.save_pretrained(out)
@@ -205,58 +200,38 @@ def _write_pipeline(adapter: Path, summary: dict[str, Any], config: Config, out:
 
 
 def card(
-    exported: Exported,
-    config: Config,
-    summary: dict[str, Any],
-    rows: Sequence[dict[str, Any]] = (),
-    prompts: Sequence[str] = (),
+    exported: Exported, config: Config, summary: dict[str, Any], rows: Rows = (), prompts: Sequence[str] = ()
 ) -> ModelCard:
-    """Return the card. summary: the adapter's; rows: of `evaluation.json`; prompts: of the grid."""
+    """Return the card. summary: the adapter's; prompts: of the grid."""
     base = config.model.base
     on_hub = not resolve(base).is_dir()
     tags = ["stable-diffusion", "text-to-image", "domain-adaptation"]
     data = ModelCardData(
-        license=licence(base),
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        base_model=base if on_hub else None,
-        tags=[*tags, "lora"] if summary["lora"] else tags,
-        model_name=exported.name,
-        eval_results=_results(rows) or None,
-    )
+        license=licence(base), library_name="diffusers", pipeline_tag="text-to-image",
+        base_model=base if on_hub else None, tags=[*tags, "lora"] if summary["lora"] else tags,
+        model_name=exported.name, eval_results=_results(rows) or None,
+    )  # fmt: skip
     places = {each.name: Path(each.data).expanduser() for each in (config.source, *config.domains)}
     return ModelCard.from_template(
-        data,
-        str(TEMPLATE),
-        **exported._asdict(),
-        config=config,
-        summary=summary,
-        address=files.address(),
-        on_hub=on_hub,
-        base=base if on_hub else resolve(base).name,
-        samples=SAMPLES,
-        prompts=prompts,
+        data, str(TEMPLATE), **exported._asdict(), config=config, summary=summary,
+        address=files.address(), on_hub=on_hub, base=base if on_hub else resolve(base).name,
         folders={n: path.name for n, path in places.items() if path.is_absolute() or resolve(path).is_dir()},
-        rows=rows,
-        results=evaluation.table(rows) if rows else "",
-        licence=data.license,
-    )
+        samples=SAMPLES, prompts=prompts, licence=data.license,
+        rows=rows, results=evaluation.table(rows) if rows else "",
+    )  # fmt: skip
 
 
-def _results(rows: Sequence[dict[str, Any]]) -> list[EvalResult]:
+def _results(rows: Rows) -> list[EvalResult]:
     """Return the scores of the run itself as the hub shows them."""
     return [
         EvalResult(
-            task_type="text-to-image",
-            dataset_type="custom",
-            dataset_name=f"{row['domain']}, held-out images",
-            metric_type=row["metric"],
+            task_type="text-to-image", metric_type=row["metric"], metric_value=round(row["value"], 4),
+            dataset_type="custom", dataset_name=f"{row['domain']}, held-out images",
             metric_name=f"{row['metric']}, n = {row['n']}, seed {row['seed']}",
-            metric_value=round(row["value"], 4),
         )
         for row in rows
         if row["method"] not in (evaluation.BASE, evaluation.STYLED)
-    ]
+    ]  # fmt: skip
 
 
 def licence(base: str) -> str:

@@ -84,9 +84,8 @@ class Proposal:
     def next_commands(self, out: Path) -> list[str]:
         """Return what to run with the written file: train, generate, evaluate."""
         prompt = self.prompts[0].replace('"', "'")
-        options = f'--prompt "{prompt}" --domain {self.entry["name"]} --num_images 4'
-        commands = ("train", f"generate {options}", "evaluate")
-        return [f"dasd {command} --config {out}" for command in commands]
+        generate = f'generate --prompt "{prompt}" --domain {self.entry["name"]} --num_images 4'
+        return [f"dasd {command} --config {out}" for command in ("train", generate, "evaluate")]
 
 
 def propose(
@@ -436,11 +435,8 @@ def write(proposal: Proposal, out: str | Path, force: bool = False) -> list[Path
     out = check_place(out, proposal.folder, force)
     beside, values, name = extras(out), proposal.values(out), proposal.entry["name"]
     Config.from_dict(values)  # a proposal that no command would read is not written
-    with (
-        files.atomic_write(out, "The config") as config,
-        files.atomic_folder(beside, "Prompts and captions") as folder,
-    ):
-        config.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
+    with files.atomic_write(out, "The config") as file, files.atomic_folder(beside, "The prompts") as folder:
+        file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
         prompts = {"domain": name, "prompts": proposal.prompts}
         files.write_json(folder / "prompts" / f"{name}.json", prompts, "The prompts")
         files.write_json(folder / CLASSIFIER, proposal.labelled, "The classifier's prompts", indent=1)

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,8 @@ def run(commands: Sequence[Command], workers: int = 1, scheduler: str | None = N
     pool = ThreadPoolExecutor(workers)
     waiting = [pool.submit(execute, command, threads) for command in commands]
     try:
-        _show(as_completed(waiting), len(waiting))
+        for _ in files.bar(as_completed(waiting), "commands", len(waiting)):
+            pass
     finally:  # after Ctrl-C those at work, which got the signal too, save
         pool.shutdown(cancel_futures=True)
     return [one.result() for one in waiting]
@@ -63,13 +64,9 @@ def _on_cluster(commands: Sequence[Command], scheduler: str) -> list[str | None]
     with client:
         # a command whose worker is lost is run again
         futures = client.map(execute, [list(command) for command in commands], retries=2, pure=False)
-        _show(distributed.as_completed(futures), len(futures))
+        for _ in files.bar(distributed.as_completed(futures), "commands", len(futures)):
+            pass
         return [str(one.exception()) if one.exception() else one.result() for one in futures]
-
-
-def _show(finished: Iterable[Any], count: int) -> None:
-    for _ in files.bar(finished, "commands", count):
-        pass
 
 
 @dataclass(frozen=True)
@@ -110,8 +107,7 @@ def read_sweep(path: str | Path) -> list[Parameters]:
     for each in values:
         choices = [value if isinstance(value, list) else [value] for value in each.values()]
         entries += [dict(zip(each, chosen, strict=True)) for chosen in itertools.product(*choices)]
-    twice = [entry for entry in entries if entries.count(entry) > 1]
-    if twice:
+    if twice := [entry for entry in entries if entries.count(entry) > 1]:
         raise DasdError(f"{path} has an entry twice: {twice[0]}.")
     return entries
 

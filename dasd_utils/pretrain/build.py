@@ -45,14 +45,9 @@ def vae_model(config: PretrainConfig) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(config.vae_channels),
         up_block_types=("UpDecoderBlock2D",) * len(config.vae_channels),
-        block_out_channels=config.vae_channels,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=16,
-        sample_size=config.resolution,
-        scaling_factor=1.0,
-        mid_block_add_attention=False,
-    )
+        block_out_channels=config.vae_channels, layers_per_block=1, latent_channels=4, norm_num_groups=16,
+        sample_size=config.resolution, scaling_factor=1.0, mid_block_add_attention=False,
+    )  # fmt: skip
 
 
 def train_vae(config: PretrainConfig, work: Path) -> AutoencoderKL:
@@ -195,8 +190,7 @@ def train_clip(config: PretrainConfig, work: Path) -> CLIPModel:
         scenes = [(config.domains[d], rows[d][i]["attributes"]) for d, i in picks]
         texts = [_text(config.domains[d], rows[d][i]["captions"], rng) for d, i in picks]
         texts += [Text(toyworld.captions.sentence(rng), None) for _ in range(config.everyday)]
-        pixels = images.pixels(picks)
-        pixels = pixels * torch.from_numpy(rng.uniform(0.9, 1.1, (len(picks), 1, 1, 1))).float()
+        pixels = images.pixels(picks) * torch.from_numpy(rng.uniform(0.9, 1.1, (len(picks), 1, 1, 1))).float()
         tokens = tokenizer([t.text for t in texts], padding=True, truncation=True, return_tensors="pt")
         with torch.autocast("cpu", torch.bfloat16):
             logits, attributes = model(pixels, tokens)
@@ -259,10 +253,8 @@ def _augment(pixels: Tensor, rng: np.random.Generator, generator: torch.Generato
     gain, shift = rng.uniform(0.85, 1.15, shape), rng.uniform(-0.1, 0.1, shape)
     grain = torch.from_numpy(rng.uniform(0, 0.06, shape)).float()
     grain = grain * torch.randn(pixels.shape, generator=generator)
-    down, right = rng.integers(-3, 4, 2)
-    padded = nn.functional.pad(pixels, (3, 3, 3, 3), mode="replicate")
-    height, width = pixels.shape[-2:]
-    moved = padded[..., 3 + down : 3 + down + height, 3 + right : 3 + right + width]
+    down, right = -rng.integers(-3, 4, 2)
+    moved = F.pad(pixels, (3, 3, 3, 3), mode="replicate").roll((down, right), (2, 3))[..., 3:-3, 3:-3]
     return moved * torch.from_numpy(gain).float() + torch.from_numpy(shift).float() + grain
 
 
@@ -270,15 +262,12 @@ def _augment(pixels: Tensor, rng: np.random.Generator, generator: torch.Generato
 def unet_model(config: PretrainConfig) -> UNet2DConditionModel:
     """Return an untrained UNet: cross-attention at the second level and in the middle."""
     return UNet2DConditionModel(
-        sample_size=config.resolution // 4,
-        block_out_channels=config.unet_channels,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=config.clip_width[0],
+        block_out_channels=config.unet_channels, layers_per_block=1, norm_num_groups=32,
+        sample_size=config.resolution // 4, cross_attention_dim=config.clip_width[0],
         attention_head_dim=4,  # the number of heads, as in Stable Diffusion 1.5
-        norm_num_groups=32,
-    )
+    )  # fmt: skip
 
 
 def noise_scheduler() -> DDIMScheduler:
@@ -387,15 +376,10 @@ def assemble(config: PretrainConfig, work: Path) -> Path:
     processor = CLIPImageProcessor(size={"shortest_edge": config.resolution}, do_center_crop=False,
                                    image_mean=[0.5] * 3, image_std=[0.5] * 3)  # fmt: skip
     pipeline = StableDiffusionPipeline(
-        vae=train_vae(config, work),
-        text_encoder=text_tower(clip),
-        tokenizer=tokenizer,
-        unet=train_unet(config, work),
-        scheduler=noise_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+        vae=train_vae(config, work), unet=train_unet(config, work), scheduler=noise_scheduler(),
+        text_encoder=text_tower(clip), tokenizer=tokenizer,
+        feature_extractor=None, safety_checker=None, requires_safety_checker=False,
+    )  # fmt: skip
     made_by = {k: v for k, v in asdict(config).items() if not k.endswith("_dir")}
     folder = resolve(config.output_dir)
     with files.atomic_folder(folder, "The base model") as new:

@@ -25,6 +25,7 @@ WORLD_SEED = 200  # no data set of the course, and no stage of the pretraining, 
 RETRIEVAL = 200  # captions to choose from
 SPEED_IMAGES, SPEED_STEPS, SPEED_RUNS = 8, 30, 5
 Row = dict[str, Any]
+Attributes = dict[str, str]  # name -> value
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Heldout:
 
     domain: str
     images: list[Image.Image]
-    shown: list[dict[str, str]]  # all attributes of each image
+    shown: list[Attributes]  # all of each image
     texts: list[str]
-    mentioned: list[dict[str, str]]  # those of `shown` that the text mentions
+    mentioned: list[Attributes]  # those of `shown` that the text mentions
 
 
 def heldout(domain: str, count: int) -> Heldout:
@@ -123,9 +124,7 @@ def _score_samples(
     table.cmmd(f"{method}_cmmd", domain, features, renders)
 
 
-def shown_by_kind(
-    shown: Sequence[dict[str, str]], mentioned: Sequence[dict[str, str]]
-) -> dict[str, list[bool]]:
+def shown_by_kind(shown: Sequence[Attributes], mentioned: Sequence[Attributes]) -> dict[str, list[bool]]:
     """Return {kind: whether each image of a prompt that mentions it shows it}.
 
     Scenes are kinds of their own. Counts and bridges are kept apart by scene: "count: airport" counts planes.
@@ -165,8 +164,7 @@ def measure_base(base: str, seed: int, num_images: int) -> tuple[Path, list[Row]
 
 def scores_file(base: Path) -> Path:
     """Return the file of a base's scores: in its folder, for the embedded base in data/results."""
-    is_embedded = base == resolve("data/tiny-sd")
-    return resolve("data/results/pretrain.json") if is_embedded else base / "scores.json"
+    return resolve("data/results/pretrain.json") if base == resolve("data/tiny-sd") else base / "scores.json"
 
 
 def psnr(vae: Any, images: Sequence[Image.Image]) -> Tensor:
@@ -187,8 +185,7 @@ def deviation_ratio(vae: Any, images: Sequence[Image.Image]) -> float:
 
 def retrieval(scorer: Scorer, world: Heldout) -> Tensor:
     """Return whether the caption nearest to each image mentions nothing that it does not show; (n,)."""
-    texts = scorer.embed_texts(world.texts)
-    found = (scorer.embed(world.images) @ texts.T).argmax(dim=1).tolist()
+    found = (scorer.embed(world.images) @ scorer.embed_texts(world.texts).T).argmax(dim=1).tolist()
     pairs = zip(found, world.shown, strict=True)
     return torch.tensor([world.mentioned[j].items() <= shown.items() for j, shown in pairs])
 

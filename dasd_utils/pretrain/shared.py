@@ -152,10 +152,7 @@ class Images:
 
     def draw(self, rng: np.random.Generator, count: int, only: int | None = None) -> list[tuple[int, int]]:
         """Return (domain number, index) pairs, every domain equally often, or those of one domain."""
-        if only is None:
-            which = rng.permutation(np.arange(count) % len(self.domains))
-        else:
-            which = np.full(count, only)
+        which = rng.permutation(np.arange(count) % len(self.domains)) if only is None else [only] * count
         return [(int(d), int(rng.integers(len(self.arrays[d])))) for d in which]
 
     def pixels(self, picks: list[tuple[int, int]]) -> Tensor:
@@ -165,12 +162,7 @@ class Images:
 
 # The training loop.
 def fit(
-    model: nn.Module,
-    loss_at: Callable[[int], Tensor],
-    folder: Path,
-    steps: int,
-    config: PretrainConfig,
-    inputs: str = "",
+    model: nn.Module, loss_at: Callable, folder: Path, steps: int, config: PretrainConfig, inputs: str = ""
 ) -> nn.Module:
     """Train with AdamW, going on where the folder left off; return the model with averaged weights.
 

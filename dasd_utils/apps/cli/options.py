@@ -19,7 +19,7 @@ from typing import Any, NoReturn, get_type_hints
 import typer
 from typer.models import OptionInfo
 
-from dasd_utils.config import Config, DasdError, portable, resolve
+from dasd_utils.config import Config, DasdError, portable, read_json, resolve
 from dasd_utils.profiles import PROFILES
 
 DEBUG = {"on": False}
@@ -83,12 +83,10 @@ RUN_OR = "A run folder or an adapter folder."
 DOMAINS = dict.fromkeys(domain["name"] for profile in PROFILES.values() for domain in profile["domains"])
 KNOWN_PROFILES = ("auto", *PROFILES)
 PROFILE = option("auto", AUTO, complete=lambda: KNOWN_PROFILES)
-PROFILE_OF_RUN = option("auto", AUTO, show_default="the run's, else auto", complete=lambda: KNOWN_PROFILES)
 SEED = option(None, "Seed of everything that is random.", show_default=CONFIGS)
 LOGS = ("auto", "none", "tensorboard", "wandb", "mlflow", "trackio")
 TRACKING = option(None, LOGGED, metavar="NAMES", show_default=CONFIGS, complete=lambda: LOGS)
 WANTED = "What the picture should show."
-PROMPT = option(..., WANTED, metavar="TEXT")
 RUN = argument(RUN_OR, metavar="RUN", complete=run_folders)
 WORKERS = option(1, "Processes that share the work and the cores.", min=1)
 SCHEDULER = option(None, "A dask scheduler, tcp://host:8786: its workers do the work.", metavar="ADDRESS")
@@ -159,14 +157,18 @@ class Settings:
 
     def read(self, method: str | None = None, **changes: Any) -> Config:
         """Return the file's config, or the profile's, with the command line's changes (None: none)."""
-        named = {} if method is None else {"method": method}
-        named["profile"] = self.profile
+        named = {"profile": self.profile} | ({} if method is None else {"method": method})
         config = Config.load(self.config, **named) if self.config else Config.setup(**named)
         if self.profile not in ("auto", config.profile):
             raise DasdError(f"{self.config} is of the profile {config.profile}: leave out --profile.")
         config = config.replace(**{name: portable(value) if isinstance(value, Path) else value
                                    for name, value in changes.items() if value is not None})  # fmt: skip
         return config.replace(**self.places(config))
+
+    def by_auto(self) -> bool:
+        """Return whether "auto" chose the profile, and with it the batch sizes that no file names."""
+        given = read_json(self.config, "The config file") if self.config else {"profile": self.profile}
+        return given.get("profile", "auto") == "auto"
 
     def places(self, config: Config) -> dict[str, Any]:
         """Return the fields that `base` and `data` change; the revision of what they replace is dropped."""
@@ -191,7 +193,7 @@ class Settings:
 class OfRun(Settings):
     """The options that name the config of a run: its own, unless they say another."""
 
-    profile: str = PROFILE_OF_RUN
+    profile: str = option("auto", AUTO, show_default="the run's, else auto", complete=lambda: KNOWN_PROFILES)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 
 from dasd_utils.apps.cli import options
 from dasd_utils.apps.cli.options import CONFIGS, ChosenRun, Settings, argument, command, option, run_folders
-from dasd_utils.config import DASD, GUIDANCE, Config, DasdError, known_methods, read_json, resolve
+from dasd_utils.config import DASD, GUIDANCE, Config, DasdError, known_methods, resolve
 
 Answer = tuple[Any, ...]  # what `command` prints
 SOURCES = """auto; metadata, sidecars, labels or names; a captioning model's hub id or folder; \
@@ -55,15 +55,10 @@ def new_domain(
     found = proposal.propose(name, folder, Settings(profile).read(), captions, progress=True)
     audit, why = found.audit, found.reasons
     result = {
-        "config": str(place),
-        "files": [str(path) for path in proposal.write(found, place, force)],
-        "profile": found.profile,
-        "domain": found.values(place)["domains"][0],
-        "audit": audit,
-        "reasons": why,
-        "warnings": found.warnings,
-        "next": found.next_commands(place),
-    }
+        "config": str(place), "files": [str(path) for path in proposal.write(found, place, force)],
+        "profile": found.profile, "domain": found.values(place)["domains"][0], "audit": audit,
+        "reasons": why, "warnings": found.warnings, "next": found.next_commands(place),
+    }  # fmt: skip
     lines = [
         f"images    {audit['images']}: {audit['train']} to train on, {audit['validation']} for validation, "
         f"{audit['test']} held out; {audit['exact_duplicates']} copies, {audit['near_duplicates']} near ones",
@@ -97,11 +92,6 @@ class Training(Settings):
         """Return the config of the training."""
         given = {"seed": self.seed, "max_train_steps": self.max_steps, "tracking": self.tracking}
         return self.read(self.method, output_dir=self.output_dir, **given)
-
-    def by_auto(self) -> bool:
-        """Return whether "auto" chose the profile, and with it the batch sizes that no file names."""
-        given = read_json(self.config, "The config file") if self.config else {"profile": self.profile}
-        return given.get("profile", "auto") == "auto"
 
 
 @command(options.RUNS)
@@ -173,9 +163,8 @@ def run_training(
         if earlier or auto_batch_size:
             config = earlier or batch_size.largest_batch(config, parts)
         _, targets, sampler = latents.create_datasets(config, parts.tokenizer)
-        draw = None
-        if config.training.sample_every:
-            draw = animation.sample_grid(sampling.DasdPipeline(parts, config), targets)
+        wanted = config.training.sample_every
+        draw = animation.sample_grid(sampling.DasdPipeline(parts, config), targets) if wanted else None
         given = {"resume": resume, "force": force, "on_sample": draw}
         try:
             history = training.train(config, parts, sampler, parts.token_ids, **given)
@@ -209,8 +198,7 @@ def generate(
 
         prompt = evaluation.load_prompts(pipeline.config, domain)
     used, images = pipeline.stream(prompt, place, num_images=num_images, seed=seed, **given)
-    files.output_folder(place / "generated")
-    start = place / "generated" / f"{used['domain'] or 'base'}_{used['seed']}"
+    start = files.output_folder(place / "generated") / f"{used['domain'] or 'base'}_{used['seed']}"
     # saved as they come: what was drawn before a stop stays
     paths = [save_image(image, Path(f"{start}_{number}.png")) for number, image in enumerate(images)]
     return {"images": paths, "domain": used["domain"], "settings": used}, "\n".join(paths)
@@ -243,14 +231,13 @@ def translate(
 
     pipeline = run.open()
     place = files.output_folder(resolve(pipeline.config.output_dir) / "translated")
-    paths = []
-    for number, (file, image) in enumerate(translation.by_settings(pipeline, pictures, strength)):
-        paths.append(save_image(image, place / f"{number:03d}_{file.stem}.png"))
+    drawn = enumerate(translation.by_settings(pipeline, pictures, strength))
+    paths = [save_image(image, place / f"{number:03d}_{file.stem}.png") for number, (file, image) in drawn]
     return {"images": paths}, "\n".join(paths)
 
 
 @command(options.RUNS)
-def classify(run: ChosenRun, prompt: str = options.PROMPT) -> Answer:
+def classify(run: ChosenRun, prompt: str = option(..., options.WANTED, metavar="TEXT")) -> Answer:
     """Find the domain of a prompt, or none."""
     result = run.open().classify_prompt(prompt)
     return result, f"{result['best_domain'] or 'no domain'}: {result['suggested_prompt']}"

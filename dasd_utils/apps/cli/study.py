@@ -22,7 +22,6 @@ BASES = "data/tiny-sd; with --strict data/cache/tiny-strict"
 NUMBERS = [path.name[:2] for path in ROOT.glob("notebooks/[0-9]*.ipynb")]
 NOTEBOOKS = "Where executed notebooks, runs and results are."
 STUDY_DIR = "that of --config, else data/runs/<command>"
-ONLY = option(None, "Comma-separated beginnings of names: 04,05", metavar="NAMES")
 
 
 @dataclass
@@ -113,9 +112,8 @@ def ladder(
     busy = run_methods(study, scoring, methods)
     if busy or not table:
         return progress(busy)
-    path = resolve(settings.output_dir) / "ladder.json"
     rows = ladder.ladder_rows(scoring, numbers, methods, against or ladder.DASD)
-    evaluation.save_results(path, settings, rows)
+    path = evaluation.save_results(resolve(settings.output_dir) / "ladder.json", settings, rows)
     searched = ladder.searches(settings, numbers, methods)
     evaluation.save_results(path.with_name(calibration.SEARCH), settings, searched)
     return with_rows(path, rows, tables.ladder_table(rows))
@@ -229,7 +227,7 @@ def sweep(
 class Course(Settings):
     """The options of a run of the notebooks."""
 
-    only: str | None = ONLY
+    only: str | None = option(None, "Comma-separated beginnings of names: 04,05", metavar="NAMES")
     output_dir: Path = option(ROOT / "data/runs/course", NOTEBOOKS, show_default="data/runs/course")
     seed: int | None = option(None, "Seed of everything that is random.", show_default="the notebooks'")
     keep_going: bool = option(False, "Run the others after one that fails, too.")
@@ -238,15 +236,14 @@ class Course(Settings):
     def values(self) -> dict[str, Any]:
         """Return the parameters of the notebooks that these options name."""
         config = self.read()
-        own = read_json(self.config, "The config file") if self.config else {}
         changes: Any = self.config and str(self.config)
         if places := self.places(config):
             fields = config.to_dict()
             fields |= fields["model"]
+            own = read_json(self.config, "The config file") if self.config else {}
             changes = own | {name: fields[name] for name in places}
-        profile = config.profile
-        if profile != "tiny" and (own.get("profile", "auto") if self.config else self.profile) == "auto":
-            profile = "auto"  # with the sizes that fit this card
+        # "auto" also has the sizes that fit this card
+        profile = "auto" if config.profile != "tiny" and self.by_auto() else config.profile
         named = {"config": changes, "seed": self.seed}
         return {"profile": profile} | {k: v for k, v in named.items() if v is not None}
 
@@ -256,16 +253,15 @@ def notebooks(context: typer.Context, course: Course) -> Answer:
     """Run the notebooks in order through papermill; `-p NAME VALUE` sets a parameter."""
     from dasd_utils.apps import notebooks as lessons
 
-    output_dir = course.output_dir
     values = course.values() | read_parameters(context.args)
     paths = lessons.find_notebooks(course.only.split(",") if course.only else None)
     for path in paths:
-        options.check_free(output_dir / path.name, course.force)
-    done = lessons.run_notebooks(paths, output_dir, values, course.keep_going)
+        options.check_free(course.output_dir / path.name, course.force)
+    done = lessons.run_notebooks(paths, course.output_dir, values, course.keep_going)
     rows = [{"notebook": one.path.stem, **one._asdict()} for one in done]
     lines = [f"{row['notebook']:20} {row['seconds']:6.0f} s {row['peak_gb']:6.2f} GB  "
              f"{'failed' if row['error'] else 'done'}" for row in rows]  # fmt: skip
-    lines.append(f"{len(done)} notebooks in {sum(one.seconds for one in done):.0f} s: {output_dir}")
+    lines.append(f"{len(done)} notebooks in {sum(one.seconds for one in done):.0f} s: {course.output_dir}")
     return rows, "\n".join(lines), " ".join(one.error for one in done if one.error)
 
 
