@@ -81,7 +81,7 @@ DERIVED = {
     "12_alignment": {
         "8.3": result("alignment_sweep", "cmmd", **BOUNDED),
     },
-    "solutions": {"5.40": result("07_evaluation", "cmmd", domain="satellite", method="base")},
+    "solutions": {"5.39": result("07_evaluation", "cmmd", domain="satellite", method="base")},
 }
 
 
