@@ -423,7 +423,7 @@ def check_place(out: str | Path, folder: str | Path, force: bool = False) -> Pat
                         "it is: --out another place.")  # fmt: skip
     if out.is_dir():
         raise DasdError(f"{out} is a folder: --out names the config file.")
-    if others := {p.name for p in beside.glob("*")} - {FILE, CLASSIFIER, "prompts"}:
+    if others := {p.name for p in beside.glob("[!.]*")} - {FILE, CLASSIFIER, "prompts"}:
         raise DasdError(f"{beside} holds other files ({min(others)}): name another file by --out.")
     if not force and (there := [str(place) for place in (out, extras(out)) if place.exists()]):
         raise DasdError(f"{' and '.join(there)} would be replaced: name another file by --out, or --force.")

@@ -356,6 +356,7 @@ def test_nothing_is_replaced_unless_forced(found, folder, tmp_path):
     out = tmp_path / "mine.json"
     new_domain.write(found, out)
     (tmp_path / "mine_files" / "prompts" / "old.json").write_text("")
+    (tmp_path / "mine_files" / ".DS_Store").write_text("")  # which a Mac writes
     for there in (out, tmp_path / "mine_files"):
         with pytest.raises(DasdError, match=rf"{there.name}.* would be replaced"):
             new_domain.write(found, out)
