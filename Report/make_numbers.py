@@ -313,6 +313,7 @@ def _quoted() -> Iterator[tuple[str, str]]:
                 text = "no number" if row["value"] is None else f"{row['value']:,}"
                 yield f"power/{row['method']}/{row['domain']}/{row['seeds']}", text
 
+    yield "ladder/differences", str(sum("separable" in row for row in rows("ladder")))
     chosen = [row for row in rows("calibration_search") if row["chosen"]]
     for name in ("num_inference_steps", "guidance_scale", "calls"):
         values = [row[name] for row in chosen]

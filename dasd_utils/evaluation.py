@@ -302,14 +302,14 @@ def result_rows(
 def difference_rows(
     named: Mapping[str, Mapping[str, Estimate]], start: Mapping[str, object], against: str
 ) -> list[ResultRow]:
-    """Return a row for each paired difference, method - `against`; `separable`: a wide interval without 0."""
+    """Return a row for each paired difference, method - `against`; `separable`: its interval is without 0."""
     rows, base = [], named.get(against, {})
     for method, table in named.items():
         for metric in table if method != against else ():
             if metric in base and len(base[metric].values) == len(table[metric].values):
                 found = with_interval(table[metric].minus(base[metric]))
                 row = {"method": method, "against": against, **start, "metric": metric, **found}
-                low, high = found["low"], found["high"]  # equal: no variance was seen
+                low, high = found["low"], found["high"]  # equal: no variance was seen, so nothing is known
                 rows.append(row | {"separable": 0 < low < high or low < high < 0})
     return rows
 

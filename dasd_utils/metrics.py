@@ -98,7 +98,7 @@ def mmd_statistic(
     image with itself, or of one group, stay out whatever its weight: draws then centre on the estimate. So
     does a pair of x and its `own` row of y, as of a sample and the image of its caption: it is nearer.
     """
-    x, y, group = x.double(), y.double(), _group_index(groups, len(x))  # a small difference of large sums
+    x, y, group = x.double(), y.double(), _group_index(groups, len(x))  # double: large sums cancel
     of_x, of_y = pair_mean(kernel(x, x), group, group), pair_mean(kernel(y, y), torch.arange(len(y)))
     across = pair_mean(kernel(x, y), own)
     once = torch.ones(1, len(x)).double(), torch.ones(1, len(y)).double()
@@ -231,7 +231,7 @@ class Estimate:
         The variance of the mean is that of prompts plus that over seeds, s^2 / S; the degrees of freedom of
         their sum are Welch and Satterthwaite's (where seeds vary most, two hold the truth 87 % of the time,
         three 92 %). One seed adds nothing: the interval is then of this one training. Where all units are
-        equal, as in a share of 0 or 1, as large a part as Wilson's interval (1927) has may be at each bound.
+        equal, as for a share of 0 or 1, each end moves z^2 / (n + z^2) of the way to its bound (Wilson 1927).
         """
         seeds, value = len(self.values), self.value
         of_seeds = self.values.var().item() / seeds if seeds > 1 else 0.0

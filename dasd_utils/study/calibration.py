@@ -88,7 +88,8 @@ def search(
     """Return the candidates of one domain: guidance first, with the config's schedule, then the schedule.
 
     intervals: then, if the best of these is guided, its guidance in those INTERVALS that differ in the steps
-    they guide, at GROWTH times the scale. All sample the same captions from the same noise.
+    they guide, at GROWTH times the scale. All sample the same validation captions from the same noise, in at
+    most `budget` denoising steps.
     """
     reference = evaluation.load_reference(domain, pipeline.config, scorer, num_images, "validation")
     schedules = [schedule for schedule in SCHEDULES if schedule[1] <= budget]

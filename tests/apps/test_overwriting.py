@@ -119,6 +119,10 @@ def test_a_base_and_its_scores_are_replaced_by_force_alone(made, tmp_path, monke
     if how["evaluate"]:
         with pytest.raises(DasdError, match="takes no --stage"):
             study.pretrain(**how, force=True, stage=["vae"])
+    else:
+        made(tmp_path / "base").rename(tmp_path / "base" / "photo.png")
+        with pytest.raises(DasdError, match="holds no base model"):
+            study.pretrain(**how, force=True)
     assert scores_file(ROOT / "data/tiny-sd") == ROOT / "data/results/pretrain.json"
 
 

@@ -311,6 +311,8 @@ def pretrain(
     if not evaluate:
         if not stage or "assemble" in stage:  # the stage that writes the base
             options.check_free(base, force)
+            if base.exists() and not (base / "model_index.json").is_file():
+                raise DasdError(f"{base} holds no base model: name another place by --output_dir.")
         made = str(build.pretrain(settings, stage or ()))
         return {"base": made}, made
     if stage:
