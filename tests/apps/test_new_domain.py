@@ -380,6 +380,9 @@ def test_a_folder_of_images_is_never_replaced(tmp_path):
             new_domain.check_place(tmp_path / "sketch.json", images, force=True)
     result = command(sketches, tmp_path / "sketch.json", "--force")
     assert isinstance(result.exception, DasdError) and len(list(sketches.glob("*.png"))) == 3
+    deeper = numbered(tmp_path / "other_files" / "prompts", count=1)
+    with pytest.raises(DasdError, match="in the folder of images, or hold it"):
+        new_domain.check_place(tmp_path / "other.json", deeper, force=True)
 
 
 def test_nothing_is_half_written(found, tmp_path, monkeypatch):
