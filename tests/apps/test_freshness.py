@@ -110,6 +110,15 @@ def test_code_and_data_make_it_stale_and_prose_does_not(repository, name, before
     assert stale(repository) == changed
 
 
+@pytest.mark.parametrize(("code", "counts"), [("checkpoints.find_trained(config)", True), ("config", False)])
+def test_the_shipped_run_counts_where_a_cell_loads_it(repository, code, counts):
+    (repository / freshness.SHIPPED).mkdir()
+    (repository / freshness.SHIPPED / "manifest.json").write_text("{}")
+    cells = [new_code_cell(f'profile = "{freshness.SHIPPED}"\n{code}')]
+    made = freshness.stamp(new_notebook(cells=cells), repository)
+    assert (freshness.SHIPPED in made["data"]) is counts
+
+
 def test_what_a_complete_run_would_not_leave_is_named(repository):
     path = repository / "notebooks" / "00_small.ipynb"
     assert freshness.faults(path) == []
@@ -210,6 +219,14 @@ def test_committed_outputs_were_made_by_the_committed_code(path):
         f"{path.name}: {', '.join(changed)}. `make notebooks` renews all notebooks, "
         "`python tests/freshness.py --renew` those that need it."
     )
+
+
+@pytest.mark.parametrize("path", notebooks.find_notebooks(), ids=lambda path: path.stem)
+def test_a_notebook_that_shows_the_shipped_run_is_stale_with_it(path):
+    notebook = nbformat.read(path, 4)
+    printed = [out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", [])]
+    shown = any(f"The run in {freshness.SHIPPED}" in text for text in printed)
+    assert shown == (freshness.SHIPPED in notebook.metadata["dasd"]["data"])
 
 
 def test_of_a_folder_its_manifest_or_its_visible_files_count(tmp_path):
