@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dasd_utils import evaluation
+from dasd_utils.study import ladder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,6 +52,14 @@ def test_report_quotes_numbers_as_they_are_stored(numbers):
     assert f"power/base/satellite/3\\endcsname{{{needed:,}}}" in written  # not that of another study
     with pytest.raises(SystemExit, match="does not hold: ladder/DASD/moon/cmmd"):
         numbers.latex_macros(report + r"\res{ladder/DASD/moon/cmmd}")
+
+
+def test_the_report_quotes_only_differences_that_the_ladder_would_compare_now():
+    report = (ROOT / "Report" / "main.tex").read_text(encoding="utf8")
+    quoted = re.findall(r"\\res\{ladder/([^/}]+?) - ([^/}]+)/", report)
+    found = {method.name: {method.after, ladder.DASD} for method in ladder.METHODS}
+    assert len(quoted) > 10
+    assert [pair for pair in quoted if pair[1] not in found[pair[0]]] == []
 
 
 def test_every_source_that_the_report_cites_is_in_its_list():
