@@ -91,6 +91,22 @@ def results_block() -> str:
     )
 
 
+def longer_block() -> str:
+    """Return the tables of the ladder of longer trainings, and how they were made."""
+    judged = targets("long_ladder")
+    training = evaluation.load_results(RESULTS / "long_ladder.json")["config"]["training"]
+    row = next(r for r in judged if r["method"] == "DASD")
+    seeds = ", ".join(map(str, row["seeds"]))
+    spread = "prompts and seeds" if len(row["seeds"]) > 1 else "prompts alone"
+    return (
+        f"{tables.ladder_table(judged, TABLES['ladder'])}\n\n"
+        f"{training['max_train_steps']:,} steps at a rate of {training['learning_rate']:g}, averaged weights "
+        f"(decay {training['ema_decay']:g}), seed {seeds}, {row['n'] // len(row['seeds'])} images per seed "
+        f"and domain. ± is half of the 95 % interval over {spread}. "
+        "≈: no significant paired difference to DASD."
+    )
+
+
 def targets(name: str) -> list[dict]:
     """Return the rows of the target domains."""
     return [row for row in rows(name) if row["domain"] in DOMAINS]
@@ -303,7 +319,7 @@ def latex_macros(report: str) -> str:
 
 
 def _quoted() -> Iterator[tuple[str, str]]:
-    for name in ("ladder", "real", "source_features"):
+    for name in ("ladder", "long_ladder", "real", "source_features"):
         for row in rows(name):
             if row["metric"] in figures.METRICS:
                 against = f" - {row['against']}" if "against" in row else ""
@@ -384,6 +400,7 @@ def main() -> None:
     blocks = [
         ("README.md", "headline", headline_block()),
         ("docs/results.md", "results", results_block()),
+        ("docs/results.md", "longer", longer_block()),
         ("docs/speed.md", "speed", speed_block()),
         ("docs/profiles.md", "course", course_block()),
         ("data/tiny-sd/README.md", "results", card_block()),
