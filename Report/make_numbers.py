@@ -43,6 +43,7 @@ SAMPLERS = {
 STEPS = {"published": "the published step", "plain": "a plain LoRA step, no alignment"}
 NAMES = {"dasd": "DASD"}  # methods as they are written
 DOMAINS = ("satellite", "xray")
+SWEPT = ("lambda_align", "kernel", "queue_size", "layer", "source_features", "match_timesteps")
 TABLES = {
     "ladder": ("cmmd", "attribute_accuracy", "clip_score", "recall", "synthetic_to_real", "copy_rank"),
     "real": ("cmmd", "clip_score", "clip_floor", "recall", "synthetic_to_real", "copy_rank"),
@@ -78,31 +79,26 @@ def headline_block() -> str:
 
 
 def results_block() -> str:
-    """Return the tables of the ladder, one per domain, and how they were made."""
-    judged = targets("ladder")
-    seeds, n = next((r["seeds"], r["n"]) for r in judged if r["method"] == "DASD")
+    """Return the tables of the ladder, one per domain, how they were made, and the prompt classifier."""
     found = next(r for r in rows("06_classifier") if r["metric"] == "accuracy")
-    return (
-        f"{tables.ladder_table(judged, TABLES['ladder'])}\n\n"
-        f"Mean over the training seeds {', '.join(map(str, seeds))}, {n // len(seeds)} images per seed and "
-        "domain. ± is half of the 95 % interval over prompts and seeds; brackets hold its ends where a share "
-        "reaches 0 or 1. ≈: no significant paired difference to DASD. "
-        f"Prompt classifier: accuracy {interval_text(found, 3)} on {found['n']} labelled prompts."
-    )
+    accuracy = f"accuracy {interval_text(found, 3)} on {found['n']} labelled prompts"
+    return f"{ladder_block('ladder')} Prompt classifier: {accuracy}."
 
 
-def longer_block() -> str:
-    """Return the tables of the ladder of longer trainings, and how they were made."""
-    judged = targets("long_ladder")
-    training = evaluation.load_results(RESULTS / "long_ladder.json")["config"]["training"]
-    row = next(r for r in judged if r["method"] == "DASD")
-    seeds = ", ".join(map(str, row["seeds"]))
-    spread = "prompts and seeds" if len(row["seeds"]) > 1 else "prompts alone"
+def ladder_block(name: str) -> str:
+    """Return the tables of a ladder, one per domain, and how they were made."""
+    judged = targets(name)
+    training = evaluation.load_results(RESULTS / f"{name}.json")["config"]["training"]
+    seeds, n = next((r["seeds"], r["n"]) for r in judged if r["method"] == "DASD")
+    decay = training["ema_decay"]
+    averaged = f", averaged weights (decay {decay:g})" if decay else ""
+    several = len(seeds) > 1
+    named = f"training seed{'s' if several else ''} {', '.join(map(str, seeds))}"
     return (
         f"{tables.ladder_table(judged, TABLES['ladder'])}\n\n"
-        f"{training['max_train_steps']:,} steps at a rate of {training['learning_rate']:g}, averaged weights "
-        f"(decay {training['ema_decay']:g}), seed {seeds}, {row['n'] // len(row['seeds'])} images per seed "
-        f"and domain. ± is half of the 95 % interval over {spread}. "
+        f"{training['max_train_steps']:,} steps at a rate of {training['learning_rate']:g}{averaged}; "
+        f"{named}, {n // len(seeds)} images per seed and domain. ± is half of the 95 % interval over prompts "
+        f"{'and seeds' if several else 'alone'}; brackets hold its ends where a share reaches 0 or 1. "
         "≈: no significant paired difference to DASD."
     )
 
@@ -273,11 +269,12 @@ def card_block() -> str:
         cells = [interval_text(found[metric, d], digits) if (metric, d) in found else "" for d in domains]
         lines.append([title, *cells])
     samples, seconds = found["base_cmmd", "painting"], found["sampling_seconds", "painting"]
+    timed = f"{seconds['threads']} threads: {seconds['value']:.1f} s"
     size, ratio = found["weights_mb", "all"]["value"], found["latent_deviation_ratio", "all"]["value"]
     return markdown_table(["what", *domains], lines) + (
         f"\n\nn = {samples['n']} renders and samples a domain (200 captions), seed {samples['seed']}, 95 % "
         f"bootstrap intervals. Deviations of the latent channels: within a factor of {ratio:.2f}. Weights: "
-        f"{size:.1f} MB. Eight images, 30 steps with guidance, on two cores: {seconds['value']:.1f} s "
+        f"{size:.1f} MB. Eight images, 30 steps with guidance, {timed} "
         f"({seconds['low']:.1f} to {seconds['high']:.1f}, {seconds['n']} runs).\n\n" + _kinds()
     )
 
@@ -347,10 +344,9 @@ def _quoted() -> Iterator[tuple[str, str]]:
 
 def _swept() -> Iterator[tuple[str, str]]:
     """Yield sweep/<weight>/<kernel>/<queue>/<domain>/<metric>: differences to weight 0, and their counts."""
-    names = ("lambda_align", "kernel", "queue_size", "layer", "source_features", "match_timesteps")
     counts = Counter()
     for row in rows("alignment_sweep"):
-        where = "/".join([*(str(row[name]) for name in names if name in row), row["domain"], row["metric"]])
+        where = "/".join([*(str(row[name]) for name in SWEPT if name in row), row["domain"], row["metric"]])
         if row["metric"].startswith("pull"):
             yield f"sweep/{where}", _percent(row)
         elif row["metric"] == "separation":
@@ -395,17 +391,21 @@ def tex_rows(file: str, domain: str) -> str:
     return "".join(lines)
 
 
-def main() -> None:
-    """Write all, or only check that the pages are up to date."""
-    blocks = [
+def blocks() -> list[tuple[str, str, str]]:
+    """Return (file, name, text) of each block that is written into a page."""
+    return [
         ("README.md", "headline", headline_block()),
         ("docs/results.md", "results", results_block()),
-        ("docs/results.md", "longer", longer_block()),
+        ("docs/results.md", "longer", ladder_block("long_ladder")),
         ("docs/speed.md", "speed", speed_block()),
         ("docs/profiles.md", "course", course_block()),
         ("data/tiny-sd/README.md", "results", card_block()),
     ]
-    for file, name, block in blocks:
+
+
+def main() -> None:
+    """Write all, or only check that the pages are up to date."""
+    for file, name, block in blocks():
         path, start, end = ROOT / file, START.format(name), END.format(name)
         text = path.read_text(encoding="utf8")
         head, rest = text.split(start)

@@ -93,6 +93,7 @@ def evaluate(config: Config, num_images: int = 500) -> list[Row]:
     sample = functools.partial(pipeline.generate, prompts, seed=0, settings=calibration)
     times = timeit.repeat(sample, number=1, repeat=SPEED_RUNS)
     table.add("sampling_seconds", "painting", np.median(times).item(), min(times), max(times), SPEED_RUNS)
+    table.rows[-1]["threads"] = torch.get_num_threads()
     for domain in toyworld.DOMAINS[1:]:
         table.cmmd("yardstick", f"painting-{domain}", features["painting"], features[domain])
     samples = [("base", pipeline, domain) for domain in worlds if domain != "sketch"]

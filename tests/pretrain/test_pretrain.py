@@ -266,6 +266,7 @@ def test_a_finished_base_is_measured_without_an_adapter(base, monkeypatch, caplo
     assert found["weights_mb", "all"]["value"] * 1e6 == pytest.approx(sum(files)) and len(files) == 5
     seconds = found["sampling_seconds", "painting"]
     assert 0 < seconds["low"] <= seconds["value"] <= seconds["high"] and seconds["n"] == evaluate.SPEED_RUNS
+    assert seconds["threads"] == torch.get_num_threads()
     assert "adapted run is not measured: none is given" in caplog.text
     assert "lesson run is not measured: no adapter there" in caplog.text
 

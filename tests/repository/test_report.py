@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dasd_utils import evaluation
+from dasd_utils.apps import workers
 from dasd_utils.study import ladder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,18 +21,12 @@ def numbers():
     return module
 
 
-@pytest.mark.parametrize(
-    ("block", "file"),
-    [
-        ("headline", "README.md"),
-        ("results", "docs/results.md"),
-        ("speed", "docs/speed.md"),
-        ("course", "docs/profiles.md"),
-        ("card", "data/tiny-sd/README.md"),
-    ],
-)
-def test_tables_are_the_stored_results(numbers, block, file):
-    assert getattr(numbers, f"{block}_block")() in (ROOT / file).read_text(encoding="utf8")
+def test_tables_are_the_stored_results(numbers):
+    found = numbers.blocks()
+    assert len(found) == len({(file, name) for file, name, _ in found}) == 6
+    for file, name, text in found:
+        start, end = numbers.START.format(name), numbers.END.format(name)
+        assert f"{start}\n\n{text}\n\n{end}" in (ROOT / file).read_text(encoding="utf8"), (file, name)
 
 
 def test_report_quotes_numbers_as_they_are_stored(numbers):
@@ -60,6 +55,14 @@ def test_the_report_quotes_only_differences_that_the_ladder_would_compare_now():
     found = {method.name: {method.after, ladder.DASD} for method in ladder.METHODS}
     assert len(quoted) > 10
     assert [pair for pair in quoted if pair[1] not in found[pair[0]]] == []
+
+
+def test_the_report_quotes_only_forms_that_the_sweep_would_train_now(numbers):
+    report = (ROOT / "Report" / "main.tex").read_text(encoding="utf8")
+    quoted = re.findall(r"\\res\{sweep/(?!count/)(?:own/)?([^}]+)/[^/}]+/[^/}]+\}", report)
+    entries = workers.read_sweep(ROOT / "data" / "configs" / "alignment_sweep.json")
+    forms = {"/".join(str(entry[name]) for name in numbers.SWEPT if name in entry) for entry in entries}
+    assert len(set(quoted)) > 5 and set(quoted) <= forms
 
 
 def test_every_source_that_the_report_cites_is_in_its_list():
