@@ -1,7 +1,7 @@
 """Time this project's calibrated sampling against StableDiffusionPipeline with the adapter loaded.
 
-python benchmarks/sample.py                                        about 15 minutes on two idle cores
-python benchmarks/sample.py --num-images 8 --repeats 9 --no-scores # times alone, about five
+python benchmarks/sample.py                                         # 15 minutes, 25 without bf16
+python benchmarks/sample.py --num-images 8 --repeats 9 --no-scores  # 5 minutes: times alone
 """
 
 from __future__ import annotations
