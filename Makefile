@@ -26,11 +26,12 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-# two notebooks at a time, with a thread each; those of the second line load the run that 04 trains
+# two notebooks at a time, with a thread each; those of the second line load the run that 04 trains. A shell
+# starts what is followed by & deaf to Ctrl-C: the trap ends it
 LESSONS = OMP_NUM_THREADS=1 $(BIN)/dasd notebooks --profile tiny --output_dir $(COURSE) --force --only
 course: install
-	$(LESSONS) 04,12 & $(LESSONS) 00,01,02,03,08,09,10; status=$$?; wait $$! && exit $$status
-	$(LESSONS) 05,06,07 & $(LESSONS) 11,solutions; status=$$?; wait $$! && exit $$status
+	$(LESSONS) 04,12 & trap "kill $$!" INT TERM; $(LESSONS) 00,01,02,03,08,09,10; status=$$?; wait $$! && exit $$status
+	$(LESSONS) 05,06,07 & trap "kill $$!" INT TERM; $(LESSONS) 11,solutions; status=$$?; wait $$! && exit $$status
 
 rehearsal: install  # every notebook with sd15 on a narrow random base: minutes on a CPU
 	rm -rf data/runs/rehearsal && mkdir -p data/runs/rehearsal
@@ -107,5 +108,5 @@ $(VENV)/.docs: $(VENV)/.installed docs/requirements.txt
 	touch $@
 
 clean:
-	rm -rf data/runs docs/_build
+	rm -rf $(COURSE) data/runs/rehearsal docs/_build  # other runs are the user's
 	find data/cache -mindepth 1 -maxdepth 1 ! -name 'pretrain*' ! -name tiny-strict -exec rm -rf {} + 2>/dev/null || true  # hours of work

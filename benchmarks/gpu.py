@@ -67,13 +67,13 @@ def measured(changes: dict[str, Any]) -> common.Row:
 
 def predicted(unet: UNet2DConditionModel, changes: dict[str, Any]) -> common.Row:
     """Return speed from counted work and the assumed share, and memory from tensors without data."""
-    targets, sources = changes["target_batch_size"], changes["source_batch_size"]
-    checkpointing = changes["gradient_checkpointing"]
+    targets, checkpointing = changes["target_batch_size"], changes["gradient_checkpointing"]
     unet.enable_gradient_checkpointing() if checkpointing else unet.disable_gradient_checkpointing()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     weights = [mode.from_tensor(p) for p in unet.parameters()]  # which stand for them inside
-    with mode, Kept(weights) as record:
-        gflop = common.count_gflop(lambda: _pass(unet, targets, sources))
+    record = Kept(weights)
+    with mode, record:
+        gflop = common.count_gflop(lambda: _pass(unet, targets))
     unet.zero_grad()
     resident = sum(p.numel() * p.element_size() for p in unet.parameters())
     states = 12 * sum(p.numel() for p in unet.parameters() if p.requires_grad)  # gradient, two moments
@@ -111,11 +111,10 @@ class Kept(torch.autograd.graph.saved_tensors_hooks):
         self.peak = max(self.peak, self.bytes)
 
 
-def _pass(unet: UNet2DConditionModel, targets: int, sources: int) -> None:
-    """Do the forward and the backward pass of a training step on tensors without data."""
-    count = targets + sources
-    noisy, timesteps = torch.randn(count, 4, LATENT, LATENT), torch.zeros(count, dtype=torch.long)
-    text = torch.randn(count, 77, 768, requires_grad=True)
+def _pass(unet: UNet2DConditionModel, targets: int) -> None:
+    """Do both passes of a training step on tensors without data; source features are those of a bank."""
+    noisy, timesteps = torch.randn(targets, 4, LATENT, LATENT), torch.zeros(targets, dtype=torch.long)
+    text = torch.randn(targets, 77, 768, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         eps, mid = models.unet_pass(unet, noisy, timesteps, text, targets)
     (eps.float().square().mean() + mid.float().mean()).backward()

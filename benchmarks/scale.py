@@ -103,7 +103,7 @@ def shared(images: int, count: int) -> common.Row:
 
 
 def extrapolated(rows: list[common.Row]) -> list[common.Row]:
-    """Return rows for LARGEST images: the line through the two largest measurements of what grows."""
+    """Return rows for LARGEST images by the two largest measured: on a line, or a n + b n^2 (comparisons)."""
     result = []
     for stage in STAGES[:2]:
         sizes = sorted({row["images"] for row in rows if row["stage"] == stage})[-2:]
@@ -113,8 +113,11 @@ def extrapolated(rows: list[common.Row]) -> list[common.Row]:
         row = {"images": LARGEST, "workers": 1, "stage": stage, "n": 2, "made": "extrapolated"}
         for name in ("seconds", "peak_gb", "disk_gb"):
             if name in pair[0]:
-                slope, start = np.polyfit(sizes, [each[name].value for each in pair], 1)
-                row[name] = common.exactly(float(start + slope * LARGEST))
+                # each image that is prepared is compared with all others
+                powers = (1, 2) if (stage, name) == ("prepare", "seconds") else (0, 1)
+                terms = [[float(size) ** power for power in powers] for size in (*sizes, LARGEST)]
+                factors = np.linalg.solve(terms[:2], [each[name].value for each in pair])
+                row[name] = common.exactly(float(np.dot(factors, terms[2])))
         result.append(row)
     return result
 

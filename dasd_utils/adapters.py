@@ -22,6 +22,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # where diffusers looks for it
 SUMMARY_FILE = "adapter.json"
 FEW = 1024  # values of each weight that fingerprints of earlier versions read
 UNET = "unet"  # the folder of a UNet all of whose weights learned, in the layout of diffusers
+FILES = (SUMMARY_FILE, "*.safetensors", f"{UNET}/*")  # patterns of all that an adapter holds
 UNET_FILES = (f"{UNET}/config.json", f"{UNET}/diffusion_pytorch_model.safetensors")
 
 

@@ -430,7 +430,7 @@ def interval_text(row: Mapping[str, Any], digits: int | None = None) -> str:
     """Return "value [low, high]" of a row, with the decimals of its metric if none are given."""
     digits = figures.METRICS.get(row["metric"], figures.Metric("")).decimals if digits is None else digits
     low, high = figures.interval(row)
-    return f"{row['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{row['value']:z.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"
 
 
 def table(rows: Sequence[ResultRow]) -> str:

@@ -145,7 +145,7 @@ class Job:
     learners: tuple[tuple[str, str], ...] = ()  # name and run folder of each that the rule uses
 
     def settings(self) -> dict[str, Any]:
-        """Return what `generate` reports: with prompt and index, what makes the image again."""
+        """Return what `generate` reports: what makes the image again, with prompt, index and `adapter`."""
         used = self.calibration.settings()
         if self.rule != rule(self.calibration):  # its own terms replace the kind of guidance and its scales
             for unused in ("guidance", "guidance_scale", "domain_scale"):

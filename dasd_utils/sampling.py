@@ -269,12 +269,12 @@ class DasdPipeline:
         """Return the settings of a prompt's images, and an iterator that draws them a batch at a time.
 
         It keeps none, so that any number can be saved as they come. Options are those of `generate`, with one
-        seed; num_images is of all prompts together, which are taken in turn, each image with the next seed.
-        Warns of gigabytes, and of hours after the first batch. folder: where they go.
+        seed: image i starts from (seed, i). Several prompts are taken in turn, each image with the next seed,
+        num_images in all. Warns of gigabytes, and of hours after the first batch. folder: where they go.
         """
         count, side = SampleRequest.of(**options).num_images, self.config.model.resolution
         if isinstance(options.get("seed"), Sequence):
-            raise DasdError("`stream` takes one seed: the images have this one and those that follow it.")
+            raise DasdError("`stream` takes one seed, from which it counts the noise of each image.")
         jobs = [job for (job,) in self.plan(prompt, **(options | {"num_images": 1}))]
         if (most := 3 * count * side**2) > LARGE:
             free = f", where {shutil.disk_usage(folder).free / 1e9:.1f} GB are free" if folder else ""
@@ -347,10 +347,10 @@ class DasdPipeline:
         if token and token not in known:
             raise DasdError(f"The adapter has not learned {token} of the domain {domain.name}, only "
                             f"{', '.join(known)}: train it with that domain, or leave it out.")  # fmt: skip
-        plain = without_tokens(prompt, self.config.domains) if adapted else prompt
+        plain = without_tokens(prompt, self.config.domains)
         used = sorted({term.model for term in rule} & set(self._places))
         return Job(
-            prompt=with_token(prompt, token),
+            prompt=with_token(prompt, token) if adapted else plain,
             plain=plain,
             negative=request.negative_prompt,
             domain=domain,

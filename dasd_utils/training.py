@@ -352,6 +352,8 @@ class Run:
             log.info("There is no checkpoint in %s: training starts at step 0.", self.checkpoints)
             return 0
         tensors, state = checkpoints.read_checkpoint(path)
+        if state.get("step", 0) > self.config.training.max_train_steps:
+            raise DasdError(f"{path} is beyond max_train_steps: raise it (`--max_steps`), or train anew.")
         if missing := sorted({"base", "config", "data", "step", "updater"} - state.keys()):
             raise DasdError(f"{path / 'state.json'} lacks {', '.join(missing)}: train anew by force=True "
                             "(`--force`), not resume.")  # fmt: skip

@@ -7,7 +7,6 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import find_executable_batch_size
@@ -17,15 +16,12 @@ from dasd_utils.config import Config, DasdError, method_module, resolve
 from dasd_utils.latents import Batch
 from dasd_utils.runtime import checkpoints, processes
 
-if TYPE_CHECKING:
-    from dasd_utils import models
-
 SPARE = 0.1  # share of the free memory that stays free: fragments, workspaces, validation
 SIZES = ("target_batch_size", "source_batch_size", "source_every", "gradient_accumulation_steps")
 log = logging.getLogger(__name__)
 
 
-def largest_batch(config: Config, parts: models.Parts) -> Config:
+def largest_batch(config: Config, parts: training.models.Parts) -> Config:
     """Return the config with as few micro-batches to a step as memory allows, of as many samples in all.
 
     Each size is tried by a step, the largest first; the weights are not changed. Raises DasdError without a
@@ -64,8 +60,9 @@ def of_checkpoint(config: Config) -> Config | None:
     if path is None:
         return None
     _, state = checkpoints.read_checkpoint(path)
-    training = state["config"]["training"]
-    return config.replace(**{name: training[name] for name in SIZES if name in training})
+    sizes = {name: size for name, size in state["config"]["training"].items() if name in SIZES}
+    log.info("Batch, as the run began: %s", ", ".join(f"{name} {size}" for name, size in sizes.items()))
+    return config.replace(**sizes)
 
 
 def candidates(config: Config) -> Iterator[Config]:

@@ -174,7 +174,6 @@ def sources(profile: str, config: Config, offline: str) -> Iterator[Row]:
 
 
 def _place(name: str, revision: str | None, kind: str, offline: str, needed: str) -> tuple[str, str]:
-    """Return where data or a model is found, and the state of that."""
     if name.startswith("toyworld:"):
         return f"{name}, drawn here", OK
     if resolve(name).is_dir():

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -19,9 +19,6 @@ from torch import Tensor
 from dasd_utils import adapters, evaluation, figures
 from dasd_utils.config import Config, DasdError, check_choice, resolve
 from dasd_utils.runtime import checkpoints, files
-
-if TYPE_CHECKING:
-    from dasd_utils.sampling import DasdPipeline
 
 CARD = "README.md"
 SAMPLES = "samples.png"
@@ -84,9 +81,10 @@ def export(
         elif kind in FOLDERS:
             words = _write_for_program(Path(adapter), summary, config, new, kind, name)
         else:
-            for file in _files(Path(adapter)):  # one by one: what copytree raises names no reason
-                (new / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(Path(adapter) / file, new / file)
+            for file in (path for name in adapters.FILES for path in Path(adapter).glob(name)):
+                copy = new / file.relative_to(adapter)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copy2(file, copy)  # one by one: what copytree raises names no reason
             for path in new.rglob("*.safetensors"):
                 adapters.read_tensors(path)  # refuses what is damaged or not finite
             files.write_json(new / adapters.SUMMARY_FILE, summary | {"base": base}, "The export")
@@ -100,7 +98,7 @@ def export(
     return exported
 
 
-def draw_samples(pipeline: DasdPipeline) -> Samples:
+def draw_samples(pipeline: Any) -> Samples:
     """Return a grid of images by base and adapted model, with the same prompts and noise, and the prompts."""
     grid = {"base": [], "adapted": []}
     prompts = []
@@ -222,7 +220,6 @@ def card(
 
 
 def _results(rows: Rows) -> list[EvalResult]:
-    """Return the scores of the run itself as the hub shows them."""
     return [
         EvalResult(
             task_type="text-to-image", metric_type=row["metric"], metric_value=round(row["value"], 4),

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import re
+import shlex
 import statistics
 import tempfile
 from collections import Counter
@@ -83,9 +84,9 @@ class Proposal:
 
     def next_commands(self, out: Path) -> list[str]:
         """Return what to run with the written file: train, generate, evaluate."""
-        prompt = self.prompts[0].replace('"', "'")
-        generate = f'generate --prompt "{prompt}" --domain {self.entry["name"]} --num_images 4'
-        return [f"dasd {command} --config {out}" for command in ("train", generate, "evaluate")]
+        drawn = ["generate", "--prompt", self.prompts[0], "--domain", self.entry["name"], "--num_images", "4"]
+        commands = ["train"], drawn, ["evaluate"]
+        return [shlex.join(["dasd", *words, "--config", str(out)]) for words in commands]
 
 
 def propose(

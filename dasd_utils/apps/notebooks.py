@@ -34,7 +34,7 @@ def find_notebooks(only: list[str] | None = None, folder: Path = NOTEBOOKS) -> l
     if not every:
         raise DasdError(f"{folder} holds no notebook. The course comes by `git clone {files.address()}`.")
     for entry in only or []:
-        if not any(path.stem.startswith(entry) for path in every):
+        if not entry or not any(path.stem.startswith(entry) for path in every):
             raise DasdError(f"No notebook starts with {entry!r}: {', '.join(path.stem for path in every)}.")
     return [path for path in every if only is None or path.stem.startswith(tuple(only))]
 
@@ -67,14 +67,15 @@ def run_notebooks(
 
 
 def _declared(path: Path) -> set[str]:
-    """Return the parameters that a notebook declares."""
     cells = [cell for cell in load_notebook(path).cells if "parameters" in cell.metadata.get("tags", [])]
     lines = [node for cell in cells for node in ast.parse(cell.source).body]
     return {ast.unparse(node.targets) for node in lines if isinstance(node, ast.Assign)}
 
 
 def check_parameters(paths: list[Path], parameters: dict[str, Any]) -> None:
-    """Raise DasdError for a parameter that no notebook declares."""
+    """Raise DasdError for a parameter that no notebook declares, and for the one that the command sets."""
+    if "output_dir" in parameters:
+        raise DasdError("output_dir is where all notebooks write: set it by --output_dir.")
     known = set().union(*map(_declared, paths))
     for name in parameters.keys() - known:
         raise DasdError(f"No notebook has a parameter {name!r}. Parameters: {', '.join(sorted(known))}.")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,14 +22,14 @@ Parameters = dict[str, Any]
 
 
 def run_all(commands: Sequence[Command], workers: int, scheduler: str | None) -> None:
-    """Run all commands as `run` does; raise DasdError with the last line of the first that failed."""
+    """Run all commands as `run` does; raise DasdError with the message of the first that failed."""
     results = zip(commands, run(commands, workers, scheduler), strict=True)
     if failed := [f"`dasd {' '.join(command)}`: {error}" for command, error in results if error]:
         raise DasdError(f"{len(failed)} of {len(commands)} commands failed, the first: {failed[0]}")
 
 
 def run(commands: Sequence[Command], workers: int = 1, scheduler: str | None = None) -> list[str | None]:
-    """Run each command, here or on a dask cluster; return the last line of its errors, None if it worked."""
+    """Run each command, here or on a dask cluster; return its error message, None if it worked."""
     if scheduler is not None:
         return _on_cluster(commands, scheduler)
     threads = max((os.cpu_count() or 1) // workers, 1)
@@ -43,15 +44,15 @@ def run(commands: Sequence[Command], workers: int = 1, scheduler: str | None = N
 
 
 def execute(command: Command, threads: int | None = None) -> str | None:
-    """Run one command in a process of its own; return its last line of stderr if it failed."""
-    environment = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    """Run one command in a process of its own; return its error message if it failed."""
+    environment = ({"OMP_NUM_THREADS": str(threads)} if threads else {}) | os.environ  # a given one stays
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     words = [sys.executable, "-m", "dasd_utils.apps.cli.main", *command]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     if done.returncode == 0:
         return None
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else f"exit status {done.returncode}"
+    said = re.findall(r"(?ms)^dasd: .*", done.stderr) or done.stderr.strip().splitlines()[-1:]
+    return said[0].strip() if said else f"exit status {done.returncode}"
 
 
 def _on_cluster(commands: Sequence[Command], scheduler: str) -> list[str | None]:
@@ -117,6 +118,8 @@ def sweep_cells(notebook: str, entries: Sequence[Parameters], output_dir: str | 
     path, *others = notebooks.find_notebooks([notebook])
     if others:
         raise DasdError(f"{notebook!r} begins several notebooks, {path.stem} and {others[0].stem}: name one.")
+    if f"{path.stem}.json" not in path.read_text(encoding="utf8"):
+        raise DasdError(f"{path.stem} writes no results, so a sweep of it would have no table.")
     for entry in entries:
         notebooks.check_parameters([path], entry)
     return [Cell(path.stem, entry, str(output_dir)) for entry in entries]

@@ -113,7 +113,6 @@ def _edited(
     invert: bool,
     shown: Sequence[str] | None,
 ) -> Tensor:
-    """Return the latents of one batch of pictures, `clean` (B, C, h, w), edited."""
     calibration = jobs[0].calibration
     scheduler, steps = pipeline.scheduler(calibration.scheduler), calibration.num_inference_steps
     begin = steps - max(round(strength * steps), 1)

@@ -142,7 +142,6 @@ def shown_by_kind(shown: Sequence[Attributes], mentioned: Sequence[Attributes]) 
 def _score_parts(
     table: _Table, vae: Any, scorer: Scorer, worlds: dict[str, Heldout], features: dict[str, Tensor]
 ) -> None:
-    """Add the scores of VAE, CLIP and attribute classifier on renders."""
     for domain, world in worlds.items():
         table.mean("psnr", domain, psnr(vae, world.images))
         table.mean("retrieval_r1", domain, retrieval(scorer, heldout(domain, RETRIEVAL)))

@@ -77,7 +77,6 @@ def _render(job: tuple[str, int, int]) -> np.ndarray:
 
 
 def _describe(job: tuple[str, int, int]) -> dict[str, Any]:
-    """Return the captions of a scene with what each mentions, and all attributes."""
     domain, index, _ = job
     texts = toyworld.captions_with_mentions(domain, WORLD_SEED, index, 6)
     return {"captions": texts, "attributes": toyworld.attributes(domain, WORLD_SEED, index)}
@@ -201,7 +200,6 @@ def fit(
 def _resume(
     folder: Path, inputs: str, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
 ) -> int:
-    """Load the newest checkpoint if there is one; return the number of steps done."""
     newest = checkpoints.newest_checkpoint(folder)
     if newest:
         tensors, state = checkpoints.read_checkpoint(newest)

@@ -209,9 +209,10 @@ def lock_run(config: Config, required: bool = True) -> Iterator[bool]:
 def clear_run(folder: Path, done: int, *logs: str) -> None:
     """Remove what was made of a finished run in the folder and, where no step is done, the run itself."""
     finished = (folder / "adapter").is_dir()
+    begun = finished or any((folder / name).exists() for name in ("checkpoints", *logs))
     names = [MANIFEST, *(MADE_OF_RUN if finished else ())]
     if done == 0:  # the adapter last: after a kill the rest is still known to be a run's
-        names += ["checkpoints", *logs, *(("samples", "adapter") if finished else ())]
+        names += ["checkpoints", *logs, *(("samples", "adapter") if begun else ())]
     for path in [path for name in names if processes.is_main() for path in folder.glob(name)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     processes.wait()
@@ -335,7 +336,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
-# The history: JSON lines, one row a step.
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Append one row to a JSON lines file."""
     with path.open("a", encoding="utf8") as file:

@@ -37,10 +37,11 @@ def check_types(**given: tuple[Any, Any]) -> None:
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """Return the value in a JSON file; DasdError for one that is unreadable, no JSON, or has a key twice."""
+    """Return the value in a JSON file, sought here and in the repository; DasdError where there is none."""
     check_types(path=(path, str | os.PathLike))
+    found = path if os.path.exists(path) else ROOT / path  # a notebook's present folder is its own
     try:
-        return json.loads(Path(path).read_bytes(), object_pairs_hook=unique_keys)
+        return json.loads(Path(found).read_bytes(), object_pairs_hook=unique_keys)
     except OSError as error:
         raise DasdError(f"{what} cannot be read from {path}: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:

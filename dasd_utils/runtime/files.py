@@ -232,7 +232,6 @@ class Source:
             raise DasdError(self._why(part or kind.__name__, error)) from error
 
     def _why(self, part: str, error: Exception) -> str:
-        """Return why a part cannot be loaded, and the places that were searched."""
         revision = self.revision or "main"
         what = f"The {part} of {self.name!r} (revision {revision}, variant {self.variant or 'none'})"
         reason = self.unreachable or first_line(error)
@@ -382,7 +381,6 @@ def on_disk(items: Iterable[Any]) -> Lazy:
     return Lazy(lambda i: json.loads(stored[ends[i] : ends[i + 1]].tobytes()), len(ends) - 1)
 
 
-# progress bars
 def bar(
     things: Iterable[Any] | None = None,
     what: str | None = None,

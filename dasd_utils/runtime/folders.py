@@ -291,7 +291,6 @@ def find_window(domain: DomainConfig, rows: datasets.Dataset) -> images.Window |
     return window if deep else None
 
 
-# Metadata: rows that name the files of images, in JSON lines, CSV or parquet
 def read_metadata(path: Path, column: str | None = None) -> Rows:
     """Return the rows of a metadata file; DasdError, naming the line, for one without file name or column."""
     expected = f'expected an object {{"file_name": ..., "{column or "text"}": ...}}'

@@ -94,7 +94,6 @@ def to_pixels(images: Sequence[Image.Image | np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-# Files of more than 8 bits a channel
 class Stored(NamedTuple):
     """What a file of more than 8 bits a channel holds."""
 
@@ -199,7 +198,6 @@ def propose_window(levels: np.ndarray) -> Window:
     return round(math.floor(low / step) * step, 9), round(math.ceil(high / step - 1e-6) * step, 9)
 
 
-# The rows of a data set
 def undecoded(rows: datasets.Dataset, column: str) -> datasets.Dataset:
     """Return the rows with nothing but the image column, as {"bytes", "path"}; DasdError if it holds none."""
     try:

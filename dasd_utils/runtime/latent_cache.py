@@ -83,7 +83,7 @@ def cached_rows(
             if not any(
                 [make_if_free(path, lambda p=path, i=i: _write(p, make(i, bar))) for path, i in missing]
             ):
-                files.say_once(f"Waiting for the {what} of who holds {missing[0][0].with_suffix('.lock')}.")
+                files.say_once(f"Another process makes the {what}: {missing[0][0].with_suffix('.lock')}.")
                 time.sleep(POLL)
     return ConcatDataset([np.load(path, mmap_mode="r").view(np.ndarray) for path in paths])
 

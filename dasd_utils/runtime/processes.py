@@ -123,7 +123,6 @@ def _reduce(tensor: Tensor, how: str) -> Tensor:
         raise DasdError("Stopped, as another process did.") from error
 
 
-# Where the networks compute, and at which precision
 def default_device() -> torch.device:
     """Return CUDA if there is one, else the CPU; of several processes each has its own GPU."""
     return state().device

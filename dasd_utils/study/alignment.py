@@ -32,7 +32,8 @@ def gradient_pulls(
 ) -> list[Pull]:
     """Return the pulls at the training batches of these steps, without an update.
 
-    A queue is filled by the `warm` batches before the first. lambda_align must not be 0.
+    The queue holds the `warm` batches before the first; of a step only the first micro-batch counts.
+    lambda_align must not be 0.
     """
     if processes.default_device().type == "cuda":  # for two gradients the graph takes more than in training
         config = config.replace(gradient_checkpointing=True)
@@ -47,8 +48,9 @@ def gradient_pulls(
             rows = losses.alignment_features(mid, batch, parts, config)
             distances = objective.distances(rows, batch, config)
         if step >= first and distances:
-            mmd = config.alignment.lambda_align * torch.stack(list(distances.values())).mean()
-            two = _gradient(mmd, updater.parameters, retain_graph=True)  # needs half of the graph
+            mmd, weight = torch.stack(list(distances.values())).mean(), config.alignment.lambda_align
+            # the weight comes last: fp16 loses a gradient that is too small
+            two = weight * _gradient(mmd, updater.parameters, retain_graph=True)  # needs half of the graph
             one = _gradient(noise, updater.parameters)
             cosine = functional.cosine_similarity(one, two, dim=0)
             found.append(Pull(one.norm().item(), two.norm().item(), cosine.item()))
@@ -70,7 +72,7 @@ def pull_ratio(pulls: Sequence[Pull]) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def features(parts: models.Parts, sampler: Sampler, config: Config, steps: int) -> dict[str, Tensor]:
-    """Return mean-pooled features (n, d) of each domain over training batches, as the MMD sees them."""
+    """Return mean-pooled features (n, d) of each domain over training batches, LoRA on for the source too."""
     found: dict[str, list[Tensor]] = {}
     for step in range(steps):
         batch = sampler.batch(step).to(parts.unet.device, torch.float32)

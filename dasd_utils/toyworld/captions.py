@@ -205,7 +205,6 @@ def framed(domain: str, rng: np.random.Generator) -> str:
 
 
 def _undrawn(domain: str, rng: np.random.Generator) -> str:
-    """A thing that the domain does not draw."""
     subject = thing(rng)
     return _undrawn(domain, rng) if DRAWN[domain].search(subject) else subject
 
@@ -234,13 +233,11 @@ def _word(kind: str, rng: np.random.Generator) -> str:
 
 
 def _invented(rng: np.random.Generator) -> str:
-    """A word that no one has read before, of two or three syllables."""
     syllables = [_word("onsets", rng) + _word("vowels", rng) for _ in range(rng.integers(2, 4))]
     return "".join(syllables) + (_word("codas", rng) if rng.random() < 0.6 else "")
 
 
 def _article(noun: str) -> str:
-    """The noun with "a" or "an"."""
     vowel = noun[0] in "aeiou" and not noun.startswith(("uni", "eu", "use", "one"))
     return f"{'an' if vowel else 'a'} {noun}"
 

@@ -74,7 +74,6 @@ def draw_sketch(attributes: Attributes, rng: Rng, size: int) -> Image.Image:
 
 
 def _palette(attributes: Attributes, rng: Rng) -> Palette:
-    """Colour of every role, slightly varied."""
     style = attributes.get("style", "flat")
     wild = style == "expressionist"
     palette = TABLES["natural"] | TABLES["season"][attributes.get("season", "summer")]

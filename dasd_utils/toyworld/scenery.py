@@ -202,7 +202,6 @@ def _tree(rng: Rng, x: float, base: float, height: float) -> Shapes:
 
 
 def _pine(rng: Rng, x: float, base: float, height: float) -> Shapes:
-    """A pointed tree with its foot at (x, base)."""
     half, foot = height * rng.uniform(0.26, 0.32), base - height * 0.14
     middle = base - height * 0.52
     outline = [(x, base - height), (x + half * 0.7, middle), (x + half * 0.35, middle), (x + half, foot),

@@ -80,7 +80,6 @@ def _grid(n: int) -> tuple[Field, Field]:
 
 
 def _sample_chest(child: bool, rng: np.random.Generator, n: int) -> Chest:
-    """Draw a pose (tilt, shift, zoom) and the proportions of one patient."""
     tilt = np.radians(rng.uniform(-8, 8))
     zoom = rng.uniform(0.88, 1.0) if child else rng.uniform(0.88, 1.2)
     shift_x, shift_y = rng.uniform(-0.12, 0.12), rng.uniform(-0.06, 0.1) + (0.12 if child else 0.02)

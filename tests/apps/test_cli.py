@@ -65,9 +65,24 @@ def test_a_run_by_auto_is_resumed_with_its_own_sizes(tiny_config):
 
 def test_auto_is_known_from_the_command_line_or_the_file(tmp_path):
     assert runs.Training("auto").by_auto() and not runs.Training("tiny").by_auto()
-    for text, found in (("{}", True), ('{"profile": "auto"}', True), ('{"profile": "sd15"}', False)):
+    for text, found in (
+        ("{}", True), ('{"profile": "auto"}', True), ('{"profile": "sd15"}', False),
+        ('{"target_batch_size": 6}', False), ('{"training": {"target_batch_size": 6}}', False),
+        ('{"model": {"resolution": 256}}', False), ('{"training": {"max_train_steps": 6}}', True),
+    ):  # fmt: skip
         (tmp_path / "a.json").write_text(text)
-        assert runs.Training("auto", tmp_path / "a.json").by_auto() == found
+        assert runs.Training("auto", tmp_path / "a.json").by_auto() == found, text
+    (tmp_path / "a.json").write_text("{}")
+    assert not runs.Training("tiny", tmp_path / "a.json").by_auto()
+
+
+def test_a_run_keeps_how_it_was_trained_whatever_file_is_named(trained):
+    path, folder = trained
+    stored, file = Config.load(folder / "config.json"), Config.load(path)
+    assert (stored.seed, file.seed) == (5, 0) and stored.training != file.training
+    _, found = options.ChosenRun(config=path).find(seed=None)
+    assert (found.seed, found.training, found.evaluation) == (5, stored.training, file.evaluation)
+    assert options.ChosenRun(config=path).find(seed=7)[1].seed == 7
 
 
 def test_a_profile_is_that_of_a_file_which_names_none(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import freshness
 import pytest
@@ -17,6 +18,17 @@ def test_parameters_are_read_as_json():
     assert study.read_parameters(["-p", "steps", "3", "-p", "name", "x"]) == {"steps": 3, "name": "x"}
     with pytest.raises(DasdError, match="NAME VALUE"):
         study.read_parameters(["-p", "steps"])
+    here = study.read_parameters(["-p", "config", "mine.json"])
+    assert here == {"config": str(Path.cwd() / "mine.json")}  # the kernel runs in another folder
+    assert study.read_parameters(["-p", "config", '{"seed": 1}']) == {"config": {"seed": 1}}
+
+
+def test_what_a_command_sets_itself_is_no_parameter(notebook, tmp_path):
+    with pytest.raises(DasdError, match="set it by --output_dir"):
+        notebooks.run_notebooks([notebook], tmp_path, {"output_dir": "elsewhere"})
+    for entry in ("", "99"):
+        with pytest.raises(DasdError, match=f"No notebook starts with '{entry}'"):
+            notebooks.find_notebooks(["00", entry], notebook.parent)
 
 
 DECLARED = 'value = 1\nprofile = "tiny"\noutput_dir = "data/runs/course"'

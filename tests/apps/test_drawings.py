@@ -1,5 +1,6 @@
 """A drawing is its choices: drawn, saved, read, and drawn again bit for bit."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +32,9 @@ def test_a_saved_image_can_be_drawn_again(loaded, saved_run, tmp_path):
     assert drawings.read(path) == drawing.settings
     assert drawings.draw_again(path, loaded) == drawing.image
     assert drawings.draw_again({**drawing.settings, "run": str(saved_run)}) == drawing.image
+    exported = shutil.copytree(saved_run / "adapter", tmp_path / "exported")
+    drawings.save(drawing, exported / "generated")  # no part of the adapter
+    assert Loaded(loaded.pipeline, exported).identity["adapter"] == drawing.settings["adapter"]
     assert drawings.draw_again({**drawing.settings, "seed": 4}, loaded) != drawing.image
     assert drawings.save(drawing, tmp_path / "images").name == "xray_adapted_3_1.png"  # none is lost
     with pytest.raises(DasdError, match="another one"):

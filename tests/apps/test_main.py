@@ -2,9 +2,12 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -12,7 +15,7 @@ from safetensors import SafetensorError
 from dasd_utils import __main__ as entry
 from dasd_utils.apps.cli import main as cli
 from dasd_utils.apps.cli import options
-from dasd_utils.apps.cli.study import Study
+from dasd_utils.apps.cli.study import Study, one_command
 from dasd_utils.config import ROOT, Config, DasdError
 
 DASD = [sys.executable, "-m", "dasd_utils"]
@@ -150,3 +153,29 @@ def test_seeds_of_a_study_are_different_numbers(seeds):
     with pytest.raises(DasdError, match="different numbers"):
         Study(seeds=seeds).numbers()
     assert Study(seeds="0, 1").numbers() == [0, 1]
+
+
+def test_the_parts_of_a_study_work_in_its_folder_wherever_they_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Study("tiny").settings("ladder").replace(output_dir="data/runs/of_a_test")
+    try:
+        name, *words = one_command("ladder", config)
+        assert name == "ladder" and "--output_dir" not in words
+        assert Study(config=Path(words[words.index("--config") + 1])).settings("ladder") == config
+    finally:
+        shutil.rmtree(ROOT / "data/runs/of_a_test")
+
+
+def test_a_terminated_command_ends_those_it_started(tmp_path):
+    code = (
+        "import subprocess, sys; from dasd_utils.apps.cli import main, options\n"
+        "class Slow:\n    def __call__(self):\n"
+        "        child = subprocess.Popen(['sleep', '60']); print(child.pid, flush=True); child.wait()\n"
+        "main.app = Slow(); main.main()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.terminate()
+        assert parent.wait(20) != 0
+    _, left = psutil.wait_procs([child], 20)
+    assert not left

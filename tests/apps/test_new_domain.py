@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 
 import datasets
 import narrow
@@ -407,6 +408,21 @@ def run_config(written, tiny_config):
     protocol = dataclasses.replace(tiny_config.evaluation, **changes)
     changes = {"domains": written.domains, "classifier": written.classifier, "evaluation": protocol}
     return dataclasses.replace(tiny_config, **changes)
+
+
+def test_the_next_commands_can_be_pasted_into_a_shell(folder, tmp_path):
+    found = new_domain.propose("sketch", folder, Config.setup("tiny"))
+    found.prompts[0] = "a $HOME of 'one' `ls`"
+    lines = [shlex.split(line) for line in found.next_commands(tmp_path / "My Documents" / "mine.json")]
+    assert [line[-2:] for line in lines] == [["--config", f"{tmp_path}/My Documents/mine.json"]] * 3
+    assert lines[1][1:4] == ["generate", "--prompt", "a $HOME of 'one' `ls`"]
+
+
+def test_a_folder_does_not_take_the_place_of_a_source_of_captions(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "names").mkdir(exist_ok=True)
+    said = command(folder, tmp_path / "a.json", "--captions", "names").stdout
+    assert "the file names" in said
 
 
 def command(folder, out, *options):

@@ -40,6 +40,9 @@ def test_lists_as_values_stand_for_each_item_and_a_bad_list_is_refused(tmp_path)
 def test_one_notebook_is_meant(tmp_path):
     with pytest.raises(DasdError, match="'0' begins several notebooks"):
         workers.sweep_cells("0", [{"seed": 1}], tmp_path)
+    for name in ("01", "solutions"):
+        with pytest.raises(DasdError, match=f"{name}.* writes no results"):
+            workers.sweep_cells(name, [{"seed": 1}], tmp_path)
 
 
 def test_cells_are_named_by_parameters_that_the_notebook_has(notebook, tmp_path):

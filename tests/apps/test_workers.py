@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +28,18 @@ def test_processes_share_the_cores(monkeypatch):
     monkeypatch.setattr(workers, "execute", lambda command, threads=None: seen.append(threads))
     workers.run([HELP] * 3, workers=3)
     assert seen == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "3"), ("1", "1")])
+def test_threads_are_for_the_user_to_set(monkeypatch, given, used):
+    ran = []
+    monkeypatch.setenv("OMP_NUM_THREADS", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    done = SimpleNamespace(returncode=1, stderr="A warning.\ndasd: 04 failed: Error\n\tsize mismatch\n")
+    monkeypatch.setattr(workers.subprocess, "run", lambda *_, env, **__: ran.append(env) or done)
+    assert workers.execute(HELP, threads=3) == "dasd: 04 failed: Error\n\tsize mismatch"
+    assert ran[0]["OMP_NUM_THREADS"] == used
 
 
 def test_a_scheduler_that_is_not_there_is_named(monkeypatch):

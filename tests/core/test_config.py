@@ -25,13 +25,16 @@ def test_field_of_any_section_is_changed_by_name():
     assert read.lora == cfg.LoraSettings(2, 8.0, 0.5)
 
 
-def test_a_notebook_s_config_is_a_file_or_a_dict_under_its_own_parameters(tmp_path):
+def test_a_notebook_s_config_is_a_file_or_a_dict_under_its_own_parameters(tmp_path, monkeypatch):
     path = tmp_path / "mine.json"
     path.write_text('{"training": {"max_train_steps": 7}, "seed": 3}', encoding="utf8")
     for changes in (path, str(path), {"max_train_steps": 7, "seed": 3}):
         config = Config.setup("sd15", changes, seed=1)
         assert (config.profile, config.training.max_train_steps, config.seed) == ("sd15", 7, 1)
     assert Config.setup("tiny", None) == Config.setup("tiny")
+    monkeypatch.chdir(tmp_path)  # as in a notebook, whose folder is not the repository's
+    assert Config.setup("tiny", "data/configs/long_ladder.json").training.max_train_steps == 2000
+    assert Config.load("data/configs/long_ladder.json").training.max_train_steps == 2000
     for own, changes in (
         ({"training": {"max_train_steps": 7}, "rank": 4}, {"training": {"lr_warmup_steps": 3}, "rank": 8}),
         ({"max_train_steps": 7, "rank": 4}, {"training": {"lr_warmup_steps": 3}, "lora": {"rank": 8}}),

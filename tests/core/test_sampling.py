@@ -160,6 +160,9 @@ def test_the_adapter_is_on_where_there_is_a_domain_or_as_it_is_switched(pipeline
     for domain in (None, "painting"):
         assert same(image(domain=domain), base) and same(image(domain=domain, adapter=False), base)
         assert same(image(domain=domain, adapter=True), on)
+    for given in (f"<satellite> {PROMPT}", f"{PROMPT} <xray>"):  # the base knows no learned token
+        found, _, used = pipeline.generate(given, seed=2, adapter=False)
+        assert same(found, base) and used["token"] is None
     adapted_image = image(domain="satellite")
     assert same(image(domain="satellite", adapter=True), adapted_image) and not same(adapted_image, base)
     assert same(image(domain="satellite", adapter=False), base)

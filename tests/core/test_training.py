@@ -407,6 +407,25 @@ def test_results_of_a_shorter_run_do_not_outlive_it(config, tmp_path):
     assert not any((run / name).exists() for name in made) and all((run / name).exists() for name in own)
 
 
+def test_a_run_is_not_resumed_for_fewer_steps_than_it_has(config, tmp_path):
+    config = config.replace(max_train_steps=2, tracking="none")
+    training.save_training_results(config, *start(config))
+    before = contents(tmp_path / "run")
+    with refused("step-000002 is beyond max_train_steps", "--max_steps"):
+        start(config.replace(max_train_steps=1), resume=True)
+    assert contents(tmp_path / "run") == before
+
+
+def test_pictures_of_a_stopped_run_do_not_outlive_it(tmp_path):
+    run = tmp_path / "run"
+    (run / "samples").mkdir(parents=True)
+    checkpoints.clear_run(run, 0, training.HISTORY)
+    assert (run / "samples").exists()  # of no run: the user's own
+    (run / training.HISTORY).write_text("")  # stopped before its first checkpoint
+    checkpoints.clear_run(run, 0, training.HISTORY)
+    assert list(run.iterdir()) == []
+
+
 def test_nothing_is_removed_if_training_cannot_begin(config, tmp_path, monkeypatch):
     config = config.replace(max_train_steps=1, tracking="none")
     training.save_training_results(config, *start(config))

@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 
+from dasd_utils import evaluation
 from dasd_utils.apps.notebooks import find_notebooks
+from dasd_utils.config import ROOT, Config
 
 
 def test_a_stopwatch_adds_up_and_gives_the_functions_back():
@@ -116,15 +118,37 @@ def test_scale_prepares_encodes_and_trains(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "history.jsonl").read_text().count("\n") == 1
 
 
-def test_scale_extrapolates_by_a_line():
+def test_what_is_predicted_of_a_gpu_is_the_pass_of_targets_alone():
+    sizes = {"block_out_channels": (32, 64), "layers_per_block": 1, "cross_attention_dim": 768}
+    blocks = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+              "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}  # fmt: skip
+    unet = gpu.UNet2DConditionModel(**sizes, **blocks, norm_num_groups=8).requires_grad_(False).train()
+    gpu.models.add_lora(unet, Config.setup("tiny").lora)
+    one, two, saved = (
+        gpu.predicted(unet, {"target_batch_size": n, "source_batch_size": m, "gradient_checkpointing": less})
+        for n, m, less in ((1, 1, False), (2, 5, False), (2, 5, True))
+    )
+    assert one["gflop"].value == pytest.approx(two["gflop"].value) < saved["gflop"].value
+    assert two["peak_gb"].value > max(one["peak_gb"].value, saved["peak_gb"].value)
+
+
+def test_scale_extrapolates_by_a_line_and_comparisons_by_a_square():
+    seconds = {"prepare": lambda n: n / 100 + 1e-8 * n**2, "encode": lambda n: 2 + n / 100, "train": abs}
     rows = [
-        {"images": n, "stage": stage, "seconds": common.exactly(2 + n / 100), "peak_gb": common.exactly(1)}
+        {
+            "images": n,
+            "stage": stage,
+            "seconds": common.exactly(at(n)),
+            "peak_gb": common.exactly(1 + n / 1e6),
+        }
         for n in (100, 1000, 10000)
-        for stage in ("prepare", "encode", "train")
+        for stage, at in seconds.items()
     ]
     found = scale.extrapolated(rows)
     assert [(row["stage"], row["images"]) for row in found] == [("prepare", 10**7), ("encode", 10**7)]
-    assert found[0]["seconds"].value == pytest.approx(100002) and scale.extrapolated(rows[:3]) == []
+    assert [row["seconds"].value for row in found] == pytest.approx([1_100_000, 100_002])
+    assert [row["peak_gb"].value for row in found] == pytest.approx([11, 11])
+    assert scale.extrapolated(rows[:3]) == []
 
 
 def cells_of_cards():
@@ -146,6 +170,18 @@ def test_no_cell_of_a_notebook_takes_more_than_nine_tenths_of_its_card():
         parts = row["own_gb"] + row["beside_gb"] + gpu.WORKSPACE_GB[0]
         assert row["peak_gb"] == pytest.approx(parts)
         assert row["share_of_card"] == pytest.approx(row["peak_gb"] / notebook_memory.CARDS[card][1])
+
+
+def test_the_page_of_profiles_names_the_notebooks_that_8_gb_are_too_few_for():
+    page = (ROOT / "docs" / "profiles.md").read_text(encoding="utf8")
+    rows = evaluation.load_results(notebook_memory.RESULTS)["rows"]
+    peaks = [r for r in rows if r.get("card") == "T4" and r["metric"] == "peak_gb"]
+    names = sorted({row["notebook"].split("_")[0] for row in peaks if row["value"] > 8})
+    assert f"notebooks {', '.join(names[:-1])} and of the {names[-1]}" in " ".join(page.split())
+    assert f"up to {max(row['value'] for row in peaks):.1f} GB" in " ".join(page.split())
+    course = evaluation.load_results(ROOT / "data" / "results" / "bench_course.json")["rows"]
+    peak = next(r["value"] for r in course if (r["notebook"], r["metric"]) == ("all", "peak_gb"))
+    assert f"| {peak:.1f} GB, measured |" in page
 
 
 @pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)

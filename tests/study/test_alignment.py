@@ -1,5 +1,6 @@
 """The pulls are the gradients that training adds; features are those that the MMD sees."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from scipy import stats
 from synthetic import make_parts, make_sampler
 
-from dasd_utils import losses, models
+from dasd_utils import losses, models, training
 from dasd_utils.study import alignment
 
 
@@ -39,6 +40,21 @@ def test_the_pull_grows_with_lambda_alone(config, made):
     (one,) = alignment.gradient_pulls(parts, sampler, config, [0])
     (ten,) = alignment.gradient_pulls(parts, sampler, config.replace(lambda_align=5.0), [0])
     assert ten.align == pytest.approx(10 * one.align, rel=1e-3) and ten.noise == pytest.approx(one.noise)
+
+
+def test_a_small_lambda_loses_nothing_in_half_precision(config, made, monkeypatch):
+    parts, sampler = made
+
+    class Half(training.Updater):  # as on a GPU without bf16
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.autocast = functools.partial(torch.autocast, "cpu", torch.float16)
+
+    monkeypatch.setattr(training, "Updater", Half)
+    (one,) = alignment.gradient_pulls(parts, sampler, config, [0])
+    (small,) = alignment.gradient_pulls(parts, sampler, config.replace(lambda_align=5e-7), [0])
+    assert small.align == pytest.approx(1e-6 * one.align, rel=1e-3)
+    assert small.cosine == pytest.approx(one.cosine, abs=1e-3)
 
 
 def test_the_queue_is_filled_before_the_first_step(config, made):

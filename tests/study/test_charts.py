@@ -139,6 +139,8 @@ def test_intervals_of_a_share_end_at_0_and_1():
         return {**start, "value": value, "low": low, "high": high, **more}
 
     assert evaluation.interval_text(row()) == "0.90 [0.70, 1.00]"
+    small = {"metric": "cmmd", "value": -0.001, "low": -0.004, "high": 0.002}
+    assert evaluation.interval_text(small) == "0.00 [0.00, 0.00]"  # no -0.00
     assert "| a | 0.90 [0.70, 1.00] |" in tables.ladder_table([row()])  # no ±, which would pass 1
     assert "| a | 1.00 ± 0.00 |" in tables.ladder_table([row(1.0, 0.999, 1.001)])
     assert tables.estimate_text(row(0.94, 0.87, 1.003)) == "0.94 [0.87, 1.00]"

@@ -2,7 +2,6 @@
 
 - main: what it does with errors
 - options: what the commands share
-- runs: doctor, new-domain, train, evaluate, all, generate, translate, classify, animate, playground, export,
-  encode, clean
-- study: calibrate, ladder, front, adapt, sweep; notebooks, verify, pretrain
+- runs: the commands that make a run and use it
+- study: those that study methods, and that look after the course and its models
 """

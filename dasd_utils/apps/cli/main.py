@@ -4,9 +4,11 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
+import psutil
 import typer
 
 from dasd_utils.apps.cli import runs, study  # noqa: F401 (they add their commands to `app`)
@@ -35,6 +37,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     sys.argv = [_as_utf8(word) for word in sys.argv]
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except SystemExit as done:
@@ -58,6 +61,13 @@ def main() -> None:
         if re.search("No space left|File too large|quota exceeded", said):
             fail("The disk is full, or a file larger than is allowed here: make room, then start again.", 1)
         fail(f"{said} (a fault of the program: `dasd --debug ...` says where)", 2)
+
+
+def _stop(*_: Any) -> None:
+    """On SIGTERM stop as on Ctrl-C, which a terminal sends to the processes started from here too."""
+    for child in psutil.Process().children():
+        child.terminate()
+    raise KeyboardInterrupt
 
 
 def _as_utf8(word: str) -> str:

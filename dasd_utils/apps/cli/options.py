@@ -20,11 +20,12 @@ import typer
 from typer.models import OptionInfo
 
 from dasd_utils.config import Config, DasdError, portable, read_json, resolve
-from dasd_utils.profiles import PROFILES
+from dasd_utils.profiles import PROFILES, SIZE_FIELDS
 
 DEBUG = {"on": False}
 PROCESS = int(os.environ.get("RANK", 0))  # of those that `accelerate launch` started
 CONFIGS = "the config's"  # shown as a default
+TRAINED = ("method", "seed", "lora", "alignment", "training")  # what of a config decides the weights
 METAVARS = {int: "N", str: "NAME", Path: "FOLDER", float: "X"}  # unless an option has its own
 METAVARS |= {kind | None: name for kind, name in METAVARS.items()}
 Completion = Callable[[], Iterable[str]] | None
@@ -166,9 +167,10 @@ class Settings:
         return config.replace(**self.places(config))
 
     def by_auto(self) -> bool:
-        """Return whether "auto" chose the profile, and with it the batch sizes that no file names."""
-        given = read_json(self.config, "The config file") if self.config else {"profile": self.profile}
-        return given.get("profile", "auto") == "auto"
+        """Return whether "auto" chose the profile, and with it the batch sizes, which the file leaves out."""
+        given = read_json(self.config, "The config file") if self.config else {}
+        named = {*given, *given.get("training", {}), *given.get("model", {})}
+        return self.profile == given.get("profile", "auto") == "auto" and not named & SIZE_FIELDS
 
     def places(self, config: Config) -> dict[str, Any]:
         """Return the fields that `base` and `data` change; the revision of what they replace is dropped."""
@@ -206,7 +208,7 @@ class ChosenRun(OfRun):
     )
 
     def find(self, **changes: Any) -> tuple[Path, Config]:
-        """Return the run's folder and its config with `changes`; a given file replaces all but the method."""
+        """Return the run's folder and its config with `changes`; a given file replaces all but TRAINED."""
         from dasd_utils import sampling
 
         folder = self.checkpoint or self.output_dir or resolve(self.read(**changes).output_dir)
@@ -218,9 +220,13 @@ class ChosenRun(OfRun):
                                 "--config, or its profile by --profile.")  # fmt: skip
             return folder, self.read(**changes)
         stored = Settings(config=run / "config.json", base=self.base, data=self.data)
-        if self.profile not in ("auto", own := stored.read().profile) and self.config is None:
-            raise DasdError(f"{run} is of the profile {own}: leave out --profile, or give --config.")
-        return folder, self.read(stored.read().method, **changes) if self.config else stored.read(**changes)
+        own = stored.read()
+        if self.config:
+            kept = {name: getattr(own, name) for name in TRAINED if changes.get(name) is None}
+            return folder, self.read(**changes | kept)
+        if self.profile not in ("auto", own.profile):
+            raise DasdError(f"{run} is of the profile {own.profile}: leave out --profile, or give --config.")
+        return folder, stored.read(**changes)
 
     def open(self, **changes: Any) -> Any:
         """Load the run's pipeline, which lets each of several processes sample its part of the prompts."""

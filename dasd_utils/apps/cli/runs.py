@@ -1,6 +1,7 @@
 """The commands that make a run and use it, from `dasd doctor` to `dasd export`, and the latent cache's."""
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def new_domain(
     from dasd_utils.apps import new_domain as proposal
 
     place = proposal.check_place(out or options.path(f"{name}.json"), folder, force)
-    captions = options.folder_or_name(captions)
+    captions = captions if captions in ("auto", *proposal.SOURCES) else options.folder_or_name(captions)
     found = proposal.propose(name, folder, Settings(profile).read(), captions, progress=True)
     audit, why = found.audit, found.reasons
     result = {
@@ -146,10 +147,7 @@ def evaluate_run(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:
 def run_training(
     config: Config, resume: bool, force: bool = False, auto_batch_size: bool = False, fitted: bool = False
 ) -> tuple[Path, list[dict[str, Any]]]:
-    """Train and save; return the run folder and the history.
-
-    fitted: "auto" chose the sizes of micro-batches for this machine, and a resumed run keeps its own.
-    """
+    """Train and save; return run folder and history. fitted: by "auto"; a resumed run keeps its own sizes."""
     with options.garbage_kept():
         from dasd_utils import latents, sampling, training
         from dasd_utils.apps import animation, batch_size
@@ -312,7 +310,7 @@ def export(
     pipeline = ChosenRun(**vars(how), checkpoint=run).open()
     drawn = export.draw_samples(pipeline) if samples else None
     done = export.export(adapter, out, kind, pipeline.config, name, rows, drawn)
-    upload = f"hf upload OWNER/NAME {out}"
+    upload = shlex.join(["hf", "upload", "OWNER/NAME", str(out)])
     advice = f"To publish it: {upload} (add --private to keep it to yourself)"
     lines = [*(str(out / file) for file in done.files), advice]
     return {"folder": str(out), **done._asdict(), "upload": upload}, "\n".join(lines)

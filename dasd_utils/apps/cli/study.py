@@ -60,7 +60,7 @@ class Study(Settings):
 def one_command(name: str, config: Config) -> list[str]:
     """Return the words behind `dasd` of a part of a study, without its seed and methods."""
     path = config.save(resolve(config.output_dir) / f"{name}_config.json")
-    return [name, "--config", str(path), "--output_dir", config.output_dir, "--no-table"]
+    return [name, "--config", str(path), "--no-table"]  # the file names the folder, wherever it is read
 
 
 def progress(busy: list[tuple[str, int]]) -> Answer:
@@ -276,6 +276,8 @@ def read_parameters(words: list[str]) -> dict[str, Any]:
             values[name] = json.loads(text)
         except ValueError:
             values[name] = text
+    if isinstance(config := values.get("config"), str):  # a kernel's present folder is another
+        values["config"] = str(options.path(config))
     return values
 
 

@@ -37,7 +37,7 @@ class Loaded:
     def __init__(self, pipeline: sampling.DasdPipeline, run: str | Path) -> None:
         self.pipeline = pipeline
         self.run, folder = sampling.run_places(run)
-        parts = sorted(path for path in folder.rglob("*") if path.is_file())
+        parts = sorted(path for name in sampling.adapters.FILES for path in folder.glob(name))
         digests = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in parts)
         inside = self.run.is_relative_to(ROOT)
         name = self.run.relative_to(ROOT).as_posix() if inside else self.run.name  # no path of this machine

@@ -158,7 +158,6 @@ class Playground:
         self._working.submit(draw)
 
     def _show(self, made: Sequence[Drawing]) -> None:
-        """Lay drawings side by side, each with its model below it."""
         layout = {"width": f"calc({100 / len(made):g}% - 8px)", "max_width": "300px", "margin": "0 8px 0 0"}
         boxes = []
         for drawing in made:
@@ -180,7 +179,6 @@ class Playground:
         self._show([drawing])
 
     def _save(self) -> None:
-        """Write the images on show into the folder that the form names."""
         try:
             paths = [drawings.save(each, self.folder.value) for each in self.shown]
             self._say("Saved: " + ", ".join(map(str, paths)))
