@@ -18,7 +18,7 @@ from dasd_utils.config import Calibration
 from dasd_utils.sampling import DasdPipeline
 
 RESOLUTION, LATENT = 512, 64  # pixels, and a latent's side
-BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # targets; a third as many sources, or one
+BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)  # targets; a third as many sources, or one
 LIMITS = (8, 16, 24)  # GB
 REPEATS = 5
 PREDICTED_FOR = "NVIDIA L4"
