@@ -103,21 +103,20 @@ def shared(images: int, count: int) -> common.Row:
 
 
 def extrapolated(rows: list[common.Row]) -> list[common.Row]:
-    """Return rows for LARGEST images by the two largest measured: on a line, or a n + b n^2 (comparisons)."""
+    """Return rows for LARGEST images: the line through the two largest measurements of what grows by a line.
+
+    The time of preparing does not: each image is compared with all others.
+    """
     result = []
-    for stage in STAGES[:2]:
+    for stage, names in {"prepare": ("peak_gb",), "encode": ("seconds", "disk_gb")}.items():
         sizes = sorted({row["images"] for row in rows if row["stage"] == stage})[-2:]
         if len(sizes) < 2:
             continue
         pair = [r for size in sizes for r in rows if (r["images"], r["stage"]) == (size, stage)]
         row = {"images": LARGEST, "workers": 1, "stage": stage, "n": 2, "made": "extrapolated"}
-        for name in ("seconds", "peak_gb", "disk_gb"):
-            if name in pair[0]:
-                # each image that is prepared is compared with all others
-                powers = (1, 2) if (stage, name) == ("prepare", "seconds") else (0, 1)
-                terms = [[float(size) ** power for power in powers] for size in (*sizes, LARGEST)]
-                factors = np.linalg.solve(terms[:2], [each[name].value for each in pair])
-                row[name] = common.exactly(float(np.dot(factors, terms[2])))
+        for name in names:
+            slope, start = np.polyfit(sizes, [each[name].value for each in pair], 1)
+            row[name] = common.exactly(float(start + slope * LARGEST))
         result.append(row)
     return result
 

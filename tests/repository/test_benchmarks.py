@@ -129,22 +129,21 @@ def test_what_is_predicted_of_a_gpu_is_what_the_lessons_count(monkeypatch):
     assert asked[0].training.gradient_checkpointing and asked[0].alignment.source_features == "bank"
 
 
-def test_scale_extrapolates_by_a_line_and_comparisons_by_a_square():
-    seconds = {"prepare": lambda n: n / 100 + 1e-8 * n**2, "encode": lambda n: 2 + n / 100, "train": abs}
+def test_scale_extrapolates_by_a_line_what_grows_by_one():
+    measures = {
+        "seconds": lambda n: 2 + n / 100,
+        "peak_gb": lambda n: 1 + n / 1e6,
+        "disk_gb": lambda n: n / 1e5,
+    }
     rows = [
-        {
-            "images": n,
-            "stage": stage,
-            "seconds": common.exactly(at(n)),
-            "peak_gb": common.exactly(1 + n / 1e6),
-        }
+        {"images": n, "stage": stage} | {name: common.exactly(at(n)) for name, at in measures.items()}
         for n in (100, 1000, 10000)
-        for stage, at in seconds.items()
+        for stage in ("prepare", "encode", "train")
     ]
-    found = scale.extrapolated(rows)
-    assert [(row["stage"], row["images"]) for row in found] == [("prepare", 10**7), ("encode", 10**7)]
-    assert [row["seconds"].value for row in found] == pytest.approx([1_100_000, 100_002])
-    assert [row["peak_gb"].value for row in found] == pytest.approx([11, 11])
+    prepare, encode = scale.extrapolated(rows)
+    assert (prepare["stage"], prepare["images"], encode["stage"]) == ("prepare", 10**7, "encode")
+    assert "seconds" not in prepare and prepare["peak_gb"].value == pytest.approx(11)
+    assert (encode["seconds"].value, encode["disk_gb"].value) == pytest.approx((100_002, 100))
     assert scale.extrapolated(rows[:3]) == []
 
 
