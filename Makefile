@@ -26,8 +26,8 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-# two notebooks at a time, with a thread each; those of the second line load the run that 04 trains. A shell
-# starts what is followed by & deaf to Ctrl-C: the trap ends it
+# two notebooks at a time, with a thread each; those of the second line load the run that 04 trains.
+# A command started with & ignores Ctrl-C: the trap stops it.
 LESSONS = OMP_NUM_THREADS=1 $(BIN)/dasd notebooks --profile tiny --output_dir $(COURSE) --force --only
 course: install
 	$(LESSONS) 04,12 & trap "kill $$!" INT TERM; $(LESSONS) 00,01,02,03,08,09,10; status=$$?; wait $$! && exit $$status

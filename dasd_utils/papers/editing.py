@@ -107,7 +107,7 @@ def _square_mask(mask: Image.Image | np.ndarray, pictures: Sequence[Image.Image]
 def _edited(
     pipeline: DasdPipeline,
     jobs: Sequence[Job],
-    clean: Tensor,
+    clean: Tensor,  # (B, C, h, w)
     strength: float,
     keep: Tensor | None,
     invert: bool,

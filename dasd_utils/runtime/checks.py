@@ -37,9 +37,9 @@ def check_types(**given: tuple[Any, Any]) -> None:
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """Return the value in a JSON file, sought here and in the repository; DasdError where there is none."""
+    """Return the value in a JSON file; DasdError for one that is unreadable, no JSON, or has a key twice."""
     check_types(path=(path, str | os.PathLike))
-    found = path if os.path.exists(path) else ROOT / path  # a notebook's present folder is its own
+    found = path if os.path.exists(path) else ROOT / path  # a notebook's current folder is not the repository
     try:
         return json.loads(Path(found).read_bytes(), object_pairs_hook=unique_keys)
     except OSError as error:

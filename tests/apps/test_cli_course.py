@@ -14,12 +14,16 @@ from dasd_utils.apps.cli import study
 from dasd_utils.config import ROOT, DasdError
 
 
-def test_parameters_are_read_as_json():
+def test_parameters_are_read_as_json(tmp_path, monkeypatch):
     assert study.read_parameters(["-p", "steps", "3", "-p", "name", "x"]) == {"steps": 3, "name": "x"}
     with pytest.raises(DasdError, match="NAME VALUE"):
         study.read_parameters(["-p", "steps"])
+    monkeypatch.chdir(tmp_path)
+    Path("mine.json").write_text("{}")
     here = study.read_parameters(["-p", "config", "mine.json"])
     assert here == {"config": str(Path.cwd() / "mine.json")}  # the kernel runs in another folder
+    elsewhere = {"config": "data/configs/ten_shots.json"}  # in the repository, where it is looked up next
+    assert study.read_parameters(["-p", "config", elsewhere["config"]]) == elsewhere
     assert study.read_parameters(["-p", "config", '{"seed": 1}']) == {"config": {"seed": 1}}
 
 

@@ -176,8 +176,11 @@ def test_no_file_says_where_it_was_made(adapted, tmp_path, kind):
 
 def test_an_earlier_export_is_replaced_and_nothing_else_is(adapted, tmp_path):
     out, _ = written(adapted, tmp_path, "a1111")
+    (tmp_path / "adapter" / "generated").mkdir()  # as `dasd generate` leaves it in an exported adapter
+    (tmp_path / "adapter" / "generated" / "satellite_0_0.png").write_text("")
     assert export.export(tmp_path / "adapter", out, "diffusers", adapted.config, "dasd")
     assert not (out / "embeddings").exists() and (out / adapters.LORA_FILE).is_file()
+    assert not (out / "generated").exists()
     (out / "notes.txt").write_text("mine")
     adapters.save_adapter(adapted, tmp_path / "run/adapter")
     checkpoints.write_manifest(tmp_path / "run", list((tmp_path / "run/adapter").iterdir()))
@@ -201,6 +204,8 @@ def test_a_unet_trained_in_full_is_in_the_pipeline_and_in_no_file_of_a_program(t
     out, _ = written(parts, tmp_path, "pipeline")
     state = load_file(out / "unet/diffusion_pytorch_model.safetensors")
     assert all(torch.equal(state[name], p) for name, p in parts.unet.named_parameters())
+    done = export.export(tmp_path / "adapter", tmp_path / "plain", "diffusers", parts.config, "dasd")
+    assert {*adapters.UNET_FILES, adapters.SUMMARY_FILE} <= {*done.files}
     for kind, name, message in (
         ("difusers", "dasd", "Did you mean 'diffusers'"),
         ("comfyui", "a/b", "letters, digits"),

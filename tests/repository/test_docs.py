@@ -115,3 +115,10 @@ def test_broken_links_and_other_hosts_are_found(site, tmp_path):
              "i.png", "../a.html#here has")  # fmt: skip
     assert {part: sum(part in each for each in problems) for part in parts} == dict.fromkeys(parts, 1)
     assert len(problems) == 9
+
+
+def test_every_page_ends_with_a_line_end():
+    pages = [
+        page for place in (".", "docs", "benchmarks", "data", "data/*") for page in ROOT.glob(f"{place}/*.md")
+    ]
+    assert len(pages) > 15 and [page for page in pages if not page.read_bytes().endswith(b"\n")] == []

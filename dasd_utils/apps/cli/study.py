@@ -276,8 +276,8 @@ def read_parameters(words: list[str]) -> dict[str, Any]:
             values[name] = json.loads(text)
         except ValueError:
             values[name] = text
-    if isinstance(config := values.get("config"), str):  # a kernel's present folder is another
-        values["config"] = str(options.path(config))
+    if isinstance(config := values.get("config"), str) and Path(config).is_file():
+        values["config"] = str(options.path(config))  # the notebook runs in another folder
     return values
 
 
@@ -323,5 +323,5 @@ def pretrain(
 
     options.check_free(scores_file(base), force)
     path, rows = measure_base(settings.output_dir, seed, num_images)
-    line = "{metric:26} {domain:18} {value:8.3f} [{low:.3f}, {high:.3f}] n = {n}"
+    line = "{metric:26} {domain:18} {value:z8.3f} [{low:z.3f}, {high:z.3f}] n = {n}"
     return with_rows(path, rows, "\n".join(line.format(**row) for row in rows))
