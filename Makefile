@@ -7,6 +7,8 @@ AUDIT = .venv-audit
 CODE = dasd_utils benchmarks docs/*.py tests/audit.py
 PROCESSES ?= 2  # that share the tests, one thread each
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+# a test that hangs is named and ended, and its process not started anew
+NAMED = --max-worker-restart 0 -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 LADDER = $(BIN)/dasd ladder --seeds 0,1,2 --workers 2
 ADAPT = $(BIN)/dasd adapt --workers 2
 CONDITIONAL = --against "DomainStudio, no losses" --only base --only "base + style words" \
@@ -40,7 +42,7 @@ rehearsal: install  # every notebook with sd15 on a narrow random base: minutes 
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(PYTEST) -m "not browser"
+	$(PYTEST) $(NAMED) -m "not browser"
 	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=1500 notebooks
 	$(MAKE) rehearsal
 

@@ -5,8 +5,9 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import Pool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dasd_utils.runtime import checkpoints, files
 from dasd_utils.runtime.images import to_pixels
 
 log = logging.getLogger(__name__)
+PART = 250  # scenes that a process renders before it returns them
 WORLD_SEED = 100  # data sets of the course use other seeds, so their images are new to every part
 STRICT = {"strict": True, "output_dir": "data/cache/tiny-strict", "work_dir": "data/cache/pretrain-strict"}
 
@@ -70,23 +72,23 @@ class PretrainConfig:
         return steps - max(1, round(self.decay * steps))
 
 
-# The rendered images and captions that every stage reads.
-def _render(job: tuple[str, int, int]) -> np.ndarray:
-    domain, index, size = job
+def _render(domain: str, index: int, size: int) -> np.ndarray:
     return np.asarray(toyworld.draw(domain, WORLD_SEED, index, size))
 
 
-def _describe(job: tuple[str, int, int]) -> dict[str, Any]:
-    domain, index, _ = job
+def _describe(domain: str, index: int, _size: int) -> dict[str, Any]:
     texts = toyworld.captions_with_mentions(domain, WORLD_SEED, index, 6)
     return {"captions": texts, "attributes": toyworld.attributes(domain, WORLD_SEED, index)}
 
 
 def _in_parallel(work: Callable, domain: str, config: PretrainConfig) -> Iterator:
-    """Yield what `work` makes of each scene, in order, on all cores."""
-    jobs = [(domain, index, config.resolution) for index in range(config.images(domain))]
-    with Pool() as pool:
-        yield from files.bar(pool.imap(work, jobs, chunksize=250), domain, len(jobs), unit="scene")
+    """Yield what `work` makes of each scene, in order; of more than a part, on all cores."""
+    count = config.images(domain)
+    scenes = itertools.repeat(domain), range(count), itertools.repeat(config.resolution)
+    # a forked process would wait for ever on a lock that a thread of this one holds
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        made = pool.map(work, *scenes, chunksize=PART) if count > PART else map(work, *scenes)
+        yield from files.bar(made, domain, count, unit="scene")
 
 
 def render_images(config: PretrainConfig, work: Path) -> None:
@@ -159,7 +161,6 @@ class Images:
         return to_pixels([self.arrays[d][i] for d, i in picks])
 
 
-# The training loop.
 def fit(
     model: nn.Module, loss_at: Callable, folder: Path, steps: int, config: PretrainConfig, inputs: str = ""
 ) -> nn.Module:

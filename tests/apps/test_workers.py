@@ -66,7 +66,9 @@ def test_a_killed_worker_costs_no_command(tmp_path, monkeypatch):
         victim = next(iter(cluster.workers.values())).pid
 
         def kill_one():
+            deadline = time.monotonic() + 60
             while not any(file.name.endswith(f"-{victim}") for file in place.iterdir()):
+                assert time.monotonic() < deadline
                 time.sleep(0.02)
             os.kill(victim, signal.SIGKILL)
 

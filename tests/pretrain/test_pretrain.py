@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from types import SimpleNamespace
 
@@ -60,6 +61,16 @@ def test_a_strict_base_reads_paintings_alone(strict):
     assert read == {"painting.npy", "painting.json", "settings.json"} and not (work / "reader").exists()
     assert json.loads((folder / "pretrain.json").read_text())["strict"] is True
     test_diffusers_loads_and_samples(strict)
+
+
+def test_many_scenes_are_rendered_by_processes_that_are_not_forked(monkeypatch):
+    """A fork copies the locks that other threads hold: pytest, Jupyter and torch have such threads."""
+    config = shared.PretrainConfig(**SMALL)
+    expected = list(shared._in_parallel(shared._render, "xray", config))
+    monkeypatch.setattr(shared, "PART", 20)
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
+    made = list(shared._in_parallel(shared._render, "xray", config))
+    assert len(made) == 40 and np.array_equal(made, expected)
 
 
 def words_of(texts):

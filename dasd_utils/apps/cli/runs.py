@@ -147,7 +147,7 @@ def evaluate_run(pipeline: Any) -> tuple[Path, list[dict[str, Any]]]:
 def run_training(
     config: Config, resume: bool, force: bool = False, auto_batch_size: bool = False, fitted: bool = False
 ) -> tuple[Path, list[dict[str, Any]]]:
-    """Train and save; return folder and history. fitted: "auto" chose the sizes; on resume those of the run."""
+    """Train and save; return folder and history. fitted: sizes are "auto", a resumed run keeps its own."""
     with options.garbage_kept():
         from dasd_utils import latents, sampling, training
         from dasd_utils.apps import animation, batch_size
