@@ -32,9 +32,9 @@ def run(commands: Sequence[Command], workers: int = 1, scheduler: str | None = N
     """Run each command, here or on a dask cluster; return its error message, None if it worked."""
     if scheduler is not None:
         return _on_cluster(commands, scheduler)
-    threads = max((os.cpu_count() or 1) // workers, 1)
+    cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)  # a job may have a few
     pool = ThreadPoolExecutor(workers)
-    waiting = [pool.submit(execute, command, threads) for command in commands]
+    waiting = [pool.submit(execute, command, max(len(cores) // workers, 1)) for command in commands]
     try:
         for _ in files.bar(as_completed(waiting), "commands", len(waiting)):
             pass

@@ -22,9 +22,13 @@ def test_commands_run_and_failures_are_reported():
         workers.run_all([FAILING], 1, None)
 
 
-def test_processes_share_the_cores(monkeypatch):
+@pytest.mark.parametrize("affinity", [range(8), None])  # on macOS a process has none
+def test_processes_share_the_cores_that_they_may_use(monkeypatch, affinity):
     seen = []
-    monkeypatch.setattr(workers.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(workers.os, "cpu_count", lambda: 64 if affinity else 8)
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: affinity, raising=False)
+    if affinity is None:
+        monkeypatch.delattr(workers.os, "sched_getaffinity")
     monkeypatch.setattr(workers, "execute", lambda command, threads=None: seen.append(threads))
     workers.run([HELP] * 3, workers=3)
     assert seen == [2, 2, 2]
