@@ -21,7 +21,7 @@ RESULTS = ROOT / "data" / "results"
 START, END = "<!-- {}: written by Report/make_numbers.py from data/results -->", "<!-- end of {} -->"
 CARD = {  # metric -> (title, decimals)
     "psnr": ("VAE, renders again: PSNR in dB", 1),
-    "retrieval_r1": ("CLIP: the right caption among 200 of the domain", 3),
+    "retrieval_r1": ("CLIP: a true caption nearest, of 200 of the domain", 3),
     "zero_shot_domain": ("CLIP: the domain, from bare prompts", 3),
     "reader_on_renders": ("attribute reader on renders", 3),
     "yardstick": ("D: CMMD of its renders from paintings", 2),
@@ -130,7 +130,7 @@ def speed_block() -> str:
     left_out = [path.stem[:2] for path in find_notebooks() if path.stem not in timed]
     without = f" without {' and '.join(left_out)}" if left_out else ""
     one = f"with {other['threads']} thread on {other['device']}{how}"
-    whole = f"takes {course['seconds'] / 60:.0f} minutes {one}"
+    whole = f"takes {course['seconds'] / 60:.0f} minutes, all notebooks together, {one}"
     memory = f"{course['peak_gb']:.1f} GB at most"
     where = f"where no other is named, on {machine['device']}"
     text = f"{turns}; {where}. The tiny course{without} {whole} and {memory}."
@@ -226,8 +226,8 @@ def gpu_table() -> str:
     stored = evaluation.load_results(RESULTS / "bench_gpu.json")
     limits = [r for r in stored["rows"] if "limit_gb" in r]
     image = next(r for r in stored["rows"] if r["metric"] == "seconds_an_image")
-    head = [f"{stored['config']['for']}, {image['made']}", "targets + sources", "checkpointing"]
-    head += ["samples a second", "memory, GB"]
+    head = [f"memory limit ({stored['config']['for']}, {image['made']})"]
+    head += ["targets + sources", "checkpointing", "samples a second", "memory, GB"]
     lines = []
     for speed in (r for r in limits if r["metric"] == "samples_per_second"):
         alike = [r for r in limits if r["metric"] == "peak_gb" and r["limit_gb"] == speed["limit_gb"]]
@@ -272,9 +272,10 @@ def card_block() -> str:
     timed = f"{seconds['threads']} threads: {seconds['value']:.1f} s"
     size, ratio = found["weights_mb", "all"]["value"], found["latent_deviation_ratio", "all"]["value"]
     return markdown_table(["what", *domains], lines) + (
-        f"\n\nn = {samples['n']} renders and samples a domain (200 captions), seed {samples['seed']}, 95 % "
-        f"bootstrap intervals. Deviations of the latent channels: within a factor of {ratio:.2f}. Weights: "
-        f"{size:.1f} MB. Eight images, 30 steps with guidance, {timed} "
+        f"\n\nn = {samples['n']} renders and samples a domain (of CLIP's captions 200), "
+        f"seed {samples['seed']}, 95 % bootstrap intervals. "
+        f"Deviations of the latent channels: within a factor of {ratio:.2f}. Weights: {size:.1f} MB. "
+        f"Eight images, 30 steps with guidance, {timed} "
         f"({seconds['low']:.1f} to {seconds['high']:.1f}, {seconds['n']} runs).\n\n" + _kinds()
     )
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -46,8 +47,9 @@ class Command:
 
     def finish(self, timeout: float = 300) -> list[int]:
         """Return the exit status of each process, -9 of a killed one; kill those that take too long."""
+        end = time.monotonic() + timeout
         for process in self.processes:
-            process.join(timeout)
+            process.join(max(end - time.monotonic(), 0))
             if process.is_alive():
                 process.kill()
                 process.join()

@@ -28,6 +28,7 @@ from dasd_utils.apps.cli import main as cli
 from dasd_utils.config import Calibration, Config, DasdError
 from dasd_utils.runtime import small_cnn
 
+os.umask(0o022)  # that the modes of written files are compared under
 torch.set_num_threads(1)  # tests are small, and threads that wait for each other cost more than they give
 LONG = ("test_processes", "test_ladder", "test_kill_resume", "test_training")
 

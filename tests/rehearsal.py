@@ -18,6 +18,7 @@ from dasd_utils.apps.notebooks import find_notebooks, load_notebook
 from dasd_utils.config import Config
 
 COUNTS = {"train": 160, "valid": 12, "validation": 4, "test": 16}
+LIMIT = 3600  # seconds after which a queue of notebooks is taken to hang
 SIZE = 72  # pixels; the config's resolution is 64
 # what each notebook is given to be quick: names of its parameters cell
 PARAMETERS: dict[str, object] = {
@@ -117,7 +118,11 @@ def main() -> int:
         command = [sys.executable, "-m", "dasd_utils", "notebooks", "--profile", "sd15", "--only", names]
         places = ["--config", str(config), "--output_dir", str(folder / "course")]
         started.append(subprocess.Popen([*command, "--keep-going", "--force", *places, *given]))
-    failed = any([process.wait() for process in started])
+    try:
+        failed = any([process.wait(LIMIT) for process in started])
+    finally:
+        for process in started:
+            process.terminate()  # its kernels end too
     unnamed = [line for path in (folder / "course").glob("*.ipynb") for line in unnamed_results(path)]
     print(*unnamed, sep="\n")
     return failed or bool(unnamed)

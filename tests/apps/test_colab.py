@@ -118,8 +118,10 @@ def repository(tmp_path_factory):
     cell = next(c for c in nbformat.read(notebook, as_version=4).cells if notebooks.is_setup(c))
     options = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
     git = ["git", "-C", str(folder), *options]
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    bare |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}  # no hooks, no signature
     for words in (["init"], ["add", "."], ["commit", "-m", "all"], ["tag", badges.repository()[1]]):
-        subprocess.run([*git, *words], check=True, capture_output=True)
+        subprocess.run([*git, *words], check=True, capture_output=True, env=bare, stdin=subprocess.DEVNULL)
     return folder, cell.source
 
 

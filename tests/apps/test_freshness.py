@@ -191,7 +191,6 @@ def test_the_notebooks_reach_the_rooms_that_they_use():
     assert {name: " ".join(n for n in rooms if name in rooms[n]) for name in names} == REACHED
     sources = {name: room.hash for name, room in freshness.rooms_of().items()}
     assert {"apps/cli", "pretrain"} <= sources.keys() - names
-    assert all(reached[name] == sources[name] for reached in rooms.values() for name in reached)
 
 
 @pytest.mark.parametrize(("source", "reached"), [

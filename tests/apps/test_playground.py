@@ -99,7 +99,7 @@ def test_typing_shows_the_scores_and_brings_the_calibration(form):
 
 
 def test_scores_wait_for_the_keys_to_be_still(fake, monkeypatch):
-    monkeypatch.setattr(playground, "PAUSE", 0.05)
+    monkeypatch.setattr(playground, "PAUSE", 1)
     form = playground.Playground(fake, "a house")
     prompts, before = [], form.loaded.pipeline.classify
     form.loaded.pipeline.classifier.classify = lambda prompt: prompts.append(prompt) or before(prompt)

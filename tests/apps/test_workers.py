@@ -54,10 +54,10 @@ def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
 
 
 def record(command, threads=None):
-    """Stand in for a command: note who runs it, and take a while."""
-    place, number = command
+    """Stand in for a command: note who runs it, and take a while, the victim until it is killed."""
+    place, number, victim = command
     with open(os.path.join(place, f"{number}-{os.getpid()}"), "w"):
-        time.sleep(0.2)
+        time.sleep(200 if os.getpid() == victim else 0.2)
 
 
 def test_a_killed_worker_costs_no_command(tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_a_killed_worker_costs_no_command(tmp_path, monkeypatch):
         victim = next(iter(cluster.workers.values())).pid
 
         def kill_one():
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 150
             while not any(file.name.endswith(f"-{victim}") for file in place.iterdir()):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
@@ -78,7 +78,7 @@ def test_a_killed_worker_costs_no_command(tmp_path, monkeypatch):
 
         killer = threading.Thread(target=kill_one)
         killer.start()
-        commands = [[str(place), str(i)] for i in range(6)]
+        commands = [[str(place), str(i), victim] for i in range(6)]
         said = workers.run(commands, scheduler=cluster.scheduler_address)
         killer.join()
     assert said == [None] * 6

@@ -204,6 +204,7 @@ def test_cells_that_use_the_gpu_are_found_through_the_functions_of_a_notebook(tm
 
 
 def test_the_counter_sees_what_is_alive_and_autocast_as_cuda_has_it():
+    plain = F.group_norm
     with counting.no_data() as live:
         kept = torch.empty(1000)
         torch.empty(5000)
@@ -213,4 +214,4 @@ def test_the_counter_sees_what_is_alive_and_autocast_as_cuda_has_it():
             assert product.dtype == torch.bfloat16
             assert F.group_norm(product, 2).dtype == torch.float32  # as on a GPU, unlike on a CPU
         assert product.sum().item() == 1.0 or product.sum().item() == 0.0
-    assert F.group_norm.__name__ == "group_norm" and not isinstance(torch.empty(2), FakeTensor)
+    assert F.group_norm is plain and not isinstance(torch.empty(2), FakeTensor)

@@ -13,13 +13,19 @@ from dasd_utils.config import ROOT
 SLOW = '#!/bin/sh\necho $$ >> "{place}/started"\nexec sleep 60\n'
 
 
+def _listens():
+    """Let Ctrl-C reach a process whose parents ignore it, as those of a script's `make test &` do."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
 def test_an_interrupted_course_leaves_nothing_at_work(tmp_path):
     (tmp_path / ".installed").touch()
     (tmp_path / "dasd").write_text(SLOW.format(place=tmp_path))
     (tmp_path / "dasd").chmod(0o755)
     command = ["make", "course", f"VENV={tmp_path}", f"BIN={tmp_path}"]
-    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL) as course:
+    options = {"start_new_session": True, "stderr": subprocess.DEVNULL, "preexec_fn": _listens}
+    with subprocess.Popen(command, cwd=ROOT, **options) as course:
         started = tmp_path / "started"
         while not started.exists() or len(started.read_text().split()) < 2:
             assert course.poll() is None

@@ -295,7 +295,7 @@ def test_a_run_keeps_no_secret_of_its_environment(finished):
         assert [name for name, value in SECRETS.items() if value.encode() in content] == [], file
         for path in (config.output_dir, config.model.base, config.model.clip, config.data.cache_dir):
             content = content.replace(str(path).encode(), b"")
-        assert str(Path.home()).encode() + b"/" not in content, file
+        assert Path.home() == Path("/") or f"{Path.home()}/".encode() not in content, file
 
 
 PUBLISHED = """
