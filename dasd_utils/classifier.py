@@ -51,7 +51,7 @@ def check_prompts(prompt: str | Sequence[str]) -> list[str]:
 def embed_prompts(text_encoder: Any, tokenizer: Any, prompts: Sequence[str], batch_size: int = 64) -> Tensor:
     """Return unit vectors (n, d): the last hidden state, after the final norm, at the first end token.
 
-    This position alone depends on all of the prompt: the encoder is causal. Its own `pooler_output` takes,
+    It is the first position to see all of the prompt: the encoder is causal. Its own `pooler_output` takes,
     with the config of Stable Diffusion 1.5, the largest id: an added token.
     """
     vectors = []

@@ -95,7 +95,7 @@ WHOLE = (0.0, 1.0)  # guidance at every step
 def section(kind: type[Kind]) -> type[Kind]:
     """Decorate a class: it becomes a frozen dataclass that raises DasdError for a value of another type.
 
-    Floats must be finite. An int becomes a float, a list a tuple, a path text; nothing else is converted.
+    Floats must be finite. An int becomes a float, a list a tuple, a path text, a dict its section.
     """
     rules = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
     made = pydantic.dataclasses.dataclass(frozen=True, config=rules)(kind)
@@ -261,7 +261,7 @@ class TrainingConfig:
     text_free: Flag = False  # with whole_unet: a trained constant takes the place of each cross-attention
     max_train_steps: Positive = 600
     target_batch_size: Positive = 24
-    source_batch_size: Count = 8  # the published 3 : 1
+    source_batch_size: Count = 8  # 3 : 1, which the published code configures and does not use
     source_every: Positive = 1  # micro-batches from one with source samples to the next
     gradient_accumulation_steps: Positive = 1
     learning_rate: Rate = 2e-3
@@ -353,7 +353,7 @@ class Config:
     ) -> typing.Self:
         """Return the config of a profile, with fields of any section changed by name.
 
-        file: a dict, or a JSON file of one, with changes that those by name precede; its profile does not
+        file: a dict, or a JSON file of one, with changes; those by name win, and its profile does not
         count here. "auto" is fitted to the machine, as far as the changes allow; a `method` brings its own
         defaults, which the other changes alter. Raises DasdError for an unknown profile, method or field.
         """

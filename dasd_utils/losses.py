@@ -1,7 +1,7 @@
 """The losses: noise prediction, MMD, and DASD's objective, L = L_noise + lambda_align * MMD^2.
 
-Pure functions of tensors first, then the pass of a batch through the UNet, the objective of DASD, and which
-objective a config asks for. All are called as (parts, batch, config) -> (loss, logs).
+Pure functions of tensors first, then the pass of a batch through the UNet, the objective of DASD, and the
+choice of a config's objective, which is called as (parts, batch, config) -> (loss, logs).
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def bank_features(parts: models.Parts, batch: Batch, config: Config) -> Tensor:
 
 
 def uses_bank(config: Config) -> bool:
-    """Return whether training takes source features from a bank, which prior preservation does not need."""
+    """Return whether source features come from a bank; for prior preservation sources pass the UNet."""
     aligned = config.alignment.lambda_align > 0 and config.alignment.source_features == "bank"
     return aligned and config.training.prior_loss_weight == 0
 
@@ -303,7 +303,7 @@ class FeatureQueue:
     def extend(self, name: str, features: Tensor) -> Tensor:
         """Return the domain's queued features followed by these (n, d), whose gradient counts for all.
 
-        Else the MMD would pull n / (n + queued) as strongly: less as the queue ages, and in smaller batches.
+        Else the MMD would pull n / (n + queued) as strongly: less as the queue fills, and in smaller batches.
         """
         queued = self.rows.get(name)
         if queued is None:

@@ -212,7 +212,7 @@ def lora_disabled(parts: Parts) -> Iterator[Parts]:
 
 @contextmanager
 def lora_merged(parts: Parts) -> Iterator[Callable[[bool], None]]:
-    """Inside the `with`, LoRA is added into the weights: a third of the products, the same but for rounding.
+    """Inside the `with`, LoRA is in the weights: one product a layer, not three, the same but for rounding.
 
     Yields a switch: `switch(False)` makes the network the base, `switch(True)` the adapted model again, at no
     cost. For sampling: nothing learns inside, and afterwards every weight is as before, to the bit. If the

@@ -197,7 +197,7 @@ class SampleRequest:
 class DasdPipeline:
     """A base model and its adapter, sampled with each domain's calibration: guidance, scheduler, steps.
 
-    The adapter is on where there is a domain: named, found by the classifier, or by its token in the
+    The adapter is on in a target domain: named, found by the classifier, or by its token in the
     prompt. Everywhere else the base model samples, LoRA off, with the source domain's calibration.
     """
 

@@ -66,10 +66,10 @@ def export(
 ) -> Exported:  # fmt: skip
     """Write the adapter to the folder `out`, completely or not at all; an earlier export there is replaced.
 
-    kind "diffusers": `load_lora_weights(out)` and `load_textual_inversion(out/<domain>.safetensors)`;
+    kind "diffusers": `load_lora_weights(out)` and `load_textual_inversion(out/<token>.safetensors)`;
     "a1111", "comfyui": LoRA in kohya's keys with its true alpha and embeddings, in that program's folders;
-    "pipeline": the base with the adapter in its weights, `from_pretrained(out)`. `name` names the LoRA's file
-    and leads the words of the embeddings. For the card: rows of `evaluation.json`, samples of `draw_samples`.
+    "pipeline": the base with the adapter in its weights, `from_pretrained(out)`. `name`: that of the two
+    programs' LoRA, and before the embeddings' words. For the card: rows of `evaluation.json`, `draw_samples`.
     """
     check_export(adapter, out, kind, name)
     summary = adapters.read_summary(adapter)

@@ -44,10 +44,10 @@ def edit(
 ) -> list[Image.Image]:
     """Return each picture changed towards its prompt.
 
-    strength: the share of the denoising steps that are done, from 0 (none) to 1 (from noise). mask: white
+    strength: the share of the denoising steps that are done, above 0, to 1 (from noise). mask: white
     where the picture may change, black where it stays; one for all, of their shape or square. invert: begin
     at the noise to which the base inverts the picture, with the empty prompt or what each has `shown`; else
-    at counted noise. `options` are those of `generate`.
+    at counted noise. `options` are those of `generate`, but `num_images`.
     """
     if len(pictures) != len(prompts) or (shown is not None and len(shown) != len(prompts)):
         texts = "no" if shown is None else len(shown)

@@ -340,7 +340,7 @@ def text_tower(clip: CLIPModel) -> CLIPTextModel:
 def pretrain(config: PretrainConfig, stages: Iterable[str] = ()) -> Path:
     """Run the stages, by default all, that are not done yet; return the folder of the finished base model.
 
-    All take some two hours on two cores, and 4 GB in `config.work_dir`; stopped, they go on where they were.
+    All take some two hours on two cores, and 2.5 GB in `config.work_dir`; stopped, they go on from there.
     Raises DasdError for an unknown stage, for a work folder of other settings, and for a strict base where
     the networks that score it are missing.
     """

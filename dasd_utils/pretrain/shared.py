@@ -145,7 +145,7 @@ def learned_merges(words: Mapping[str, int], count: int, min_frequency: int = 1)
 
 
 class Images:
-    """The rendered images and captions of some domains, as one indexed set."""
+    """The rendered images of some domains, as one indexed set."""
 
     def __init__(self, work: Path, domains: tuple[str, ...]) -> None:
         self.arrays = [np.load(_present(work / f"{d}.npy", "render"), mmap_mode="r") for d in domains]

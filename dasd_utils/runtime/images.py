@@ -151,9 +151,9 @@ def _split_alpha(values: np.ndarray, has_alpha: bool) -> tuple[np.ndarray, np.nd
 def to_eight_bit(
     values: np.ndarray, window: Window | None = None, alpha: np.ndarray | None = None
 ) -> Image.Image:
-    """Return values (h, w) or (h, w, bands), and their alpha, as L, LA, RGB or RGBA; no value is black.
+    """Return values (h, w) or (h, w, bands), and their alpha, as L, LA, RGB or RGBA; nan is black.
 
-    `info` has "levels", between which all but a thousandth of the pixels lie, and "bands" if some are lost.
+    `info` has "levels", with a thousandth of the pixels beyond each, and "bands" if some are lost.
     """
     values = np.atleast_3d(values)
     bands = values.shape[2]

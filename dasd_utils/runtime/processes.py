@@ -153,7 +153,7 @@ def autocast(setting: str, device: torch.device) -> AbstractContextManager:
 
 
 def frozen_dtype(config: Config, device: torch.device | None = None) -> torch.dtype | None:
-    """Return the half precision of the frozen UNet where the config wants it, None for that of its files."""
+    """Return the half precision of the frozen UNet where the config wants it, None for float32."""
     if not config.model.half_weights:
         return None
     return DTYPES.get(sampling_precision(config.training.mixed_precision, device or default_device()))

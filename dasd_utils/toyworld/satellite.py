@@ -1,7 +1,7 @@
 """Aerial images seen from straight above, drawn from a handful of attributes.
 
 Every scene is drawn on a `_Board` whose unit is 1/64 of the picture's side and whose origin is its middle, so
-that one drawing serves every size and every orientation. A shadow always falls to the lower right.
+that one drawing serves every size and every orientation. Shadows fall to the lower right (quay: upper left).
 """
 
 import itertools
@@ -180,7 +180,7 @@ def _harbor(board: _Board, attributes: dict, rng: np.random.Generator) -> None:
 
 
 def _ship(board: _Board, rng: np.random.Generator, x: float, y: float, sideways: bool) -> None:
-    """A ship 20 long, its bow away from the quay, or to the right when `sideways`."""
+    """A ship 21 long, its bow away from the quay, or to the right when `sideways`."""
     turn = np.array([[0, -1], [1, 0]]) if sideways else np.eye(2)
     hull = np.array([(0, -11), (3, -6.5), (3.6, 8), (2.4, 10), (-2.4, 10), (-3.6, 8), (-3, -6.5)])
     colour = _pick(rng, ((206, 56, 46), (236, 146, 44), _WHITE))

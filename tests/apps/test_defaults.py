@@ -117,7 +117,7 @@ def test_a_picture_of_a_prompt_alone(pipeline, monkeypatch, handed):
     assert pipeline.generate("a chest")[1] is None
 
 
-@shows("the evaluation prompts of --domain, an image each", "generate prompt")
+@shows("the evaluation prompts of --domain, in turn", "generate prompt")
 def test_without_a_prompt_a_domain_draws_its_own(pipeline, monkeypatch, tmp_path):
     monkeypatch.setattr(options.ChosenRun, "open", lambda self: pipeline)
     monkeypatch.setattr(runs, "save_image", lambda image, path: str(path.name))

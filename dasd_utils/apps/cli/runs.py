@@ -17,9 +17,9 @@ METHOD = "How to train: dasd, domainstudio, indomain or diffusionclip."
 FORMATS = "diffusers: LoRA and tokens; a1111, comfyui: for these programs; pipeline: the whole model."
 DRAWN_IN = "The domain to draw in, such as satellite or xray."
 RULE = "cfg, domain, decoupled or unconditional."
-HOW_FAR = "How far: 0 is the picture itself, 1 as learned."
+HOW_FAR = "How far: 0 as the base gives it, 1 as learned."
 SHIPPED = "the config's run, else the shipped one"
-OWN_PROMPTS = "the evaluation prompts of --domain, an image each"
+OWN_PROMPTS = "the evaluation prompts of --domain, in turn"
 OF_TOKEN = "that of the prompt's token, else the base model"
 
 
@@ -291,7 +291,7 @@ def export(
     run: Path = options.RUN,
     out: Path = argument("A folder that is new or empty."),
     kind: str = option("diffusers", FORMATS, "--format"),
-    name: str | None = option(None, "Of the LoRA, and before embeddings' words.", show_default="the run's"),
+    name: str | None = option(None, "Of LoRA and embeddings; a1111, comfyui.", show_default="the run's"),
     samples: bool = option(True, "Draw a picture for the model card."),
     force: bool = option(False, "Replace an earlier export."),
 ) -> Answer:
@@ -337,7 +337,7 @@ def encode(
 
 @command(options.UPKEEP)
 def clean(how: Settings) -> Answer:
-    """Remove every cached latent, and nothing else."""
+    """Remove the cached latents and source features of all runs."""
     from dasd_utils.runtime import latent_cache
 
     settings = how.read()

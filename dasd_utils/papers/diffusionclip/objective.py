@@ -6,8 +6,8 @@ L = direction_weight L_dir + l1_weight |predicted_x0 - x0|,
 L_dir = 1 - cos(E_I(predicted_x0) - E_I(x0), E_T(target) - E_T(reference)).
 A cosine ignores length. The form "offset", which is this project's own, includes it:
 L_dir = |E_I(predicted_x0) - E_I(x0) - d|^2 / |d|^2, d the words' difference.
-The loss is computed at every denoising step, of the x0 predicted there, and no gradient passes from one step
-to the next (the paper's GPU-efficient mode): a batch stays for `generation_steps` calls. The paper's identity
+With `every_step` the loss is computed at every denoising step, of the x0 predicted there, and no gradient
+passes to the next (the paper's GPU-efficient mode): a batch stays for `generation_steps` calls. The identity
 term for faces is left out. The domain's images are those to be translated; none of the target is used.
 """
 
@@ -42,7 +42,7 @@ BY_PROFILE: dict[str, dict[str, Any]] = {
 }
 LADDER: dict[str, dict[str, Any]] = {}  # it takes no prompt, so it has no place on the ladder
 Steps = Annotated[cfg.Positive, Field(le=1000)]  # of a noise schedule of 1000
-ACCUMULATES = False  # every call is an update, several of one batch
+ACCUMULATES = False  # every call is an update, with `every_step` several of one batch
 TRAINED_WITH = ("model.clip", "model.clip_revision")  # config fields that a resumed run keeps too
 NOISY = "far/"  # before the id of an inverted sample, in a checkpoint
 MIN_LENGTH = 1e-3  # of a direction: below it the sentences are the same to CLIP
@@ -164,8 +164,8 @@ class Words:
 class DirectionObjective:
     """The loss of the module's docstring, called as (parts, batch, config) -> (loss, logs).
 
-    It keeps a batch for `generation_steps` calls, one denoising step each. Each of several processes takes
-    the complete batch, so their mean is the loss itself, and they save no time.
+    With `every_step` a batch stays for `generation_steps` calls, a denoising step each. Each of several
+    processes takes the complete batch, so their mean is the loss itself, and they save no time.
     """
 
     def __init__(self, config: Config) -> None:
