@@ -77,7 +77,7 @@ Name = Annotated[Text, _matches(
 )]  # fmt: skip
 Token = Annotated[Text, _matches(
     f"(?i)<(?!pytorch_lora_weights>){WORD}{{1,62}}>",
-    f"be {RULE} with angle brackets around them, like '<satellite>', and no name of the LoRA's file",
+    f"be {RULE.replace('64', '62')} with angle brackets around them, like '<satellite>', not the LoRA's file",
 )]  # fmt: skip
 _ANY = "|".join(TRACKERS)
 Tracking = Annotated[

@@ -224,13 +224,13 @@ def _pick_split(
     rows = rows[~copies]
     ids = [name.decode() for name in found.ids[rows]]
     groups = splits.duplicate_groups(ids, found.thumbnails.take(rows), settings.near_duplicate)
-    test_fraction = 0.0 if test else settings.test_fraction
-    parts = splits.split_by_content(ids, groups, settings.validation_fraction, test_fraction)
+    shares = settings.validation_fraction, 0.0 if test else settings.test_fraction
+    parts = splits.split_by_content(ids, groups, *shares)
     picked = rows[[part == split for part in parts]]
     if not len(picked):
         raise DasdError(f"No {split} image of {domain.data} is left: {len(ids)} images in {len(set(groups))} "
-                        f"groups of near copies, test_fraction {test_fraction}. If they are no copies, set "
-                        f"near_duplicate ({settings.near_duplicate}) nearer to 1.")  # fmt: skip
+                        f"groups of near copies; (validation_fraction, test_fraction): {shares}. If these "
+                        f"are none, set near_duplicate ({settings.near_duplicate}) nearer to 1.")  # fmt: skip
     return picked, int(copies.sum())
 
 

@@ -235,7 +235,7 @@ def loss_curves(history: Rows | Sequence[float]) -> Figure:
     names = list(dict.fromkeys(n for row in history for n, value in row.items() if value is not None))
     panels = {
         "Loss": ["loss", *(n for n in names if n.startswith("validation_"))],
-        "MMD of mid-block features": [n for n in names if n.startswith("mmd_")] or ["mmd"],
+        "MMD of features": [n for n in names if n.startswith("mmd_")] or ["mmd"],
         "Gradient norm": ["grad_norm"],
         "Learning rate": ["learning_rate", "token_learning_rate"],
     }
@@ -305,7 +305,7 @@ def _bars(axes: Axes, rows: Rows, metric: str, domains: Texts, colors: Mapping[s
             axes.bar(x, value, 0.9 * width, color=colors[row["method"]])
             axes.plot([x, x], interval(row), color=INK, linewidth=1.2)
             above = {"xy": (x, max(*interval(row), 0)), "xytext": (0, 2), "textcoords": "offset points"}
-            axes.annotate(f"{value:.{digits}f}", **above, ha="center", fontsize=7)
+            axes.annotate(f"{value:z.{digits}f}", **above, ha="center", fontsize=7)
         elif row["metric"] == "clip_floor" and metric == "clip_score":
             axes.hlines(value, x - 0.45 * width, x + 0.45 * width, color=INK, linestyles=":", zorder=3)
     axes.set_xticks(range(len(domains)), domains, fontsize=9)

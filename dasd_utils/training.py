@@ -67,11 +67,11 @@ def check_folder(config: Config, resume: bool, force: bool = False) -> None:
     """Raise DasdError for a folder that cannot be written, or whose run is neither resumed nor replaced."""
     folder = files.output_folder(config.output_dir)
     adapters.check_place(folder / "adapter")
-    has_adapter = (folder / "adapter").is_dir()
-    has_steps = any(folder.glob("checkpoints/step-*"))
+    has_adapter, has_steps = (folder / "adapter").is_dir(), any(folder.glob("checkpoints/step-*"))
     begun = has_adapter or has_steps or (folder / HISTORY).is_file()
-    if begun and not force and (not resume or (has_adapter and not has_steps)):
-        found = "no checkpoint to go on from" if resume else "go on with resume=True (`--resume`)"
+    is_whole = has_adapter and not has_steps
+    if begun and not force and (not resume or is_whole):
+        found = "no checkpoint to go on from" if is_whole else "go on with resume=True (`--resume`)"
         raise DasdError(f"{folder} holds a run: {found}. To train anew in its place give force=True "
                         "(`--force`), or set output_dir to another folder.")  # fmt: skip
 

@@ -29,8 +29,8 @@ def sample_grid(
     pipeline: DasdPipeline, targets: Mapping[str, DomainData]
 ) -> Callable[[int], dict[str, list[Image.Image]]]:
     """Return the `on_sample` of `training.train` that draws `samples/step-<step>.png` in the run folder."""
-    # behind the token, as an image may have no caption
-    prompts = {name: [data.prompt(i) for i in range(min(4, len(data)))] for name, data in targets.items()}
+    # behind the token, as an image may have no caption; the domain's name where there is neither
+    prompts = {name: [d.prompt(i) or name for i in range(min(4, len(d)))] for name, d in targets.items()}
 
     def draw(step: int) -> dict[str, list[Image.Image]]:
         drawn = {name: pipeline.generate(own, name, seed=[*range(len(own))]) for name, own in prompts.items()}

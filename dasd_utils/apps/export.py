@@ -56,8 +56,8 @@ def check_export(adapter: str | Path, out: str | Path, kind: str, name: str) -> 
     manifest = Path(out) / checkpoints.MANIFEST
     earlier = files.read_object(manifest, "The manifest") if manifest.is_file() else {}
     own = {checkpoints.MANIFEST, *earlier["files"]} if "export" in earlier else set()  # a run has none
-    if found != own or Path(out).is_file():
-        raise DasdError(f"{out} holds files that no export wrote: name a folder that is new or empty.")
+    if found - own or Path(out).is_file():
+        raise DasdError(f"{out} is a file or holds files that no export wrote: name a new or empty folder.")
 
 
 def export(

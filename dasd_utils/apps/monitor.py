@@ -8,7 +8,7 @@ import html
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -82,7 +82,8 @@ class Monitor:
             self.curves.layout.display = None
 
     def on_sample(self, step: int, made: Any) -> None:
-        """Show what a sampling callback returned: images, a figure, or None."""
+        """Show what a sampling callback returned: images, rows of them by name, a figure, or None."""
+        made = [image for row in made.values() for image in row] if isinstance(made, Mapping) else made
         if isinstance(made, Sequence):
             made = figures.image_grid(made, title=f"step {step}")
         if made is not None:

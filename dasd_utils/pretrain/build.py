@@ -336,7 +336,6 @@ def text_tower(clip: CLIPModel) -> CLIPTextModel:
     return encoder.eval().requires_grad_(False)
 
 
-# All stages, and the folder that they end in.
 def pretrain(config: PretrainConfig, stages: Iterable[str] = ()) -> Path:
     """Run the stages, by default all, that are not done yet; return the folder of the finished base model.
 

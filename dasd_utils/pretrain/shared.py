@@ -116,7 +116,7 @@ def read_rows(work: Path, domain: str) -> list[dict[str, Any]]:
 
 def _present(path: Path, stage: str) -> Path:
     if not path.exists():
-        raise DasdError(f"{path} is missing: run the stage {stage!r} first (dasd pretrain --stage {stage}).")
+        raise DasdError(f"{path} is missing: run the stage {stage!r} first (--stage, with the same options).")
     return path
 
 

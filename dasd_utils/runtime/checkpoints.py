@@ -152,8 +152,8 @@ def find_trained(config: Config) -> Path:
     own = resolve(config.output_dir)
     train = f"dasd train --profile {config.profile} --max_steps 100 --output_dir {own}"
     raise DasdError(f"No trained run fits this config ({'; '.join(problems)}). Train one by notebook 04, or "
-                    f"a short one by `{train}`{minutes}. Or set output_dir to where there is one, on Drive "
-                    "for example, or name a run, an exported adapter or its hub id: "
+                    f"a short one by `{train}`{minutes}, with the --config, --base and --data in use. Or set "
+                    "output_dir to one, such as on Drive, or name a run, an exported adapter or its hub id: "
                     'config = {"shipped_run": "owner/name"}.')  # fmt: skip
 
 

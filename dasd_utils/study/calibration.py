@@ -94,7 +94,7 @@ def search(
     reference = evaluation.load_reference(domain, pipeline.config, scorer, num_images, "validation")
     schedules = [schedule for schedule in SCHEDULES if schedule[1] <= budget]
     guidances = [(kind, scale) for kind, scales in SCALES.items() for scale in scales]
-    texts = [reference.prompts.texts[i] for i in reference.prompts.prompt_of(num_images)]
+    texts = [reference.prompts.texts[i] or domain.name for i in reference.prompts.prompt_of(num_images)]
     seeds = range(NOISE, NOISE + num_images)
     count = len(guidances) + len(schedules) + len(INTERVALS) * len(GROWTH) * intervals
     with files.bar(None, domain.name, count, unit="candidate") as bar:

@@ -14,7 +14,6 @@ from dasd_utils.figures import INK, MUTED, PALETTE, Figure, Row, Rows, draw_heat
 MARKERS = "os^Dvp"
 
 
-# what several charts share
 def unique(rows: Rows, name: str) -> list[Any]:
     """Return the different values of a field, in the rows' order."""
     return list(dict.fromkeys(row[name] for row in rows))
@@ -236,7 +235,7 @@ def plane_chart(rows: Rows, curve: str, metrics: Sequence[str] = ("cmmd", "attri
         values = np.full((len(up), len(across)), np.nan)
         for row in (row for row in cells if row["metric"] == metric):
             values[up.index(row["domain_scale"]), across.index(row["guidance_scale"])] = row["value"]
-        draw_heat(axes, values, [[f"{value:.2f}" for value in line] for line in values], origin="lower")
+        draw_heat(axes, values, [[f"{value:z.2f}" for value in line] for line in values], origin="lower")
         axes.set_xticks(range(len(across)), [f"{value:g}" for value in across])
         axes.set_yticks(range(len(up)), [f"{value:g}" for value in up])
         axes.set(title=metric_label(metric, break_line=True), xlabel="$w_c$, to the prompt")

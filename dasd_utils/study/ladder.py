@@ -212,8 +212,9 @@ class Task:
         return self.folder / f"scores-{files.short_hash(named)}.safetensors"
 
     def prompts_and_seeds(self, reference: Reference) -> tuple[list[str], list[int]]:
-        """Return the prompt and the seed of each image."""
-        prompts = [reference.prompts.texts[i] for i in reference.prompts.prompt_of(self.count)]
+        """Return the prompt, the domain's name for an empty caption, and the seed of each image."""
+        found, name = reference.prompts, self.domain.name
+        prompts = [found.texts[i] or name for i in found.prompt_of(self.count)]
         if self.method.style_words:
             prompts = [f"{prompt}, {self.domain.style_suffix}" for prompt in prompts]
         return prompts, [SEED_STEP * self.seed + i for i in range(self.count)]

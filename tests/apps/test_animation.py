@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,6 +71,22 @@ def test_the_command_takes_the_grids_of_a_run(grids, tmp_path):
     result = CliRunner().invoke(cli.app, ["animate", str(tmp_path), "--width", "160"])
     assert result.exit_code == 0 and "3 pictures" in result.stdout
     assert [image.width for image, _ in frames(tmp_path / "samples.webp")] == [160] * 3
+
+
+def test_a_domain_without_words_is_asked_for_by_its_name(tmp_path):
+    class Silent(list):
+        def prompt(self, _):
+            return ""
+
+    asked = []
+
+    def generate(prompts, name, seed):
+        asked.append((prompts, name))
+        return [Image.new("RGB", (8, 8)) for _ in seed], None, None
+
+    pipeline = SimpleNamespace(config=SimpleNamespace(output_dir=str(tmp_path)), generate=generate)
+    animation.sample_grid(pipeline, {"thing": Silent([0, 0])})(1)
+    assert asked == [(["thing", "thing"], "thing")] and (tmp_path / "samples/step-000001.png").is_file()
 
 
 def test_a_slider_holds_its_figures_one_below_the_other():

@@ -51,6 +51,14 @@ def test_beside_is_the_base_with_the_same_noise(loaded):
     assert drawings.draw_again(base.settings, loaded).tobytes() == base.image.tobytes()
 
 
+def test_without_a_domain_the_base_draws_whatever_the_prompt_names(loaded):
+    (drawing,) = drawings.draw(loaded, "<xray> lungs", None, HOW, 3)
+    with loaded.pipeline.base():
+        expected, *_ = loaded.pipeline.generate("<xray> lungs", seed=3, settings=HOW)
+    assert drawing.settings["model"] == "base" and drawing.image.tobytes() == expected.tobytes()
+    assert drawings.draw_again(drawing.settings, loaded).tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize(("chosen", "rule", "found", "model"), [
     (AUTO, "cfg", "xray", "adapted"),
     (None, "cfg", None, "base"),

@@ -181,11 +181,13 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(adapted, tmp_path):
     assert export.export(tmp_path / "adapter", out, "diffusers", adapted.config, "dasd")
     assert not (out / "embeddings").exists() and (out / adapters.LORA_FILE).is_file()
     assert not (out / "generated").exists()
+    (out / adapters.LORA_FILE).unlink()  # as the message about a damaged file advises
+    assert export.export(tmp_path / "adapter", out, "diffusers", adapted.config, "dasd")
     (out / "notes.txt").write_text("mine")
     adapters.save_adapter(adapted, tmp_path / "run/adapter")
     checkpoints.write_manifest(tmp_path / "run", list((tmp_path / "run/adapter").iterdir()))
-    for place in (out, tmp_path / "run"):
-        with pytest.raises(DasdError, match="holds files that no export wrote"):
+    for place in (out, tmp_path / "run", out / "notes.txt"):
+        with pytest.raises(DasdError, match="is a file or holds files that no export wrote"):
             export.check_export(tmp_path / "adapter", place, "a1111", "dasd")
     assert (out / "notes.txt").read_text() == "mine"
 

@@ -74,7 +74,7 @@ def test_curves_pictures_and_numbers_follow_the_run(config, displayed, monkeypat
     assert all(Image.open(io.BytesIO(each.value)).width > 100 for each in (chart, pictures))
 
 
-@pytest.mark.parametrize("made", [figures.image_grid([IMAGE]), [IMAGE.convert("L")], None])
+@pytest.mark.parametrize("made", [figures.image_grid([IMAGE]), [IMAGE.convert("L")], {"x": [IMAGE]}, None])
 def test_pictures_may_be_images_a_figure_or_none(made):
     watching = monitor.Monitor(1)
     watching.on_sample(1, made)

@@ -122,7 +122,7 @@ def test_loss_curves_draw_what_the_history_holds():
     rows[5]["loss"] = None  # a skipped step
     figure = figures.loss_curves(rows)
     titles = [axes.get_title("left") for axes in figure.axes]
-    assert titles == ["Loss", "MMD of mid-block features", "Gradient norm", "Learning rate"]
+    assert titles == ["Loss", "MMD of features", "Gradient norm", "Learning rate"]
     lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
     np.testing.assert_allclose(lines["validation, satellite"].get_xydata(), [[30, 0.3], [60, 0.2]])
     assert len(lines["loss"].get_xdata()) == 59

@@ -259,8 +259,9 @@ def test_a_run_is_replaced_only_when_asked_for_and_then_as_a_whole(config, tmp_p
     with refused(str(run), "--resume", "--force"):
         start(config.replace(seed=1))
     shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
-    with refused("no checkpoint to go on from", "--force"):
-        start(config.replace(output_dir=tmp_path / "copy"), resume=True)
+    for resume in (True, False):
+        with refused("no checkpoint to go on from", "--force"):
+            start(config.replace(output_dir=tmp_path / "copy"), resume=resume)
     assert contents(run) == before
     interrupt(config.replace(seed=1, rank=2), 1, force=True)
     assert set(contents(run)) == {"history.jsonl", "speed.jsonl", "config.json", "notes.txt"}

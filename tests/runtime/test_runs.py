@@ -100,6 +100,7 @@ def test_where_no_run_is_there_the_ways_on_are_named(tmp_path, monkeypatch):
         f"{tmp_path / 'own'}: no adapter there",
         "notebook 04",
         train,
+        "with the --config, --base and --data in use",
         "on Drive",
         '{"shipped_run": ',
     ):

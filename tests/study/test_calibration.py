@@ -66,6 +66,18 @@ def search(config, monkeypatch):
     return run
 
 
+def test_an_image_without_a_caption_is_asked_for_by_its_domain(search, monkeypatch):
+    load = evaluation.load_reference
+
+    def one_without(*options):
+        reference = load(*options)
+        reference.prompts.texts[0] = ""
+        return reference
+
+    monkeypatch.setattr(evaluation, "load_reference", one_without)
+    assert len(search((("ddim", 1),), budget=1)) >= 3
+
+
 def test_guidance_comes_first_then_the_schedule(config, search):
     found = search((("ddim", 1), ("dpm++", 2), ("ddim", 9)), budget=3)
     settings = [c.calibration for c in found]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +57,15 @@ def done(config, quick):
     """Return the config whose ladder is done for two seeds."""
     assert ladder.run_ladder(ladder.Scoring(config), [0, 1], LADDER, progress=False) == []
     return config
+
+
+def test_an_image_without_a_caption_is_asked_for_by_its_domain(config):
+    prompts = evaluation.Prompts(["", "a harbor"], torch.zeros(2, 4))
+    reference = SimpleNamespace(prompts=prompts)
+    for name, expected in (("base", "satellite"), ("base + style words", "satellite, satellite image")):
+        task = ladder.tasks(config, method_of(name), 0)[0]
+        asked, _ = task.prompts_and_seeds(reference)
+        assert asked[0].startswith(expected) and asked[1].startswith("a harbor")
 
 
 def test_every_method_is_scored_in_every_domain(done):

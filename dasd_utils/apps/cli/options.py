@@ -30,7 +30,6 @@ METAVARS = {int: "N", str: "NAME", Path: "FOLDER", float: "X"}  # unless an opti
 METAVARS |= {kind | None: name for kind, name in METAVARS.items()}
 Completion = Callable[[], Iterable[str]] | None
 
-# what the commands are listed under
 START = "Start here"
 RUNS = "Train a model and use it"
 SHARE = "Hand it to others"

@@ -68,7 +68,8 @@ def draw(
     if domain == AUTO:
         domain = loaded.classify(prompt)["best_domain"]
     settings = {"prompt": prompt, "domain": domain, **calibration.settings(), "seed": seed}
-    models = (BASE, ADAPTED) if beside else (ADAPTED,)
+    drawn = ADAPTED if domain else BASE  # where the prompt has a learned token, too
+    models = (BASE, drawn) if beside else (drawn,)
     return [_draw(loaded, {**settings, **loaded.identity, "model": model}) for model in models]
 
 
