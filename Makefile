@@ -85,7 +85,8 @@ study: install  # hours
 	for name in satellite xray; do \
 		$(ADAPT) --config data/configs/diffusionclip_$$name.json --target toyworld:$$name --seeds 0 || exit 1; \
 		cp data/runs/diffusionclip/adaptation.json data/results/adaptation_$$name.json || exit 1; done
-	$(LADDER) --config data/configs/long_ladder.json --only base --only "LoRA + token" --only DASD
+	$(LADDER) --config data/configs/long_ladder.json --only base --only "base + style words" \
+		--only "LoRA + token" --only DASD
 	for name in long_ladder ten_shots many_shots ten_sketches ten_xrays; do \
 		cp data/runs/$$name/ladder.json data/results/$$name.json || exit 1; done
 
