@@ -303,7 +303,7 @@ def test_all_sources_can_be_named_and_split_folders_are_used(tmp_path, tiny_conf
 @pytest.mark.parametrize(("change", "message"), [
     ({"name": "no name"}, "letters, digits"),
     ({"name": "painting"}, "Two domains have one name"),
-    ({"name": "x" * 63}, "at most 64"),
+    ({"name": "x" * 63}, "at most 62"),
     ({"how": "name"}, "Did you mean 'names'"),
     ({"how": ""}, "Or give a sentence"),
     ({"how": "metadata"}, "metadata: no metadata"),
