@@ -185,7 +185,7 @@ def test_every_option_is_explained_in_80_columns(name, command, monkeypatch):
     assert command.help and bare == []
     assert "--json" in words or name == "playground"  # which has no result
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("typer.rich_utils.FORCE_TERMINAL", None)  # set by GITHUB_ACTIONS and FORCE_COLOR
+    monkeypatch.setattr("typer.rich_utils.FORCE_TERMINAL", False)  # True by GITHUB_ACTIONS and FORCE_COLOR
     monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", None)
     printed = runner.invoke(cli.app, [name, "--help"]).stdout
     assert max(map(len, printed.splitlines())) <= 80 and "…" not in printed
