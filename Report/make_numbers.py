@@ -56,10 +56,9 @@ def rows(name: str) -> list[dict]:
 
 
 def headline_block() -> str:
-    """Return the README's table: five rows of the ladder."""
-    judged = {
-        (row["method"], row["domain"], row["metric"]): row for row in rows("ladder") if "against" not in row
-    }
+    """Return the README's table: five rows of the longer ladder."""
+    stored = evaluation.load_results(RESULTS / "long_ladder.json")
+    judged = {(r["method"], r["domain"], r["metric"]): r for r in stored["rows"] if "against" not in r}
     columns = [(domain, metric) for domain in DOMAINS for metric in ("cmmd", "attribute_accuracy")]
     lines = [
         [method, *(interval_text(judged[method, *column], 2) for column in columns)]
@@ -67,13 +66,10 @@ def headline_block() -> str:
     ]
     titles = [f"{domain}: {title}" for domain in DOMAINS for title in ("CMMD ↓", "attributes ↑")]
     row = judged["DASD", DOMAINS[0], "cmmd"]
-    seeds, n = len(row["seeds"]), row["n"]
-    config = evaluation.load_results(RESULTS / "ladder.json")["config"]
-    steps, source = config["training"]["max_train_steps"], config["alignment"]["source_features"]
-    source = {"adapted": "source features with LoRA on"}.get(source, f"{source} source features")
+    seeds, steps = len(row["seeds"]), stored["config"]["training"]["max_train_steps"]
     made = (
-        f"Means of {seeds} runs of {steps} steps (DASD: {source}), "
-        f"{n // seeds} images per run and domain; 95 % intervals."
+        f"Means of {seeds} runs of {steps:,} steps, {row['n'] // seeds} images per run and domain; "
+        "95 % intervals."
     )
     return f"{markdown_table(['', *titles], lines)}\n\n{made}"
 
