@@ -16,8 +16,7 @@ BACKGROUND = (
     "a painting", "an oil painting of a landscape", "a watercolour of a tree", "a portrait of a young man",
     "a still life with a jug", "a boat on a lake", "a cow in the grass", "a small bird", "a loaf of bread",
     "a slice of pizza", "people in a market", "a car in the street", "a living room with a lamp",
-    "a colourful pattern", "a drawing of a house", "a photo of a friend",
-)  # fmt: skip
+    "a colourful pattern", "a drawing of a house", "a photo of a friend")  # fmt: skip
 Domains = Sequence[DomainConfig]
 
 

@@ -160,9 +160,9 @@ def embed_prompts(
 
 
 def prompts_of(images: data.DomainData, scorer: Scorer, count: int) -> Prompts:
-    """Return the first caption of each of the first `count` images, with its attributes and label."""
+    """Return the first caption of the first `count` images, for none the domain's name; attributes, label."""
     rows = range(min(count, len(images)))
-    texts = [images.captions[i][0] for i in rows]
+    texts = [images.captions[i][0] or images.config.name for i in rows]
     seen = images.mentioned and scorer.attribute_classifier
     mentioned = [images.mentioned[i][0] for i in rows] if seen else None
     check_mentioned(scorer, images.config.name, mentioned)
@@ -239,8 +239,8 @@ def score_images(
     scores |= metrics.precision_recall(features, reference.heldout)
     if scorer.inception:
         scores["inception"] = scorer.embed_inception(images)
-    if prompts.labels and reference.prompts.labels:
-        labels = [prompts.labels[i] for i in prompts.prompt_of(len(images))]
+    labels = [prompts.labels[i] for i in prompts.prompt_of(len(images))] if prompts.labels else []
+    if reference.prompts.labels and len(set(labels)) > 1:
         real = reference.pixels, reference.prompts.labels
         scores["synthetic_to_real"] = small_cnn.synthetic_to_real(small, labels, *real, seed)
     return {name: value.float().contiguous() for name, value in scores.items()}

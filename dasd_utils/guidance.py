@@ -120,7 +120,7 @@ def guided_prediction(
             unet, text = network_of(model), torch.cat([branches[i].text for i in places])
             with computing():
                 copies = latents.repeat(len(places), 1, 1, 1).to(unet.dtype)
-                eps = unet(copies, timestep, encoder_hidden_states=text).sample.float()
+                eps = unet(copies, timestep, encoder_hidden_states=text.to(unet.dtype)).sample.float()
             for i, part in zip(places, eps.chunk(len(places)), strict=True):
                 predictions[i] = part
         return combine(predictions, weights)

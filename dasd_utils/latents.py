@@ -113,13 +113,6 @@ class _Pick:
     generator: np.random.Generator  # draws the noise and the sample of the VAE's posterior
 
 
-def _at_times_of(targets: Sequence[_Pick], sources: Sequence[_Pick]) -> list[_Pick]:
-    """Return the sources with timesteps of the targets, evenly chosen from these."""
-    stride = max(len(targets) // max(len(sources), 1), 1)
-    times = [targets[i * stride % len(targets)].timestep for i in range(len(sources))]
-    return [dataclasses.replace(pick, timestep=t) for pick, t in zip(sources, times, strict=True)]
-
-
 class Sampler:
     """Which samples, timesteps and noise step k trains on: a function of (config.seed, step, micro, i).
 
@@ -201,7 +194,9 @@ class Sampler:
         for i in range(training.source_batch_size if rest == 0 else 0):
             turn = turns * training.source_batch_size + i
             sources.append(self._pick(0, turn, counted_generator(seed, SOURCE, step, micro, i)))
-        sources = _at_times_of(targets, sources)
+        stride = max(len(targets) // max(len(sources), 1), 1)  # timesteps are the targets', evenly chosen
+        times = [targets[i * stride % len(targets)].timestep for i in range(len(sources))]
+        sources = [dataclasses.replace(pick, timestep=t) for pick, t in zip(sources, times, strict=True)]
         if self._bank is None or not sources:
             return self._assemble("train", targets, sources)
         places = [self._place_in_bank(pick) for pick in sources]

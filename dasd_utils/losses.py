@@ -77,11 +77,6 @@ def mmd(
         return within(k(x, x)) + within(k(y, y)) - 2 * k(x, y).mean()
 
 
-def linear_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """Return the inner products; its biased MMD is the squared distance of the two means."""
-    return x @ y.T
-
-
 def gaussian_kernel(x: Tensor, y: Tensor, sigma: float | Tensor) -> Tensor:
     """Return exp(-|x - y|^2 / (2 sigma^2))."""
     return torch.exp(-_squared_distances(x, y) / (2 * sigma**2))
@@ -107,7 +102,7 @@ def _choose_kernel(kernel: str | Kernel, x: Tensor, y: Tensor, sigma: float | Te
     if callable(kernel):
         return kernel
     if kernel == "linear":
-        return linear_kernel
+        return lambda x, y: x @ y.T  # its biased MMD is the squared distance of the two means
     bandwidth = median_bandwidth(x, y) if sigma is None else sigma
     return functools.partial({"gaussian": gaussian_kernel, "multi": multi_kernel}[kernel], sigma=bandwidth)
 

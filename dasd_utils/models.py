@@ -264,10 +264,11 @@ def trainable_parameters(parts: Parts) -> dict[str, list[nn.Parameter]]:
 def encode_prompts(parts: Parts, prompts: list[str]) -> Tensor:
     """Return the UNet's text condition (B, 77, d): the text encoder's last hidden state.
 
-    Gradients reach the token rows. If all prompts are in the cache of `cache_texts` they are looked up. A
+    Gradients reach the token rows. Without them, prompts are looked up if `cache_texts` holds them all. A
     prompt longer than the limit is truncated, with a warning the first time.
     """
-    if prompts and all(prompt in parts.text_cache for prompt in prompts):
+    learned = parts.tokens is not None and torch.is_grad_enabled()
+    if prompts and not learned and all(prompt in parts.text_cache for prompt in prompts):
         cached = torch.stack([parts.text_cache[prompt] for prompt in prompts])
         return cached.to(parts.text_encoder.device)
     tokenizer, limit = parts.tokenizer, parts.tokenizer.model_max_length

@@ -9,16 +9,14 @@ SATELLITE: dict[str, Any] = {  # the same in both profiles
     "initial_word": "aerial",
     "descriptions": ["a satellite image", "an aerial view",
                      "an overhead photograph from above", "a top-down remote sensing image"],
-    "style_suffix": "satellite image from above",
-}  # fmt: skip
+    "style_suffix": "satellite image from above"}  # fmt: skip
 XRAY: dict[str, Any] = {
     "name": "xray",
     "token": "<xray>",
     "initial_word": "radiograph",
     "descriptions": ["a chest x-ray", "a medical radiograph",
                      "a scan of the lungs", "a frontal radiograph of the thorax"],
-    "style_suffix": "chest x-ray radiograph",
-}  # fmt: skip
+    "style_suffix": "chest x-ray radiograph"}  # fmt: skip
 
 
 def _sampling(guidance_scale: float, steps: int, scheduler: str) -> dict[str, Any]:

@@ -46,11 +46,6 @@ def examine(patience: float = PATIENCE) -> list[Row]:
     return [*rows, chosen()]
 
 
-def can_run(rows: list[Row]) -> bool:
-    """Return whether the tiny profile can run here."""
-    return all(row.state != MISSING for row in rows)
-
-
 def report(rows: list[Row], width: int = 79) -> list[str]:
     """Return the lines that a person reads: `!` marks what is missing, `~` what is worth knowing."""
     lines, left = [], 2 + max(len(row.what) for row in rows) + 2

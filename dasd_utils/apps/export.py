@@ -207,16 +207,14 @@ def card(
     data = ModelCardData(
         license=licence(base), library_name="diffusers", pipeline_tag="text-to-image",
         base_model=base if on_hub else None, tags=[*tags, "lora"] if summary["lora"] else tags,
-        model_name=exported.name, eval_results=_results(rows) or None,
-    )  # fmt: skip
+        model_name=exported.name, eval_results=_results(rows) or None)  # fmt: skip
     places = {each.name: Path(each.data).expanduser() for each in (config.source, *config.domains)}
     return ModelCard.from_template(
         data, str(TEMPLATE), **exported._asdict(), config=config, summary=summary,
         address=files.address(), on_hub=on_hub, base=base if on_hub else resolve(base).name,
         folders={n: path.name for n, path in places.items() if path.is_absolute() or resolve(path).is_dir()},
         samples=SAMPLES, prompts=prompts, licence=data.license,
-        rows=rows, results=evaluation.table(rows) if rows else "",
-    )  # fmt: skip
+        rows=rows, results=evaluation.table(rows) if rows else "")  # fmt: skip
 
 
 def _results(rows: Rows) -> list[EvalResult]:
@@ -227,8 +225,7 @@ def _results(rows: Rows) -> list[EvalResult]:
             metric_name=f"{row['metric']}, n = {row['n']}, seed {row['seed']}",
         )
         for row in rows
-        if row["method"] not in (evaluation.BASE, evaluation.STYLED)
-    ]  # fmt: skip
+        if row["method"] not in (evaluation.BASE, evaluation.STYLED)]  # fmt: skip
 
 
 def licence(base: str) -> str:

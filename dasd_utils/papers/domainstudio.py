@@ -62,8 +62,7 @@ TENTH = {"image_weight": 10.0, "detail_weight": 10.0, "detail_mse_weight": 0.1} 
 # What summaries of the paper claim, and it does not: Euclidean, Laplacian, two weights of one half.
 CIRCULATING = {
     "similarity": "euclidean", "detail": "laplacian", "image_weight": 0.5, "detail_weight": 0.5,
-    "detail_mse_weight": 0.0,
-}  # fmt: skip
+    "detail_mse_weight": 0.0}  # fmt: skip
 
 
 def only(weight: str) -> dict[str, float]:

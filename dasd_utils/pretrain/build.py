@@ -46,8 +46,7 @@ def vae_model(config: PretrainConfig) -> AutoencoderKL:
         down_block_types=("DownEncoderBlock2D",) * len(config.vae_channels),
         up_block_types=("UpDecoderBlock2D",) * len(config.vae_channels),
         block_out_channels=config.vae_channels, layers_per_block=1, latent_channels=4, norm_num_groups=16,
-        sample_size=config.resolution, scaling_factor=1.0, mid_block_add_attention=False,
-    )  # fmt: skip
+        sample_size=config.resolution, scaling_factor=1.0, mid_block_add_attention=False)  # fmt: skip
 
 
 def train_vae(config: PretrainConfig, work: Path) -> AutoencoderKL:
@@ -133,14 +132,11 @@ def clip_model(config: PretrainConfig, vocab_size: int) -> CLIPModel:
     text, vision = config.clip_width
     end = vocab_size - 1
     common = {"num_hidden_layers": 4, "num_attention_heads": 4, "projection_dim": 128}
-    text_config = common | {
-        "vocab_size": vocab_size, "hidden_size": text, "intermediate_size": 4 * text,
-        "max_position_embeddings": 77, "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end,
-    }  # fmt: skip
-    vision_config = common | {
-        "hidden_size": vision, "intermediate_size": 4 * vision, "image_size": config.resolution,
-        "patch_size": 8,
-    }  # fmt: skip
+    ids = {"max_position_embeddings": 77, "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    sizes = {"vocab_size": vocab_size, "hidden_size": text, "intermediate_size": 4 * text}
+    patches = {"image_size": config.resolution, "patch_size": 8}
+    vision_config = common | patches | {"hidden_size": vision, "intermediate_size": 4 * vision}
+    text_config = common | ids | sizes
     return CLIPModel(CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=128))
 
 
@@ -377,8 +373,7 @@ def assemble(config: PretrainConfig, work: Path) -> Path:
     pipeline = StableDiffusionPipeline(
         vae=train_vae(config, work), unet=train_unet(config, work), scheduler=noise_scheduler(),
         text_encoder=text_tower(clip), tokenizer=tokenizer,
-        feature_extractor=None, safety_checker=None, requires_safety_checker=False,
-    )  # fmt: skip
+        feature_extractor=None, safety_checker=None, requires_safety_checker=False)  # fmt: skip
     made_by = {k: v for k, v in asdict(config).items() if not k.endswith("_dir")}
     folder = resolve(config.output_dir)
     with files.atomic_folder(folder, "The base model") as new:
@@ -400,5 +395,4 @@ EMBEDDED, SCORERS = "data/tiny-sd", ("clip", "reader")  # whose networks score a
 STAGES = {  # in order
     "render": shared.render_images, "describe": shared.describe_images, "tokenizer": train_tokenizer,
     "vae": train_vae, "clip": train_clip, "reader": train_attribute_classifier, "unet": train_unet,
-    "assemble": assemble,
-}  # fmt: skip
+    "assemble": assemble}  # fmt: skip

@@ -33,8 +33,7 @@ MADE_OF_RUN = ("generated", "translated", "translated-*.parquet", "answers-*.saf
 UNTRAINED = (
     "output_dir", "shipped_run", "classifier", "evaluation", "data.cache_dir", "training.checkpoint_every",
     "training.checkpoints_kept", "training.validation_every", "training.sample_every", "training.tracking",
-    "domain.calibration", "domain.descriptions", "domain.style_suffix",
-)  # fmt: skip
+    "domain.calibration", "domain.descriptions", "domain.style_suffix")  # fmt: skip
 # Fields in which two runs may differ and yet count as the same, by purpose.
 MAY_DIFFER = {
     # one goes on from the other's checkpoint; a method's TRAINED_WITH may not differ even so
@@ -43,15 +42,13 @@ MAY_DIFFER = {
     # both end with the same weights and share a name; the names of stored runs fix this list
     "key": (*UNTRAINED, "training.validation_images"),
     # a trained run is used for the other, also where "auto" divides its steps otherwise
-    "find": (*UNTRAINED, "training.validation_images", "training.gradient_checkpointing"),
-}  # fmt: skip
+    "find": (*UNTRAINED, "training.validation_images", "training.gradient_checkpointing")}  # fmt: skip
 # Fields that are newer than some stored names, with the value at which a name leaves them out.
 NEWER = {
     "method": "dasd", "method_settings": {}, "alignment.layer": "mid", "data.source_images": "real",
     "training.whole_unet": False, "training.text_free": False, "domain.caption_file": None,
     "domain.window": None, "data.near_duplicate": 0.97, "alignment.bank_size": 1000,
-    "domain.stream_rows": None,
-}  # fmt: skip
+    "domain.stream_rows": None}  # fmt: skip
 _locked: set[tuple[int, Path]] = set()  # (thread, folder) of the runs at work in this process
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ import hashlib
 import io
 import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif",
             ".tiff", ".gif", ".jp2", ".j2k", ".tga", ".pbm", ".pgm", ".ppm", ".pnm"}  # fmt: skip
 THUMBNAIL = 32  # pixels, square, grey: compared to find near duplicates
 ID = "S64"  # a SHA-256 in hexadecimal digits
-VERSION = 5  # of `_inspect_row`: a change of what it returns must not meet results cached before
+VERSION = 6  # of `_inspect_row`: a change of what it returns must not meet results cached before
+JPEG2000 = b"\xff\x4f\xff\x51"  # the start of its code, at the start of the file or within
+PPM = re.compile(rb"P6" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s")  # width, height, the value of white
 Window = tuple[float, float]  # the stored values shown as black and as white
 logging.getLogger("tifffile").setLevel(logging.ERROR)  # it warns of every nodata that no pixel can have
 
@@ -38,7 +41,7 @@ def read_image(item: dict[str, Any], window: Window | None = None) -> Image.Imag
         image = Image.open(io.BytesIO(content))
         has_more = image.format != "MPO" and getattr(image, "is_animated", False)  # a phone's has previews
     else:
-        image, has_more = to_eight_bit(stored.values, window, stored.alpha), stored.has_more
+        image, has_more = to_eight_bit(stored.values, window, stored.alpha, stored.inverted), stored.has_more
         image.getexif()[ExifTags.Base.Orientation] = stored.orientation
     image = to_rgb(image, window)
     if has_more:
@@ -97,20 +100,26 @@ def to_pixels(images: Sequence[Image.Image | np.ndarray]) -> torch.Tensor:
 class Stored(NamedTuple):
     """What a file of more than 8 bits a channel holds."""
 
-    values: np.ndarray  # (h, w) or (h, w, bands), inverted where white is 0; no data are nan, 0 of uint8
+    values: np.ndarray  # (h, w) or (h, w, bands); no data are nan, 0 of uint8
     alpha: np.ndarray | None  # (h, w) uint8, None where no band is said to be one
     orientation: int = 1  # of EXIF
     has_more: bool = False  # frames after this one
+    inverted: bool = False  # the least value is white
 
 
 def stored_values(content: bytes) -> Stored | None:
     """Return what a file holds that Pillow would cut to 8 bits, invert or refuse; None of all other files."""
+    is_png, is_jpeg2000 = content[:4] == b"\x89PNG", b"jP  " in content[4:8] or content[:4] == JPEG2000
+    bits = content[content.find(JPEG2000) + 42 :][:1] if is_jpeg2000 else b"\0"  # of the first band, less one
     is_deep = content[24:26] in (b"\x10\2", b"\x10\4", b"\x10\6")  # 16 bits of RGB, LA, RGBA in a PNG
-    if is_deep and content.startswith(b"\x89PNG"):
-        with Image.open(io.BytesIO(content)) as image:
+    if (is_png and is_deep) or bits[0] & 127 > 7:
+        with Image.open(io.BytesIO(content)) as image:  # raises for too many pixels
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        values = imagecodecs.png_decode(content)
-        return Stored(*_split_alpha(values, values.shape[2] in (2, 4)), orientation)
+        values = imagecodecs.png_decode(content) if is_png else imagecodecs.jpeg2k_decode(content)
+        return Stored(*_split_alpha(values, is_png and values.shape[2] in (2, 4)), orientation)
+    if (head := PPM.match(content)) and int(head[3]) > 255:
+        shape = int(head[2]), int(head[1]), 3
+        return Stored(np.frombuffer(content, ">u2", math.prod(shape), head.end()).reshape(shape), None)
     if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # the last two of BigTIFF
         return None
     with tifffile.TiffFile(io.BytesIO(content)) as file:
@@ -131,13 +140,13 @@ def _tiff_values(file: tifffile.TiffFile) -> Stored | None:
     values, alpha = page.asarray(), None
     if values.ndim == 3:
         values, alpha = _split_alpha(np.moveaxis(values, page.axes.index("S"), 2), has_alpha)
-    is_byte = values.dtype == np.uint8
-    shown = values if page.photometric else 255 - values if is_byte else -values.astype(np.float32)
+    is_byte, inverted = values.dtype == np.uint8, not page.photometric
+    shown = 255 - values if is_byte and inverted else values
     with contextlib.suppress(ValueError):
         nothing = float(str(page.tags.valueof(42113)).strip("\0 "))  # GDAL's tag of the value for no data
         shown = np.where(values == nothing, np.uint8(0) if is_byte else np.nan, shown)
     orientation = page.tags.valueof(ExifTags.Base.Orientation, 1)
-    return Stored(shown, alpha, orientation, len(file.pages) > 1)
+    return Stored(shown, alpha, orientation, len(file.pages) > 1, inverted and not is_byte)
 
 
 def _split_alpha(values: np.ndarray, has_alpha: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -149,11 +158,12 @@ def _split_alpha(values: np.ndarray, has_alpha: bool) -> tuple[np.ndarray, np.nd
 
 
 def to_eight_bit(
-    values: np.ndarray, window: Window | None = None, alpha: np.ndarray | None = None
+    values: np.ndarray, window: Window | None = None, alpha: np.ndarray | None = None, inverted: bool = False
 ) -> Image.Image:
     """Return values (h, w) or (h, w, bands), and their alpha, as L, LA, RGB or RGBA; nan is black.
 
-    `info` has "levels", with a thousandth of the pixels beyond each, and "bands" if some are lost.
+    inverted: the window's first value is white. `info` has "levels", with a thousandth of the pixels beyond
+    each, and "bands" if some are lost.
     """
     values = np.atleast_3d(values)
     bands = values.shape[2]
@@ -163,7 +173,8 @@ def to_eight_bit(
     if np.isnan(shown).all():
         raise ValueError("no pixel has a value")
     low, high = (window or own_window(shown)) if has_levels else (0.0, 255.0)
-    eight = np.nan_to_num(((shown - low) * (255 / (high - low))).clip(0, 255).round()).astype(np.uint8)
+    eight = ((shown - low) * (255 / (high - low))).clip(0, 255).round()
+    eight = np.nan_to_num(255 - eight if inverted else eight).astype(np.uint8)
     eight = eight if alpha is None else np.dstack([eight, alpha])
     image = Image.fromarray(eight[..., 0] if eight.shape[2] == 1 else eight)
     some = shown[:: max(len(shown) // 512, 1)]

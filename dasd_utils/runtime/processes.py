@@ -116,6 +116,8 @@ def _reduce(tensor: Tensor, how: str) -> Tensor:
     try:
         return reduce(tensor.to(state().device), how).to(tensor.device)
     except RuntimeError as error:  # gloo and NCCL have their own kinds
+        if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):  # of this process
+            raise
         # logged at once: the launcher, which ends all processes now, may not leave time for it later
         log.error(
             "Another of the %d processes ended (%.120s): see above. Go on with `--resume`.", count(), error

@@ -19,6 +19,8 @@ def duplicate_groups(ids: Sequence[str], thumbnails: DiskArray | np.ndarray, thr
     A near duplicate correlates above the threshold with its group's first image by id: pairs do not chain.
     """
     first, inverse = np.unique(as_array(ids), return_index=True, return_inverse=True)[1:]
+    if threshold >= 1:  # rounding takes products of equal vectors beyond it
+        return inverse
     likeness = Likeness(thumbnails)
     groups = np.full(len(first), -1)
     for block in blocks(len(first)):
@@ -40,6 +42,8 @@ def near_copies(own: DiskArray, others: DiskArray, threshold: float) -> np.ndarr
     parts = (part[some] for part in (own, others) for some in blocks(len(part)))
     seen = Likeness(DiskArray(own.shape[1:], parts))
     copies = np.zeros(len(own), dtype=bool)
+    if threshold >= 1:
+        return copies
     for block in blocks(len(own), len(own) + len(others)):
         copies |= seen.first_match(block, np.arange(len(own)), threshold) >= 0
     return copies

@@ -93,8 +93,10 @@ def search(
     """
     reference = evaluation.load_reference(domain, pipeline.config, scorer, num_images, "validation")
     schedules = [schedule for schedule in SCHEDULES if schedule[1] <= budget]
-    guidances = [(kind, scale) for kind, scales in SCALES.items() for scale in scales]
-    texts = [reference.prompts.texts[i] or domain.name for i in reference.prompts.prompt_of(num_images)]
+    blind = pipeline.config.training.caption_dropout == 1  # then the base reads the prompt, as in `generate`
+    kinds = {"decoupled" if blind and kind == "cfg" else kind: scales for kind, scales in SCALES.items()}
+    guidances = [(kind, scale) for kind, scales in kinds.items() for scale in scales]
+    texts = [reference.prompts.texts[i] for i in reference.prompts.prompt_of(num_images)]
     seeds = range(NOISE, NOISE + num_images)
     count = len(guidances) + len(schedules) + len(INTERVALS) * len(GROWTH) * intervals
     with files.bar(None, domain.name, count, unit="candidate") as bar:
@@ -110,8 +112,7 @@ def search(
             calls = sum(predictions(pipeline, calibration))
             return Candidate(calibration, table["cmmd"], measure, table[measure], seconds, calls)
 
-        steps = min(domain.calibration.num_inference_steps, budget)
-        # the interval that an earlier search chose is none to start with
+        steps = min(domain.calibration.num_inference_steps, budget)  # WHOLE: no interval of an earlier search
         start = dataclasses.replace(domain.calibration, num_inference_steps=steps, guidance_interval=WHOLE)
         found = [attempt(dataclasses.replace(start, guidance=g, guidance_scale=s)) for g, s in guidances]
         best = choose_candidate(found).calibration

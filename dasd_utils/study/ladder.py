@@ -7,6 +7,7 @@ Finished work is kept in `<output_dir>/trained/<key>`, named by all settings tha
 import bisect
 import dataclasses
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,6 +117,22 @@ def find_named(known: Sequence[Any], names: Sequence[str], what: str) -> list[An
     return [each for name in names for each in known if each.name == name]
 
 
+def check_images(config: Config) -> None:
+    """Raise DasdError where images or captions are not those of the results in the output_dir."""
+    path = resolve(config.output_dir) / "images.json"
+    known = files.read_object(path, "What the images were") if path.is_file() else {}
+    found, domains = {}, [d for d in (config.source, *config.domains) if not d.data.startswith("toyworld:")]
+    for domain, split in itertools.product(domains, ("train", "test")):
+        held = data.load_domain(domain, config, split)
+        name = files.short_hash([split, dataclasses.asdict(domain), dataclasses.asdict(config.data)])
+        found[name] = files.short_hash([list(held.ids), list(held.captions)])
+        if found[name] != known.get(name, found[name]):
+            raise DasdError(f"The {split} images of {domain.name} or their captions have changed since the "
+                            f"results in {path.parent} were made: name another output_dir.")  # fmt: skip
+    if found.keys() - known.keys():
+        files.write_json(path, known | found, "What the images were")
+
+
 # training
 def run_config(config: Config, method: Method, seed: int) -> Config:
     """Return the config of a method's training, whose output_dir is named by what decides the weights."""
@@ -143,6 +160,7 @@ def find_or_train(
 
 def load_or_train(config: Config, names: Mapping[str, str], seed: int) -> dict[str, sampling.DasdPipeline]:
     """Return the pipeline of each method, {title: its name}; all are trained before the first is loaded."""
+    check_images(config)
     methods = {title: find_methods([name])[0] for title, name in names.items()}
     runs = {title: find_or_train(config, method, seed, progress=False) for title, method in methods.items()}
     return {
@@ -201,7 +219,7 @@ class Task:
 
     @property
     def scores(self) -> Path:
-        """Return the file of the scores, the last to be written, named by all that they depend on."""
+        """Return the file of the scores, the last to be written, named by all settings that decide them."""
         model, members = self.config.model, (self.config.source, *self.config.domains)
         named = {
             "judge": [model.base, model.base_revision, model.clip, model.clip_revision, "float32"],
@@ -212,9 +230,8 @@ class Task:
         return self.folder / f"scores-{files.short_hash(named)}.safetensors"
 
     def prompts_and_seeds(self, reference: Reference) -> tuple[list[str], list[int]]:
-        """Return the prompt, the domain's name for an empty caption, and the seed of each image."""
-        found, name = reference.prompts, self.domain.name
-        prompts = [found.texts[i] or name for i in found.prompt_of(self.count)]
+        """Return the prompt and the seed of each image."""
+        prompts = [reference.prompts.texts[i] for i in reference.prompts.prompt_of(self.count)]
         if self.method.style_words:
             prompts = [f"{prompt}, {self.domain.style_suffix}" for prompt in prompts]
         return prompts, [SEED_STEP * self.seed + i for i in range(self.count)]
@@ -242,8 +259,7 @@ def sample(task: Task, reference: Reference, pipeline: sampling.DasdPipeline) ->
     """Return the task's images, read from its file or made now and written there."""
     path = task.folder / "samples.parquet"
     if not path.is_file():
-        drawn = draw_images(task, reference, pipeline)
-        images.save_samples(path, drawn, *task.prompts_and_seeds(reference))
+        images.save_samples(path, draw_images(task, reference, pipeline), *task.prompts_and_seeds(reference))
     return images.load_samples(path)
 
 
@@ -268,6 +284,7 @@ class Scoring:
 
     def __init__(self, config: Config) -> None:
         METHODS[0].config(config)  # raises DasdError for a config that names a method
+        check_images(config)
         self.config = config
 
     @functools.cached_property

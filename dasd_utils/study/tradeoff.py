@@ -69,8 +69,7 @@ FRONT = (
     Curve(f"{LEARNER}, Domain Guidance", LEARNING, ladder.DOMAIN, DOMAIN),
     Curve(PLANE, LEARNING, ladder.DECOUPLED, _plane((0.0, 1.0, 2.0, 4.0), (0.0, 2.0, 4.0, 8.0, 16.0))),
     Curve("text-free copy, decoupled", "decoupled guidance, text-free", ladder.DECOUPLED,
-          _plane((1.0, 2.0), (2.0, 4.0, 8.0)) + _plane((4.0,), (4.0, 8.0, 16.0))),
-)  # fmt: skip
+          _plane((1.0, 2.0), (2.0, 4.0, 8.0)) + _plane((4.0,), (4.0, 8.0, 16.0))))  # fmt: skip
 LENGTHS = (25, 100, 200)  # steps
 GUIDED = (f"{FINE_TUNED}, classifier-free", f"{LEARNER}, classifier-free")  # what others are compared with
 LONGER = (

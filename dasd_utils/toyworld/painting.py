@@ -24,16 +24,14 @@ ATTRIBUTES = {
     "beard": ("yes", "no"),
     "hat": ("yes", "no"),
     "clothes": tuple(NAMED["clothes"]),
-    "house": ("yes", "no"),
-}  # fmt: skip
+    "house": ("yes", "no")}  # fmt: skip
 SKETCH_ATTRIBUTES = {name: ATTRIBUTES[name] for name in ("scene", "count", "beard", "hat", "house")}
 
 APPLIES = {  # what varies in each scene besides its style
     "seascape": ("time", "count"), "lighthouse": ("time",), "mountain": ("time", "season", "house"),
     "village": ("time",), "house": ("time", "season"), "field": ("time", "season", "house"),
     "bridge": ("time", "house"), "fruit": ("fruit", "bowl"), "flowers": ("flower",), "bottle": ("fruit",),
-    "portrait": ("hair", "beard", "hat", "clothes"),
-}  # fmt: skip
+    "portrait": ("hair", "beard", "hat", "clothes")}  # fmt: skip
 
 GLOWING = ("sun", "moon", "lamp", "outline")
 

@@ -461,5 +461,4 @@ def _face(x: float, y: float, rx: float, ry: float, rng: Rng) -> Shapes:
 DRAWERS = {
     "seascape": _seascape, "lighthouse": _lighthouse, "mountain": _mountain, "village": _village,
     "house": _single_house, "field": _field, "bridge": _bridge, "fruit": _fruit, "flowers": _flowers,
-    "bottle": _bottle, "portrait": _portrait,
-}  # fmt: skip
+    "bottle": _bottle, "portrait": _portrait}  # fmt: skip

@@ -171,6 +171,14 @@ def test_near_duplicates_are_never_parted_and_exact_ones_are_counted(folder, con
     assert (report["exact_duplicates"], report["near_duplicates"]) == (report["images"] // 2, 0)
 
 
+def test_at_a_threshold_of_1_only_exact_copies_are_copies():
+    looks = np.random.default_rng(0).integers(0, 256, (80, 32, 32), dtype=np.uint8)[np.arange(120) % 80]
+    groups = splits.duplicate_groups([f"{n:064}" for n in range(120)], looks, 1.0)
+    assert len(set(groups.tolist())) == 120  # equal thumbnails, other ids
+    assert len(set(splits.duplicate_groups([f"{n % 100:064}" for n in range(120)], looks, 1.0))) == 100
+    assert not splits.near_copies(looks[:40], looks[40:], 1.0).any()
+
+
 def test_images_that_the_test_split_has_are_kept_out_of_training(folder, config):
     write_images(folder / "train", range(10))
     test = write_images(folder / "test", range(8, 12))

@@ -223,6 +223,9 @@ def test_a_learner_of_another_run_is_one_more_model_and_named_with_its_place(pip
     alone = sampling.load_trained_pipeline(run)
     expected, *_ = alone.generate("a house", seed=1, adapter=True, guidance=(Term(ADAPTED, GIVEN),))
     assert np.abs(np.asarray(image, int) - np.asarray(expected, int)).max() <= 1
+    pipeline.learners["other"].to(torch.bfloat16)
+    half, *_ = pipeline.generate("a house", seed=1, guidance=rule)
+    assert np.abs(np.asarray(image, int) - np.asarray(half, int)).mean() < 8
     assert "learners" not in pipeline.generate("a house", seed=1)[2]
     with pytest.raises(DasdError, match="named 'base'"):
         pipeline.add_learner("base", run)

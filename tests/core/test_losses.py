@@ -49,7 +49,7 @@ def test_noise_of_another_shape_is_refused():
 
 def test_kernels_by_hand():
     x, y = torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 6.0]])  # distance 5
-    assert losses.linear_kernel(x, y).item() == 16
+    assert losses.mmd(x, y, "linear", unbiased=False).item() == 25
     assert losses.gaussian_kernel(x, y, 5.0).item() == pytest.approx(math.exp(-0.5))
     expected = sum(math.exp(-0.5 / f**2) for f in (0.25, 0.5, 1, 2, 4)) / 5
     assert losses.multi_kernel(x, y, 5.0).item() == pytest.approx(expected)

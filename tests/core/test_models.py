@@ -390,7 +390,8 @@ def test_cached_texts_are_looked_up_and_equal(parts, monkeypatch):
     assert set(parts.text_cache) == set(prompts)
     with monkeypatch.context() as patch:
         patch.setattr(parts.text_encoder, "forward", lambda *a, **k: pytest.fail("encoded again"))
-        cached = models.encode_prompts(parts, prompts)
+        with torch.no_grad():
+            cached = models.encode_prompts(parts, prompts)
     torch.testing.assert_close(cached, fresh, rtol=1e-5, atol=1e-6)
     assert not cached.requires_grad
     with torch.no_grad():  # one unknown prompt: all are encoded

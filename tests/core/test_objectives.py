@@ -1,5 +1,7 @@
 """The objective of DASD: its formula, the shared pass, the feature queue."""
 
+import dataclasses
+
 import narrow
 import pytest
 import torch
@@ -22,6 +24,17 @@ def test_prompts_of_the_source_carry_no_gradient(tiny_config, parts, monkeypatch
     monkeypatch.setattr(models, "encode_prompts", lambda *a: seen.append(encode(*a)) or seen[-1])
     losses.predict_noise(parts, make_batch(tiny_config), with_source=True)
     assert [text.requires_grad for text in seen] == [True, False]
+
+
+def test_tokens_alone_learn_from_a_batch_without_captions(tiny_config):
+    """Their gradient is 0, where cached texts would leave nothing to differentiate."""
+    config = tiny_config.replace(rank=0, prior_loss_weight=1.0, lambda_align=0.0)
+    parts, batch = make_parts(config), make_batch(config)
+    batch = dataclasses.replace(batch, target_prompts=[""] * len(batch.target_prompts))
+    models.cache_texts(parts, ["", *batch.source_prompts])
+    loss, _ = losses.DasdObjective(config)(parts, batch, config)
+    loss.backward()
+    assert parts.tokens.weight.grad.eq(0).all()
 
 
 def assert_near(found, expected, relative, absolute=1e-9):

@@ -46,6 +46,9 @@ def test_the_reference_is_of_held_out_images(config, scorer, wanted):
     assert not any("<satellite>" in prompt for prompt in wanted.prompts.texts)
     single = dataclasses.replace(train, labels=["one"] * len(train))  # one label for all teaches nothing
     assert evaluation.prompts_of(single, scorer, COUNT).labels is None
+    bare = dataclasses.replace(train, captions=[[""], *train.captions[1:]])
+    texts = evaluation.prompts_of(bare, scorer, 2).texts
+    assert texts == ["satellite", train.captions[1][0]]  # no caption: asked for and scored by its domain
     with pytest.raises(DasdError, match="test split of satellite has 5 images"):
         evaluation.load_reference(config.domains[0], config, scorer, 5)
 
@@ -57,6 +60,10 @@ def test_held_out_images_themselves_are_perfect(config, scorer, wanted, domains)
     assert found["copy_rank"].mean() == pytest.approx(0.5)
     texts = wanted.prompts.features
     torch.testing.assert_close(found["clip_score"], (wanted.heldout * texts).sum(dim=1))
+    alike = dataclasses.replace(wanted.prompts, labels=["river"] * COUNT)  # which teach no classifier
+    assert "synthetic_to_real" in found
+    other = evaluation.score_images(heldout(config), wanted, scorer, domains, own=alike)
+    assert found.keys() - other.keys() == {"synthetic_to_real"}
     estimate = evaluation.estimates([found], wanted, 50)
     assert abs(estimate["cmmd"].values.item()) < abs(metrics.cmmd(wanted.heldout, wanted.train)) + 0.2
 

@@ -205,6 +205,36 @@ def test_white_at_zero_is_white():
     assert np.corrcoef(found.ravel(), grey.ravel())[0, 1] < -0.99
 
 
+@pytest.mark.parametrize("bands", [1, 3, 4])
+@pytest.mark.parametrize("kind", ["jp2", "j2k"])
+def test_jpeg_2000_of_more_than_8_bits_is_shown_in_its_window(bands, kind):
+    values = DRAW.integers(500, 3500, (16, 16, bands), dtype=np.uint16).squeeze()
+    content = imagecodecs.jpeg2k_encode(values, level=0, reversible=True, codecformat=kind)
+    shown = np.asarray(read(content, (0, 4000)))
+    near = np.atleast_3d(values)[..., :3] * (255 / 4000)
+    assert shown.shape == (16, 16, 3) and np.abs(shown - near).max() < 1
+    plain_bands = imagecodecs.jpeg2k_encode((values >> 4).astype(np.uint8), level=0, codecformat=kind)
+    assert images.stored_values(plain_bands) is None
+
+
+def test_a_ppm_of_16_bits_is_shown_in_its_window():
+    values = DRAW.integers(500, 3500, (6, 8, 3), dtype=np.uint16)
+    content = b"P6 # a comment 1 2 3\n8 6\n65535\n" + values.astype(">u2").tobytes()
+    shown = np.asarray(read(content, (0, 4000)))
+    assert np.abs(shown - values * (255 / 4000)).max() < 1
+    assert images.stored_values(b"P6 2 1 255\n" + bytes(6)) is None
+
+
+def test_a_window_is_of_stored_values_where_white_is_zero_too():
+    grey = DRAW.integers(0, 4081, (8, 8), dtype=np.uint16)
+    contents = [tiff(grey[..., None], kind) for kind in ("minisblack", "miniswhite")]
+    dark, light = (np.asarray(read(content, (0, 4080))).astype(int) for content in contents)
+    assert np.abs(dark + light - 255).max() == 0 and dark.std() > 50
+    stored = [images.stored_values(content) for content in contents]
+    made = [images.to_eight_bit(each.values, None, each.alpha, each.inverted) for each in stored]
+    assert made[0].info["levels"] == made[1].info["levels"]  # so that one window suits both
+
+
 @pytest.mark.parametrize(("lows_and_highs", "window"), [
     ([[0, 4080], [10, 4000]], (0, 4100)),
     ([[-1000, 1500], [-990, 1400]], (-1000, 1500)),

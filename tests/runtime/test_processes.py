@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from synthetic import make_batch, make_parts
 
 from dasd_utils import losses as objectives
-from dasd_utils.config import Config
+from dasd_utils.config import Config, DasdError
 from dasd_utils.runtime import checkpoints, processes
 
 LAUNCH = ["--multi_gpu", "--num_machines", "1", "--num_processes", "2", "--mixed_precision", "no"]
@@ -223,3 +223,19 @@ def test_the_mean_of_shares_is_the_whole(tiny_config, monkeypatch, targets, sour
     assert sum(losses) / 2 == pytest.approx(alone.item(), rel=1e-5, abs=2e-5)
     for one, two, both in zip(*gradients, expected, strict=True):
         assert ((one + two) / 2 - both).norm() < 1e-4 * both.norm() + 1e-7
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: x")]
+)
+def test_an_error_of_this_gpu_is_not_called_the_end_of_another_process(monkeypatch, error):
+    def fails(_tensor, _how):
+        raise error
+
+    monkeypatch.setattr(processes, "reduce", fails)
+    with pytest.raises(type(error)):
+        processes._reduce(torch.ones(1), "sum")
+    error.args = ("Connection closed by peer",)
+    if type(error) is RuntimeError:
+        with pytest.raises(DasdError, match="another process"):
+            processes._reduce(torch.ones(1), "sum")

@@ -60,22 +60,18 @@ def search(config, monkeypatch):
         monkeypatch.setattr(calibration, "SCHEDULES", schedules)
         scales = {"cfg": (1.0, 2.0), "domain": (2.0,)} if scale is None else {"cfg": (scale,)}
         monkeypatch.setattr(calibration, "SCALES", scales)
-        pipeline, scorer = sampling.load_trained_pipeline(config), evaluation.load_scorer(config, "cpu")
+        run = config.output_dir
+        pipeline, scorer = sampling.load_trained_pipeline(run, config), evaluation.load_scorer(config, "cpu")
         return calibration.search(pipeline, config.domains[0], scorer, budget, 10, intervals)
 
     return run
 
 
-def test_an_image_without_a_caption_is_asked_for_by_its_domain(search, monkeypatch):
-    load = evaluation.load_reference
-
-    def one_without(*options):
-        reference = load(*options)
-        reference.prompts.texts[0] = ""
-        return reference
-
-    monkeypatch.setattr(evaluation, "load_reference", one_without)
-    assert len(search((("ddim", 1),), budget=1)) >= 3
+def test_a_run_without_prompts_is_searched_with_the_guidance_that_samples_it(config, search):
+    blind = config.replace(caption_dropout=1.0)
+    found = search((("ddim", 1),), budget=1, config=blind)
+    kinds = [(c.calibration.guidance, c.calibration.guidance_scale) for c in found[:3]]
+    assert kinds == [("decoupled", 1.0), ("decoupled", 2.0), ("domain", 2.0)]
 
 
 def test_guidance_comes_first_then_the_schedule(config, search):

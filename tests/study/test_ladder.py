@@ -3,13 +3,12 @@
 import dataclasses
 import functools
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import dasd
-from synthetic import stop_at
+from synthetic import stop_at, write_images
 
 from dasd_utils import evaluation, latents, metrics, sampling, training
 from dasd_utils.apps import workers
@@ -59,13 +58,19 @@ def done(config, quick):
     return config
 
 
-def test_an_image_without_a_caption_is_asked_for_by_its_domain(config):
-    prompts = evaluation.Prompts(["", "a harbor"], torch.zeros(2, 4))
-    reference = SimpleNamespace(prompts=prompts)
-    for name, expected in (("base", "satellite"), ("base + style words", "satellite, satellite image")):
-        task = ladder.tasks(config, method_of(name), 0)[0]
-        asked, _ = task.prompts_and_seeds(reference)
-        assert asked[0].startswith(expected) and asked[1].startswith("a harbor")
+def test_results_of_other_images_are_not_gone_on_with(config, tmp_path, own_datasets_cache):
+    write_images(tmp_path / "own", range(30))
+    own = dataclasses.replace(config.domains[0], data=str(tmp_path / "own"), caption="a thing")
+    changed = config.replace(domains=(own,), output_dir=str(tmp_path / "run"), cache_dir=str(tmp_path))
+    for _ in range(2):
+        ladder.check_images(changed)
+    ladder.Scoring(changed.replace(near_duplicate=0.99))  # settings of its own have results of their own
+    write_images(tmp_path / "own", range(30, 60))
+    for again in (ladder.Scoring, lambda config: ladder.load_or_train(config, {"run": "DASD"}, 0)):
+        with pytest.raises(DasdError, match=r"train images of satellite .* have changed since .*output_dir"):
+            again(changed)
+    ladder.check_images(changed.replace(output_dir=str(tmp_path / "other")))
+    assert not (tmp_path / "run" / "trained").exists()
 
 
 def test_every_method_is_scored_in_every_domain(done):

@@ -32,9 +32,10 @@ def doctor() -> Answer:
     from dasd_utils.apps import doctor
 
     rows = doctor.examine()
-    result = {"ok": doctor.can_run(rows), "rows": [dataclasses.asdict(row) for row in rows]}
+    ok = all(row.state != doctor.MISSING for row in rows)
+    result = {"ok": ok, "rows": [dataclasses.asdict(row) for row in rows]}
     lines = [*doctor.report(rows), ""]
-    if result["ok"]:
+    if ok:
         return result, "\n".join([*lines, "The tiny profile can run here."])
     return result, "\n".join(lines), "What is marked ! is missing: the tiny profile needs it."
 
@@ -58,8 +59,7 @@ def new_domain(
     result = {
         "config": str(place), "files": [str(path) for path in proposal.write(found, place, force)],
         "profile": found.profile, "domain": found.values(place)["domains"][0], "audit": audit,
-        "reasons": why, "warnings": found.warnings, "next": found.next_commands(place),
-    }  # fmt: skip
+        "reasons": why, "warnings": found.warnings, "next": found.next_commands(place)}  # fmt: skip
     lines = [
         f"images    {audit['images']}: {audit['train']} to train on, {audit['validation']} for validation, "
         f"{audit['test']} held out; {audit['exact_duplicates']} copies, {audit['near_duplicates']} near ones",

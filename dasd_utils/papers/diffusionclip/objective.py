@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 CHANGES: dict[str, Any] = {
     "caption_dropout": 1.0, "lambda_align": 0.0, "prior_loss_weight": 0.0, "gradient_accumulation_steps": 1,
-    "validation_every": 0,
-}  # fmt: skip
+    "validation_every": 0}  # fmt: skip
 BY_PROFILE: dict[str, dict[str, Any]] = {
     "tiny": {"target_batch_size": 8, "learning_rate": 5e-4},
     "sd15": {"target_batch_size": 1, "whole_unet": True, "learning_rate": 4e-6},
