@@ -68,7 +68,7 @@ def test_a_model_is_looked_for_in_folders_the_cache_and_the_hub(cached, tmp_path
 
 def test_only_what_the_tiny_profile_needs_stops_it(cached):
     rows = list(doctor.sources("sd15", Config.setup("sd15"), "no network"))
-    assert set(states(rows).values()) == {"note"}
+    assert "note" in states(rows).values() and "missing" not in states(rows).values()
     lost = Config.setup("tiny", base="data/no-such-base")
     rows = list(doctor.sources("tiny", lost, "no network"))
     assert states(rows)["base"] == "missing"
